@@ -1,0 +1,178 @@
+"""The command kvmsim: run a script, or attach to a file and prompt."""
+
+import argparse
+import contextlib
+import os
+import sys
+from pathlib import Path
+
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
+from memfsd.uapi.units import parse_size
+
+from .execute import Executor
+from .script.grammar import POLICIES, help_text, parse_line, parse_script
+from .script.output import HumanPrinter, JsonPrinter
+from .script.runner import Session, run
+from .script.words import ScriptError
+
+_EPILOG = """\
+examples:
+  kvmsim run boot.kvm --json                 a script, one JSON object a line
+  echo 'info vms' | kvmsim run -             commands from standard input
+  kvmsim attach /mnt/vm.mem --gpa 0          pair with a sealed file, then a prompt: try 'help'
+
+exit status of run: 0 every command did what it should, 1 one did not, 2 the script can not be parsed
+"""
+
+
+def main() -> None:
+    try:
+        status = run_command(sys.argv[1:])
+    except KeyboardInterrupt:
+        status = 130
+    except BrokenPipeError:
+        # The reader is gone; the interpreter must not try to flush to it again.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        status = 1
+    sys.exit(status)
+
+
+def run_command(arguments: list[str]) -> int:
+    asked = _parser().parse_args(arguments)
+    return _run(asked) if asked.command == "run" else _attach(asked)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="kvmsim",
+        description="A simulated KVM for guest private memory.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    run_ = commands.add_parser(
+        "run",
+        help="run a script, a line a command",
+        epilog="script commands:\n" + help_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    run_.add_argument("script", nargs="?", default="-", metavar="SCRIPT", help="a file, or - for standard input")
+    run_.add_argument("--keep-going", action="store_true", help="run on after a command that failed")
+    attach = commands.add_parser("attach", help="pair with a sealed file and prompt")
+    attach.add_argument("file", metavar="FILE")
+    attach.add_argument("--gpa", type=_address, default=0, metavar="G", help="where its memory begins (default 0)")
+    for sub in (run_, attach):
+        sub.add_argument("--policy", choices=POLICIES, default="none", help="how exits are handled (default none)")
+        sub.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
+        sub.add_argument("--json", action="store_true", help="one JSON object per command")
+    return parser
+
+
+def _address(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _slots(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_SLOTS:
+        raise argparse.ArgumentTypeError(f"'{text}' is not 1 to {MAX_SLOTS}")
+    return int(text)
+
+
+def _run(asked: argparse.Namespace) -> int:
+    try:
+        commands = parse_script(_read(asked.script))
+    except ScriptError as error:
+        print(f"kvmsim: {error}", file=sys.stderr)
+        return 2
+    except OSError as error:
+        print(f"kvmsim: {asked.script}: {error.strerror}", file=sys.stderr)
+        return 2
+    printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout)
+    executor = _executor(asked)
+    if executor is None:
+        return 2
+    try:
+        return run(commands, executor, printer.emit, keep_going=asked.keep_going)
+    finally:
+        executor.close()
+
+
+def _read(path: str) -> bytes:
+    if path == "-":
+        return sys.stdin.buffer.read(MAX_SCRIPT_BYTES + 1)
+    with open(path, "rb") as file:
+        return file.read(MAX_SCRIPT_BYTES + 1)
+
+
+def _executor(asked: argparse.Namespace) -> Executor | None:
+    try:
+        return Executor(asked.max_slots, asked.policy)
+    except Refused as refused:
+        print(f"kvmsim: {refused.reason}", file=sys.stderr)
+        return None
+
+
+def _attach(asked: argparse.Namespace) -> int:
+    executor = _executor(asked)
+    if executor is None:
+        return 2
+    try:
+        size = os.stat(asked.file).st_size
+        command = parse_line(f"slot set 0 private gpa={asked.gpa:#x} size={size} file={_quoted(asked.file)}", 1)
+        assert command is not None
+        executor(command)
+    except (OSError, Refused, ScriptError) as error:
+        reason = error.reason if isinstance(error, Refused) else getattr(error, "strerror", None) or str(error)
+        print(f"kvmsim: {asked.file}: {reason}", file=sys.stderr)
+        executor.close()
+        return 1
+    try:
+        _prompt(executor, asked)
+    finally:
+        executor.close()
+    return 0
+
+
+def _quoted(path: str) -> str:
+    return "'" + path.replace("'", "'\\''") + "'"
+
+
+def _prompt(executor: Executor, asked: argparse.Namespace) -> None:
+    printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout, echo=False)
+    session = Session(executor, printer.emit)
+    interactive = sys.stdin.isatty()
+    if interactive:
+        _load_history()
+        print(f"{asked.file} is private slot 0 at gpa {asked.gpa:#x}. 'help' lists the commands, 'quit' leaves.")
+    while True:
+        try:
+            line = input("(kvmsim) " if interactive else "")
+        except EOFError:
+            return
+        except KeyboardInterrupt:
+            print()
+            continue
+        if not session.feed(line):
+            return
+
+
+def _load_history() -> None:
+    """Arrow keys and a history that outlives the session, where readline is there."""
+    with contextlib.suppress(ImportError):
+        import atexit
+        import readline
+
+        path = Path.home() / ".kvmsim_history"
+        with contextlib.suppress(OSError):
+            readline.read_history_file(path)
+        readline.set_history_length(1000)
+
+        def save() -> None:
+            with contextlib.suppress(OSError):
+                readline.write_history_file(path)
+
+        atexit.register(save)

@@ -1,0 +1,326 @@
+"""Memslots of one address space: GFN to slot, and the checks KVM makes before it touches any.
+
+A slot is one range of GFNs with one backing. `punch` makes a hole in it: the slot keeps its id, gfn and
+page_count, and so the place of every page in its backing, but lookups see only the remaining *segments*.
+Another slot may lie in the hole; `fill` closes it again.
+
+    slot 0   |-----------------------------|     gfn, page_count
+    punch            [=====)
+    slot 0   |-------|     |---------------|     two segments
+    slot 1           |-----|                     add: no overlap
+
+GFNs count 4 KiB pages, ranges are half-open. The caller serialises changes (KVM's slots_lock) and keeps
+lookups of vCPUs away from them.
+"""
+
+import errno
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, IntEnum, IntFlag
+
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import PAGE_SHIFT, page_aligned
+
+from .ept import MAX_GFN_EPT
+
+MAX_SLOT_PAGES = (1 << 31) - 1
+"""KVM_MEM_MAX_NR_PAGES: dirty bitmaps are indexed with an unsigned int."""
+
+
+class AddressSpaceId(IntEnum):
+    SHARED = 0
+    PRIVATE = 1
+
+
+class SlotFlag(IntFlag):
+    """KVM_MEM_*, with the kernel's values."""
+
+    LOG_DIRTY_PAGES = 1
+    READONLY = 2
+    GUEST_MEMFD = 4
+
+
+class RegionChange(Enum):
+    """enum kvm_mr_change, and what the kernel returns early for."""
+
+    CREATE = "create"
+    DELETE = "delete"
+    MOVE = "move"
+    FLAGS_ONLY = "flags_only"
+    NONE = "none"
+
+
+@dataclass(slots=True, eq=False)
+class Memslot:
+    """page_count pages from gfn on, backed by the pages of `backing` from pgoff on.
+
+    segments: the visible ranges [start, end) in GFNs, sorted, never adjacent; `Memslots` alone changes them.
+    """
+
+    id: int
+    as_id: AddressSpaceId
+    gfn: int
+    page_count: int
+    flags: SlotFlag
+    backing: object
+    pgoff: int
+    segments: list[tuple[int, int]] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        assert self.page_count > 0, self.page_count
+        if not self.segments:
+            self.segments = [(self.gfn, self.end)]
+
+    @property
+    def end(self) -> int:
+        """The GFN after the last one, holes or not."""
+        return self.gfn + self.page_count
+
+    def pgoff_of(self, gfn: int) -> int:
+        """Page of the backing that this GFN shows."""
+        return self.pgoff + gfn - self.gfn
+
+    def __str__(self) -> str:
+        return f"{self.as_id.name.lower()} slot {self.id} ({_range(self.gfn, self.end)})"
+
+
+Segment = tuple[Memslot, int, int]
+
+
+class Memslots:
+    """The slots of one address space. `generation` grows by one at every change."""
+
+    def __init__(self, as_id: AddressSpaceId) -> None:
+        self.as_id = as_id
+        self.generation = 0
+        self._slots: dict[int, Memslot] = {}
+        # Visible segments of all slots: their starts in order, and each by its start.
+        self._starts: list[int] = []
+        self._by_start: dict[int, Segment] = {}
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __iter__(self) -> Iterator[Memslot]:
+        """All slots by gfn; slots of the same gfn (one lies in the other's hole) by id."""
+        return iter(sorted(self._slots.values(), key=lambda slot: (slot.gfn, slot.id)))
+
+    def get(self, slot_id: int) -> Memslot | None:
+        return self._slots.get(slot_id)
+
+    def lookup(self, gfn: int) -> Memslot | None:
+        """The slot that shows gfn; None in a hole and where there is none."""
+        segment = self.segment(gfn)
+        return segment[0] if segment else None
+
+    def segment(self, gfn: int) -> Segment | None:
+        """The slot that shows gfn, with the start and end of the segment around it."""
+        at = bisect_right(self._starts, gfn)
+        if at:
+            segment = self._by_start[self._starts[at - 1]]
+            if gfn < segment[2]:
+                return segment
+        return None
+
+    def covers(self, start: int, end: int) -> Memslot | None:
+        """The slot of which one segment holds all of [start, end)."""
+        assert start < end, (start, end)
+        segment = self.segment(start)
+        return segment[0] if segment and end <= segment[2] else None
+
+    def overlaps(self, start: int, end: int) -> list[Memslot]:
+        """Slots with a visible page in [start, end), in the order of their first one."""
+        found: dict[int, Memslot] = {}
+        for slot, _, _ in self._segments(start, end):
+            found[slot.id] = slot
+        return list(found.values())
+
+    def next_start(self, gfn: int) -> int | None:
+        """Where the first segment after gfn begins."""
+        at = bisect_right(self._starts, gfn)
+        return self._starts[at] if at < len(self._starts) else None
+
+    def add(self, slot: Memslot) -> None:
+        """Refused EEXIST when a visible page of it is another slot's. Its id must be free."""
+        assert slot.id not in self._slots, slot
+        assert slot.as_id is self.as_id, slot
+        for start, end in slot.segments:
+            self.check_free(start, end)
+        self._slots[slot.id] = slot
+        for start, end in slot.segments:
+            self._show(slot, start, end)
+        self.generation += 1
+
+    def delete(self, slot_id: int) -> Memslot:
+        """Take the slot out, as it is with its holes. Refused EINVAL when it does not exist."""
+        slot = self._existing(slot_id)
+        for start, _ in slot.segments:
+            self._hide(start)
+        del self._slots[slot_id]
+        self.generation += 1
+        return slot
+
+    def punch(self, slot_id: int, start: int, end: int) -> list[tuple[int, int]]:
+        """Make [start, end) of the slot invisible; the ranges that were, which are to be zapped.
+
+        Refused EINVAL when the range is empty, leaves the slot, or is in part a hole already.
+        """
+        slot = self._existing(slot_id)
+        _check_inside(slot, start, end)
+        at = bisect_right(slot.segments, start, key=_start_of) - 1
+        first, last = slot.segments[at] if at >= 0 else (0, 0)
+        if end > last:
+            raise Refused(
+                errno.EINVAL,
+                f"{_range(start, end)} is in part a hole of {slot} already: punch only what is visible",
+            )
+        rest = [(a, b) for a, b in ((first, start), (end, last)) if a < b]
+        slot.segments[at : at + 1] = rest
+        self._hide(first)
+        for part in rest:
+            self._show(slot, *part)
+        self.generation += 1
+        return [(start, end)]
+
+    def fill(self, slot_id: int, start: int, end: int) -> None:
+        """Make [start, end), a hole or a part of one, visible again.
+
+        Refused EINVAL when the range is empty, leaves the slot, or is in part visible; EEXIST when another
+        slot lies there by now.
+        """
+        slot = self._existing(slot_id)
+        _check_inside(slot, start, end)
+        at = bisect_left(slot.segments, end, key=_start_of)
+        if at and slot.segments[at - 1][1] > start:
+            raise Refused(
+                errno.EINVAL,
+                f"{_range(start, end)} is not all a hole of {slot}: fill only what was punched",
+            )
+        self.check_free(start, end)
+        before = at - 1 if at and slot.segments[at - 1][1] == start else at
+        after = at + 1 if at < len(slot.segments) and slot.segments[at][0] == end else at
+        for part_start, part_end in slot.segments[before:after]:
+            self._hide(part_start)
+            start, end = min(start, part_start), max(end, part_end)
+        slot.segments[before:after] = [(start, end)]
+        self._show(slot, start, end)
+        self.generation += 1
+
+    def _existing(self, slot_id: int) -> Memslot:
+        slot = self._slots.get(slot_id)
+        if slot is None:
+            raise Refused(
+                errno.EINVAL,
+                f"{self.as_id.name.lower()} slot {slot_id} does not exist: create it first",
+            )
+        return slot
+
+    def check_free(self, start: int, end: int) -> None:
+        """Refused EEXIST when a page of [start, end) is visible in a slot."""
+        for other, other_start, other_end in self._segments(start, end):
+            raise Refused(
+                errno.EEXIST,
+                f"{_range(start, end)} overlaps {_range(other_start, other_end)} of {other}: "
+                "choose another gpa, or delete or punch that slot first",
+            )
+
+    def _segments(self, start: int, end: int) -> Iterator[Segment]:
+        at = max(bisect_right(self._starts, start) - 1, 0)
+        for key in self._starts[at : bisect_left(self._starts, end, lo=at)]:
+            segment = self._by_start[key]
+            if segment[2] > start:
+                yield segment
+
+    def _show(self, slot: Memslot, start: int, end: int) -> None:
+        insort(self._starts, start)
+        self._by_start[start] = (slot, start, end)
+
+    def _hide(self, start: int) -> None:
+        del self._starts[bisect_left(self._starts, start)]
+        del self._by_start[start]
+
+
+def check_region(
+    slot_id: int,
+    as_id: int,
+    flags: int,
+    gpa: int,
+    size_bytes: int,
+    offset_bytes: int,
+    max_slots: int,
+    existing: Memslot | None,
+    private: bool,
+) -> RegionChange:
+    """The wall of KVM_SET_USER_MEMORY_REGION2, in the order of virt/kvm/kvm_main.c; all Refused are EINVAL.
+
+    offset_bytes is the offset in the backing, whether a file or a userspace_addr. Overlap (EEXIST) comes
+    after, in `Memslots.add`, and then the backing's own errors (EBADF and others).
+    One limit is not KVM's: GPAs end at 2^48, where the EPT's four levels do, not at the CPU's 52 bits.
+    """
+    # As int: the complement of an IntFlag leaves out the bits that have no name.
+    allowed = int(SlotFlag.GUEST_MEMFD if private else SlotFlag.LOG_DIRTY_PAGES | SlotFlag.READONLY)
+    if flags & ~allowed:
+        kind = "private" if private else "shared"
+        raise _invalid(f"flags {flags:#x}", f"a {kind} slot takes at most {allowed:#x}")
+    if not page_aligned(size_bytes):
+        raise _invalid(f"size {size_bytes:#x}", "make it a multiple of 4096")
+    if not page_aligned(gpa):
+        raise _invalid(f"gpa {gpa:#x}", "make it a multiple of 4096")
+    if not page_aligned(offset_bytes):
+        raise _invalid(f"offset {offset_bytes:#x}", "make it a multiple of 4096")
+    if not 0 <= offset_bytes < 1 << 64 or offset_bytes + size_bytes >= 1 << 64:
+        raise _invalid(f"offset {offset_bytes:#x}", "offset + size must stay below 2^64")
+    if as_id not in (AddressSpaceId.SHARED, AddressSpaceId.PRIVATE):
+        raise _invalid(f"address space {as_id}", "take 0 (shared) or 1 (private)")
+    if not 0 <= slot_id < max_slots:
+        raise _invalid(f"slot {slot_id}", f"ids end at {max_slots - 1}: take a free one, or raise --max-slots")
+    if gpa < 0 or size_bytes < 0 or gpa + size_bytes >= 1 << 64:
+        raise _invalid(f"gpa {gpa:#x} + size {size_bytes:#x}", "it must stay below 2^64")
+    page_count = size_bytes >> PAGE_SHIFT
+    if page_count > MAX_SLOT_PAGES:
+        raise _invalid(f"size {size_bytes:#x}", f"{MAX_SLOT_PAGES} pages fit in a slot: make several")
+
+    if not size_bytes:
+        if existing is None:
+            raise _invalid(f"size 0 of slot {slot_id}", "it deletes, and there is no such slot: give a size")
+        return RegionChange.DELETE
+
+    gfn = gpa >> PAGE_SHIFT
+    if existing is None:
+        change = RegionChange.CREATE
+    else:
+        if private or existing.flags & SlotFlag.GUEST_MEMFD:
+            raise _invalid(f"a change of {existing}", "private slots are immutable: delete it, then create it")
+        if page_count != existing.page_count:
+            raise _invalid(f"size {size_bytes:#x} of {existing}", "delete the slot, then create it anew")
+        if offset_bytes >> PAGE_SHIFT != existing.pgoff:
+            raise _invalid(f"offset {offset_bytes:#x} of {existing}", "delete the slot, then create it anew")
+        if (flags ^ existing.flags) & SlotFlag.READONLY:
+            raise _invalid(f"READONLY in flags {flags:#x} of {existing}", "it is fixed at creation: delete first")
+        if gfn != existing.gfn:
+            change = RegionChange.MOVE
+        elif flags != existing.flags:
+            return RegionChange.FLAGS_ONLY
+        else:
+            return RegionChange.NONE
+    if gfn + page_count > MAX_GFN_EPT:
+        raise _invalid(f"gpa {gpa:#x} + size {size_bytes:#x}", "guest physical addresses end at 2^48")
+    return change
+
+
+def _invalid(what: str, way_out: str) -> Refused:
+    return Refused(errno.EINVAL, f"{what} is refused: {way_out}")
+
+
+def _check_inside(slot: Memslot, start: int, end: int) -> None:
+    if not slot.gfn <= start < end <= slot.end:
+        raise Refused(errno.EINVAL, f"{_range(start, end)} is empty or not inside {slot}: give a range of the slot")
+
+
+def _start_of(segment: tuple[int, int]) -> int:
+    return segment[0]
+
+
+def _range(start: int, end: int) -> str:
+    return f"gpa {start << PAGE_SHIFT:#x}-{end << PAGE_SHIFT:#x}"

@@ -1,0 +1,93 @@
+"""Both EPTs, the invalidation sequence, and the staleness test of the fault path.
+
+As KVM (virt/kvm/kvm_main.c): BEGIN counts in_progress up and widens one merged range; END moves the sequence,
+then counts down. A fault snapshots the sequence before it looks anything up, and is retried when, at the
+time of mapping, the sequence has moved or an open invalidation covers what it would map.
+"""
+
+import threading
+from dataclasses import dataclass
+
+from .ept import ACCESSED, Ept
+from .memslots import Memslot
+
+
+@dataclass(frozen=True, slots=True)
+class Ticket:
+    """A fault under way: `limit` pages of one segment from gfn may be mapped, if `seq` still holds."""
+
+    gfn: int
+    private: bool
+    slot: Memslot
+    pgoff: int
+    limit: int
+    writable: bool
+    seq: int
+
+
+class Mmu:
+    """`lock` guards everything here and the VM's memslots; every method wants it held."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.ended = threading.Condition(self.lock)
+        """Notified at each END: faults that met an open invalidation go on."""
+        self.epts = (Ept(), Ept())
+        """By address space: shared, private."""
+        self.invalidate_seq = 0
+        self.in_progress = 0
+        self.range_start = 0
+        self.range_end = 0
+        self.fault_count = 0
+        self.retry_count = 0
+        self.zapped_count = 0
+
+    def invalidate_begin(self, start: int, end: int) -> None:
+        """Open a bracket on GFNs [start, end): nothing in it is mapped until its END (R7)."""
+        assert start < end
+        self.in_progress += 1
+        if self.in_progress == 1:
+            self.range_start, self.range_end = start, end
+        else:
+            self.range_start, self.range_end = min(self.range_start, start), max(self.range_end, end)
+
+    def invalidate_end(self) -> None:
+        self.invalidate_seq += 1
+        self.in_progress -= 1
+        assert self.in_progress >= 0, "END without BEGIN"
+        self.ended.notify_all()
+
+    def is_stale(self, ticket: Ticket, count: int) -> bool:
+        """mmu_invalidate_retry_gfn(), for the run that would be mapped, of either alias."""
+        if ticket.seq != self.invalidate_seq:
+            return True
+        return self.in_progress > 0 and ticket.gfn < self.range_end and self.range_start < ticket.gfn + count
+
+    def install(self, ticket: Ticket, pfn: int, count: int) -> bool:
+        """Map the run, its first page as accessed; False when the ticket is stale and the fault must be retried.
+
+        ENOMEM (Refused) when the EPT has no table left.
+        """
+        count = min(count, ticket.limit)
+        if self.is_stale(ticket, count):
+            self.retry_count += 1
+            return False
+        ept = self.epts[ticket.private]
+        ept.map_run(ticket.gfn, pfn, count, writable=ticket.writable, accessed=1)
+        self.fault_count += 1
+        return True
+
+    def zap(self, start: int, end: int, *, private: bool) -> list[tuple[int, int, int]]:
+        """Remove leaves of [start, end); runs (gfn, pfn, pages). TLBs must be flushed before they are reused."""
+        runs = self.epts[private].zap(start, end)
+        self.zapped_count += sum(count for _, _, count in runs)
+        return runs
+
+    def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
+        """RECLAIM: remove private leaves that no walk has marked accessed; the ranges that stay."""
+        ept = self.epts[True]
+        self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
+        return ept.touched(start, end)
+
+    def mark_accessed(self, gfn: int, *, private: bool) -> None:
+        self.epts[private].mark(gfn, ACCESSED)

@@ -1,0 +1,46 @@
+"""The software TLB of one vCPU."""
+
+from collections.abc import Callable
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
+
+
+def tlb_key(gfn: int, shared: bool) -> int:
+    """The two aliases of a GFN are two entries."""
+    return gfn * 2 + shared
+
+
+class Tlb(Generic[V]):
+    """Translations by `tlb_key`; what a translation is, is the caller's business.
+
+    Any entry may vanish at any time, as on hardware: when `capacity` entries are there, the next insert drops
+    them all first. Each method is atomic under the GIL, so another thread may flush; that no stale
+    translation is inserted after a flush is up to the mmu lock and the sequence number of the fault path.
+    """
+
+    __slots__ = ("_capacity", "_entries", "flush_count", "insert_count", "lookup")
+
+    def __init__(self, capacity: int = 1 << 16) -> None:
+        assert capacity > 0, capacity
+        self._capacity = capacity
+        self._entries: dict[int, V] = {}
+        self.lookup: Callable[[int], V | None] = self._entries.get
+        """The value of a key, or None: dict.get itself, since every guest access goes through it."""
+        self.insert_count = 0
+        """Misses that were filled, since the start."""
+        self.flush_count = 0
+        """Flushes since the start, those of a full TLB among them."""
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def insert(self, key: int, value: V) -> None:
+        if len(self._entries) >= self._capacity:
+            self.flush()
+        self._entries[key] = value
+        self.insert_count += 1
+
+    def flush(self) -> None:
+        self._entries.clear()
+        self.flush_count += 1

@@ -1,0 +1,50 @@
+"""One vCPU: guest mode, kicks, its TLB and its last exit."""
+
+import threading
+from typing import Generic, TypeVar
+
+from .exits import Exit
+from .tlb import Tlb
+
+V = TypeVar("V")
+
+
+class Vcpu(Generic[V]):
+    """Guest mode is holding `guest_lock`. A kick makes the vCPU leave, flushes its TLB, and lets it go on.
+
+    The vCPU waits while someone kicks, or a busy guest would take the lock again before the kicker gets it.
+    """
+
+    def __init__(self, id_: int) -> None:
+        self.id = id_
+        self.tlb: Tlb[V] = Tlb()
+        self.run: Exit | None = None
+        """The last exit (kvm_run); None when the guest's last action completed."""
+        self.guest_lock = threading.Lock()
+        self.exit_count = 0
+        self.kick_count = 0
+        self._kick_lock = threading.Lock()
+        self._kickers = 0
+        self._go_on = threading.Event()
+
+    def enter(self) -> None:
+        """Into guest mode; waits while the vCPU is being kicked."""
+        while self._kickers:
+            self._go_on.wait()
+        self.guest_lock.acquire()
+
+    def leave(self) -> None:
+        self.guest_lock.release()
+
+    def kick(self) -> None:
+        """Return when the vCPU has been out of guest mode once and its TLB is empty."""
+        with self._kick_lock:
+            self._kickers += 1
+            self._go_on.clear()
+        with self.guest_lock:
+            self.tlb.flush()
+        with self._kick_lock:
+            self.kick_count += 1
+            self._kickers -= 1
+            if self._kickers == 0:
+                self._go_on.set()

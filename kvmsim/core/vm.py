@@ -1,0 +1,67 @@
+"""One VM's slots, EPTs and vCPUs, and the table of the thread: which request is a fault, which an exit."""
+
+import errno
+from typing import Generic, TypeVar
+
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+
+from .ept import MAX_GFN_EPT
+from .exits import Exit, MemoryErrorExit, MmioExit
+from .memslots import AddressSpaceId, Memslots, SlotFlag
+from .mmu import Mmu, Ticket
+from .physmap import PhysMap
+from .vcpu import Vcpu
+
+M = TypeVar("M")
+V = TypeVar("V")
+
+GPA_END = MAX_GFN_EPT << PAGE_SHIFT
+
+
+class Vm(Generic[M, V]):
+    """Memslots change under Machine.slots_lock and Mmu.lock; lookups want Mmu.lock."""
+
+    def __init__(self, name: str, max_slots: int = MAX_SLOTS) -> None:
+        self.name = name
+        self.max_slots = max_slots
+        self.mmu = Mmu()
+        self.physmap: PhysMap[M] = PhysMap()
+        self.slots = (Memslots(AddressSpaceId.SHARED), Memslots(AddressSpaceId.PRIVATE))
+        """By address space: shared is 0, private is 1, as SMM has its own."""
+        self.vcpus: dict[int, Vcpu[V]] = {0: Vcpu(0)}
+
+    def create_vcpu(self, id_: int) -> Vcpu[V]:
+        """EINVAL beyond the cap, EEXIST twice: KVM_CREATE_VCPU."""
+        if not 0 <= id_ < MAX_VCPUS:
+            raise Refused(errno.EINVAL, f"vCPU {id_}: choose 0 to {MAX_VCPUS - 1}")
+        if id_ in self.vcpus:
+            raise Refused(errno.EEXIST, f"vCPU {id_} of VM {self.name} exists")
+        vcpu: Vcpu[V] = Vcpu(id_)
+        self.vcpus[id_] = vcpu
+        return vcpu
+
+    def vcpu(self, id_: int) -> Vcpu[V]:
+        found = self.vcpus.get(id_)
+        if found is None:
+            raise Refused(errno.EINVAL, f"VM {self.name} has no vCPU {id_}: create it with 'vcpu {id_}'")
+        return found
+
+    def fault(self, gfn: int, *, private: bool, write: bool, offset: int, length: int) -> Ticket | Exit:
+        """An EPT violation (implicit request): the ticket to handle it, or the exit. The sequence is read first.
+
+        offset and length: the bytes of the access in its page, for the exits.
+        """
+        seq = self.mmu.invalidate_seq
+        segment = self.slots[private].segment(gfn)
+        gpa = gfn << PAGE_SHIFT
+        if segment is None:
+            if private or self.slots[True].lookup(gfn) is not None:
+                return MemoryErrorExit(gpa, PAGE_SIZE, private)
+            return MmioExit(gpa + offset, min(length, 8), write)
+        slot, _, end = segment
+        writable = not slot.flags & SlotFlag.READONLY
+        if write and not writable:
+            return MmioExit(gpa + offset, min(length, 8), write)
+        return Ticket(gfn, private, slot, slot.pgoff_of(gfn), end - gfn, writable, seq)

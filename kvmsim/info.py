@@ -1,0 +1,128 @@
+"""What `info TOPIC` tells: facts for programs, and lines for people."""
+
+from typing import Any
+
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
+
+from .computer import Computer
+from .machine import backing_of
+
+Answer = tuple[object, str]
+
+
+def slots(computer: Computer) -> Answer:
+    """Slots of both address spaces; a punched slot with what it still shows."""
+    facts: list[dict[str, Any]] = []
+    for space in computer.vm.slots:
+        for slot in space:
+            backing = backing_of(slot)
+            facts.append(
+                {
+                    "id": slot.id,
+                    "space": slot.as_id.name.lower(),
+                    "gpa": slot.gfn << PAGE_SHIFT,
+                    "size": slot.page_count << PAGE_SHIFT,
+                    "flags": int(slot.flags),
+                    "offset": slot.pgoff << PAGE_SHIFT,
+                    "file": backing.path,
+                    "segments": [[low << PAGE_SHIFT, high << PAGE_SHIFT] for low, high in slot.segments],
+                }
+            )
+    lines = [f"{'SPACE':8} {'ID':>6} {'GPA':>14} {'SIZE':>8} {'OFFSET':>10}  FILE"]
+    for f in facts:
+        lines.append(
+            f"{f['space']:8} {f['id']:>6} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['offset']:>#10x}  {f['file']}"
+        )
+        if len(f["segments"]) != 1 or f["segments"][0] != [f["gpa"], f["gpa"] + f["size"]]:
+            lines += [f"{'':8} {'shows':>6} {low:>#14x} {format_size(high - low):>8}" for low, high in f["segments"]]
+    return facts, "\n".join(lines)
+
+
+def ept(computer: Computer) -> Answer:
+    """Mapped runs of both EPTs, with the frame numbers of the memory behind them (EPFNs for private ones)."""
+    vm = computer.vm
+    facts: list[dict[str, Any]] = []
+    with vm.mmu.lock:
+        for private, space in ((False, "shared"), (True, "private")):
+            for gfn, pfn, count in vm.mmu.epts[private].runs(0, 1 << 36):
+                _, frame = vm.physmap.find(pfn)
+                facts.append({"space": space, "gpa": gfn << PAGE_SHIFT, "size": count << PAGE_SHIFT, "pfn": frame})
+                if len(facts) >= 65536:
+                    break
+    lines = [f"{'SPACE':8} {'GPA':>14} {'SIZE':>8} {'PFN':>10}"]
+    lines += [f"{f['space']:8} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['pfn']:>#10x}" for f in facts]
+    return facts, "\n".join(lines)
+
+
+def mmu(computer: Computer) -> Answer:
+    """The invalidation sequence, and the sizes of the page tables."""
+    mmu = computer.vm.mmu
+    with mmu.lock:
+        facts = {
+            "mmu_invalidate_seq": mmu.invalidate_seq,
+            "mmu_invalidate_in_progress": mmu.in_progress,
+            "shared_leaves": mmu.epts[False].leaf_count,
+            "shared_tables": mmu.epts[False].table_count,
+            "private_leaves": mmu.epts[True].leaf_count,
+            "private_tables": mmu.epts[True].table_count,
+        }
+    return facts, _lines(facts)
+
+
+def memory(computer: Computer) -> Answer:
+    """Bytes mapped and held, and those held twice."""
+    vm, vmm, machine = computer.vm, computer.vmm, computer.machine
+    with vm.mmu.lock:
+        private = vm.mmu.epts[True].leaf_count
+    facts = {
+        "private_mapped": private * PAGE_SIZE,
+        "private_populated": sum(link.memory.populated_count() for link in machine.links.values()) * PAGE_SIZE,
+        "shared_populated": vmm.shared_pages() * PAGE_SIZE,
+        "doubled": vmm.doubled_pages() * PAGE_SIZE,
+    }
+    text = _lines({key: format_size(value) for key, value in facts.items()})
+    if facts["doubled"]:
+        text += f"\nwarning: {format_size(facts['doubled'])} are held twice, private and shared"
+    return facts, text
+
+
+def stats(computer: Computer) -> Answer:
+    """Counters since the VM was made."""
+    vm, machine = computer.vm, computer.machine
+    with vm.mmu.lock:
+        facts = {
+            "faults": vm.mmu.fault_count,
+            "retries": vm.mmu.retry_count,
+            "zapped": vm.mmu.zapped_count,
+            "tlb_flushes": sum(vcpu.tlb.flush_count for vcpu in vm.vcpus.values()),
+            "kicks": sum(vcpu.kick_count for vcpu in vm.vcpus.values()),
+            "store_requests": sum(link.request_count for link in machine.links.values()),
+            "converted_pages": computer.vmm.converted_count,
+        }
+    return facts, _lines(facts)
+
+
+def vms(computers: dict[str, Computer], current: Computer) -> Answer:
+    """All VMs of the process; `*` marks the current one."""
+    facts: list[dict[str, Any]] = [
+        {
+            "vm": name,
+            "current": computer is current,
+            "vcpus": sorted(computer.vm.vcpus),
+            "slots": len(computer.vm.slots[False]) + len(computer.vm.slots[True]),
+            "policy": computer.vmm.policy,
+            "stores": [link.lost or "connected" for link in computer.machine.links.values()],
+        }
+        for name, computer in computers.items()
+    ]
+    lines = [
+        f"{'*' if f['current'] else ' '} {f['vm']}: vcpus {f['vcpus']}, {f['slots']} slots, policy {f['policy']}"
+        + "".join(f", store {store}" for store in f["stores"])
+        for f in facts
+    ]
+    return facts, "\n".join(lines)
+
+
+def _lines(facts: dict[str, Any]) -> str:
+    width = max(len(key) for key in facts)
+    return "\n".join(f"{key:>{width}}  {value}" for key, value in facts.items())

@@ -1,0 +1,275 @@
+"""One pairing with the store: the down channel to ask, and a thread that serves the up channel.
+
+The up thread makes no down-call and no system call on the mount, so that the store can always take memory
+back, whatever this process waits for.
+"""
+
+import contextlib
+import errno
+import os
+import socket
+import struct
+import threading
+from typing import NamedTuple, Protocol, TypeVar, cast
+
+from memfsd.uapi import messages as m
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.framing import (
+    BadBody,
+    decode_failure,
+    decode_header,
+    decode_reply,
+    decode_request,
+    encode_failure,
+    encode_reply,
+    encode_request,
+)
+from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES, MAX_RUN_PAGES
+from memfsd.uapi.messages import Kind
+from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
+from memfsd.uapi.pairing import State, next_state
+
+from .memory import WindowMemory
+
+_B = TypeVar("_B", bound=m.Body)
+
+
+class FileId(NamedTuple):
+    """What makes two fds the same file."""
+
+    device: int
+    inode: int
+
+
+class Callbacks(Protocol):
+    """What the store may call: the machine's half of the "function pointers". Runs on the up thread."""
+
+    def on_begin(self, link: "StoreLink", begin: m.InvalidateBegin) -> list[tuple[int, int]]:
+        """Zap, flush, get every vCPU out once; what the guest keeps (RECLAIM)."""
+
+    def on_end(self, link: "StoreLink", end: m.InvalidateEnd) -> None: ...
+
+    def on_report(self, link: "StoreLink", cursor: int) -> m.ReportReply: ...
+
+    def on_lost(self, link: "StoreLink", why: str) -> None:
+        """The store is gone: zap everything that came from it."""
+
+
+class StoreLink:
+    """A sealed file that belongs to this VM. `_lock` guards the down channel: one request at a time."""
+
+    def __init__(self, fd: int, vm: str, callbacks: Callbacks) -> None:
+        """Pair with the store of the file behind fd, and take the fd.
+
+        EINVAL the file is not sealed for a guest; EPERM it belongs to another VM; EHOSTDOWN its store is gone.
+        """
+        self.fd = fd
+        status = os.fstat(fd)
+        self.file = FileId(status.st_dev, status.st_ino)
+        self.lost = ""
+        """Why the store is gone; "" while it is there."""
+        self._callbacks = callbacks
+        self._lock = threading.Lock()
+        self._next_id = 1
+        self.request_count = 0
+        self._buffer = bytearray(MAX_PACKET_BYTES)
+        self._view = memoryview(self._buffer)
+        token, path = _credentials(fd)
+        self._down = _connect(path)
+        try:
+            self.memory, self._up, reply = self._greet(vm, token)
+        except BaseException:
+            self._down.close()
+            raise
+        self.size = reply.size_bytes
+        self.seq = reply.seq
+        """The file's invalidation sequence number, as the last END said."""
+        self.frame_count = self.memory.frame_count
+        self.base = 0
+        """First frame number of the window in the VM's PhysMap; set by the machine."""
+        self._thread = threading.Thread(target=self._serve_up, name=f"up-{self.file.inode}", daemon=True)
+
+    def start(self) -> None:
+        """Serve the up channel from now on."""
+        self._thread.start()
+
+    # -- down: kvmsim asks
+
+    def bind(self, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
+        self._ask(Kind.BIND, m.Bind(slot, gfn, pgoff, page_count), m.Empty)
+
+    def unbind(self, pgoff: int, page_count: int) -> None:
+        self._ask(Kind.UNBIND, m.Unbind(pgoff, page_count), m.Empty)
+
+    def get_pfn(self, pgoff: int, max_pages: int) -> m.GetPfnReply:
+        """A granted run. Refused with the store's errno; PeerLost when it is gone."""
+        return self._ask(Kind.GET_PFN, m.GetPfn(pgoff, min(max_pages, MAX_RUN_PAGES)), m.GetPfnReply)
+
+    def stat(self) -> m.StatReply:
+        return self._ask(Kind.STAT, m.Empty(), m.StatReply)
+
+    def close(self) -> None:
+        """BYE: the store frees all frames. The VM must be out of the guest for good."""
+        with contextlib.suppress(PeerLost, Refused):
+            self._ask(Kind.BYE, m.Empty(), m.Empty)
+        self.lost = self.lost or "closed"
+        for sock in (self._down, self._up):
+            with contextlib.suppress(OSError):
+                sock.shutdown(socket.SHUT_RDWR)
+        self._thread.join(ANSWER_DEADLINE_S)
+        self._down.close()
+        self._up.close()
+        self.memory.close()
+        os.close(self.fd)
+
+    def _ask(self, kind: Kind, body: m.Body, reply: type[_B]) -> _B:
+        with self._lock:
+            if self.lost:
+                raise PeerLost(self.lost)
+            id_, self._next_id = self._next_id, self._next_id % 0xFFFFFFFF + 1
+            try:
+                self._down.send(encode_request(id_, kind, body))
+                size = self._down.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+            except BlockingIOError:
+                raise self._broken(f"the store does not answer {kind.name}") from None
+            except OSError as error:
+                raise self._broken(f"the store is gone: {error.strerror}") from None
+            if not 0 < size <= MAX_PACKET_BYTES:
+                raise self._broken("the store is gone" if size == 0 else f"the store sent {size} bytes")
+            packet = self._view[:size]
+            try:
+                header = decode_header(packet)
+                if header.id != id_ or header.kind is not kind or not header.is_reply:
+                    raise self._broken(f"the store answered {header.kind.name} {header.id} to {kind.name} {id_}")
+                self.request_count += 1
+                if header.errno:
+                    raise Refused(header.errno, decode_failure(packet).reason)
+                return cast(_B, decode_reply(kind, packet))
+            except BadBody as error:
+                raise self._broken(str(error)) from None
+
+    def _broken(self, why: str) -> PeerLost:
+        """The connection can not be used any more; the up thread sees its end and tells the machine."""
+        self.lost = why
+        for sock in (self._down, getattr(self, "_up", None)):
+            if sock is not None:
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
+        return PeerLost(why)
+
+    def _greet(self, vm: str, token: bytes) -> tuple[WindowMemory, socket.socket, m.PairReply]:
+        hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, sorted(m.KVM_OPERATIONS))
+        pool_frames = self._ask(Kind.HELLO, hello, m.HelloReply).pool_frames
+        self._down.send(encode_request(self._next_id, Kind.PAIR, m.Pair(token)))
+        packet, fds = _receive_fds(self._down)
+        try:
+            header = decode_header(packet)
+            if header.errno:
+                raise Refused(header.errno, decode_failure(packet).reason)
+            reply = cast(m.PairReply, decode_reply(Kind.PAIR, packet))
+            if header.id != self._next_id or header.kind is not Kind.PAIR or len(fds) != 2:
+                raise PeerLost("the store's answer to PAIR is malformed")
+        except (BadBody, PeerLost, Refused):
+            for fd in fds:
+                os.close(fd)
+            raise
+        self._next_id += 1
+        up = socket.socket(fileno=fds[1])
+        try:
+            return WindowMemory(fds[0], pool_frames), up, reply
+        except BaseException:
+            up.close()
+            raise
+
+    # -- up: the store calls
+
+    def _serve_up(self) -> None:
+        buffer = bytearray(MAX_PACKET_BYTES)
+        view = memoryview(buffer)
+        state = State.UP_OPEN
+        why = "the store is gone"
+        try:
+            while state is not State.ENDED:
+                size = self._up.recv_into(buffer, 0, socket.MSG_TRUNC)
+                if not 0 < size <= MAX_PACKET_BYTES:
+                    break
+                header = decode_header(view[:size])
+                following = next_state(state, header.kind)
+                if header.is_reply:
+                    raise PeerLost(f"a reply to {header.kind.name} that nobody asked for")
+                answer, ok = self._answer(header.id, header.kind, view[:size], legal=following is not None)
+                self._up.send(answer)
+                if ok and following is not None:
+                    state = following
+            else:
+                why = "the store revoked the pairing"
+        except (PeerLost, OSError) as error:
+            why = str(error)
+        finally:
+            if not self.lost:
+                self.lost = why
+            self._callbacks.on_lost(self, self.lost)
+            with contextlib.suppress(OSError):
+                self._down.shutdown(socket.SHUT_RDWR)
+
+    def _answer(self, id_: int, kind: Kind, packet: memoryview, *, legal: bool) -> tuple[bytes, bool]:
+        if kind not in m.KVM_OPERATIONS:
+            return encode_failure(id_, kind, errno.EOPNOTSUPP, f"{kind.name} is not an operation of kvmsim"), False
+        if not legal:
+            return encode_failure(id_, kind, errno.EPROTO, f"{kind.name} is not legal now"), False
+        try:
+            body = decode_request(kind, packet)
+        except BadBody as error:
+            return encode_failure(id_, kind, errno.EINVAL, str(error)), False
+        reply: m.Body = m.Empty()
+        if isinstance(body, m.InvalidateBegin):
+            reply = m.InvalidateBeginReply(self._callbacks.on_begin(self, body))
+        elif isinstance(body, m.InvalidateEnd):
+            self._callbacks.on_end(self, body)
+        elif isinstance(body, m.Report):
+            reply = self._callbacks.on_report(self, body.cursor)
+        return encode_reply(id_, kind, reply), True
+
+
+def _credentials(fd: int) -> tuple[bytes, str]:
+    """Proof of possession and where to present it; EINVAL when the file is not guest private memory."""
+    try:
+        seals = os.getxattr(fd, XATTR_SEALS).split(b",")
+        path = os.fsdecode(os.getxattr(fd, XATTR_SOCKET))
+    except OSError as error:
+        if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
+            raise Refused(errno.EHOSTDOWN, "the store of this file is gone") from None
+        raise Refused(errno.EINVAL, "not a file on a memfsd mount: it can not be a private slot") from None
+    if b"guest" not in seals:
+        raise Refused(errno.EINVAL, "the file is not sealed for a guest: setfattr -n user.memfsd.seals -v guest")
+    return os.getxattr(fd, XATTR_TOKEN), path
+
+
+def _connect(path: str) -> socket.socket:
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    timeval = struct.pack("ll", int(ANSWER_DEADLINE_S), 0)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, timeval)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval)
+    try:
+        sock.connect(path)
+    except OSError as error:
+        sock.close()
+        raise Refused(errno.EHOSTDOWN, f"no memfsd listens at {path}: {error.strerror}") from None
+    return sock
+
+
+def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int]]:
+    """One packet and at most two fds, close-on-exec; more, or a cut packet, is a broken peer."""
+    room = socket.CMSG_LEN(2 * 4)
+    packet, ancillary, flags, _ = sock.recvmsg(MAX_PACKET_BYTES, room, socket.MSG_CMSG_CLOEXEC)
+    fds = [
+        fd
+        for level, kind, data in ancillary
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
+        for fd in struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
+    ]
+    if not packet or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        for fd in fds:
+            os.close(fd)
+        raise PeerLost("the store is gone" if not packet else "the store's answer to PAIR is malformed")
+    return packet, fds

@@ -1,0 +1,429 @@
+"""One VM at work: KVM's ioctls, the fault path, and the store's callbacks.
+
+A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: stale? retry : mapped -> TLB.
+A callback: begin -> zap under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves.
+"""
+
+import errno
+import os
+import threading
+from dataclasses import dataclass
+
+from memfsd.uapi import messages as m
+from memfsd.uapi.errors import PeerLost, Refused, errno_name
+from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_RUNS_PER_REPORT
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+
+from .core.ept import entry_pfn, entry_writable
+from .core.exits import Exit, MemoryErrorExit
+from .core.memslots import AddressSpaceId, Memslot, RegionChange, SlotFlag, check_region
+from .core.mmu import Ticket
+from .core.tlb import tlb_key
+from .core.vcpu import Vcpu
+from .core.vm import Vm
+from .link import FileId, StoreLink
+from .memory import Memory
+
+Translation = tuple[Memory, int, bool]
+"""What a TLB entry holds: the memory, the byte offset of the page in it, writable."""
+GuestVcpu = Vcpu[Translation]
+
+_MAX_RETRIES = 1 << 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Backing:
+    """What a slot shows: frame numbers from base; link for private slots; owned: closed with the slot."""
+
+    memory: Memory
+    base: int
+    link: StoreLink | None = None
+    owned: bool = False
+    path: str = ""
+
+
+class Machine:
+    """`slots_lock` serialises changes of slots and links; down-calls are made with it, never with Mmu.lock."""
+
+    def __init__(self, vm: Vm[Memory, Translation]) -> None:
+        self.vm = vm
+        self.slots_lock = threading.Lock()
+        self.links: dict[FileId, StoreLink] = {}
+        self._open: dict[StoreLink, tuple[int, int]] = {}
+        """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
+
+    # -- KVM_SET_USER_MEMORY_REGION
+
+    def set_private_slot(self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int) -> None:
+        """Create a private slot (or with size 0 delete it): this is where pairing happens.
+
+        KVM's checks in KVM's order, then the file's: ENOENT and other errors of open(2), EINVAL not sealed or
+        past the end, EPERM another VM's, EEXIST bound already, EINVAL bound at another GFN before.
+        """
+        with self.slots_lock:
+            slots = self.vm.slots[True]
+            existing = slots.get(id_)
+            change = check_region(
+                id_, AddressSpaceId.PRIVATE, flags, gpa, size, offset, self.vm.max_slots, existing, True
+            )
+            if change is RegionChange.DELETE:
+                self._delete(id_, private=True)
+                return
+            gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
+            slots.check_free(gfn, gfn + page_count)
+            backing = self._link(path)
+            assert backing.link is not None
+            try:
+                backing.link.bind(id_, gfn, pgoff, page_count)
+            except PeerLost as lost:
+                raise Refused(errno.EHOSTDOWN, str(lost)) from None
+            slot = Memslot(
+                id_, AddressSpaceId.PRIVATE, gfn, page_count, SlotFlag(flags) | SlotFlag.GUEST_MEMFD, backing, pgoff
+            )
+            with self.vm.mmu.lock:
+                slots.add(slot)
+
+    def set_shared_slot(
+        self,
+        id_: int,
+        gpa: int,
+        size: int,
+        flags: int,
+        memory: Memory | None,
+        offset: int,
+        *,
+        owned: bool,
+        path: str = "",
+    ) -> None:
+        """Create, move, re-flag or (size 0) delete a shared slot over host memory. Takes an owned memory."""
+        try:
+            with self.slots_lock:
+                self._set_shared(id_, gpa, size, flags, memory, offset, owned, path)
+        except Refused:
+            if owned and memory is not None:
+                memory.close()
+            raise
+
+    def _set_shared(
+        self, id_: int, gpa: int, size: int, flags: int, memory: Memory | None, offset: int, owned: bool, path: str
+    ) -> None:
+        slots, mmu = self.vm.slots[False], self.vm.mmu
+        existing = slots.get(id_)
+        change = check_region(id_, AddressSpaceId.SHARED, flags, gpa, size, offset, self.vm.max_slots, existing, False)
+        gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
+        if change is RegionChange.DELETE:
+            self._delete(id_, private=False)
+        elif change is RegionChange.CREATE:
+            assert memory is not None
+            slots.check_free(gfn, gfn + page_count)
+            with mmu.lock:
+                base = self.vm.physmap.add(memory, pgoff + page_count)
+                backing = Backing(memory, base, owned=owned, path=path)
+                slots.add(Memslot(id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), backing, pgoff))
+        elif change is not RegionChange.NONE:
+            assert existing is not None
+            with mmu.lock:
+                slots.delete(id_)
+                moved = Memslot(
+                    id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), existing.backing, existing.pgoff
+                )
+                try:
+                    slots.add(moved)
+                except Refused:
+                    slots.add(existing)
+                    raise
+            self._zap_segments(existing.segments, private=False)
+
+    def delete_slot(self, id_: int, *, private: bool) -> None:
+        """EINVAL when there is none. A private slot's contents are destroyed, as TDX and SNP unmap."""
+        with self.slots_lock:
+            if self.vm.slots[private].get(id_) is None:
+                kind = "private" if private else "shared"
+                raise Refused(errno.EINVAL, f"there is no {kind} slot {id_}: see 'info slots'")
+            self._delete(id_, private=private)
+
+    def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
+        """The proposed ioctl: a hole in a private slot. Data around it survives; ranges (gfn, end) removed."""
+        if (gpa | size) % PAGE_SIZE:
+            raise Refused(errno.EINVAL, f"gpa {gpa:#x} and size {size:#x} must be multiples of 4096")
+        start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
+        with self.slots_lock:
+            slot = self.vm.slots[True].get(id_)
+            if slot is None:
+                raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
+            with self.vm.mmu.lock:
+                removed = self.vm.slots[True].punch(id_, start, end)
+            self._retire(slot, removed)
+            return removed
+
+    def fill_slot(self, id_: int, start: int, end: int) -> None:
+        """The inverse of a punch: GFNs [start, end) of a hole belong to the slot again, empty."""
+        with self.slots_lock:
+            slot = self.vm.slots[True].get(id_)
+            assert slot is not None
+            link = _link_of(slot)
+            with self.vm.mmu.lock:
+                self.vm.slots[True].fill(id_, start, end)
+            try:
+                link.bind(id_, start, slot.pgoff_of(start), end - start)
+            except (PeerLost, Refused) as error:
+                with self.vm.mmu.lock:
+                    self.vm.slots[True].punch(id_, start, end)
+                if isinstance(error, Refused):
+                    raise
+                raise Refused(errno.EHOSTDOWN, str(error)) from None
+
+    def _delete(self, id_: int, *, private: bool) -> None:
+        with self.vm.mmu.lock:
+            slot = self.vm.slots[private].delete(id_)
+        if private:
+            self._retire(slot, slot.segments)
+            return
+        self._zap_segments(slot.segments, private=False)
+        backing = backing_of(slot)
+        with self.vm.mmu.lock:
+            self.vm.physmap.remove(backing.base)
+        if backing.owned:
+            backing.memory.close()
+
+    def _retire(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+        """Private GFNs that no slot shows any more: zap, flush, destroy contents, then tell the store."""
+        backing, link = backing_of(slot), _link_of(slot)
+        for _, pfn, count in self._zap_segments(segments, private=True):
+            link.memory.scrub(pfn - backing.base, count)
+        for start, end in segments:
+            try:
+                link.unbind(slot.pgoff_of(start), end - start)
+            except PeerLost:
+                return
+
+    def _zap_segments(self, segments: list[tuple[int, int]], *, private: bool) -> list[tuple[int, int, int]]:
+        """As an invalidation of our own: in one bracket, so that no fault under way maps it again."""
+        if not segments:
+            return []
+        mmu = self.vm.mmu
+        low, high = min(start for start, _ in segments), max(end for _, end in segments)
+        with mmu.lock:
+            mmu.invalidate_begin(low, high)
+            runs = [run for start, end in segments for run in mmu.zap(start, end, private=private)]
+        self._kick_all()
+        with mmu.lock:
+            mmu.invalidate_end()
+        return runs
+
+    def _kick_all(self) -> None:
+        for vcpu in list(self.vm.vcpus.values()):
+            vcpu.kick()
+
+    def _link(self, path: str) -> Backing:
+        """The pairing with this file, made when the VM has none yet."""
+        try:
+            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
+        status = os.fstat(fd)
+        link = self.links.get(FileId(status.st_dev, status.st_ino))
+        if link is not None:
+            os.close(fd)
+            if link.lost:
+                raise Refused(errno.EHOSTDOWN, f"{path}: {link.lost}")
+            return Backing(link.memory, link.base, link, path=path)
+        try:
+            link = StoreLink(fd, self.vm.name, self)
+        except (OSError, PeerLost, Refused) as error:
+            os.close(fd)
+            if isinstance(error, Refused):
+                raise Refused(error.errno, f"{path}: {error.reason}") from None
+            raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{path}: {error}") from None
+        with self.vm.mmu.lock:
+            link.base = self.vm.physmap.add(link.memory, link.frame_count)
+        self.links[link.file] = link
+        link.start()
+        return Backing(link.memory, link.base, link, path=path)
+
+    # -- faults
+
+    def fault(
+        self, vcpu: GuestVcpu, gfn: int, *, shared: bool, write: bool, want: int = 1, offset: int = 0, length: int = 1
+    ) -> Exit | None:
+        """Handle an EPT violation: None when the page is mapped, else the exit. The vCPU is out of the guest.
+
+        want: shared pages worth mapping at once; private runs are the store's to choose.
+        """
+        vm, mmu = self.vm, self.vm.mmu
+        ticket: Ticket | Exit
+        for _ in range(_MAX_RETRIES):
+            with mmu.lock:
+                ticket = vm.fault(gfn, private=not shared, write=write, offset=offset, length=length)
+            if not isinstance(ticket, Ticket):
+                return ticket
+            backing = backing_of(ticket.slot)
+            if backing.link is None:
+                pfn, count = backing.base + ticket.pgoff, min(want, ticket.limit)
+            else:
+                try:
+                    granted = backing.link.get_pfn(ticket.pgoff, ticket.limit)
+                except Refused as refused:
+                    if refused.errno == errno.EAGAIN and self._wait_end(ticket):
+                        continue
+                    return _failed(ticket, refused.errno, refused.reason)
+                except PeerLost as lost:
+                    return _failed(ticket, errno.EIO, str(lost))
+                pfn, count = backing.base + granted.pfn, granted.page_count
+            with mmu.lock:
+                try:
+                    if mmu.install(ticket, pfn, count):
+                        key = tlb_key(gfn, shared)
+                        memory, frame = vm.physmap.find(pfn)
+                        vcpu.tlb.insert(key, (memory, frame << PAGE_SHIFT, ticket.writable))
+                        return None
+                except Refused as refused:
+                    return _failed(ticket, refused.errno, refused.reason)
+            if not self._wait_end(ticket):
+                return _failed(ticket, errno.ETIMEDOUT, "an invalidation does not end")
+        assert isinstance(ticket, Ticket)
+        return _failed(ticket, errno.EAGAIN, f"{_MAX_RETRIES} retries without progress")
+
+    def _wait_end(self, ticket: Ticket) -> bool:
+        """Wait until no open invalidation covers the ticket; False at the deadline."""
+        mmu = self.vm.mmu
+        with mmu.lock:
+            return mmu.ended.wait_for(
+                lambda: not (mmu.in_progress and mmu.range_start <= ticket.gfn < mmu.range_end), ANSWER_DEADLINE_S
+            )
+
+    def translate(self, vcpu: GuestVcpu, gfn: int, *, shared: bool, write: bool) -> Translation | None:
+        """TLB, then a walk that marks the leaf accessed and fills the TLB; None is an EPT violation. In guest mode."""
+        key = tlb_key(gfn, shared)
+        found = vcpu.tlb.lookup(key)
+        if found is None:
+            mmu = self.vm.mmu
+            with mmu.lock:
+                entry = mmu.epts[not shared].walk(gfn)
+                if not entry:
+                    return None
+                mmu.mark_accessed(gfn, private=not shared)
+                memory, frame = self.vm.physmap.find(entry_pfn(entry))
+                found = (memory, frame << PAGE_SHIFT, entry_writable(entry))
+                vcpu.tlb.insert(key, found)
+        return found if found[2] or not write else None
+
+    def writable_until(self, gfn: int, end: int) -> int:
+        """The first GFN of [gfn, end) that a READONLY shared slot shows, or end. With Mmu.lock held."""
+        for slot in self.vm.slots[False].overlaps(gfn, end):
+            if slot.flags & SlotFlag.READONLY:
+                return max(gfn, min((low for low, high in slot.segments if high > gfn), default=end))
+        return end
+
+    # -- the store's callbacks (link.Callbacks), on up threads
+
+    def on_begin(self, link: StoreLink, begin: m.InvalidateBegin) -> list[tuple[int, int]]:
+        mmu = self.vm.mmu
+        kept: list[tuple[int, int]] = []
+        with mmu.lock:
+            ranges = self._gfn_ranges(link, begin.start, begin.end)
+            if not ranges:
+                return []
+            low, high = min(gfn for gfn, _, _ in ranges), max(gfn + count for gfn, _, count in ranges)
+            mmu.invalidate_begin(low, high)
+            self._open[link] = low, high
+            for gfn, pgoff, count in ranges:
+                if begin.reason is m.Reason.RECLAIM:
+                    touched = mmu.zap_untouched(gfn, gfn + count)
+                    kept += [(pgoff + start - gfn, pgoff + end - gfn) for start, end in touched]
+                else:
+                    mmu.zap(gfn, gfn + count, private=True)
+        self._kick_all()
+        return _at_most(kept, MAX_RUNS_PER_REPORT)
+
+    def on_end(self, link: StoreLink, end: m.InvalidateEnd) -> None:
+        with self.vm.mmu.lock:
+            if self._open.pop(link, None) is not None:
+                self.vm.mmu.invalidate_end()
+        link.seq = end.seq
+
+    def on_report(self, link: StoreLink, cursor: int) -> m.ReportReply:
+        slots: list[tuple[int, int, int, int]] = []
+        mappings: list[tuple[int, int, int]] = []
+        with self.vm.mmu.lock:
+            for slot, start, end in self._segments(link):
+                if end <= cursor:
+                    continue
+                if len(slots) >= MAX_RUNS_PER_REPORT:
+                    return m.ReportReply(slots, mappings, link.seq, start)
+                if start >= cursor:
+                    slots.append((slot.id, start, slot.pgoff_of(start), end - start))
+                for gfn, pfn, count in self.vm.mmu.epts[True].runs(max(start, cursor), end):
+                    if len(mappings) >= MAX_RUNS_PER_REPORT:
+                        return m.ReportReply(slots, mappings, link.seq, gfn)
+                    mappings.append((gfn, pfn - link.base, count))
+        return m.ReportReply(slots, mappings, link.seq, -1)
+
+    def on_lost(self, link: StoreLink, why: str) -> None:
+        mmu = self.vm.mmu
+        with mmu.lock:
+            if self._open.pop(link, None) is not None:
+                mmu.invalidate_end()
+            segments = [(start, end) for _, start, end in self._segments(link)]
+        if segments:
+            self._zap_segments(segments, private=True)
+
+    def _segments(self, link: StoreLink) -> list[tuple[Memslot, int, int]]:
+        """Visible segments of the link's slots, by GFN."""
+        found = [
+            (slot, start, end)
+            for slot in self.vm.slots[True]
+            if backing_of(slot).link is link
+            for start, end in slot.segments
+        ]
+        return sorted(found, key=lambda segment: segment[1])
+
+    def _gfn_ranges(self, link: StoreLink, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Where file pages [start, end) show: (gfn, pgoff, pages)."""
+        ranges = []
+        for slot, low, high in self._segments(link):
+            first, last = max(start, slot.pgoff_of(low)), min(end, slot.pgoff_of(high))
+            if first < last:
+                ranges.append((slot.gfn + first - slot.pgoff, first, last - first))
+        return ranges
+
+    def close(self) -> None:
+        """The VM ends: slots go, then every pairing with BYE."""
+        with self.slots_lock:
+            for vcpu in self.vm.vcpus.values():
+                vcpu.kick()
+            for slot in list(self.vm.slots[False]):
+                self._delete(slot.id, private=False)
+            for link in self.links.values():
+                with self.vm.mmu.lock:
+                    segments = self._segments(link)
+                    for id_ in {slot.id for slot, _, _ in segments}:
+                        self.vm.slots[True].delete(id_)
+                if segments:
+                    self._zap_segments([(start, end) for _, start, end in segments], private=True)
+                link.close()
+            self.links.clear()
+
+
+def backing_of(slot: Memslot) -> Backing:
+    assert isinstance(slot.backing, Backing)
+    return slot.backing
+
+
+def _link_of(slot: Memslot) -> StoreLink:
+    link = backing_of(slot).link
+    assert link is not None
+    return link
+
+
+def _failed(ticket: Ticket, number: int, why: str) -> MemoryErrorExit:
+    return MemoryErrorExit(
+        ticket.gfn << PAGE_SHIFT, PAGE_SIZE, ticket.private, errno=number, why=f"{errno_name(number)}: {why}"
+    )
+
+
+def _at_most(ranges: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """Keeping too much is safe, so the last range may widen to cover what does not fit in a packet."""
+    if len(ranges) <= count:
+        return ranges
+    return [*ranges[: count - 1], (ranges[count - 1][0], ranges[-1][1])]

@@ -1,0 +1,173 @@
+"""What slots are backed by: windows of the store, anonymous memory, files."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from typing import Protocol
+
+import numpy as np
+
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+
+_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_MADV_POPULATE_WRITE = 23
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+
+FrameRange = tuple[int, int]
+
+
+class Memory(Protocol):
+    """Bytes by offset. Errors are OSError; a short file reads and writes as EFAULT, as KVM answers."""
+
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: bytes) -> None: ...
+    def touch(self, offset: int, page_count: int) -> None:
+        """Write one byte of each page, leaving it as it was."""
+
+    def close(self) -> None: ...
+
+
+class _Mapped:
+    """A memfd mapped whole, sparse: it costs what is touched."""
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self._map = mmap.mmap(fd, size)
+        self._view = memoryview(self._map)
+        self._bytes: np.ndarray[tuple[int], np.dtype[np.uint8]] = np.frombuffer(self._map, dtype=np.uint8)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._view[offset : offset + length].tobytes()
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._view[offset : offset + len(data)] = data
+
+    def touch(self, offset: int, page_count: int) -> None:
+        length = page_count << PAGE_SHIFT
+        self._map.madvise(_MADV_POPULATE_WRITE, offset, length)
+        firsts = self._bytes[offset : offset + length : PAGE_SIZE]
+        firsts |= 0
+
+    def populated_count(self) -> int:
+        """Pages that hold memory."""
+        return os.fstat(self.fd).st_blocks * 512 // PAGE_SIZE
+
+    def close(self) -> None:
+        """The mapping goes with the last view; nobody may use this memory any more."""
+        self._view.release()
+        self._bytes = np.empty(0, dtype=np.uint8)
+        with contextlib.suppress(BufferError):
+            self._map.close()
+        os.close(self.fd)
+
+
+class WindowMemory(_Mapped):
+    """A VM's private bytes: frame N of the store's pool at N * 4096."""
+
+    def __init__(self, fd: int, pool_frames: int) -> None:
+        """Takes the fd. PeerLost when it is not a window: too small, or it could shrink under the mapping."""
+        self.frame_count = pool_frames
+        size = pool_frames << PAGE_SHIFT
+        try:
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+            if os.fstat(fd).st_size != size or not seals & fcntl.F_SEAL_SHRINK:
+                raise PeerLost("the store passed a window of the wrong size, or one that could shrink")
+            super().__init__(fd, size)
+        except (OSError, ValueError) as error:
+            os.close(fd)
+            raise PeerLost(f"the store's window can not be mapped: {error}") from None
+        except PeerLost:
+            os.close(fd)
+            raise
+
+    def scrub(self, frame: int, frame_count: int) -> None:
+        """Destroy contents: what a TDX or SNP unmap does. The frames stay the file's and read as zeros."""
+        if _fallocate(self.fd, _PUNCH, frame << PAGE_SHIFT, frame_count << PAGE_SHIFT) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+class AnonymousMemory(_Mapped):
+    """Shared guest memory without a file: mmap(MAP_SHARED | MAP_ANONYMOUS)."""
+
+    def __init__(self, size: int) -> None:
+        fd = os.memfd_create("kvmsim-shared", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            super().__init__(fd, size)
+        except (OSError, ValueError, OverflowError) as error:
+            os.close(fd)
+            raise Refused(errno.ENOMEM, f"{size} bytes of anonymous memory: {error}") from None
+
+
+class FileMemory:
+    """Shared guest memory in a file, through pread and pwrite: coherent with every mapping of it, and a file
+    that shrinks or a daemon that dies is an errno here instead of SIGBUS."""
+
+    def __init__(self, fd: int) -> None:
+        """Takes the fd."""
+        self.fd = fd
+
+    def read(self, offset: int, length: int) -> bytes:
+        data = os.pread(self.fd, length, offset)
+        if len(data) != length:
+            raise OSError(errno.EFAULT, "past the end of the file")
+        return data
+
+    def write(self, offset: int, data: bytes) -> None:
+        if offset + len(data) > os.fstat(self.fd).st_size:
+            raise OSError(errno.EFAULT, "past the end of the file")
+        if os.pwrite(self.fd, data, offset) != len(data):
+            raise OSError(errno.EFAULT, "short write")
+
+    def touch(self, offset: int, page_count: int) -> None:
+        for page in range(page_count):
+            at = offset + (page << PAGE_SHIFT)
+            self.write(at, self.read(at, 1))
+
+    def close(self) -> None:
+        os.close(self.fd)
+
+
+class SparseMemory(FileMemory):
+    """The VMM's shared copy of guest memory: byte GPA at offset GPA, nothing held where nothing was written."""
+
+    def __init__(self, size: int) -> None:
+        fd = os.memfd_create("kvmsim-vmm-shared", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        super().__init__(fd)
+
+    def discard(self, offset: int, length: int) -> None:
+        if _fallocate(self.fd, _PUNCH, offset, length) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def populated_count(self) -> int:
+        return os.fstat(self.fd).st_blocks * 512 // PAGE_SIZE
+
+    def populated(self) -> list[FrameRange]:
+        """Page ranges that hold memory."""
+        ranges: list[FrameRange] = []
+        at = 0
+        while True:
+            try:
+                start = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return ranges
+                raise
+            at = os.lseek(self.fd, start, os.SEEK_HOLE)
+            ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))
+
+
+def punch_file(fd: int, offset: int, length: int) -> None:
+    """fallocate(PUNCH_HOLE | KEEP_SIZE)."""
+    if _fallocate(fd, _PUNCH, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise Refused(number, f"punch of {length:#x} bytes at {offset:#x}: {os.strerror(number)}")

@@ -1,0 +1,163 @@
+"""One frozen dataclass for each command. Addresses, sizes, lengths and offsets are bytes.
+
+Two commands are equal when they ask for the same thing, wherever they were written.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    line: int = field(default=0, compare=False)
+    """From 1; 0 for a command that no script holds."""
+    name: str = field(default="", compare=False)
+    """The words that select it: "read", "slot set"."""
+    source: str = field(default="", compare=False)
+    """The line as it was written, without the blanks around it."""
+    columns: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
+    """Where the word of a field starts, from 1; a field that kept its default is missing."""
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVm(Command):
+    vm: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateVcpu(Command):
+    vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotSet(Command):
+    """KVM_SET_USER_MEMORY_REGION: alignment, overlap and limits are KVM's to check."""
+
+    id: int
+    private: bool
+    gpa: int
+    size: int
+    file: str | None
+    """None: anonymous memory, for a shared slot only."""
+    offset: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotDelete(Command):
+    id: int
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class SlotPunch(Command):
+    id: int
+    gpa: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Read(Command):
+    vcpu: int
+    gpa: int
+    length: int
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Write(Command):
+    vcpu: int
+    gpa: int
+    data: bytes
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Touch(Command):
+    vcpu: int
+    gpa: int
+    size: int
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
+class MapRange(Command):
+    """The explicit hypercall, MapGPA: to private, or to shared."""
+
+    vcpu: int
+    gpa: int
+    size: int
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Load(Command):
+    gpa: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sha256(Command):
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostRead(Command):
+    gpa: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HostWrite(Command):
+    gpa: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SetPolicy(Command):
+    policy: str
+
+
+@dataclass(frozen=True, slots=True)
+class Info(Command):
+    what: str
+
+
+@dataclass(frozen=True, slots=True)
+class Sh(Command):
+    command: str
+    """Raw: the shell does its own quoting and comments."""
+
+
+@dataclass(frozen=True, slots=True)
+class Expect(Command):
+    """About the last command that is not an `expect` itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectOk(Expect):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectErrno(Expect):
+    errno: str
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectExit(Expect):
+    reason: str
+    """Without KVM_EXIT_: one of grammar.EXIT_REASONS."""
+    fields: tuple[tuple[str, str], ...]
+    """Name and value as written: what type a value has is known when there is an exit to compare with."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectData(Expect):
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectStatus(Expect):
+    status: int

@@ -1,0 +1,319 @@
+"""The table of all commands, and the parser and the help text that are made from it.
+
+The table is the contract with users' scripts. A form's terms stand in the order of its synopsis; options
+(key=value) may stand anywhere after the command's words, everything else in the order of the table. The
+parser stays with the table, although that makes a long module: it says what the attributes of a term mean.
+"""
+
+import codecs
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from memfsd.uapi import limits
+
+from . import commands, values
+from .commands import Command, Expect, SlotSet
+from .values import unknown
+from .words import ScriptError, Word, split
+
+EXIT_REASONS = ("MMIO", "HYPERCALL", "HLT", "MEMORY_ERROR", "SHUTDOWN", "INTERNAL_ERROR")
+"""KVM_EXIT_* without the prefix."""
+EXIT_PREFIX = "KVM_EXIT_"
+POLICIES = ("none", "recreate", "punch", "overlay")
+INFO_TOPICS = ("slots", "ept", "mmu", "memory", "stats", "vms")
+
+
+@dataclass(frozen=True, slots=True)
+class Term:
+    """One word of a command, positional or (``option``) key=value with the field's name as key."""
+
+    field: str
+    metavar: str
+    convert: Callable[[Word], object]
+    option: bool = False
+    required: bool = True
+    default: object = None
+
+    def __str__(self) -> str:
+        text = f"{self.field}={self.metavar}" if self.option else self.metavar
+        return text if self.required else f"[{text}]"
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One command: the words that select it, what follows, what it makes, what it is for."""
+
+    name: str
+    make: Callable[..., Command]
+    terms: tuple[Term, ...]
+    help: str
+    check: Callable[[Any], tuple[str, str] | None] | None = None
+    """What no single word shows: the field at fault ("" is the end of the line) and the message."""
+    free_fields: bool = False
+    """Any other key=value is kept, in order, as ``fields``."""
+
+    @property
+    def synopsis(self) -> str:
+        words = [self.name, *map(str, self.terms)]
+        return " ".join([*words, "[field=value]..."] if self.free_fields else words)
+
+
+def _exit_reason(word: Word) -> str:
+    reason = word.text.upper().removeprefix(EXIT_PREFIX)
+    if reason not in EXIT_REASONS:
+        raise ValueError(unknown("exit reason", reason, EXIT_REASONS))
+    return reason
+
+
+def _is_private(word: Word) -> bool:
+    return values.choice("word", ("private", "shared"))(word) == "private"
+
+
+def _is_shared(word: Word) -> bool:
+    return values.choice("word", ("shared",))(word) == "shared"
+
+
+def _file_where_needed(slot: SlotSet) -> tuple[str, str] | None:
+    if slot.private and slot.file is None:
+        return "", "a private slot needs file=PATH: a file with the guest seal on a memfsd mount"
+    if slot.file is None and "offset" in slot.columns:
+        return "offset", "offset= needs file=PATH: anonymous memory has no offset"
+    return None
+
+
+_VCPU = Term("vcpu", "N", values.number, option=True, required=False, default=0)
+_GPA = Term("gpa", "GPA", values.address)
+_LEN = Term("length", "LEN", values.access_length)
+_DATA = Term("data", "DATA", values.data)
+_SHARED = Term("shared", "shared", _is_shared, required=False, default=False)
+_ALIAS = Term("private", "private|shared", _is_private)
+_ID = Term("id", "ID", values.number)
+_AT = Term("gpa", "G", values.address, option=True)
+_SIZE = Term("size", "S", values.size, option=True)
+_FILE = Term("file", "PATH", values.path, option=True, required=False)
+_OFFSET = Term("offset", "O", values.size, option=True, required=False, default=0)
+_FLAGS = Term("flags", "readonly,log_dirty", values.slot_flags, option=True, required=False, default=0)
+
+FORMS: tuple[Form, ...] = (
+    Form("vm", commands.CreateVm, (Term("vm", "NAME", values.vm_name),), "create a VM and make it current"),
+    Form("vcpu", commands.CreateVcpu, (Term("vcpu", "N", values.number),), "create a vCPU of the current VM"),
+    Form(
+        "slot set",
+        SlotSet,
+        (_ID, _ALIAS, _AT, _SIZE, _FILE, _OFFSET, _FLAGS),
+        "set a memslot: a private one needs file=, a shared one without it is anonymous memory",
+        check=_file_where_needed,
+    ),
+    Form("slot delete", commands.SlotDelete, (_ID, _ALIAS), "delete a memslot"),
+    Form("slot punch", commands.SlotPunch, (_ID, _AT, _SIZE), "punch a hole in a private memslot"),
+    Form("read", commands.Read, (_VCPU, _GPA, _LEN, _SHARED), "the guest reads"),
+    Form("write", commands.Write, (_VCPU, _GPA, _DATA, _SHARED), 'the guest writes "text" or hex bytes'),
+    Form(
+        "touch",
+        commands.Touch,
+        (_VCPU, _GPA, Term("size", "SIZE", values.length), _SHARED),
+        "the guest touches every page once, in order",
+    ),
+    Form(
+        "map",
+        commands.MapRange,
+        (_VCPU, _GPA, Term("size", "SIZE", values.size), _ALIAS),
+        "the guest converts a range with the MapGPA hypercall",
+    ),
+    Form(
+        "load",
+        commands.Load,
+        (_GPA, Term("path", "PATH", values.path)),
+        "copy a host file into private memory through a vCPU",
+    ),
+    Form(
+        "sha256",
+        commands.Sha256,
+        (_GPA, Term("length", "LEN", values.length)),
+        "digest of memory as the guest sees it",
+    ),
+    Form("host read", commands.HostRead, (_GPA, _LEN), "KVM itself reads, as for emulation"),
+    Form("host write", commands.HostWrite, (_GPA, _DATA), "KVM itself writes, as for emulation"),
+    Form(
+        "policy",
+        commands.SetPolicy,
+        (Term("policy", "|".join(POLICIES), values.choice("policy", POLICIES)),),
+        "how user space answers exits that ask for a conversion",
+    ),
+    Form(
+        "info",
+        commands.Info,
+        (Term("what", "|".join(INFO_TOPICS), values.choice("topic", INFO_TOPICS)),),
+        "show the state of the current VM, or all VMs",
+    ),
+    Form(
+        "sh",
+        commands.Sh,
+        (Term("command", "COMMAND", values.text),),
+        "run the rest of the line in a shell; its exit status is the result",
+    ),
+    Form("expect ok", commands.ExpectOk, (), "the previous command did what it should"),
+    Form(
+        "expect errno",
+        commands.ExpectErrno,
+        (Term("errno", "NAME", values.errno_name),),
+        "it was refused with this errno",
+    ),
+    Form(
+        "expect exit",
+        commands.ExpectExit,
+        (Term("reason", "REASON", _exit_reason),),
+        "it ended in this exit, with or without KVM_EXIT_, and the fields have these values",
+        free_fields=True,
+    ),
+    Form("expect data", commands.ExpectData, (_DATA,), "it read exactly these bytes"),
+    Form(
+        "expect status",
+        commands.ExpectStatus,
+        (Term("status", "N", values.exit_status),),
+        "the shell command ended with this status",
+    ),
+)
+
+_BY_WORDS = {tuple(form.name.split()): form for form in FORMS}
+_FIRST_WORDS = tuple(dict.fromkeys(words[0] for words in _BY_WORDS))
+_OPTION = re.compile(r"([a-z_][a-z0-9_]*)=")
+
+
+def parse_script(script: bytes) -> list[Command]:
+    """All commands of a script, or ScriptError for its first mistake.
+
+    A script is UTF-8 of at most MAX_SCRIPT_BYTES; lines end with LF or CR LF.
+    """
+    parsed: list[Command] = []
+    for line, text in enumerate(_decode(script).split("\n"), 1):
+        command = parse_line(text.removesuffix("\r"), line)
+        if command is None:
+            continue
+        if isinstance(command, Expect) and not parsed:
+            raise nothing_to_expect(command, text)
+        parsed.append(command)
+    return parsed
+
+
+def nothing_to_expect(command: Expect, text: str) -> ScriptError:
+    """The error for an `expect`, parsed from ``text``, that no command precedes."""
+    message = "expect is about the previous command, and there is none: put one before it"
+    return ScriptError(command.line, text.index(command.source) + 1, message)
+
+
+def parse_line(text: str, line: int) -> Command | None:
+    """The command of one line (without its end); None for a blank line or a comment."""
+    found = split(text, line)
+    first = next(found, None)
+    if first is None:
+        return None
+    if first.text == "sh":
+        form, words = _BY_WORDS[("sh",)], _rest(text, first)
+        end = first.end
+    else:
+        words = [first, *found]
+        end = words[-1].end
+        form, words = _form_of(words, line)
+    fields, columns = _fields_of(form, words, end, line)
+    command = form.make(**fields, line=line, name=form.name, source=text.strip(" \t"), columns=columns)
+    if form.check and (problem := form.check(command)):
+        field, message = problem
+        raise ScriptError(line, columns.get(field, end), message)
+    return command
+
+
+def help_text(topic: str = "") -> str:
+    """Synopsis and purpose of the commands that begin with ``topic``; ValueError when none does."""
+    forms = [form for form in FORMS if not topic or f"{form.name} ".startswith(f"{topic} ")]
+    if not forms:
+        raise ValueError(unknown("command", topic, _FIRST_WORDS))
+    return "\n".join(f"{form.synopsis}\n    {form.help}" for form in forms)
+
+
+def _decode(script: bytes) -> str:
+    if len(script) > limits.MAX_SCRIPT_BYTES:
+        raise ScriptError(1, 1, f"the script is longer than {limits.MAX_SCRIPT_BYTES} bytes: split it")
+    script = script.removeprefix(codecs.BOM_UTF8)
+    try:
+        return script.decode()
+    except UnicodeDecodeError as error:
+        before = script[: error.start].decode().split("\n")
+        message = f"byte 0x{script[error.start]:02x} is not UTF-8: save the script as UTF-8"
+        raise ScriptError(len(before), len(before[-1]) + 1, message) from None
+
+
+def _rest(text: str, command_word: Word) -> list[Word]:
+    """The rest of the line as one word, if there is any. Quoted as a whole, so it is never an option."""
+    rest = text[command_word.end - 1 :].strip(" \t")
+    start = text.index(rest, command_word.end - 1) + 1
+    return [Word(rest, start, start + len(rest), quoted=True)] if rest else []
+
+
+def _form_of(words: list[Word], line: int) -> tuple[Form, list[Word]]:
+    """The form that the first words select, and the words that follow them."""
+    first = words[0]
+    form = _BY_WORDS.get((first.text,))
+    if form:
+        return form, words[1:]
+    seconds = [name[1] for name in _BY_WORDS if name[0] == first.text]
+    if not seconds:
+        raise ScriptError(line, first.column, unknown("command", first.text, _FIRST_WORDS))
+    if len(words) == 1:
+        raise ScriptError(line, first.end, f"'{first.text}' needs one of: {', '.join(seconds)}")
+    form = _BY_WORDS.get((first.text, words[1].text))
+    if form is None:
+        raise ScriptError(line, words[1].column, unknown(f"{first.text} command", words[1].text, seconds))
+    return form, words[2:]
+
+
+def _fields_of(form: Form, words: list[Word], end: int, line: int) -> tuple[dict[str, object], dict[str, int]]:
+    """The values of a form's fields and where each was written."""
+    options = {term.field: term for term in form.terms if term.option}
+    positionals = iter([term for term in form.terms if not term.option])
+    fields: dict[str, object] = {term.field: term.default for term in form.terms}
+    columns: dict[str, int] = {}
+    free: dict[str, str] = {}
+    for word in words:
+        key, value = _option(word)
+        if key is None:
+            term = next(positionals, None)
+            if term is None:
+                message = f"unexpected {values.shown(word.text)}: write {form.synopsis}"
+                raise ScriptError(line, word.column, message)
+        elif key in free or (key in options and key in columns):
+            raise ScriptError(line, word.column, f"{key}= is given twice: keep one")
+        elif key in options:
+            term = options[key]
+        elif form.free_fields:
+            free[key] = value.text
+            continue
+        else:
+            raise ScriptError(line, word.column, _no_such_option(form, key, list(options)))
+        try:
+            fields[term.field] = term.convert(value)
+        except ValueError as error:
+            raise ScriptError(line, value.column, str(error)) from None
+        columns[term.field] = word.column
+    for term in form.terms:
+        if term.required and term.field not in columns:
+            raise ScriptError(line, end, f"'{form.name}' needs {term}: write {form.synopsis}")
+    if form.free_fields:
+        fields["fields"] = tuple(free.items())
+    return fields, columns
+
+
+def _option(word: Word) -> tuple[str | None, Word]:
+    """Key and value of key=value; no key and the word itself for any other word."""
+    match = _OPTION.match(word.text, 0, word.bare_length)
+    if match is None:
+        return None, word
+    return match.group(1), Word(word.text[match.end() :], word.column + match.end(), word.end, word.quoted)
+
+
+def _no_such_option(form: Form, key: str, known: list[str]) -> str:
+    if not known:
+        return f"'{form.name}' has no options, so not {key}=: quote the word if it is an argument"
+    return unknown(f"{form.name} option", key, known)

@@ -1,0 +1,62 @@
+"""What a command did."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from memfsd.uapi.errors import Refused, errno_name
+
+from .commands import Command
+
+_ADDRESSES = ("gpa", "phys_addr")
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What one command did. ``ok``: what it should; else ``errno``, ``exit`` or ``status`` tells why not."""
+
+    ok: bool
+    errno: str | None = None
+    """"EINVAL": the request was refused."""
+    exit: str | None = None
+    """"KVM_EXIT_MMIO": the vCPU came back to user space."""
+    exit_fields: Mapping[str, int | str | bool] = field(default_factory=dict)
+    data: bytes | None = None
+    status: int | None = None
+    """Exit status of a shell command."""
+    text: str = ""
+    """For a person, as many lines as it takes."""
+    info: object = None
+    """For a program: anything that JSON can say."""
+    reason: str = ""
+    """One line, when not ok."""
+
+    def __post_init__(self) -> None:
+        assert not (self.ok and self.errno), "a command cannot be refused and do what it should"
+        assert self.exit or not self.exit_fields, "exit fields without an exit"
+
+    @classmethod
+    def refused(cls, refusal: Refused) -> "Outcome":
+        return cls(ok=False, errno=errno_name(refusal.errno), reason=refusal.reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """A command with what it did, as it is printed. For an `expect`, ok says whether it matched."""
+
+    command: Command
+    outcome: Outcome
+    failed: bool
+    """The run failed here: a mismatch, or a trouble that no `expect` follows."""
+
+
+def format_exit(outcome: Outcome) -> str:
+    """ "KVM_EXIT_MMIO phys_addr=0x5000 len=4 is_write=1"."""
+    fields = (f"{name}={format_field(name, value)}" for name, value in outcome.exit_fields.items())
+    return " ".join([outcome.exit or "no exit", *fields])
+
+
+def format_field(name: str, value: int | str | bool) -> str:
+    """Addresses and what is as large as a page in hex; a boolean as kvm_run holds it, 0 or 1."""
+    if isinstance(value, str):
+        return value
+    return hex(value) if name in _ADDRESSES or value >= 4096 else str(int(value))

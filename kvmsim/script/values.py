@@ -1,0 +1,170 @@
+"""A word to a value. A converter takes a Word; its ValueError is one line: what is wrong, the way out."""
+
+import difflib
+import errno
+import re
+from collections.abc import Callable, Sequence
+
+from memfsd.uapi import limits
+from memfsd.uapi.units import parse_size
+
+from .words import Word
+
+MEM_LOG_DIRTY_PAGES = 1 << 0
+MEM_READONLY = 1 << 1
+"""KVM_MEM_* flags of struct kvm_userspace_memory_region (include/uapi/linux/kvm.h)."""
+_FLAGS = {"readonly": MEM_READONLY, "log_dirty": MEM_LOG_DIRTY_PAGES}
+
+_NUMBER = re.compile(r"0[xX][0-9a-fA-F]+|[0-9]+")
+_HEX = re.compile(r"[0-9a-fA-F]*")
+_MOST_SHOWN = 40
+_MOST_CHOICES = 16
+
+
+def shown(text: str) -> str:
+    """The word as a message quotes it, cut when it is long."""
+    return f"'{text}'" if len(text) <= _MOST_SHOWN else f"'{text[:_MOST_SHOWN]}...'"
+
+
+def unknown(thing: str, text: str, choices: Sequence[str]) -> str:
+    """ "unknown command 'raed': did you mean 'read'?", or all the choices when none is near."""
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(text[:_MOST_SHOWN].lower(), by_lower, n=1)
+    if near:
+        hint = f"did you mean '{by_lower[near[0]]}'?"
+    else:
+        more = ", ..." if len(choices) > _MOST_CHOICES else ""
+        hint = f"choose from {', '.join(choices[:_MOST_CHOICES])}{more}"
+    return f"unknown {thing} {shown(text)}: {hint}"
+
+
+def number(word: Word) -> int:
+    """A count or an id of 32 bits, decimal or hex."""
+    return _number(word.text, 32)
+
+
+def address(word: Word) -> int:
+    """A guest physical address: up to 64 bits, so that KVM is the one to refuse those that do not exist."""
+    if word.text[:2] in ("0x", "0X"):
+        return _number(word.text, 64)
+    try:
+        return size(word)
+    except ValueError:
+        raise ValueError(
+            f"{shown(word.text)} is not an address: write hex with 0x, or a number with K, M, G or T"
+        ) from None
+
+
+def size(word: Word) -> int:
+    """Bytes. Zero too: an ABI answers it with an errno that a script may want to see."""
+    if len(word.text) > _MOST_SHOWN:
+        raise ValueError(f"{shown(word.text)} is too long for a size")
+    return parse_size(word.text)
+
+
+def length(word: Word) -> int:
+    """Bytes, at least one."""
+    size_bytes = size(word)
+    if size_bytes == 0:
+        raise ValueError("a length of 0 does nothing: write at least 1")
+    return size_bytes
+
+
+def access_length(word: Word) -> int:
+    """Bytes, as many as one access moves."""
+    size_bytes = length(word)
+    if size_bytes > limits.MAX_ACCESS_BYTES:
+        raise ValueError(
+            f"{word.text} is more than one command reads ({limits.MAX_ACCESS_BYTES} bytes):"
+            " read it in parts, or use sha256"
+        )
+    return size_bytes
+
+
+def data(word: Word) -> bytes:
+    """The bytes of "text" in UTF-8, or of hex digits in pairs."""
+    value = word.text.encode() if word.quoted else _hex_bytes(word.text)
+    if not value:
+        raise ValueError('no bytes: write "text" or hex digits in pairs')
+    if len(value) > limits.MAX_ACCESS_BYTES:
+        raise ValueError(f"{len(value)} bytes are more than one command moves ({limits.MAX_ACCESS_BYTES})")
+    return value
+
+
+def text(word: Word) -> str:
+    return word.text
+
+
+def path(word: Word) -> str:
+    if not word.text:
+        raise ValueError("an empty path: write the name of a file")
+    return word.text
+
+
+def vm_name(word: Word) -> str:
+    if not word.text:
+        raise ValueError("an empty name: write for example vm1")
+    if len(word.text.encode()) > limits.MAX_NAME_BYTES:
+        raise ValueError(f"{shown(word.text)} is longer than a name may be ({limits.MAX_NAME_BYTES} bytes)")
+    return word.text
+
+
+def slot_flags(word: Word) -> int:
+    """Names with commas, or the number itself: KVM is the one to refuse bits it does not know."""
+    bits = 0
+    for name in word.text.split(","):
+        if _NUMBER.fullmatch(name):
+            bits |= _number(name, 32)
+        elif name.lower() in _FLAGS:
+            bits |= _FLAGS[name.lower()]
+        else:
+            raise ValueError(unknown("flag", name, tuple(_FLAGS)))
+    return bits
+
+
+def errno_name(word: Word) -> str:
+    name = word.text.upper()
+    if errno_number(name) is None:
+        raise ValueError(unknown("errno", name, sorted(errno.errorcode.values())))
+    return name
+
+
+def errno_number(name: str) -> int | None:
+    """22 for "EINVAL"; None for what is no errno. Some have two names (EOPNOTSUPP, ENOTSUP)."""
+    value = getattr(errno, name, None) if name.startswith("E") else None
+    return value if isinstance(value, int) else None
+
+
+def exit_status(word: Word) -> int:
+    status = number(word)
+    if status > 255:
+        raise ValueError(f"{word.text} is not an exit status: they end at 255")
+    return status
+
+
+def choice(thing: str, choices: Sequence[str]) -> Callable[[Word], str]:
+    """A converter that takes exactly these words."""
+
+    def convert(word: Word) -> str:
+        if word.text not in choices:
+            raise ValueError(unknown(thing, word.text, choices))
+        return word.text
+
+    return convert
+
+
+def _number(text: str, bits: int) -> int:
+    if not _NUMBER.fullmatch(text):
+        raise ValueError(f"{shown(text)} is not a number: write decimal digits, or hex with 0x")
+    if len(text) > _MOST_SHOWN or (value := int(text, 16 if text[:2] in ("0x", "0X") else 10)) >> bits:
+        raise ValueError(f"{shown(text)} does not fit in {bits} bits")
+    return value
+
+
+def _hex_bytes(text: str) -> bytes:
+    digits = text[2:] if text[:2] in ("0x", "0X") else text
+    if not _HEX.fullmatch(digits):
+        raise ValueError(f'{shown(text)} is neither hex bytes nor quoted: for text write "..."')
+    if len(digits) % 2:
+        raise ValueError(f"{shown(text)} has an odd number of hex digits: a byte is two")
+    return bytes.fromhex(digits)

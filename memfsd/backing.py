@@ -1,0 +1,126 @@
+"""The memfds: one pool for the bytes of ordinary files, and one window for each sealed file.
+
+memfsd never maps any of them. Ordinary bytes go through pread and pwrite; a window is only made, passed to the
+VM that paired, punched and closed. SEEK_DATA tells which of its pages the VM has touched.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+import threading
+
+from memfsd.core.effects import Runs
+from memfsd.core.ordinary import Plan
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino
+
+_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+
+FrameRange = tuple[int, int]
+"""Frames [start, end)."""
+
+
+class Backing:
+    """Safe from any thread: `_lock` guards the table of windows, the kernel the rest."""
+
+    def __init__(self, pool_bytes: int) -> None:
+        self._pool_bytes = pool_bytes
+        self._lock = threading.Lock()
+        self._windows: dict[Ino, int] = {}
+        self._pool = self._make("memfsd-ordinary")
+
+    def _make(self, name: str) -> int:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, self._pool_bytes)
+        # Who maps it need not fear SIGBUS: its size is for ever.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd
+
+    def read(self, plan: Plan) -> bytes:
+        if len(plan) == 1:
+            offset, length = plan[0]
+            return bytes(length) if offset < 0 else os.pread(self._pool, length, offset)
+        return b"".join(bytes(n) if at < 0 else os.pread(self._pool, n, at) for at, n in plan)
+
+    def write(self, plan: Plan, data: bytes) -> int:
+        """Bytes written: those the plan has room for."""
+        if len(plan) == 1 and plan[0][1] == len(data):
+            return os.pwrite(self._pool, data, plan[0][0])
+        view, done = memoryview(data), 0
+        for offset, length in plan:
+            assert offset >= 0, "a write plan has no holes"
+            done += os.pwrite(self._pool, view[done : done + length], offset)
+        return done
+
+    def zero(self, offset: int, length: int) -> None:
+        os.pwrite(self._pool, bytes(length), offset)
+
+    def window(self, ino: Ino) -> int:
+        """The fd of a sealed file's window, made when first asked for; it stays ours."""
+        with self._lock:
+            fd = self._windows.get(ino)
+            if fd is None:
+                fd = self._windows[ino] = self._make(f"memfsd-window-{ino}")
+            return fd
+
+    def drop_window(self, ino: Ino) -> None:
+        with self._lock:
+            fd = self._windows.pop(ino, None)
+        if fd is not None:
+            os.close(fd)
+
+    def punch(self, window: Ino | None, runs: Runs) -> None:
+        """Zero these frames and give their memory back. A window that nobody asked for holds nothing."""
+        if window is None:
+            fd = self._pool
+        else:
+            with self._lock:
+                found = self._windows.get(window)
+            if found is None:
+                return
+            fd = found
+        for pfn, count in runs:
+            while _fallocate(fd, _PUNCH, pfn << PAGE_SHIFT, count << PAGE_SHIFT) != 0:
+                error = ctypes.get_errno()
+                if error != errno.EINTR:
+                    raise OSError(error, os.strerror(error))
+
+    def populated_count(self, window: Ino) -> int:
+        """Pages of a window that hold memory."""
+        with self._lock:
+            fd = self._windows.get(window)
+            return 0 if fd is None else os.fstat(fd).st_blocks * 512 // PAGE_SIZE
+
+    def populated(self, window: Ino | None) -> list[FrameRange]:
+        """Which frames hold memory, in order."""
+        with self._lock:
+            fd = self._pool if window is None else self._windows.get(window)
+            fd = None if fd is None else os.dup(fd)
+        if fd is None:
+            return []
+        try:
+            return _data_ranges(fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        for ino in list(self._windows):
+            self.drop_window(ino)
+        os.close(self._pool)
+
+
+def _data_ranges(fd: int) -> list[FrameRange]:
+    ranges: list[FrameRange] = []
+    at = 0
+    while True:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return ranges
+            raise
+        at = os.lseek(fd, start, os.SEEK_HOLE)
+        ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))

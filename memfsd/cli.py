@@ -1,0 +1,130 @@
+"""The command memfsd: mounts, and stays or goes into the background."""
+
+import argparse
+import contextlib
+import logging
+import logging.handlers
+import os
+import sys
+from importlib.metadata import version
+
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.limits import MAX_POOL_BYTES
+from memfsd.uapi.units import PAGE_SIZE
+
+_HELP = """\
+options (-o, comma separated):
+  size=SIZE               pool of frames for all files (K, M, G, T; default: half of the memory)
+  nodes=N                 split the pool in N NUMA nodes (default 1)
+  guest                   every new regular file is born sealed: guest private memory
+  resize=once|any         a sealed file's size is set once (default), or may shrink and grow
+  seal_nonempty=refuse|truncate
+                          sealing a file that is not empty: EBUSY (default), or truncate it first
+  open=strict|rw          sealed files open write-only (default), or read-write for fallocate(1) and xfs_io
+  fixed_gfn=on|off        a file page keeps its GFN for ever (default on)
+  socket=PATH             where kvmsim connects (default: under /run/memfsd; read it as user.memfsd.socket)
+and FUSE's: allow_other, ro, noexec, nosuid, nodev, noatime, auto_unmount, fsname=, ...
+
+exit status: 0 mounted (or, with -f, unmounted), 1 could not mount, 2 usage
+"""
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    parser = argparse.ArgumentParser(
+        prog="memfsd",
+        description="Mount a filesystem whose sealed files are guest private memory.",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("-f", action="store_true", dest="foreground", help="stay in the foreground")
+    parser.add_argument("-d", action="store_true", dest="debug", help="log each refusal; stay in the foreground")
+    parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT[,OPT]...")
+    parser.add_argument("--version", action="version", version=f"memfsd {_version()}")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    asked = parser.parse_args(arguments)
+
+    # Imported late: the FUSE stack takes longer to load than --help may take.
+    from memfsd.fuse.mount import check_fuse, parse_options, prepare_mountpoint
+
+    try:
+        options = parse_options(asked.options, _half_of_memory())
+    except Refused as refused:
+        return _fail(refused, 2)
+    try:
+        check_fuse()
+        mountpoint = prepare_mountpoint(asked.mountpoint)
+    except Refused as refused:
+        return _fail(refused, 1)
+
+    foreground = asked.foreground or asked.debug
+    to_parent = None if foreground else _fork_daemon()
+    _log_to(foreground, asked.debug)
+
+    def ready() -> None:
+        if to_parent is not None:
+            os.write(to_parent, b"0")
+            os.close(to_parent)
+            _detach_stdio()
+
+    from memfsd.daemon import serve
+
+    try:
+        serve(mountpoint, options, ready)
+    except Refused as refused:
+        return _fail(refused, 1)
+    return 0
+
+
+def _fail(refused: Refused, status: int) -> int:
+    print(f"memfsd: {refused.reason} ({errno_name(refused.errno)})", file=sys.stderr)
+    return status
+
+
+def _version() -> str:
+    return version("memfsd")
+
+
+def _half_of_memory() -> int:
+    size = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 2
+    return min(size - size % PAGE_SIZE, MAX_POOL_BYTES)
+
+
+def _fork_daemon() -> int:
+    """The pipe on which the child tells its parent; the parent waits, and ends here with the child's fate."""
+    read_end, write_end = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(read_end)
+        os.setsid()
+        os.chdir("/")
+        return write_end
+    os.close(write_end)
+    told = os.read(read_end, 1)
+    if told == b"0":
+        sys.exit(0)
+    _, status = os.waitpid(child, 0)
+    sys.exit(os.waitstatus_to_exitcode(status) or 1)
+
+
+def _detach_stdio() -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    for fd in range(3):
+        os.dup2(null, fd)
+    os.close(null)
+
+
+def _log_to(foreground: bool, debug: bool) -> None:
+    handler: logging.Handler = logging.NullHandler()
+    if foreground:
+        handler = logging.StreamHandler()
+    else:
+        with contextlib.suppress(OSError):
+            handler = logging.handlers.SysLogHandler("/dev/log")
+    handler.setFormatter(logging.Formatter("memfsd: %(message)s"))
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
+    for chatty in ("pyfuse3", "trio"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)

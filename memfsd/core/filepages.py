@@ -1,0 +1,320 @@
+"""The page table of one file: Pgoff -> Pfn.
+
+Nodes cover a gig (2^18 pages) or a chunk (512 pages) of the file:
+
+    gig or chunk in contiguous frames    one int, the first frame
+    any other chunk                      array of 512 uint32: frame + 1, or 0 for a hole
+
+and holes have none, so a mapped page costs 4.4 bytes at most and a large frame next to nothing. A gig is
+broken up into chunks, a chunk into an array, when a part of it goes; an array whose frames become contiguous
+is an int again. Ranges may be 2^51 pages long: work grows with the nodes in a range, not with the range.
+Reading and changing the three forms stay in one place: hence the length.
+"""
+
+from array import array
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memfsd.uapi.units import ORDER_1G, ORDER_2M, Pfn, Pgoff
+
+Run = tuple[Pgoff, Pfn, int]
+"""(first page, first frame, pages): contiguous in both."""
+Entries: TypeAlias = "array[int]"
+Node: TypeAlias = "int | Entries"
+
+_CHUNK = 1 << ORDER_2M
+_GIG = 1 << ORDER_1G
+_LAST = _CHUNK - 1
+_NOTHING = array("I", bytes(4 * _CHUNK))
+_COUNTING = np.arange(_CHUNK, dtype=np.uint32)
+END = 1 << 51
+"""No file has pages from here on."""
+
+
+class FilePages:
+    """Which frames hold the pages of a file. Pages and counts are in 4 KiB; ranges are half-open.
+
+    The table must not change while an iterator of it is in use.
+    """
+
+    __slots__ = ("_chunks", "_gigs", "_starts", "page_count")
+
+    def __init__(self) -> None:
+        self.page_count = 0
+        """Mapped pages."""
+        self._chunks: dict[int, Node] = {}
+        self._gigs: dict[int, int] = {}
+        self._starts: Entries | None = None
+        """First pages of all nodes, sorted; made when a long range is asked for, None when out of date."""
+
+    def lookup(self, pgoff: int) -> Pfn | None:
+        chunk = self._chunks.get(pgoff >> 9)
+        if chunk is None:
+            if self._gigs:
+                base = self._gigs.get(pgoff >> 18)
+                if base is not None:
+                    return Pfn(base + (pgoff & (_GIG - 1)))
+            return None
+        if isinstance(chunk, int):
+            return Pfn(chunk + (pgoff & _LAST))
+        entry = chunk[pgoff & _LAST]
+        return Pfn(entry - 1) if entry else None
+
+    def run_at(self, pgoff: int, max_pages: int) -> tuple[Pfn, int] | None:
+        """(frame, pages): the longest run from pgoff, at most max_pages. None at a hole."""
+        first = self.lookup(pgoff)
+        if first is None:
+            return None
+        count = 1
+        while count < max_pages:
+            at = pgoff + count
+            chunk = self._chunks.get(at >> 9)
+            if isinstance(chunk, array):
+                index = at & _LAST
+                want = min(_CHUNK - index, max_pages - count)
+                found = _counting(chunk, index, first + count + 1, want)
+                count += found
+                if found < want:
+                    break
+            elif self.lookup(at) == first + count:
+                size = _GIG if chunk is None else _CHUNK
+                count += size - (at & (size - 1))
+            else:
+                break
+        return first, min(count, max_pages)
+
+    def extents(self, start: int, end: int) -> Iterator[Run]:
+        """Mapped runs of [start, end) in order, as long as they can be."""
+        return _merged(self._pieces(start, end))
+
+    def holes(self, start: int, end: int) -> Iterator[tuple[Pgoff, Pgoff]]:
+        """Unmapped ranges of [start, end) in order, as long as they can be."""
+        at = start
+        for pgoff, _, count in self._pieces(start, end):
+            if at < pgoff:
+                yield Pgoff(at), pgoff
+            at = pgoff + count
+        if at < end:
+            yield Pgoff(at), Pgoff(end)
+
+    def hole_at(self, pgoff: int, max_pages: int) -> int:
+        """How many pages from pgoff on are unmapped, at most max_pages; 0 if it is mapped."""
+        assert max_pages > 0
+        if self.lookup(pgoff) is not None:
+            return 0
+        found = self._first_mapped(pgoff, pgoff + max_pages) if max_pages > 1 else None
+        return max_pages if found is None else found - pgoff
+
+    def next_data(self, pgoff: int) -> Pgoff | None:
+        """The first mapped page from pgoff on (SEEK_DATA)."""
+        return self._first_mapped(pgoff, END)
+
+    def next_hole(self, pgoff: int) -> Pgoff:
+        """The first unmapped page from pgoff on (SEEK_HOLE); it may lie past the end of the file."""
+        at = pgoff
+        while at < END:
+            chunk = self._chunks.get(at >> 9)
+            if chunk is None:
+                if at >> 18 not in self._gigs:
+                    break
+                at = (at | (_GIG - 1)) + 1
+            elif isinstance(chunk, int):
+                at = (at | _LAST) + 1
+            else:
+                index = at & _LAST
+                hole = np.flatnonzero(_view(chunk)[index:] == 0)
+                if len(hole):
+                    return Pgoff(at + int(hole[0]))
+                at = (at | _LAST) + 1
+        return Pgoff(at)
+
+    def map_run(self, pgoff: int, pfn: int, count: int) -> None:
+        """Map count pages from pgoff to the frames from pfn. They must be holes."""
+        assert count > 0
+        assert pgoff >= 0
+        assert pgoff + count <= END
+        self._map(pgoff, pfn, count)
+        self.page_count += count
+
+    def unmap(self, start: int, end: int) -> list[Run]:
+        """Take the pages of [start, end) out; the runs that were mapped, in order."""
+        if end - start == 1 and isinstance(chunk := self._chunks.get(start >> 9), array):
+            return self._unmap_page(start, chunk)
+        runs = list(self.extents(start, end))
+        for first, size, node in list(self._nodes(start, end)):
+            low, high = max(start, first), min(end, first + size)
+            if isinstance(node, int):
+                self._remove(first, size)
+                if first < low:
+                    self._map(first, node, low - first)
+                if high < first + size:
+                    self._map(high, node + high - first, first + size - high)
+            else:
+                _view(node)[low - first : high - first] = 0
+                if node == _NOTHING:
+                    self._remove(first, size)
+        self.page_count -= sum(count for _, _, count in runs)
+        return runs
+
+    def _unmap_page(self, pgoff: int, chunk: Entries) -> list[Run]:
+        entry = chunk[pgoff & _LAST]
+        if not entry:
+            return []
+        chunk[pgoff & _LAST] = 0
+        if chunk == _NOTHING:
+            self._remove(pgoff & -_CHUNK, _CHUNK)
+        self.page_count -= 1
+        return [(Pgoff(pgoff), Pfn(entry - 1), 1)]
+
+    def _map(self, pgoff: int, pfn: int, count: int) -> None:
+        end = pgoff + count
+        while pgoff < end:
+            if pgoff & _LAST or end - pgoff < _CHUNK:
+                part = min(_CHUNK - (pgoff & _LAST), end - pgoff)
+                self._map_pages(pgoff, pfn, part)
+            elif pgoff & (_GIG - 1) or end - pgoff < _GIG:
+                part = min(_GIG - (pgoff & (_GIG - 1)), end - pgoff) & -_CHUNK
+                self._map_chunks(pgoff, pfn, part)
+            else:
+                part = _GIG
+                assert self._first_mapped(pgoff, pgoff + _GIG) is None
+                self._gigs[pgoff >> 18] = pfn
+                self._starts = None
+            pgoff += part
+            pfn += part
+
+    def _map_pages(self, pgoff: int, pfn: int, count: int) -> None:
+        """Pages of one chunk."""
+        number, index = pgoff >> 9, pgoff & _LAST
+        chunk = self._chunks.get(number)
+        if chunk is None:
+            assert pgoff >> 18 not in self._gigs
+            chunk = self._chunks[number] = _NOTHING[:]
+            self._starts = None
+        assert not isinstance(chunk, int), f"page {pgoff:#x} is mapped"
+        if count == 1:
+            assert not chunk[index], f"page {pgoff:#x} is mapped"
+            chunk[index] = pfn + 1
+        else:
+            last = index + count
+            assert chunk[index:last] == _NOTHING[:count], f"pages of {pgoff:#x}+{count:#x} are mapped"
+            _view(chunk)[index:last] = _COUNTING[:count] + (pfn + 1)
+        first = chunk[0]
+        if first and chunk[_LAST] == first + _LAST and _counting(chunk, 0, first, _CHUNK) == _CHUNK:
+            self._chunks[number] = first - 1
+
+    def _map_chunks(self, pgoff: int, pfn: int, count: int) -> None:
+        """Whole chunks of one gig."""
+        assert pgoff >> 18 not in self._gigs
+        chunks = self._chunks
+        for base in range(pfn, pfn + count, _CHUNK):
+            number = pgoff + base - pfn >> 9
+            assert number not in chunks
+            chunks[number] = base
+        self._starts = None
+
+    def _remove(self, first: int, size: int) -> None:
+        if size == _GIG:
+            del self._gigs[first >> 18]
+        else:
+            del self._chunks[first >> 9]
+        self._starts = None
+
+    def _nodes(self, start: int, end: int) -> Iterator[tuple[int, int, Node]]:
+        """(first page, pages, node) of the nodes that overlap [start, end), in order."""
+        if end - start >> 9 > len(self._chunks) + len(self._gigs):
+            starts = self._sorted_starts()
+            for at in range(max(bisect_right(starts, start) - 1, 0), len(starts)):
+                first = starts[at]
+                if first >= end:
+                    break
+                node = self._chunks.get(first >> 9)
+                if node is not None:
+                    if first + _CHUNK > start:
+                        yield first, _CHUNK, node
+                elif first + _GIG > start:
+                    yield first, _GIG, self._gigs[first >> 18]
+            return
+        at = start
+        while at < end:
+            node = self._chunks.get(at >> 9)
+            if node is not None:
+                yield at & -_CHUNK, _CHUNK, node
+            elif at >> 18 in self._gigs:
+                yield at & -_GIG, _GIG, self._gigs[at >> 18]
+                at |= _GIG - 1
+            at = (at | _LAST) + 1
+
+    def _sorted_starts(self) -> Entries:
+        if self._starts is None:
+            gigs = [number << 18 for number in self._gigs]
+            self._starts = array("Q", sorted([*gigs, *(number << 9 for number in self._chunks)]))
+        return self._starts
+
+    def _pieces(self, start: int, end: int) -> Iterator[Run]:
+        """Mapped runs of [start, end), cut where a node ends."""
+        for first, size, node in self._nodes(start, end):
+            low, high = max(start, first), min(end, first + size)
+            if isinstance(node, int):
+                yield Pgoff(low), Pfn(node + low - first), high - low
+            else:
+                yield from _array_runs(node, low - first, high - first, first)
+
+    def _first_mapped(self, start: int, end: int) -> Pgoff | None:
+        for first, size, node in self._nodes(start, end):
+            low, high = max(start, first), min(end, first + size)
+            if isinstance(node, int):
+                return Pgoff(low)
+            mapped = np.flatnonzero(_view(node)[low - first : high - first])
+            if len(mapped):
+                return Pgoff(low + int(mapped[0]))
+        return None
+
+
+def _view(chunk: Entries) -> NDArray[np.uint32]:
+    return np.frombuffer(chunk, np.uint32)
+
+
+def _counting(chunk: Entries, index: int, value: int, want: int) -> int:
+    """How many of the `want` entries from index on are value, value + 1, ..."""
+    if chunk[index] != value:
+        return 0
+    if want == 1 or chunk[index + 1] != value + 1:
+        return 1
+    same = _view(chunk)[index : index + want] == _COUNTING[:want] + value
+    return want if same.all() else int(same.argmin())
+
+
+def _array_runs(chunk: Entries, low: int, high: int, first: int) -> Iterator[Run]:
+    """Mapped runs of the entries [low, high) of a chunk whose first page is `first`."""
+    if high - low == 1:
+        if chunk[low]:
+            yield Pgoff(first + low), Pfn(chunk[low] - 1), 1
+        return
+    entries = _view(chunk)[low:high]
+    # A run ends at a hole (also before frame 0, whose entry is 1) and where the frames jump.
+    ends = np.flatnonzero((entries[1:] != entries[:-1] + 1) | (entries[:-1] == 0)) + 1
+    edges = [0, *ends.tolist(), high - low]
+    for start, end in pairwise(edges):
+        entry = chunk[low + start]
+        if entry:
+            yield Pgoff(first + low + start), Pfn(entry - 1), end - start
+
+
+def _merged(pieces: Iterator[Run]) -> Iterator[Run]:
+    held = next(pieces, None)
+    if held is None:
+        return
+    pgoff, pfn, count = held
+    for next_pgoff, next_pfn, more in pieces:
+        if next_pgoff == pgoff + count and next_pfn == pfn + count:
+            count += more
+        else:
+            yield pgoff, pfn, count
+            pgoff, pfn, count = next_pgoff, next_pfn, more
+    yield pgoff, pfn, count

@@ -1,0 +1,327 @@
+"""The pool of frames: what state each one is in, and which NUMA node it is on.
+
+    FREE --alloc--> SHARED | PRIVATE | PENDING --taken back--> CLOSING --scrubbed--> FREE
+
+A frame leaves FREE only through `alloc*` and comes back only through `free`, so that a frame is FREE exactly
+when its node's buddy may hand it out (R6: nothing is free before it is acknowledged and scrubbed).
+The states, their transitions and the arrays that hold them are one thing: hence the length.
+"""
+
+import errno
+from bisect import bisect_right
+from enum import IntEnum
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
+from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, Pfn, format_size
+
+from .buddy import Buddy
+
+
+class FrameState(IntEnum):
+    FREE = 0
+    SHARED = 1
+    """Data of an ordinary file."""
+    PRIVATE = 2
+    """Guest private memory, touched or allocated on purpose."""
+    PENDING = 3
+    """Granted ahead of the guest and never touched: the first to be given back."""
+    CLOSING = 4
+    """An invalidation is open, or the contents are being scrubbed."""
+    QUARANTINED = 5
+    """A peer that is alive but silent may still reach it."""
+    POISONED = 6
+    DEVICE = 7
+
+
+LEGAL: dict[FrameState, frozenset[FrameState]] = {
+    FrameState.FREE: frozenset(
+        {
+            FrameState.SHARED,
+            FrameState.PRIVATE,
+            FrameState.PENDING,
+            FrameState.POISONED,
+            FrameState.DEVICE,
+        }
+    ),
+    FrameState.SHARED: frozenset({FrameState.CLOSING}),
+    FrameState.PRIVATE: frozenset({FrameState.CLOSING, FrameState.QUARANTINED}),
+    FrameState.PENDING: frozenset({FrameState.PRIVATE, FrameState.CLOSING, FrameState.QUARANTINED}),
+    # Back to PRIVATE or PENDING: the guest keeps the page, or the invalidation was rolled back.
+    FrameState.CLOSING: frozenset({FrameState.FREE, FrameState.QUARANTINED, FrameState.PRIVATE, FrameState.PENDING}),
+    FrameState.QUARANTINED: frozenset({FrameState.CLOSING}),
+    FrameState.POISONED: frozenset(),
+    FrameState.DEVICE: frozenset(),
+}
+
+_STATES = tuple(FrameState)
+_ORIGINS = [sum(1 << old for old in _STATES if new in LEGAL[old]) for new in _STATES]
+"""For each new state, the bit set of the states it may come from."""
+_BLOCK = 1 << ORDER_2M
+_MIXED = 255
+_UNIFORM = [bytes([state]) * _BLOCK for state in _STATES]
+_BLOCKS_AT_ONCE = 256
+"""Mixed blocks counted in one step: numpy makes eight bytes of each frame's one."""
+_MAX_FRAMES = MAX_POOL_BYTES >> PAGE_SHIFT
+
+
+class FramePool:
+    """Frames 0 to frame_count, split evenly over the nodes, at 2 MiB boundaries if they are large enough.
+
+    EINVAL for a size or a number of nodes that is out of bounds. Counts are frames.
+    """
+
+    # States are kept per block of 512 frames while they agree; a block that is MIXED has them in _frames.
+    # Both arrays start as zero, which is FREE, and are committed by the kernel as they are touched.
+
+    def __init__(self, frame_count: int, node_count: int = 1) -> None:
+        if not 1 <= frame_count <= _MAX_FRAMES:
+            raise Refused(
+                errno.EINVAL,
+                f"a pool of {frame_count} frames: choose size= from 4K to {format_size(MAX_POOL_BYTES)}",
+            )
+        if not 1 <= node_count <= min(MAX_NODES, frame_count):
+            raise Refused(
+                errno.EINVAL,
+                f"{node_count} nodes for {frame_count} frames: choose nodes= from 1 to {min(MAX_NODES, frame_count)}",
+            )
+        self.frame_count = frame_count
+        self.node_count = node_count
+        unit = _BLOCK if frame_count >= _BLOCK * node_count else 1
+        edges = [frame_count // unit * node // node_count * unit for node in range(node_count)]
+        self._starts = edges
+        self._buddies = [Buddy(start, end - start) for start, end in zip(edges, [*edges[1:], frame_count], strict=True)]
+        block_count = -(-frame_count // _BLOCK)
+        self._block_array = np.zeros(block_count, np.uint8)
+        self._frame_array = np.zeros(block_count * _BLOCK, np.uint8)
+        self._blocks = self._block_array.data
+        self._frames = self._frame_array.data
+        self._counts = [0] * len(_STATES)
+        self._counts[FrameState.FREE] = frame_count
+
+    @property
+    def free_count(self) -> int:
+        return self._counts[FrameState.FREE]
+
+    def count(self, state: FrameState) -> int:
+        return self._counts[state]
+
+    def counts(self) -> dict[str, int]:
+        """Frames in each state, by its name in lower case."""
+        return {state.name.lower(): self._counts[state] for state in _STATES}
+
+    def node_of(self, pfn: int) -> int:
+        assert 0 <= pfn < self.frame_count
+        return bisect_right(self._starts, pfn) - 1
+
+    def node_free_counts(self) -> list[int]:
+        return [buddy.free_count for buddy in self._buddies]
+
+    def alloc(
+        self, count: int, state: FrameState, *, order: int = ORDER_4K, node: int | None = None
+    ) -> list[tuple[Pfn, int]]:
+        """Runs (pfn, frames) that add up to count, a multiple of 1 << order, as each run is.
+
+        From the preferred node as far as it goes, then from the others in order. ENOSPC, and nothing changed,
+        when all together have not enough.
+        """
+        buddies = self._preferring(node)
+        if count > sum(buddy.available(order) for buddy in buddies):
+            raise self._full(count, order)
+        runs: list[tuple[Pfn, int]] = []
+        left = count
+        for buddy in buddies:
+            part = min(left, buddy.available(order))
+            if part:
+                runs += buddy.alloc(part, order)
+                left -= part
+                if not left:
+                    break
+        for pfn, run in runs:
+            self._enter(pfn, run, state)
+        return runs
+
+    def alloc_one(self, state: FrameState, node: int | None = None) -> Pfn:
+        """One frame of the preferred node, or of another. ENOSPC."""
+        buddy = self._buddies[node or 0]
+        if not buddy.free_count:
+            buddy = self._with_room(node)
+        pfn = buddy.alloc_one()
+        self._move_one(pfn, state, _ORIGINS[state] & 1 << FrameState.FREE)
+        return pfn
+
+    def alloc_run(
+        self, max_count: int, state: FrameState, *, node: int | None = None, after: Pfn | None = None
+    ) -> tuple[Pfn, int]:
+        """One contiguous run (pfn, frames) of 1 to max_count frames, starting at `after` if that is free.
+
+        ENOSPC when no node has a frame.
+        """
+        if after is not None and after < self.frame_count:
+            buddy = self._buddies[self.node_of(after)]
+            count = buddy.alloc_at(after, max_count)
+            if count:
+                self._enter(after, count, state)
+                return after, count
+        buddy = self._buddies[node or 0]
+        if not buddy.free_count:
+            buddy = self._with_room(node)
+        pfn, count = buddy.alloc_run(max_count)
+        self._enter(pfn, count, state)
+        return pfn, count
+
+    def set_state(self, pfn: int, count: int, new: FrameState) -> None:
+        """Move frames that are in use to another state; each must be in a state from which that is LEGAL."""
+        assert new != FrameState.FREE, "frames become free through free()"
+        origins = _ORIGINS[new] & ~(1 << FrameState.FREE)
+        if count == 1:
+            self._move_one(pfn, new, origins)
+        else:
+            self._move(pfn, count, new, origins)
+
+    def free(self, pfn: int, count: int) -> None:
+        """Give frames back that are CLOSING, acknowledged and scrubbed."""
+        if count == 1:
+            self._move_one(pfn, FrameState.FREE, _ORIGINS[FrameState.FREE])
+        else:
+            self._move(pfn, count, FrameState.FREE, _ORIGINS[FrameState.FREE])
+        at, end = pfn, pfn + count
+        while at < end:
+            node = self.node_of(at)
+            stop = min(self._buddies[node].end, end)
+            self._buddies[node].free(at, stop - at)
+            at = stop
+
+    def state(self, pfn: int) -> FrameState:
+        assert 0 <= pfn < self.frame_count
+        state = self._blocks[pfn >> ORDER_2M]
+        return _STATES[self._frames[pfn] if state == _MIXED else state]
+
+    def states(self, pfn: int, count: int) -> NDArray[np.uint8]:
+        """A copy of the states, one byte a frame: ask for long runs in parts, or ask `tally`."""
+        assert pfn >= 0
+        assert count >= 0
+        assert pfn + count <= self.frame_count
+        first = pfn >> ORDER_2M
+        last = -(-(pfn + count) >> ORDER_2M)
+        blocks = self._block_array[first:last]
+        found = np.repeat(blocks, _BLOCK)
+        mixed = np.flatnonzero(blocks == _MIXED)
+        if len(mixed):
+            frames = self._frame_array[first << ORDER_2M : last << ORDER_2M]
+            found.reshape(-1, _BLOCK)[mixed] = frames.reshape(-1, _BLOCK)[mixed]
+        start = pfn - (first << ORDER_2M)
+        return found[start : start + count]
+
+    def tally(self, pfn: int, count: int) -> list[int]:
+        """How many of the frames are in each state, indexed by state. Cheap for runs of any length."""
+        assert pfn >= 0
+        assert count > 0
+        assert pfn + count <= self.frame_count
+        end = pfn + count
+        inner_start, inner_end = _whole_blocks(pfn, end)
+        tally = [0] * len(_STATES)
+        for start, stop in ((pfn, inner_start), (inner_end, end)):
+            if start < stop:
+                state = self._blocks[start >> ORDER_2M]
+                if state == _MIXED:
+                    _add(tally, self._frame_array[start:stop])
+                else:
+                    tally[state] += stop - start
+        if inner_start < inner_end:
+            blocks = self._block_array[inner_start >> ORDER_2M : inner_end >> ORDER_2M]
+            values = np.bincount(blocks, minlength=_MIXED + 1)
+            for known in _STATES:
+                tally[known] += int(values[known]) << ORDER_2M
+            if values[_MIXED]:
+                frames = self._frame_array[inner_start:inner_end].reshape(-1, _BLOCK)
+                mixed = np.flatnonzero(blocks == _MIXED)
+                for part in range(0, len(mixed), _BLOCKS_AT_ONCE):
+                    _add(tally, frames[mixed[part : part + _BLOCKS_AT_ONCE]].reshape(-1))
+        return tally
+
+    def _move_one(self, pfn: int, new: FrameState, origins: int) -> None:
+        assert 0 <= pfn < self.frame_count
+        block = pfn >> ORDER_2M
+        if self._blocks[block] != _MIXED:
+            self._break(block)
+        old = self._frames[pfn]
+        assert origins >> old & 1, f"frame {pfn:#x} from {FrameState(old).name} to {new.name}"
+        self._frames[pfn] = new
+        self._counts[old] -= 1
+        self._counts[new] += 1
+
+    def _move(self, pfn: int, count: int, new: FrameState, origins: int) -> None:
+        for old, found in enumerate(self.tally(pfn, count)):
+            if found:
+                assert origins >> old & 1, (
+                    f"{found} frames of {pfn:#x}+{count:#x} from {FrameState(old).name} to {new.name}"
+                )
+                self._counts[old] -= found
+                self._counts[new] += found
+        self._fill(pfn, count, new)
+
+    def _enter(self, pfn: int, count: int, state: FrameState) -> None:
+        """Frames that the buddy just gave."""
+        assert _ORIGINS[state] & 1 << FrameState.FREE, f"from FREE to {state.name}"
+        self._counts[FrameState.FREE] -= count
+        self._counts[state] += count
+        self._fill(pfn, count, state)
+
+    def _fill(self, pfn: int, count: int, state: FrameState) -> None:
+        end = pfn + count
+        inner_start, inner_end = _whole_blocks(pfn, end)
+        if pfn < inner_start:
+            self._fill_part(pfn, inner_start, state)
+        if inner_end < end:
+            self._fill_part(inner_end, end, state)
+        if inner_start < inner_end:
+            self._block_array[inner_start >> ORDER_2M : inner_end >> ORDER_2M] = state
+
+    def _fill_part(self, start: int, end: int, state: FrameState) -> None:
+        """Frames within one block, and not the whole of it."""
+        block = start >> ORDER_2M
+        if self._blocks[block] != _MIXED:
+            self._break(block)
+        self._frames[start:end] = _UNIFORM[state][: end - start]
+
+    def _break(self, block: int) -> None:
+        start = block << ORDER_2M
+        self._frames[start : start + _BLOCK] = _UNIFORM[self._blocks[block]]
+        self._blocks[block] = _MIXED
+
+    def _preferring(self, node: int | None) -> list[Buddy]:
+        if not node:
+            return self._buddies
+        return [self._buddies[node], *self._buddies[:node], *self._buddies[node + 1 :]]
+
+    def _with_room(self, node: int | None) -> Buddy:
+        for buddy in self._preferring(node):
+            if buddy.free_count:
+                return buddy
+        raise self._full(1, ORDER_4K)
+
+    def _full(self, count: int, order: int) -> Refused:
+        unit = f" in blocks of {1 << order}" if order else ""
+        return Refused(
+            errno.ENOSPC,
+            f"no room for {count} frames{unit}: {self.free_count} of {self.frame_count} are free; "
+            "punch or remove files, or mount with a larger size=",
+        )
+
+
+def _whole_blocks(start: int, end: int) -> tuple[int, int]:
+    """The part of [start, end) that is whole blocks; before and after it lies less than a block each.
+
+    Empty if there is none: then it is where a block begins within the range, or the range's end.
+    """
+    inner_start = min((start + _BLOCK - 1) & -_BLOCK, end)
+    return inner_start, max(end & -_BLOCK, inner_start)
+
+
+def _add(tally: list[int], states: NDArray[np.uint8]) -> None:
+    for state, found in enumerate(np.bincount(states, minlength=len(_STATES)).tolist()):
+        tally[state] += found

@@ -1,0 +1,315 @@
+"""Operations on guest private memory, named as Linux's struct kvm_gmem_ops where it has them.
+
+A punch, out and back: check_punch -> invalidate_begin -> (INVALIDATE_BEGIN, acknowledged) -> unmap ->
+(Scrub) -> invalidate_end -> (INVALIDATE_END). The adapter holds the file's invalidation lock from begin to
+end, and takes it for bind, unbind and release too, so the set of bindings is the same at both ends.
+"""
+
+import errno
+
+import numpy as np
+from numpy.typing import NDArray
+
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.messages import GetPfnReply, Reason
+from memfsd.uapi.seals import Seal
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Ino, Pfn, Pgoff, Seq, page_aligned
+
+from .bindings import Binding
+from .effects import DropWindow, Effect, Runs, Scrub
+from .frames import FramePool, FrameState
+from .guest import Guest, Invalidation, Pairing, PairState
+from .inodes import Regular
+from .options import StoreOptions
+from .ordinary import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, OrdinaryData
+
+PageRange = tuple[Pgoff, Pgoff]
+
+
+def guest_of(file: Regular) -> Guest:
+    if file.guest is None:
+        raise Refused(errno.EINVAL, f"inode {file.ino} is not sealed for a guest: seal it first")
+    return file.guest
+
+
+class GuestMemory:
+    """All sealed files of a store; each method is one step that runs to completion."""
+
+    def __init__(self, pool: FramePool, data: OrdinaryData, options: StoreOptions) -> None:
+        self._pool = pool
+        self._data = data
+        self._options = options
+
+    def seal(self, file: Regular) -> None:
+        """One-way: from now on the file is guest private memory. It must be empty."""
+        assert file.size == 0 and file.pages.page_count == 0 and file.readers == 0
+        file.seals |= Seal.GUEST
+        file.guest = Guest()
+
+    # -- size and preallocation
+
+    def check_resize(self, file: Regular, size: int) -> PageRange | None:
+        """EINVAL unaligned, EPERM for a second time; else the pages that a shrink takes back."""
+        guest = guest_of(file)
+        if not page_aligned(size, file.order):
+            raise Refused(errno.EINVAL, f"{size} is not a multiple of the page size {PAGE_SIZE << file.order}")
+        if size == file.size == 0:
+            return None
+        if guest.size_set and not self._options.resize_any:
+            raise Refused(errno.EPERM, f"the size was set to {file.size} already (resize=any at mount allows more)")
+        if size > file.size and Seal.GROW in file.seals:
+            raise Refused(errno.EPERM, f"inode {file.ino} is sealed against growing")
+        if size < file.size and Seal.SHRINK in file.seals:
+            raise Refused(errno.EPERM, f"inode {file.ino} is sealed against shrinking")
+        if size < file.size:
+            return Pgoff(size >> PAGE_SHIFT), Pgoff(file.size >> PAGE_SHIFT)
+        return None
+
+    def set_size(self, file: Regular, size: int) -> None:
+        guest = guest_of(file)
+        guest.size_set = guest.size_set or size != file.size
+        file.size = size
+
+    def fallocate(self, file: Regular, mode: int, offset: int, length: int) -> PageRange | None:
+        """Allocate now, or give the pages that a punch takes back (None: nothing there)."""
+        end = offset + length
+        if offset < 0 or length <= 0:
+            raise Refused(errno.EINVAL, "fallocate needs an offset of 0 or more and a length above 0")
+        if not page_aligned(offset | length, file.order):
+            raise Refused(errno.EINVAL, f"offset and length must be multiples of {PAGE_SIZE << file.order}")
+        if end >= 1 << 63:
+            raise Refused(errno.EFBIG, "offset and length end past 2^63")
+        if mode == FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
+            end = min(end, file.size)
+            if offset >= end:
+                return None
+            return Pgoff(offset >> PAGE_SHIFT), Pgoff(end >> PAGE_SHIFT)
+        if mode & ~FALLOC_FL_KEEP_SIZE:
+            raise Refused(errno.EOPNOTSUPP, f"fallocate mode {mode:#x} is not supported on a sealed file")
+        if end > file.size:
+            raise Refused(errno.EINVAL, f"{end} is past the end of the file ({file.size})")
+        self._data.allocate(file, offset >> PAGE_SHIFT, end >> PAGE_SHIFT, FrameState.PRIVATE)
+        return None
+
+    # -- pairing
+
+    def pair(self, file: Regular, pairing: Pairing) -> None:
+        """EPERM when the file has or had an owner: one VM for life (R1)."""
+        guest = guest_of(file)
+        if guest.pairing is not None:
+            owner = guest.pairing
+            raise Refused(
+                errno.EPERM,
+                f"inode {file.ino} belongs to VM {owner.vm} of process {owner.pid} "
+                f"({owner.state.value}) for life: use a new file",
+            )
+        guest.pairing = pairing
+
+    def bind(self, file: Regular, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
+        """EINVAL past the end, EEXIST bound already, EINVAL at another GFN than before."""
+        guest = guest_of(file)
+        assert guest.closing is None, "the adapter holds the invalidation lock"
+        end = pgoff + page_count
+        if end << PAGE_SHIFT > file.size:
+            raise Refused(errno.EINVAL, f"pages {pgoff:#x}-{end:#x} are past the end of the file ({file.size} bytes)")
+        binding = Binding(slot, Pgoff(pgoff), Pgoff(end), Gfn(gfn))
+        guest.bindings.bind(binding, fixed_gfn=self._options.fixed_gfn)
+
+    def unbind(self, file: Regular, pgoff: int, page_count: int) -> None:
+        guest = guest_of(file)
+        assert guest.closing is None, "the adapter holds the invalidation lock"
+        guest.bindings.unbind(pgoff, pgoff + page_count)
+
+    def get_pfn(self, file: Regular, pgoff: int, max_pages: int) -> GetPfnReply:
+        """Grant a run of frames from pgoff: what is allocated already, or new frames as readahead wishes.
+
+        EFAULT not bound or past the end; EAGAIN in a closing range (fault again after INVALIDATE_END);
+        ENOSPC the pool is full.
+        """
+        guest = guest_of(file)
+        binding = guest.bindings.find(pgoff)
+        end_pages = file.size >> PAGE_SHIFT
+        if binding is None or pgoff >= end_pages:
+            raise Refused(errno.EFAULT, f"file page {pgoff:#x} is not bound")
+        limit = min(max_pages, binding.end - pgoff, end_pages - pgoff)
+        closing = guest.closing
+        if closing is not None and pgoff < closing.end:
+            if pgoff >= closing.start:
+                raise Refused(errno.EAGAIN, f"file page {pgoff:#x} is being taken back")
+            limit = min(limit, closing.start - pgoff)
+        run = file.pages.run_at(Pgoff(pgoff), limit)
+        if run is None:
+            pfn, count = self._grant(file, guest, pgoff, limit)
+        else:
+            pfn, count = run
+            if guest.pending and self._pool.state(pfn) is FrameState.PENDING:
+                self._pool.set_state(pfn, 1, FrameState.PRIVATE)
+                guest.pending -= 1
+        guest.readahead.granted(pgoff, count)
+        return GetPfnReply(pfn, count, file.order, guest.seq)
+
+    def _grant(self, file: Regular, guest: Guest, pgoff: int, limit: int) -> tuple[Pfn, int]:
+        if file.order:
+            return self._grant_large(file, pgoff, limit)
+        wish = min(guest.readahead.wish(pgoff), limit)
+        if wish == 1:
+            pfn = self._pool.alloc_one(FrameState.PRIVATE, file.node)
+            file.pages.map_run(Pgoff(pgoff), pfn, 1)
+            return pfn, 1
+        before = file.pages.lookup(Pgoff(pgoff - 1)) if pgoff else None
+        wish = file.pages.hole_at(Pgoff(pgoff), wish)
+        pfn, count = self._pool.alloc_run(
+            wish,
+            FrameState.PENDING,
+            node=file.node,
+            after=None if before is None else Pfn(before + 1),
+        )
+        self._pool.set_state(pfn, 1, FrameState.PRIVATE)
+        guest.pending += count - 1
+        file.pages.map_run(Pgoff(pgoff), pfn, count)
+        return pfn, count
+
+    def _grant_large(self, file: Regular, pgoff: int, limit: int) -> tuple[Pfn, int]:
+        pages = 1 << file.order
+        first = pgoff & ~(pages - 1)
+        ((base, count),) = self._pool.alloc(pages, FrameState.PRIVATE, order=file.order, node=file.node)
+        assert count == pages
+        file.pages.map_run(Pgoff(first), base, pages)
+        return Pfn(base + pgoff - first), min(limit, first + pages - pgoff)
+
+    # -- taking memory back
+
+    def invalidate_begin(self, file: Regular, start: int, end: int, reason: Reason) -> Invalidation:
+        """Open the bracket. `upcall` says whether a VM must acknowledge before `unmap`."""
+        guest = guest_of(file)
+        assert guest.closing is None, "one invalidation of a file at a time"
+        assert start < end
+        bound = bool(guest.bindings.overlapping(start, end))
+        upcall = bound and guest.active is not None
+        guest.closing = Invalidation(Pgoff(start), Pgoff(end), reason, upcall, guest.seq)
+        return guest.closing
+
+    def unmap(self, file: Regular, kept: list[PageRange]) -> Scrub | None:
+        """After the acknowledgement: take the range's pages out of the file, ready to be scrubbed.
+
+        kept (RECLAIM): pages that the guest has touched stay. Only PENDING frames are reclaimed at all.
+        """
+        guest = guest_of(file)
+        closing = guest.closing
+        assert closing is not None
+        if closing.reason is Reason.RECLAIM:
+            runs = self._unmap_pending(file, guest, closing, kept)
+        else:
+            runs = self._unmap_all(file, guest, closing.start, closing.end)
+        return Scrub(file.ino, runs) if runs else None
+
+    def _unmap_all(self, file: Regular, guest: Guest, start: int, end: int) -> Runs:
+        runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(start), Pgoff(end))]
+        for pfn, count in runs:
+            if guest.pending:
+                guest.pending -= self._count_pending(pfn, count)
+            self._pool.set_state(pfn, count, FrameState.CLOSING)
+        return runs
+
+    def _unmap_pending(self, file: Regular, guest: Guest, closing: Invalidation, kept: list[PageRange]) -> Runs:
+        for low, high in kept:
+            for _, pfn, count in list(file.pages.extents(max(low, closing.start), min(high, closing.end))):
+                guest.pending -= self._settle(pfn, count)
+        runs: Runs = []
+        for pgoff, pfn, count in list(self._pending_extents(file, closing.start, closing.end)):
+            file.pages.unmap(Pgoff(pgoff), Pgoff(pgoff + count))
+            self._pool.set_state(pfn, count, FrameState.CLOSING)
+            guest.pending -= count
+            runs.append((pfn, count))
+        assert guest.pending >= 0
+        return runs
+
+    def invalidate_end(self, file: Regular) -> Seq:
+        """Close the bracket; the file's new sequence number (it grows only if the range was bound)."""
+        guest = guest_of(file)
+        closing = guest.closing
+        assert closing is not None
+        guest.closing = None
+        if closing.upcall:
+            guest.seq = Seq(guest.seq + 1)
+        return guest.seq
+
+    def reclaimable(self, files: list[Regular]) -> list[tuple[Ino, Pgoff, Pgoff]]:
+        """For each file with pending frames: the range that holds them all."""
+        found = []
+        for file in files:
+            guest = guest_of(file)
+            if guest.pending and guest.closing is None:
+                extents = list(self._pending_extents(file, 0, file.size >> PAGE_SHIFT))
+                last, _, count = extents[-1]
+                found.append((file.ino, Pgoff(extents[0][0]), Pgoff(last + count)))
+        return found
+
+    def _pending_extents(self, file: Regular, start: int, end: int) -> list[tuple[int, Pfn, int]]:
+        """Mapped runs of [start, end) whose frames are all PENDING."""
+        found: list[tuple[int, Pfn, int]] = []
+        for pgoff, pfn, count in file.pages.extents(start, end):
+            for low, high in _runs_of(self._pool.states(pfn, count), FrameState.PENDING):
+                found.append((pgoff + low, Pfn(pfn + low), high - low))
+        return found
+
+    def _count_pending(self, pfn: Pfn, count: int) -> int:
+        return self._pool.tally(pfn, count)[FrameState.PENDING]
+
+    def _settle(self, pfn: Pfn, count: int) -> int:
+        """Touched after all: PENDING frames become PRIVATE; how many did."""
+        settled = 0
+        for low, high in _runs_of(self._pool.states(pfn, count), FrameState.PENDING):
+            self._pool.set_state(Pfn(pfn + low), high - low, FrameState.PRIVATE)
+            settled += high - low
+        return settled
+
+    def settle(self, file: Regular, populated: list[tuple[int, int]]) -> None:
+        """Frames that hold memory in the window were touched: PENDING ones become PRIVATE."""
+        guest = guest_of(file)
+        for start, end in populated:
+            if guest.pending == 0:
+                return
+            guest.pending -= self._settle(Pfn(start), end - start)
+
+    # -- the end of a VM
+
+    def cut(self, file: Regular) -> None:
+        """The VM lives but does not answer: it may still reach every frame, so all are quarantined (R6)."""
+        guest = guest_of(file)
+        assert guest.pairing is not None and guest.pairing.state is PairState.ACTIVE
+        guest.pairing.state = PairState.CUT
+        guest.bindings.clear()
+        runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(0), Pgoff(1 << 51))]
+        for pfn, count in runs:
+            self._pool.set_state(pfn, count, FrameState.QUARANTINED)
+        guest.quarantine += runs
+        guest.pending = 0
+
+    def release(self, file: Regular) -> list[Effect]:
+        """The VM is gone (BYE, or proven dead): all its frames come back; the file stays sealed."""
+        guest = guest_of(file)
+        assert guest.pairing is not None and guest.closing is None
+        guest.pairing.state = PairState.ENDED
+        guest.bindings.clear()
+        runs = self._unmap_all(file, guest, 0, 1 << 51)
+        for pfn, count in guest.quarantine:
+            self._pool.set_state(pfn, count, FrameState.CLOSING)
+        runs += guest.quarantine
+        guest.quarantine = []
+        effects: list[Effect] = [Scrub(file.ino, runs)] if runs else []
+        return [*effects, DropWindow(file.ino)]
+
+    def drop_all(self, file: Regular) -> list[Effect]:
+        """Name, handles and pairing are gone: give every frame back."""
+        guest = guest_of(file)
+        assert not guest.holds_memory
+        runs = self._unmap_all(file, guest, 0, 1 << 51)
+        return [Scrub(file.ino, runs)] if runs else []
+
+
+def _runs_of(states: NDArray[np.uint8], wanted: FrameState) -> list[tuple[int, int]]:
+    """Where consecutive states are the wanted one: [low, high) indices."""
+    match = np.concatenate(([False], states == wanted, [False]))
+    edges = (match[1:] != match[:-1]).nonzero()[0].tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

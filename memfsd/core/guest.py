@@ -1,0 +1,99 @@
+"""What a sealed file has besides an ordinary one: its pairing, bindings, tokens and open invalidation."""
+
+import threading
+from dataclasses import dataclass, field
+from enum import Enum
+
+from memfsd.uapi.limits import MAX_TOKENS_PER_FILE
+from memfsd.uapi.messages import Kind, Reason
+from memfsd.uapi.units import Pgoff, Seq
+
+from .bindings import Bindings
+from .effects import Runs
+from .readahead import Readahead
+
+
+class PairState(Enum):
+    ACTIVE = "paired"
+    CUT = "cut"
+    """Alive but silent or broken: its frames are quarantined until it is proven dead."""
+    ENDED = "ended"
+    """Dead or said BYE: its frames are free. The file can never be paired again (R1)."""
+
+
+@dataclass(slots=True, eq=False)
+class Pairing:
+    """The one VM of a sealed file, for life."""
+
+    vm: str
+    pid: int
+    uid: int
+    operations: frozenset[int]
+    state: PairState = PairState.ACTIVE
+
+    def implements(self, kind: Kind) -> bool:
+        return kind in self.operations
+
+
+@dataclass(slots=True, eq=False)
+class Invalidation:
+    """A bracket on file pages [start, end). While it is open nothing in the range is granted (R7).
+
+    upcall: the range is bound in an active VM, so the VM must acknowledge before frames are freed (R6).
+    """
+
+    start: Pgoff
+    end: Pgoff
+    reason: Reason
+    upcall: bool
+    seq: Seq
+
+
+@dataclass(slots=True, eq=False)
+class Guest:
+    """seq counts closed invalidations of bound ranges; size_set: the one resize was used.
+
+    bracket is the file's invalidation lock: adapters hold it from BEGIN to END, and for bind, unbind and
+    release. Lock order: bracket, then Service.lock; never wait for the bracket with Service.lock held.
+    """
+
+    bracket: threading.Lock = field(default_factory=threading.Lock)
+
+    size_set: bool = False
+    pairing: Pairing | None = None
+    bindings: Bindings = field(default_factory=Bindings)
+    readahead: Readahead = field(default_factory=Readahead)
+    closing: Invalidation | None = None
+    seq: Seq = Seq(0)
+    pending: int = 0
+    """Frames in state PENDING: granted ahead of the guest's touch."""
+    quarantine: Runs = field(default_factory=list)
+    _tokens: dict[bytes, None] = field(default_factory=dict)
+
+    @property
+    def active(self) -> Pairing | None:
+        pairing = self.pairing
+        return pairing if pairing is not None and pairing.state is PairState.ACTIVE else None
+
+    @property
+    def holds_memory(self) -> bool:
+        """A VM may still reach the file's frames, so its data must live."""
+        return self.pairing is not None and self.pairing.state is not PairState.ENDED
+
+    def untouched(self, page_count: int, populated: int | None) -> int:
+        """Granted and never touched. A frame becomes memory in the window at the guest's first touch, so of
+        the PENDING ones no more can be untouched than pages that the window does not hold."""
+        return self.pending if populated is None else min(self.pending, max(page_count - populated, 0))
+
+    def add_token(self, token: bytes) -> None:
+        """Remember a one-shot token; the oldest goes when there are too many."""
+        if len(self._tokens) >= MAX_TOKENS_PER_FILE:
+            del self._tokens[next(iter(self._tokens))]
+        self._tokens[token] = None
+
+    def take_token(self, token: bytes) -> bool:
+        """True once for each token that was given out."""
+        if token in self._tokens:
+            del self._tokens[token]
+            return True
+        return False

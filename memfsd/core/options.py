@@ -1,0 +1,60 @@
+"""What the mount says: the store's own options of `memfsd -o`."""
+
+import errno
+from dataclasses import dataclass, replace
+
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
+from memfsd.uapi.units import PAGE_SIZE, format_size, parse_size
+
+
+@dataclass(frozen=True, slots=True)
+class StoreOptions:
+    """Defaults are the strict ones. pool_bytes is a whole number of 4 KiB frames."""
+
+    pool_bytes: int = 1 << 30
+    nodes: int = 1
+    born_guest: bool = False
+    resize_any: bool = False
+    truncate_nonempty: bool = False
+    open_rw: bool = False
+    fixed_gfn: bool = True
+
+
+_CHOICES: dict[str, tuple[str, dict[str, bool]]] = {
+    "resize": ("resize_any", {"once": False, "any": True}),
+    "seal_nonempty": ("truncate_nonempty", {"refuse": False, "truncate": True}),
+    "open": ("open_rw", {"strict": False, "rw": True}),
+    "fixed_gfn": ("fixed_gfn", {"on": True, "off": False, "1": True, "0": False}),
+}
+NAMES = ("size", "nodes", "guest", *_CHOICES)
+
+
+def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOptions:
+    """The options with one more; Refused(EINVAL) names a value that makes no sense and those that do."""
+    if name == "guest":
+        if value is not None:
+            raise Refused(errno.EINVAL, "option guest takes no value")
+        return replace(options, born_guest=True)
+    if value is None or value == "":
+        raise Refused(errno.EINVAL, f"option {name} needs a value: {name}=...")
+    if name == "size":
+        return replace(options, pool_bytes=_pool_bytes(value))
+    if name == "nodes":
+        if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= MAX_NODES:
+            raise Refused(errno.EINVAL, f"nodes={value}: choose 1 to {MAX_NODES}")
+        return replace(options, nodes=int(value))
+    field, choices = _CHOICES[name]
+    if value not in choices:
+        raise Refused(errno.EINVAL, f"{name}={value}: choose {' or '.join(choices)}")
+    return replace(options, **{field: choices[value]})
+
+
+def _pool_bytes(text: str) -> int:
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise Refused(errno.EINVAL, f"size={text}: {error}") from None
+    if not PAGE_SIZE <= size <= MAX_POOL_BYTES:
+        raise Refused(errno.EINVAL, f"size={text}: choose 4K to {format_size(MAX_POOL_BYTES)}")
+    return size - size % PAGE_SIZE

@@ -1,0 +1,179 @@
+"""Data of files that are not sealed for a guest: bytes to pool offsets, as tmpfs would keep them.
+
+The bytes live in one memfd (the pool of ordinary files, frame N at N * 4096). This module only says where;
+the adapter reads and writes there. A fresh frame is a hole in that memfd and so reads as zeros.
+"""
+
+import errno
+
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_FILE_BYTES
+from memfsd.uapi.seals import Seal
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff
+
+from .effects import Effect, Runs, Scrub, ZeroBytes
+from .frames import FramePool, FrameState
+from .inodes import Regular
+
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+
+Plan = list[tuple[int, int]]
+"""(offset in the pool's memfd, or -1 for a hole; bytes), in file order."""
+
+
+def _page_after(offset: int) -> int:
+    return (offset + PAGE_SIZE - 1) >> PAGE_SHIFT
+
+
+class OrdinaryData:
+    def __init__(self, pool: FramePool) -> None:
+        self._pool = pool
+
+    def read(self, file: Regular, offset: int, size: int) -> Plan:
+        """Where the bytes [offset, offset + size) are, ending at end of file."""
+        return self._locate(file, offset, min(size, max(file.size - offset, 0)))
+
+    def write(self, file: Regular, offset: int, size: int) -> Plan:
+        """Where to write; short when the pool is full after some pages, ENOSPC when it is full at once."""
+        if file.seals & (Seal.WRITE | Seal.FUTURE_WRITE | Seal.GUEST):
+            raise Refused(errno.EPERM, f"inode {file.ino} is sealed against writing")
+        end = offset + size
+        if end > MAX_FILE_BYTES:
+            raise Refused(errno.EFBIG, f"a file ends at {MAX_FILE_BYTES}")
+        if end > file.size and file.seals & Seal.GROW:
+            raise Refused(errno.EPERM, f"inode {file.ino} is sealed against growing")
+        if size == 0:
+            return []
+        end = min(end, self._fill_holes(file, offset >> PAGE_SHIFT, _page_after(end)) << PAGE_SHIFT)
+        if end <= offset:
+            raise Refused(errno.ENOSPC, "the pool has no free frame")
+        file.size = max(file.size, end)
+        return self._locate(file, offset, end - offset)
+
+    def resize(self, file: Regular, size: int) -> list[Effect]:
+        """truncate(2): a cut page keeps zeros behind the cut."""
+        if size > MAX_FILE_BYTES:
+            raise Refused(errno.EFBIG, f"a file ends at {MAX_FILE_BYTES}")
+        if size < file.size and file.seals & Seal.SHRINK:
+            raise Refused(errno.EPERM, f"inode {file.ino} is sealed against shrinking")
+        if size > file.size and file.seals & Seal.GROW:
+            raise Refused(errno.EPERM, f"inode {file.ino} is sealed against growing")
+        effects: list[Effect] = []
+        if size < file.size:
+            effects += self._zero(file, size, min(file.size, _page_after(size) << PAGE_SHIFT))
+            effects += self._drop(file, _page_after(size), _page_after(file.size))
+        file.size = size
+        return effects
+
+    def fallocate(self, file: Regular, mode: int, offset: int, length: int) -> list[Effect]:
+        """Allocate, allocate with KEEP_SIZE, or PUNCH_HOLE with KEEP_SIZE; as tmpfs, nothing else."""
+        end = offset + length
+        if offset < 0 or length <= 0:
+            raise Refused(errno.EINVAL, "fallocate needs an offset of 0 or more and a length above 0")
+        if end > MAX_FILE_BYTES:
+            raise Refused(errno.EFBIG, f"a file ends at {MAX_FILE_BYTES}")
+        if mode == FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE:
+            if file.seals & (Seal.WRITE | Seal.FUTURE_WRITE):
+                raise Refused(errno.EPERM, f"inode {file.ino} is sealed against writing")
+            return self._punch(file, offset, end)
+        if mode & ~FALLOC_FL_KEEP_SIZE:
+            raise Refused(errno.EOPNOTSUPP, f"fallocate mode {mode:#x} is not supported")
+        grows = end > file.size and not mode & FALLOC_FL_KEEP_SIZE
+        if end > file.size and file.seals & Seal.GROW:
+            raise Refused(errno.EPERM, f"inode {file.ino} is sealed against growing")
+        self.allocate(file, offset >> PAGE_SHIFT, _page_after(end), FrameState.SHARED)
+        if grows:
+            file.size = end
+        return []
+
+    def allocate(self, file: Regular, start: int, end: int, state: FrameState) -> None:
+        """Fill every hole of pages [start, end), all or nothing: ENOSPC changes nothing."""
+        holes = list(file.pages.holes(start, end))
+        runs: Runs = []
+        wanted = sum(high - low for low, high in holes)
+        if wanted == 0:
+            return
+        runs = self._pool.alloc(wanted, state, order=file.order, node=file.node)
+        supply = iter(runs)
+        pfn, count = next(supply)
+        for low, high in holes:
+            at = int(low)
+            while at < high:
+                if count == 0:
+                    pfn, count = next(supply)
+                take = min(count, high - at)
+                file.pages.map_run(Pgoff(at), pfn, take)
+                pfn, count, at = Pfn(pfn + take), count - take, at + take
+
+    def drop_all(self, file: Regular) -> list[Effect]:
+        """The last name and handle are gone: give every frame back."""
+        file.size = 0
+        return self._drop(file, 0, 1 << 51)
+
+    def _locate(self, file: Regular, offset: int, size: int) -> Plan:
+        if size <= 0:
+            return []
+        first, end = offset >> PAGE_SHIFT, offset + size
+        pages = _page_after(end) - first
+        run = file.pages.run_at(Pgoff(first), pages)
+        if run is not None and run[1] == pages:
+            return [((run[0] << PAGE_SHIFT) + (offset & (PAGE_SIZE - 1)), size)]
+        plan: Plan = []
+        at = offset
+        for pgoff, pfn, count in file.pages.extents(first, first + pages):
+            start = max(pgoff << PAGE_SHIFT, offset)
+            if at < start:
+                plan.append((-1, start - at))
+            stop = min((pgoff + count) << PAGE_SHIFT, end)
+            plan.append(((pfn << PAGE_SHIFT) + start - (pgoff << PAGE_SHIFT), stop - start))
+            at = stop
+        if at < end:
+            plan.append((-1, end - at))
+        return plan
+
+    def _fill_holes(self, file: Regular, start: int, end: int) -> int:
+        """Fill holes from the front; the page up to which all are filled."""
+        run = file.pages.run_at(Pgoff(start), end - start)
+        if run is not None and run[1] == end - start:
+            return end
+        for low, high in list(file.pages.holes(start, end)):
+            before = file.pages.lookup(Pgoff(low - 1)) if low else None
+            at = int(low)
+            while at < high:
+                after = None if before is None else Pfn(before + 1)
+                try:
+                    pfn, count = self._pool.alloc_run(high - at, FrameState.SHARED, node=file.node, after=after)
+                except Refused:
+                    return at
+                file.pages.map_run(Pgoff(at), pfn, count)
+                at += count
+                before = Pfn(pfn + count - 1)
+        return end
+
+    def _punch(self, file: Regular, offset: int, end: int) -> list[Effect]:
+        first, last = _page_after(offset), end >> PAGE_SHIFT
+        if first > last:
+            return self._zero(file, offset, end)
+        return [
+            *self._zero(file, offset, first << PAGE_SHIFT),
+            *self._zero(file, last << PAGE_SHIFT, end),
+            *self._drop(file, first, last),
+        ]
+
+    def _zero(self, file: Regular, start: int, end: int) -> list[Effect]:
+        """Zero bytes inside one page; nothing to do in a hole."""
+        if start >= end:
+            return []
+        pfn = file.pages.lookup(Pgoff(start >> PAGE_SHIFT))
+        if pfn is None:
+            return []
+        return [ZeroBytes((pfn << PAGE_SHIFT) + (start & (PAGE_SIZE - 1)), end - start)]
+
+    def _drop(self, file: Regular, start: int, end: int) -> list[Effect]:
+        if start >= end or file.pages.page_count == 0:
+            return []
+        runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(start), Pgoff(end))]
+        for pfn, count in runs:
+            self._pool.set_state(pfn, count, FrameState.CLOSING)
+        return [Scrub(None, runs)] if runs else []

@@ -1,0 +1,33 @@
+"""The seals' rules: DESIGN's table for the guest seal, memfd_create(2) for the others."""
+
+import errno
+
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.seals import ALL_SEALS, Seal
+
+from .inodes import Regular
+
+
+def check_add(file: Regular, new: Seal, *, truncate: bool, own_writer: bool = False) -> bool:
+    """Refuse, or say whether the file's contents must be dropped first.
+
+    own_writer: the request came through a read-write handle of its own (F_ADD_SEALS needs a writable fd).
+    EINVAL unknown bits; EPERM sealed against more seals, or against the truncation asked for; EBUSY
+    contents or handles in the way.
+    """
+    if new & ~ALL_SEALS:
+        raise Refused(errno.EINVAL, f"seal bits {int(new & ~ALL_SEALS):#x} do not exist")
+    if Seal.SEAL in file.seals:
+        raise Refused(errno.EPERM, f"inode {file.ino} is sealed against more seals")
+    adding = new & ~file.seals
+    if Seal.WRITE in adding and file.mappable_writers > own_writer:
+        raise Refused(errno.EBUSY, "the file is open read-write and may be mapped: close it before sealing")
+    if Seal.GUEST not in adding:
+        return False
+    if file.readers > 0:
+        raise Refused(errno.EBUSY, "the file is open for reading, or mapped: close every such handle before sealing")
+    if file.size > 0 and Seal.SHRINK in file.seals:
+        raise Refused(errno.EPERM, "the file is not empty and sealed against shrinking: seal a new file")
+    if file.size > 0 and not truncate:
+        raise Refused(errno.EBUSY, "the file is not empty: truncate it first, or ask for guest,truncate")
+    return file.size > 0 or file.pages.page_count > 0

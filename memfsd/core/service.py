@@ -1,0 +1,320 @@
+"""The file system as one object: what the adapters call.
+
+Every method is one request, runs to completion, and either changes everything it says or raises Refused and
+changes nothing. Methods that need work outside return effects, to be done in order.
+"""
+
+import errno
+import os
+import stat
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from memfsd.uapi import names
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.seals import Seal, parse_seals
+from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
+
+from .effects import Effect, ForgetCache, Scrub
+from .frames import FramePool
+from .gmem import GuestMemory, PageRange
+from .handles import HandleTable
+from .inodes import Inode, InodeTable, Regular, Symlink
+from .namespace import Creds, Namespace
+from .options import StoreOptions
+from .ordinary import OrdinaryData, Plan
+from .sealing import check_add
+from .xattrs import Xattrs
+
+_DAY_NS = 86_400 * 10**9
+
+
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What setattr(2)'s family changes; None leaves it. Size is changed by `resize`."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
+class Service:
+    """Guarded by `lock`: hold it around every call and every use of what a call returned."""
+
+    def __init__(self, options: StoreOptions, *, root_mode: int, creds: Creds, now_ns: int, socket_path: str) -> None:
+        self.lock = threading.Lock()
+        self.options = options
+        self.pool = FramePool(options.pool_bytes >> PAGE_SHIFT, options.nodes)
+        self.inodes = InodeTable()
+        self.names = Namespace(self.inodes, root_mode, creds, now_ns)
+        self.handles = HandleTable()
+        self.data = OrdinaryData(self.pool)
+        self.gmem = GuestMemory(self.pool, self.data, options)
+        self.xattrs = Xattrs(self.pool, socket_path)
+
+    # -- names
+
+    def lookup(self, parent: int, name: bytes) -> Inode:
+        inode = self.names.lookup(parent, name)
+        inode.lookups += 1
+        return inode
+
+    def forget(self, ino: int, count: int) -> list[Effect]:
+        inode = self.inodes.find(ino)
+        if inode is None:
+            return []
+        inode.lookups = max(inode.lookups - count, 0)
+        return self._reap(inode)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, creds: Creds, now_ns: int) -> Inode:
+        inode = self.names.create(parent, name, mode, creds, now_ns, rdev)
+        if self.options.born_guest and isinstance(inode, Regular):
+            self.gmem.seal(inode)
+        inode.lookups += 1
+        return inode
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, creds: Creds, now_ns: int) -> tuple[Regular, int]:
+        """open(O_CREAT) of a new file: the inode and a handle. On `-o guest` the open rules hold at birth."""
+        readable, _ = _access(flags)
+        if self.options.born_guest and readable and not self.options.open_rw:
+            raise Refused(errno.EPERM, "files here are born sealed: create them write-only")
+        inode = self.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, creds, now_ns)
+        assert isinstance(inode, Regular)
+        return inode, self._open(inode, flags)
+
+    def mkdir(self, parent: int, name: bytes, mode: int, creds: Creds, now_ns: int) -> Inode:
+        inode = self.names.mkdir(parent, name, mode, creds, now_ns)
+        inode.lookups += 1
+        return inode
+
+    def symlink(self, parent: int, name: bytes, target: bytes, creds: Creds, now_ns: int) -> Inode:
+        inode = self.names.symlink(parent, name, target, creds, now_ns)
+        inode.lookups += 1
+        return inode
+
+    def link(self, ino: int, parent: int, name: bytes, now_ns: int) -> Inode:
+        inode = self.names.link(ino, parent, name, now_ns)
+        inode.lookups += 1
+        return inode
+
+    def unlink(self, parent: int, name: bytes, now_ns: int) -> list[Effect]:
+        return self._reap(self.names.unlink(parent, name, now_ns))
+
+    def rmdir(self, parent: int, name: bytes, now_ns: int) -> list[Effect]:
+        return self._reap(self.names.rmdir(parent, name, now_ns))
+
+    def rename(
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, now_ns: int
+    ) -> list[Effect]:
+        replaced = self.names.rename(parent, name, new_parent, new_name, flags, now_ns)
+        return [] if replaced is None else self._reap(replaced)
+
+    def readlink(self, ino: int) -> bytes:
+        inode = self.inodes.get(ino)
+        if not isinstance(inode, Symlink):
+            raise Refused(errno.EINVAL, f"inode {ino} is not a symbolic link")
+        return inode.target
+
+    def _reap(self, inode: Inode) -> list[Effect]:
+        """Give back what nobody holds any more."""
+        effects: list[Effect] = []
+        if not inode.pinned and isinstance(inode, Regular):
+            effects = self.data.drop_all(inode) if inode.guest is None else self.gmem.drop_all(inode)
+        self.inodes.drop_if_unused(inode)
+        return effects
+
+    # -- attributes
+
+    def setattr(self, ino: int, changes: Changes, now_ns: int) -> Inode:
+        inode = self.inodes.get(ino)
+        if changes.mode is not None:
+            inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
+        inode.uid = inode.uid if changes.uid is None else changes.uid
+        inode.gid = inode.gid if changes.gid is None else changes.gid
+        inode.atime_ns = inode.atime_ns if changes.atime_ns is None else changes.atime_ns
+        inode.mtime_ns = inode.mtime_ns if changes.mtime_ns is None else changes.mtime_ns
+        inode.ctime_ns = now_ns if changes.ctime_ns is None else changes.ctime_ns
+        return inode
+
+    def resize(self, ino: int, size: int, now_ns: int) -> tuple[list[Effect], PageRange | None]:
+        """truncate(2). For a sealed file that shrinks: the range to take back first, then `set_size`."""
+        file = self.inodes.regular(ino)
+        effects: list[Effect] = []
+        if file.guest is not None:
+            taken = self.gmem.check_resize(file, size)
+            if taken is not None:
+                return effects, taken
+            self.gmem.set_size(file, size)
+        else:
+            effects = self.data.resize(file, size)
+        file.mtime_ns = file.ctime_ns = now_ns
+        return effects, None
+
+    # -- open files
+
+    def open(self, ino: int, flags: int, now_ns: int) -> tuple[Regular, int, list[Effect]]:
+        """EPERM for reading a sealed file (open=strict); O_TRUNC truncates, with all its refusals."""
+        file = self.inodes.regular(ino)
+        readable, writable = _access(flags)
+        if file.guest is not None and readable and not self.options.open_rw:
+            raise Refused(errno.EPERM, f"inode {ino} is guest private memory: open it write-only")
+        effects: list[Effect] = []
+        if flags & os.O_TRUNC and writable and (file.size or file.guest is None):
+            if file.guest is not None:
+                raise Refused(errno.EPERM, f"inode {ino} is guest private memory: O_TRUNC can not empty it")
+            effects, _ = self.resize(ino, 0, now_ns)
+        return file, self._open(file, flags), effects
+
+    def _open(self, file: Regular, flags: int) -> int:
+        readable, writable = _access(flags)
+        return self.handles.open_file(file, readable=readable, writable=writable)
+
+    def release(self, handle: int) -> list[Effect]:
+        return self._reap(self.handles.release_file(handle))
+
+    def opendir(self, ino: int) -> int:
+        return self.handles.open_directory(self.inodes.directory(ino))
+
+    def entries(self, handle: int, offset: int) -> list[tuple[int, bytes, Inode]]:
+        """Directory entries from an offset: (next offset, name, inode). Offset 0 reads the directory anew."""
+        opened = self.handles.directory(handle)
+        if offset == 0:
+            opened.names = list(opened.directory.entries)
+        entries = opened.directory.entries
+        return [
+            (index + 1, name, entries[name])
+            for index, name in enumerate(opened.names[offset:], offset)
+            if name in entries
+        ]
+
+    def releasedir(self, handle: int) -> list[Effect]:
+        return self._reap(self.handles.release_directory(handle))
+
+    def read(self, handle: int, offset: int, size: int, now_ns: int) -> Plan:
+        """EPERM on a sealed file, whoever asks."""
+        file = self.handles.file(handle).file
+        if file.guest is not None:
+            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory")
+        if file.atime_ns <= max(file.mtime_ns, file.ctime_ns) or now_ns - file.atime_ns > _DAY_NS:
+            file.atime_ns = now_ns
+        return self.data.read(file, offset, size)
+
+    def write(self, handle: int, offset: int, size: int, now_ns: int) -> Plan:
+        """Where the bytes go; the plan may be shorter than asked when the pool gets full."""
+        file = self.handles.file(handle).file
+        plan = self.data.write(file, offset, size)
+        file.mtime_ns = file.ctime_ns = now_ns
+        return plan
+
+    def fallocate(
+        self, ino: int, mode: int, offset: int, length: int, now_ns: int
+    ) -> tuple[list[Effect], PageRange | None]:
+        """fallocate(2). For a punch in a sealed file: the range to take back."""
+        file = self.inodes.regular(ino)
+        if file.guest is not None:
+            taken = self.gmem.fallocate(file, mode, offset, length)
+            if taken is None:
+                file.ctime_ns = now_ns
+            return [], taken
+        effects = self.data.fallocate(file, mode, offset, length)
+        file.mtime_ns = file.ctime_ns = now_ns
+        return effects, None
+
+    def lseek(self, ino: int, offset: int, whence: int) -> int:
+        """SEEK_DATA and SEEK_HOLE in bytes, as lseek(2): ENXIO past the end or past the last data."""
+        file = self.inodes.regular(ino)
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise Refused(errno.EINVAL, f"whence {whence} is not SEEK_DATA or SEEK_HOLE")
+        if not 0 <= offset < file.size:
+            raise Refused(errno.ENXIO, f"offset {offset} is not in the file")
+        page = Pgoff(offset >> PAGE_SHIFT)
+        if whence == os.SEEK_DATA:
+            found = file.pages.next_data(page)
+            if found is None or found << PAGE_SHIFT >= file.size:
+                raise Refused(errno.ENXIO, f"no data behind offset {offset}")
+            return max(found << PAGE_SHIFT, offset)
+        found = file.pages.next_hole(page)
+        return min(max(found << PAGE_SHIFT, offset), file.size)
+
+    # -- seals and attributes
+
+    def add_seals(
+        self, ino: int, seals: Seal, now_ns: int, *, truncate: bool = False, own_handle: int | None = None
+    ) -> list[Effect]:
+        """Add seals (xattr, ioctl and creation flag all end here)."""
+        file = self.inodes.regular(ino)
+        own = own_handle is not None and self.handles.file(own_handle)
+        if own and not own.writable:
+            raise Refused(errno.EPERM, "seals need a handle that can write")
+        drop = check_add(
+            file,
+            seals,
+            truncate=truncate or self.options.truncate_nonempty,
+            own_writer=bool(own and own.readable),
+        )
+        effects: list[Effect] = self.data.drop_all(file) if drop else []
+        if Seal.GUEST in seals and file.guest is None:
+            self.gmem.seal(file)
+            effects.append(ForgetCache(file.ino))
+        file.seals |= seals
+        file.ctime_ns = now_ns
+        return effects
+
+    def getxattr(self, ino: int, name: bytes, new_token: Callable[[], bytes], populated: int | None = None) -> bytes:
+        """new_token makes 16 random bytes when a pairing token is asked for."""
+        inode = self.inodes.get(ino)
+        if name == names.XATTR_TOKEN and isinstance(inode, Regular) and inode.guest is not None:
+            token = new_token()
+            inode.guest.add_token(token)
+            return token
+        return self.xattrs.get(inode, name, populated)
+
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, now_ns: int) -> list[Effect]:
+        inode = self.inodes.get(ino)
+        effects: list[Effect] = []
+        if name == names.XATTR_SEALS:
+            try:
+                seals, truncate = parse_seals(value.decode("ascii", "replace"))
+            except ValueError as error:
+                raise Refused(errno.EINVAL, str(error)) from None
+            effects = self.add_seals(ino, seals, now_ns, truncate=truncate)
+        elif name.startswith(names.XATTR_PREFIX):
+            self.xattrs.set_own(inode, name, value)
+        else:
+            self.xattrs.set(inode, name, value, flags)
+        inode.ctime_ns = now_ns
+        return effects
+
+    def removexattr(self, ino: int, name: bytes, now_ns: int) -> None:
+        inode = self.inodes.get(ino)
+        self.xattrs.remove(inode, name)
+        inode.ctime_ns = now_ns
+
+    # -- after the effects
+
+    def scrubbed(self, effect: Scrub) -> None:
+        """The frames are zero in their window: now, and only now, they are free (R6, R8)."""
+        for pfn, count in effect.runs:
+            self.pool.free(pfn, count)
+
+    def file_by_token(self, token: bytes) -> Regular:
+        """EACCES when no sealed file gave this token out, or it was used."""
+        for file in self.inodes.sealed_files():
+            if file.guest is not None and file.guest.take_token(token):
+                return file
+        raise Refused(errno.EACCES, "this token was not given out, or was used already")
+
+    def release_guest(self, ino: Ino) -> list[Effect]:
+        """The VM of a sealed file is gone; the file itself may go with it."""
+        file = self.inodes.regular(ino)
+        effects = self.gmem.release(file)
+        return [*effects, *self._reap(file)]
+
+
+def _access(flags: int) -> tuple[bool, bool]:
+    mode = flags & os.O_ACCMODE
+    return mode in (os.O_RDONLY, os.O_RDWR), mode in (os.O_WRONLY, os.O_RDWR)

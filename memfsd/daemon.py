@@ -1,0 +1,88 @@
+"""One mount: composes core, backing, FUSE and guests, and ends them in order."""
+
+import errno
+import logging
+import os
+import resource
+import signal
+import stat
+import time
+from collections.abc import Callable
+
+import trio
+
+from memfsd.backing import Backing
+from memfsd.core.namespace import Creds
+from memfsd.core.service import Service
+from memfsd.fuse import hook
+from memfsd.fuse.hook import pyfuse3
+from memfsd.fuse.mount import MountOptions, default_socket_path
+from memfsd.fuse.operations import Operations
+from memfsd.guests.server import GuestServer
+from memfsd.performer import Performer
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import Ino
+
+log = logging.getLogger("memfsd")
+
+
+def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
+    """Mount and serve until unmounted or told to end (SIGTERM, SIGINT, SIGHUP). `ready` when it is live."""
+    _raise_file_limit()
+    socket_path = options.socket or default_socket_path()
+    creds = Creds(os.geteuid(), os.getegid())
+    mode = stat.S_IMODE(os.stat(mountpoint).st_mode)
+    service = Service(options.store, root_mode=mode, creds=creds, now_ns=time.time_ns(), socket_path=socket_path)
+    backing = Backing(options.store.pool_bytes)
+    performer = Performer(service, backing)
+    guests = GuestServer(socket_path, service, backing, performer)
+    brackets = guests.brackets
+    operations = Operations(service, backing, performer, brackets.take_back, brackets.reclaim)
+    try:
+        pyfuse3.init(operations, mountpoint, set(options.fuse))
+    except RuntimeError as error:
+        guests.stop()
+        raise Refused(errno.EIO, f"{mountpoint} can not be mounted: {error}") from None
+    try:
+        hook.check_active()
+        performer.forget_cache = _forget_cache
+        guests.start()
+        trio.run(_main, operations, ready)
+    finally:
+        guests.stop()
+        pyfuse3.close(unmount=True)
+        backing.close()
+
+
+async def _main(operations: Operations, ready: Callable[[], None]) -> None:
+    async with hook.serving(operations), trio.open_nursery() as nursery:
+        nursery.start_soon(_terminate_on_signal)
+        nursery.start_soon(_when_looping, ready)
+        await pyfuse3.main()
+        nursery.cancel_scope.cancel()
+
+
+async def _terminate_on_signal() -> None:
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async for number in signals:
+            log.info("%s: unmounting", signal.Signals(number).name)
+            pyfuse3.terminate()
+            return
+
+
+async def _when_looping(ready: Callable[[], None]) -> None:
+    await trio.lowlevel.checkpoint()
+    ready()
+
+
+def _forget_cache(ino: Ino) -> None:
+    try:
+        pyfuse3.invalidate_inode(ino, attr_only=False)
+    except OSError as error:
+        if error.errno != errno.ENOENT:
+            log.warning("the kernel keeps what it cached of inode %d: %s", ino, error.strerror)
+
+
+def _raise_file_limit() -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,9 @@
+"""The adapter to FUSE: pyfuse3's handlers and the three operations that pyfuse3 lacks.
+
+    hook        fallocate, lseek and ioctl: loads _hook, calls handlers, answers each request once
+    _hook       the C extension that adds them to libfuse's operation table
+    operations  the pyfuse3 handlers: requests to calls of the core, refusals to errnos
+    mount       options and mounting
+
+Import `hook` before pyfuse3: the extension must be there when pyfuse3 is bound to libfuse.
+"""

@@ -1,0 +1,128 @@
+"""fallocate(2), lseek(2) and ioctl(2) on a pyfuse3 mount.
+
+pyfuse3 has no handlers for them. The extension `_hook` adds them to the operation table that pyfuse3 gives
+to libfuse (its opening comment tells how); that works only when it is loaded before pyfuse3, so import this
+module first, and call `check_active` after `pyfuse3.init`.
+
+    async with serving(handlers):
+        await pyfuse3.main()
+    pyfuse3.close()
+
+Every request is answered once: with the handler's result, with the errno of `Refused` or
+`pyfuse3.FUSEError`, with EIO and a logged traceback for any other exception, with ENOTCONN when the
+serving ends first. ENOSYS would turn the operation off for the life of the mount (fs/fuse/file.c).
+"""
+
+import errno
+import logging
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Protocol
+
+import trio
+
+from memfsd.uapi.errors import Refused
+
+if "pyfuse3" in sys.modules and "memfsd.fuse._hook" not in sys.modules:
+    raise ImportError("import memfsd.fuse.hook before pyfuse3: pyfuse3 is bound to libfuse already")
+_flags = sys.getdlopenflags()
+sys.setdlopenflags(_flags | os.RTLD_GLOBAL)
+try:
+    from . import _hook
+finally:
+    sys.setdlopenflags(_flags)
+
+import pyfuse3 as pyfuse3  # noqa: E402 - bound to libfuse after _hook; others import it from here
+
+log = logging.getLogger("memfsd.fuse")
+
+_MAX_ERRNO = 511
+"""The kernel takes no larger one (fs/fuse/dev.c)."""
+
+
+class Handlers(Protocol):
+    """What serves the requests. Offsets and lengths in bytes; ino and fh as pyfuse3 gave them out."""
+
+    async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+        """Runs as a task of its own and may wait; cancelled when the serving ends.
+
+        The kernel lets through the modes KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE with offset >= 0, length > 0.
+        """
+
+    def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
+        """The offset for SEEK_DATA or SEEK_HOLE, the only ones that reach a FUSE server."""
+
+    def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
+        """At most out_size bytes for the caller; data and out_size follow from the number cmd.
+
+        flags are the kernel's FUSE_IOCTL_*: COMPAT 1, DIR 16 (ino is a directory).
+        """
+
+
+def check_active() -> None:
+    """RuntimeError when pyfuse3.init did not come through the hook."""
+    if not _hook.active():
+        raise RuntimeError(
+            "fallocate, lseek and ioctl did not get into libfuse: import memfsd.fuse.hook before pyfuse3"
+            " and call this after pyfuse3.init"
+        )
+
+
+@asynccontextmanager
+async def serving(handlers: Handlers) -> AsyncIterator[None]:
+    """Serve the three operations for the body of the `async with`; leave it before pyfuse3.close()."""
+    async with trio.open_nursery() as nursery:
+        server = _Server(handlers, nursery)
+        _hook.set_handlers(server.fallocate, server.lseek, server.ioctl)
+        try:
+            yield
+        finally:
+            # Requests that come now get ENOTCONN from _hook; those under way from their cancelled tasks.
+            _hook.set_handlers(None, None, None)
+            nursery.cancel_scope.cancel()
+
+
+class _Server:
+    """Takes requests from _hook, in the trio thread, and sees to it that each is answered."""
+
+    def __init__(self, handlers: Handlers, nursery: trio.Nursery) -> None:
+        self._handlers = handlers
+        self._nursery = nursery
+
+    def fallocate(self, request: int, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+        self._nursery.start_soon(self._fallocate, request, ino, fh, mode, offset, length, name="fallocate")
+
+    async def _fallocate(self, request: int, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+        try:
+            await self._handlers.fallocate(ino, fh, mode, offset, length)
+        except Exception as error:
+            _hook.reply_err(request, _errno_of(error, "fallocate"))
+        except BaseException:
+            _hook.reply_err(request, errno.ENOTCONN)
+            raise
+        else:
+            _hook.reply_err(request, 0)
+
+    def lseek(self, request: int, ino: int, fh: int, offset: int, whence: int) -> None:
+        try:
+            _hook.reply_lseek(request, self._handlers.lseek(ino, fh, offset, whence))
+        except Exception as error:
+            _hook.reply_err(request, _errno_of(error, "lseek"))
+
+    def ioctl(self, request: int, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> None:
+        try:
+            out = self._handlers.ioctl(ino, fh, cmd, flags, data, out_size)
+            if len(out) > out_size:
+                raise ValueError(f"ioctl {cmd:#x} has room for {out_size} bytes, not {len(out)}")
+            _hook.reply_ioctl(request, 0, out)
+        except Exception as error:
+            _hook.reply_err(request, _errno_of(error, "ioctl"))
+
+
+def _errno_of(error: Exception, operation: str) -> int:
+    if isinstance(error, Refused | pyfuse3.FUSEError) and 0 < error.errno <= _MAX_ERRNO:
+        return error.errno
+    log.error("%s failed", operation, exc_info=error)
+    return errno.EIO

@@ -1,0 +1,138 @@
+"""Mount options, and what must be true of a mount point before and after."""
+
+import ctypes
+import errno
+import os
+import shutil
+import threading
+from dataclasses import dataclass, field
+
+from memfsd.core.options import NAMES, StoreOptions, with_option
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.names import FSTYPE
+
+_FLAGS = frozenset(
+    (
+        *("allow_other", "allow_root", "auto_unmount", "default_permissions", "ro", "rw", "suid", "nosuid"),
+        *("dev", "nodev", "exec", "noexec", "atime", "noatime", "sync", "async", "dirsync"),
+    )
+)
+_VALUES = frozenset(("fsname", "subtype", "max_read"))
+_MNT_DETACH = 2
+_STAT_DEADLINE_S = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class MountOptions:
+    """store: for the core; fuse: for libfuse, as written; socket: where guests connect ("": a default)."""
+
+    store: StoreOptions = field(default_factory=StoreOptions)
+    fuse: frozenset[str] = frozenset()
+    socket: str = ""
+
+
+def parse_options(words: list[str], default_pool_bytes: int) -> MountOptions:
+    """Options of all -o words. Refused(EINVAL) names the one that makes no sense."""
+    store = StoreOptions(pool_bytes=default_pool_bytes)
+    fuse = {"default_permissions", f"fsname={FSTYPE}", f"subtype={FSTYPE}"}
+    socket = ""
+    for text in (option for word in words for option in word.split(",")):
+        name, equals, tail = text.partition("=")
+        value = tail if equals else None
+        if name in NAMES:
+            store = with_option(store, name, value)
+        elif name == "socket":
+            socket = _socket_path(value)
+        elif (name in _FLAGS and value is None) or (name in _VALUES and value):
+            fuse = {option for option in fuse if option.partition("=")[0] != name} | {text}
+        elif name in _FLAGS | _VALUES:
+            raise Refused(errno.EINVAL, f"option {name} {'takes no' if name in _FLAGS else 'needs a'} value")
+        else:
+            known = ", ".join(sorted({*NAMES, "socket", *_FLAGS, *_VALUES}))
+            raise Refused(errno.EINVAL, f"unknown option '{text}': choose from {known}")
+    return MountOptions(store, frozenset(fuse), socket)
+
+
+def _socket_path(value: str | None) -> str:
+    if not value or len(os.fsencode(value)) > 107 or "\0" in value:
+        raise Refused(errno.EINVAL, "option socket needs a path of 1 to 107 bytes: socket=PATH")
+    return os.path.abspath(value)
+
+
+def default_socket_path() -> str:
+    if os.geteuid() == 0:
+        return f"/run/{FSTYPE}/{os.getpid()}.sock"
+    base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/{FSTYPE}-{os.getuid()}"
+    return f"{base}/{FSTYPE}/{os.getpid()}.sock"
+
+
+def check_fuse() -> None:
+    """Refused names what the machine lacks for a mount."""
+    if not os.path.exists("/dev/fuse"):
+        raise Refused(errno.ENODEV, "/dev/fuse is missing: load the fuse module (modprobe fuse)")
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
+    except OSError as error:
+        raise Refused(error.errno or errno.EIO, f"/dev/fuse can not be opened: {error.strerror}") from None
+    if os.geteuid() != 0 and shutil.which("fusermount3") is None:
+        raise Refused(errno.ENOENT, "fusermount3 is missing: install the package fuse3, or mount as root")
+
+
+def prepare_mountpoint(path: str) -> str:
+    """The absolute path of an empty directory; a dead daemon's mount there is replaced."""
+    path = os.path.realpath(path)
+    if mounted_type(path) == f"fuse.{FSTYPE}":
+        if _is_alive(path):
+            raise Refused(errno.EBUSY, f"{path} is mounted already: umount it first")
+        detach(path)
+    try:
+        entries = os.listdir(path)
+    except OSError as error:
+        raise Refused(error.errno or errno.EIO, f"mount point {path}: {error.strerror}") from None
+    if entries:
+        raise Refused(errno.ENOTEMPTY, f"mount point {path} is not empty: choose an empty directory")
+    return path
+
+
+def mounted_type(path: str) -> str | None:
+    """The type of the topmost mount exactly at path, without touching it."""
+    found = None
+    with open("/proc/self/mountinfo", "rb") as lines:
+        for line in lines:
+            fields, _, tail = line.rstrip(b"\n").partition(b" - ")
+            if _unescape(fields.split(b" ")[4]) == os.fsencode(path):
+                found = tail.split(b" ")[0].decode()
+    return found
+
+
+def detach(path: str) -> None:
+    """umount -l."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
+        number = ctypes.get_errno()
+        raise Refused(number, f"the dead mount at {path} can not be removed: {os.strerror(number)}")
+
+
+def _is_alive(path: str) -> bool:
+    """False only for the mount of a dead daemon (ENOTCONN). A daemon that does not answer counts as alive."""
+    alive = threading.Event()
+    dead = threading.Event()
+
+    def look() -> None:
+        try:
+            os.stat(path)
+        except OSError as error:
+            (dead if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) else alive).set()
+        else:
+            alive.set()
+
+    thread = threading.Thread(target=look, daemon=True)
+    thread.start()
+    thread.join(_STAT_DEADLINE_S)
+    return not dead.is_set()
+
+
+def _unescape(text: bytes) -> bytes:
+    for code in (b"040", b"011", b"012", b"134"):
+        text = text.replace(b"\\" + code, bytes([int(code, 8)]))
+    return text

@@ -1,0 +1,395 @@
+"""The pyfuse3 handlers: requests to calls of the core, refusals to errnos.
+
+Handlers run on one trio loop. They hold Service.lock for a call, never across an await; what waits (a VM's
+acknowledgement, a large punch, the kernel's cache) runs in a worker thread. lookup, getattr, getxattr and
+statfs never wait on a VM.
+"""
+
+import errno
+import functools
+import logging
+import os
+import time
+from collections.abc import Callable, Coroutine, Sequence
+from typing import Any, ParamSpec, TypeVar
+
+import trio
+
+from memfsd.backing import Backing
+from memfsd.core.effects import Effect
+from memfsd.core.frames import FrameState
+from memfsd.core.inodes import Inode, Regular
+from memfsd.core.namespace import Creds
+from memfsd.core.ordinary import Plan
+from memfsd.core.service import Changes, Service
+from memfsd.performer import Performer
+from memfsd.uapi import names
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_INODES, NAME_MAX
+from memfsd.uapi.messages import Reason
+from memfsd.uapi.seals import Seal
+from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
+
+from .hook import pyfuse3
+
+log = logging.getLogger("memfsd.fuse")
+
+_CACHE_S = 3600.0
+"""Names, and attributes of what only the kernel changes, may be cached; sealed files change behind its back."""
+_WORKERS = 32
+
+EntryAttributes = pyfuse3.EntryAttributes
+FileInfo = pyfuse3.FileInfo
+FUSEError = pyfuse3.FUSEError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+TakeBack = Callable[[Ino, Pgoff, Pgoff, Reason, Callable[[Regular], None]], None]
+
+
+def _door(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
+    """Errors to errnos. Anything unexpected is EIO and one logged traceback: no exception ends the daemon."""
+
+    @functools.wraps(handler)
+    async def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
+        try:
+            return await handler(*args, **kwargs)
+        except FUSEError:
+            raise
+        except Refused as refused:
+            log.debug("%s: %s", handler.__name__, refused)
+            raise FUSEError(refused.errno) from None
+        except OSError as error:
+            log.exception("%s failed", handler.__name__)
+            raise FUSEError(error.errno or errno.EIO) from None
+        except Exception:
+            log.exception("%s failed", handler.__name__)
+            raise FUSEError(errno.EIO) from None
+
+    return wrapped
+
+
+class Operations(pyfuse3.Operations):
+    """take_back and reclaim are the brackets of memfsd.guests: they block, and run in worker threads."""
+
+    enable_writeback_cache = False
+
+    def __init__(
+        self,
+        service: Service,
+        backing: Backing,
+        performer: Performer,
+        take_back: TakeBack,
+        reclaim: Callable[[], bool],
+    ) -> None:
+        super().__init__()
+        self._service = service
+        self._lock = service.lock
+        self._backing = backing
+        self._performer = performer
+        self._take_back = take_back
+        self._reclaim = reclaim
+        self._workers = trio.CapacityLimiter(_WORKERS)
+
+    async def _perform(self, effects: Sequence[Effect]) -> None:
+        if not effects:
+            return
+        if self._performer.is_quick(effects):
+            self._performer.perform(effects)
+        else:
+            await trio.to_thread.run_sync(self._performer.perform, effects, limiter=self._workers)
+
+    async def _with_room(self, call: Callable[[], R]) -> R:
+        """Run a call that allocates; when the pool is full, once more after taking back untouched grants."""
+        try:
+            with self._lock:
+                return call()
+        except Refused as refused:
+            if refused.errno != errno.ENOSPC or not await self._made_room():
+                raise
+        with self._lock:
+            return call()
+
+    async def _made_room(self) -> bool:
+        with self._lock:
+            if self._service.pool.count(FrameState.PENDING) == 0:
+                return False
+        return await trio.to_thread.run_sync(self._reclaim, limiter=self._workers)
+
+    # -- names
+
+    @_door
+    async def lookup(self, parent: int, name: bytes, ctx: Any) -> EntryAttributes:
+        with self._lock:
+            return _attributes(self._service.lookup(parent, name))
+
+    @_door
+    async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
+        for ino, count in inode_list:
+            with self._lock:
+                effects = self._service.forget(ino, count)
+            await self._perform(effects)
+
+    @_door
+    async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> EntryAttributes:
+        with self._lock:
+            return _attributes(self._service.mknod(parent, name, mode, rdev, _creds(ctx), time.time_ns()))
+
+    @_door
+    async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> EntryAttributes:
+        with self._lock:
+            return _attributes(self._service.mkdir(parent, name, mode, _creds(ctx), time.time_ns()))
+
+    @_door
+    async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> EntryAttributes:
+        with self._lock:
+            return _attributes(self._service.symlink(parent, name, target, _creds(ctx), time.time_ns()))
+
+    @_door
+    async def link(self, inode: int, new_parent: int, new_name: bytes, ctx: Any) -> EntryAttributes:
+        with self._lock:
+            return _attributes(self._service.link(inode, new_parent, new_name, time.time_ns()))
+
+    @_door
+    async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
+        with self._lock:
+            effects = self._service.unlink(parent, name, time.time_ns())
+        await self._perform(effects)
+
+    @_door
+    async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
+        with self._lock:
+            effects = self._service.rmdir(parent, name, time.time_ns())
+        await self._perform(effects)
+
+    @_door
+    async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any) -> None:
+        with self._lock:
+            effects = self._service.rename(parent, name, new_parent, new_name, flags, time.time_ns())
+        await self._perform(effects)
+
+    @_door
+    async def readlink(self, inode: int, ctx: Any) -> bytes:
+        with self._lock:
+            return self._service.readlink(inode)
+
+    # -- attributes
+
+    @_door
+    async def getattr(self, inode: int, ctx: Any = None) -> EntryAttributes:
+        with self._lock:
+            return _attributes(self._service.inodes.get(inode))
+
+    @_door
+    async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> EntryAttributes:
+        now = time.time_ns()
+        if fields.update_size:
+            await self._resize(inode, attr.st_size, now)
+        changes = Changes(
+            mode=attr.st_mode if fields.update_mode else None,
+            uid=attr.st_uid if fields.update_uid else None,
+            gid=attr.st_gid if fields.update_gid else None,
+            atime_ns=attr.st_atime_ns if fields.update_atime else None,
+            mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
+            ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
+        )
+        with self._lock:
+            return _attributes(self._service.setattr(inode, changes, now))
+
+    async def _resize(self, inode: int, size: int, now_ns: int) -> None:
+        with self._lock:
+            effects, taken = self._service.resize(inode, size, now_ns)
+        await self._perform(effects)
+        if taken is not None:
+
+            def finish(file: Regular) -> None:
+                self._service.gmem.set_size(file, size)
+                file.mtime_ns = now_ns
+
+            await self._invalidate(inode, taken, Reason.TRUNCATE, finish)
+
+    async def _invalidate(
+        self, inode: int, taken: tuple[Pgoff, Pgoff], reason: Reason, finish: Callable[[Regular], None]
+    ) -> None:
+        await trio.to_thread.run_sync(
+            self._take_back, Ino(inode), taken[0], taken[1], reason, finish, limiter=self._workers
+        )
+
+    @_door
+    async def statfs(self, ctx: Any) -> Any:
+        data = pyfuse3.StatvfsData()
+        with self._lock:
+            pool, used = self._service.pool, len(self._service.inodes)
+            data.f_bsize = data.f_frsize = PAGE_SIZE
+            data.f_blocks = pool.frame_count
+            data.f_bfree = data.f_bavail = pool.free_count
+            data.f_files = MAX_INODES
+            data.f_ffree = data.f_favail = MAX_INODES - used
+        data.f_namemax = NAME_MAX
+        return data
+
+    @_door
+    async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        populated = self._backing.populated_count(Ino(inode)) if name == names.XATTR_FRAMES else None
+        with self._lock:
+            return self._service.getxattr(inode, name, _new_token, populated)
+
+    @_door
+    async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
+        with self._lock:
+            return self._service.xattrs.list(self._service.inodes.get(inode))
+
+    @_door
+    async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
+        with self._lock:
+            effects = self._service.setxattr(inode, name, bytes(value), 0, time.time_ns())
+        await self._perform(effects)
+
+    @_door
+    async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
+        with self._lock:
+            self._service.removexattr(inode, name, time.time_ns())
+
+    # -- open files
+
+    @_door
+    async def create(
+        self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
+    ) -> tuple[FileInfo, EntryAttributes]:
+        with self._lock:
+            file, handle = self._service.create(parent, name, mode, flags, _creds(ctx), time.time_ns())
+            return _file_info(file, handle), _attributes(file)
+
+    @_door
+    async def open(self, inode: int, flags: int, ctx: Any) -> FileInfo:
+        with self._lock:
+            file, handle, effects = self._service.open(inode, flags, time.time_ns())
+            info = _file_info(file, handle)
+        await self._perform(effects)
+        return info
+
+    @_door
+    async def release(self, fh: int) -> None:
+        with self._lock:
+            effects = self._service.release(fh)
+        await self._perform(effects)
+
+    @_door
+    async def read(self, fh: int, off: int, size: int) -> bytes:
+        with self._lock:
+            plan = self._service.read(fh, off, size, time.time_ns())
+            return self._backing.read(plan)
+
+    @_door
+    async def write(self, fh: int, off: int, buf: bytes) -> int:
+        size = len(buf)
+        with self._lock:
+            # Planned and written in one go, so that no truncate frees the frames between.
+            written = self._write_now(fh, off, buf)
+        if written == size or not await self._made_room():
+            if written == 0 and size:
+                raise FUSEError(errno.ENOSPC)
+            return written
+        with self._lock:
+            return self._write_now(fh, off, buf)
+
+    def _write_now(self, fh: int, off: int, buf: bytes) -> int:
+        plan: Plan = []
+        try:
+            plan = self._service.write(fh, off, len(buf), time.time_ns())
+        except Refused as refused:
+            if refused.errno != errno.ENOSPC:
+                raise
+        return self._backing.write(plan, buf)
+
+    @_door
+    async def opendir(self, inode: int, ctx: Any) -> int:
+        with self._lock:
+            return self._service.opendir(inode)
+
+    @_door
+    async def readdir(self, fh: int, start_id: int, token: Any) -> None:
+        with self._lock:
+            for next_id, name, inode in self._service.entries(fh, start_id):
+                if not pyfuse3.readdir_reply(token, name, _attributes(inode), next_id):
+                    break
+                inode.lookups += 1
+
+    @_door
+    async def releasedir(self, fh: int) -> None:
+        with self._lock:
+            effects = self._service.releasedir(fh)
+        await self._perform(effects)
+
+    # -- what pyfuse3 lacks (hook.Handlers)
+
+    async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+        now = time.time_ns()
+        effects, taken = await self._with_room(lambda: self._service.fallocate(ino, mode, offset, length, now))
+        await self._perform(effects)
+        if taken is not None:
+
+            def finish(file: Regular) -> None:
+                file.mtime_ns = file.ctime_ns = now
+
+            await self._invalidate(ino, taken, Reason.PUNCH, finish)
+
+    def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
+        with self._lock:
+            return self._service.lseek(ino, offset, whence)
+
+    def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
+        with self._lock:
+            if not isinstance(self._service.inodes.get(ino), Regular):
+                raise Refused(errno.ENOTTY, f"inode {ino} takes no ioctl")
+            if cmd == names.IOC_GET_SEALS:
+                return int(self._service.inodes.regular(ino).seals).to_bytes(4, "little")
+            if cmd != names.IOC_ADD_SEALS:
+                raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist")
+            seals = int.from_bytes(data, "little")
+            effects = self._service.add_seals(ino, Seal(seals), time.time_ns(), own_handle=fh)
+        if effects:
+            trio.lowlevel.spawn_system_task(self._perform_later, effects)
+        return b""
+
+    async def _perform_later(self, effects: Sequence[Effect]) -> None:
+        try:
+            await self._perform(effects)
+        except Exception:
+            log.exception("effects of an ioctl failed")
+
+
+def _attributes(inode: Inode) -> EntryAttributes:
+    attr = EntryAttributes()
+    attr.st_ino = inode.ino
+    attr.st_mode = inode.mode
+    attr.st_nlink = inode.nlink
+    attr.st_uid = inode.uid
+    attr.st_gid = inode.gid
+    attr.st_rdev = inode.rdev
+    attr.st_size = inode.size
+    attr.st_blksize = PAGE_SIZE
+    attr.st_blocks = inode.block_count
+    attr.st_atime_ns = inode.atime_ns
+    attr.st_mtime_ns = inode.mtime_ns
+    attr.st_ctime_ns = inode.ctime_ns
+    attr.st_birthtime_ns = inode.ctime_ns
+    attr.generation = 0
+    attr.entry_timeout = _CACHE_S
+    attr.attr_timeout = 0.0 if isinstance(inode, Regular) and inode.guest is not None else _CACHE_S
+    return attr
+
+
+def _file_info(file: Regular, handle: int) -> FileInfo:
+    """Sealed files bypass the page cache, so every access reaches us and MAP_SHARED is ENODEV."""
+    if file.guest is not None:
+        return FileInfo(fh=handle, direct_io=True)
+    return FileInfo(fh=handle, keep_cache=True)
+
+
+def _creds(ctx: Any) -> Creds:
+    return Creds(ctx.uid, ctx.gid)
+
+
+def _new_token() -> bytes:
+    return os.urandom(16)

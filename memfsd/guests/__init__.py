@@ -1,0 +1,9 @@
+"""The adapter to the sockets: each connection has a blocking thread of its own, so a fault pays no event loop.
+
+process     a peer's process, and the proof of its death
+upchannel   calls from the store to a VM, each with a deadline
+brackets    invalidations: BEGIN, acknowledged, scrub, END; and reclaim
+session     one connection, from HELLO to the end of its VM
+checker     memfs check and memfs map
+server      the listening socket and all sessions
+"""

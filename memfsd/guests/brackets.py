@@ -1,0 +1,147 @@
+"""Invalidations: BEGIN, acknowledged, scrub, END, under the file's bracket lock.
+
+All of it blocks, each step with a deadline, and so runs on a thread of its own (a FUSE handler's worker, or the
+session whose grant found the pool full), never on the FUSE loop.
+"""
+
+import contextlib
+import errno
+import logging
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from memfsd.core.gmem import guest_of
+from memfsd.core.guest import Guest, Invalidation
+from memfsd.core.inodes import Regular
+from memfsd.core.service import Service
+from memfsd.performer import Performer
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.limits import BRACKET_DEADLINE_S, PROOF_DEADLINE_S
+from memfsd.uapi.messages import (
+    Empty,
+    InvalidateBegin,
+    InvalidateBeginReply,
+    InvalidateEnd,
+    Kind,
+    Reason,
+)
+from memfsd.uapi.units import Ino, Pgoff, Seq
+
+from .process import PeerProcess
+from .upchannel import PeerSilent, UpChannel
+
+log = logging.getLogger("memfsd.guests")
+
+Ranges = list[tuple[Pgoff, Pgoff]]
+
+
+@dataclass(slots=True, eq=False)
+class Peer:
+    """The live VM of one file: how to call it, and how to know that it is dead."""
+
+    ino: Ino
+    vm: str
+    up: UpChannel
+    process: PeerProcess
+    hang_up: Callable[[], None]
+    """Shut both channels, so that the session's thread sees the end."""
+
+
+class Brackets:
+    """The callbacks into VMs. `peers` is guarded by Service.lock."""
+
+    def __init__(self, service: Service, performer: Performer) -> None:
+        self._service = service
+        self._performer = performer
+        self.peers: dict[Ino, Peer] = {}
+
+    @contextlib.contextmanager
+    def hold(self, guest: Guest) -> Iterator[None]:
+        """The file's bracket lock. EBUSY when another invalidation does not end in time."""
+        if not guest.bracket.acquire(timeout=BRACKET_DEADLINE_S):
+            raise Refused(errno.EBUSY, "another invalidation of this file does not end")
+        try:
+            yield
+        finally:
+            guest.bracket.release()
+
+    def take_back(
+        self,
+        ino: Ino,
+        start: Pgoff,
+        end: Pgoff,
+        reason: Reason,
+        finish: Callable[[Regular], None] = lambda file: None,
+    ) -> None:
+        """Take pages [start, end) out of the file and of its VM; free them; only then return.
+
+        finish runs with Service.lock held, before the bracket closes. ETIMEDOUT when the VM lives but did not
+        acknowledge: it is cut off and its frames are quarantined.
+        """
+        with self._service.lock:
+            file = self._service.inodes.regular(ino)
+        guest = guest_of(file)
+        with self.hold(guest):
+            with self._service.lock:
+                closing = self._service.gmem.invalidate_begin(file, start, end, reason)
+                peer = self.peers.get(ino) if closing.upcall else None
+            kept: Ranges = []
+            silent: PeerLost | None = None
+            try:
+                if peer is not None:
+                    kept, silent = self._begin(peer, file, closing)
+                with self._service.lock:
+                    scrub = self._service.gmem.unmap(file, kept)
+                if scrub is not None:
+                    self._performer.perform([scrub])
+            finally:
+                with self._service.lock:
+                    finish(file)
+                    seq = self._service.gmem.invalidate_end(file)
+                if peer is not None and silent is None:
+                    self._end(peer, closing, seq)
+        if silent is not None:
+            raise Refused(errno.ETIMEDOUT, f"VM {peer and peer.vm} did not acknowledge: {silent}")
+
+    def reclaim(self) -> bool:
+        """Take back granted pages that no guest touched; True when any frame came free."""
+        with self._service.lock:
+            before = self._service.pool.free_count
+            ranges = self._service.gmem.reclaimable(self._service.inodes.sealed_files())
+        for ino, start, end in ranges:
+            try:
+                self.take_back(ino, start, end, Reason.RECLAIM)
+            except Refused as refused:
+                log.warning("reclaim from inode %d: %s", ino, refused.reason)
+        with self._service.lock:
+            return self._service.pool.free_count > before
+
+    def cut(self, peer: Peer, why: str) -> None:
+        """Cut off a VM that lives but broke its word. Call with the bracket held."""
+        log.warning("VM %s (process %d) is cut off: %s", peer.vm, peer.process.pid, why)
+        with self._service.lock:
+            file = self._service.inodes.regular(peer.ino)
+            if guest_of(file).active is not None:
+                self._service.gmem.cut(file)
+        peer.hang_up()
+
+    def _begin(self, peer: Peer, file: Regular, closing: Invalidation) -> tuple[Ranges, PeerLost | None]:
+        """What the VM keeps, and its silence if it lives and does not answer. A proven death acknowledges."""
+        body = InvalidateBegin(closing.start, closing.end, closing.seq, closing.reason)
+        try:
+            kept = peer.up.call(Kind.INVALIDATE_BEGIN, body, InvalidateBeginReply).kept
+            return [(Pgoff(low), Pgoff(high)) for low, high in kept], None
+        except PeerLost as lost:
+            patience = 0 if isinstance(lost, PeerSilent) else PROOF_DEADLINE_S
+            if peer.process.wait_dead(patience):
+                return [], None
+            self.cut(peer, str(lost))
+            return [], lost
+
+    def _end(self, peer: Peer, closing: Invalidation, seq: Seq) -> None:
+        try:
+            peer.up.call(Kind.INVALIDATE_END, InvalidateEnd(closing.start, closing.end, seq), Empty)
+        except PeerSilent as silent:
+            self.cut(peer, str(silent))
+        except PeerLost:
+            peer.hang_up()

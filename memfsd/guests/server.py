@@ -1,0 +1,155 @@
+"""The listening socket and all sessions."""
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import stat
+import threading
+import time
+
+from memfsd.backing import Backing
+from memfsd.core.gmem import guest_of
+from memfsd.core.service import Service
+from memfsd.performer import Performer
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.limits import MAX_CONNECTIONS
+from memfsd.uapi.messages import Empty, Kind, Revoke
+
+from .brackets import Brackets
+from .checker import Checker
+from .session import Session
+
+log = logging.getLogger("memfsd.guests")
+
+_STACK_BYTES = 512 * 1024
+_STOP_DEADLINE_S = 3.0
+
+
+class GuestServer:
+    """Accepts on a thread of its own; `_lock` guards `_sessions`."""
+
+    def __init__(self, path: str, service: Service, backing: Backing, performer: Performer) -> None:
+        """Refused names why the socket can not be made there."""
+        self._path = path
+        self._service = service
+        self._backing = backing
+        self._performer = performer
+        self.brackets = Brackets(service, performer)
+        self._checker = Checker(service, backing, self.brackets)
+        self._sessions: dict[threading.Thread, Session] = {}
+        self._lock = threading.Lock()
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
+        self._listener = _listen(path)
+        self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
+
+    def start(self) -> None:
+        threading.stack_size(_STACK_BYTES)
+        self._acceptor.start()
+
+    def stop(self) -> None:
+        """Revoke every pairing, end every session, remove the socket. Bounded by deadlines."""
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+        with self._service.lock:
+            peers = list(self.brackets.peers.values())
+        for peer in peers:
+            with self._service.lock:
+                active = guest_of(self._service.inodes.regular(peer.ino)).active
+            if active is not None and active.implements(Kind.REVOKE):
+                with contextlib.suppress(PeerLost):
+                    peer.up.call(Kind.REVOKE, Revoke("the store is unmounted"), Empty)
+        os.close(self._stop_write)
+        with self._lock:
+            sessions = dict(self._sessions)
+        for session in sessions.values():
+            session.stop()
+        until = time.monotonic() + _STOP_DEADLINE_S
+        for thread in sessions:
+            thread.join(max(until - time.monotonic(), 0.01))
+
+    def session_count(self) -> int:
+        with self._lock:
+            return len(self._sessions)
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                sock, _ = self._listener.accept()
+            except OSError as error:
+                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM):
+                    log.warning("a connection was refused: %s", error.strerror)
+                    time.sleep(0.1)
+                    continue
+                return
+            if self.session_count() >= MAX_CONNECTIONS:
+                log.warning("a connection was refused: %d are open", MAX_CONNECTIONS)
+                sock.close()
+                continue
+            self._begin(sock)
+
+    def _begin(self, sock: socket.socket) -> None:
+        session = Session(
+            sock,
+            self._service,
+            self._backing,
+            self._performer,
+            self.brackets,
+            self._checker,
+            self._stop_read,
+        )
+        thread = threading.Thread(target=self._serve, args=(session,), name="session", daemon=True)
+        with self._lock:
+            self._sessions[thread] = session
+        try:
+            thread.start()
+        except RuntimeError:
+            log.warning("a connection was refused: no more threads")
+            with self._lock:
+                del self._sessions[thread]
+            sock.close()
+
+    def _serve(self, session: Session) -> None:
+        try:
+            session.run()
+        finally:
+            with self._lock:
+                del self._sessions[threading.current_thread()]
+
+
+def _listen(path: str) -> socket.socket:
+    """A socket file that a dead daemon left is replaced; a live one is not."""
+    directory = os.path.dirname(path) or "."
+    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        os.makedirs(directory, mode=0o755, exist_ok=True)
+        if os.path.lexists(path):
+            if not stat.S_ISSOCK(os.lstat(path).st_mode):
+                raise Refused(errno.EEXIST, f"socket={path}: a file is there that is not a socket")
+            if _is_live(path):
+                raise Refused(errno.EADDRINUSE, f"socket={path}: another memfsd listens there")
+            os.unlink(path)
+        sock.bind(path)
+        os.chmod(path, 0o666)
+        sock.listen(128)
+    except OSError as error:
+        sock.close()
+        raise Refused(error.errno or errno.EIO, f"socket={path}: {error.strerror or error}") from None
+    except Refused:
+        sock.close()
+        raise
+    return sock
+
+
+def _is_live(path: str) -> bool:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
+        probe.settimeout(1.0)
+        try:
+            probe.connect(path)
+        except ConnectionRefusedError:
+            return False
+        return True

@@ -1,0 +1,265 @@
+"""One connection, from HELLO to the end of its VM, on a thread of its own."""
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import cast
+
+from memfsd.backing import Backing
+from memfsd.core.gmem import guest_of
+from memfsd.core.guest import Pairing
+from memfsd.core.inodes import Regular
+from memfsd.core.service import Service
+from memfsd.performer import Performer
+from memfsd.uapi import messages as m
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.framing import (
+    BadBody,
+    BadPacket,
+    decode_header,
+    decode_request,
+    encode_failure,
+    encode_reply,
+)
+from memfsd.uapi.limits import ACK_DEADLINE_S, GREETING_DEADLINE_S, MAX_PACKET_BYTES, PROOF_DEADLINE_S
+from memfsd.uapi.messages import Kind
+from memfsd.uapi.pairing import State, next_state
+
+from .brackets import Brackets, Peer
+from .checker import Checker, page_map
+from .process import PeerProcess
+from .upchannel import UpChannel, set_deadline, timeval
+
+log = logging.getLogger("memfsd.guests")
+
+BYE = "BYE"
+_HALF_OPEN = (State.CONNECTED, State.GREETED)
+
+
+class Session:
+    """uapi.pairing's table over one socket. Only its own thread touches its fields, but for `stop`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        service: Service,
+        backing: Backing,
+        performer: Performer,
+        brackets: Brackets,
+        checker: Checker,
+        stop_fd: int,
+    ) -> None:
+        self._sock = sock
+        self._service = service
+        self._backing = backing
+        self._performer = performer
+        self._brackets = brackets
+        self._checker = checker
+        self._stop_fd = stop_fd
+        self._state = State.CONNECTED
+        self._hello: m.Hello | None = None
+        self._file: Regular | None = None
+        self._peer: Peer | None = None
+        self._fds: list[int] = []
+        """To send with the next reply: the window (ours) and the VM's end of the up channel (closed then)."""
+        self._handlers: dict[Kind, Callable[[m.Body], m.Body]] = {
+            Kind.HELLO: self._on_hello,
+            Kind.PAIR: self._on_pair,
+            Kind.BIND: self._on_bind,
+            Kind.UNBIND: self._on_unbind,
+            Kind.GET_PFN: self._on_get_pfn,
+            Kind.STAT: self._on_stat,
+            Kind.PING: lambda _: m.Empty(),
+            Kind.BYE: lambda _: m.Empty(),
+            Kind.CHECK: self._on_check,
+            Kind.MAP: self._on_map,
+        }
+
+    def run(self) -> None:
+        """Serve until the end; whatever happens, frames, fds and the process handle are settled."""
+        try:
+            process = PeerProcess(self._sock)
+        except OSError:
+            self._sock.close()
+            return
+        try:
+            why = self._serve(process)
+            if self._peer is not None:
+                self._end_pairing(self._peer, why)
+        except Exception:
+            log.exception("a session failed")
+        finally:
+            self._sock.close()
+            if self._peer is not None:
+                self._peer.up.close()
+            process.close()
+
+    def stop(self) -> None:
+        """From another thread: the store ends."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self, process: PeerProcess) -> str:
+        """Requests and replies until the connection ends; why it did."""
+        self._process = process
+        set_deadline(self._sock, GREETING_DEADLINE_S)
+        half_open_until = time.monotonic() + GREETING_DEADLINE_S
+        buffer = bytearray(MAX_PACKET_BYTES)
+        view = memoryview(buffer)
+        sock = self._sock
+        try:
+            while self._state is not State.ENDED:
+                size = sock.recv_into(buffer, 0, socket.MSG_TRUNC)
+                if size == 0:
+                    return "it closed the connection"
+                if size > MAX_PACKET_BYTES:
+                    return f"it sent a packet of {size} bytes"
+                reply = self._answer(view[:size])
+                if self._fds:
+                    self._send_with_fds(reply)
+                else:
+                    sock.send(reply)
+                if self._state in _HALF_OPEN and time.monotonic() > half_open_until:
+                    return "it did not pair in time"
+            return BYE
+        except BlockingIOError:
+            return "it did not answer in time"
+        except (BadPacket, OSError) as error:
+            return str(error)
+
+    def _answer(self, packet: memoryview) -> bytes:
+        header = decode_header(packet)
+        kind = header.kind
+        if header.is_reply:
+            raise BadPacket(f"a reply ({kind.name}) where a request was due")
+        state = next_state(self._state, kind)
+        try:
+            if kind in m.RESERVED_KINDS or kind not in self._handlers:
+                raise Refused(errno.EOPNOTSUPP, f"{kind.name} is not an operation of the store")
+            if state is None:
+                raise Refused(errno.EPROTO, f"{kind.name} is not legal in state {self._state.value}")
+            reply = self._handlers[kind](decode_request(kind, packet))
+        except BadBody as error:
+            return encode_failure(header.id, kind, errno.EINVAL, str(error))
+        except Refused as refused:
+            return encode_failure(header.id, kind, refused.errno, refused.reason)
+        if kind is Kind.HELLO and self._hello is not None and self._hello.role is m.Role.OBSERVER:
+            state = State.OBSERVING
+        self._state = state
+        return encode_reply(header.id, kind, reply)
+
+    # -- greeting
+
+    def _on_hello(self, body: m.Body) -> m.Body:
+        hello = cast(m.Hello, body)
+        if hello.version != m.PROTOCOL_VERSION:
+            raise Refused(errno.EPROTONOSUPPORT, f"protocol {hello.version}: this store speaks {m.PROTOCOL_VERSION}")
+        self._hello = hello
+        return m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), self._service.pool.frame_count)
+
+    def _on_pair(self, body: m.Body) -> m.Body:
+        assert self._hello is not None
+        hello, process = self._hello, self._process
+        if not m.REQUIRED_KVM_OPERATIONS.issubset(hello.operations):
+            raise Refused(errno.EOPNOTSUPP, "a VM that can not be invalidated can not pair")
+        pairing = Pairing(hello.vm, process.pid, process.uid, frozenset(hello.operations))
+        with self._service.lock:
+            file = self._service.file_by_token(cast(m.Pair, body).token)
+            if process.uid not in (0, file.uid):
+                raise Refused(errno.EACCES, f"uid {process.uid} does not own inode {file.ino} (uid {file.uid} does)")
+            guest = guest_of(file)
+            self._service.gmem.pair(file, pairing)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            self._file = file
+            self._peer = Peer(file.ino, hello.vm, UpChannel(ours), process, self.stop)
+            self._brackets.peers[file.ino] = self._peer
+            seq = guest.seq
+        self._fds = [self._backing.window(file.ino), theirs.detach()]
+        log.info("inode %d is paired with VM %s of process %d", file.ino, hello.vm, process.pid)
+        return m.PairReply(file.ino, file.size, file.order, seq)
+
+    def _send_with_fds(self, reply: bytes) -> None:
+        fds, self._fds = self._fds, []
+        try:
+            socket.send_fds(self._sock, [reply], fds)
+        finally:
+            os.close(fds[1])
+        set_deadline(self._sock, 0)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(ACK_DEADLINE_S))
+
+    # -- paired
+
+    def _paired(self) -> Regular:
+        assert self._file is not None
+        return self._file
+
+    def _on_bind(self, body: m.Body) -> m.Body:
+        bind, file = cast(m.Bind, body), self._paired()
+        with self._brackets.hold(guest_of(file)), self._service.lock:
+            self._service.gmem.bind(file, bind.slot, bind.gfn, bind.pgoff, bind.page_count)
+        return m.Empty()
+
+    def _on_unbind(self, body: m.Body) -> m.Body:
+        unbind, file = cast(m.Unbind, body), self._paired()
+        with self._brackets.hold(guest_of(file)), self._service.lock:
+            self._service.gmem.unbind(file, unbind.pgoff, unbind.page_count)
+        return m.Empty()
+
+    def _on_get_pfn(self, body: m.Body) -> m.Body:
+        want, file = cast(m.GetPfn, body), self._paired()
+        service = self._service
+        try:
+            with service.lock:
+                return service.gmem.get_pfn(file, want.pgoff, want.max_pages)
+        except Refused as refused:
+            if refused.errno != errno.ENOSPC or not self._brackets.reclaim():
+                raise
+        with service.lock:
+            return service.gmem.get_pfn(file, want.pgoff, want.max_pages)
+
+    def _on_stat(self, _: m.Body) -> m.Body:
+        file = self._paired()
+        populated = self._backing.populated_count(file.ino)
+        with self._service.lock:
+            guest, pages = guest_of(file), file.pages.page_count
+            return m.StatReply(file.size, pages, guest.untouched(pages, populated), guest.seq)
+
+    # -- observing
+
+    def _on_check(self, _: m.Body) -> m.Body:
+        if self._process.uid not in (0, os.getuid()):
+            raise Refused(errno.EACCES, "memfs check is for root and the user who mounted")
+        return self._checker.check()
+
+    def _on_map(self, body: m.Body) -> m.Body:
+        want = cast(m.Map, body)
+        with self._service.lock:
+            file = self._service.inodes.regular(want.ino)
+            if self._process.uid not in (0, file.uid):
+                raise Refused(errno.EACCES, f"uid {self._process.uid} does not own inode {file.ino}")
+            if file.guest is not None:
+                self._service.gmem.settle(file, self._backing.populated(file.ino))
+            return page_map(self._service, file, want.pgoff)
+
+    # -- the end of a VM
+
+    def _end_pairing(self, peer: Peer, why: str) -> None:
+        """BYE or proven death frees the frames; until then they are quarantined (R6)."""
+        guest = guest_of(self._paired())
+        peer.up.shut()
+        if why != BYE and not peer.process.wait_dead(PROOF_DEADLINE_S, self._stop_fd):
+            with guest.bracket:
+                if guest.active is not None:
+                    self._brackets.cut(peer, why)
+            if not peer.process.wait_dead(None, self._stop_fd):
+                return
+        with guest.bracket:
+            with self._service.lock:
+                effects = self._service.release_guest(peer.ino)
+                del self._brackets.peers[peer.ino]
+            self._performer.perform(effects)
+        log.info("inode %d: VM %s is gone (%s), its frames are free", peer.ino, peer.vm, why)

@@ -1,0 +1,78 @@
+"""Calls from the store to a VM, each with a deadline: the "function pointers" that KVM gave it."""
+
+import socket
+import struct
+import threading
+from typing import TypeVar, cast
+
+from memfsd.uapi.errors import PeerLost, errno_name
+from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_reply, encode_request
+from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_PACKET_BYTES
+from memfsd.uapi.messages import Body, Kind
+
+_Reply = TypeVar("_Reply", bound=Body)
+
+
+class PeerSilent(PeerLost):
+    """Alive perhaps, but no answer before the deadline."""
+
+
+def timeval(timeout_s: float) -> bytes:
+    """struct timeval for SO_RCVTIMEO and SO_SNDTIMEO."""
+    return struct.pack("ll", int(timeout_s), int(timeout_s % 1 * 1e6))
+
+
+def set_deadline(sock: socket.socket, timeout_s: float) -> None:
+    """Kernel timeouts on a blocking socket: no poll before each call. 0 waits for ever."""
+    value = timeval(timeout_s)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)
+
+
+class UpChannel:
+    """One call at a time; `_lock` guards the socket, `_next_id` and the buffer."""
+
+    def __init__(self, sock: socket.socket, deadline_s: float = ACK_DEADLINE_S) -> None:
+        self._sock = sock
+        set_deadline(sock, deadline_s)
+        self._lock = threading.Lock()
+        self._next_id = 1
+        self._buffer = bytearray(MAX_PACKET_BYTES)
+
+    def call(self, kind: Kind, body: Body, reply: type[_Reply]) -> _Reply:
+        """PeerSilent at the deadline; PeerLost at end of file, for a broken answer, or a refusal."""
+        with self._lock:
+            id_, self._next_id = self._next_id, self._next_id % 0xFFFFFFFF + 1
+            try:
+                self._sock.send(encode_request(id_, kind, body))
+                size = self._sock.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+            except BlockingIOError:
+                raise PeerSilent(f"no answer to {kind.name} in time") from None
+            except OSError as error:
+                raise PeerLost(f"{kind.name}: {error.strerror}") from None
+            if size == 0:
+                raise PeerLost(f"the VM closed its side before it answered {kind.name}")
+            if size > MAX_PACKET_BYTES:
+                raise PeerLost(f"the answer to {kind.name} has {size} bytes")
+            packet = memoryview(self._buffer)[:size]
+            header = decode_header(packet)
+            if not header.is_reply or header.kind is not kind or header.id != id_:
+                raise PeerLost(f"{header.kind.name} {header.id} is no answer to {kind.name} {id_}")
+            try:
+                if header.errno:
+                    reason = decode_failure(packet).reason
+                    raise PeerLost(f"{kind.name} refused with {errno_name(header.errno)}: {reason}")
+                return cast(_Reply, decode_reply(kind, packet))
+            except BadBody as error:
+                raise PeerLost(str(error)) from None
+
+    def shut(self) -> None:
+        """Wake whoever waits here; later calls fail at once."""
+        try:
+            self._sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            return
+
+    def close(self) -> None:
+        with self._lock:
+            self._sock.close()

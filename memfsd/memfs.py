@@ -1,0 +1,260 @@
+"""The command memfs: what has no standard command."""
+
+import argparse
+import ctypes
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from memfsd.observer import Observer, socket_of
+from memfsd.uapi import names
+from memfsd.uapi.errors import PeerLost, Refused, errno_name
+from memfsd.uapi.messages import CheckReply, Empty, Kind, Map, MapReply
+from memfsd.uapi.seals import parse_seals
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+_STATES = ("free", "shared", "private", "pending", "closing", "quarantined", "poisoned", "device")
+
+_EPILOG = """\
+examples:
+  memfs create /mnt/vm.mem --size 1G --guest     a sealed file, ready to attach
+  memfs seal /mnt/f guest                        the same as: setfattr -n user.memfsd.seals -v guest /mnt/f
+  memfs fallocate -p -o 2M -l 1M /mnt/vm.mem     take a megabyte back from the guest
+  memfs check /mnt                               do the rules R1 to R8 hold now?
+
+exit status: 0 done, 1 refused or a rule is broken, 2 usage
+"""
+
+
+def main() -> None:
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: list[str]) -> int:
+    asked = _parser().parse_args(arguments)
+    try:
+        return int(asked.run(asked))
+    except Refused as refused:
+        print(f"memfs: {refused.reason} ({errno_name(refused.errno)})", file=sys.stderr)
+    except PeerLost as lost:
+        print(f"memfs: {lost}", file=sys.stderr)
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        print(f"memfs: {where}{error.strerror} ({errno_name(error.errno or 0)})", file=sys.stderr)
+    except (KeyboardInterrupt, BrokenPipeError):
+        return 1
+    return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="memfs",
+        description="Work with files on a memfsd mount.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[Any], int], help_: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        sub.set_defaults(run=run)
+        return sub
+
+    create = command("create", _create, "create a file; with --guest, a sealed one")
+    create.add_argument("file", metavar="FILE")
+    create.add_argument("--size", type=_size, default=0, help="bytes, or with K, M, G, T")
+    create.add_argument("--guest", action="store_true", help="seal it: guest private memory")
+    create.add_argument("--page-size", type=_page_size, metavar="4K|2M|1G", help="frames to allocate")
+    seal = command("seal", _seal, "add seals: guest (or guest,truncate), seal, shrink, grow, write, future-write")
+    seal.add_argument("file", metavar="FILE")
+    seal.add_argument("seals", metavar="SEAL[,SEAL]", type=_seals)
+    about = command("stat", _stat, "show a file's seals, owner and frames, or a mount's pool")
+    about.add_argument("file", metavar="FILE|MOUNTPOINT")
+    show = command("map", _map, "show which frames hold which pages, and at which GFNs")
+    show.add_argument("file", metavar="FILE")
+    fallocate = command("fallocate", _fallocate, "allocate or punch; works on sealed files (opens write-only)")
+    fallocate.add_argument("-p", "--punch-hole", action="store_true", help="take the range back")
+    fallocate.add_argument("-n", "--keep-size", action="store_true", help="do not grow the file")
+    fallocate.add_argument("-o", "--offset", type=_size, default=0, help="where to start (default 0)")
+    fallocate.add_argument("-l", "--length", type=_size, required=True, help="how much")
+    fallocate.add_argument("file", metavar="FILE")
+    check = command("check", _check, "verify R1 to R8 now, on both sides")
+    check.add_argument("mountpoint", metavar="MOUNTPOINT")
+    return parser
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _page_size(text: str) -> int:
+    size = _size(text)
+    try:
+        order_of_page_size(size)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return size
+
+
+def _seals(text: str) -> str:
+    try:
+        parse_seals(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _print(asked: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
+    print(json.dumps(facts) if asked.json else text)
+
+
+def _create(asked: argparse.Namespace) -> int:
+    path = asked.file
+    socket_of(os.path.dirname(os.path.abspath(path)))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        if asked.guest and b"guest" not in os.getxattr(fd, names.XATTR_SEALS).split(b","):
+            os.setxattr(fd, names.XATTR_SEALS, b"guest")
+        if asked.page_size is not None:
+            os.setxattr(fd, names.XATTR_PAGE_SIZE, str(asked.page_size).encode())
+        if asked.size:
+            os.ftruncate(fd, asked.size)
+    except OSError as error:
+        os.unlink(path)
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)
+    kind = "sealed" if asked.guest else "ordinary"
+    facts = {"file": path, "size": asked.size, "guest": asked.guest}
+    _print(asked, facts, f"{path}: {kind}, {format_size(asked.size)}")
+    return 0
+
+
+def _seal(asked: argparse.Namespace) -> int:
+    socket_of(asked.file)
+    os.setxattr(asked.file, names.XATTR_SEALS, asked.seals.encode())
+    seals = os.getxattr(asked.file, names.XATTR_SEALS).decode()
+    _print(asked, {"file": asked.file, "seals": seals.split(",")}, f"{asked.file}: {seals}")
+    return 0
+
+
+def _stat(asked: argparse.Namespace) -> int:
+    socket = socket_of(asked.file)
+    status = os.stat(asked.file)
+    try:
+        pool = os.getxattr(asked.file, names.XATTR_POOL).decode()
+    except OSError:
+        facts = _file_facts(asked.file, status)
+    else:
+        facts = {"mount": asked.file, "socket": socket, **_fields(pool)}
+    width = max(len(key) for key in facts)
+    _print(asked, facts, "\n".join(f"{key:>{width}}  {value}" for key, value in facts.items()))
+    return 0
+
+
+def _file_facts(path: str, status: os.stat_result) -> dict[str, Any]:
+    facts: dict[str, Any] = {"file": path, "inode": status.st_ino, "size": status.st_size, "blocks": status.st_blocks}
+    if not stat.S_ISREG(status.st_mode):
+        return facts
+    told = {
+        key: os.getxattr(path, name).decode()
+        for key, name in (
+            ("seals", names.XATTR_SEALS),
+            ("page_size", names.XATTR_PAGE_SIZE),
+            ("numa", names.XATTR_NUMA),
+            ("owner", names.XATTR_OWNER),
+        )
+    }
+    return {
+        **facts,
+        **told,
+        "page_size": int(told["page_size"]),
+        **_fields(os.getxattr(path, names.XATTR_FRAMES).decode()),
+    }
+
+
+def _fields(line: str) -> dict[str, Any]:
+    pairs = (word.partition("=") for word in line.split())
+    return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+
+
+def _map(asked: argparse.Namespace) -> int:
+    runs: list[dict[str, Any]] = []
+    pgoff = 0
+    with Observer(socket_of(asked.file)) as observer:
+        ino = os.stat(asked.file).st_ino
+        while pgoff >= 0:
+            reply = observer.ask(Kind.MAP, Map(ino, Pgoff(pgoff)), MapReply)
+            for first, pfn, count, gfn, state in reply.runs:
+                runs.append(
+                    {
+                        "offset": first << PAGE_SHIFT,
+                        "length": count << PAGE_SHIFT,
+                        "pfn": pfn,
+                        "gpa": gfn << PAGE_SHIFT if gfn >= 0 else None,
+                        "state": _STATES[state],
+                    }
+                )
+            pgoff = reply.next_pgoff
+    if asked.json:
+        print(json.dumps({"file": asked.file, "inode": ino, "runs": runs}))
+        return 0
+    print(f"{'OFFSET':>14} {'LENGTH':>10} {'GPA':>14} {'PFN':>10} STATE")
+    for run in runs:
+        gpa = "-" if run["gpa"] is None else f"{run['gpa']:#x}"
+        print(f"{run['offset']:>#14x} {run['length']:>#10x} {gpa:>14} {run['pfn']:>#10x} {run['state']}")
+    return 0
+
+
+def _fallocate(asked: argparse.Namespace) -> int:
+    mode = 0
+    if asked.punch_hole:
+        mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    elif asked.keep_size:
+        mode = _FALLOC_FL_KEEP_SIZE
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(asked.file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        offset, length = ctypes.c_longlong(asked.offset), ctypes.c_longlong(asked.length)
+        if libc.fallocate(fd, mode, offset, length) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), asked.file)
+    finally:
+        os.close(fd)
+    if asked.json:
+        print(json.dumps({"file": asked.file, "mode": mode, "offset": asked.offset, "length": asked.length}))
+    return 0
+
+
+def _check(asked: argparse.Namespace) -> int:
+    path = socket_of(asked.mountpoint)
+    with Observer(path) as observer:
+        reply = observer.ask(Kind.CHECK, Empty(), CheckReply)
+    if asked.json:
+        print(
+            json.dumps(
+                {
+                    "ok": not reply.findings,
+                    "findings": [{"rule": rule, "text": text} for rule, text in reply.findings],
+                    "files": reply.file_count,
+                    "pairings": reply.pairing_count,
+                    "frames": reply.frame_count,
+                }
+            )
+        )
+    else:
+        for rule, text in reply.findings:
+            print(f"{rule} broken: {text}")
+        if not reply.findings:
+            size = format_size(reply.frame_count * PAGE_SIZE)
+            print(f"R1-R8 hold: {reply.file_count} inodes, {reply.pairing_count} paired, pool of {size}")
+    return 1 if reply.findings else 0

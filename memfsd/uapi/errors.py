@@ -1,0 +1,35 @@
+"""The one exception for a request that is refused."""
+
+import errno as _errno
+import os
+
+
+class Refused(Exception):
+    """A request that makes no sense or is not allowed: nothing was changed.
+
+    ``errno`` is what the caller gets (FUSE, wire and command line translate it once each);
+    ``reason`` is one line for a person: the thing, why, and the way out.
+    """
+
+    def __init__(self, errno: int, reason: str) -> None:
+        super().__init__(errno, reason)
+        self.errno = errno
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"{errno_name(self.errno)}: {self.reason}"
+
+
+class PeerLost(Exception):
+    """The other process is gone, silent past its deadline, or broke the protocol."""
+
+
+def errno_name(number: int) -> str:
+    """'EINVAL' for 22; a number without a name is spelt out. 95 is EOPNOTSUPP, as the kernel's sources write it."""
+    if number == _errno.EOPNOTSUPP:
+        return "EOPNOTSUPP"
+    return _errno.errorcode.get(number, f"errno {number}")
+
+
+def errno_text(number: int) -> str:
+    return f"{os.strerror(number)} ({errno_name(number)})"

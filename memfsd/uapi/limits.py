@@ -1,0 +1,50 @@
+"""Every bound in the system, in one place. Times in seconds, sizes in bytes, counts plain."""
+
+from .units import PAGE_SHIFT
+
+# Pool and files.
+MAX_POOL_BYTES = 1 << (32 + PAGE_SHIFT - 1)
+"""Frame numbers are kept in 32 bits with one value spare: 8 TiB."""
+MAX_NODES = 64
+MAX_FILE_BYTES = (1 << 63) - 1
+MAX_INODES = 1 << 22
+MAX_HANDLES = 1 << 18
+NAME_MAX = 255
+SYMLINK_MAX = 4095
+LINK_MAX = 32000
+XATTR_NAME_MAX = 255
+XATTR_VALUE_MAX = 65536
+XATTR_TOTAL_MAX = 1 << 18
+"""Sum of names and values one inode may keep (names count 32 more each)."""
+
+# Pairing.
+MAX_PACKET_BYTES = 65536
+MAX_RUN_PAGES = 4096
+"""Pages in one GET_PFN answer, and so the most that readahead grants ahead."""
+MAX_CONNECTIONS = 1024
+MAX_TOKENS_PER_FILE = 16
+MAX_BINDINGS_PER_FILE = 32768
+MAX_RUNS_PER_REPORT = 1024
+MAX_NAME_BYTES = 64
+MAX_GFN = 1 << 40
+"""52-bit guest physical addresses; bit 51 is the SHARED bit, so private GFNs end at 2^39."""
+
+GREETING_DEADLINE_S = 5.0
+"""From connect to PAIR: half-open connections end here."""
+ACK_DEADLINE_S = 5.0
+"""A peer that has not acknowledged an up-call by then is cut off."""
+ANSWER_DEADLINE_S = 30.0
+"""kvmsim's patience with the store; longer than ACK_DEADLINE_S, since a grant may wait for one."""
+BRACKET_DEADLINE_S = 25.0
+"""Patience for another invalidation of the same file, each step of which has a deadline of its own."""
+PROOF_DEADLINE_S = 2.0
+"""From end of file on a connection to the proof that its process is gone."""
+
+# kvmsim.
+MAX_SLOTS = 32764
+"""KVM_USER_MEM_SLOTS of x86 (KVM_MEM_SLOTS_NUM less the kernel's own three)."""
+MAX_VCPUS = 256
+MAX_VMS = 64
+MAX_SCRIPT_BYTES = 1 << 24
+MAX_ACCESS_BYTES = 1 << 20
+"""Bytes one `read` or `write` of a script moves."""

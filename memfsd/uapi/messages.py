@@ -1,0 +1,283 @@
+"""Wire messages: kinds, operations, bodies and their bounds.
+
+Two channels join a file and its VM. On the *down* channel kvmsim asks and memfsd answers; on the *up*
+channel memfsd calls back and kvmsim acknowledges. Every request has exactly one reply with the same id;
+a reply with an errno carries `Failure`. Ranges are half-open and count 4 KiB pages.
+"""
+
+from enum import IntEnum
+from typing import Annotated
+
+import msgspec
+from msgspec import Meta
+
+from .limits import (
+    MAX_GFN,
+    MAX_NAME_BYTES,
+    MAX_RUN_PAGES,
+    MAX_RUNS_PER_REPORT,
+    MAX_SLOTS,
+)
+
+PROTOCOL_VERSION = 1
+
+
+class Kind(IntEnum):
+    """The request's kind; a reply carries the kind of its request with REPLY set."""
+
+    HELLO = 1
+    PAIR = 2
+    BIND = 3
+    UNBIND = 4
+    GET_PFN = 5
+    STAT = 6
+    PING = 7
+    BYE = 8
+    CHECK = 16
+    MAP = 17
+    INVALIDATE_BEGIN = 32
+    INVALIDATE_END = 33
+    MOVE = 34
+    SWAP_OUT = 35
+    SWAP_IN = 36
+    POISON = 37
+    REVOKE = 38
+    REPORT = 39
+
+
+REPLY = 0x8000
+
+RESERVED_KINDS = frozenset({Kind.MOVE, Kind.SWAP_OUT, Kind.SWAP_IN, Kind.POISON})
+"""Named in the operation tables, not implemented yet: never sent, refused with EOPNOTSUPP."""
+
+STORE_OPERATIONS = frozenset({Kind.PAIR, Kind.BIND, Kind.UNBIND, Kind.GET_PFN, Kind.STAT, Kind.PING, Kind.BYE})
+"""What memfsd implements on the down channel: its half of the "function pointers"."""
+KVM_OPERATIONS = frozenset({Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END, Kind.REVOKE, Kind.REPORT})
+"""What kvmsim implements on the up channel."""
+REQUIRED_KVM_OPERATIONS = frozenset({Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END})
+"""Without these a store can never take memory back: PAIR is refused with EOPNOTSUPP."""
+
+
+class Role(IntEnum):
+    GUEST = 0
+    OBSERVER = 1
+    """A tool that asks the store about itself (memfs check, memfs map); it cannot pair."""
+
+
+class Reason(IntEnum):
+    """Why an invalidation happens."""
+
+    PUNCH = 0
+    TRUNCATE = 1
+    RECLAIM = 2
+    """Take back granted pages that the guest never touched; touched ones are kept and named."""
+
+
+U16 = Annotated[int, Meta(ge=0, lt=1 << 16)]
+U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
+U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+PfnField = Annotated[int, Meta(ge=0, lt=1 << 32)]
+GfnField = Annotated[int, Meta(ge=0, lt=MAX_GFN)]
+PgoffField = Annotated[int, Meta(ge=0, lt=1 << 51)]
+PageCount = Annotated[int, Meta(ge=1, lt=1 << 51)]
+RunLength = Annotated[int, Meta(ge=1, le=MAX_RUN_PAGES)]
+Slot = Annotated[int, Meta(ge=0, lt=MAX_SLOTS)]
+Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_BYTES)]
+Text = Annotated[str, Meta(max_length=4096)]
+Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
+Operations = Annotated[list[U16], Meta(max_length=64)]
+PageRange = tuple[PgoffField, PgoffField]
+Ranges = Annotated[list[PageRange], Meta(max_length=MAX_RUNS_PER_REPORT)]
+
+
+class Body(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """Base of all bodies: a msgpack array of the fields in order."""
+
+
+class Empty(Body):
+    """No fields."""
+
+
+class Failure(Body):
+    """Reply to a refused request; the errno is in the header."""
+
+    reason: Text
+
+
+class Hello(Body):
+    """First message of a connection: version, role and the operations kvmsim implements."""
+
+    version: U32
+    role: Role
+    vm: Name
+    operations: Operations
+
+
+class HelloReply(Body):
+    """The store's version and operations, and the size of every window (frames)."""
+
+    version: U32
+    operations: Operations
+    pool_frames: U63
+
+
+class Pair(Body):
+    """Present the one-shot token read with fgetxattr from the fd of a sealed file."""
+
+    token: Token
+
+
+class PairReply(Body):
+    """Carries two fds: the window (a sparse memfd, frame N at N * 4096) and the up channel."""
+
+    ino: U63
+    size_bytes: U63
+    order: U16
+    seq: U63
+
+
+class Bind(Body):
+    """Bind page_count pages of the file from pgoff to the GFNs from gfn, for a memslot."""
+
+    slot: Slot
+    gfn: GfnField
+    pgoff: PgoffField
+    page_count: PageCount
+
+
+class Unbind(Body):
+    """End the binding of these pages: kvmsim has zapped and flushed them already."""
+
+    pgoff: PgoffField
+    page_count: PageCount
+
+
+class GetPfn(Body):
+    """Ask for the frame of one bound page; up to max_pages contiguous ones may be granted."""
+
+    pgoff: PgoffField
+    max_pages: RunLength
+
+
+class GetPfnReply(Body):
+    """A run: page_count pages from the asked one live in the frames from pfn.
+
+    order is the size in which the first frame was allocated; seq is the file's invalidation
+    sequence number when the grant was made.
+    """
+
+    pfn: PfnField
+    page_count: RunLength
+    order: U16
+    seq: U63
+
+
+class StatReply(Body):
+    """The store's view of the pairing: size, frames held, granted-but-untouched, sequence."""
+
+    size_bytes: U63
+    frames: U63
+    pending: U63
+    seq: U63
+
+
+class CheckReply(Body):
+    """memfs check: broken rules (rule id, what was found), and how much was looked at."""
+
+    findings: Annotated[list[tuple[Text, Text]], Meta(max_length=256)]
+    file_count: U63
+    pairing_count: U63
+    frame_count: U63
+
+
+class Map(Body):
+    """memfs map: page runs of one file from pgoff on."""
+
+    ino: U63
+    pgoff: PgoffField
+
+
+class MapReply(Body):
+    """Runs (pgoff, pfn, pages, gfn or -1, state), and where to go on (-1: done)."""
+
+    runs: Annotated[list[tuple[PgoffField, PfnField, PageCount, int, U16]], Meta(max_length=MAX_RUNS_PER_REPORT)]
+    next_pgoff: int
+
+
+class InvalidateBegin(Body):
+    """Take file pages [start, end) out of every EPT and TLB and get every vCPU out once."""
+
+    start: PgoffField
+    end: PgoffField
+    seq: U63
+    reason: Reason
+
+
+class InvalidateBeginReply(Body):
+    """The acknowledgement. kept: with RECLAIM, sub-ranges that the guest has touched."""
+
+    kept: Ranges
+
+
+class InvalidateEnd(Body):
+    """Closes the bracket of the same range; seq is the file's new sequence number."""
+
+    start: PgoffField
+    end: PgoffField
+    seq: U63
+
+
+class Revoke(Body):
+    """The store ends the pairing (unmount): drop all mappings, then close."""
+
+    reason: Text
+
+
+class Report(Body):
+    """Ask for slots and mappings of this file; cursor is a GFN to go on from."""
+
+    cursor: GfnField
+
+
+class ReportReply(Body):
+    """Slots (id, gfn, pgoff, pages) that begin at the cursor or later; mapping runs (gfn, pfn, pages)."""
+
+    slots: Annotated[list[tuple[Slot, GfnField, PgoffField, PageCount]], Meta(max_length=MAX_RUNS_PER_REPORT)]
+    mappings: Annotated[list[tuple[GfnField, PfnField, PageCount]], Meta(max_length=MAX_RUNS_PER_REPORT)]
+    seq: U63
+    next_cursor: int
+
+
+REQUESTS: dict[Kind, type[Body]] = {
+    Kind.HELLO: Hello,
+    Kind.PAIR: Pair,
+    Kind.BIND: Bind,
+    Kind.UNBIND: Unbind,
+    Kind.GET_PFN: GetPfn,
+    Kind.STAT: Empty,
+    Kind.PING: Empty,
+    Kind.BYE: Empty,
+    Kind.CHECK: Empty,
+    Kind.MAP: Map,
+    Kind.INVALIDATE_BEGIN: InvalidateBegin,
+    Kind.INVALIDATE_END: InvalidateEnd,
+    Kind.REVOKE: Revoke,
+    Kind.REPORT: Report,
+}
+
+REPLIES: dict[Kind, type[Body]] = {
+    Kind.HELLO: HelloReply,
+    Kind.PAIR: PairReply,
+    Kind.BIND: Empty,
+    Kind.UNBIND: Empty,
+    Kind.GET_PFN: GetPfnReply,
+    Kind.STAT: StatReply,
+    Kind.PING: Empty,
+    Kind.BYE: Empty,
+    Kind.CHECK: CheckReply,
+    Kind.MAP: MapReply,
+    Kind.INVALIDATE_BEGIN: InvalidateBeginReply,
+    Kind.INVALIDATE_END: Empty,
+    Kind.REVOKE: Empty,
+    Kind.REPORT: ReportReply,
+}

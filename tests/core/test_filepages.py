@@ -1,0 +1,173 @@
+"""The page table of one file, in its three forms: gigs, chunks and single pages."""
+
+import tracemalloc
+from itertools import pairwise
+
+import pytest
+
+from memfsd.core.filepages import END, FilePages
+
+CHUNK = 512
+GIG = 1 << 18
+
+
+@pytest.fixture
+def pages() -> FilePages:
+    return FilePages()
+
+
+def test_an_empty_file(pages: FilePages) -> None:
+    assert pages.page_count == 0
+    assert pages.lookup(0) is None
+    assert pages.run_at(5, 10) is None
+    assert list(pages.extents(0, END)) == []
+    assert list(pages.holes(0, END)) == [(0, END)]
+    assert list(pages.holes(7, 7)) == []
+    assert pages.hole_at(3, 9) == 9
+    assert pages.next_data(0) is None
+    assert pages.next_hole(4) == 4
+    assert pages.unmap(0, END) == []
+
+
+def test_frame_zero_is_a_frame(pages: FilePages) -> None:
+    pages.map_run(3, 0, 2)
+    assert [pages.lookup(page) for page in range(2, 6)] == [None, 0, 1, None]
+    assert list(pages.extents(0, 100)) == [(3, 0, 2)]
+    assert pages.run_at(3, 10) == (0, 2)
+
+
+def test_the_last_frame_of_the_largest_pool(pages: FilePages) -> None:
+    last = (1 << 31) - 1
+    pages.map_run(END - 1, last, 1)
+    pages.map_run(1, last - 9, 10)
+    assert pages.lookup(END - 1) == last
+    assert pages.run_at(1, 99) == (last - 9, 10)
+    assert pages.next_hole(END - 1) == END
+
+
+@pytest.mark.parametrize("start", [0, 1, CHUNK - 1, CHUNK, GIG - 700, GIG, 3 * GIG + 5])
+@pytest.mark.parametrize("count", [1, 2, CHUNK, CHUNK + 1, 3000, GIG, 2 * GIG + 1000])
+def test_one_run_is_one_run_in_every_form(pages: FilePages, start: int, count: int) -> None:
+    pages.map_run(start, 77, count)
+    end = start + count
+    assert pages.page_count == count
+    assert pages.lookup(start) == 77
+    assert pages.lookup(end - 1) == 77 + count - 1
+    assert pages.lookup(end) is None
+    assert start == 0 or pages.lookup(start - 1) is None
+    assert pages.run_at(start, END) == (77, count)
+    assert pages.run_at(end - 1, 5) == (77 + count - 1, 1)
+    assert list(pages.extents(0, END)) == [(start, 77, count)]
+    assert list(pages.holes(start, end + 1)) == [(end, end + 1)]
+    assert pages.next_data(0) == start
+    assert pages.next_hole(start) == end
+    assert pages.unmap(0, END) == [(start, 77, count)]
+    assert pages.page_count == 0
+    assert list(pages.extents(0, END)) == []
+
+
+@pytest.mark.parametrize("hole", [(0, 1), (5, 6), (600, 700), (CHUNK, 2 * CHUNK), (GIG - 1, GIG + 1), (10, GIG)])
+def test_a_hole_in_large_frames_leaves_the_rest(pages: FilePages, hole: tuple[int, int]) -> None:
+    low, high = hole
+    total = 2 * GIG
+    pages.map_run(0, 1000, total)
+    assert pages.unmap(low, high) == [(low, 1000 + low, high - low)]
+    assert pages.page_count == total - (high - low)
+    left = [(0, 1000, low), (high, 1000 + high, total - high)]
+    assert list(pages.extents(0, END)) == [run for run in left if run[2]]
+    assert list(pages.holes(0, total)) == [hole]
+    assert pages.hole_at(low, END) == high - low
+    assert pages.next_hole(0) == low
+    assert pages.next_data(low) == high
+
+
+def test_runs_stop_where_frames_jump(pages: FilePages) -> None:
+    pages.map_run(0, 100, 4)
+    pages.map_run(4, 200, 4)
+    pages.map_run(8, 50, 1)
+    assert pages.run_at(0, 100) == (100, 4)
+    assert pages.run_at(1, 2) == (101, 2)
+    assert pages.run_at(1, 1) == (101, 1)
+    assert pages.run_at(6, 100) == (202, 2)
+    assert list(pages.extents(2, 9)) == [(2, 102, 2), (4, 200, 4), (8, 50, 1)]
+
+
+def test_runs_go_on_across_forms(pages: FilePages) -> None:
+    pages.map_run(CHUNK - 3, 100, 3)
+    pages.map_run(CHUNK, 103, CHUNK)
+    pages.map_run(2 * CHUNK, 103 + CHUNK, 5)
+    assert pages.run_at(CHUNK - 3, 10_000) == (100, CHUNK + 8)
+    assert pages.run_at(CHUNK - 2, CHUNK) == (101, CHUNK)
+    assert list(pages.extents(0, END)) == [(CHUNK - 3, 100, CHUNK + 8)]
+
+
+def test_pages_filled_in_any_order_become_one_chunk(pages: FilePages) -> None:
+    for page in [*range(0, CHUNK, 2), *range(1, CHUNK, 2)]:
+        pages.map_run(page, 40 + page, 1)
+    assert pages.run_at(0, END) == (40, CHUNK)
+    assert pages.unmap(9, 10) == [(9, 49, 1)]
+    assert pages.lookup(9) is None
+    assert pages.lookup(10) == 50
+    pages.map_run(9, 7, 1)
+    assert list(pages.extents(0, END)) == [(0, 40, 9), (9, 7, 1), (10, 50, CHUNK - 10)]
+
+
+def test_mapping_a_mapped_page_is_a_bug(pages: FilePages) -> None:
+    pages.map_run(10, 1, 1)
+    pages.map_run(CHUNK, 1000, CHUNK)
+    pages.map_run(GIG, 10_000, GIG)
+    for start, count in ((10, 1), (9, 3), (CHUNK + 5, 1), (CHUNK, CHUNK), (0, CHUNK), (GIG + 9, 1)):
+        with pytest.raises(AssertionError):
+            pages.map_run(start, 5, count)
+    for start, count in ((0, GIG), (GIG, GIG), (GIG + CHUNK, CHUNK)):
+        with pytest.raises(AssertionError):
+            pages.map_run(start, 5, count)
+
+
+def test_unmap_of_holes_removes_nothing(pages: FilePages) -> None:
+    pages.map_run(10, 1, 5)
+    for start, end in ((0, 10), (15, CHUNK), (CHUNK, END), (0, 1), (12, 12)):
+        assert pages.unmap(start, end) == []
+    assert pages.page_count == 5
+
+
+def test_a_sparse_file_of_2_51_pages(pages: FilePages) -> None:
+    where = [0, 1 << 20, 1 << 35, 1 << 50, END - 1]
+    for index, page in enumerate(where):
+        pages.map_run(page, 10 * index, 1)
+    assert [run[0] for run in pages.extents(0, END)] == where
+    assert [pages.next_data(page) for page in where] == where
+    assert [pages.next_data(page + 1) for page in where] == [*where[1:], None]
+    assert [pages.hole_at(page + 1, END) for page in where[:-1]] == [
+        after - page - 1 for page, after in pairwise(where)
+    ]
+    assert len(list(pages.holes(0, END))) == 4
+    pages.unmap(1, END - 1)
+    assert [run[0] for run in pages.extents(0, END)] == [0, END - 1]
+
+
+def test_a_tebibyte_in_one_run(pages: FilePages) -> None:
+    count = 1 << 28
+    pages.map_run(0, 0, count)
+    assert pages.run_at(0, END) == (0, count)
+    assert pages.unmap(12345, 12346) == [(12345, 12345, 1)]
+    assert len(pages.unmap(0, END)) == 2
+
+
+def test_metadata_stays_small(pages: FilePages) -> None:
+    count = 64 * CHUNK
+    tracemalloc.start()
+    try:
+        for page in range(count):
+            pages.map_run(page, count - page, 1)
+        assert tracemalloc.get_traced_memory()[0] < count * 4.4
+        for page in range(0, count, 2):
+            pages.unmap(page, page + 1)
+        for page in range(0, count, CHUNK):
+            last = page + (300 if page % (2 * CHUNK) else 511)
+            pages.unmap(page + 1, last)
+            pages.unmap(last, page + CHUNK)
+        assert pages.page_count == 0
+        assert tracemalloc.get_traced_memory()[0] < 8192
+    finally:
+        tracemalloc.stop()

@@ -1,0 +1,214 @@
+"""The pool: states, legal transitions, counts and nodes."""
+
+import errno
+
+import pytest
+
+from memfsd.core.frames import LEGAL, FramePool, FrameState
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_NODES
+from memfsd.uapi.units import ORDER_2M, Pfn
+
+FREE, SHARED, PRIVATE, PENDING, CLOSING, QUARANTINED, POISONED, DEVICE = FrameState
+BLOCK = 512
+ROUTES = {
+    FREE: [],
+    SHARED: [SHARED],
+    PRIVATE: [PRIVATE],
+    PENDING: [PENDING],
+    CLOSING: [SHARED, CLOSING],
+    QUARANTINED: [PRIVATE, QUARANTINED],
+    POISONED: [POISONED],
+    DEVICE: [DEVICE],
+}
+
+
+def run_in(pool: FramePool, state: FrameState, count: int) -> Pfn:
+    """A run that has reached this state by legal steps."""
+    first, *steps = ROUTES[state]
+    ((pfn, _),) = pool.alloc(count, first)
+    for step in steps:
+        pool.set_state(pfn, count, step)
+    return pfn
+
+
+@pytest.mark.parametrize("count", [1, 7, 2 * BLOCK + 9])
+@pytest.mark.parametrize("old", [state for state in FrameState if state != FREE])
+@pytest.mark.parametrize("new", [state for state in FrameState if state != FREE])
+def test_only_legal_transitions_pass(old: FrameState, new: FrameState, count: int) -> None:
+    pool = FramePool(8 * BLOCK)
+    pfn = run_in(pool, old, count)
+    if new in LEGAL[old]:
+        pool.set_state(pfn, count, new)
+        assert pool.count(new) == count
+        assert pool.state(pfn + count - 1) is new
+    else:
+        with pytest.raises(AssertionError):
+            pool.set_state(pfn, count, new)
+
+
+def test_frames_leave_free_only_by_allocation() -> None:
+    pool = FramePool(BLOCK)
+    for new in FrameState:
+        with pytest.raises(AssertionError):
+            pool.set_state(0, 1, new)
+        with pytest.raises(AssertionError):
+            pool.set_state(0, BLOCK, new)
+    with pytest.raises(AssertionError):
+        pool.alloc(1, CLOSING)
+    with pytest.raises(AssertionError):
+        pool.alloc_one(QUARANTINED)
+
+
+@pytest.mark.parametrize("state", [SHARED, PRIVATE, PENDING, QUARANTINED, POISONED, DEVICE])
+@pytest.mark.parametrize("count", [1, BLOCK])
+def test_only_closing_frames_become_free(state: FrameState, count: int) -> None:
+    pool = FramePool(4 * BLOCK)
+    pfn = run_in(pool, state, count)
+    with pytest.raises(AssertionError):
+        pool.free(pfn, count)
+    with pytest.raises(AssertionError):
+        pool.set_state(pfn, count, FREE)
+
+
+def test_a_frame_is_born_used_and_freed() -> None:
+    pool = FramePool(10)
+    pfn = pool.alloc_one(PENDING)
+    pool.set_state(pfn, 1, PRIVATE)
+    pool.set_state(pfn, 1, CLOSING)
+    assert pool.counts() == {
+        "free": 9, "shared": 0, "private": 0, "pending": 0,
+        "closing": 1, "quarantined": 0, "poisoned": 0, "device": 0,
+    }  # fmt: skip
+    pool.free(pfn, 1)
+    assert pool.free_count == pool.frame_count == 10
+    assert pool.state(pfn) is FREE
+
+
+def test_a_run_of_several_states_moves_together() -> None:
+    pool = FramePool(4 * BLOCK)
+    ((pfn, count),) = pool.alloc(3 * BLOCK, PENDING)
+    pool.set_state(Pfn(pfn + 700), 1, PRIVATE)
+    pool.set_state(Pfn(pfn + 1000), 300, PRIVATE)
+    assert pool.tally(pfn, count)[PRIVATE] == 301
+    pool.set_state(pfn, count, CLOSING)
+    assert pool.count(CLOSING) == count
+    assert pool.count(PENDING) == pool.count(PRIVATE) == 0
+
+
+def test_one_frame_of_an_illegal_origin_is_a_bug() -> None:
+    pool = FramePool(4 * BLOCK)
+    ((pfn, count),) = pool.alloc(3 * BLOCK, PENDING)
+    pool.set_state(Pfn(pfn + 700), 1, CLOSING)
+    with pytest.raises(AssertionError, match="CLOSING"):
+        pool.set_state(pfn, count, CLOSING)
+
+
+def test_states_is_a_copy_of_the_range() -> None:
+    pool = FramePool(4 * BLOCK + 100)
+    pool.alloc(3 * BLOCK, PENDING)
+    pool.set_state(600, 2, PRIVATE)
+    states = pool.states(598, 2000 - 598)
+    expected = [PENDING] * 2 + [PRIVATE] * 2 + [PENDING] * (1536 - 602) + [FREE] * (2000 - 1536)
+    assert states.tolist() == expected
+    states[:] = 7
+    assert pool.state(600) is PRIVATE
+    assert len(pool.states(0, pool.frame_count)) == pool.frame_count
+    assert pool.states(5, 0).size == 0
+
+
+@pytest.mark.parametrize("frame_count", [1, 5, 511, 5 * BLOCK, 5 * BLOCK + 17])
+def test_nodes_split_the_pool(frame_count: int) -> None:
+    for node_count in (1, 2, 3, 5):
+        if node_count > frame_count:
+            continue
+        pool = FramePool(frame_count, node_count)
+        sizes = pool.node_free_counts()
+        assert len(sizes) == node_count == pool.node_count
+        assert sum(sizes) == frame_count
+        assert max(sizes) - min(sizes) <= BLOCK + 17
+        nodes = [pool.node_of(pfn) for pfn in range(frame_count)]
+        assert [nodes.count(node) for node in range(node_count)] == sizes
+        assert nodes == sorted(nodes)
+
+
+def test_large_nodes_begin_at_2m() -> None:
+    pool = FramePool(7 * BLOCK + 3, 3)
+    edges = [pfn for pfn in range(1, pool.frame_count) if pool.node_of(pfn) != pool.node_of(pfn - 1)]
+    assert edges == [2 * BLOCK, 4 * BLOCK]
+
+
+def test_the_preferred_node_goes_first_and_the_others_help() -> None:
+    pool = FramePool(4 * BLOCK, 4)
+    assert pool.node_of(pool.alloc_one(SHARED, node=2)) == 2
+    assert pool.node_of(pool.alloc_run(10, SHARED, node=3)[0]) == 3
+    runs = pool.alloc(BLOCK + 100, SHARED, node=3)
+    assert sum(count for _, count in runs) == BLOCK + 100
+    assert [pool.node_of(pfn) for pfn, _ in runs] == [3, 0]
+    assert pool.node_of(pool.alloc_one(SHARED, node=3)) == 0
+    assert pool.node_free_counts() == [BLOCK - 111, BLOCK, BLOCK - 1, 0]
+
+
+def test_without_a_preference_nodes_fill_in_order() -> None:
+    pool = FramePool(4, 4)
+    assert [pool.alloc_one(SHARED) for _ in range(3)] == [0, 1, 2]
+    assert pool.alloc_run(5, SHARED) == (3, 1)
+    for refused in (
+        lambda: pool.alloc_one(SHARED),
+        lambda: pool.alloc_run(1, SHARED),
+        lambda: pool.alloc(1, SHARED),
+    ):
+        with pytest.raises(Refused) as refusal:
+            refused()
+        assert refusal.value.errno == errno.ENOSPC
+
+
+def test_too_much_is_refused_and_changes_nothing() -> None:
+    pool = FramePool(4 * BLOCK, 2)
+    pool.alloc_one(SHARED, node=0)
+    pool.alloc_one(SHARED, node=1)
+    for count, order in ((4 * BLOCK, 0), (3 * BLOCK, ORDER_2M)):
+        before = pool.counts(), pool.node_free_counts()
+        with pytest.raises(Refused):
+            pool.alloc(count, PRIVATE, order=order)
+        assert (pool.counts(), pool.node_free_counts()) == before
+    assert len(pool.alloc(2 * BLOCK, PRIVATE, order=ORDER_2M)) == 2
+
+
+def test_a_run_continues_where_the_file_ended() -> None:
+    pool = FramePool(4 * BLOCK)
+    pfn, count = pool.alloc_run(4, PENDING)
+    other, _ = pool.alloc_run(1, SHARED, after=Pfn(1000))
+    assert other == 1000
+    assert pool.alloc_run(8, PENDING, after=Pfn(pfn + count)) == (4, 8)
+    assert pool.alloc_run(8, PENDING, after=Pfn(995)) == (995, 5)
+    elsewhere, _ = pool.alloc_run(8, PENDING, after=Pfn(1000))
+    assert pool.state(elsewhere) is PENDING
+    assert pool.alloc_run(1, PENDING, after=Pfn(pool.frame_count))[1] == 1
+
+
+def test_a_run_to_free_may_span_nodes() -> None:
+    pool = FramePool(4 * BLOCK, 4)
+    pool.alloc(4 * BLOCK, SHARED)
+    pool.set_state(100, 3 * BLOCK, CLOSING)
+    pool.free(100, 3 * BLOCK)
+    assert pool.node_free_counts() == [BLOCK - 100, BLOCK, BLOCK, 100]
+    assert pool.count(SHARED) == BLOCK
+
+
+@pytest.mark.parametrize(
+    ("frame_count", "node_count"),
+    [(0, 1), (-1, 1), ((1 << 31) + 1, 1), (10, 0), (3, 4), (1 << 20, MAX_NODES + 1)],
+)
+def test_a_pool_that_cannot_be(frame_count: int, node_count: int) -> None:
+    with pytest.raises(Refused) as refusal:
+        FramePool(frame_count, node_count)
+    assert refusal.value.errno == errno.EINVAL
+
+
+def test_the_largest_pool() -> None:
+    pool = FramePool(1 << 31, MAX_NODES)
+    ((pfn, count),) = pool.alloc(1 << 25, PRIVATE, node=63)
+    assert pool.node_of(pfn) == 63
+    assert pool.tally(pfn, count)[PRIVATE] == count
+    assert pool.alloc_run(1, PRIVATE, after=Pfn(pfn - 1)) == (pfn - 1, 1)

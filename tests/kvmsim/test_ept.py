@@ -1,0 +1,195 @@
+import errno
+
+import numpy as np
+import pytest
+
+from kvmsim.core.ept import (
+    ACCESSED,
+    DIRTY,
+    EXECUTE,
+    MAX_GFN_EPT,
+    MEMORY_TYPE_WB,
+    READ,
+    WRITE,
+    Ept,
+    entry_pfn,
+    entry_writable,
+)
+from memfsd.uapi.errors import Refused
+
+GIB = 1 << 18
+LEAF = READ | WRITE | EXECUTE | MEMORY_TYPE_WB
+
+
+def test_a_leaf_has_the_layout_of_the_hardware() -> None:
+    ept = Ept()
+    ept.map_run(5, 0x1234, 1)
+    ept.map_run(6, 0x1235, 1, writable=False, accessed=1)
+    assert ept.walk(5) == 0x1234 << 12 | 0b110_111
+    assert ept.walk(6) == 0x1235 << 12 | 1 << 8 | 0b110_101
+    assert (entry_pfn(ept.walk(5)), entry_writable(ept.walk(5)), entry_writable(ept.walk(6))) == (
+        0x1234,
+        True,
+        False,
+    )
+    assert ept.walk(4) == ept.walk(7) == ept.walk(MAX_GFN_EPT - 1) == 0
+
+
+def test_tables_come_and_go_with_their_leaves() -> None:
+    ept = Ept()
+    assert ept.table_count == 1
+    ept.map_run(0, 100, 1)
+    assert ept.table_count == 4
+    ept.map_run(511, 7, 2)
+    assert (ept.table_count, ept.leaf_count) == (5, 3)
+    ept.map_run(MAX_GFN_EPT - 1, 9, 1)
+    assert ept.table_count == 8
+    assert ept.zap(512, 513) == [(512, 8, 1)]
+    assert ept.table_count == 7
+    assert ept.zap(0, MAX_GFN_EPT) == [(0, 100, 1), (511, 7, 1), (MAX_GFN_EPT - 1, 9, 1)]
+    assert (ept.table_count, ept.leaf_count) == (1, 0)
+
+
+@pytest.mark.parametrize("first", [0, 300, GIB - 70_000, (1 << 27) - 1000], ids=hex)
+def test_a_gibibyte_is_one_run_wherever_it_lies(first: int) -> None:
+    ept = Ept()
+    ept.map_run(first, 1000, GIB, accessed=3)
+    assert ept.leaf_count == GIB
+    assert list(ept.runs(0, MAX_GFN_EPT)) == [(first, 1000, GIB)]
+    assert ept.first_missing(first, MAX_GFN_EPT) == first + GIB
+    assert ept.first_missing(first + 1, first + 5) == first + 5
+    assert ept.touched(0, MAX_GFN_EPT) == [(first, first + 3)]
+    gfns = np.arange(first, first + GIB)
+    expected = (gfns - first + 1000 << 12 | LEAF).astype(np.uint64)
+    expected[:3] |= np.uint64(ACCESSED)
+    assert (ept.lookup(gfns) == expected).all()
+    assert ept.zap_untouched(0, MAX_GFN_EPT) == [(first + 3, 1003, GIB - 3)]
+    assert ept.zap(0, MAX_GFN_EPT) == [(first, 1000, 3)]
+    assert (ept.table_count, ept.leaf_count) == (1, 0)
+
+
+def test_scattered_tables_are_used_again_and_come_out_clean() -> None:
+    ept = Ept(max_tables=2 + 2 + 8)
+    for region in (6, 1, 4, 3, 0, 7, 2, 5):
+        ept.map_run(region * 512, region * 512, 512, accessed=512)
+    for region in (1, 2, 5):
+        assert ept.zap(region * 512, region * 512 + 512) == [(region * 512, region * 512, 512)]
+    ept.map_run(512, 5000, 600)
+    assert list(ept.runs(0, 4096)) == [
+        (0, 0, 512),
+        (512, 5000, 600),
+        (1536, 1536, 1024),
+        (3072, 3072, 1024),
+    ]
+    assert ept.touched(0, 4096) == [(0, 512), (1536, 2560), (3072, 4096)]
+    assert ept.first_missing(0, 4096) == 1112
+
+
+def test_neighbouring_tables_of_distant_pages_are_told_apart() -> None:
+    ept = Ept()
+    ept.map_run(0, 100, 512)
+    ept.map_run(1024, 612, 512)
+    assert list(ept.runs(0, MAX_GFN_EPT)) == [(0, 100, 512), (1024, 612, 512)]
+    assert ept.first_missing(0, 2000) == 512
+
+
+def test_frame_0_is_not_an_absent_page() -> None:
+    ept = Ept()
+    ept.map_run(1, 1, 5)
+    assert list(ept.runs(0, 6)) == [(1, 1, 5)]
+    ept.map_run(0, 0, 1)
+    assert ept.walk(0) == LEAF
+    assert list(ept.runs(0, 6)) == [(0, 0, 6)]
+    assert ept.zap(0, 1) == [(0, 0, 1)]
+
+
+@pytest.mark.parametrize("count", [1, 4, 600])
+def test_a_second_fault_on_the_same_pages_keeps_what_the_guest_left_there(count: int) -> None:
+    ept = Ept()
+    ept.map_run(10, 50, count)
+    ept.mark(10, ACCESSED | DIRTY)
+    ept.map_run(10, 50, count)
+    assert ept.walk(10) == 50 << 12 | LEAF | ACCESSED | DIRTY
+    assert ept.leaf_count == count
+    assert ept.touched(0, 1000) == [(10, 11)]
+    ept.map_run(9, 49, count + 2, accessed=count + 1)
+    assert ept.walk(10) == 50 << 12 | LEAF | ACCESSED | DIRTY
+    assert ept.touched(0, 1000) == [(9, 10 + count)], "a granted page that is demanded now counts as touched"
+    assert ept.leaf_count == count + 2
+
+
+@pytest.mark.parametrize("count", [1, 4, 600])
+def test_another_frame_at_a_present_page_must_never_be(count: int) -> None:
+    ept = Ept()
+    ept.map_run(10, 50, count)
+    with pytest.raises(AssertionError):
+        ept.map_run(10, 51, count)
+    assert list(ept.runs(0, 1000)) == [(10, 50, count)]
+
+
+def test_one_page_with_another_frame_among_many_must_never_be() -> None:
+    ept = Ept()
+    ept.map_run(300, 7, 1)
+    with pytest.raises(AssertionError):
+        ept.map_run(0, 1000, 400)
+    assert list(ept.runs(0, 1000)) == [(300, 7, 1)]
+
+
+@pytest.mark.parametrize("call", ["walk", "mark", "map_run", "zap", "lookup"])
+@pytest.mark.parametrize("gfn", [MAX_GFN_EPT, -1])
+def test_a_gfn_beyond_the_four_levels_must_never_be(call: str, gfn: int) -> None:
+    ept = Ept()
+    calls = {
+        "walk": lambda: ept.walk(gfn),
+        "mark": lambda: ept.mark(gfn, ACCESSED),
+        "map_run": lambda: ept.map_run(gfn, 0, 1),
+        "zap": lambda: ept.zap(gfn, gfn + 1),
+        "lookup": lambda: ept.lookup(np.array([0, gfn])),
+    }
+    with pytest.raises(AssertionError):
+        calls[call]()
+
+
+def test_out_of_tables_maps_nothing() -> None:
+    ept = Ept(max_tables=2 + 4)
+    ept.map_run(0, 0, 1)
+    before = ept.table_count
+    with pytest.raises(Refused) as refused:
+        ept.map_run(100, 100, 512 * 2 + 1)
+    assert refused.value.errno == errno.ENOMEM
+    assert (ept.table_count, ept.leaf_count, list(ept.runs(0, MAX_GFN_EPT))) == (before, 1, [(0, 0, 1)])
+    with pytest.raises(Refused):
+        ept.map_run(GIB, 100, 1)
+    assert ept.table_count == before
+    ept.map_run(100, 100, 512)
+    assert ept.table_count == before + 1
+    ept.zap(0, 1000)
+    ept.map_run(GIB, 100, 1000)
+    assert list(ept.runs(0, MAX_GFN_EPT)) == [(GIB, 100, 1000)]
+
+
+def test_walk_does_not_remember_a_table_that_is_gone() -> None:
+    ept = Ept()
+    ept.map_run(0, 1, 1)
+    assert ept.walk(0)
+    ept.zap(0, 1)
+    assert ept.walk(0) == 0
+    ept.map_run(512, 2, 1)
+    assert ept.walk(0) == 0
+    assert entry_pfn(ept.walk(512)) == 2
+    ept.map_run(600, 90, 2000)
+    assert entry_pfn(ept.walk(601)) == 91
+    ept.zap(0, MAX_GFN_EPT)
+    ept.map_run(GIB, 3, 2000)
+    assert ept.walk(601) == 0
+
+
+def test_lookup_takes_any_shape_and_both_integer_types() -> None:
+    ept = Ept()
+    ept.map_run(510, 7, 4)
+    gfns = np.array([[509, 510], [513, MAX_GFN_EPT - 1]], dtype=np.uint64)
+    leaves = [[0, 7 << 12 | LEAF], [10 << 12 | LEAF, 0]]
+    assert ept.lookup(gfns).tolist() == leaves
+    assert ept.lookup(gfns.astype(np.int64)).tolist() == leaves
+    assert ept.lookup(gfns[::-1]).tolist() == leaves[::-1]
+    assert ept.lookup(np.zeros(0, dtype=np.int64)).tolist() == []

@@ -1,0 +1,136 @@
+"""FilePages against a plain dict of pages, under random operations around the edges of its nodes."""
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
+
+from memfsd.core.filepages import END, FilePages
+
+CHUNK = 512
+GIG = 1 << 18
+BASES = [0, CHUNK, 3 * CHUNK, GIG - 2 * CHUNK, GIG, END - 4 * CHUNK]
+PLACES = st.builds(int.__add__, st.sampled_from(BASES), st.integers(0, 2 * CHUNK))
+COUNTS = st.one_of(st.integers(1, 9), st.integers(1, 1100), st.sampled_from([CHUNK, 2 * CHUNK]))
+
+
+class FilePagesMachine(RuleBasedStateMachine):
+    """The model maps page to frame. Frames follow pages, or start anywhere."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages = FilePages()
+        self.model: dict[int, int] = {}
+
+    def runs(self, start: int, end: int) -> list[tuple[int, int, int]]:
+        found: list[tuple[int, int, int]] = []
+        for page in sorted(page for page in self.model if start <= page < end):
+            frame = self.model[page]
+            if found:
+                first, base, count = found[-1]
+                if (first + count, base + count) == (page, frame):
+                    found[-1] = first, base, count + 1
+                    continue
+            found.append((page, frame, 1))
+        return found
+
+    @rule(start=PLACES, count=COUNTS, frame=st.none() | st.integers(0, 5000))
+    def map_run(self, start: int, count: int, frame: int | None) -> None:
+        """As much of the range as is a hole; without a frame it fits to what its neighbours have."""
+        free = 0
+        while free < count and start + free not in self.model and start + free < END:
+            free += 1
+        if free:
+            pfn = start % GIG if frame is None else frame
+            self.pages.map_run(start, pfn, free)
+            self.model.update((start + i, pfn + i) for i in range(free))
+
+    @rule(start=PLACES, count=COUNTS)
+    def unmap(self, start: int, count: int) -> None:
+        end = min(start + count, END)
+        assert self.pages.unmap(start, end) == self.runs(start, end)
+        for page in range(start, end):
+            self.model.pop(page, None)
+
+    @rule(start=PLACES)
+    def truncate(self, start: int) -> None:
+        assert self.pages.unmap(start, END) == self.runs(start, END)
+        self.model = {page: frame for page, frame in self.model.items() if page < start}
+
+    @rule(start=PLACES, count=COUNTS)
+    def look(self, start: int, count: int) -> None:
+        end = min(start + count, END)
+        count = end - start
+        assert self.pages.lookup(start) == self.model.get(start)
+        runs = self.runs(start, end)
+        assert list(self.pages.extents(start, end)) == runs
+        at_start = runs[0][1:] if runs and runs[0][0] == start else None
+        assert self.pages.run_at(start, count) == at_start
+        hole = (runs[0][0] - start) if runs else count
+        assert self.pages.hole_at(start, count) == hole
+
+    @rule(start=PLACES)
+    def seek(self, start: int) -> None:
+        data = min((page for page in self.model if page >= start), default=None)
+        assert self.pages.next_data(start) == data
+        hole = start
+        while hole in self.model:
+            hole += 1
+        assert self.pages.next_hole(start) == hole
+
+    @rule(start=PLACES, end=PLACES)
+    def holes(self, start: int, end: int) -> None:
+        expected = []
+        at = start
+        for first, _, count in self.runs(start, end):
+            if at < first:
+                expected.append((at, first))
+            at = first + count
+        if at < end:
+            expected.append((at, end))
+        assert list(self.pages.holes(start, end)) == expected
+
+    @invariant()
+    def agrees(self) -> None:
+        assert self.pages.page_count == len(self.model)
+        assert list(self.pages.extents(0, END)) == self.runs(0, END)
+
+
+class GigMachine(RuleBasedStateMachine):
+    """Whole gigs that are broken up; the model is a sorted list of disjoint runs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pages = FilePages()
+        self.pages.map_run(GIG - 700, 9, 2 * GIG + 1400)
+        self.model = [(GIG - 700, 9, 2 * GIG + 1400)]
+
+    @rule(start=st.integers(GIG - 800, 3 * GIG + 800), count=st.one_of(COUNTS, st.integers(1, 2 * GIG)))
+    def unmap(self, start: int, count: int) -> None:
+        end = start + count
+        gone, left = [], []
+        for first, frame, pages in self.model:
+            low, high = max(first, start), min(first + pages, end)
+            if low >= high:
+                left.append((first, frame, pages))
+                continue
+            gone.append((low, frame + low - first, high - low))
+            if first < low:
+                left.append((first, frame, low - first))
+            if high < first + pages:
+                left.append((high, frame + high - first, first + pages - high))
+        assert self.pages.unmap(start, end) == gone
+        self.model = left
+
+    @invariant()
+    def agrees(self) -> None:
+        assert list(self.pages.extents(0, END)) == self.model
+        assert self.pages.page_count == sum(count for _, _, count in self.model)
+        for first, frame, count in self.model:
+            assert self.pages.run_at(first, END) == (frame, count)
+            assert self.pages.next_hole(first) == first + count
+
+
+TestFilePages = FilePagesMachine.TestCase
+TestGigs = GigMachine.TestCase
+TestFilePages.settings = settings(max_examples=60, stateful_step_count=25, deadline=None, derandomize=True)
+TestGigs.settings = settings(max_examples=25, stateful_step_count=12, deadline=None, derandomize=True)

@@ -1,0 +1,169 @@
+"""P5's peer: the smallest possible pyfuse3 filesystem, and the request rates of any mount.
+
+`python -m benchlib.minimal_fuse [--memfd] MOUNTPOINT` serves a root directory with one file in it, and
+lets the kernel cache no attribute and no name, so that every stat is a request. A write is refused with
+EPERM; with --memfd the file's data lives in a memfd and can be read, written and truncated.
+"""
+
+import argparse
+import ctypes
+import os
+import re
+import resource
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import monotonic, perf_counter
+from typing import NamedTuple
+
+FILE_NAME = "file"
+_MOUNT_DEADLINE_S = 20.0
+_EXIT_DEADLINE_S = 10.0
+_PR_SET_PDEATHSIG = 1
+_libc = ctypes.CDLL(None)
+
+
+class Mount(NamedTuple):
+    """A live minimal filesystem: where it is, its one file, and the process that serves it."""
+
+    mountpoint: Path
+    file: Path
+    pid: int
+
+
+@contextmanager
+def mounted(memfd: bool = False) -> Iterator[Mount]:
+    """The filesystem in a process of its own, on a new directory; both are gone afterwards.
+
+    RuntimeError when it ends or stays silent before the mount shows in /proc/self/mountinfo.
+    """
+    mountpoint = Path(tempfile.mkdtemp(prefix="minimal_fuse.")).resolve()
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    daemon = subprocess.Popen(
+        [sys.executable, "-m", "benchlib.minimal_fuse", *["--memfd"] * memfd, str(mountpoint)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+        preexec_fn=_terminate_with_parent,
+    )
+    try:
+        _wait_until_mounted(mountpoint, daemon.pid)
+        yield Mount(mountpoint, mountpoint / FILE_NAME, daemon.pid)
+    finally:
+        _end(daemon)
+        if is_mounted(mountpoint):
+            subprocess.run(["umount", "-l", str(mountpoint)], check=True)
+        mountpoint.rmdir()
+
+
+def is_mounted(mountpoint: Path) -> bool:
+    """Whether something is mounted there, by mountinfo alone: a stat would wait for the daemon."""
+    return _listed(mountpoint, Path("/proc/self/mountinfo").read_bytes())
+
+
+def getattr_rate(path: Path, count: int = 2000, repeats: int = 5) -> float:
+    """GETATTR requests a second that a mount answers for this file: the median of the repeats.
+
+    It asks through an O_PATH descriptor, as os.stat(path) would be a LOOKUP as well on a mount whose
+    names are not cached. RuntimeError when the kernel answers from its cache.
+    """
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return _rate(lambda: os.fstat(fd), count, repeats)
+    finally:
+        os.close(fd)
+
+
+def rejected_write_rate(path: Path, count: int = 2000, repeats: int = 5) -> float:
+    """WRITE requests a second that a mount refuses with EPERM: the median of the repeats.
+
+    RuntimeError when a write succeeds or the kernel refuses it without asking; other errors propagate.
+    """
+    fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+
+    def rejected_write() -> None:
+        try:
+            os.pwrite(fd, b"x", 0)
+        except PermissionError:
+            return
+        raise RuntimeError(f"{path}: the write was accepted")
+
+    try:
+        return _rate(rejected_write, count, repeats)
+    finally:
+        os.close(fd)
+
+
+def _rate(request: Callable[[], object], count: int, repeats: int) -> float:
+    rates = []
+    for _ in range(repeats):
+        slept = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+        start = perf_counter()
+        for _ in range(count):
+            request()
+        rates.append(count / (perf_counter() - start))
+        # Whoever waits for a daemon gives up the processor; an answer from the cache comes without.
+        slept = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw - slept
+        if slept < count / 2:
+            raise RuntimeError(f"{count} requests, {slept} waits: the kernel answers without the daemon")
+    return median(rates)
+
+
+def _terminate_with_parent() -> None:
+    _libc.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)
+
+
+def _wait_until_mounted(mountpoint: Path, pid: int) -> None:
+    deadline_s = monotonic() + _MOUNT_DEADLINE_S
+    pidfd = os.pidfd_open(pid)
+    try:
+        with open("/proc/self/mountinfo", "rb", buffering=0) as mountinfo:
+            poll = select.poll()
+            poll.register(mountinfo, select.POLLPRI)
+            poll.register(pidfd, select.POLLIN)
+            while not _listed(mountpoint, mountinfo.read()):
+                events = poll.poll(max(0.0, deadline_s - monotonic()) * 1e3)
+                if not events:
+                    raise RuntimeError(f"{mountpoint}: not mounted after {_MOUNT_DEADLINE_S:.0f} s")
+                if any(fd == pidfd for fd, _ in events):
+                    raise RuntimeError(f"{mountpoint}: the minimal filesystem ended before it was mounted")
+                mountinfo.seek(0)
+    finally:
+        os.close(pidfd)
+
+
+def _listed(mountpoint: Path, mountinfo: bytes) -> bool:
+    # proc(5): field 5 is the mount point, with blanks and backslashes in octal.
+    fields = (line.split(b" ")[4] for line in mountinfo.splitlines())
+    decoded = (re.sub(rb"\\([0-7]{3})", lambda octal: bytes([int(octal[1], 8)]), field) for field in fields)
+    return os.fsencode(mountpoint) in decoded
+
+
+def _end(daemon: subprocess.Popen[bytes]) -> None:
+    daemon.terminate()
+    try:
+        daemon.wait(_EXIT_DEADLINE_S)
+    except subprocess.TimeoutExpired:
+        daemon.kill()
+        daemon.wait()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="minimal_fuse", description="The smallest pyfuse3 filesystem.")
+    parser.add_argument("--memfd", action="store_true", help="keep the file's data in a memfd")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    arguments = parser.parse_args()
+    # Only the daemon may load pyfuse3: whoever measures with this module may need to load it in another way.
+    import trio
+
+    from benchlib.minimal_server import serve
+
+    trio.run(serve, arguments.mountpoint, arguments.memfd)
+
+
+if __name__ == "__main__":
+    main()
