@@ -58,10 +58,10 @@ class Callbacks(Protocol):
 class StoreLink:
     """A sealed file that belongs to this VM. `_lock` guards the down channel: one request at a time."""
 
-    def __init__(self, fd: int, vm: str, callbacks: Callbacks) -> None:
-        """Pair with the store of the file behind fd, and take the fd.
+    def __init__(self, fd: int, down: socket.socket, token: bytes, vm: str, callbacks: Callbacks) -> None:
+        """HELLO and PAIR on a connected socket; takes the socket at once and the fd when all went well.
 
-        EINVAL the file is not sealed for a guest; EPERM it belongs to another VM; EHOSTDOWN its store is gone.
+        Refused with the store's errno (EPERM: the file belongs to another VM); PeerLost when it breaks off.
         """
         self.fd = fd
         status = os.fstat(fd)
@@ -74,8 +74,7 @@ class StoreLink:
         self.request_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
         self._view = memoryview(self._buffer)
-        token, path = _credentials(fd)
-        self._down = _connect(path)
+        self._down = down
         try:
             self.memory, self._up, reply = self._greet(vm, token)
         except BaseException:
@@ -229,6 +228,15 @@ class StoreLink:
         elif isinstance(body, m.Report):
             reply = self._callbacks.on_report(self, body.cursor)
         return encode_reply(id_, kind, reply), True
+
+
+def pair(fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
+    """Pair with the store of the file behind fd, and take the fd when all went well.
+
+    EINVAL the file is not sealed for a guest; EPERM it belongs to another VM; EHOSTDOWN its store is gone.
+    """
+    token, path = _credentials(fd)
+    return StoreLink(fd, _connect(path), token, vm, callbacks)
 
 
 def _credentials(fd: int) -> tuple[bytes, str]:

@@ -7,6 +7,7 @@ A callback: begin -> zap under Mmu.lock -> kick every vCPU -> acknowledge; end -
 import errno
 import os
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from memfsd.uapi import messages as m
@@ -21,7 +22,7 @@ from .core.mmu import Ticket
 from .core.tlb import tlb_key
 from .core.vcpu import Vcpu
 from .core.vm import Vm
-from .link import FileId, StoreLink
+from .link import Callbacks, FileId, StoreLink, pair
 from .memory import Memory
 
 Translation = tuple[Memory, int, bool]
@@ -45,8 +46,10 @@ class Backing:
 class Machine:
     """`slots_lock` serialises changes of slots and links; down-calls are made with it, never with Mmu.lock."""
 
-    def __init__(self, vm: Vm[Memory, Translation]) -> None:
+    def __init__(self, vm: Vm[Memory, Translation], pair: Callable[[int, str, Callbacks], StoreLink] = pair) -> None:
+        """pair makes the pairing with the file behind an fd."""
         self.vm = vm
+        self._pair = pair
         self.slots_lock = threading.Lock()
         self.links: dict[FileId, StoreLink] = {}
         self._open: dict[StoreLink, tuple[int, int]] = {}
@@ -229,7 +232,7 @@ class Machine:
                 raise Refused(errno.EHOSTDOWN, f"{path}: {link.lost}")
             return Backing(link.memory, link.base, link, path=path)
         try:
-            link = StoreLink(fd, self.vm.name, self)
+            link = self._pair(fd, self.vm.name, self)
         except (OSError, PeerLost, Refused) as error:
             os.close(fd)
             if isinstance(error, Refused):

@@ -54,8 +54,8 @@ class Handlers(Protocol):
     def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
         """The offset for SEEK_DATA or SEEK_HOLE, the only ones that reach a FUSE server."""
 
-    def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
-        """At most out_size bytes for the caller; data and out_size follow from the number cmd.
+    async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
+        """At most out_size bytes for the caller; data and out_size follow from the number cmd. A task too.
 
         flags are the kernel's FUSE_IOCTL_*: COMPAT 1, DIR 16 (ino is a directory).
         """
@@ -112,13 +112,20 @@ class _Server:
             _hook.reply_err(request, _errno_of(error, "lseek"))
 
     def ioctl(self, request: int, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> None:
+        self._nursery.start_soon(self._ioctl, request, ino, fh, cmd, flags, data, out_size, name="ioctl")
+
+    async def _ioctl(self, request: int, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> None:
         try:
-            out = self._handlers.ioctl(ino, fh, cmd, flags, data, out_size)
+            out = await self._handlers.ioctl(ino, fh, cmd, flags, data, out_size)
             if len(out) > out_size:
                 raise ValueError(f"ioctl {cmd:#x} has room for {out_size} bytes, not {len(out)}")
-            _hook.reply_ioctl(request, 0, out)
         except Exception as error:
             _hook.reply_err(request, _errno_of(error, "ioctl"))
+        except BaseException:
+            _hook.reply_err(request, errno.ENOTCONN)
+            raise
+        else:
+            _hook.reply_ioctl(request, 0, out)
 
 
 def _errno_of(error: Exception, operation: str) -> int:

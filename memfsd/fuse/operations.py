@@ -338,7 +338,7 @@ class Operations(pyfuse3.Operations):
         with self._lock:
             return self._service.lseek(ino, offset, whence)
 
-    def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
+    async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
         with self._lock:
             if not isinstance(self._service.inodes.get(ino), Regular):
                 raise Refused(errno.ENOTTY, f"inode {ino} takes no ioctl")
@@ -348,15 +348,8 @@ class Operations(pyfuse3.Operations):
                 raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist")
             seals = int.from_bytes(data, "little")
             effects = self._service.add_seals(ino, Seal(seals), time.time_ns(), own_handle=fh)
-        if effects:
-            trio.lowlevel.spawn_system_task(self._perform_later, effects)
+        await self._perform(effects)
         return b""
-
-    async def _perform_later(self, effects: Sequence[Effect]) -> None:
-        try:
-            await self._perform(effects)
-        except Exception:
-            log.exception("effects of an ioctl failed")
 
 
 def _attributes(inode: Inode) -> EntryAttributes:

@@ -345,7 +345,7 @@ def daemon(mountpoint: str, mode: str) -> None:
             say(f"lseek {ino=} {fh=} {offset} {whence=}")
             return FOUND if whence == os.SEEK_DATA else FOUND_HOLE
 
-        def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
+        async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
             if cmd == OVERFLOW:
                 return bytes(out_size + 1)
             if cmd == REFUSED:
