@@ -354,7 +354,7 @@ def daemon(mountpoint: str, mode: str) -> None:
             return (data[::-1] or b"ONLY OUT")[:out_size]
 
     class Tiny(pyfuse3.Operations):
-        async def getattr(self, inode, ctx=None):  # type: ignore[no-untyped-def]
+        async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:
             entry = pyfuse3.EntryAttributes()
             entry.st_ino = inode
             entry.st_mode = (stat.S_IFDIR | 0o755) if inode == pyfuse3.ROOT_INODE else (stat.S_IFREG | 0o644)
