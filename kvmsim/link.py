@@ -200,10 +200,10 @@ class StoreLink:
                 self._up.send(answer)
                 if ok and following is not None:
                     state = following
-            else:
-                why = "the store revoked the pairing"
-        except (PeerLost, OSError) as error:
-            why = str(error)
+        except PeerLost as lost:
+            why = str(lost)
+        except OSError as error:
+            why = f"the store cut this VM off ({error.strerror})"
         finally:
             if not self.lost:
                 self.lost = why
@@ -225,6 +225,9 @@ class StoreLink:
             reply = m.InvalidateBeginReply(self._callbacks.on_begin(self, body))
         elif isinstance(body, m.InvalidateEnd):
             self._callbacks.on_end(self, body)
+        elif isinstance(body, m.Revoke):
+            self.lost = f"the store revoked the pairing: {body.reason}"
+            self._callbacks.on_lost(self, self.lost)
         elif isinstance(body, m.Report):
             reply = self._callbacks.on_report(self, body.cursor)
         return encode_reply(id_, kind, reply), True

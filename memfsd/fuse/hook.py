@@ -119,13 +119,12 @@ class _Server:
             out = await self._handlers.ioctl(ino, fh, cmd, flags, data, out_size)
             if len(out) > out_size:
                 raise ValueError(f"ioctl {cmd:#x} has room for {out_size} bytes, not {len(out)}")
+            _hook.reply_ioctl(request, 0, out)
         except Exception as error:
             _hook.reply_err(request, _errno_of(error, "ioctl"))
         except BaseException:
             _hook.reply_err(request, errno.ENOTCONN)
             raise
-        else:
-            _hook.reply_ioctl(request, 0, out)
 
 
 def _errno_of(error: Exception, operation: str) -> int:

@@ -120,7 +120,7 @@ def _is_alive(path: str) -> bool:
 
     def look() -> None:
         try:
-            os.stat(path)
+            os.statvfs(path)  # never answered from the kernel's cache
         except OSError as error:
             (dead if error.errno in (errno.ENOTCONN, errno.ECONNABORTED) else alive).set()
         else:
