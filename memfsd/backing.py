@@ -88,6 +88,10 @@ class Backing:
                 if error != errno.EINTR:
                     raise OSError(error, os.strerror(error))
 
+    def window_count(self) -> int:
+        with self._lock:
+            return len(self._windows)
+
     def populated_count(self, window: Ino) -> int:
         """Pages of a window that hold memory."""
         with self._lock:

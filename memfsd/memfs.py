@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from memfsd import top
 from memfsd.observer import Observer, socket_of
 from memfsd.uapi import names
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
@@ -86,7 +87,27 @@ def _parser() -> argparse.ArgumentParser:
     fallocate.add_argument("file", metavar="FILE")
     check = command("check", _check, "verify R1 to R8 now, on both sides")
     check.add_argument("mountpoint", metavar="MOUNTPOINT")
+    view = command("top", _top, "a live view of pool, sealed files, owners, faults and invalidations per second")
+    view.add_argument("mountpoint", metavar="MOUNTPOINT")
+    view.add_argument("-d", "--delay", type=_delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
+    view.add_argument("-n", "--count", type=_count, default=0, metavar="N", help="stop after N views (default: never)")
     return parser
+
+
+def _delay(text: str) -> float:
+    try:
+        delay = float(text)
+    except ValueError:
+        delay = 0.0
+    if not 0.1 <= delay <= 3600:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a delay: choose 0.1 to 3600 seconds")
+    return delay
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1 << 31:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a count: choose 1 or more")
+    return int(text)
 
 
 def _size(text: str) -> int:
@@ -155,7 +176,8 @@ def _stat(asked: argparse.Namespace) -> int:
     except OSError:
         facts = _file_facts(asked.file, status)
     else:
-        facts = {"mount": asked.file, "socket": socket, **_fields(pool)}
+        counts = os.getxattr(asked.file, names.XATTR_COUNTS).decode()
+        facts = {"mount": asked.file, "socket": socket, **_fields(pool), **_fields(counts)}
     width = max(len(key) for key in facts)
     _print(asked, facts, "\n".join(f"{key:>{width}}  {value}" for key, value in facts.items()))
     return 0
@@ -233,6 +255,11 @@ def _fallocate(asked: argparse.Namespace) -> int:
     if asked.json:
         print(json.dumps({"file": asked.file, "mode": mode, "offset": asked.offset, "length": asked.length}))
     return 0
+
+
+def _top(asked: argparse.Namespace) -> int:
+    socket = socket_of(asked.mountpoint)
+    return top.run(asked.mountpoint, socket, interval_s=asked.delay, count=asked.count, as_json=asked.json)
 
 
 def _check(asked: argparse.Namespace) -> int:

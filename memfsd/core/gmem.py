@@ -146,6 +146,7 @@ class GuestMemory:
                 self._pool.set_state(pfn, 1, FrameState.PRIVATE)
                 guest.pending -= 1
         guest.readahead.granted(pgoff, count)
+        guest.grant_count += 1
         return GetPfnReply(pfn, count, file.order, guest.seq)
 
     def _grant(self, file: Regular, guest: Guest, pgoff: int, limit: int) -> tuple[Pfn, int]:
@@ -230,6 +231,7 @@ class GuestMemory:
         closing = guest.closing
         assert closing is not None
         guest.closing = None
+        guest.invalidation_count += 1
         if closing.upcall:
             guest.seq = Seq(guest.seq + 1)
         return guest.seq

@@ -68,6 +68,8 @@ class Guest:
     pending: int = 0
     """Frames in state PENDING: granted ahead of the guest's touch."""
     quarantine: Runs = field(default_factory=list)
+    grant_count: int = 0
+    invalidation_count: int = 0
     _tokens: dict[bytes, None] = field(default_factory=dict)
 
     @property

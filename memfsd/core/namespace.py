@@ -48,6 +48,16 @@ class Namespace:
             raise Refused(errno.ENOENT, f"{name!r} does not exist")
         return found
 
+    def name_of(self, inode: Inode) -> bytes:
+        """One path of an inode from the root, found by looking everywhere; b"" when it has none."""
+        for directory in self._inodes:
+            if isinstance(directory, Directory) and directory.nlink > 0:
+                for name, entry in directory.entries.items():
+                    if entry is inode:
+                        above = b"" if directory.ino == ROOT_INO else self.name_of(directory) + b"/"
+                        return above + name
+        return b""
+
     def create(self, parent: int, name: bytes, mode: int, creds: Creds, now_ns: int, rdev: int = 0) -> Inode:
         """A new regular file or special file of the type in mode."""
         directory = self._room_for(parent, name)

@@ -45,7 +45,7 @@ class Xattrs:
         if isinstance(inode, Regular) and inode.seals:
             listed += _FILE_NAMES
         elif inode.ino == ROOT_INO:
-            listed += (names.XATTR_POOL, names.XATTR_SOCKET)
+            listed += (names.XATTR_POOL, names.XATTR_COUNTS, names.XATTR_SOCKET)
         return listed
 
     def set(self, inode: Inode, name: bytes, value: bytes, flags: int = 0) -> None:
@@ -69,7 +69,7 @@ class Xattrs:
         elif name == names.XATTR_NUMA and isinstance(inode, Regular):
             self._set_node(inode, value)
         else:
-            known = name in (*_FILE_NAMES, names.XATTR_POOL, names.XATTR_TOKEN)
+            known = name in (*_FILE_NAMES, names.XATTR_POOL, names.XATTR_COUNTS, names.XATTR_TOKEN)
             raise Refused(
                 errno.EPERM if known else errno.EOPNOTSUPP,
                 f"{name.decode(errors='replace')} can not be set" if known else f"no attribute {name!r}",
@@ -97,7 +97,7 @@ class Xattrs:
         if name == names.XATTR_NUMA:
             return b"any" if inode.node is None else str(inode.node).encode()
         if name == names.XATTR_OWNER:
-            return _owner_line(inode).encode()
+            return owner_line(inode).encode()
         if name == names.XATTR_FRAMES:
             return _frames_line(inode, populated).encode()
         return None
@@ -136,7 +136,8 @@ def _check_name(name: bytes) -> None:
         raise Refused(errno.ERANGE, f"an attribute's name has at most {XATTR_NAME_MAX} bytes")
 
 
-def _owner_line(file: Regular) -> str:
+def owner_line(file: Regular) -> str:
+    """user.memfsd.owner: "none", or the VM and what became of it."""
     if file.guest is None or file.guest.pairing is None:
         return "none"
     owner = file.guest.pairing

@@ -9,6 +9,7 @@ import errno
 import functools
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable, Coroutine, Sequence
 from typing import Any, ParamSpec, TypeVar
@@ -18,7 +19,7 @@ import trio
 from memfsd.backing import Backing
 from memfsd.core.effects import Effect
 from memfsd.core.frames import FrameState
-from memfsd.core.inodes import Inode, Regular
+from memfsd.core.inodes import ROOT_INO, Inode, Regular
 from memfsd.core.namespace import Creds
 from memfsd.core.ordinary import Plan
 from memfsd.core.service import Changes, Service
@@ -230,9 +231,18 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        if name == names.XATTR_COUNTS and inode == ROOT_INO:
+            return self._counts()
         populated = self._backing.populated_count(Ino(inode)) if name == names.XATTR_FRAMES else None
         with self._lock:
             return self._service.getxattr(inode, name, _new_token, populated)
+
+    def _counts(self) -> bytes:
+        with self._lock:
+            held = self._service.counts()
+        held |= {"windows": self._backing.window_count(), "fds": len(os.listdir("/proc/self/fd"))}
+        held |= {"threads": threading.active_count()}
+        return " ".join(f"{name}={count}" for name, count in held.items()).encode()
 
     @_door
     async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:

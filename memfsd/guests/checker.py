@@ -5,9 +5,10 @@ from memfsd.core.audit import Facts, Finding, PeerReport, audit
 from memfsd.core.gmem import guest_of
 from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
+from memfsd.core.xattrs import owner_line
 from memfsd.uapi.errors import PeerLost
-from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
-from memfsd.uapi.messages import CheckReply, Kind, MapReply, Report, ReportReply
+from memfsd.uapi.limits import MAX_FILES_PER_LIST, MAX_RUNS_PER_REPORT
+from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
 from memfsd.uapi.units import PAGE_SHIFT, Pgoff
 
 from .brackets import Brackets
@@ -89,6 +90,34 @@ def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
             runs.append((at, pfn, length, binding.gfn_of(at) if binding else -1, int(states[0])))
             at += length
     return MapReply(runs, -1)
+
+
+def file_list(service: Service, backing: Backing) -> ListReply:
+    """The pool, and the sealed files that hold most frames."""
+    with service.lock:
+        files = service.inodes.sealed_files()
+        largest = sorted(files, key=lambda file: -file.pages.page_count)[:MAX_FILES_PER_LIST]
+    touched = {file.ino: backing.populated(file.ino) for file in largest}
+    with service.lock:
+        reports = []
+        for file in largest:
+            service.gmem.settle(file, touched[file.ino])
+            reports.append(_file_report(service, file))
+        return ListReply(service.pool.counts(), reports, len(files))
+
+
+def _file_report(service: Service, file: Regular) -> FileReport:
+    guest = guest_of(file)
+    return FileReport(
+        file.ino,
+        service.names.name_of(file).decode(errors="replace")[-200:],
+        owner_line(file),
+        file.size,
+        file.pages.page_count,
+        guest.pending,
+        guest.grant_count,
+        guest.invalidation_count,
+    )
 
 
 def _next_binding(file: Regular, at: int, end: int) -> int:

@@ -30,7 +30,7 @@ from memfsd.uapi.messages import Kind
 from memfsd.uapi.pairing import State, next_state
 
 from .brackets import Brackets, Peer
-from .checker import Checker, page_map
+from .checker import Checker, file_list, page_map
 from .process import PeerProcess
 from .upchannel import UpChannel, set_deadline, timeval
 
@@ -77,6 +77,7 @@ class Session:
             Kind.BYE: lambda _: m.Empty(),
             Kind.CHECK: self._on_check,
             Kind.MAP: self._on_map,
+            Kind.LIST: self._on_list,
         }
 
     def run(self) -> None:
@@ -244,6 +245,11 @@ class Session:
             if file.guest is not None:
                 self._service.gmem.settle(file, self._backing.populated(file.ino))
             return page_map(self._service, file, want.pgoff)
+
+    def _on_list(self, _: m.Body) -> m.Body:
+        if self._process.uid not in (0, os.getuid()):
+            raise Refused(errno.EACCES, "memfs top is for root and the user who mounted")
+        return file_list(self._service, self._backing)
 
     # -- the end of a VM
 

@@ -12,6 +12,7 @@ import msgspec
 from msgspec import Meta
 
 from .limits import (
+    MAX_FILES_PER_LIST,
     MAX_GFN,
     MAX_NAME_BYTES,
     MAX_RUN_PAGES,
@@ -35,6 +36,7 @@ class Kind(IntEnum):
     BYE = 8
     CHECK = 16
     MAP = 17
+    LIST = 18
     INVALIDATE_BEGIN = 32
     INVALIDATE_END = 33
     MOVE = 34
@@ -204,6 +206,27 @@ class MapReply(Body):
     next_pgoff: int
 
 
+class FileReport(Body):
+    """One sealed file: counts of pages are frames held, the rest are totals since it was sealed."""
+
+    ino: U63
+    name: Text
+    owner: Text
+    size_bytes: U63
+    frames: U63
+    pending: U63
+    grants: U63
+    invalidations: U63
+
+
+class ListReply(Body):
+    """memfs top: the pool's frames by state, and the sealed files (at most MAX_FILES_PER_LIST)."""
+
+    states: dict[Text, U63]
+    files: Annotated[list[FileReport], Meta(max_length=MAX_FILES_PER_LIST)]
+    file_count: U63
+
+
 class InvalidateBegin(Body):
     """Take file pages [start, end) out of every EPT and TLB and get every vCPU out once."""
 
@@ -259,6 +282,7 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.BYE: Empty,
     Kind.CHECK: Empty,
     Kind.MAP: Map,
+    Kind.LIST: Empty,
     Kind.INVALIDATE_BEGIN: InvalidateBegin,
     Kind.INVALIDATE_END: InvalidateEnd,
     Kind.REVOKE: Revoke,
@@ -276,6 +300,7 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.BYE: Empty,
     Kind.CHECK: CheckReply,
     Kind.MAP: MapReply,
+    Kind.LIST: ListReply,
     Kind.INVALIDATE_BEGIN: InvalidateBeginReply,
     Kind.INVALIDATE_END: Empty,
     Kind.REVOKE: Empty,

@@ -8,6 +8,8 @@ XATTR_OWNER = b"user.memfsd.owner"
 XATTR_FRAMES = b"user.memfsd.frames"
 XATTR_SOCKET = b"user.memfsd.socket"
 XATTR_POOL = b"user.memfsd.pool"
+XATTR_COUNTS = b"user.memfsd.counts"
+"""On the root: inodes, handles, lookups, windows, fds and threads that memfsd holds now."""
 XATTR_TOKEN = b"user.memfsd.token"
 """One-shot 128-bit pairing token, made by each read. Not listed."""
 

@@ -44,6 +44,7 @@ LEGAL: dict[State, dict[Kind, State]] = {
     State.OBSERVING: {
         Kind.CHECK: State.OBSERVING,
         Kind.MAP: State.OBSERVING,
+        Kind.LIST: State.OBSERVING,
         Kind.PING: State.OBSERVING,
         Kind.BYE: State.ENDED,
     },
