@@ -88,11 +88,13 @@ class Session:
             self._sock.close()
             return
         try:
-            why = self._serve(process)
+            try:
+                why = self._serve(process)
+            except Exception:
+                log.exception("a session failed")
+                why = "memfsd failed to serve it"
             if self._peer is not None:
                 self._end_pairing(self._peer, why)
-        except Exception:
-            log.exception("a session failed")
         finally:
             self._sock.close()
             if self._peer is not None:
@@ -172,14 +174,23 @@ class Session:
             file = self._service.file_by_token(cast(m.Pair, body).token)
             if process.uid not in (0, file.uid):
                 raise Refused(errno.EACCES, f"uid {process.uid} does not own inode {file.ino} (uid {file.uid} does)")
-            guest = guest_of(file)
-            self._service.gmem.pair(file, pairing)
+        try:
+            window = self._backing.window(file.ino)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-            self._file = file
-            self._peer = Peer(file.ino, hello.vm, UpChannel(ours), process, self.stop)
-            self._brackets.peers[file.ino] = self._peer
-            seq = guest.seq
-        self._fds = [self._backing.window(file.ino), theirs.detach()]
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, f"no window for inode {file.ino}: {error.strerror}") from None
+        peer = Peer(file.ino, hello.vm, UpChannel(ours), process, self.stop)
+        try:
+            with self._service.lock:
+                self._service.gmem.pair(file, pairing)
+                self._brackets.peers[file.ino] = peer
+                seq = guest_of(file).seq
+        except Refused:
+            ours.close()
+            theirs.close()
+            raise
+        self._file, self._peer = file, peer
+        self._fds = [window, theirs.detach()]
         log.info("inode %d is paired with VM %s of process %d", file.ino, hello.vm, process.pid)
         return m.PairReply(file.ino, file.size, file.order, seq)
 
@@ -201,6 +212,8 @@ class Session:
     def _on_bind(self, body: m.Body) -> m.Body:
         bind, file = cast(m.Bind, body), self._paired()
         with self._brackets.hold(guest_of(file)), self._service.lock:
+            if guest_of(file).active is None:
+                raise Refused(errno.ENOTCONN, f"this VM was cut off from inode {file.ino}")
             self._service.gmem.bind(file, bind.slot, bind.gfn, bind.pgoff, bind.page_count)
         return m.Empty()
 
