@@ -94,16 +94,19 @@ class GuestMemory:
     # -- pairing
 
     def pair(self, file: Regular, pairing: Pairing) -> None:
+        """EPERM when the file has or had an owner."""
+        self.check_unpaired(file)
+        guest_of(file).pairing = pairing
+
+    def check_unpaired(self, file: Regular) -> None:
         """EPERM when the file has or had an owner: one VM for life (R1)."""
-        guest = guest_of(file)
-        if guest.pairing is not None:
-            owner = guest.pairing
+        owner = guest_of(file).pairing
+        if owner is not None:
             raise Refused(
                 errno.EPERM,
                 f"inode {file.ino} belongs to VM {owner.vm} of process {owner.pid} "
                 f"({owner.state.value}) for life: use a new file",
             )
-        guest.pairing = pairing
 
     def bind(self, file: Regular, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
         """EINVAL past the end, EEXIST bound already, EINVAL at another GFN than before."""

@@ -174,6 +174,7 @@ class Session:
             file = self._service.file_by_token(cast(m.Pair, body).token)
             if process.uid not in (0, file.uid):
                 raise Refused(errno.EACCES, f"uid {process.uid} does not own inode {file.ino} (uid {file.uid} does)")
+            self._service.gmem.check_unpaired(file)
         try:
             window = self._backing.window(file.ino)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
