@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import ctypes
+import errno
 import os
 import sys
 from pathlib import Path
@@ -11,10 +13,13 @@ from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.units import parse_size
 
 from .execute import Executor
+from .link import socket_of_sealed
 from .script.grammar import POLICIES, help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
 from .script.runner import Session, run
 from .script.words import ScriptError
+
+_PR_SET_DUMPABLE = 4
 
 _EPILOG = """\
 examples:
@@ -27,6 +32,7 @@ exit status of run: 0 every command did what it should, 1 one did not, 2 the scr
 
 
 def main() -> None:
+    _close_to_inspection()
     try:
         status = run_command(sys.argv[1:])
     except KeyboardInterrupt:
@@ -36,6 +42,12 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         status = 1
     sys.exit(status)
+
+
+def _close_to_inspection() -> None:
+    """A guest's memory is mapped here, in the kernel's stead: other processes of the same user must not attach to this
+    one or open its window through /proc/PID/fd. A Linux that could not do this would be older than memfds."""
+    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
 
 
 def run_command(arguments: list[str]) -> int:
@@ -122,12 +134,15 @@ def _attach(asked: argparse.Namespace) -> int:
         return 2
     try:
         size = os.stat(asked.file).st_size
+        socket_of_sealed(asked.file)
+        if size == 0:
+            raise Refused(errno.EINVAL, f"the file is empty: give it a size first (truncate -s 64M {asked.file})")
         command = parse_line(f"slot set 0 private gpa={asked.gpa:#x} size={size} file={_quoted(asked.file)}", 1)
         assert command is not None
         executor(command)
     except (OSError, Refused, ScriptError) as error:
         reason = error.reason if isinstance(error, Refused) else getattr(error, "strerror", None) or str(error)
-        print(f"kvmsim: {asked.file}: {reason}", file=sys.stderr)
+        print(f"kvmsim: {asked.file}: {reason.removeprefix(asked.file + ': ')}", file=sys.stderr)
         executor.close()
         return 1
     try:

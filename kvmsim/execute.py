@@ -93,7 +93,7 @@ class Executor:
             path = command.file or ""
             machine.set_private_slot(command.id, command.gpa, command.size, command.flags, path, command.offset)
             return Outcome(ok=True)
-        memory, path, offset = None, "", command.offset
+        memory, path, offset = None, command.file or "", command.offset
         existing = self._current.vm.slots[False].get(command.id)
         if existing is None and command.size:
             memory, path = self._shared_memory(command)

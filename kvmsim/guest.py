@@ -8,6 +8,7 @@ go in runs of the page table, in guest mode for at most _BULK_PAGES at a time, s
 import errno
 import hashlib
 from collections.abc import Callable
+from dataclasses import replace
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
@@ -15,6 +16,7 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 from .core.ept import ACCESSED, DIRTY
 from .core.exits import Exit, MemoryErrorExit, MmioExit
 from .core.hypercalls import ALIGN_ERROR, SHARED_BIT, SUCCESS, chunks, map_gpa_status
+from .core.memslots import SlotFlag
 from .core.vm import GPA_END
 from .machine import GuestVcpu, Machine, backing_of
 from .memory import Memory
@@ -50,15 +52,17 @@ class Guest:
         gpa, shared = _alias(gpa, len(data), shared)
         if gpa % PAGE_SIZE + len(data) <= PAGE_SIZE:
             exit_ = self._page(vcpu, gpa, len(data), shared, True, lambda memory, offset: memory.write(offset, data))
-            if isinstance(exit_, MmioExit):
-                return MmioExit(exit_.phys_addr, exit_.length, True, data[: exit_.length])
-            return exit_
-        view = memoryview(data)
+        else:
+            view = memoryview(data)
 
-        def put(memory: Memory, offset: int, size: int, done: int) -> None:
-            memory.write(offset, bytes(view[done : done + size]))
+            def put(memory: Memory, offset: int, size: int, done: int) -> None:
+                memory.write(offset, bytes(view[done : done + size]))
 
-        return self._bulk(vcpu, gpa, len(data), shared, True, put)
+            exit_ = self._bulk(vcpu, gpa, len(data), shared, True, put)
+        if isinstance(exit_, MmioExit):
+            at = exit_.phys_addr - gpa
+            return replace(exit_, data=data[at : at + exit_.length])
+        return exit_
 
     def touch(self, vcpu: GuestVcpu, gpa: int, size: int, *, shared: bool = False) -> Exit | None:
         """Every page once, in order: one byte of it is read and written back."""
@@ -104,13 +108,14 @@ class Guest:
                     break
                 exit_ = self._machine.fault(vcpu, gfn, shared=not private, write=False, want=end - gfn)
                 if exit_ is not None:
-                    return exit_
+                    return replace(exit_, explicit=True) if isinstance(exit_, MemoryErrorExit) else exit_
         return None
 
     def host_access(self, gpa: int, length: int, data: bytes | None) -> bytes | Exit:
         """KVM's own access, as for emulation: shared slots only, so it fails by itself on private memory.
 
-        data: to write. Refused EFAULT where there is no slot, or behind the end of a slot's file.
+        data: to write. Refused EFAULT where there is no slot, behind the end of a slot's file, and for a write to
+        a READONLY slot, as kvm_write_guest() does.
         """
         gpa, _ = _alias(gpa, length, True)
         out = bytearray()
@@ -125,6 +130,8 @@ class Guest:
                 if private:
                     return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, True, illegal=True)
                 raise Refused(errno.EFAULT, f"no shared slot at gpa {gpa:#x}")
+            if data is not None and slot.flags & SlotFlag.READONLY:
+                raise Refused(errno.EFAULT, f"{slot} is READONLY: the host can not write at {gpa:#x} through it")
             offset = (slot.pgoff_of(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE
             memory = backing_of(slot).memory
             try:

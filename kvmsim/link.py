@@ -23,6 +23,7 @@ from memfsd.uapi.framing import (
     encode_failure,
     encode_reply,
     encode_request,
+    is_success,
 )
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES, MAX_RUN_PAGES
 from memfsd.uapi.messages import Kind
@@ -32,6 +33,7 @@ from memfsd.uapi.pairing import State, next_state
 from .memory import WindowMemory
 
 _B = TypeVar("_B", bound=m.Body)
+_GET_PFN = Kind.GET_PFN
 
 
 class FileId(NamedTuple):
@@ -73,7 +75,6 @@ class StoreLink:
         self._next_id = 1
         self.request_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
-        self._view = memoryview(self._buffer)
         self._down = down
         try:
             self.memory, self._up, reply = self._greet(vm, token)
@@ -101,8 +102,11 @@ class StoreLink:
         self._ask(Kind.UNBIND, m.Unbind(pgoff, page_count), m.Empty)
 
     def get_pfn(self, pgoff: int, max_pages: int) -> m.GetPfnReply:
-        """A granted run. Refused with the store's errno; PeerLost when it is gone."""
-        return self._ask(Kind.GET_PFN, m.GetPfn(pgoff, min(max_pages, MAX_RUN_PAGES)), m.GetPfnReply)
+        """A granted run, all of it in the window. Refused with the store's errno; PeerLost when it is gone."""
+        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, min(max_pages, MAX_RUN_PAGES)), m.GetPfnReply)
+        if granted.pfn + granted.page_count > self.frame_count:
+            raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
+        return granted
 
     def stat(self) -> m.StatReply:
         return self._ask(Kind.STAT, m.Empty(), m.StatReply)
@@ -125,7 +129,8 @@ class StoreLink:
         with self._lock:
             if self.lost:
                 raise PeerLost(self.lost)
-            id_, self._next_id = self._next_id, self._next_id % 0xFFFFFFFF + 1
+            id_ = self._next_id
+            self._next_id = id_ % 0xFFFFFFFF + 1
             try:
                 self._down.send(encode_request(id_, kind, body))
                 size = self._down.recv_into(self._buffer, 0, socket.MSG_TRUNC)
@@ -135,17 +140,24 @@ class StoreLink:
                 raise self._broken(f"the store is gone: {error.strerror}") from None
             if not 0 < size <= MAX_PACKET_BYTES:
                 raise self._broken("the store is gone" if size == 0 else f"the store sent {size} bytes")
-            packet = self._view[:size]
+            packet = self._buffer[:size]
             try:
-                header = decode_header(packet)
-                if header.id != id_ or header.kind is not kind or not header.is_reply:
-                    raise self._broken(f"the store answered {header.kind.name} {header.id} to {kind.name} {id_}")
+                if not is_success(packet, id_, kind):
+                    raise self._refusal(packet, id_, kind)
                 self.request_count += 1
-                if header.errno:
-                    raise Refused(header.errno, decode_failure(packet).reason)
-                return cast(_B, decode_reply(kind, packet))
+                answer = decode_reply(kind, packet)
             except BadBody as error:
                 raise self._broken(str(error)) from None
+            assert isinstance(answer, reply)
+            return answer
+
+    def _refusal(self, packet: bytearray, id_: int, kind: Kind) -> Refused | PeerLost:
+        """What a packet that is no success means; BadBody when it has no reason."""
+        header = decode_header(packet)
+        if header.id != id_ or header.kind is not kind or not header.is_reply:
+            return self._broken(f"the store answered {header.kind.name} {header.id} to {kind.name} {id_}")
+        self.request_count += 1
+        return Refused(header.errno, decode_failure(packet).reason)
 
     def _broken(self, why: str) -> PeerLost:
         """The connection can not be used any more; the up thread sees its end and tells the machine."""
@@ -244,16 +256,22 @@ def pair(fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
 
 def _credentials(fd: int) -> tuple[bytes, str]:
     """Proof of possession and where to present it; EINVAL when the file is not guest private memory."""
+    path = socket_of_sealed(fd)
+    return os.getxattr(fd, XATTR_TOKEN), path
+
+
+def socket_of_sealed(file: int | str) -> str:
+    """Where the store of a sealed file listens; EINVAL when it is not guest private memory."""
     try:
-        seals = os.getxattr(fd, XATTR_SEALS).split(b",")
-        path = os.fsdecode(os.getxattr(fd, XATTR_SOCKET))
+        seals = os.getxattr(file, XATTR_SEALS).split(b",")
+        path = os.fsdecode(os.getxattr(file, XATTR_SOCKET))
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             raise Refused(errno.EHOSTDOWN, "the store of this file is gone") from None
         raise Refused(errno.EINVAL, "not a file on a memfsd mount: it can not be a private slot") from None
     if b"guest" not in seals:
         raise Refused(errno.EINVAL, "the file is not sealed for a guest: setfattr -n user.memfsd.seals -v guest")
-    return os.getxattr(fd, XATTR_TOKEN), path
+    return path
 
 
 def _connect(path: str) -> socket.socket:

@@ -17,7 +17,7 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .core.ept import entry_pfn, entry_writable
 from .core.exits import Exit, MemoryErrorExit
-from .core.memslots import AddressSpaceId, Memslot, RegionChange, SlotFlag, check_region
+from .core.memslots import AddressSpaceId, Memslot, RegionChange, SlotFlag, check_addressable, check_region
 from .core.mmu import Ticket
 from .core.tlb import tlb_key
 from .core.vcpu import Vcpu
@@ -62,6 +62,7 @@ class Machine:
 
         KVM's checks in KVM's order, then the file's: ENOENT and other errors of open(2), EINVAL not sealed or
         past the end, EPERM another VM's, EEXIST bound already, EINVAL bound at another GFN before.
+        The end of GPAs, KVM's last check, comes before pairing and binding: they can not be undone.
         """
         with self.slots_lock:
             slots = self.vm.slots[True]
@@ -74,7 +75,13 @@ class Machine:
                 return
             gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
             slots.check_free(gfn, gfn + page_count)
-            backing = self._link(path)
+            fd = _open(path)
+            try:
+                check_addressable(gfn, page_count)
+            except Refused:
+                os.close(fd)
+                raise
+            backing = self._link(fd, path, offset + size)
             assert backing.link is not None
             try:
                 backing.link.bind(id_, gfn, pgoff, page_count)
@@ -98,7 +105,10 @@ class Machine:
         owned: bool,
         path: str = "",
     ) -> None:
-        """Create, move, re-flag or (size 0) delete a shared slot over host memory. Takes an owned memory."""
+        """Create, move, re-flag or (size 0) delete a shared slot over host memory. Takes an owned memory.
+
+        KVM's checks in KVM's order. A slot that exists keeps its memory: name it again (or None), or EINVAL.
+        """
         try:
             with self.slots_lock:
                 self._set_shared(id_, gpa, size, flags, memory, offset, owned, path)
@@ -114,11 +124,16 @@ class Machine:
         existing = slots.get(id_)
         change = check_region(id_, AddressSpaceId.SHARED, flags, gpa, size, offset, self.vm.max_slots, existing, False)
         gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
+        if existing is not None and change is not RegionChange.DELETE:
+            backing = backing_of(existing)
+            if (memory is not None and memory is not backing.memory) or (path and path != backing.path):
+                raise Refused(errno.EINVAL, f"{existing} shows other memory: delete the slot, then create it anew")
         if change is RegionChange.DELETE:
             self._delete(id_, private=False)
         elif change is RegionChange.CREATE:
             assert memory is not None
             slots.check_free(gfn, gfn + page_count)
+            check_addressable(gfn, page_count)
             with mmu.lock:
                 base = self.vm.physmap.add(memory, pgoff + page_count)
                 backing = Backing(memory, base, owned=owned, path=path)
@@ -131,6 +146,8 @@ class Machine:
                     id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), existing.backing, existing.pgoff
                 )
                 try:
+                    slots.check_free(gfn, gfn + page_count)
+                    check_addressable(gfn, page_count)
                     slots.add(moved)
                 except Refused:
                     slots.add(existing)
@@ -218,12 +235,9 @@ class Machine:
         for vcpu in list(self.vm.vcpus.values()):
             vcpu.kick()
 
-    def _link(self, path: str) -> Backing:
-        """The pairing with this file, made when the VM has none yet."""
-        try:
-            fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
-        except OSError as error:
-            raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
+    def _link(self, fd: int, path: str, end: int) -> Backing:
+        """The pairing with this file, made when the VM has none yet; not for a range that ends past the file's end,
+        since pairing is for life. Takes the fd."""
         status = os.fstat(fd)
         link = self.links.get(FileId(status.st_dev, status.st_ino))
         if link is not None:
@@ -231,6 +245,9 @@ class Machine:
             if link.lost:
                 raise Refused(errno.EHOSTDOWN, f"{path}: {link.lost}")
             return Backing(link.memory, link.base, link, path=path)
+        if end > status.st_size:
+            os.close(fd)
+            raise Refused(errno.EINVAL, f"{path}: {end} bytes are past the end of the file ({status.st_size} bytes)")
         try:
             link = self._pair(fd, self.vm.name, self)
         except (OSError, PeerLost, Refused) as error:
@@ -276,9 +293,8 @@ class Machine:
             with mmu.lock:
                 try:
                     if mmu.install(ticket, pfn, count):
-                        key = tlb_key(gfn, shared)
-                        memory, frame = vm.physmap.find(pfn)
-                        vcpu.tlb.insert(key, (memory, frame << PAGE_SHIFT, ticket.writable))
+                        at = pfn - backing.base << PAGE_SHIFT
+                        vcpu.tlb.insert(tlb_key(gfn, shared), (backing.memory, at, ticket.writable))
                         return None
                 except Refused as refused:
                     return _failed(ticket, refused.errno, refused.reason)
@@ -297,8 +313,7 @@ class Machine:
 
     def translate(self, vcpu: GuestVcpu, gfn: int, *, shared: bool, write: bool) -> Translation | None:
         """TLB, then a walk that marks the leaf accessed and fills the TLB; None is an EPT violation. In guest mode."""
-        key = tlb_key(gfn, shared)
-        found = vcpu.tlb.lookup(key)
+        found = vcpu.tlb.lookup(gfn if shared else ~gfn)  # tlb_key, without the call: every access comes here
         if found is None:
             mmu = self.vm.mmu
             with mmu.lock:
@@ -308,7 +323,7 @@ class Machine:
                 mmu.mark_accessed(gfn, private=not shared)
                 memory, frame = self.vm.physmap.find(entry_pfn(entry))
                 found = (memory, frame << PAGE_SHIFT, entry_writable(entry))
-                vcpu.tlb.insert(key, found)
+                vcpu.tlb.insert(tlb_key(gfn, shared), found)
         return found if found[2] or not write else None
 
     def writable_until(self, gfn: int, end: int) -> int:
@@ -406,6 +421,13 @@ class Machine:
                     self._zap_segments([(start, end) for _, start, end in segments], private=True)
                 link.close()
             self.links.clear()
+
+
+def _open(path: str) -> int:
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except OSError as error:
+        raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
 
 
 def backing_of(slot: Memslot) -> Backing:

@@ -79,6 +79,9 @@ class WindowMemory(_Mapped):
             if os.fstat(fd).st_size != size or not seals & fcntl.F_SEAL_SHRINK:
                 raise PeerLost("the store passed a window of the wrong size, or one that could shrink")
             super().__init__(fd, size)
+            # Guest memory is not in a core dump of the VMM, nor in a process that it forks (R2).
+            self._map.madvise(mmap.MADV_DONTDUMP)
+            self._map.madvise(mmap.MADV_DONTFORK)
         except (OSError, ValueError) as error:
             os.close(fd)
             raise PeerLost(f"the store's window can not be mapped: {error}") from None

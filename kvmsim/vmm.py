@@ -5,6 +5,7 @@ proposed ioctl), whose frames go back to the store at once, and an ordinary slot
 private by the inverse. So a page is never held twice.
 """
 
+import contextlib
 import errno
 from collections.abc import Callable
 from typing import TypeVar
@@ -58,54 +59,80 @@ class Vmm:
         return changed > 0
 
     def _to_shared(self, start: int, end: int) -> int:
-        """Pages of [start, end) that private slots showed and now an ordinary slot shows."""
-        vm, changed = self._machine.vm, 0
-        for slot, low, high in self._visible(start, end, private=True):
-            gpa, size = low << PAGE_SHIFT, high - low << PAGE_SHIFT
-            self._machine.punch_slot(slot.id, gpa, size)
-            link = backing_of(slot).link
-            assert link is not None
-            try:
-                punch_file(link.fd, slot.pgoff_of(low) << PAGE_SHIFT, size)
-                self._machine.set_shared_slot(
-                    self._free_id(), gpa, size, 0, self._shared_memory(), gpa, owned=False, path="(vmm)"
-                )
-            except Refused:
-                if vm.slots[False].overlaps(low, high) == []:
-                    self._machine.fill_slot(slot.id, low, high)
-                raise
-            changed += high - low
-        return changed
+        """Pages of [start, end) that private slots showed and now an ordinary slot shows: all of them, or Refused."""
+        done: list[tuple[int, int, int]] = []
+        try:
+            for slot, low, high in self._visible(start, end, private=True):
+                self._machine.punch_slot(slot.id, low << PAGE_SHIFT, high - low << PAGE_SHIFT)
+                done.append((slot.id, low, high))
+                link = backing_of(slot).link
+                assert link is not None
+                punch_file(link.fd, slot.pgoff_of(low) << PAGE_SHIFT, high - low << PAGE_SHIFT)
+                self._add_shared(low, high)
+        except Refused:
+            for id_, low, high in done:
+                self._remove_shared(low, high)
+                with contextlib.suppress(Refused):  # the store is gone, and the slot's memory with it
+                    self._machine.fill_slot(id_, low, high)
+            raise
+        return sum(high - low for _, low, high in done)
 
     def _to_private(self, start: int, end: int) -> int:
-        """Pages of [start, end) that lie in holes of private slots and are private again."""
-        changed = 0
-        for slot in list(self._machine.vm.slots[True]):
-            for low, high in _holes(slot, start, end):
-                self._remove_shared(low, high)
-                self._machine.fill_slot(slot.id, low, high)
-                self._shared_memory().discard(low << PAGE_SHIFT, high - low << PAGE_SHIFT)
-                changed += high - low
-        return changed
+        """Pages of [start, end) that lie in holes of private slots and are private again: all of them, or Refused."""
+        holes = [
+            (slot.id, low, high) for slot in self._machine.vm.slots[True] for low, high in _holes(slot, start, end)
+        ]
+        filled: list[tuple[int, int, int]] = []
+        removed: list[tuple[int, int]] = []
+        try:
+            for id_, low, high in holes:
+                self._machine.fill_slot(id_, low, high)
+                filled.append((id_, low, high))
+                removed += self._remove_shared(low, high)
+        except Refused:
+            for id_, low, high in filled:
+                self._machine.punch_slot(id_, low << PAGE_SHIFT, high - low << PAGE_SHIFT)
+            for low, high in removed:
+                self._add_shared(low, high)
+            raise
+        for _, low, high in holes:
+            self._shared_memory().discard(low << PAGE_SHIFT, high - low << PAGE_SHIFT)
+        return sum(high - low for _, low, high in holes)
 
-    def _remove_shared(self, start: int, end: int) -> None:
-        """Take [start, end) out of the VMM's ordinary slots; what is around it stays, with its data."""
-        for slot, _, _ in self._visible(start, end, private=False):
-            if backing_of(slot).memory is not self._shared:
-                continue
+    def _add_shared(self, start: int, end: int) -> None:
+        """An ordinary slot over the VMM's memory, joined with its neighbours: an explicit request is handled only
+        where one slot covers all of it, however its pages were converted."""
+        slots = self._machine.vm.slots[False]
+        slots.check_free(start, end)
+        memory = self._shared_memory()
+        for slot in slots.overlaps(max(start - 1, 0), end + 1):
+            if backing_of(slot).memory is memory:
+                self._machine.delete_slot(slot.id, private=False)
+                start, end = min(start, slot.gfn), max(end, slot.end)
+        self._set_shared(start, end)
+
+    def _remove_shared(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Take [start, end) out of the VMM's ordinary slots; what is around it stays, with its data. What was taken.
+
+        ENOSPC, before anything is changed, when a slot would be split and no id is free.
+        """
+        doomed = [
+            slot for slot, _, _ in self._visible(start, end, private=False) if backing_of(slot).memory is self._shared
+        ]
+        if any(slot.gfn < start and end < slot.end for slot in doomed):
+            self._free_id()
+        for slot in doomed:
             self._machine.delete_slot(slot.id, private=False)
             for low, high in ((slot.gfn, min(start, slot.end)), (max(end, slot.gfn), slot.end)):
                 if low < high:
-                    self._machine.set_shared_slot(
-                        self._free_id(),
-                        low << PAGE_SHIFT,
-                        high - low << PAGE_SHIFT,
-                        0,
-                        self._shared_memory(),
-                        low << PAGE_SHIFT,
-                        owned=False,
-                        path="(vmm)",
-                    )
+                    self._set_shared(low, high)
+        return [(max(slot.gfn, start), min(slot.end, end)) for slot in doomed]
+
+    def _set_shared(self, start: int, end: int) -> None:
+        gpa, size = start << PAGE_SHIFT, end - start << PAGE_SHIFT
+        self._machine.set_shared_slot(
+            self._free_id(), gpa, size, 0, self._shared_memory(), gpa, owned=False, path="(vmm)"
+        )
 
     def _visible(self, start: int, end: int, *, private: bool) -> list[tuple[Memslot, int, int]]:
         slots = self._machine.vm.slots[private]

@@ -12,7 +12,7 @@ import threading
 
 from memfsd.core.effects import Runs
 from memfsd.core.ordinary import Plan
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, Pfn
 
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -39,6 +39,11 @@ class Backing:
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return fd
 
+    @property
+    def pool_fd(self) -> int:
+        """Of the memfd of ordinary files."""
+        return self._pool
+
     def read(self, plan: Plan) -> bytes:
         if len(plan) == 1:
             offset, length = plan[0]
@@ -56,7 +61,26 @@ class Backing:
         return done
 
     def zero(self, offset: int, length: int) -> None:
+        """Bytes of one frame. One that nobody wrote is zero already, and stays unwritten (SEEK_DATA)."""
+        if self.first_written(Pfn(offset >> PAGE_SHIFT), 1) is None:
+            return
         os.pwrite(self._pool, bytes(length), offset)
+
+    def first_written(self, pfn: Pfn, count: int) -> int | None:
+        """core.ordinary.Contents: a frame that nobody wrote is a hole of the pool."""
+        start = pfn << PAGE_SHIFT
+        try:
+            found = os.lseek(self._pool, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+        distance = found - start >> PAGE_SHIFT
+        return distance if distance < count else None
+
+    def first_unwritten(self, pfn: Pfn, count: int) -> int:
+        start = pfn << PAGE_SHIFT
+        return min(os.lseek(self._pool, start, os.SEEK_HOLE) - start >> PAGE_SHIFT, count)
 
     def window(self, ino: Ino) -> int:
         """The fd of a sealed file's window, made when first asked for; it stays ours."""

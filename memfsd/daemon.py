@@ -1,6 +1,8 @@
 """One mount: composes core, backing, FUSE and guests, and ends them in order."""
 
+import ctypes
 import errno
+import gc
 import logging
 import os
 import resource
@@ -25,10 +27,13 @@ from memfsd.uapi.units import Ino
 
 log = logging.getLogger("memfsd")
 
+_PR_SET_DUMPABLE = 4
+
 
 def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
     """Mount and serve until unmounted or told to end (SIGTERM, SIGINT, SIGHUP). `ready` when it is live."""
     _raise_file_limit()
+    _close_to_inspection()
     socket_path = options.socket or default_socket_path()
     creds = Creds(os.geteuid(), os.getegid())
     mode = stat.S_IMODE(os.stat(mountpoint).st_mode)
@@ -47,6 +52,8 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
         hook.check_active()
         performer.forget_cache = _forget_cache
         guests.start()
+        # What the imports made lives for ever: a collection of the garbage of requests need not go through it.
+        gc.freeze()
         trio.run(_main, operations, ready)
     finally:
         guests.stop()
@@ -81,6 +88,12 @@ def _forget_cache(ino: Ino) -> None:
     except OSError as error:
         if error.errno != errno.ENOENT:
             log.warning("the kernel keeps what it cached of inode %d: %s", ino, error.strerror)
+
+
+def _close_to_inspection() -> None:
+    """Only root reaches the windows through /proc/PID/fd, ptrace or pidfd_getfd: not even the user who mounted."""
+    if ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0) != 0:
+        log.warning("processes of the same user can look into this one: %s", os.strerror(ctypes.get_errno()))
 
 
 def _raise_file_limit() -> None:

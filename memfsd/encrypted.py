@@ -2,9 +2,10 @@
 
 import errno
 import os
+import re
 import secrets
 
-from memfsd.uapi.names import FSTYPE, XATTR_SEALS
+from memfsd.uapi.names import FSTYPE, XATTR_SEALS, XATTR_SOCKET
 
 MOUNT_VARIABLE = "MEMFSD_MOUNT"
 
@@ -14,7 +15,7 @@ def memfd_encrypted(name: str, size: int = 0, flags: int = 0) -> int:
 
     name is for people, as in memfd_create(2), and so are flags: 0 or os.MFD_CLOEXEC. The mount is
     $MEMFSD_MOUNT, else the first one of this machine.
-    OSError: EINVAL name or flags, ENODEV no mount, or what the filesystem answers for size.
+    OSError: EINVAL name or flags, ENODEV no mount (there), or what the filesystem answers for size.
     """
     if flags & ~os.MFD_CLOEXEC:
         raise OSError(errno.EINVAL, f"memfd_encrypted: flags {flags:#x} are not 0 or MFD_CLOEXEC")
@@ -40,10 +41,16 @@ def memfd_encrypted(name: str, size: int = 0, flags: int = 0) -> int:
 def _mount() -> str:
     named = os.environ.get(MOUNT_VARIABLE)
     if named:
+        try:
+            os.getxattr(named, XATTR_SOCKET)
+        except OSError as error:
+            if error.errno not in (errno.ENODATA, errno.EOPNOTSUPP):
+                raise
+            raise OSError(errno.ENODEV, f"{MOUNT_VARIABLE}={named} is not on a memfsd mount") from None
         return named
-    with open("/proc/self/mounts") as lines:
+    with open("/proc/self/mounts", "rb") as lines:
         for line in lines:
-            _, path, kind, *_ = line.split(" ")
-            if kind == f"fuse.{FSTYPE}":
-                return path.encode().decode("unicode_escape")
+            _, path, kind, *_ = line.split(b" ")
+            if kind == f"fuse.{FSTYPE}".encode():
+                return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), path))
     raise OSError(errno.ENODEV, f"no memfsd is mounted: mount one, or set {MOUNT_VARIABLE}")

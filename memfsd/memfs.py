@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from memfsd import top
+from memfsd import memfs_help, top
 from memfsd.observer import Observer, socket_of
 from memfsd.uapi import names
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
@@ -20,16 +20,6 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_o
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _STATES = ("free", "shared", "private", "pending", "closing", "quarantined", "poisoned", "device")
-
-_EPILOG = """\
-examples:
-  memfs create /mnt/vm.mem --size 1G --guest     a sealed file, ready to attach
-  memfs seal /mnt/f guest                        the same as: setfattr -n user.memfsd.seals -v guest /mnt/f
-  memfs fallocate -p -o 2M -l 1M /mnt/vm.mem     take a megabyte back from the guest
-  memfs check /mnt                               do the rules R1 to R8 hold now?
-
-exit status: 0 done, 1 refused or a rule is broken, 2 usage
-"""
 
 
 def main() -> None:
@@ -56,13 +46,19 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="memfs",
         description="Work with files on a memfsd mount.",
-        epilog=_EPILOG,
+        epilog=memfs_help.OVERVIEW,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[Any], int], help_: str) -> argparse.ArgumentParser:
-        sub = commands.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        sub = commands.add_parser(
+            name,
+            help=help_,
+            description=help_[0].upper() + help_[1:] + ".",
+            epilog=memfs_help.COMMANDS[name],
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         sub.set_defaults(run=run)
         return sub
@@ -72,7 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     create.add_argument("--size", type=_size, default=0, help="bytes, or with K, M, G, T")
     create.add_argument("--guest", action="store_true", help="seal it: guest private memory")
     create.add_argument("--page-size", type=_page_size, metavar="4K|2M|1G", help="frames to allocate")
-    seal = command("seal", _seal, "add seals: guest (or guest,truncate), seal, shrink, grow, write, future-write")
+    seal = command("seal", _seal, "add seals: guest, shrink, grow, write, future-write, seal")
     seal.add_argument("file", metavar="FILE")
     seal.add_argument("seals", metavar="SEAL[,SEAL]", type=_seals)
     about = command("stat", _stat, "show a file's seals, owner and frames, or a mount's pool")
@@ -259,7 +255,10 @@ def _fallocate(asked: argparse.Namespace) -> int:
 
 def _top(asked: argparse.Namespace) -> int:
     socket = socket_of(asked.mountpoint)
-    return top.run(asked.mountpoint, socket, interval_s=asked.delay, count=asked.count, as_json=asked.json)
+    try:
+        return top.run(asked.mountpoint, socket, interval_s=asked.delay, count=asked.count, as_json=asked.json)
+    except KeyboardInterrupt:
+        return 0  # how it is meant to end
 
 
 def _check(asked: argparse.Namespace) -> int:

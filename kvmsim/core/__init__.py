@@ -5,7 +5,7 @@
     memslots     slots by address space, and KVM's checks
     physmap      host physical frame numbers to the memory behind them
     mmu          both EPTs, the invalidation sequence, faults and staleness
-    vcpu         guest mode, kicks, kvm_run
+    vcpu         guest mode, kicks
     vm           one VM's slots, EPTs and vCPUs
     exits        KVM_EXIT_*
     hypercalls   MapGPA

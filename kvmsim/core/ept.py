@@ -54,6 +54,9 @@ _TABLE_SHIFTS = (27, 18, 9)
 """How far to shift a GFN for its index in the tables of levels 3, 2 and 1."""
 _TABLE_FLAGS = READ | WRITE | EXECUTE
 _LEAF_FLAGS = READ | EXECUTE | MEMORY_TYPE_WB
+_DEMANDED = _LEAF_FLAGS | ACCESSED
+_DEMANDED_WRITABLE = _DEMANDED | WRITE
+_MAX_BASES = 4096
 _FEW = 16
 """Pages up to which one by one is faster than numpy."""
 _SPAN_WORDS = 128 * _ENTRIES
@@ -85,9 +88,8 @@ class Ept:
         self._max_tables = max_tables
         self._next_table = _ROOT + 1
         self._free: list[int] = []
-        # The level 0 table used last: GFNs [region << 9, region + 1 << 9) from word base.
-        self._region: int | None = None
-        self._base = 0
+        # First words of level 0 tables, by GFN >> 9: those used since a table was last given back.
+        self._bases: dict[int, int] = {}
         self._leaf_count = 0
 
     @property
@@ -104,9 +106,8 @@ class Ept:
 
     def walk(self, gfn: int) -> int:
         """The leaf entry of gfn, 0 when it is not present."""
-        if gfn >> _BITS == self._region:
-            return self._words[self._base + (gfn & _INDEX)]
-        return self._words[self._leaf_table(gfn) + (gfn & _INDEX)]
+        base = self._bases.get(gfn >> _BITS) or self._leaf_table(gfn)
+        return self._words[base + (gfn & _INDEX)]
 
     def mark(self, gfn: int, bits: int) -> None:
         """Set ACCESSED or DIRTY in the leaf of gfn, if it is present."""
@@ -118,15 +119,18 @@ class Ept:
     def _leaf_table(self, gfn: int) -> int:
         """The first word of gfn's level 0 table; 0, the empty table's, when it has none."""
         region = gfn >> _BITS
-        if region == self._region:
-            return self._base
+        known = self._bases.get(region)
+        if known:
+            return known
         assert 0 <= gfn < MAX_GFN_EPT, gfn
         words = self._words
         base = _ROOT << _BITS
         for shift in _TABLE_SHIFTS:
             base = words[base + (gfn >> shift & _INDEX)] >> PFN_SHIFT << _BITS
         if base:
-            self._region, self._base = region, base
+            if len(self._bases) >= _MAX_BASES:
+                self._bases.clear()
+            self._bases[region] = base
         return base
 
     # -- mapping -------------------------------------------------------------------------------------------
@@ -145,21 +149,27 @@ class Ept:
             self._grow(gfn, gfn + count)
         if count <= _FEW:
             for i in range(count):
-                self._map_page(gfn + i, pfn + i, flags)
-                if i < accessed:
-                    self.mark(gfn + i, ACCESSED)
+                self._set_leaf(gfn + i, pfn + i, flags | ACCESSED if i < accessed else flags)
         else:
             self._map_pages(gfn, pfn, count, flags)
             self.mark_range(gfn, gfn + accessed, ACCESSED)
 
-    def _map_page(self, gfn: int, pfn: int, flags: int) -> None:
-        base = self._leaf_table(gfn)
-        index = base + (gfn & _INDEX)
-        entry = self._words[index]
+    def map_page(self, gfn: int, pfn: int, *, writable: bool = True) -> None:
+        """`map_run` of one page that is demanded: the usual fault."""
+        assert 0 <= pfn < _MAX_PFN, pfn
+        if not self._leaf_table(gfn):
+            self._grow(gfn, gfn + 1)
+        self._set_leaf(gfn, pfn, _DEMANDED_WRITABLE if writable else _DEMANDED)
+
+    def _set_leaf(self, gfn: int, pfn: int, flags: int) -> None:
+        base = self._bases.get(gfn >> _BITS) or self._leaf_table(gfn)
+        index, words = base + (gfn & _INDEX), self._words
+        entry = words[index]
         if entry:
             assert entry >> PFN_SHIFT == pfn, (gfn, entry >> PFN_SHIFT, pfn)
+            words[index] = entry | flags & ACCESSED
             return
-        self._words[index] = pfn << PFN_SHIFT | flags
+        words[index] = pfn << PFN_SHIFT | flags
         self._count[base >> _BITS] += 1
         self._leaf_count += 1
 
@@ -293,7 +303,7 @@ class Ept:
             table, index = path.pop()
             self._words[index] = 0
             self._count[table] -= 1
-        self._region = None
+        self._bases.clear()
 
     def _prune_below(self, table: int, level: int, start: int, end: int) -> None:
         indices, children = self._children(table, level, start, end)
@@ -306,7 +316,7 @@ class Ept:
             self._array[indices[empty]] = 0
             self._count[table] -= len(freed)
             self._free.extend(reversed(freed))
-            self._region = None
+            self._bases.clear()
 
     # -- many pages ----------------------------------------------------------------------------------------
 

@@ -66,9 +66,12 @@ class Memslot:
     backing: object
     pgoff: int
     segments: list[tuple[int, int]] = field(default_factory=list)
+    writable: bool = field(init=False)
+    """Not READONLY. Kept, since every fault asks and `&` of an IntFlag takes a microsecond."""
 
     def __post_init__(self) -> None:
         assert self.page_count > 0, self.page_count
+        self.writable = not self.flags & SlotFlag.READONLY
         if not self.segments:
             self.segments = [(self.gfn, self.end)]
 
@@ -254,19 +257,22 @@ def check_region(
 ) -> RegionChange:
     """The wall of KVM_SET_USER_MEMORY_REGION2, in the order of virt/kvm/kvm_main.c; all Refused are EINVAL.
 
-    offset_bytes is the offset in the backing, whether a file or a userspace_addr. Overlap (EEXIST) comes
-    after, in `Memslots.add`, and then the backing's own errors (EBADF and others).
-    One limit is not KVM's: GPAs end at 2^48, where the EPT's four levels do, not at the CPU's 52 bits.
+    offset_bytes is the offset in the backing, whether a file or a userspace_addr. Then come, as there: overlap
+    (EEXIST, `Memslots.check_free`), the backing's own errors, and the end of GPAs (`check_addressable`).
     """
+    # Deleting asks nothing of the flags but that they could stand together; the slot to go may be of either kind.
+    kind_is_private = private if size_bytes else bool(flags & SlotFlag.GUEST_MEMFD)
     # As int: the complement of an IntFlag leaves out the bits that have no name.
-    allowed = int(SlotFlag.GUEST_MEMFD if private else SlotFlag.LOG_DIRTY_PAGES | SlotFlag.READONLY)
+    allowed = int(SlotFlag.GUEST_MEMFD if kind_is_private else SlotFlag.LOG_DIRTY_PAGES | SlotFlag.READONLY)
     if flags & ~allowed:
-        kind = "private" if private else "shared"
+        kind = "private" if kind_is_private else "shared"
         raise _invalid(f"flags {flags:#x}", f"a {kind} slot takes at most {allowed:#x}")
     if not page_aligned(size_bytes):
         raise _invalid(f"size {size_bytes:#x}", "make it a multiple of 4096")
     if not page_aligned(gpa):
         raise _invalid(f"gpa {gpa:#x}", "make it a multiple of 4096")
+    if private and not kind_is_private:
+        offset_bytes = 0  # no guest_memfd is spoken of, and so nobody looks at its offset
     if not page_aligned(offset_bytes):
         raise _invalid(f"offset {offset_bytes:#x}", "make it a multiple of 4096")
     if not 0 <= offset_bytes < 1 << 64 or offset_bytes + size_bytes >= 1 << 64:
@@ -288,25 +294,28 @@ def check_region(
 
     gfn = gpa >> PAGE_SHIFT
     if existing is None:
-        change = RegionChange.CREATE
-    else:
-        if private or existing.flags & SlotFlag.GUEST_MEMFD:
-            raise _invalid(f"a change of {existing}", "private slots are immutable: delete it, then create it")
-        if page_count != existing.page_count:
-            raise _invalid(f"size {size_bytes:#x} of {existing}", "delete the slot, then create it anew")
-        if offset_bytes >> PAGE_SHIFT != existing.pgoff:
-            raise _invalid(f"offset {offset_bytes:#x} of {existing}", "delete the slot, then create it anew")
-        if (flags ^ existing.flags) & SlotFlag.READONLY:
-            raise _invalid(f"READONLY in flags {flags:#x} of {existing}", "it is fixed at creation: delete first")
-        if gfn != existing.gfn:
-            change = RegionChange.MOVE
-        elif flags != existing.flags:
-            return RegionChange.FLAGS_ONLY
-        else:
-            return RegionChange.NONE
+        return RegionChange.CREATE
+    if private or existing.flags & SlotFlag.GUEST_MEMFD:
+        raise _invalid(f"a change of {existing}", "private slots are immutable: delete it, then create it")
+    if page_count != existing.page_count:
+        raise _invalid(f"size {size_bytes:#x} of {existing}", "delete the slot, then create it anew")
+    if offset_bytes >> PAGE_SHIFT != existing.pgoff:
+        raise _invalid(f"offset {offset_bytes:#x} of {existing}", "delete the slot, then create it anew")
+    if (flags ^ existing.flags) & SlotFlag.READONLY:
+        raise _invalid(f"READONLY in flags {flags:#x} of {existing}", "it is fixed at creation: delete first")
+    if gfn != existing.gfn:
+        return RegionChange.MOVE
+    return RegionChange.FLAGS_ONLY if flags != existing.flags else RegionChange.NONE
+
+
+def check_addressable(gfn: int, page_count: int) -> None:
+    """The last check of a slot that is created or moved, kvm_arch_prepare_memory_region(): EINVAL past the end.
+
+    The end is not KVM's: GPAs end at 2^48, where the EPT's four levels do, not where the CPU's do.
+    """
     if gfn + page_count > MAX_GFN_EPT:
-        raise _invalid(f"gpa {gpa:#x} + size {size_bytes:#x}", "guest physical addresses end at 2^48")
-    return change
+        what = f"gpa {gfn << PAGE_SHIFT:#x} + size {page_count << PAGE_SHIFT:#x}"
+        raise _invalid(what, "guest physical addresses end at 2^48")
 
 
 def _invalid(what: str, way_out: str) -> Refused:

@@ -7,8 +7,8 @@ V = TypeVar("V")
 
 
 def tlb_key(gfn: int, shared: bool) -> int:
-    """The two aliases of a GFN are two entries."""
-    return gfn * 2 + shared
+    """The two aliases of a GFN are two entries: the private ones have negative keys."""
+    return gfn if shared else ~gfn
 
 
 class Tlb(Generic[V]):

@@ -1,9 +1,8 @@
-"""One vCPU: guest mode, kicks, its TLB and its last exit."""
+"""One vCPU: guest mode, kicks and its TLB."""
 
 import threading
 from typing import Generic, TypeVar
 
-from .exits import Exit
 from .tlb import Tlb
 
 V = TypeVar("V")
@@ -18,10 +17,7 @@ class Vcpu(Generic[V]):
     def __init__(self, id_: int) -> None:
         self.id = id_
         self.tlb: Tlb[V] = Tlb()
-        self.run: Exit | None = None
-        """The last exit (kvm_run); None when the guest's last action completed."""
         self.guest_lock = threading.Lock()
-        self.exit_count = 0
         self.kick_count = 0
         self._kick_lock = threading.Lock()
         self._kickers = 0

@@ -9,7 +9,7 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .ept import MAX_GFN_EPT
 from .exits import Exit, MemoryErrorExit, MmioExit
-from .memslots import AddressSpaceId, Memslots, SlotFlag
+from .memslots import AddressSpaceId, Memslots
 from .mmu import Mmu, Ticket
 from .physmap import PhysMap
 from .vcpu import Vcpu
@@ -55,13 +55,10 @@ class Vm(Generic[M, V]):
         """
         seq = self.mmu.invalidate_seq
         segment = self.slots[private].segment(gfn)
-        gpa = gfn << PAGE_SHIFT
-        if segment is None:
-            if private or self.slots[True].lookup(gfn) is not None:
-                return MemoryErrorExit(gpa, PAGE_SIZE, private)
-            return MmioExit(gpa + offset, min(length, 8), write)
-        slot, _, end = segment
-        writable = not slot.flags & SlotFlag.READONLY
-        if write and not writable:
-            return MmioExit(gpa + offset, min(length, 8), write)
-        return Ticket(gfn, private, slot, slot.pgoff_of(gfn), end - gfn, writable, seq)
+        if segment is not None:
+            slot, _, end = segment
+            if slot.writable or not write:
+                return Ticket(gfn, private, slot, slot.pgoff_of(gfn), end - gfn, slot.writable, seq)
+        elif private or self.slots[True].lookup(gfn) is not None:
+            return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
+        return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)

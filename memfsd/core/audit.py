@@ -6,6 +6,7 @@ repeats the audit before it believes a finding, because ordinary files change me
 """
 
 import itertools
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
@@ -14,7 +15,9 @@ import numpy as np
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
 
+from .bindings import Binding
 from .frames import FrameState
+from .gmem import guest_of
 from .guest import Guest, PairState
 from .inodes import Regular
 from .service import Service
@@ -55,6 +58,8 @@ def audit(service: Service, facts: Facts) -> list[Finding]:
     findings += _leaked(service, "the pool of ordinary files", None, facts.populated, owner, {FrameState.SHARED})
     for file in service.inodes.sealed_files():
         assert file.guest is not None
+        if file.readers and not service.options.open_rw:
+            findings.append(("R2", f"inode {file.ino} is sealed and open for reading"))
         findings += _sealed_file(file, file.guest)
         window = facts.windows.get(file.ino, [])
         findings += _leaked(service, f"window {file.ino}", file.ino, window, owner, set(_PRIVATE_STATES))
@@ -87,6 +92,9 @@ def _pool_sums(service: Service, owner: np.ndarray) -> Iterator[Finding]:
     held = pool.count(FrameState.SHARED) + pool.count(FrameState.PRIVATE) + pool.count(FrameState.PENDING)
     if owned != held:
         yield "R6", f"files own {owned} frames but {held} are shared, private or pending"
+    kept = sum(count for file in service.inodes.sealed_files() for _, count in guest_of(file).quarantine)
+    if kept != pool.count(FrameState.QUARANTINED):
+        yield "R6", f"files keep {kept} frames in quarantine but {pool.count(FrameState.QUARANTINED)} are quarantined"
     total = sum(pool.count(state) for state in FrameState)
     if total != pool.frame_count:
         yield "R6", f"the states count {total} frames of {pool.frame_count}"
@@ -116,8 +124,6 @@ def _leaked(
 
 def _sealed_file(file: Regular, guest: Guest) -> Iterator[Finding]:
     """R2, R4, R6, R7 of one sealed file, from the store's state alone."""
-    if file.readers and not file.guest:
-        yield "R2", f"inode {file.ino} is sealed and open for reading"
     if Seal.GUEST not in file.seals:
         yield "R2", f"inode {file.ino} has guest state without the seal"
     if guest.closing is not None:
@@ -147,15 +153,21 @@ def _compare(file: Regular, guest: Guest, report: PeerReport) -> Iterator[Findin
     for slot in sorted(mine.symmetric_difference(report.slots)):
         side = "the store" if slot in mine else "the VM"
         yield "R3", f"inode {file.ino}: only {side} knows slot {slot[0]} at GFN {slot[1]:#x}"
+    bindings = sorted(guest.bindings, key=_first_gfn)
     for gfn, pfn, count in report.mappings:
-        yield from _compare_run(file, guest, gfn, pfn, count)
+        yield from _compare_run(file, bindings, gfn, pfn, count)
 
 
-def _compare_run(file: Regular, guest: Guest, gfn: int, pfn: int, count: int) -> Iterator[Finding]:
+def _first_gfn(binding: Binding) -> int:
+    return binding.gfn
+
+
+def _compare_run(file: Regular, bindings: list[Binding], gfn: int, pfn: int, count: int) -> Iterator[Finding]:
     at = gfn
     while at < gfn + count:
-        binding = next((b for b in guest.bindings if b.gfn <= at < b.gfn + b.end - b.start), None)
-        if binding is None:
+        index = bisect_right(bindings, at, key=_first_gfn) - 1
+        binding = bindings[index] if index >= 0 else None
+        if binding is None or at >= binding.gfn + binding.end - binding.start:
             yield "R3", f"inode {file.ino}: the VM maps GFN {at:#x}, which is not bound"
             return
         pgoff = binding.start + at - binding.gfn

@@ -67,6 +67,9 @@ class FilePages:
 
     def run_at(self, pgoff: int, max_pages: int) -> tuple[Pfn, int] | None:
         """(frame, pages): the longest run from pgoff, at most max_pages. None at a hole."""
+        chunk = self._chunks.get(pgoff >> 9)
+        if isinstance(chunk, array) and not chunk[pgoff & _LAST]:
+            return None
         first = self.lookup(pgoff)
         if first is None:
             return None
@@ -107,8 +110,24 @@ class FilePages:
         assert max_pages > 0
         if self.lookup(pgoff) is not None:
             return 0
+        chunk, index = self._chunks.get(pgoff >> 9), pgoff & _LAST
+        last = index + max_pages
+        if last <= _CHUNK and not isinstance(chunk, int):  # as a rule, and cheap
+            if chunk is None or chunk[index:last] == _NOTHING[:max_pages]:
+                return max_pages
+            return next(offset for offset in range(max_pages) if chunk[index + offset])
         found = self._first_mapped(pgoff, pgoff + max_pages) if max_pages > 1 else None
         return max_pages if found is None else found - pgoff
+
+    def gap_at(self, pgoff: int, max_pages: int) -> tuple[int, Pfn | None]:
+        """For a hole: how long it is, as hole_at, and the frame after that of the page before, if that has one."""
+        chunk, index = self._chunks.get(pgoff >> 9), pgoff & _LAST
+        last = index + max_pages
+        # One look at one array, for writes that append.
+        if isinstance(chunk, array) and index and last <= _CHUNK and chunk[index:last] == _NOTHING[:max_pages]:
+            return max_pages, Pfn(chunk[index - 1]) if chunk[index - 1] else None
+        before = self.lookup(pgoff - 1) if pgoff else None
+        return self.hole_at(pgoff, max_pages), None if before is None else Pfn(before + 1)
 
     def next_data(self, pgoff: int) -> Pgoff | None:
         """The first mapped page from pgoff on (SEEK_DATA)."""
@@ -135,11 +154,25 @@ class FilePages:
 
     def map_run(self, pgoff: int, pfn: int, count: int) -> None:
         """Map count pages from pgoff to the frames from pfn. They must be holes."""
-        assert count > 0
-        assert pgoff >= 0
-        assert pgoff + count <= END
-        self._map(pgoff, pfn, count)
+        assert 0 <= pgoff < pgoff + count <= END
+        if (pgoff & _LAST) + count < _CHUNK:
+            self._map_pages(pgoff, pfn, count)
+        else:
+            self._map(pgoff, pfn, count)
         self.page_count += count
+
+    def map_page(self, pgoff: int, pfn: int) -> None:
+        """`map_run` of one page: the usual grant."""
+        number, index = pgoff >> 9, pgoff & _LAST
+        chunk = self._chunks.get(number)
+        if chunk is None or isinstance(chunk, int):
+            self.map_run(pgoff, pfn, 1)
+            return
+        assert not chunk[index], f"page {pgoff:#x} is mapped"
+        chunk[index] = pfn + 1
+        self.page_count += 1
+        if chunk[0]:
+            self._contract(number, chunk)
 
     def unmap(self, start: int, end: int) -> list[Run]:
         """Take the pages of [start, end) out; the runs that were mapped, in order."""
@@ -197,15 +230,16 @@ class FilePages:
             chunk = self._chunks[number] = _NOTHING[:]
             self._starts = None
         assert not isinstance(chunk, int), f"page {pgoff:#x} is mapped"
-        if count == 1:
-            assert not chunk[index], f"page {pgoff:#x} is mapped"
-            chunk[index] = pfn + 1
-        else:
-            last = index + count
-            assert chunk[index:last] == _NOTHING[:count], f"pages of {pgoff:#x}+{count:#x} are mapped"
-            _view(chunk)[index:last] = _COUNTING[:count] + (pfn + 1)
+        last = index + count
+        assert chunk[index:last] == _NOTHING[:count], f"pages of {pgoff:#x}+{count:#x} are mapped"
+        chunk[index:last] = array("I", range(pfn + 1, pfn + 1 + count))
+        if chunk[0]:
+            self._contract(number, chunk)
+
+    def _contract(self, number: int, chunk: Entries) -> None:
+        """Contiguous frames are one int again."""
         first = chunk[0]
-        if first and chunk[_LAST] == first + _LAST and _counting(chunk, 0, first, _CHUNK) == _CHUNK:
+        if chunk[_LAST] == first + _LAST and _counting(chunk, 0, first, _CHUNK) == _CHUNK:
             self._chunks[number] = first - 1
 
     def _map_chunks(self, pgoff: int, pfn: int, count: int) -> None:

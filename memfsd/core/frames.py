@@ -60,6 +60,8 @@ LEGAL: dict[FrameState, frozenset[FrameState]] = {
 _STATES = tuple(FrameState)
 _ORIGINS = [sum(1 << old for old in _STATES if new in LEGAL[old]) for new in _STATES]
 """For each new state, the bit set of the states it may come from."""
+_FREE = FrameState.FREE
+_FREE_BIT = 1 << _FREE
 _BLOCK = 1 << ORDER_2M
 _MIXED = 255
 _UNIFORM = [bytes([state]) * _BLOCK for state in _STATES]
@@ -150,7 +152,7 @@ class FramePool:
         if not buddy.free_count:
             buddy = self._with_room(node)
         pfn = buddy.alloc_one()
-        self._move_one(pfn, state, _ORIGINS[state] & 1 << FrameState.FREE)
+        self._enter_one(pfn, state)
         return pfn
 
     def alloc_run(
@@ -161,7 +163,7 @@ class FramePool:
         ENOSPC when no node has a frame.
         """
         if after is not None and after < self.frame_count:
-            buddy = self._buddies[self.node_of(after)]
+            buddy = self._buddies[self.node_of(after) if self.node_count > 1 else 0]
             count = buddy.alloc_at(after, max_count)
             if count:
                 self._enter(after, count, state)
@@ -176,7 +178,7 @@ class FramePool:
     def set_state(self, pfn: int, count: int, new: FrameState) -> None:
         """Move frames that are in use to another state; each must be in a state from which that is LEGAL."""
         assert new != FrameState.FREE, "frames become free through free()"
-        origins = _ORIGINS[new] & ~(1 << FrameState.FREE)
+        origins = _ORIGINS[new] & ~_FREE_BIT
         if count == 1:
             self._move_one(pfn, new, origins)
         else:
@@ -248,11 +250,12 @@ class FramePool:
         block = pfn >> ORDER_2M
         if self._blocks[block] != _MIXED:
             self._break(block)
-        old = self._frames[pfn]
+        frames, counts = self._frames, self._counts
+        old = frames[pfn]
         assert origins >> old & 1, f"frame {pfn:#x} from {FrameState(old).name} to {new.name}"
-        self._frames[pfn] = new
-        self._counts[old] -= 1
-        self._counts[new] += 1
+        frames[pfn] = new
+        counts[old] -= 1
+        counts[new] += 1
 
     def _move(self, pfn: int, count: int, new: FrameState, origins: int) -> None:
         for old, found in enumerate(self.tally(pfn, count)):
@@ -266,10 +269,21 @@ class FramePool:
 
     def _enter(self, pfn: int, count: int, state: FrameState) -> None:
         """Frames that the buddy just gave."""
-        assert _ORIGINS[state] & 1 << FrameState.FREE, f"from FREE to {state.name}"
+        assert _ORIGINS[state] & _FREE_BIT, f"from FREE to {state.name}"
         self._counts[FrameState.FREE] -= count
         self._counts[state] += count
-        self._fill(pfn, count, state)
+        if (pfn & (_BLOCK - 1)) + count < _BLOCK:
+            self._fill_part(pfn, pfn + count, state)
+        else:
+            self._fill(pfn, count, state)
+
+    def _enter_one(self, pfn: int, state: FrameState) -> None:
+        if self._blocks[pfn >> ORDER_2M] != _MIXED:
+            self._break(pfn >> ORDER_2M)
+        assert not self._frames[pfn] and _ORIGINS[state] & _FREE_BIT, f"frame {pfn:#x} to {state.name}"
+        self._frames[pfn] = state
+        self._counts[_FREE] -= 1
+        self._counts[state] += 1
 
     def _fill(self, pfn: int, count: int, state: FrameState) -> None:
         end = pfn + count

@@ -6,6 +6,7 @@ end, and takes it for bind, unbind and release too, so the set of bindings is th
 """
 
 import errno
+from bisect import bisect_right
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,9 @@ from .options import StoreOptions
 from .ordinary import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, OrdinaryData
 
 PageRange = tuple[Pgoff, Pgoff]
+
+_PRIVATE, _PENDING = FrameState.PRIVATE, FrameState.PENDING
+"""A member's name looked up in its class takes a quarter of a microsecond: too long for a grant."""
 
 
 def guest_of(file: Regular) -> Guest:
@@ -88,7 +92,7 @@ class GuestMemory:
             raise Refused(errno.EOPNOTSUPP, f"fallocate mode {mode:#x} is not supported on a sealed file")
         if end > file.size:
             raise Refused(errno.EINVAL, f"{end} is past the end of the file ({file.size})")
-        self._data.allocate(file, offset >> PAGE_SHIFT, end >> PAGE_SHIFT, FrameState.PRIVATE)
+        self._data.allocate(file, offset >> PAGE_SHIFT, end >> PAGE_SHIFT, _PRIVATE)
         return None
 
     # -- pairing
@@ -140,13 +144,13 @@ class GuestMemory:
             if pgoff >= closing.start:
                 raise Refused(errno.EAGAIN, f"file page {pgoff:#x} is being taken back")
             limit = min(limit, closing.start - pgoff)
-        run = file.pages.run_at(Pgoff(pgoff), limit)
+        run = file.pages.run_at(pgoff, limit)
         if run is None:
             pfn, count = self._grant(file, guest, pgoff, limit)
         else:
             pfn, count = run
-            if guest.pending and self._pool.state(pfn) is FrameState.PENDING:
-                self._pool.set_state(pfn, 1, FrameState.PRIVATE)
+            if guest.pending and self._pool.state(pfn) is _PENDING:
+                self._pool.set_state(pfn, 1, _PRIVATE)
                 guest.pending -= 1
         guest.readahead.granted(pgoff, count)
         guest.grant_count += 1
@@ -157,18 +161,18 @@ class GuestMemory:
             return self._grant_large(file, pgoff, limit)
         wish = min(guest.readahead.wish(pgoff), limit)
         if wish == 1:
-            pfn = self._pool.alloc_one(FrameState.PRIVATE, file.node)
-            file.pages.map_run(Pgoff(pgoff), pfn, 1)
+            pfn = self._pool.alloc_one(_PRIVATE, file.node)
+            file.pages.map_page(pgoff, pfn)
             return pfn, 1
         before = file.pages.lookup(Pgoff(pgoff - 1)) if pgoff else None
         wish = file.pages.hole_at(Pgoff(pgoff), wish)
         pfn, count = self._pool.alloc_run(
             wish,
-            FrameState.PENDING,
+            _PENDING,
             node=file.node,
             after=None if before is None else Pfn(before + 1),
         )
-        self._pool.set_state(pfn, 1, FrameState.PRIVATE)
+        self._pool.set_state(pfn, 1, _PRIVATE)
         guest.pending += count - 1
         file.pages.map_run(Pgoff(pgoff), pfn, count)
         return pfn, count
@@ -176,7 +180,7 @@ class GuestMemory:
     def _grant_large(self, file: Regular, pgoff: int, limit: int) -> tuple[Pfn, int]:
         pages = 1 << file.order
         first = pgoff & ~(pages - 1)
-        ((base, count),) = self._pool.alloc(pages, FrameState.PRIVATE, order=file.order, node=file.node)
+        ((base, count),) = self._pool.alloc(pages, _PRIVATE, order=file.order, node=file.node)
         assert count == pages
         file.pages.map_run(Pgoff(first), base, pages)
         return Pfn(base + pgoff - first), min(limit, first + pages - pgoff)
@@ -254,28 +258,33 @@ class GuestMemory:
         """Mapped runs of [start, end) whose frames are all PENDING."""
         found: list[tuple[int, Pfn, int]] = []
         for pgoff, pfn, count in file.pages.extents(start, end):
-            for low, high in _runs_of(self._pool.states(pfn, count), FrameState.PENDING):
+            for low, high in _runs_of(self._pool.states(pfn, count), _PENDING):
                 found.append((pgoff + low, Pfn(pfn + low), high - low))
         return found
 
     def _count_pending(self, pfn: Pfn, count: int) -> int:
-        return self._pool.tally(pfn, count)[FrameState.PENDING]
+        return self._pool.tally(pfn, count)[_PENDING]
 
     def _settle(self, pfn: Pfn, count: int) -> int:
         """Touched after all: PENDING frames become PRIVATE; how many did."""
         settled = 0
-        for low, high in _runs_of(self._pool.states(pfn, count), FrameState.PENDING):
-            self._pool.set_state(Pfn(pfn + low), high - low, FrameState.PRIVATE)
+        for low, high in _runs_of(self._pool.states(pfn, count), _PENDING):
+            self._pool.set_state(Pfn(pfn + low), high - low, _PRIVATE)
             settled += high - low
         return settled
 
     def settle(self, file: Regular, populated: list[tuple[int, int]]) -> None:
         """Frames that hold memory in the window were touched: PENDING ones become PRIVATE."""
         guest = guest_of(file)
-        for start, end in populated:
-            if guest.pending == 0:
-                return
-            guest.pending -= self._settle(Pfn(start), end - start)
+        if guest.pending == 0:
+            return
+        # A VM may write anywhere in its window, also where frames of other files are: only its own count.
+        for _, pfn, count in self._pending_extents(file, 0, file.size >> PAGE_SHIFT):
+            for low, high in populated[bisect_right(populated, int(pfn), key=lambda run: run[1]) :]:
+                if low >= pfn + count:
+                    break
+                start, end = max(low, pfn), min(high, pfn + count)
+                guest.pending -= self._settle(Pfn(start), end - start)
 
     # -- the end of a VM
 

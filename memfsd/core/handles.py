@@ -46,9 +46,13 @@ class HandleTable:
         directory.opens += 1
         return number
 
-    def _add(self, handle: FileHandle | DirectoryHandle) -> int:
+    def check_room(self) -> None:
+        """ENFILE when no more can be opened."""
         if len(self._handles) >= MAX_HANDLES:
             raise Refused(errno.ENFILE, f"{MAX_HANDLES} open handles are the limit")
+
+    def _add(self, handle: FileHandle | DirectoryHandle) -> int:
+        self.check_room()
         number = self._next
         self._next += 1
         self._handles[number] = handle

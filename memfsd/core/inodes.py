@@ -74,6 +74,11 @@ class Directory(Inode):
     parent: Ino = ROOT_INO
     entries: dict[bytes, Inode] = field(default_factory=dict)
 
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """As tmpfs has it: 20 bytes an entry, "." and ".." too (BOGO_DIRENT_SIZE in mm/shmem.c)."""
+        return 20 * (2 + len(self.entries))
+
 
 @dataclass(slots=True, eq=False)
 class Symlink(Inode):

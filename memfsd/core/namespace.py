@@ -69,8 +69,7 @@ class Namespace:
 
     def mkdir(self, parent: int, name: bytes, mode: int, creds: Creds, now_ns: int) -> Directory:
         directory = self._room_for(parent, name)
-        if directory.nlink >= LINK_MAX:
-            raise Refused(errno.EMLINK, f"a directory holds at most {LINK_MAX - 2} directories")
+        self._check_room_for_directory(directory)
         mode, gid = self._inherit(directory, stat.S_IFDIR | stat.S_IMODE(mode) & ~creds.umask, creds)
         if directory.mode & stat.S_ISGID:
             mode |= stat.S_ISGID
@@ -147,6 +146,8 @@ class Namespace:
             raise Refused(errno.EINVAL, f"{new_name!r} can not move into itself")
         if moved is replaced:
             return None
+        if isinstance(moved, Directory) and source is not target and not isinstance(replaced, Directory):
+            self._check_room_for_directory(target)
         if flags & RENAME_EXCHANGE:
             assert replaced is not None
             self._place(source, name, replaced, target)
@@ -204,6 +205,11 @@ class Namespace:
         if directory.nlink == 0:
             raise Refused(errno.ENOENT, "the directory was removed")
         return directory
+
+    @staticmethod
+    def _check_room_for_directory(directory: Directory) -> None:
+        if directory.nlink >= LINK_MAX:
+            raise Refused(errno.EMLINK, f"a directory holds at most {LINK_MAX - 2} directories")
 
     @staticmethod
     def _inherit(directory: Directory, mode: int, creds: Creds) -> tuple[int, int]:

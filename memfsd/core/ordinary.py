@@ -5,6 +5,7 @@ the adapter reads and writes there. A fresh frame is a hole in that memfd and so
 """
 
 import errno
+from typing import Protocol
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_FILE_BYTES
@@ -22,6 +23,15 @@ Plan = list[tuple[int, int]]
 """(offset in the pool's memfd, or -1 for a hole; bytes), in file order."""
 
 
+class Contents(Protocol):
+    """Which frames of ordinary files hold bytes that somebody wrote; frames from pfn on, as a distance from it."""
+
+    def first_written(self, pfn: Pfn, count: int) -> int | None: ...
+
+    def first_unwritten(self, pfn: Pfn, count: int) -> int:
+        """count if all are written."""
+
+
 def _page_after(offset: int) -> int:
     return (offset + PAGE_SIZE - 1) >> PAGE_SHIFT
 
@@ -34,25 +44,51 @@ class OrdinaryData:
         """Where the bytes [offset, offset + size) are, ending at end of file."""
         return self._locate(file, offset, min(size, max(file.size - offset, 0)))
 
-    def write(self, file: Regular, offset: int, size: int) -> Plan:
+    def write(self, file: Regular, offset: int, size: int, *, stored: bool = False) -> Plan:
         """Where to write; short when the pool is full after some pages, ENOSPC when it is full at once."""
-        if file.seals & (Seal.WRITE | Seal.FUTURE_WRITE | Seal.GUEST):
+        refusing = Seal.WRITE | Seal.GUEST if stored else Seal.WRITE | Seal.FUTURE_WRITE | Seal.GUEST
+        if file.seals and file.seals & refusing:
             raise Refused(errno.EPERM, f"inode {file.ino} is sealed against writing")
         end = offset + size
         if end > MAX_FILE_BYTES:
             raise Refused(errno.EFBIG, f"a file ends at {MAX_FILE_BYTES}")
-        if end > file.size and file.seals & Seal.GROW:
-            raise Refused(errno.EPERM, f"inode {file.ino} is sealed against growing")
+        if file.seals and end > file.size and file.seals & Seal.GROW:
+            # tmpfs looks page by page: the whole pages before the end still take their bytes.
+            end = file.size & -PAGE_SIZE
+            if end <= offset:
+                raise Refused(errno.EPERM, f"inode {file.ino} is sealed against growing")
+            size = end - offset
         if size == 0:
             return []
+        at = self.place(file, offset, size)
+        if at is not None:
+            return [(at, size)]
         end = min(end, self._fill_holes(file, offset >> PAGE_SHIFT, _page_after(end)) << PAGE_SHIFT)
         if end <= offset:
             raise Refused(errno.ENOSPC, "the pool has no free frame")
         file.size = max(file.size, end)
         return self._locate(file, offset, end - offset)
 
+    def place(self, file: Regular, offset: int, size: int) -> int | None:
+        """Where to write all of it, for files without seals. None, and nothing written: not in one run, or no room."""
+        end = offset + size
+        first = offset >> PAGE_SHIFT
+        pages = ((end + PAGE_SIZE - 1) >> PAGE_SHIFT) - first
+        if size <= 0 or end > MAX_FILE_BYTES:
+            return None
+        run = file.pages.run_at(first, pages)
+        if run is None:
+            if not self._pool.free_count:
+                return None
+            run = self._fill_hole(file, first, pages)
+        if run[1] != pages:
+            return None
+        if end > file.size:
+            file.size = end
+        return (run[0] << PAGE_SHIFT) + (offset & (PAGE_SIZE - 1))
+
     def resize(self, file: Regular, size: int) -> list[Effect]:
-        """truncate(2): a cut page keeps zeros behind the cut."""
+        """truncate(2): a cut page keeps zeros behind the cut; what was allocated past the end goes, as on tmpfs."""
         if size > MAX_FILE_BYTES:
             raise Refused(errno.EFBIG, f"a file ends at {MAX_FILE_BYTES}")
         if size < file.size and file.seals & Seal.SHRINK:
@@ -60,9 +96,9 @@ class OrdinaryData:
         if size > file.size and file.seals & Seal.GROW:
             raise Refused(errno.EPERM, f"inode {file.ino} is sealed against growing")
         effects: list[Effect] = []
-        if size < file.size:
+        if size <= file.size:
             effects += self._zero(file, size, min(file.size, _page_after(size) << PAGE_SHIFT))
-            effects += self._drop(file, _page_after(size), _page_after(file.size))
+            effects += self._drop(file, _page_after(size), 1 << 51)
         file.size = size
         return effects
 
@@ -106,6 +142,26 @@ class OrdinaryData:
                 file.pages.map_run(Pgoff(at), pfn, take)
                 pfn, count, at = Pfn(pfn + take), count - take, at + take
 
+    def next_written(self, file: Regular, page: Pgoff, contents: Contents) -> Pgoff | None:
+        """The first page from this one on that was written."""
+        for pgoff, pfn, count in file.pages.extents(page, _page_after(file.size)):
+            written = contents.first_written(pfn, count)
+            if written is not None:
+                return Pgoff(pgoff + written)
+        return None
+
+    def next_unwritten(self, file: Regular, page: Pgoff, contents: Contents) -> Pgoff:
+        """The first page from this one on that was not; it may lie past the end of the file."""
+        at = page
+        for pgoff, pfn, count in file.pages.extents(page, _page_after(file.size)):
+            if at < pgoff:
+                break
+            written = contents.first_unwritten(pfn, count)
+            at = Pgoff(pgoff + written)
+            if written < count:
+                break
+        return at
+
     def drop_all(self, file: Regular) -> list[Effect]:
         """The last name and handle are gone: give every frame back."""
         file.size = 0
@@ -134,22 +190,21 @@ class OrdinaryData:
 
     def _fill_holes(self, file: Regular, start: int, end: int) -> int:
         """Fill holes from the front; the page up to which all are filled."""
-        run = file.pages.run_at(Pgoff(start), end - start)
-        if run is not None and run[1] == end - start:
-            return end
-        for low, high in list(file.pages.holes(start, end)):
-            before = file.pages.lookup(Pgoff(low - 1)) if low else None
-            at = int(low)
-            while at < high:
-                after = None if before is None else Pfn(before + 1)
-                try:
-                    pfn, count = self._pool.alloc_run(high - at, FrameState.SHARED, node=file.node, after=after)
-                except Refused:
-                    return at
-                file.pages.map_run(Pgoff(at), pfn, count)
-                at += count
-                before = Pfn(pfn + count - 1)
-        return end
+        at = start
+        while at < end:
+            try:
+                run = file.pages.run_at(at, end - at) or self._fill_hole(file, at, end - at)
+            except Refused:
+                break
+            at += run[1]
+        return at
+
+    def _fill_hole(self, file: Regular, at: int, max_pages: int) -> tuple[Pfn, int]:
+        """One run from a hole's page on, in frames that go on from the page before if those are free. ENOSPC."""
+        hole, after = file.pages.gap_at(at, max_pages)
+        run = self._pool.alloc_run(hole, FrameState.SHARED, node=file.node, after=after)
+        file.pages.map_run(at, run[0], run[1])
+        return run
 
     def _punch(self, file: Regular, offset: int, end: int) -> list[Effect]:
         first, last = _page_after(offset), end >> PAGE_SHIFT

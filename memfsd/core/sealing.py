@@ -15,8 +15,9 @@ def check_add(file: Regular, new: Seal, *, truncate: bool, own_writer: bool = Fa
     EINVAL unknown bits; EPERM sealed against more seals, or against the truncation asked for; EBUSY
     contents or handles in the way.
     """
-    if new & ~ALL_SEALS:
-        raise Refused(errno.EINVAL, f"seal bits {int(new & ~ALL_SEALS):#x} do not exist")
+    unknown = int(new) & ~int(ALL_SEALS)  # as integers: an IntFlag's ~ knows no bits above its members'
+    if unknown:
+        raise Refused(errno.EINVAL, f"seal bits {unknown:#x} do not exist")
     if Seal.SEAL in file.seals:
         raise Refused(errno.EPERM, f"inode {file.ino} is sealed against more seals")
     adding = new & ~file.seals

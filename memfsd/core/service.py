@@ -8,7 +8,7 @@ import errno
 import os
 import stat
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from memfsd.uapi import names
@@ -20,10 +20,10 @@ from .effects import Effect, ForgetCache, Scrub
 from .frames import FramePool
 from .gmem import GuestMemory, PageRange
 from .handles import HandleTable
-from .inodes import Inode, InodeTable, Regular, Symlink
+from .inodes import Directory, Inode, InodeTable, Regular, Symlink
 from .namespace import Creds, Namespace
 from .options import StoreOptions
-from .ordinary import OrdinaryData, Plan
+from .ordinary import Contents, OrdinaryData, Plan
 from .sealing import check_add
 from .xattrs import Xattrs
 
@@ -82,6 +82,7 @@ class Service:
         readable, _ = _access(flags)
         if self.options.born_guest and readable and not self.options.open_rw:
             raise Refused(errno.EPERM, "files here are born sealed: create them write-only")
+        self.handles.check_room()
         inode = self.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, creds, now_ns)
         assert isinstance(inode, Regular)
         return inode, self._open(inode, flags)
@@ -140,8 +141,36 @@ class Service:
         inode.ctime_ns = now_ns if changes.ctime_ns is None else changes.ctime_ns
         return inode
 
-    def resize(self, ino: int, size: int, now_ns: int) -> tuple[list[Effect], PageRange | None]:
-        """truncate(2). For a sealed file that shrinks: the range to take back first, then `set_size`."""
+    def clear_setid(self, ino: int, *, keeps_lock: bool = True) -> bool:
+        """A write, a truncate and a chown take setuid away, and setgid if the group may execute. True: some was.
+
+        Setgid without that means mandatory locking: only root and members of the group keep it (`keeps_lock`).
+        """
+        inode = self.inodes.get(ino)
+        cleared = stat.S_ISUID | (stat.S_ISGID if inode.mode & stat.S_IXGRP or not keeps_lock else 0)
+        changed = not isinstance(inode, Directory) and inode.mode & cleared != 0
+        if changed:
+            inode.mode &= ~cleared
+        return changed
+
+    def clear_setid_by_chown(self, ino: int, uid: int, in_group: Callable[[int], bool], *, changes: bool) -> bool:
+        """As `clear_setid`, for chown(2) by a user.
+
+        Who is not the owner and changes none is left alone: that may be chown(2), EPERM on tmpfs, but as well what the
+        kernel asks before a write, and then the write says what to clear.
+        """
+        inode = self.inodes.get(ino)
+        mode = inode.mode
+        if not changes and uid not in (0, inode.uid):
+            return False
+        keeps_lock = uid == 0 or not mode & stat.S_ISGID or in_group(inode.gid)
+        return self.clear_setid(ino, keeps_lock=keeps_lock)
+
+    def resize(self, ino: int, size: int, now_ns: int, *, opened: bool = True) -> tuple[list[Effect], PageRange | None]:
+        """ftruncate(2), or truncate(2) when not `opened`: that leaves the times if it changes nothing, as on tmpfs.
+
+        For a sealed file that shrinks: the range to take back first, then `set_size`.
+        """
         file = self.inodes.regular(ino)
         effects: list[Effect] = []
         if file.guest is not None:
@@ -150,7 +179,10 @@ class Service:
                 return effects, taken
             self.gmem.set_size(file, size)
         else:
+            unchanged = size == file.size and not file.pages.page_count and not opened
             effects = self.data.resize(file, size)
+            if unchanged:
+                return effects, None
         file.mtime_ns = file.ctime_ns = now_ns
         return effects, None
 
@@ -159,11 +191,13 @@ class Service:
     def open(self, ino: int, flags: int, now_ns: int) -> tuple[Regular, int, list[Effect]]:
         """EPERM for reading a sealed file (open=strict); O_TRUNC truncates, with all its refusals."""
         file = self.inodes.regular(ino)
-        readable, writable = _access(flags)
+        readable, _ = _access(flags)
         if file.guest is not None and readable and not self.options.open_rw:
             raise Refused(errno.EPERM, f"inode {ino} is guest private memory: open it write-only")
+        self.handles.check_room()
         effects: list[Effect] = []
-        if flags & os.O_TRUNC and writable and (file.size or file.guest is None):
+        # Also of a handle that only reads: the kernel has asked for the right to write.
+        if flags & os.O_TRUNC and (file.size or file.guest is None):
             if file.guest is not None:
                 raise Refused(errno.EPERM, f"inode {ino} is guest private memory: O_TRUNC can not empty it")
             effects, _ = self.resize(ino, 0, now_ns)
@@ -179,17 +213,18 @@ class Service:
     def opendir(self, ino: int) -> int:
         return self.handles.open_directory(self.inodes.directory(ino))
 
-    def entries(self, handle: int, offset: int) -> list[tuple[int, bytes, Inode]]:
-        """Directory entries from an offset: (next offset, name, inode). Offset 0 reads the directory anew."""
+    def entries(self, handle: int, offset: int) -> Iterator[tuple[int, bytes, Inode]]:
+        """Directory entries from an offset, "." and ".." first: (next offset, name, inode). Offset 0 reads anew."""
         opened = self.handles.directory(handle)
+        directory = opened.directory
         if offset == 0:
-            opened.names = list(opened.directory.entries)
-        entries = opened.directory.entries
-        return [
-            (index + 1, name, entries[name])
-            for index, name in enumerate(opened.names[offset:], offset)
-            if name in entries
-        ]
+            opened.names = [b".", b"..", *directory.entries]
+        dots = {b".": directory, b"..": self.inodes.find(directory.parent) or directory}
+        for index in range(offset, len(opened.names)):
+            name = opened.names[index]
+            inode = dots.get(name) or directory.entries.get(name)
+            if inode is not None:
+                yield index + 1, name, inode
 
     def releasedir(self, handle: int) -> list[Effect]:
         return self._reap(self.handles.release_directory(handle))
@@ -199,14 +234,39 @@ class Service:
         file = self.handles.file(handle).file
         if file.guest is not None:
             raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory")
-        if file.atime_ns <= max(file.mtime_ns, file.ctime_ns) or now_ns - file.atime_ns > _DAY_NS:
-            file.atime_ns = now_ns
+        self.accessed(file, now_ns)
         return self.data.read(file, offset, size)
 
-    def write(self, handle: int, offset: int, size: int, now_ns: int) -> Plan:
-        """Where the bytes go; the plan may be shorter than asked when the pool gets full."""
+    @staticmethod
+    def accessed(inode: Inode, now_ns: int) -> None:
+        """It was read: mount(8)'s relatime."""
+        if inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > _DAY_NS:
+            inode.atime_ns = now_ns
+
+    def place_write(self, handle: int, offset: int, size: int, now_ns: int) -> int | None:
+        """The plan of a write that is one run in a file without seals, as most are. None: ask `write`.
+
+        EPERM on a sealed file, whoever asks.
+        """
         file = self.handles.file(handle).file
-        plan = self.data.write(file, offset, size)
+        if file.guest is not None:
+            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory")
+        if file.seals:
+            return None
+        at = self.data.place(file, offset, size)
+        if at is not None:
+            file.mtime_ns = file.ctime_ns = now_ns
+        return at
+
+    def write(self, handle: int, offset: int, size: int, now_ns: int, *, stored: bool = False) -> Plan:
+        """Where the bytes go; the plan may be shorter than asked when the pool gets full.
+
+        stored: through a mapping, which a later F_SEAL_FUTURE_WRITE leaves alone.
+        """
+        file = self.handles.file(handle).file
+        if file.guest is not None:
+            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory")
+        plan = self.data.write(file, offset, size, stored=stored)
         file.mtime_ns = file.ctime_ns = now_ns
         return plan
 
@@ -224,8 +284,12 @@ class Service:
         file.mtime_ns = file.ctime_ns = now_ns
         return effects, None
 
-    def lseek(self, ino: int, offset: int, whence: int) -> int:
-        """SEEK_DATA and SEEK_HOLE in bytes, as lseek(2): ENXIO past the end or past the last data."""
+    def lseek(self, ino: int, offset: int, whence: int, contents: Contents) -> int:
+        """SEEK_DATA and SEEK_HOLE in bytes, as lseek(2): ENXIO past the end or past the last data.
+
+        What was allocated and never written is a hole in an ordinary file, as on tmpfs, and data in a sealed one,
+        where nobody but the guest may know.
+        """
         file = self.inodes.regular(ino)
         if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
             raise Refused(errno.EINVAL, f"whence {whence} is not SEEK_DATA or SEEK_HOLE")
@@ -233,12 +297,12 @@ class Service:
             raise Refused(errno.ENXIO, f"offset {offset} is not in the file")
         page = Pgoff(offset >> PAGE_SHIFT)
         if whence == os.SEEK_DATA:
-            found = file.pages.next_data(page)
-            if found is None or found << PAGE_SHIFT >= file.size:
+            data = file.pages.next_data(page) if file.guest else self.data.next_written(file, page, contents)
+            if data is None or data << PAGE_SHIFT >= file.size:
                 raise Refused(errno.ENXIO, f"no data behind offset {offset}")
-            return max(found << PAGE_SHIFT, offset)
-        found = file.pages.next_hole(page)
-        return min(max(found << PAGE_SHIFT, offset), file.size)
+            return max(data << PAGE_SHIFT, offset)
+        hole = file.pages.next_hole(page) if file.guest else self.data.next_unwritten(file, page, contents)
+        return min(max(hole << PAGE_SHIFT, offset), file.size)
 
     # -- seals and attributes
 

@@ -34,7 +34,11 @@ class Xattrs:
 
     def get(self, inode: Inode, name: bytes, populated: int | None) -> bytes:
         """ENODATA when there is none. populated: pages of the window that really hold memory."""
-        value = self._tell(inode, name, populated) if name.startswith(names.XATTR_PREFIX) else inode.xattrs.get(name)
+        if name.startswith(names.XATTR_PREFIX):
+            value = self._tell(inode, name, populated)
+        else:
+            _check_name(name)
+            value = inode.xattrs.get(name)
         if value is None:
             raise Refused(errno.ENODATA, f"no attribute {name!r}")
         return value
@@ -132,6 +136,8 @@ class Xattrs:
 def _check_name(name: bytes) -> None:
     if not name.startswith(_NAMESPACES):
         raise Refused(errno.EOPNOTSUPP, f"attribute {name!r}: user., trusted. and security. exist")
+    if name in _NAMESPACES:
+        raise Refused(errno.EINVAL, f"attribute {name!r} has no name behind its namespace")
     if len(name) > XATTR_NAME_MAX:
         raise Refused(errno.ERANGE, f"an attribute's name has at most {XATTR_NAME_MAX} bytes")
 

@@ -8,6 +8,13 @@
  *     kernel -> libfuse -> on_fallocate ... -> handler(request, ...)      in Python, under the GIL
  *     reply_err, reply_lseek, reply_ioctl(request, ...) -> libfuse -> kernel, now or from a later task
  *
+ * The same place asks the kernel for FUSE_HANDLE_KILLPRIV_V2, which libfuse 3.14 can not: without it each write(2)
+ * costs a second request, GETXATTR of security.capability. In return the kernel leaves clearing setuid and
+ * setgid bits to us and says when, in bits that libfuse drops; `kills` tells them.
+ *
+ * A write into one run of frames, as most are, is done here as well, from libfuse's buffer: Python only says where.
+ * pyfuse3 would copy the bytes first and make three coroutines.
+ *
  * A request is a number that is never used twice. `pending` maps it to libfuse's fuse_req_t until it is
  * answered, and so every request is answered once and a stale number cannot reach freed memory.
  * All state is guarded by the GIL. Replies keep it: writing to /dev/fuse copies and wakes, it does not wait.
@@ -17,16 +24,25 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <poll.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
 #include <fuse_lowlevel.h>
+#include <linux/fuse.h>
 
 #define EXPORT __attribute__((visibility("default")))
 /* The kernel refuses a reply with a larger errno, and the request would stay open. */
 #define MAX_ERRNO 511
+/* Writes that may follow each other before others have their turn, and how long to wait for the next. */
+#define BURST_MAX 16
+#define BURST_WAIT_NS 50000
 
-enum { FALLOCATE, LSEEK, IOCTL, OPERATION_COUNT };
+enum { FALLOCATE, LSEEK, IOCTL, WRITE, OPERATION_COUNT };
 
 static PyObject *handlers[OPERATION_COUNT];
 static PyObject *pending;
@@ -186,6 +202,171 @@ static void on_ioctl(fuse_req_t req, fuse_ino_t ino, unsigned int cmd, void *arg
     PyGILState_Release(gil);
 }
 
+/* What the kernel says beside the requests. libfuse sends and receives through these two from the first reply on. */
+
+static struct fuse_session *session;
+static void (*their_init)(void *userdata, struct fuse_conn_info *conn);
+static int answers_init;
+static int kill_suidgid;
+static int from_mapping;
+
+static ssize_t send_reply(int fd, struct iovec *iov, int count, void *userdata)
+{
+    (void)userdata;
+    if (answers_init && count == 2 && iov[1].iov_len >= FUSE_COMPAT_22_INIT_OUT_SIZE)
+        ((struct fuse_init_out *)iov[1].iov_base)->flags |= FUSE_HANDLE_KILLPRIV_V2;
+    answers_init = 0;
+    return writev(fd, iov, count);
+}
+
+/* The one who writes, truncates or chowns must lose the file's setuid and setgid bits. */
+static int says_kill(const void *buf, size_t size)
+{
+    const struct fuse_in_header *in = buf;
+    const void *arg = in + 1;
+    size_t room = size > sizeof *in ? size - sizeof *in : 0;
+    switch (size >= sizeof *in ? in->opcode : 0) {
+    case FUSE_WRITE:
+        return room >= sizeof(struct fuse_write_in) &&
+               ((const struct fuse_write_in *)arg)->write_flags & FUSE_WRITE_KILL_SUIDGID;
+    case FUSE_SETATTR:
+        return room >= sizeof(struct fuse_setattr_in) &&
+               ((const struct fuse_setattr_in *)arg)->valid & FATTR_KILL_SUIDGID;
+    case FUSE_OPEN:
+        return room >= sizeof(struct fuse_open_in) &&
+               ((const struct fuse_open_in *)arg)->open_flags & FUSE_OPEN_KILL_SUIDGID;
+    case FUSE_FALLOCATE:
+        return in->uid != 0; /* has no bit for it */
+    default:
+        return 0;
+    }
+}
+
+/* Not a write(2), but the kernel writing back what was stored through a mapping. */
+static int says_from_mapping(const void *buf, size_t size)
+{
+    const struct fuse_in_header *in = buf;
+    const struct fuse_write_in *arg = (const void *)(in + 1);
+    return size >= sizeof *in + sizeof *arg && in->opcode == FUSE_WRITE && arg->write_flags & FUSE_WRITE_CACHE;
+}
+
+static ssize_t receive(int fd, void *buf, size_t size, void *userdata)
+{
+    (void)userdata;
+    ssize_t got = read(fd, buf, size);
+    kill_suidgid = got > 0 && says_kill(buf, (size_t)got);
+    from_mapping = got > 0 && says_from_mapping(buf, (size_t)got);
+    return got;
+}
+
+static void (*their_write_buf)(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *bufv, off_t offset,
+                               struct fuse_file_info *fi);
+
+/* Where the handler wants these bytes: a descriptor and an offset. Not now, or not in one place: 0. Not at all: 0,
+   and *refusal is the errno. */
+static int find_place(unsigned long long fh, off_t offset, size_t size, int *fd, long long *at, int *refusal)
+{
+    PyObject *handler = handlers[WRITE];
+    if (handler == NULL)
+        return 0;
+    Py_INCREF(handler);
+    PyObject *place = PyObject_CallFunction(handler, "KLn", fh, (long long)offset, (Py_ssize_t)size);
+    int found = 0;
+    if (place != NULL && PyLong_Check(place)) {
+        long error = PyLong_AsLong(place);
+        *refusal = error > 0 && error <= MAX_ERRNO ? (int)error : EIO;
+    } else if (place != NULL && place != Py_None) {
+        found = PyArg_ParseTuple(place, "iL", fd, at);
+    }
+    if (PyErr_Occurred())
+        PyErr_WriteUnraisable(handler);
+    Py_XDECREF(place);
+    Py_DECREF(handler);
+    return found;
+}
+
+/*
+ * Who writes once writes again, as a rule, and at once. So after a write look for the next request right here, for a
+ * moment, and spare it the way through trio, which costs more than the write. Ends with the first request that is
+ * anything else: that one may have left pyfuse3 a coroutine, which whoever called us then awaits.
+ */
+static int in_burst, wrote;
+
+static void take_what_follows(void)
+{
+    static struct fuse_buf buf; /* libfuse gives it memory, for good */
+    static const struct timespec moment = {.tv_nsec = BURST_WAIT_NS};
+    struct pollfd ready = {.fd = fuse_session_fd(session), .events = POLLIN};
+    in_burst = 1;
+    wrote = 1;
+    for (int i = 0; wrote && i < BURST_MAX; i++) {
+        int count;
+        Py_BEGIN_ALLOW_THREADS
+        count = ppoll(&ready, 1, &moment, NULL);
+        Py_END_ALLOW_THREADS
+        wrote = 0;
+        if (count == 1 && ready.revents == POLLIN && fuse_session_receive_buf(session, &buf) > 0)
+            fuse_session_process_buf(session, &buf);
+    }
+    in_burst = 0;
+}
+
+static void on_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *bufv, off_t offset,
+                         struct fuse_file_info *fi)
+{
+    const struct fuse_buf *buf = &bufv->buf[0];
+    int fd, in_memory = bufv->count == 1 && bufv->idx == 0 && bufv->off == 0 && !(buf->flags & FUSE_BUF_IS_FD);
+    int refusal = 0;
+    long long at;
+    PyGILState_STATE gil = PyGILState_Ensure();
+    if (!in_memory || kill_suidgid || !find_place(handle_of(fi), offset, buf->size, &fd, &at, &refusal)) {
+        if (refusal)
+            fuse_reply_err(req, refusal);
+        else
+            their_write_buf(req, ino, bufv, offset, fi);
+    } else {
+        ssize_t done;
+        /* Other threads may run, but not the loop that we are called from: nothing moves these frames. */
+        Py_BEGIN_ALLOW_THREADS
+        done = pwrite(fd, buf->mem, buf->size, (off_t)at);
+        Py_END_ALLOW_THREADS
+        if (done < 0)
+            fuse_reply_err(req, errno);
+        else
+            fuse_reply_write(req, (size_t)done);
+        wrote = 1;
+        if (!in_burst)
+            take_what_follows();
+    }
+    PyGILState_Release(gil);
+}
+
+static void (*their_setattr)(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set,
+                             struct fuse_file_info *fi);
+
+/* Of a time to be set to now the kernel sends both bits and its own coarse clock, and pyfuse3 prefers that: it
+   may be older than what was written before. With one bit pyfuse3 asks the clock that all other times are from. */
+static void on_setattr(fuse_req_t req, fuse_ino_t ino, struct stat *attr, int to_set, struct fuse_file_info *fi)
+{
+    if (to_set & FUSE_SET_ATTR_ATIME_NOW)
+        to_set &= ~FUSE_SET_ATTR_ATIME;
+    if (to_set & FUSE_SET_ATTR_MTIME_NOW)
+        to_set &= ~FUSE_SET_ATTR_MTIME;
+    their_setattr(req, ino, attr, to_set, fi);
+}
+
+static void on_init(void *userdata, struct fuse_conn_info *conn)
+{
+    static const struct fuse_custom_io io = {.writev = send_reply, .read = receive};
+    if (their_init != NULL)
+        their_init(userdata, conn);
+    /* Else a file that was written is read again: its new time looks to the kernel like another's write. But all
+       data of cached files goes through this kernel. */
+    conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
+    /* Only now is the session's descriptor the mounted one. If it fails, the kernel clears the bits itself. */
+    answers_init = fuse_session_custom_io(session, &io, fuse_session_fd(session)) == 0;
+}
+
 /* The two names under which callers make a session; the headers have macros and inlines for them. */
 
 struct libfuse_version;
@@ -210,6 +391,14 @@ static struct fuse_lowlevel_ops *extended(const struct fuse_lowlevel_ops *op, si
     table->fallocate = on_fallocate;
     table->lseek = on_lseek;
     table->ioctl = on_ioctl;
+    their_setattr = table->setattr;
+    if (their_setattr != NULL)
+        table->setattr = on_setattr;
+    their_init = table->init;
+    table->init = on_init;
+    their_write_buf = table->write_buf;
+    if (their_write_buf != NULL)
+        table->write_buf = on_write_buf;
     *op_size = size;
     return table;
 }
@@ -228,7 +417,7 @@ struct fuse_session *hook_session_new(struct fuse_args *args, const struct fuse_
     struct fuse_lowlevel_ops *table = real != NULL ? extended(op, &op_size) : NULL;
     if (table == NULL)
         return NULL;
-    struct fuse_session *session = real(args, table, op_size, userdata);
+    session = real(args, table, op_size, userdata);
     free(table);
     session_made |= session != NULL;
     return session;
@@ -243,7 +432,7 @@ struct fuse_session *hook_session_new_versioned(struct fuse_args *args, const st
     struct fuse_lowlevel_ops *table = real != NULL ? extended(op, &op_size) : NULL;
     if (table == NULL)
         return NULL;
-    struct fuse_session *session = real(args, table, op_size, version, userdata);
+    session = real(args, table, op_size, version, userdata);
     free(table);
     session_made |= session != NULL;
     return session;
@@ -255,7 +444,8 @@ static PyObject *set_handlers(PyObject *self, PyObject *args)
 {
     PyObject *given[OPERATION_COUNT];
     (void)self;
-    if (!PyArg_ParseTuple(args, "OOO:set_handlers", &given[FALLOCATE], &given[LSEEK], &given[IOCTL]))
+    given[WRITE] = Py_None;
+    if (!PyArg_ParseTuple(args, "OOO|O:set_handlers", &given[FALLOCATE], &given[LSEEK], &given[IOCTL], &given[WRITE]))
         return NULL;
     for (int i = 0; i < OPERATION_COUNT; i++)
         if (given[i] != Py_None && !PyCallable_Check(given[i]))
@@ -275,11 +465,27 @@ static PyObject *active(PyObject *self, PyObject *args)
     return PyBool_FromLong(session_made);
 }
 
+static PyObject *kills(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    return PyBool_FromLong(kill_suidgid);
+}
+
+static PyObject *stores(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    return PyBool_FromLong(from_mapping);
+}
+
 static PyMethodDef methods[] = {
-    {"set_handlers", set_handlers, METH_VARARGS, "Callables for fallocate, lseek, ioctl; None: ENOTCONN."},
+    {"set_handlers", set_handlers, METH_VARARGS, "Callables for fallocate, lseek, ioctl, write; None: ENOTCONN, but for write."},
     {"reply_err", reply_err, METH_VARARGS, "Answer a request with an errno, 0 for success."},
     {"reply_lseek", reply_lseek, METH_VARARGS, "Answer an lseek request with an offset."},
     {"reply_ioctl", reply_ioctl, METH_VARARGS, "Answer an ioctl request with a result and bytes."},
+    {"kills", kills, METH_NOARGS, "Whether the request just received clears setuid and setgid bits."},
+    {"stores", stores, METH_NOARGS, "Whether the request just received writes back what a mapping stored."},
     {"active", active, METH_NOARGS, "Whether a session was made through this module."},
     {NULL, NULL, 0, NULL},
 };

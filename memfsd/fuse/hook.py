@@ -45,8 +45,8 @@ _MAX_ERRNO = 511
 class Handlers(Protocol):
     """What serves the requests. Offsets and lengths in bytes; ino and fh as pyfuse3 gave them out."""
 
-    async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
-        """Runs as a task of its own and may wait; cancelled when the serving ends.
+    async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int, kills: bool) -> None:
+        """Runs as a task of its own and may wait; cancelled when the serving ends. kills: see `kills`.
 
         The kernel lets through the modes KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE with offset >= 0, length > 0.
         """
@@ -60,6 +60,12 @@ class Handlers(Protocol):
         flags are the kernel's FUSE_IOCTL_*: COMPAT 1, DIR 16 (ino is a directory).
         """
 
+    def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:
+        """Where a write(2) goes as a whole, now: a descriptor and the offset there. Then it is done and answered.
+
+        An errno refuses it. None leaves it to pyfuse3's handler `write`, and so do exceptions.
+        """
+
 
 def check_active() -> None:
     """RuntimeError when pyfuse3.init did not come through the hook."""
@@ -70,12 +76,24 @@ def check_active() -> None:
         )
 
 
+def kills() -> bool:
+    """Whether the request that just came takes away the file's setuid and setgid bits, as a write by one who may not
+    keep them does. Ask before the handler's first await: it is about the last request received.
+    """
+    return _hook.kills()
+
+
+def stores() -> bool:
+    """Whether the write that just came is the kernel's, of what somebody stored through a mapping. Ask as `kills`."""
+    return _hook.stores()
+
+
 @asynccontextmanager
 async def serving(handlers: Handlers) -> AsyncIterator[None]:
     """Serve the three operations for the body of the `async with`; leave it before pyfuse3.close()."""
     async with trio.open_nursery() as nursery:
         server = _Server(handlers, nursery)
-        _hook.set_handlers(server.fallocate, server.lseek, server.ioctl)
+        _hook.set_handlers(server.fallocate, server.lseek, server.ioctl, handlers.place_write)
         try:
             yield
         finally:
@@ -92,11 +110,13 @@ class _Server:
         self._nursery = nursery
 
     def fallocate(self, request: int, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
-        self._nursery.start_soon(self._fallocate, request, ino, fh, mode, offset, length, name="fallocate")
+        self._nursery.start_soon(self._fallocate, request, ino, fh, mode, offset, length, kills(), name="fallocate")
 
-    async def _fallocate(self, request: int, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+    async def _fallocate(
+        self, request: int, ino: int, fh: int, mode: int, offset: int, length: int, killing: bool
+    ) -> None:
         try:
-            await self._handlers.fallocate(ino, fh, mode, offset, length)
+            await self._handlers.fallocate(ino, fh, mode, offset, length, killing)
         except Exception as error:
             _hook.reply_err(request, _errno_of(error, "fallocate"))
         except BaseException:

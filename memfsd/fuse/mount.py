@@ -17,7 +17,7 @@ _FLAGS = frozenset(
         *("dev", "nodev", "exec", "noexec", "atime", "noatime", "sync", "async", "dirsync"),
     )
 )
-_VALUES = frozenset(("fsname", "subtype", "max_read"))
+_VALUES = frozenset(("fsname", "subtype"))
 _MNT_DETACH = 2
 _STAT_DEADLINE_S = 5.0
 
@@ -80,6 +80,8 @@ def check_fuse() -> None:
 
 def prepare_mountpoint(path: str) -> str:
     """The absolute path of an empty directory; a dead daemon's mount there is replaced."""
+    if not path:
+        raise Refused(errno.ENOENT, "the mount point has no name: give a directory")
     path = os.path.realpath(path)
     if mounted_type(path) == f"fuse.{FSTYPE}":
         if _is_alive(path):

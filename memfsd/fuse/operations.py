@@ -5,6 +5,7 @@ acknowledgement, a large punch, the kernel's cache) runs in a worker thread. loo
 statfs never wait on a VM.
 """
 
+import contextlib
 import errno
 import functools
 import logging
@@ -31,13 +32,14 @@ from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
 
-from .hook import pyfuse3
+from .hook import kills, pyfuse3, stores
 
 log = logging.getLogger("memfsd.fuse")
 
 _CACHE_S = 3600.0
 """Names, and attributes of what only the kernel changes, may be cached; sealed files change behind its back."""
 _WORKERS = 32
+_MAX_SEALED = 256
 
 EntryAttributes = pyfuse3.EntryAttributes
 FileInfo = pyfuse3.FileInfo
@@ -55,19 +57,20 @@ def _door(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine
     async def wrapped(*args: P.args, **kwargs: P.kwargs) -> R:
         try:
             return await handler(*args, **kwargs)
-        except FUSEError:
-            raise
-        except Refused as refused:
-            log.debug("%s: %s", handler.__name__, refused)
-            raise FUSEError(refused.errno) from None
-        except OSError as error:
-            log.exception("%s failed", handler.__name__)
-            raise FUSEError(error.errno or errno.EIO) from None
-        except Exception:
-            log.exception("%s failed", handler.__name__)
-            raise FUSEError(errno.EIO) from None
+        except Exception as error:
+            raise _fuse_error(handler.__name__, error) from None
 
     return wrapped
+
+
+def _fuse_error(name: str, error: Exception) -> Exception:
+    if isinstance(error, Refused):
+        log.debug("%s: %s", name, error)
+        return FUSEError(error.errno)
+    if isinstance(error, FUSEError):
+        return error
+    log.error("%s failed", name, exc_info=error)
+    return FUSEError(error.errno or errno.EIO if isinstance(error, OSError) else errno.EIO)
 
 
 class Operations(pyfuse3.Operations):
@@ -91,6 +94,8 @@ class Operations(pyfuse3.Operations):
         self._take_back = take_back
         self._reclaim = reclaim
         self._workers = trio.CapacityLimiter(_WORKERS)
+        self._sealed: dict[Ino, tuple[tuple[object, ...], EntryAttributes]] = {}
+        """Sealed files that were looked at: what they showed, and that made for the kernel."""
 
     async def _perform(self, effects: Sequence[Effect]) -> None:
         if not effects:
@@ -172,20 +177,43 @@ class Operations(pyfuse3.Operations):
     @_door
     async def readlink(self, inode: int, ctx: Any) -> bytes:
         with self._lock:
-            return self._service.readlink(inode)
+            target = self._service.readlink(inode)
+            self._service.accessed(self._service.inodes.get(inode), time.time_ns())
+            return target
 
     # -- attributes
 
-    @_door
     async def getattr(self, inode: int, ctx: Any = None) -> EntryAttributes:
-        with self._lock:
-            return _attributes(self._service.inodes.get(inode))
+        # Its own door: the kernel caches nothing of a sealed file, and a second coroutine is felt at each stat(2).
+        try:
+            with self._lock:
+                found = self._service.inodes.get(inode)
+                if isinstance(found, Regular) and found.guest is not None:
+                    return self._sealed_attributes(found)
+                return _attributes(found)
+        except Exception as error:
+            raise _fuse_error("getattr", error) from None
+
+    def _sealed_attributes(self, file: Regular) -> EntryAttributes:
+        """The kernel asks for these at each stat(2), and to make them anew takes longer than all else here."""
+        owner, times = (file.mode, file.nlink, file.uid, file.gid), (file.atime_ns, file.mtime_ns, file.ctime_ns)
+        shows = (file.size, file.block_count, owner, times)
+        made = self._sealed.get(file.ino)
+        if made is None or made[0] != shows:
+            if len(self._sealed) >= _MAX_SEALED:
+                self._sealed.clear()
+            made = self._sealed[file.ino] = shows, _attributes(file)
+        return made[1]
 
     @_door
     async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> EntryAttributes:
         now = time.time_ns()
+        if kills():
+            self._clear_setid(inode)
+        elif _is_chown(fields):
+            self._clear_setid_by_chown(inode, fields, ctx)
         if fields.update_size:
-            await self._resize(inode, attr.st_size, now)
+            await self._resize(inode, attr.st_size, now, opened=fh is not None)
         changes = Changes(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -195,17 +223,41 @@ class Operations(pyfuse3.Operations):
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
         with self._lock:
+            file = self._service.inodes.get(inode)
+            if changes == Changes() and (fields.update_size or ctx.uid not in (0, file.uid)):
+                return _attributes(file)
             return _attributes(self._service.setattr(inode, changes, now))
 
-    async def _resize(self, inode: int, size: int, now_ns: int) -> None:
+    def _clear_setid_by_chown(self, inode: int, fields: Any, ctx: Any) -> None:
+        def in_group(gid: int) -> bool:
+            return gid == ctx.gid or gid in pyfuse3.get_sup_groups(ctx.pid)
+
+        changes = fields.update_uid or fields.update_gid
         with self._lock:
-            effects, taken = self._service.resize(inode, size, now_ns)
+            self._service.clear_setid_by_chown(inode, ctx.uid, in_group, changes=changes)
+
+    def _clear_setid(self, inode: int) -> None:
+        with self._lock:
+            changed = self._service.clear_setid(inode)
+        if changed:
+            # Before our answer, so that nobody executes what changed with the old mode.
+            self._forget_attributes(inode)
+
+    @staticmethod
+    def _forget_attributes(inode: int) -> None:
+        """The kernel asks anew. Waits for no lock, and so may run on the loop."""
+        with contextlib.suppress(OSError):
+            pyfuse3.invalidate_inode(inode, attr_only=True)
+
+    async def _resize(self, inode: int, size: int, now_ns: int, *, opened: bool) -> None:
+        with self._lock:
+            effects, taken = self._service.resize(inode, size, now_ns, opened=opened)
         await self._perform(effects)
         if taken is not None:
 
             def finish(file: Regular) -> None:
                 self._service.gmem.set_size(file, size)
-                file.mtime_ns = now_ns
+                file.mtime_ns = file.ctime_ns = now_ns
 
             await self._invalidate(inode, taken, Reason.TRUNCATE, finish)
 
@@ -247,7 +299,9 @@ class Operations(pyfuse3.Operations):
     @_door
     async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
         with self._lock:
-            return self._service.xattrs.list(self._service.inodes.get(inode))
+            listed = self._service.xattrs.list(self._service.inodes.get(inode))
+        # The kernel keeps others from reading and setting these, but leaves the list to us.
+        return listed if ctx.uid == 0 else [name for name in listed if not name.startswith(b"trusted.")]
 
     @_door
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
@@ -268,13 +322,15 @@ class Operations(pyfuse3.Operations):
     ) -> tuple[FileInfo, EntryAttributes]:
         with self._lock:
             file, handle = self._service.create(parent, name, mode, flags, _creds(ctx), time.time_ns())
-            return _file_info(file, handle), _attributes(file)
+            return _file_info(file, handle, flags), _attributes(file)
 
     @_door
     async def open(self, inode: int, flags: int, ctx: Any) -> FileInfo:
+        if kills():
+            self._clear_setid(inode)
         with self._lock:
             file, handle, effects = self._service.open(inode, flags, time.time_ns())
-            info = _file_info(file, handle)
+            info = _file_info(file, handle, flags)
         await self._perform(effects)
         return info
 
@@ -292,21 +348,23 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        size = len(buf)
+        size, stored = len(buf), stores()
+        if kills():
+            self._clear_setid(self._service.handles.file(fh).file.ino)
         with self._lock:
             # Planned and written in one go, so that no truncate frees the frames between.
-            written = self._write_now(fh, off, buf)
+            written = self._write_now(fh, off, buf, stored)
         if written == size or not await self._made_room():
             if written == 0 and size:
                 raise FUSEError(errno.ENOSPC)
             return written
         with self._lock:
-            return self._write_now(fh, off, buf)
+            return self._write_now(fh, off, buf, stored)
 
-    def _write_now(self, fh: int, off: int, buf: bytes) -> int:
+    def _write_now(self, fh: int, off: int, buf: bytes, stored: bool) -> int:
         plan: Plan = []
         try:
-            plan = self._service.write(fh, off, len(buf), time.time_ns())
+            plan = self._service.write(fh, off, len(buf), time.time_ns(), stored=stored)
         except Refused as refused:
             if refused.errno != errno.ENOSPC:
                 raise
@@ -320,10 +378,12 @@ class Operations(pyfuse3.Operations):
     @_door
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
         with self._lock:
+            self._service.accessed(self._service.handles.directory(fh).directory, time.time_ns())
             for next_id, name, inode in self._service.entries(fh, start_id):
                 if not pyfuse3.readdir_reply(token, name, _attributes(inode), next_id):
                     break
-                inode.lookups += 1
+                if name not in (b".", b".."):  # the kernel never forgets those two
+                    inode.lookups += 1
 
     @_door
     async def releasedir(self, fh: int) -> None:
@@ -333,8 +393,10 @@ class Operations(pyfuse3.Operations):
 
     # -- what pyfuse3 lacks (hook.Handlers)
 
-    async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+    async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int, killing: bool) -> None:
         now = time.time_ns()
+        if killing:
+            self._clear_setid(ino)
         effects, taken = await self._with_room(lambda: self._service.fallocate(ino, mode, offset, length, now))
         await self._perform(effects)
         if taken is not None:
@@ -344,9 +406,18 @@ class Operations(pyfuse3.Operations):
 
             await self._invalidate(ino, taken, Reason.PUNCH, finish)
 
+    def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:
+        try:
+            with self._lock:
+                at = self._service.place_write(fh, offset, size, time.time_ns())
+        except Refused as refused:
+            log.debug("write: %s", refused)
+            return refused.errno
+        return None if at is None else (self._backing.pool_fd, at)
+
     def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
         with self._lock:
-            return self._service.lseek(ino, offset, whence)
+            return self._service.lseek(ino, offset, whence, self._backing)
 
     async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
         with self._lock:
@@ -359,10 +430,12 @@ class Operations(pyfuse3.Operations):
             seals = int.from_bytes(data, "little")
             effects = self._service.add_seals(ino, Seal(seals), time.time_ns(), own_handle=fh)
         await self._perform(effects)
+        self._forget_attributes(ino)  # the kernel does not know that an ioctl changes any
         return b""
 
 
 def _attributes(inode: Inode) -> EntryAttributes:
+    """An EntryAttributes begins with generation 0 and blocks of 4096 bytes; Linux asks for no time of birth."""
     attr = EntryAttributes()
     attr.st_ino = inode.ino
     attr.st_mode = inode.mode
@@ -371,21 +444,27 @@ def _attributes(inode: Inode) -> EntryAttributes:
     attr.st_gid = inode.gid
     attr.st_rdev = inode.rdev
     attr.st_size = inode.size
-    attr.st_blksize = PAGE_SIZE
     attr.st_blocks = inode.block_count
     attr.st_atime_ns = inode.atime_ns
     attr.st_mtime_ns = inode.mtime_ns
     attr.st_ctime_ns = inode.ctime_ns
-    attr.st_birthtime_ns = inode.ctime_ns
-    attr.generation = 0
     attr.entry_timeout = _CACHE_S
     attr.attr_timeout = 0.0 if isinstance(inode, Regular) and inode.guest is not None else _CACHE_S
     return attr
 
 
-def _file_info(file: Regular, handle: int) -> FileInfo:
-    """Sealed files bypass the page cache, so every access reaches us and MAP_SHARED is ENODEV."""
-    if file.guest is not None:
+def _is_chown(fields: Any) -> bool:
+    """The kernel says no more about chown(2), which always clears setuid. With (-1, -1) it sets no field at all."""
+    others = (fields.update_mode, fields.update_size, fields.update_atime, fields.update_mtime, fields.update_ctime)
+    return fields.update_uid or fields.update_gid or not any(others)
+
+
+def _file_info(file: Regular, handle: int, flags: int) -> FileInfo:
+    """Sealed files bypass the page cache, so every access reaches us and MAP_SHARED is ENODEV.
+
+    So do those who open a write-sealed file for writing: what they stored through a mapping, readers would see.
+    """
+    if file.guest is not None or (file.seals & (Seal.WRITE | Seal.FUTURE_WRITE) and flags & os.O_ACCMODE):
         return FileInfo(fh=handle, direct_io=True)
     return FileInfo(fh=handle, keep_cache=True)
 

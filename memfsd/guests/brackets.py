@@ -45,6 +45,8 @@ class Peer:
     process: PeerProcess
     hang_up: Callable[[], None]
     """Shut both channels, so that the session's thread sees the end."""
+    said_bye: bool = False
+    """The VM let go of everything: that acknowledges whatever is asked of it."""
 
 
 class Brackets:
@@ -133,7 +135,7 @@ class Brackets:
             return [(Pgoff(low), Pgoff(high)) for low, high in kept], None
         except PeerLost as lost:
             patience = 0 if isinstance(lost, PeerSilent) else PROOF_DEADLINE_S
-            if peer.process.wait_dead(patience):
+            if peer.said_bye or peer.process.wait_dead(patience):
                 return [], None
             self.cut(peer, str(lost))
             return [], lost

@@ -2,19 +2,27 @@
 
 from memfsd.backing import Backing
 from memfsd.core.audit import Facts, Finding, PeerReport, audit
+from memfsd.core.filepages import END
 from memfsd.core.gmem import guest_of
 from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.core.xattrs import owner_line
 from memfsd.uapi.errors import PeerLost
-from memfsd.uapi.limits import MAX_FILES_PER_LIST, MAX_RUNS_PER_REPORT
+from memfsd.uapi.limits import (
+    MAX_BINDINGS_PER_FILE,
+    MAX_FILES_PER_LIST,
+    MAX_FINDINGS,
+    MAX_LINE_CHARS,
+    MAX_RUNS_PER_REPORT,
+    PROOF_DEADLINE_S,
+)
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
 from memfsd.uapi.units import PAGE_SHIFT, Pgoff
 
 from .brackets import Brackets
+from .upchannel import PeerSilent
 
 _ATTEMPTS = 3
-_MAX_FINDINGS = 256
 
 
 class Checker:
@@ -36,7 +44,8 @@ class Checker:
         service = self._service
         with service.lock:
             pairings = sum(guest_of(f).active is not None for f in service.inodes.sealed_files())
-            return CheckReply(believed[:_MAX_FINDINGS], len(service.inodes), pairings, service.pool.frame_count)
+            told = [(rule, text[:MAX_LINE_CHARS]) for rule, text in believed[:MAX_FINDINGS]]
+            return CheckReply(told, len(service.inodes), pairings, service.pool.frame_count)
 
     def _attempt(self) -> list[Finding]:
         facts = Facts()
@@ -65,18 +74,27 @@ class Checker:
                     report.slots += part.slots
                     report.mappings += part.mappings
                     report.seq = part.seq
-                    cursor = part.next_cursor if part.next_cursor > cursor else -1
+                    if len(report.slots) > MAX_BINDINGS_PER_FILE or len(report.mappings) > self._most_mappings(file):
+                        return [("R3", f"inode {file.ino}: VM {peer.vm} reports more than there can be")]
+                    goes_on = part.next_cursor > cursor and (part.slots or part.mappings)
+                    cursor = part.next_cursor if goes_on else -1
             except PeerLost as lost:
+                patience = 0 if isinstance(lost, PeerSilent) else PROOF_DEADLINE_S
+                if peer.said_bye or peer.process.wait_dead(patience):
+                    return []  # it breaks no rule to end, and its session gives the frames back
                 return [("R3", f"inode {file.ino}: VM {peer.vm} does not report: {lost}")]
             facts.reports[file.ino] = report
             return []
+
+    def _most_mappings(self, file: Regular) -> int:
+        """A VM maps each page of the file once; a report begins anew at most at each binding."""
+        return min(file.size >> PAGE_SHIFT, self._service.pool.frame_count) + MAX_BINDINGS_PER_FILE
 
 
 def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
     """Runs (pgoff, pfn, pages, gfn or -1, frame state) from pgoff on, split where binding or state changes."""
     runs: list[tuple[int, int, int, int, int]] = []
-    end = max(file.size >> PAGE_SHIFT, pgoff)
-    for start, first, count in file.pages.extents(Pgoff(pgoff), Pgoff(end)):
+    for start, first, count in file.pages.extents(Pgoff(pgoff), Pgoff(max(END, pgoff))):
         at = int(start)
         while at < start + count:
             if len(runs) >= MAX_RUNS_PER_REPORT:
@@ -110,7 +128,7 @@ def _file_report(service: Service, file: Regular) -> FileReport:
     guest = guest_of(file)
     return FileReport(
         file.ino,
-        service.names.name_of(file).decode(errors="replace")[-200:],
+        service.names.name_of(file).decode(errors="replace")[-MAX_LINE_CHARS:],
         owner_line(file),
         file.size,
         file.pages.page_count,

@@ -127,6 +127,7 @@ def _listen(path: str) -> socket.socket:
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         os.makedirs(directory, mode=0o755, exist_ok=True)
+        _sweep(directory)
         if os.path.lexists(path):
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
                 raise Refused(errno.EEXIST, f"socket={path}: a file is there that is not a socket")
@@ -143,6 +144,15 @@ def _listen(path: str) -> socket.socket:
         sock.close()
         raise
     return sock
+
+
+def _sweep(directory: str) -> None:
+    """Remove the sockets, PID.sock, that daemons left which did not end by themselves."""
+    for name in os.listdir(directory):
+        pid, _, suffix = name.partition(".")
+        if suffix == "sock" and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(os.path.join(directory, name))
 
 
 def _is_live(path: str) -> bool:

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import cast
+from typing import Any
 
 from memfsd.backing import Backing
 from memfsd.core.gmem import guest_of
@@ -20,8 +20,8 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import (
     BadBody,
     BadPacket,
-    decode_header,
     decode_request,
+    decode_request_header,
     encode_failure,
     encode_reply,
 )
@@ -37,7 +37,9 @@ from .upchannel import UpChannel, set_deadline, timeval
 log = logging.getLogger("memfsd.guests")
 
 BYE = "BYE"
-_HALF_OPEN = (State.CONNECTED, State.GREETED)
+_HALF_OPEN = frozenset({State.CONNECTED, State.GREETED})
+_ENDED = State.ENDED
+_HELLO = Kind.HELLO
 
 
 class Session:
@@ -66,7 +68,8 @@ class Session:
         self._peer: Peer | None = None
         self._fds: list[int] = []
         """To send with the next reply: the window (ours) and the VM's end of the up channel (closed then)."""
-        self._handlers: dict[Kind, Callable[[m.Body], m.Body]] = {
+        # Each gets a body of its kind's class (messages.REQUESTS).
+        self._handlers: dict[Kind, Callable[[Any], m.Body]] = {
             Kind.HELLO: self._on_hello,
             Kind.PAIR: self._on_pair,
             Kind.BIND: self._on_bind,
@@ -74,7 +77,7 @@ class Session:
             Kind.GET_PFN: self._on_get_pfn,
             Kind.STAT: self._on_stat,
             Kind.PING: lambda _: m.Empty(),
-            Kind.BYE: lambda _: m.Empty(),
+            Kind.BYE: self._on_bye,
             Kind.CHECK: self._on_check,
             Kind.MAP: self._on_map,
             Kind.LIST: self._on_list,
@@ -112,16 +115,15 @@ class Session:
         set_deadline(self._sock, GREETING_DEADLINE_S)
         half_open_until = time.monotonic() + GREETING_DEADLINE_S
         buffer = bytearray(MAX_PACKET_BYTES)
-        view = memoryview(buffer)
         sock = self._sock
         try:
-            while self._state is not State.ENDED:
+            while self._state is not _ENDED:
                 size = sock.recv_into(buffer, 0, socket.MSG_TRUNC)
                 if size == 0:
                     return "it closed the connection"
                 if size > MAX_PACKET_BYTES:
                     return f"it sent a packet of {size} bytes"
-                reply = self._answer(view[:size])
+                reply = self._answer(buffer[:size])
                 if self._fds:
                     self._send_with_fds(reply)
                 else:
@@ -134,44 +136,41 @@ class Session:
         except (BadPacket, OSError) as error:
             return str(error)
 
-    def _answer(self, packet: memoryview) -> bytes:
-        header = decode_header(packet)
-        kind = header.kind
-        if header.is_reply:
-            raise BadPacket(f"a reply ({kind.name}) where a request was due")
+    def _answer(self, packet: bytearray) -> bytes:
+        id_, kind = decode_request_header(packet)
         state = next_state(self._state, kind)
         try:
-            if kind in m.RESERVED_KINDS or kind not in self._handlers:
+            handler = self._handlers.get(kind)
+            if handler is None:
                 raise Refused(errno.EOPNOTSUPP, f"{kind.name} is not an operation of the store")
             if state is None:
                 raise Refused(errno.EPROTO, f"{kind.name} is not legal in state {self._state.value}")
-            reply = self._handlers[kind](decode_request(kind, packet))
+            reply = handler(decode_request(kind, packet))
         except BadBody as error:
-            return encode_failure(header.id, kind, errno.EINVAL, str(error))
+            return encode_failure(id_, kind, errno.EINVAL, str(error))
         except Refused as refused:
-            return encode_failure(header.id, kind, refused.errno, refused.reason)
-        if kind is Kind.HELLO and self._hello is not None and self._hello.role is m.Role.OBSERVER:
+            return encode_failure(id_, kind, refused.errno, refused.reason)
+        if kind is _HELLO and self._hello is not None and self._hello.role is m.Role.OBSERVER:
             state = State.OBSERVING
         self._state = state
-        return encode_reply(header.id, kind, reply)
+        return encode_reply(id_, kind, reply)
 
     # -- greeting
 
-    def _on_hello(self, body: m.Body) -> m.Body:
-        hello = cast(m.Hello, body)
+    def _on_hello(self, hello: m.Hello) -> m.Body:
         if hello.version != m.PROTOCOL_VERSION:
             raise Refused(errno.EPROTONOSUPPORT, f"protocol {hello.version}: this store speaks {m.PROTOCOL_VERSION}")
         self._hello = hello
         return m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), self._service.pool.frame_count)
 
-    def _on_pair(self, body: m.Body) -> m.Body:
+    def _on_pair(self, pair: m.Pair) -> m.Body:
         assert self._hello is not None
         hello, process = self._hello, self._process
         if not m.REQUIRED_KVM_OPERATIONS.issubset(hello.operations):
             raise Refused(errno.EOPNOTSUPP, "a VM that can not be invalidated can not pair")
-        pairing = Pairing(hello.vm, process.pid, process.uid, frozenset(hello.operations))
+        pairing = Pairing(_plain(hello.vm), process.pid, process.uid, frozenset(hello.operations))
         with self._service.lock:
-            file = self._service.file_by_token(cast(m.Pair, body).token)
+            file = self._service.file_by_token(pair.token)
             if process.uid not in (0, file.uid):
                 raise Refused(errno.EACCES, f"uid {process.uid} does not own inode {file.ino} (uid {file.uid} does)")
             self._service.gmem.check_unpaired(file)
@@ -183,12 +182,15 @@ class Session:
         peer = Peer(file.ino, hello.vm, UpChannel(ours), process, self.stop)
         try:
             with self._service.lock:
+                self._service.inodes.get(file.ino)  # who showed the token may have let go of the file since
                 self._service.gmem.pair(file, pairing)
                 self._brackets.peers[file.ino] = peer
                 seq = guest_of(file).seq
         except Refused:
             ours.close()
             theirs.close()
+            if self._service.inodes.find(file.ino) is None:
+                self._backing.drop_window(file.ino)
             raise
         self._file, self._peer = file, peer
         self._fds = [window, theirs.detach()]
@@ -210,23 +212,22 @@ class Session:
         assert self._file is not None
         return self._file
 
-    def _on_bind(self, body: m.Body) -> m.Body:
-        bind, file = cast(m.Bind, body), self._paired()
+    def _on_bind(self, bind: m.Bind) -> m.Body:
+        file = self._paired()
         with self._brackets.hold(guest_of(file)), self._service.lock:
             if guest_of(file).active is None:
                 raise Refused(errno.ENOTCONN, f"this VM was cut off from inode {file.ino}")
             self._service.gmem.bind(file, bind.slot, bind.gfn, bind.pgoff, bind.page_count)
         return m.Empty()
 
-    def _on_unbind(self, body: m.Body) -> m.Body:
-        unbind, file = cast(m.Unbind, body), self._paired()
+    def _on_unbind(self, unbind: m.Unbind) -> m.Body:
+        file = self._paired()
         with self._brackets.hold(guest_of(file)), self._service.lock:
             self._service.gmem.unbind(file, unbind.pgoff, unbind.page_count)
         return m.Empty()
 
-    def _on_get_pfn(self, body: m.Body) -> m.Body:
-        want, file = cast(m.GetPfn, body), self._paired()
-        service = self._service
+    def _on_get_pfn(self, want: m.GetPfn) -> m.Body:
+        file, service = self._paired(), self._service
         try:
             with service.lock:
                 return service.gmem.get_pfn(file, want.pgoff, want.max_pages)
@@ -236,22 +237,26 @@ class Session:
         with service.lock:
             return service.gmem.get_pfn(file, want.pgoff, want.max_pages)
 
-    def _on_stat(self, _: m.Body) -> m.Body:
+    def _on_stat(self, _: m.Empty) -> m.Body:
         file = self._paired()
         populated = self._backing.populated_count(file.ino)
         with self._service.lock:
             guest, pages = guest_of(file), file.pages.page_count
             return m.StatReply(file.size, pages, guest.untouched(pages, populated), guest.seq)
 
+    def _on_bye(self, _: m.Body) -> m.Body:
+        if self._peer is not None:
+            self._peer.said_bye = True
+        return m.Empty()
+
     # -- observing
 
-    def _on_check(self, _: m.Body) -> m.Body:
+    def _on_check(self, _: m.Empty) -> m.Body:
         if self._process.uid not in (0, os.getuid()):
             raise Refused(errno.EACCES, "memfs check is for root and the user who mounted")
         return self._checker.check()
 
-    def _on_map(self, body: m.Body) -> m.Body:
-        want = cast(m.Map, body)
+    def _on_map(self, want: m.Map) -> m.Body:
         with self._service.lock:
             file = self._service.inodes.regular(want.ino)
             if self._process.uid not in (0, file.uid):
@@ -260,7 +265,7 @@ class Session:
                 self._service.gmem.settle(file, self._backing.populated(file.ino))
             return page_map(self._service, file, want.pgoff)
 
-    def _on_list(self, _: m.Body) -> m.Body:
+    def _on_list(self, _: m.Empty) -> m.Body:
         if self._process.uid not in (0, os.getuid()):
             raise Refused(errno.EACCES, "memfs top is for root and the user who mounted")
         return file_list(self._service, self._backing)
@@ -271,7 +276,7 @@ class Session:
         """BYE or proven death frees the frames; until then they are quarantined (R6)."""
         guest = guest_of(self._paired())
         peer.up.shut()
-        if why != BYE and not peer.process.wait_dead(PROOF_DEADLINE_S, self._stop_fd):
+        if not peer.said_bye and not peer.process.wait_dead(PROOF_DEADLINE_S, self._stop_fd):
             with guest.bracket:
                 if guest.active is not None:
                     self._brackets.cut(peer, why)
@@ -283,3 +288,8 @@ class Session:
                 del self._brackets.peers[peer.ino]
             self._performer.perform(effects)
         log.info("inode %d: VM %s is gone (%s), its frames are free", peer.ino, peer.vm, why)
+
+
+def _plain(name: str) -> str:
+    """A VM's name as it is shown beside other fields: what could look like one of them is replaced."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)

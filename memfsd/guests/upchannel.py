@@ -10,6 +10,7 @@ from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_r
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Body, Kind
 
+_MAX_ABANDONED = 64
 _Reply = TypeVar("_Reply", bound=Body)
 
 
@@ -37,6 +38,8 @@ class UpChannel:
         set_deadline(sock, deadline_s)
         self._lock = threading.Lock()
         self._next_id = 1
+        self._abandoned: set[int] = set()
+        """Calls that nobody waits for any more; their answers may still come."""
         self._buffer = bytearray(MAX_PACKET_BYTES)
 
     def call(self, kind: Kind, body: Body, reply: type[_Reply]) -> _Reply:
@@ -45,17 +48,19 @@ class UpChannel:
             id_, self._next_id = self._next_id, self._next_id % 0xFFFFFFFF + 1
             try:
                 self._sock.send(encode_request(id_, kind, body))
-                size = self._sock.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+                packet = self._receive(kind)
+                header = decode_header(packet)
+                while header.is_reply and header.id in self._abandoned:
+                    self._abandoned.remove(header.id)
+                    packet = self._receive(kind)
+                    header = decode_header(packet)
             except BlockingIOError:
+                if len(self._abandoned) >= _MAX_ABANDONED:
+                    raise PeerLost(f"{_MAX_ABANDONED} calls were not answered") from None
+                self._abandoned.add(id_)
                 raise PeerSilent(f"no answer to {kind.name} in time") from None
             except OSError as error:
                 raise PeerLost(f"{kind.name}: {error.strerror}") from None
-            if size == 0:
-                raise PeerLost(f"the VM closed its side before it answered {kind.name}")
-            if size > MAX_PACKET_BYTES:
-                raise PeerLost(f"the answer to {kind.name} has {size} bytes")
-            packet = memoryview(self._buffer)[:size]
-            header = decode_header(packet)
             if not header.is_reply or header.kind is not kind or header.id != id_:
                 raise PeerLost(f"{header.kind.name} {header.id} is no answer to {kind.name} {id_}")
             try:
@@ -65,6 +70,14 @@ class UpChannel:
                 return cast(_Reply, decode_reply(kind, packet))
             except BadBody as error:
                 raise PeerLost(str(error)) from None
+
+    def _receive(self, kind: Kind) -> memoryview:
+        size = self._sock.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+        if size == 0:
+            raise PeerLost(f"the VM closed its side before it answered {kind.name}")
+        if size > MAX_PACKET_BYTES:
+            raise PeerLost(f"the answer to {kind.name} has {size} bytes")
+        return memoryview(self._buffer)[:size]
 
     def shut(self) -> None:
         """Wake whoever waits here; later calls fail at once."""

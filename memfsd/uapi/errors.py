@@ -12,7 +12,7 @@ class Refused(Exception):
     """
 
     def __init__(self, errno: int, reason: str) -> None:
-        super().__init__(errno, reason)
+        # BaseException.__new__ has set args.
         self.errno = errno
         self.reason = reason
 

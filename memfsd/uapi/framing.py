@@ -5,25 +5,32 @@ Header, little endian: id u32, kind u16 (REPLY set in replies), errno u16 (0 in 
 
 import struct
 from collections.abc import Callable
-from typing import NamedTuple, TypeVar
 
 import msgspec
 
 from .errors import PeerLost
 from .limits import MAX_PACKET_BYTES
-from .messages import REPLIES, REPLY, REQUESTS, RESERVED_KINDS, Body, Failure, Kind
+from .messages import REPLIES, REPLY, REQUESTS, Body, Failure, Kind
 
-_B = TypeVar("_B", bound=Body)
+Packet = bytes | bytearray | memoryview
+
 _HEADER = struct.Struct("<IHH")
 HEADER_BYTES = _HEADER.size
+_pack_header = _HEADER.pack
+_unpack_header = _HEADER.unpack_from
+_unpack_words = struct.Struct("<II").unpack_from
+"""The id, and kind with errno above it."""
 _encode = msgspec.msgpack.Encoder().encode
-_request_decoders: dict[Kind, Callable[[memoryview], Body]] = {
+_KINDS = {int(kind): kind for kind in Kind}
+"""Kind(word) takes a microsecond, of which a page fault has few: hence a table."""
+_request_decoders: dict[Kind, Callable[[Packet], Body]] = {
     kind: msgspec.msgpack.Decoder(body).decode for kind, body in REQUESTS.items()
 }
-_reply_decoders: dict[Kind, Callable[[memoryview], Body]] = {
+_reply_decoders: dict[Kind, Callable[[Packet], Body]] = {
     kind: msgspec.msgpack.Decoder(body).decode for kind, body in REPLIES.items()
 }
 _decode_failure = msgspec.msgpack.Decoder(Failure).decode
+_NO_BODY = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class BadPacket(PeerLost):
@@ -34,7 +41,7 @@ class BadBody(Exception):
     """A well-formed header with a body that is not the kind's: answered with an errno."""
 
 
-class Header(NamedTuple):
+class Header(msgspec.Struct, frozen=True):
     id: int
     kind: Kind
     errno: int
@@ -42,58 +49,73 @@ class Header(NamedTuple):
 
 
 def encode_request(id_: int, kind: Kind, body: Body) -> bytes:
-    return _pack(id_, kind, 0, body)
-
-
-def encode_reply(id_: int, kind: Kind, body: Body) -> bytes:
-    return _pack(id_, kind | REPLY, 0, body)
-
-
-def encode_failure(id_: int, kind: Kind, errno: int, reason: str) -> bytes:
-    assert 0 < errno < 1 << 16, errno
-    return _pack(id_, kind | REPLY, errno, Failure(reason[:4096]))
-
-
-def _pack(id_: int, kind: int, errno: int, body: Body) -> bytes:
-    packet = _HEADER.pack(id_, kind, errno) + _encode(body)
+    packet = _pack_header(id_, kind, 0) + _encode(body)
     assert len(packet) <= MAX_PACKET_BYTES, (kind, len(packet))
     return packet
 
 
-def decode_header(packet: bytes | memoryview) -> Header:
+def encode_reply(id_: int, kind: Kind, body: Body) -> bytes:
+    packet = _pack_header(id_, kind | REPLY, 0) + _encode(body)
+    assert len(packet) <= MAX_PACKET_BYTES, (kind, len(packet))
+    return packet
+
+
+def encode_failure(id_: int, kind: Kind, errno: int, reason: str) -> bytes:
+    assert 0 < errno < 1 << 16, errno
+    return _pack_header(id_, kind | REPLY, errno) + _encode(Failure(reason[:4096]))
+
+
+def decode_header(packet: Packet) -> Header:
     """BadPacket when it is too short, too long, of no known kind, or a request with an errno."""
     if not HEADER_BYTES <= len(packet) <= MAX_PACKET_BYTES:
         raise BadPacket(f"a packet of {len(packet)} bytes: {HEADER_BYTES} to {MAX_PACKET_BYTES} exist")
-    id_, word, errno = _HEADER.unpack_from(packet)
-    try:
-        kind = Kind(word & ~REPLY)
-    except ValueError:
-        raise BadPacket(f"message kind {word & ~REPLY} does not exist") from None
-    is_reply = bool(word & REPLY)
+    id_, word, errno = _unpack_header(packet)
+    is_reply = word >= REPLY
+    kind = _KINDS.get(word - REPLY if is_reply else word)
+    if kind is None:
+        raise BadPacket(f"message kind {word & ~REPLY} does not exist")
     if errno and not is_reply:
         raise BadPacket(f"{kind.name} request with errno {errno}")
     return Header(id_, kind, errno, is_reply)
 
 
-def decode_request(kind: Kind, packet: bytes | memoryview) -> Body:
+def decode_request_header(packet: Packet) -> tuple[int, Kind]:
+    """Id and kind where a request is due; BadPacket for all else, also for a reply."""
+    if HEADER_BYTES <= len(packet) <= MAX_PACKET_BYTES:
+        id_, word = _unpack_words(packet)
+        kind = _KINDS.get(word)
+        if kind is not None:
+            return id_, kind
+    header = decode_header(packet)
+    raise BadPacket(f"a reply ({header.kind.name}) where a request was due")
+
+
+def is_success(packet: Packet, id_: int, kind: Kind) -> bool:
+    """It is the reply to this request, without an errno."""
+    return packet[:HEADER_BYTES] == _pack_header(id_, kind | REPLY, 0)
+
+
+def decode_request(kind: Kind, packet: Packet) -> Body:
     """BadBody when the body is not the kind's, or a field is out of its bounds."""
-    if kind in RESERVED_KINDS:
-        raise BadBody(f"{kind.name} is reserved and not implemented")
-    return _decode(_request_decoders[kind], kind.name, packet)
-
-
-def decode_reply(kind: Kind, packet: bytes | memoryview) -> Body:
-    if kind in RESERVED_KINDS:
-        raise BadBody(f"{kind.name} is reserved and not implemented")
-    return _decode(_reply_decoders[kind], kind.name, packet)
-
-
-def decode_failure(packet: bytes | memoryview) -> Failure:
-    return _decode(_decode_failure, "failure", packet)
-
-
-def _decode(decode: Callable[[memoryview], _B], name: str, packet: bytes | memoryview) -> _B:
     try:
-        return decode(memoryview(packet)[HEADER_BYTES:])
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise BadBody(f"{name}: {error}") from None
+        return _request_decoders[kind](packet[HEADER_BYTES:])
+    except KeyError:
+        raise BadBody(f"{kind.name} is reserved and not implemented") from None
+    except _NO_BODY as error:
+        raise BadBody(f"{kind.name}: {error}") from None
+
+
+def decode_reply(kind: Kind, packet: Packet) -> Body:
+    try:
+        return _reply_decoders[kind](packet[HEADER_BYTES:])
+    except KeyError:
+        raise BadBody(f"{kind.name} is reserved and not implemented") from None
+    except _NO_BODY as error:
+        raise BadBody(f"{kind.name}: {error}") from None
+
+
+def decode_failure(packet: Packet) -> Failure:
+    try:
+        return _decode_failure(packet[HEADER_BYTES:])
+    except _NO_BODY as error:
+        raise BadBody(f"failure: {error}") from None

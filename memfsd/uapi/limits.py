@@ -25,7 +25,10 @@ MAX_CONNECTIONS = 1024
 MAX_TOKENS_PER_FILE = 16
 MAX_BINDINGS_PER_FILE = 32768
 MAX_RUNS_PER_REPORT = 1024
-MAX_FILES_PER_LIST = 64
+MAX_FILES_PER_LIST = 32
+MAX_FINDINGS = 64
+MAX_LINE_CHARS = 200
+"""A finding, a file's name or owner in a report: so many of them fit in one packet, whatever the alphabet."""
 MAX_NAME_BYTES = 64
 MAX_GFN = 1 << 40
 """52-bit guest physical addresses; bit 51 is the SHARED bit, so private GFNs end at 2^39."""

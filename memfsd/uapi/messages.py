@@ -13,7 +13,9 @@ from msgspec import Meta
 
 from .limits import (
     MAX_FILES_PER_LIST,
+    MAX_FINDINGS,
     MAX_GFN,
+    MAX_LINE_CHARS,
     MAX_NAME_BYTES,
     MAX_RUN_PAGES,
     MAX_RUNS_PER_REPORT,
@@ -81,11 +83,15 @@ U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 PfnField = Annotated[int, Meta(ge=0, lt=1 << 32)]
 GfnField = Annotated[int, Meta(ge=0, lt=MAX_GFN)]
 PgoffField = Annotated[int, Meta(ge=0, lt=1 << 51)]
+GfnOrNone = Annotated[int, Meta(ge=-1, lt=MAX_GFN)]
+PgoffOrNone = Annotated[int, Meta(ge=-1, lt=1 << 51)]
 PageCount = Annotated[int, Meta(ge=1, lt=1 << 51)]
 RunLength = Annotated[int, Meta(ge=1, le=MAX_RUN_PAGES)]
 Slot = Annotated[int, Meta(ge=0, lt=MAX_SLOTS)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_BYTES)]
 Text = Annotated[str, Meta(max_length=4096)]
+Line = Annotated[str, Meta(max_length=MAX_LINE_CHARS)]
+Word = Annotated[str, Meta(max_length=16)]
 Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
 Operations = Annotated[list[U16], Meta(max_length=64)]
 PageRange = tuple[PgoffField, PgoffField]
@@ -186,7 +192,7 @@ class StatReply(Body):
 class CheckReply(Body):
     """memfs check: broken rules (rule id, what was found), and how much was looked at."""
 
-    findings: Annotated[list[tuple[Text, Text]], Meta(max_length=256)]
+    findings: Annotated[list[tuple[Word, Line]], Meta(max_length=MAX_FINDINGS)]
     file_count: U63
     pairing_count: U63
     frame_count: U63
@@ -202,16 +208,16 @@ class Map(Body):
 class MapReply(Body):
     """Runs (pgoff, pfn, pages, gfn or -1, state), and where to go on (-1: done)."""
 
-    runs: Annotated[list[tuple[PgoffField, PfnField, PageCount, int, U16]], Meta(max_length=MAX_RUNS_PER_REPORT)]
-    next_pgoff: int
+    runs: Annotated[list[tuple[PgoffField, PfnField, PageCount, GfnOrNone, U16]], Meta(max_length=MAX_RUNS_PER_REPORT)]
+    next_pgoff: PgoffOrNone
 
 
 class FileReport(Body):
     """One sealed file: counts of pages are frames held, the rest are totals since it was sealed."""
 
     ino: U63
-    name: Text
-    owner: Text
+    name: Line
+    owner: Line
     size_bytes: U63
     frames: U63
     pending: U63
@@ -222,7 +228,7 @@ class FileReport(Body):
 class ListReply(Body):
     """memfs top: the pool's frames by state, and the sealed files (at most MAX_FILES_PER_LIST)."""
 
-    states: dict[Text, U63]
+    states: Annotated[dict[Word, U63], Meta(max_length=16)]
     files: Annotated[list[FileReport], Meta(max_length=MAX_FILES_PER_LIST)]
     file_count: U63
 
@@ -263,12 +269,15 @@ class Report(Body):
 
 
 class ReportReply(Body):
-    """Slots (id, gfn, pgoff, pages) that begin at the cursor or later; mapping runs (gfn, pfn, pages)."""
+    """Slots (id, gfn, pgoff, pages) that begin at the cursor or later; mapping runs (gfn, pfn, pages).
+
+    next_cursor is where to go on (-1: done); it grows, and an answer with one is not empty.
+    """
 
     slots: Annotated[list[tuple[Slot, GfnField, PgoffField, PageCount]], Meta(max_length=MAX_RUNS_PER_REPORT)]
     mappings: Annotated[list[tuple[GfnField, PfnField, PageCount]], Meta(max_length=MAX_RUNS_PER_REPORT)]
     seq: U63
-    next_cursor: int
+    next_cursor: GfnOrNone
 
 
 REQUESTS: dict[Kind, type[Body]] = {

@@ -10,6 +10,9 @@ from .messages import Kind
 
 
 class State(Enum):
+    # A member is equal to itself alone; Enum's own hash is Python code, on the path of every fault.
+    __hash__ = object.__hash__
+
     CONNECTED = "connected"
     """Down channel open, nothing said yet."""
     GREETED = "greeted"

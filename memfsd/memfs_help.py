@@ -1,0 +1,89 @@
+"""What `memfs --help` and `memfs COMMAND --help` teach."""
+
+OVERVIEW = """\
+examples:
+  memfs create /mnt/vm.mem --size 1G --guest     a sealed file, ready to attach
+  memfs seal /mnt/f guest                        the same as: setfattr -n user.memfsd.seals -v guest /mnt/f
+  memfs fallocate -p -o 2M -l 1M /mnt/vm.mem     take a megabyte back from the guest
+  memfs check /mnt                               do the rules R1 to R8 hold now?
+  memfs top /mnt                                 watch it
+
+Sizes take K, M, G, T or 0x. 'memfs COMMAND --help' explains each command and what it prints.
+
+exit status: 0 done, 1 refused or a rule is broken, 2 usage
+"""
+
+COMMANDS = {
+    "create": """\
+Seals, then chooses the page size, then sets the size; if one of them is refused, no file is left. The size of a
+sealed file is set once, to whole pages.
+
+  memfs create /mnt/vm.mem --size 1G --guest
+  memfs create /mnt/big.mem --size 64G --guest --page-size 1G
+  memfs create /mnt/shared.bin --size 16M          ordinary: a VM's shared memory
+""",
+    "seal": """\
+seals, one-way and for ever:
+  guest          guest private memory: nobody on the host reads, writes or maps it again. The file must be empty
+                 and not open for reading (EBUSY); guest,truncate empties it first
+  shrink, grow   the size can not change in that direction
+  write          the contents can not change; EBUSY while a read-write handle is open
+  future-write   the same, beside handles that are open
+  seal           no more seals
+
+  memfs seal /mnt/f guest
+  memfs seal /mnt/f shrink,grow,seal
+""",
+    "stat": """\
+of a file:
+  seals, page_size, numa     as its attributes user.memfsd.*; settable with setfattr
+  owner                      the VM it is paired with, for life: active, cut (silent, not yet dead) or ended
+  private, pending           frames the guest uses; frames granted ahead of it and not touched yet
+  quarantined                frames that a silent VM could still reach
+  shared                     frames of an ordinary file
+of a mount:
+  frames, free, shared ...   the pool: all frames, and how many are in each state
+  inodes, handles, lookups   what memfsd holds: files, open files, references of the kernel
+  windows, fds, threads      memory objects of sealed files, descriptors, threads: leaks would show here
+
+  memfs stat /mnt/vm.mem
+  memfs stat /mnt --json
+""",
+    "map": """\
+One line for each run of pages that is contiguous in the file, in the guest and in the pool:
+  OFFSET, LENGTH   where in the file
+  GPA              guest physical address, - while it is not bound to a memslot
+  PFN              first frame of the pool
+  STATE            shared, private, pending, closing, quarantined
+
+  memfs map /mnt/vm.mem
+""",
+    "fallocate": """\
+The flags of fallocate(1), which opens files read-write and so needs -o open=rw for sealed ones. A punch comes back
+when the VM has let go of the range and its frames are zeroed and free.
+
+  memfs fallocate -l 64M /mnt/vm.mem               allocate the first 64 MiB
+  memfs fallocate -p -o 2M -l 1M /mnt/vm.mem       take a megabyte back from the guest
+""",
+    "check": """\
+Asks memfsd, and through it every paired VM, and compares both sides. Prints each rule that is broken and where.
+  R1 a frame has one VM, a file has one VM      R5 conversion keeps the data around it
+  R2 the host never reaches a private frame     R6 frames are freed only after an acknowledgement
+  R3 both sides agree on GFN -> frame           R7 an invalidation is a bracket
+  R4 a frame keeps its GFN until freed          R8 a new page is zero
+
+exit status: 0 all hold, 1 a rule is broken
+""",
+    "top": """\
+The pool by state, then the sealed files (of many, the largest):
+  SIZE, HELD         the file's size, and what it holds of the pool
+  PENDING            granted ahead of the guest and not touched yet
+  FAULTS/s           grants of frames to the VM; with readahead one grant serves many pages
+  INVAL/s            ranges taken back from the VM
+  OWNER              the VM, for life
+Ends with Ctrl-C. Without a terminal, and with --json, views follow each other; --json prints one object for each.
+
+  memfs top /mnt -d 0.5
+  memfs top /mnt -n 1 --json                       once, for scripts
+""",
+}
