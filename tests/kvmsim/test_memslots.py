@@ -8,10 +8,12 @@ from kvmsim.core.memslots import (
     Memslots,
     RegionChange,
     SlotFlag,
+    check_addressable,
     check_region,
 )
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
+from memfsd.uapi.units import PAGE_SHIFT
 
 
 def slot(slot_id: int, gfn: int, page_count: int, flags: int = 0, pgoff: int = 0) -> Memslot:
@@ -166,7 +168,10 @@ def region(
 ) -> RegionChange | str:
     """The change, or the name of the errno."""
     try:
-        return check_region(slot_id, as_id, flags, gpa, size, offset, MAX_SLOTS, existing, as_id == 1)
+        change = check_region(slot_id, as_id, flags, gpa, size, offset, MAX_SLOTS, existing, as_id == 1)
+        if change in (RegionChange.CREATE, RegionChange.MOVE):
+            check_addressable(gpa >> PAGE_SHIFT, size >> PAGE_SHIFT)
+        return change
     except Refused as refused:
         return errno.errorcode[refused.errno]
 
@@ -257,9 +262,10 @@ def test_a_private_slot_is_immutable_but_can_be_deleted() -> None:
 
 def test_addresses_beyond_the_four_levels_are_refused_by_name() -> None:
     with pytest.raises(Refused, match=r"gpa 0x1000000000000 .* end at 2\^48"):
-        check_region(0, 0, 0, 1 << 48, 0x1000, 0, MAX_SLOTS, None, False)
+        check_addressable(1 << 36, 1)
     with pytest.raises(Refused, match=r"end at 2\^48"):
-        check_region(0, 0, 0, (1 << 48) - 0x1000, 0x2000, 0, MAX_SLOTS, None, False)
+        check_addressable((1 << 36) - 1, 2)
+    check_addressable((1 << 36) - 1, 1)
 
 
 def test_the_first_thing_wrong_is_the_one_named() -> None:

@@ -1,0 +1,247 @@
+"""user.memfsd.* tell and steer; the rest are kept as tmpfs keeps them."""
+
+import stat
+
+import pytest
+
+from memfsd.core.inodes import ROOT_INO, Inode
+from memfsd.core.xattrs import XATTR_CREATE, XATTR_REPLACE
+from memfsd.uapi.limits import XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
+from memfsd.uapi.units import PAGE_SIZE
+from tests.support.core_store import ME, CoreStore, refused
+
+P = PAGE_SIZE
+
+
+def get(store: CoreStore, inode: Inode, name: bytes, populated: int | None = None) -> bytes:
+    return store.service.getxattr(inode.ino, name, lambda: b"t" * 16, populated)
+
+
+def put(store: CoreStore, inode: Inode, name: bytes, value: bytes, flags: int = 0) -> None:
+    store.perform(store.service.setxattr(inode.ino, name, value, flags, store.tick()))
+
+
+# -- what anybody may keep
+
+
+@pytest.mark.parametrize("name", [b"user.note", b"trusted.note", b"security.note", b"user." + bytes([255, 1])])
+def test_what_is_set_is_told_listed_and_removed(store: CoreStore, name: bytes) -> None:
+    file = store.make("file")
+    before = file.ctime_ns
+    put(store, file, name, b"v\0alue")
+    assert file.ctime_ns > before
+    assert get(store, file, name) == b"v\0alue"
+    assert store.service.xattrs.list(file) == [name]
+    store.service.removexattr(file.ino, name, store.tick())
+    assert store.service.xattrs.list(file) == []
+    with refused("ENODATA"):
+        get(store, file, name)
+    with refused("ENODATA"):
+        store.service.removexattr(file.ino, name, store.tick())
+
+
+def test_create_and_replace(store: CoreStore) -> None:
+    file = store.make("file")
+    with refused("ENODATA"):
+        put(store, file, b"user.note", b"1", XATTR_REPLACE)
+    put(store, file, b"user.note", b"1", XATTR_CREATE)
+    with refused("EEXIST"):
+        put(store, file, b"user.note", b"2", XATTR_CREATE)
+    put(store, file, b"user.note", b"3", XATTR_REPLACE)
+    assert get(store, file, b"user.note") == b"3"
+
+
+@pytest.mark.parametrize("name", [b"system.posix_acl_access", b"note", b"users.note", b"."])
+def test_other_namespaces_do_not_exist(store: CoreStore, name: bytes) -> None:
+    file = store.make("file")
+    for call in (
+        lambda: put(store, file, name, b""),
+        lambda: get(store, file, name),
+        lambda: store.service.removexattr(file.ino, name, 1),
+    ):
+        with refused("EOPNOTSUPP"):
+            call()
+
+
+def test_names_values_and_their_sum_are_limited(store: CoreStore) -> None:
+    file = store.make("file")
+    longest = b"user." + b"n" * (XATTR_NAME_MAX - 5)
+    put(store, file, longest, b"v" * XATTR_VALUE_MAX)
+    with refused("ERANGE"):
+        put(store, file, longest + b"n", b"")
+    with refused("E2BIG"):
+        put(store, file, b"user.big", b"v" * (XATTR_VALUE_MAX + 1))
+    with refused("ENOSPC"):
+        for number in range(XATTR_TOTAL_MAX):
+            put(store, file, b"user.%d" % number, b"v" * XATTR_VALUE_MAX)
+    assert sum(32 + len(n) + len(v) for n, v in file.xattrs.items()) <= XATTR_TOTAL_MAX
+    put(store, file, longest, b"smaller")
+
+
+# -- what the store tells
+
+
+def test_an_empty_ordinary_file_tells_its_facts(store: CoreStore) -> None:
+    file = store.make("file")
+    assert {
+        name: store.getfattr(file, name) for name in ("seals", "page_size", "numa", "owner", "frames", "socket")
+    } == {
+        "seals": "",
+        "page_size": "4096",
+        "numa": "any",
+        "owner": "none",
+        "frames": "shared=0",
+        "socket": "/run/s",
+    }
+
+
+def test_ordinary_files_do_not_list_ours_and_sealed_files_and_the_root_do(store: CoreStore) -> None:
+    """Else `cp -a` would try to copy them."""
+    file = store.make("file")
+    assert store.service.xattrs.list(file) == []
+    store.seal(file)
+    assert store.service.xattrs.list(file) == [
+        b"user.memfsd." + name for name in (b"seals", b"page_size", b"numa", b"owner", b"frames", b"socket")
+    ]
+    root = store.service.inodes.get(ROOT_INO)
+    assert b"user.memfsd.pool" in store.service.xattrs.list(root)
+    assert b"user.memfsd.token" not in store.service.xattrs.list(file)
+
+
+def test_what_is_listed_can_be_read(store: CoreStore) -> None:
+    file = store.guest_file("file", 4)
+    for name in store.service.xattrs.list(file):
+        assert isinstance(get(store, file, name), bytes)
+
+
+def test_owner_tells_the_vm_and_what_became_of_it(store: CoreStore) -> None:
+    file = store.guest_file("file", 4)
+    assert store.getfattr(file, "owner") == "none"
+    store.pair(file, "vm7")
+    assert store.getfattr(file, "owner") == "vm=vm7 pid=4242 uid=1000 state=paired"
+    store.gmem.cut(file)
+    assert store.getfattr(file, "owner").endswith("state=cut")
+    store.release_guest(file)
+    assert store.getfattr(file, "owner").endswith("state=ended")
+
+
+def test_frames_tell_touched_untouched_and_quarantined(store: CoreStore) -> None:
+    file, guest = store.bound_file("file", 16)
+    store.fault(file, 0, 8)
+    store.fault(file, 1, 8)
+    store.fault(file, 3, 8)
+    assert guest.pending == 4
+    assert get(store, file, b"user.memfsd.frames") == b"private=3 pending=4 quarantined=0"
+    assert get(store, file, b"user.memfsd.frames", populated=6) == b"private=6 pending=1 quarantined=0"
+    assert get(store, file, b"user.memfsd.frames", populated=7) == b"private=7 pending=0 quarantined=0"
+    store.gmem.cut(file)
+    assert get(store, file, b"user.memfsd.frames", populated=7) == b"private=0 pending=0 quarantined=7"
+
+
+def test_the_root_tells_the_pool_and_nothing_else_does(store: CoreStore) -> None:
+    file = store.make("file")
+    store.write(store.open(file), 0, b"x" * 3 * P)
+    line = get(store, store.service.inodes.get(ROOT_INO), b"user.memfsd.pool").decode()
+    fields = dict(word.split("=") for word in line.split())
+    assert fields["frames"] == "64"
+    assert (fields["free"], fields["shared"], fields["node_free"]) == ("61", "3", "61")
+    with refused("ENODATA"):
+        get(store, file, b"user.memfsd.pool")
+
+
+def test_a_token_is_new_each_time_and_works_once(store: CoreStore) -> None:
+    file = store.guest_file("file")
+    tokens = [bytes([n]) * 16 for n in range(3)]
+    supply = iter(tokens)
+    for token in tokens:
+        assert store.service.getxattr(file.ino, b"user.memfsd.token", lambda: next(supply)) == token
+    assert store.service.file_by_token(tokens[1]) is file
+    with refused("EACCES"):
+        store.service.file_by_token(tokens[1])
+    with refused("EACCES"):
+        store.service.file_by_token(b"?" * 16)
+    assert store.service.file_by_token(tokens[0]) is file
+
+
+def test_of_many_tokens_the_oldest_go(store: CoreStore) -> None:
+    file = store.guest_file("file")
+    tokens = [bytes([n]) * 16 for n in range(17)]
+    supply = iter(tokens)
+    for _ in tokens:
+        store.service.getxattr(file.ino, b"user.memfsd.token", lambda: next(supply))
+    with refused("EACCES"):
+        store.service.file_by_token(tokens[0])
+    assert store.service.file_by_token(tokens[1]) is file
+
+
+def test_only_sealed_files_give_tokens(store: CoreStore) -> None:
+    for inode in (store.make("file"), store.service.inodes.get(ROOT_INO)):
+        with refused("ENODATA"):
+            get(store, inode, b"user.memfsd.token")
+
+
+# -- what the store is told
+
+
+def test_the_page_size_is_chosen_while_a_sealed_file_is_empty(store: CoreStore) -> None:
+    file = store.guest_file("file")
+    store.setfattr(file, "page_size", "2M")
+    assert store.getfattr(file, "page_size") == str(2 << 20)
+    store.setfattr(file, "page_size", "4096")
+    store.resize(file, 4 * P)
+    with refused("EBUSY"):
+        store.setfattr(file, "page_size", "2M")
+    assert store.getfattr(file, "page_size") == "4096"
+
+
+@pytest.mark.parametrize("value", ["", "8K", "lots", "0", "-4096", "4K "])
+def test_a_page_size_that_does_not_exist_is_einval(store: CoreStore, value: str) -> None:
+    with refused("EINVAL"):
+        store.setfattr(store.guest_file("file"), "page_size", value)
+
+
+def test_large_pages_are_for_sealed_files(store: CoreStore) -> None:
+    with refused("EINVAL"):
+        store.setfattr(store.make("file"), "page_size", "2M")
+
+
+def test_numa_prefers_a_node() -> None:
+    store = CoreStore(pages=64, nodes=2)
+    file = store.make("file")
+    store.setfattr(file, "numa", "1")
+    store.write(store.open(file), 0, b"x" * 4 * P)
+    assert store.pool.node_free_counts() == [32, 28]
+    store.setfattr(file, "numa", "any")
+    assert store.getfattr(file, "numa") == "any"
+    for value in ("2", "-1", "", "all", "\u0661", "1.0"):
+        with refused("EINVAL"):
+            store.setfattr(file, "numa", value)
+
+
+@pytest.mark.parametrize("name", ["owner", "frames", "socket", "pool", "counts", "token"])
+def test_facts_can_not_be_set(store: CoreStore, name: str) -> None:
+    with refused("EPERM"):
+        store.setfattr(store.make("file"), name, "1")
+
+
+def test_an_attribute_of_ours_that_does_not_exist_is_refused(store: CoreStore) -> None:
+    file = store.make("file")
+    with refused("EOPNOTSUPP"):
+        store.setfattr(file, "color", "red")
+    with refused("ENODATA"):
+        store.getfattr(file, "color")
+
+
+@pytest.mark.parametrize("name", [b"seals", b"page_size", b"token", b"color"])
+def test_ours_can_not_be_removed(store: CoreStore, name: bytes) -> None:
+    with refused("EPERM"):
+        store.service.removexattr(store.guest_file("file").ino, b"user.memfsd." + name, 1)
+
+
+def test_directories_and_special_files_have_none_of_the_files_facts(store: CoreStore) -> None:
+    fifo = store.service.mknod(ROOT_INO, b"fifo", stat.S_IFIFO | 0o600, 0, ME, 1)
+    for inode in (fifo, store.service.inodes.get(ROOT_INO)):
+        with refused("ENODATA"):
+            get(store, inode, b"user.memfsd.frames")
+        with refused("EPERM"):
+            put(store, inode, b"user.memfsd.page_size", b"4K")

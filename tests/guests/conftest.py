@@ -1,0 +1,3 @@
+"""A store with its sessions, and VMs beside it, in one process."""
+
+from tests.support.both_sides import store as store

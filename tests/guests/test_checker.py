@@ -1,0 +1,191 @@
+"""memfs check, map and top, asked for more than fits and answered with more than can be."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, cast
+
+import pytest
+
+from memfsd.backing import Backing
+from memfsd.guests.brackets import Brackets
+from memfsd.guests.checker import Checker, file_list, page_map
+from memfsd.uapi.errors import PeerLost
+from memfsd.uapi.framing import decode_reply, encode_reply
+from memfsd.uapi.limits import MAX_FILES_PER_LIST, MAX_FINDINGS, MAX_LINE_CHARS, MAX_RUNS_PER_REPORT
+from memfsd.uapi.messages import Kind, Report, ReportReply
+from memfsd.uapi.units import PAGE_SIZE
+from tests.support.bodies import WIDEST
+from tests.support.core_store import CoreStore
+
+P = PAGE_SIZE
+
+
+class Windows:
+    """In the place of Backing: which frames hold memory."""
+
+    def __init__(self, store: CoreStore) -> None:
+        self._store = store
+
+    def populated(self, window: int | None) -> list[tuple[int, int]]:
+        facts = self._store.facts()
+        return facts.populated if window is None else facts.windows.get(window, [])  # type: ignore[call-overload]
+
+
+class TalkativeVm:
+    """In the place of a Peer: its up channel answers each REPORT with what it is made with."""
+
+    def __init__(self, reports: Iterator[ReportReply | PeerLost]) -> None:
+        self.vm, self.up, self.process, self.said_bye = "vm0", self, self, False
+        self._reports = reports
+        self.asked: list[int] = []
+
+    def call(self, kind: Kind, body: Report, _: type[ReportReply]) -> ReportReply:
+        assert kind is Kind.REPORT
+        self.asked.append(body.cursor)
+        report = next(self._reports)
+        if isinstance(report, PeerLost):
+            raise report
+        return report
+
+    def wait_dead(self, _: float) -> bool:
+        return False
+
+
+class PeersOf:
+    """In the place of Brackets."""
+
+    def __init__(self) -> None:
+        self.peers: dict[int, TalkativeVm] = {}
+
+    @contextlib.contextmanager
+    def hold(self, _: object) -> Iterator[None]:
+        yield
+
+
+@pytest.fixture
+def peers() -> PeersOf:
+    return PeersOf()
+
+
+@pytest.fixture
+def checker(store: CoreStore, peers: PeersOf) -> Checker:
+    return Checker(store.service, cast(Backing, Windows(store)), cast(Brackets, peers))
+
+
+@pytest.fixture
+def store() -> CoreStore:
+    return CoreStore(pages=4096)
+
+
+def listed(store: CoreStore) -> Any:
+    return file_list(store.service, cast(Backing, Windows(store)))
+
+
+# -- LIST
+
+
+def test_a_list_of_files_with_the_longest_names_fits_in_a_packet(store: CoreStore) -> None:
+    for number in range(MAX_FILES_PER_LIST + 8):
+        inner = store.mkdir(f"{number:03}" + WIDEST * 60)
+        file = store.make(WIDEST * 63, parent=inner)
+        store.seal(file)
+        store.pair(file, WIDEST * 64)
+    reply = listed(store)
+    assert (len(reply.files), reply.file_count) == (MAX_FILES_PER_LIST, MAX_FILES_PER_LIST + 8)
+    assert decode_reply(Kind.LIST, encode_reply(1, Kind.LIST, reply)) == reply
+
+
+def test_a_list_has_the_files_that_hold_most(store: CoreStore) -> None:
+    for pages in range(1, MAX_FILES_PER_LIST + 5):
+        file = store.guest_file(f"file{pages}", pages)
+        store.fallocate(file, 0, 0, pages * P)
+    assert [file.frames for file in listed(store).files] == list(range(MAX_FILES_PER_LIST + 4, 4, -1))
+
+
+# -- CHECK
+
+
+def test_as_many_findings_as_fit_are_told_and_each_in_a_line(store: CoreStore, checker: Checker) -> None:
+    for number in range(MAX_FINDINGS + 5):
+        store.guest_file(f"file{number}").size = 5
+    reply = checker.check()
+    assert len(reply.findings) == MAX_FINDINGS
+    assert decode_reply(Kind.CHECK, encode_reply(1, Kind.CHECK, reply)) == reply
+
+
+def test_what_a_vm_says_of_itself_is_cut_to_a_line(store: CoreStore, checker: Checker, peers: PeersOf) -> None:
+    file, _ = store.bound_file("file", 4)
+    refusal = PeerLost("REPORT refused with EIO: " + WIDEST * 4096)
+    peers.peers[file.ino] = TalkativeVm(iter([refusal] * 3))
+    ((rule, text),) = checker.check().findings
+    assert rule == "R3"
+    assert len(text) == MAX_LINE_CHARS
+
+
+def reports_for_ever(**parts: list[Any]) -> Iterator[ReportReply]:
+    cursor = 0
+    while True:
+        cursor += 1
+        yield ReportReply(parts.get("slots", []), parts.get("mappings", []), 0, cursor)
+
+
+@pytest.mark.parametrize(
+    "parts",
+    [{}, {"slots": [(1, 0x100, 0, 1)]}, {"mappings": [(0x100, 0, 1)] * MAX_RUNS_PER_REPORT}],
+    ids=["empty", "slots", "mappings"],
+)
+def test_a_vm_that_never_stops_reporting_does_not_keep_the_check(
+    store: CoreStore, checker: Checker, peers: PeersOf, parts: dict[str, list[Any]]
+) -> None:
+    """A report has at most as many mappings as frames, slots as bindings, and no empty part but the last."""
+    file, _ = store.bound_file("file", 4)
+    peers.peers[file.ino] = TalkativeVm(reports_for_ever(**parts))
+    assert "R3" in [rule for rule, _ in checker.check().findings]
+
+
+def test_a_report_in_parts_is_put_together(store: CoreStore, checker: Checker, peers: PeersOf) -> None:
+    file, _ = store.bound_file("file", 4)
+    frames = [int(store.fault(file, pgoff).pfn) for pgoff in (0, 2)]
+    vm = TalkativeVm(
+        iter(
+            [
+                ReportReply([(1, 0x100, 0, 4)], [(0x100, frames[0], 1)], 0, 0x102),
+                ReportReply([], [(0x102, frames[1], 1)], 0, -1),
+            ]
+        )
+    )
+    peers.peers[file.ino] = vm
+    assert checker.check().findings == []
+    assert vm.asked == [0, 0x102]
+
+
+# -- MAP
+
+
+def test_a_map_is_split_where_binding_or_state_changes(store: CoreStore) -> None:
+    file = store.guest_file("file", 16)
+    store.pair(file)
+    store.gmem.bind(file, 1, 0x100, 0, 8)
+    store.fallocate(file, 0, 12 * P, 2 * P)
+    for pgoff in (0, 1, 3):
+        store.fault(file, pgoff, 512)
+    reply = page_map(store.service, file, 0)
+    assert [(pgoff, count, gfn, state) for pgoff, _, count, gfn, state in reply.runs] == [
+        (0, 2, 0x100, 2),
+        (2, 1, 0x102, 3),
+        (3, 1, 0x103, 2),
+        (4, 3, 0x104, 3),
+        (12, 2, -1, 2),
+    ]
+    assert reply.next_pgoff == -1
+
+
+def test_a_long_map_goes_on_where_it_stopped(store: CoreStore) -> None:
+    file = store.guest_file("file", 4096)
+    for pgoff in range(0, 4096, 2):
+        store.fallocate(file, 0, pgoff * P, P)
+    first = page_map(store.service, file, 0)
+    assert len(first.runs) == MAX_RUNS_PER_REPORT
+    second = page_map(store.service, file, first.next_pgoff)
+    assert [run[0] for run in first.runs + second.runs] == list(range(0, 4096, 2))
+    assert second.next_pgoff == -1

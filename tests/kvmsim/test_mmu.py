@@ -1,0 +1,112 @@
+"""The invalidation bracket and the staleness of faults, as virt/kvm/kvm_main.c has them."""
+
+from collections.abc import Iterator
+
+import pytest
+
+from kvmsim.core.ept import ACCESSED
+from kvmsim.core.memslots import AddressSpaceId, Memslot, SlotFlag
+from kvmsim.core.mmu import Mmu, Ticket
+
+
+@pytest.fixture
+def mmu() -> Iterator[Mmu]:
+    """Its lock is held, as every method wants it."""
+    made = Mmu()
+    with made.lock:
+        yield made
+
+
+SLOT = Memslot(0, AddressSpaceId.PRIVATE, 0, 100, SlotFlag(0), None, 0)
+
+
+def ticket(mmu: Mmu, gfn: int, limit: int = 1) -> Ticket:
+    return Ticket(gfn, True, SLOT, gfn, limit, True, mmu.invalidate_seq)
+
+
+def mapped(mmu: Mmu) -> list[tuple[int, int, int]]:
+    return list(mmu.epts[True].runs(0, 200))
+
+
+def test_a_fresh_fault_maps_its_run_and_marks_the_page_that_was_asked_for(mmu: Mmu) -> None:
+    assert mmu.install(ticket(mmu, 10, limit=4), 500, 4)
+    assert mapped(mmu) == [(10, 500, 4)]
+    assert mmu.epts[True].touched(0, 100) == [(10, 11)]
+    assert (mmu.fault_count, mmu.retry_count) == (1, 0)
+
+
+def test_a_run_is_cut_at_the_limit_of_the_ticket(mmu: Mmu) -> None:
+    assert mmu.install(ticket(mmu, 10, limit=2), 500, 9)
+    assert mapped(mmu) == [(10, 500, 2)]
+
+
+@pytest.mark.parametrize(("gfn", "stale"), [(9, False), (10, True), (19, True), (20, False)])
+def test_while_a_bracket_is_open_nothing_in_it_is_mapped(mmu: Mmu, gfn: int, stale: bool) -> None:
+    mmu.invalidate_begin(10, 20)
+    assert mmu.install(ticket(mmu, gfn), 500, 1) is not stale
+    assert mmu.retry_count == stale
+
+
+def test_a_run_that_reaches_into_a_bracket_is_stale_as_a_whole(mmu: Mmu) -> None:
+    mmu.invalidate_begin(10, 20)
+    assert mmu.install(ticket(mmu, 5, limit=5), 500, 5)
+    assert not mmu.install(ticket(mmu, 4, limit=7), 499, 7)
+    assert mapped(mmu) == [(5, 500, 5)]
+
+
+@pytest.mark.parametrize("gfn", [15, 50], ids=["in the range", "outside"])
+def test_a_fault_that_started_before_the_end_is_retried_wherever_it_is(mmu: Mmu, gfn: int) -> None:
+    before = ticket(mmu, gfn)
+    mmu.invalidate_begin(10, 20)
+    during = ticket(mmu, gfn)
+    mmu.invalidate_end()
+    assert not mmu.install(before, 500, 1)
+    assert not mmu.install(during, 500, 1)
+    assert mmu.install(ticket(mmu, gfn), 500, 1)
+
+
+def test_the_sequence_moves_at_end_only(mmu: Mmu) -> None:
+    mmu.invalidate_begin(1, 2)
+    assert (mmu.invalidate_seq, mmu.in_progress) == (0, 1)
+    mmu.invalidate_end()
+    assert (mmu.invalidate_seq, mmu.in_progress) == (1, 0)
+
+
+def test_two_open_brackets_are_one_range_until_both_are_closed(mmu: Mmu) -> None:
+    mmu.invalidate_begin(10, 20)
+    mmu.invalidate_begin(40, 50)
+    assert (mmu.range_start, mmu.range_end, mmu.in_progress) == (10, 50, 2)
+    mmu.invalidate_end()
+    assert not mmu.install(ticket(mmu, 30), 500, 1), "between the two: the merged range is wider than both, as in KVM"
+    mmu.invalidate_end()
+    assert mmu.install(ticket(mmu, 30), 500, 1)
+    mmu.invalidate_begin(60, 61)
+    assert (mmu.range_start, mmu.range_end) == (60, 61), "the next one starts anew"
+    mmu.invalidate_end()
+
+
+def test_an_end_without_a_begin_is_a_bug(mmu: Mmu) -> None:
+    with pytest.raises(AssertionError, match="END without BEGIN"):
+        mmu.invalidate_end()
+
+
+def test_two_vcpus_that_fault_on_one_page_map_it_once(mmu: Mmu) -> None:
+    assert mmu.install(ticket(mmu, 10), 500, 1)
+    assert mmu.install(ticket(mmu, 10), 500, 1)
+    assert mmu.epts[True].leaf_count == 1
+
+
+def test_zap_tells_what_was_there_and_counts(mmu: Mmu) -> None:
+    mmu.install(ticket(mmu, 10, limit=8), 500, 8)
+    assert mmu.zap(12, 30, private=True) == [(12, 502, 6)]
+    assert mmu.zap(12, 30, private=False) == [], "the aliases are apart"
+    assert (mapped(mmu), mmu.zapped_count) == ([(10, 500, 2)], 6)
+
+
+def test_reclaim_zaps_what_was_never_touched_and_names_the_rest(mmu: Mmu) -> None:
+    mmu.install(ticket(mmu, 10, limit=8), 500, 8)
+    mmu.mark_accessed(13, private=True)
+    mmu.epts[True].mark_range(15, 17, ACCESSED)
+    assert mmu.zap_untouched(0, 100) == [(10, 11), (13, 14), (15, 17)]
+    assert mapped(mmu) == [(10, 500, 1), (13, 503, 1), (15, 505, 2)]
+    assert mmu.zapped_count == 4

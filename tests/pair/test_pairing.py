@@ -1,0 +1,259 @@
+"""HELLO and PAIR: possession of the fd, one VM for life, and the order of the messages."""
+
+import fcntl
+import os
+import socket
+
+import pytest
+
+import kvmsim.link
+import memfsd.guests.session
+from memfsd.guests.process import PeerProcess
+from memfsd.uapi import messages as m
+from memfsd.uapi import names
+from memfsd.uapi.limits import MAX_TOKENS_PER_FILE
+from memfsd.uapi.messages import Kind
+from memfsd.uapi.units import PAGE_SIZE
+from tests.support.both_sides import LocalStore, errno_of, page
+from tests.support.wire import Wire, settled
+
+
+def test_pairing_hands_over_a_window_as_long_as_the_pool_and_an_up_channel(store: LocalStore) -> None:
+    file = store.create("file", 8)
+    with Wire(store) as wire:
+        hello = wire.hello()
+        assert (hello.version, hello.pool_frames) == (m.PROTOCOL_VERSION, 1024)
+        reply = wire.pair("file")
+        assert (reply.ino, reply.size_bytes, reply.order, reply.seq) == (file.ino, page(8), 0, 0)
+        assert os.fstat(wire.window).st_size == 1024 * PAGE_SIZE
+        assert fcntl.fcntl(wire.window, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK, "no SIGBUS for who maps it"
+        assert wire.up is not None and wire.up.type == socket.SOCK_SEQPACKET
+        assert wire.ask(Kind.BYE) == m.Empty()
+        settled(store)
+
+
+def test_hello_exchanges_the_operation_tables(store: LocalStore) -> None:
+    with Wire(store) as wire:
+        assert set(wire.hello().operations) == set(m.STORE_OPERATIONS)
+        assert not m.RESERVED_KINDS & (m.STORE_OPERATIONS | m.KVM_OPERATIONS), "no reserved one is offered"
+
+
+def test_a_token_works_once(store: LocalStore) -> None:
+    store.create("file", 8)
+    token = store.token("file")
+    with Wire(store) as first, Wire(store) as second:
+        first.hello()
+        assert isinstance(first.pair("file", token), m.PairReply)
+        second.hello()
+        assert second.pair("file", token) == "EACCES"
+        first.ask(Kind.BYE)
+
+
+def test_a_wrong_token_is_eacces_and_the_right_one_still_works(store: LocalStore) -> None:
+    store.create("file", 8)
+    with Wire(store) as wire:
+        wire.hello()
+        assert wire.pair("file", os.urandom(16)) == "EACCES"
+        assert wire.pair("file", bytes(16)) == "EACCES"
+        assert isinstance(wire.pair("file"), m.PairReply)
+        wire.ask(Kind.BYE)
+
+
+def test_only_the_last_tokens_are_remembered(store: LocalStore) -> None:
+    store.create("file", 8)
+    oldest = store.token("file")
+    second = store.token("file")
+    for _ in range(MAX_TOKENS_PER_FILE - 1):
+        store.token("file")
+    with Wire(store) as wire:
+        wire.hello()
+        assert wire.pair("file", oldest) == "EACCES"
+        assert isinstance(wire.pair("file", second), m.PairReply)
+        wire.ask(Kind.BYE)
+
+
+def test_a_second_vm_is_eperm_while_the_first_lives_and_ever_after(store: LocalStore) -> None:
+    store.create("file", 8)
+    with Wire(store) as first, Wire(store) as second:
+        first.paired("file", 8)
+        second.hello(vm="second")
+        assert second.pair("file") == "EPERM"
+        assert first.ask(Kind.PING) == m.Empty(), "the first one does not notice"
+        first.ask(Kind.BYE)
+        assert first.ended()
+        assert second.pair("file") == "EPERM"
+
+
+def test_a_vm_that_lost_its_connection_is_a_second_vm(store: LocalStore) -> None:
+    store.create("file", 8)
+    with Wire(store) as first:
+        first.paired("file", 8)
+        first.ask(Kind.BYE)
+    with Wire(store) as again:
+        again.hello()
+        assert again.pair("file") == "EPERM"
+
+
+@pytest.mark.parametrize("version", [0, 2, 0xFFFFFFFF])
+def test_another_version_is_refused_and_the_right_one_may_be_said_then(store: LocalStore, version: int) -> None:
+    with Wire(store) as wire:
+        assert wire.hello(version=version) == "EPROTONOSUPPORT"
+        assert isinstance(wire.hello(), m.HelloReply)
+
+
+def test_hello_twice_is_eproto(store: LocalStore) -> None:
+    with Wire(store) as wire:
+        wire.hello()
+        assert wire.hello() == "EPROTO"
+        assert wire.ask(Kind.PING) == m.Empty()
+
+
+@pytest.mark.parametrize(
+    ("kind", "body"),
+    [
+        (Kind.PAIR, m.Pair(bytes(16))),
+        (Kind.BIND, m.Bind(0, 0, 0, 1)),
+        (Kind.UNBIND, m.Unbind(0, 1)),
+        (Kind.GET_PFN, m.GetPfn(0, 1)),
+        (Kind.STAT, m.Empty()),
+        (Kind.PING, m.Empty()),
+        (Kind.BYE, m.Empty()),
+        (Kind.CHECK, m.Empty()),
+        (Kind.MAP, m.Map(1, 0)),
+    ],
+    ids=lambda value: value.name if isinstance(value, Kind) else "",
+)
+def test_anything_before_hello_is_eproto(store: LocalStore, kind: Kind, body: m.Body) -> None:
+    with Wire(store) as wire:
+        assert wire.ask(kind, body) == "EPROTO"
+        assert isinstance(wire.hello(), m.HelloReply)
+
+
+@pytest.mark.parametrize("kind", [Kind.BIND, Kind.UNBIND, Kind.GET_PFN, Kind.STAT, Kind.CHECK, Kind.MAP])
+def test_a_guest_that_has_not_paired_may_only_pair(store: LocalStore, kind: Kind) -> None:
+    bodies = {Kind.BIND: m.Bind(0, 0, 0, 1), Kind.UNBIND: m.Unbind(0, 1), Kind.GET_PFN: m.GetPfn(0, 1)}
+    with Wire(store) as wire:
+        wire.hello()
+        assert wire.ask(kind, bodies.get(kind) or (m.Map(1, 0) if kind is Kind.MAP else m.Empty())) == "EPROTO"
+
+
+def test_pair_twice_is_eproto(store: LocalStore) -> None:
+    store.create("file", 8)
+    store.create("other", 8)
+    with Wire(store) as wire:
+        wire.paired("file", 8)
+        assert wire.pair("other") == "EPROTO"
+        assert store.guest("other").pairing is None
+        wire.ask(Kind.BYE)
+
+
+def test_an_observer_can_look_but_not_pair(store: LocalStore) -> None:
+    store.create("file", 8)
+    with Wire(store) as wire:
+        wire.hello(role=m.Role.OBSERVER)
+        assert wire.ask(Kind.CHECK).findings == []
+        assert wire.pair("file") == "EPROTO"
+        assert wire.get_pfn(0) == "EPROTO"
+
+
+@pytest.mark.parametrize("missing", sorted(m.REQUIRED_KVM_OPERATIONS))
+def test_a_vm_that_can_not_be_invalidated_can_not_pair(store: LocalStore, missing: Kind) -> None:
+    store.create("file", 8)
+    with Wire(store) as wire:
+        wire.hello(operations=sorted(m.KVM_OPERATIONS - {missing}))
+        assert wire.pair("file") == "EOPNOTSUPP"
+    assert store.guest("file").pairing is None
+
+
+def test_a_vm_without_report_is_never_asked_for_it(store: LocalStore) -> None:
+    store.create("file", 8)
+    with Wire(store) as wire:
+        wire.hello(operations=sorted(m.REQUIRED_KVM_OPERATIONS))
+        wire.pair("file")
+        assert store.findings() == []
+        assert wire.up is not None
+        wire.up.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            wire.up.recv(1)
+        wire.ask(Kind.BYE)
+
+
+def test_only_the_owner_of_the_file_or_root_may_pair(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stranger(PeerProcess):
+        def __init__(self, connection: socket.socket) -> None:
+            super().__init__(connection)
+            self.uid = 4242
+
+    monkeypatch.setattr(memfsd.guests.session, "PeerProcess", Stranger)
+    file = store.create("file", 8)
+    with Wire(store) as wire:
+        wire.hello()
+        assert wire.pair("file") == "EACCES"
+        assert store.guest("file").pairing is None
+        file.uid = 4242
+        assert isinstance(wire.pair("file"), m.PairReply)
+        wire.ask(Kind.BYE)
+
+
+def test_the_first_slot_of_a_file_pairs_and_more_of_them_do_not_pair_again(store: LocalStore) -> None:
+    store.create("file", 8)
+    local = store.vm("alice")
+    local.private_slot(0, 0, page(4), "file")
+    local.private_slot(1, page(64), page(4), "file", page(4))
+    pairing = store.guest("file").pairing
+    assert pairing is not None and (pairing.vm, pairing.pid) == ("alice", os.getpid())
+    assert store.server.session_count() == 1
+
+
+def test_two_slots_of_one_file_are_disjoint_and_apart(store: LocalStore) -> None:
+    store.create("file", 8)
+    local = store.vm()
+    local.private_slot(0, 0, page(4), "file")
+    local.private_slot(1, page(64), page(4), "file", page(4))
+    local.write(page(3), b"end of the first")
+    local.write(page(64), b"start of the second")
+    assert (local.read(page(3), 3), local.read(page(64), 5)) == (b"end", b"start")
+    assert [(b.slot, b.gfn, b.start, b.end) for b in store.guest("file").bindings] == [(0, 0, 0, 4), (1, 64, 4, 8)]
+    store.punch("file", 3, 2)
+    assert (local.read(page(3), 3), local.read(page(64), 5)) == (bytes(3), bytes(5))
+
+
+def test_two_files_in_one_vm_are_two_pairings(store: LocalStore) -> None:
+    store.create("low", 8)
+    store.create("high", 8)
+    local = store.vm()
+    local.private_slot(0, 0, page(8), "low")
+    local.private_slot(1, page(8), page(8), "high")
+    data = bytes(range(256)) * 64
+    assert local.write(page(6), data) is None, "one access over both"
+    assert local.read(page(6), len(data)) == data
+    store.punch("low", 0, 8)
+    assert local.read(page(6), len(data)) == bytes(page(2)) + data[page(2) :]
+    assert store.server.session_count() == 2
+
+
+def test_two_vms_of_a_process_do_not_see_each_other(store: LocalStore) -> None:
+    store.create("one", 8)
+    store.create("two", 8)
+    first, second = store.vm("first"), store.vm("second")
+    first.private_slot(0, 0, page(8), "one")
+    second.private_slot(0, 0, page(8), "two")
+    first.write(0, b"first's")
+    second.write(0, b"second's")
+    assert (first.read(0, 7), second.read(0, 8)) == (b"first's", b"second's")
+    frame = store.file("one").pages.lookup(0)
+    assert frame is not None
+    assert os.pread(second.link().memory.fd, 7, page(frame)) == bytes(7), "the frame is empty in the other's window"
+    assert errno_of(second.private_slot, 1, page(64), page(1), "one") == "EPERM"
+    first.close()
+    assert second.read(0, 8) == b"second's"
+
+
+def test_a_file_of_a_store_that_is_gone_is_ehostdown(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The attributes are cached by nobody, so this needs a daemon that dies between them and the connection."""
+    store.create("file", 8)
+    local = store.vm()
+    attributes = {names.XATTR_SEALS: b"guest", names.XATTR_SOCKET: b"/gone", names.XATTR_TOKEN: bytes(16)}
+    monkeypatch.setattr(os, "getxattr", lambda fd, name: attributes[name])
+    with open(store.path("file"), "wb") as file:
+        assert errno_of(kvmsim.link.pair, file.fileno(), "vm", local.machine) == "EHOSTDOWN"

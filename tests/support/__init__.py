@@ -1,0 +1,1 @@
+"""Helpers of the tests: real parts of the product put together in one process."""

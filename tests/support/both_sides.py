@@ -1,0 +1,312 @@
+"""A store and its VMs in one process: everything of both but FUSE, over real sockets.
+
+A file of the store is stood for by an ordinary file of the test's directory: VMs open that, as they would open
+the one on a mount, and `LocalStore.pair` knows by its inode which file of the store is meant.
+"""
+
+import contextlib
+import itertools
+import os
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import kvmsim.vmm
+import memfsd.guests.brackets
+import memfsd.guests.checker
+import memfsd.guests.session
+from kvmsim.core.exits import Exit
+from kvmsim.core.hypercalls import SHARED_BIT
+from kvmsim.core.vm import Vm
+from kvmsim.guest import Guest
+from kvmsim.link import Callbacks, FileId, StoreLink
+from kvmsim.machine import GuestVcpu, Machine
+from kvmsim.memory import AnonymousMemory
+from kvmsim.vmm import Vmm
+from memfsd.backing import Backing
+from memfsd.core.audit import Finding
+from memfsd.core.frames import FrameState
+from memfsd.core.guest import Guest as GuestState
+from memfsd.core.inodes import Regular
+from memfsd.core.namespace import Creds
+from memfsd.core.options import StoreOptions
+from memfsd.core.service import Service
+from memfsd.guests.checker import Checker
+from memfsd.guests.server import GuestServer
+from memfsd.guests.upchannel import set_deadline
+from memfsd.performer import Performer
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.limits import MAX_SLOTS
+from memfsd.uapi.messages import Reason
+from memfsd.uapi.names import XATTR_TOKEN
+from memfsd.uapi.seals import Seal
+from memfsd.uapi.units import PAGE_SIZE, Ino
+
+from .threads import DEADLINE_S, until
+
+PUNCH_HOLE = 1 | 2
+_clock = itertools.count(1)
+
+
+class LocalStore:
+    """memfsd without FUSE; each connection is a Session on a thread of its own. Sizes and places in pages."""
+
+    def __init__(self, place: Path, frames: int = 1024, **options: bool) -> None:
+        self._place = place
+        self._creds = Creds(os.geteuid(), os.getegid())
+        store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, **options)
+        self.service = Service(store_options, root_mode=0o755, creds=self._creds, now_ns=1, socket_path="")
+        self.backing = Backing(frames * PAGE_SIZE)
+        self.performer = Performer(self.service, self.backing)
+        self.socket_path = str(place / "socket")
+        self.server = GuestServer(self.socket_path, self.service, self.backing, self.performer)
+        self.brackets = self.server.brackets
+        self.checker = Checker(self.service, self.backing, self.brackets)
+        self.vms: list[LocalVm] = []
+        self.is_broken = False
+        """A test that breaks a rule on purpose says so: then the check at its end is left out."""
+        self._unmounted = False
+        self._inos: dict[str, Ino] = {}
+        self._by_file: dict[FileId, Ino] = {}
+        self.server.start()
+
+    # -- files
+
+    def create(self, name: str, pages: int, *, sealed: bool = True) -> Regular:
+        service = self.service
+        file, handle = service.create(1, name.encode(), 0o600, os.O_WRONLY, self._creds, next(_clock))
+        service.release(handle)
+        self._inos[name] = file.ino
+        if sealed:
+            self.performer.perform(service.add_seals(file.ino, Seal.GUEST, next(_clock)))
+        effects, _ = service.resize(file.ino, pages * PAGE_SIZE, next(_clock))
+        self.performer.perform(effects)
+        with open(self.path(name), "wb") as stand_in:
+            os.truncate(stand_in.fileno(), pages * PAGE_SIZE)
+            status = os.fstat(stand_in.fileno())
+        self._by_file[FileId(status.st_dev, status.st_ino)] = file.ino
+        return file
+
+    def path(self, name: str) -> str:
+        return str(self._place / name)
+
+    def file(self, name: str) -> Regular:
+        return self.service.inodes.regular(self._inos[name])
+
+    def guest(self, name: str) -> GuestState:
+        guest = self.file(name).guest
+        assert guest is not None
+        return guest
+
+    def token(self, name: str) -> bytes:
+        """What fgetxattr(2) on the file's fd answers."""
+        with self.service.lock:
+            return self.service.getxattr(self._inos[name], XATTR_TOKEN, lambda: os.urandom(16))
+
+    def allocate(self, name: str, start: int, pages: int) -> None:
+        with self.service.lock:
+            self.service.fallocate(self._inos[name], 1, start * PAGE_SIZE, pages * PAGE_SIZE, next(_clock))
+
+    def punch(self, name: str, start: int, pages: int) -> None:
+        """fallocate(PUNCH_HOLE | KEEP_SIZE), as the FUSE handler does it."""
+        self._punch(self._inos[name], start * PAGE_SIZE, pages * PAGE_SIZE)
+
+    def _punch(self, ino: Ino, offset: int, length: int) -> None:
+        with self.service.lock:
+            effects, taken = self.service.fallocate(ino, PUNCH_HOLE, offset, length, next(_clock))
+        self.performer.perform(effects)
+        if taken is not None:
+            self.brackets.take_back(ino, *taken, Reason.PUNCH)
+
+    def punch_fd(self, fd: int, offset: int, length: int) -> None:
+        """What `kvmsim.vmm.punch_file` does on a mount."""
+        status = os.fstat(fd)
+        self._punch(self._by_file[FileId(status.st_dev, status.st_ino)], offset, length)
+
+    def truncate(self, name: str, pages: int) -> None:
+        ino = self._inos[name]
+        with self.service.lock:
+            _, taken = self.service.resize(ino, pages * PAGE_SIZE, next(_clock))
+        if taken is not None:
+            self.brackets.take_back(
+                ino, *taken, Reason.TRUNCATE, lambda file: self.service.gmem.set_size(file, pages * PAGE_SIZE)
+            )
+
+    def unlink(self, name: str) -> None:
+        with self.service.lock:
+            effects = self.service.unlink(1, name.encode(), next(_clock))
+        self.performer.perform(effects)
+
+    # -- what a test asks about
+
+    @property
+    def free_count(self) -> int:
+        with self.service.lock:
+            return self.service.pool.free_count
+
+    def count(self, state: FrameState) -> int:
+        with self.service.lock:
+            return self.service.pool.count(state)
+
+    def findings(self) -> list[Finding]:
+        """memfs check."""
+        return self.checker.check().findings
+
+    # -- connections
+
+    def connect(self) -> socket.socket:
+        """The VM's end of a new connection."""
+        down = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        set_deadline(down, DEADLINE_S)
+        down.connect(self.socket_path)
+        return down
+
+    def pair(self, fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
+        """For Machine, in the place of kvmsim.link.pair."""
+        status = os.fstat(fd)
+        ino = self._by_file[FileId(status.st_dev, status.st_ino)]
+        with self.service.lock:
+            token = self.service.getxattr(ino, XATTR_TOKEN, lambda: os.urandom(16))
+        return StoreLink(fd, self.connect(), token, vm, callbacks)
+
+    def vm(self, name: str = "vm0", max_slots: int = MAX_SLOTS) -> "LocalVm":
+        return LocalVm(self, name, max_slots)
+
+    def hang_up(self, name: str) -> None:
+        """The connection to a file's VM ends, as when memfsd dies; back when the store has settled that.
+
+        Its process lives on (it is this one), so the store can not but quarantine the frames.
+        """
+        peer = self.brackets.peers[self._inos[name]]
+        peer.hang_up()
+        peer.up.shut()
+        until(lambda: self.guest(name).active is None, "the VM is cut off")
+
+    def unmount(self) -> None:
+        """Revoke every pairing, end every session."""
+        if not self._unmounted:
+            self._unmounted = True
+            self.server.stop()
+
+    def close(self) -> None:
+        for vm in self.vms:
+            vm.close()
+        self.unmount()
+        until(lambda: self.server.session_count() == 0, "all sessions end")
+        self.backing.close()
+
+
+class LocalVm:
+    """A VM of kvmsim above its core. Addresses and sizes in bytes, as in scripts."""
+
+    def __init__(self, store: LocalStore | None = None, name: str = "vm0", max_slots: int = MAX_SLOTS) -> None:
+        self.vm = Vm(name, max_slots)
+        self.machine = Machine(self.vm, store.pair) if store else Machine(self.vm)
+        self.guest = Guest(self.machine)
+        self.vmm = Vmm(self.machine)
+        self._store = store
+        self._closed = False
+        if store:
+            store.vms.append(self)
+
+    @property
+    def vcpu(self) -> GuestVcpu:
+        return self.vm.vcpu(0)
+
+    def private_slot(self, id_: int, gpa: int, size: int, name: str, offset: int = 0, flags: int = 0) -> None:
+        assert self._store is not None
+        self.machine.set_private_slot(id_, gpa, size, flags, self._store.path(name), offset)
+
+    def shared_slot(self, id_: int, gpa: int, size: int, flags: int = 0) -> AnonymousMemory:
+        memory = AnonymousMemory(size)
+        self.machine.set_shared_slot(id_, gpa, size, flags, memory, 0, owned=True)
+        return memory
+
+    def delete(self, id_: int, *, private: bool) -> None:
+        self.machine.delete_slot(id_, private=private)
+
+    def read(self, gpa: int, length: int, *, shared: bool = False) -> bytes | Exit:
+        return self.guest.read(self.vcpu, gpa, length, shared=shared)
+
+    def write(self, gpa: int, data: bytes, *, shared: bool = False) -> Exit | None:
+        return self.guest.write(self.vcpu, gpa, data, shared=shared)
+
+    def touch(self, gpa: int, size: int, *, shared: bool = False) -> Exit | None:
+        return self.guest.touch(self.vcpu, gpa, size, shared=shared)
+
+    def link(self) -> StoreLink:
+        (link,) = self.machine.links.values()
+        return link
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self.machine.close()
+            self.vmm.close()
+
+
+def page(number: int) -> int:
+    """Bytes of so many pages; the GPA of a page."""
+    return number * PAGE_SIZE
+
+
+def alias(gpa: int) -> int:
+    """The shared alias of a GPA."""
+    return gpa | SHARED_BIT
+
+
+def errno_of(call: object, *arguments: object, **named: object) -> str:
+    """The name of the errno that a call is refused with."""
+    assert callable(call)
+    with pytest.raises(Refused) as refused:
+        call(*arguments, **named)
+    assert refused.value.reason, "a refusal says why"
+    assert "\n" not in refused.value.reason, "in one line"
+    return errno_name(refused.value.errno)
+
+
+@contextlib.contextmanager
+def opened_store(place: Path, monkeypatch: pytest.MonkeyPatch, frames: int, **options: bool) -> Iterator[LocalStore]:
+    """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
+    for module in (memfsd.guests.session, memfsd.guests.brackets, memfsd.guests.checker):
+        # A VM in this process is never dead: do not wait long for the proof.
+        monkeypatch.setattr(module, "PROOF_DEADLINE_S", 0.02)
+    store = LocalStore(place, frames, **options)
+    monkeypatch.setattr(kvmsim.vmm, "punch_file", store.punch_fd)
+    try:
+        yield store
+        if not store.is_broken:
+            assert store.findings() == []
+    finally:
+        store.close()
+
+
+@pytest.fixture
+def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStore]:
+    """1024 frames, strict options."""
+    with opened_store(tmp_path, monkeypatch, 1024) as opened:
+        yield opened
+
+
+@pytest.fixture
+def small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStore]:
+    """32 frames."""
+    with opened_store(tmp_path, monkeypatch, 32) as opened:
+        yield opened
+
+
+@pytest.fixture
+def resizable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStore]:
+    """1024 frames, resize=any."""
+    with opened_store(tmp_path, monkeypatch, 1024, resize_any=True) as opened:
+        yield opened
+
+
+@pytest.fixture
+def vm() -> Iterator[LocalVm]:
+    """A VM without a store: shared slots and MMIO need none."""
+    local = LocalVm()
+    yield local
+    local.close()

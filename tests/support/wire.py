@@ -1,0 +1,121 @@
+"""A VM that speaks the wire by hand, and so can say what no real one would."""
+
+import os
+import socket
+import struct
+from typing import Any
+
+import msgspec
+
+from memfsd.uapi import messages as m
+from memfsd.uapi.errors import errno_name
+from memfsd.uapi.framing import decode_failure, decode_header, decode_reply, encode_reply, encode_request
+from memfsd.uapi.limits import MAX_PACKET_BYTES
+from memfsd.uapi.messages import Kind
+from memfsd.uapi.units import PAGE_SIZE
+
+from .both_sides import LocalStore
+from .threads import until
+
+HEADER = struct.Struct("<IHH")
+
+
+class Wire:
+    """One down channel. `ask` answers the reply, or the name of the errno that the store refused with."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self.store = store
+        self.down = store.connect()
+        self.up: socket.socket | None = None
+        self.window = -1
+        self.id = 0
+
+    def __enter__(self) -> "Wire":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        self.down.close()
+        if self.up:
+            self.up.close()
+        if self.window >= 0:
+            os.close(self.window)
+            self.window = -1
+
+    def hello(self, **changes: Any) -> Any:
+        fields = {
+            "version": m.PROTOCOL_VERSION,
+            "role": m.Role.GUEST,
+            "vm": "wire",
+            "operations": sorted(m.KVM_OPERATIONS),
+        }
+        return self.ask(Kind.HELLO, m.Hello(**{**fields, **changes}))
+
+    def pair(self, name: str, token: bytes | None = None) -> Any:
+        """PAIR after HELLO; keeps the window and the up channel."""
+        body = m.Pair(self.store.token(name) if token is None else token)
+        self.id += 1
+        self.down.send(encode_request(self.id, Kind.PAIR, body))
+        packet, fds, _, _ = socket.recv_fds(self.down, MAX_PACKET_BYTES, 2)
+        if fds:
+            self.window, up = fds
+            self.up = socket.socket(fileno=up)
+            self.up.settimeout(10)
+        return self._reply(Kind.PAIR, packet)
+
+    def paired(self, name: str, pages: int) -> "Wire":
+        """HELLO, PAIR, and BIND of the first pages at GFN 0 in slot 0."""
+        assert isinstance(self.hello(), m.HelloReply)
+        assert isinstance(self.pair(name), m.PairReply)
+        assert isinstance(self.ask(Kind.BIND, m.Bind(0, 0, 0, pages)), m.Empty)
+        return self
+
+    def ask(self, kind: Kind, body: m.Body | None = None) -> Any:
+        self.id += 1
+        return self.raw(encode_request(self.id, kind, body or m.Empty()), kind)
+
+    def raw(self, packet: bytes, kind: Kind) -> Any:
+        self.down.send(packet)
+        return self._reply(kind, self.down.recv(MAX_PACKET_BYTES))
+
+    def get_pfn(self, pgoff: int, max_pages: int = 512) -> Any:
+        return self.ask(Kind.GET_PFN, m.GetPfn(pgoff, max_pages))
+
+    def touch(self, pfn: int, data: bytes = b"touched") -> None:
+        """The guest writes to a frame."""
+        os.pwrite(self.window, data, pfn * PAGE_SIZE)
+
+    def called(self) -> tuple[Kind, int, m.Body]:
+        """The store's next call on the up channel: kind, id, body."""
+        assert self.up is not None
+        packet = self.up.recv(MAX_PACKET_BYTES)
+        assert packet, "the up channel ended"
+        header = decode_header(packet)
+        return header.kind, header.id, msgspec.msgpack.Decoder(m.REQUESTS[header.kind]).decode(packet[HEADER.size :])
+
+    def answer(self, kind: Kind, id_: int, body: m.Body | None = None) -> None:
+        assert self.up is not None
+        self.up.send(encode_reply(id_, kind, body or m.Empty()))
+
+    def ended(self) -> bool:
+        """The store ends the connection, now or soon."""
+        try:
+            return self.down.recv(MAX_PACKET_BYTES) == b""
+        except ConnectionError:
+            return True
+
+    def _reply(self, kind: Kind, packet: bytes) -> Any:
+        assert packet, "the connection ended"
+        header = decode_header(packet)
+        assert (header.id, header.kind, header.is_reply) == (self.id, kind, True)
+        if header.errno:
+            assert decode_failure(packet).reason
+            return errno_name(header.errno)
+        return decode_reply(kind, packet)
+
+
+def settled(store: LocalStore) -> None:
+    """All connections have ended."""
+    until(lambda: store.server.session_count() == 0, "all sessions end")

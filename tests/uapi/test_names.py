@@ -1,0 +1,16 @@
+"""Names and numbers that programs outside depend on."""
+
+from memfsd.uapi import names
+
+
+def test_the_attributes_are_those_of_the_contract() -> None:
+    assert names.XATTR_PREFIX == b"user.memfsd."
+    found = {value for key, value in vars(names).items() if key.startswith("XATTR_") and key != "XATTR_PREFIX"}
+    short = {value.removeprefix(names.XATTR_PREFIX) for value in found}
+    assert short == {b"seals", b"page_size", b"numa", b"owner", b"frames", b"socket", b"pool", b"counts", b"token"}
+
+
+def test_the_ioctls_are_numbered_as_the_kernels_macros_do() -> None:
+    iow = 1 << 30 | 4 << 16 | 0xB7 << 8 | 1
+    ior = 2 << 30 | 4 << 16 | 0xB7 << 8 | 2
+    assert (iow, ior) == (names.IOC_ADD_SEALS, names.IOC_GET_SEALS)
