@@ -17,7 +17,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 KEEP_SIZE, PUNCH_HOLE = 1, 2
-OUT_OF_SPACE, TOO_BIG, BROKEN, WAITS, NO_ERRNO = (number << 20 for number in range(1, 6))
+OUT_OF_SPACE, TOO_BIG, BROKEN, WAITS, NO_ERRNO, PLACED, NO_DESCRIPTOR = (number << 20 for number in range(1, 8))
 """Offsets at which the tiny file system misbehaves."""
 FOUND, FOUND_HOLE = 12345, (1 << 62) + 1
 ECHO = 3 << 30 | 8 << 16 | 0xB7 << 8 | 1
@@ -205,6 +205,48 @@ def test_ioctl_refusals_and_too_much_data(served: Mounted, fd: int) -> None:
     assert "room for 8 bytes, not 9" in stderr
 
 
+def test_a_write_goes_where_it_is_placed_and_pyfuse3_is_not_asked(served: Mounted, fd: int) -> None:
+    for number in range(40):  # more than are taken in one go
+        assert os.pwrite(fd, b"%04d" % number, PLACED + number) == 4
+    os.lseek(fd, 5, os.SEEK_DATA)
+    before = b""
+    for number in range(40):
+        assert served.line() == f"place fh=7 {PLACED + number}+4 behind {before!r}"
+        before = b"%04d" % number
+    assert served.line().startswith("lseek"), "what is no write is served as ever"
+    assert served.finish() == ""
+
+
+def test_a_write_that_is_not_placed_goes_to_pyfuse3(served: Mounted, fd: int) -> None:
+    assert os.pwrite(fd, b"elsewhere", 0) == 9
+    assert served.line() == "write fh=7 0 b'elsewhere'"
+    assert os.pwrite(fd, b"placed", PLACED) == 6
+    assert served.line().startswith("place ")
+    assert os.pwrite(fd, b"elsewhere", 0) == 9
+    assert served.line() == "write fh=7 0 b'elsewhere'"
+
+
+def test_a_write_that_can_not_be_placed_is_refused_at_once(served: Mounted, fd: int) -> None:
+    with refuses(errno.ENOSPC):
+        os.pwrite(fd, b"refused", OUT_OF_SPACE)
+    with refuses(errno.EBADF):
+        os.pwrite(fd, b"bad descriptor", NO_DESCRIPTOR)
+    assert served.finish() == ""
+
+
+def test_a_place_that_raises_leaves_the_write_to_pyfuse3(served: Mounted, fd: int) -> None:
+    assert os.pwrite(fd, b"kept", BROKEN) == 4
+    assert served.line() == f"write fh=7 {BROKEN} b'kept'"
+    assert "ZeroDivisionError: broken" in served.finish()
+
+
+@contextlib.contextmanager
+def refuses(number: int) -> Iterator[None]:
+    with pytest.raises(OSError) as refused:  # noqa: PT011 - the errno is what counts
+        yield
+    assert refused.value.errno == number
+
+
 def wait_in_fallocate(fd: int, outcome: list[int]) -> threading.Thread:
     def call() -> None:
         outcome.append(libc.fallocate(fd, 0, WAITS, 4096) and ctypes.get_errno())
@@ -333,12 +375,26 @@ def daemon(mountpoint: str, mode: str) -> None:
         if offset == BROKEN:
             raise ZeroDivisionError("broken")
 
+    placed = os.memfd_create("placed")
+
     class Handlers:
-        async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
+        async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int, kills: bool) -> None:
             misbehave(offset)
             say(f"fallocate {ino=} {fh=} {mode=} {offset}+{length}")
             if offset == WAITS:
                 await trio.sleep_forever()
+
+        def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:
+            if offset in (OUT_OF_SPACE, BROKEN):
+                if offset == OUT_OF_SPACE:
+                    return errno.ENOSPC
+                raise ZeroDivisionError("broken")
+            if offset == NO_DESCRIPTOR:
+                return 1 << 20, 0
+            if offset < PLACED:
+                return None
+            say(f"place {fh=} {offset}+{size} behind {os.pread(placed, 4, 100)!r}")
+            return placed, 100
 
         def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
             misbehave(offset)
@@ -370,6 +426,10 @@ def daemon(mountpoint: str, mode: str) -> None:
 
         async def opendir(self, inode, ctx):  # type: ignore[no-untyped-def]
             return 9
+
+        async def write(self, fh, off, buf):  # type: ignore[no-untyped-def]
+            say(f"write {fh=} {off} {buf!r}")
+            return len(buf)
 
     def attempt(what: str, *args: int) -> None:
         try:

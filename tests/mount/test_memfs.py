@@ -1,0 +1,278 @@
+"""The command memfs on a real mount: what it prints, its exit statuses, and one clear line for each mistake."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.real_mount import PAGE, MountFactory, block_count, run, seals_of, sh
+from tests.support.threads import until
+
+
+def facts(command: str, cwd: Path, status: int = 0) -> dict[str, Any]:
+    """The one JSON object that `memfs COMMAND --json` prints."""
+    (line,) = sh(f"memfs {command} --json", cwd, status).splitlines()
+    told = json.loads(line)
+    assert isinstance(told, dict)
+    return told
+
+
+def complaint(command: str, cwd: Path, status: int = 1) -> str:
+    """The one line of a refused command."""
+    printed = run(f"memfs {command}", cwd)
+    lines = printed.stdout.splitlines()
+    assert printed.returncode == status, printed.stdout
+    if status == 1:
+        assert len(lines) == 1, printed.stdout
+    assert "Traceback" not in printed.stdout
+    assert lines[-1].startswith("memfs")
+    return lines[-1]
+
+
+# -- create
+
+
+def test_create_makes_an_ordinary_or_a_sealed_file(place: Path) -> None:
+    assert sh("memfs create f", place) == "f: ordinary, 0\n"
+    assert sh("memfs create g --size 64K --guest", place) == "g: sealed, 64K\n"
+    assert sh("stat -c '%n %s %b' f g", place) == "f 0 0\ng 65536 0\n"
+    assert (seals_of(place / "f"), seals_of(place / "g")) == ("", "guest")
+    assert facts("create h --size 0x2000 --guest", place) == {"file": "h", "size": 8192, "guest": True}
+
+
+def test_create_with_large_pages(place: Path) -> None:
+    sh("memfs create f --guest --size 4M --page-size 2M", place)
+    assert os.getxattr(place / "f", "user.memfsd.page_size") == b"2097152"
+
+
+@pytest.mark.parametrize(
+    ("words", "errno_name"),
+    [
+        ("f --guest --size 5000", "EINVAL"),
+        ("f --guest --size 4K --page-size 2M", "EINVAL"),
+        ("f --page-size 2M", "EINVAL"),
+        ("absent/f", "ENOENT"),
+    ],
+)
+def test_create_refuses_in_one_line_and_leaves_no_file(place: Path, words: str, errno_name: str) -> None:
+    said = complaint(f"create {words}", place)
+    assert f"({errno_name})" in said
+    assert words.split()[0].partition("/")[0] in said
+    assert os.listdir(place) == []
+
+
+def test_create_does_not_touch_a_file_that_exists(place: Path) -> None:
+    (place / "f").write_bytes(b"contents")
+    assert complaint("create f --guest", place) == "memfs: f: File exists (EEXIST)"
+    assert (place / "f").read_bytes() == b"contents"
+
+
+# -- seal
+
+
+def test_seal_adds_and_prints_all_seals(place: Path) -> None:
+    sh("touch f", place)
+    assert sh("memfs seal f shrink", place) == "f: shrink\n"
+    assert sh("memfs seal f guest,grow", place) == "f: shrink,grow,guest\n"
+    assert facts("seal f seal", place) == {"file": "f", "seals": ["seal", "shrink", "grow", "guest"]}
+    assert complaint("seal f write", place) == "memfs: f: Operation not permitted (EPERM)"
+
+
+def test_seal_refuses_a_file_with_contents_unless_asked_to_empty_it(place: Path) -> None:
+    (place / "f").write_bytes(b"contents")
+    assert complaint("seal f guest", place) == "memfs: f: Device or resource busy (EBUSY)"
+    assert sh("memfs seal f guest,truncate; stat -c %s f", place) == "f: guest\n0\n"
+
+
+# -- stat
+
+
+def test_stat_tells_of_a_file(place: Path) -> None:
+    sh("memfs create f --guest --size 64K && memfs fallocate -l 8K f", place)
+    told = facts("stat f", place)
+    assert told == {
+        "file": "f",
+        "inode": os.stat(place / "f").st_ino,
+        "size": 65536,
+        "blocks": 16,
+        "seals": "guest",
+        "page_size": 4096,
+        "numa": "any",
+        "owner": "none",
+        "private": 2,
+        "pending": 0,
+        "quarantined": 0,
+    }
+    printed = dict(line.split(maxsplit=1) for line in sh("memfs stat f", place).splitlines())
+    assert printed == {name: str(value) for name, value in told.items()}
+
+
+def test_stat_tells_of_ordinary_files_and_directories(place: Path) -> None:
+    (place / "f").write_bytes(b"x" * PAGE)
+    told = facts("stat f", place)
+    assert (told["seals"], told["shared"]) == ("", 1)
+    assert facts("stat .", place)["inode"] == os.stat(place).st_ino
+
+
+def test_stat_tells_of_a_mount(mount: MountFactory) -> None:
+    mounted = mount("size=1M,nodes=2")
+    sh("memfs create mnt/f --guest --size 64K && memfs fallocate -l 64K mnt/f", mounted.path.parent)
+    told = facts("stat mnt", mounted.path.parent)
+    assert (told["mount"], told["socket"]) == ("mnt", str(mounted.socket))
+    assert (told["frames"], told["free"], told["private"], told["inodes"]) == (256, 240, 16, 2)
+
+
+# -- fallocate
+
+
+def test_fallocate_allocates_and_punches_a_sealed_file(place: Path) -> None:
+    sh("memfs create f --guest --size 64K", place)
+    assert sh("memfs fallocate -o 8K -l 16K f", place) == ""
+    assert block_count(place / "f") == 32
+    assert facts("fallocate -p -o 8K -l 4K f", place) == {"file": "f", "mode": 3, "offset": 8192, "length": 4096}
+    assert block_count(place / "f") == 24
+    sh("memfs fallocate -n -l 64K f && memfs fallocate --punch-hole --offset 0 --length 1M f", place)
+    assert sh("stat -c '%s %b' f", place) == "65536 0\n"
+
+
+def test_fallocate_grows_an_ordinary_file_unless_told_not_to(place: Path) -> None:
+    sh("touch f && memfs fallocate -n -l 8K f", place)
+    assert sh("stat -c '%s %b' f", place) == "0 16\n"
+    sh("memfs fallocate -l 10000 f", place)
+    assert sh("stat -c '%s %b' f", place) == "10000 24\n"
+
+
+@pytest.mark.parametrize("words", ["-o 60K -l 8K", "-o 1 -l 4K", "-l 100", "-p -l 100", "-l 0", "-n -o 64K -l 4K"])
+def test_fallocate_refuses_past_the_end_and_unaligned(place: Path, words: str) -> None:
+    sh("memfs create f --guest --size 64K", place)
+    assert complaint(f"fallocate {words} f", place) == "memfs: f: Invalid argument (EINVAL)"
+    assert sh("stat -c '%s %b' f", place) == "65536 0\n"
+
+
+def test_fallocate_says_when_the_pool_is_full(mount: MountFactory) -> None:
+    directory = mount("size=64K").path
+    sh("memfs create f --guest --size 128K", directory)
+    assert complaint("fallocate -l 128K f", directory) == "memfs: f: No space left on device (ENOSPC)"
+
+
+# -- map
+
+
+def test_map_shows_which_frames_hold_which_pages(place: Path) -> None:
+    sh("memfs create f --guest --size 64K && memfs fallocate -o 4K -l 8K f && memfs fallocate -o 32K -l 4K f", place)
+    told = facts("map f", place)
+    assert told["inode"] == os.stat(place / "f").st_ino
+    pages = [
+        (run["offset"] + at, run["pfn"] + at // PAGE, run["gpa"], run["state"])
+        for run in told["runs"]
+        for at in range(0, run["length"], PAGE)
+    ]
+    assert [page[0] for page in pages] == [4096, 8192, 32768]
+    assert len({page[1] for page in pages}) == 3
+    assert {page[2:] for page in pages} == {(None, "private")}
+    table = sh("memfs map f", place).splitlines()
+    assert table[0].split() == ["OFFSET", "LENGTH", "GPA", "PFN", "STATE"]
+    assert [int(line.split()[0], 0) for line in table[1:]] == [run["offset"] for run in told["runs"]]
+
+
+def test_map_of_an_empty_and_of_an_ordinary_file(place: Path) -> None:
+    (place / "f").touch()
+    assert facts("map f", place)["runs"] == []
+    (place / "f").write_bytes(b"x")
+    sh("fallocate -n -o 8K -l 4K f", place)
+    assert [(run["offset"], run["state"]) for run in facts("map f", place)["runs"]] == [(0, "shared"), (8192, "shared")]
+    assert "(EISDIR)" in complaint("map .", place)
+
+
+# -- check
+
+
+def test_check_is_clean_on_a_busy_mount(mount: MountFactory) -> None:
+    directory = mount("size=16M,resize=any").path
+    sh("memfs create f --guest --size 64K; memfs fallocate -l 32K f; memfs fallocate -p -l 4K f", directory)
+    sh("head -c 100000 /dev/urandom > g; fallocate -p -o 4096 -l 8192 g; truncate -s 16K f; ln g h; rm g", directory)
+    assert sh("memfs check .", directory) == "R1-R8 hold: 3 inodes, 0 paired, pool of 16M\n"
+    assert facts("check .", directory) == {"ok": True, "findings": [], "files": 3, "pairings": 0, "frames": 4096}
+
+
+def test_check_is_clean_after_everything_is_gone(mount: MountFactory) -> None:
+    directory = mount("size=16M").path
+    sh("memfs create f --guest --size 64K; memfs fallocate -l 64K f; echo x > g; rm f g", directory)
+    until(lambda: facts("stat .", directory)["free"] == 4096, "the frames come back")
+    assert sh("memfs check .", directory) == "R1-R8 hold: 1 inodes, 0 paired, pool of 16M\n"
+
+
+# -- mistakes
+
+
+COMMANDS = {
+    "seal": "seal {} guest",
+    "stat": "stat {}",
+    "map": "map {}",
+    "check": "check {}",
+}
+
+
+@pytest.mark.parametrize("command", COMMANDS.values(), ids=COMMANDS)
+def test_a_path_elsewhere_is_one_line(place: Path, tmp_path: Path, command: str) -> None:
+    (tmp_path / "f").touch()
+    said = complaint(command.format(tmp_path / "f"), place)
+    assert said == f"memfs: {tmp_path}/f is not on a memfsd mount (EOPNOTSUPP)"
+
+
+def test_create_elsewhere_makes_no_file(tmp_path: Path) -> None:
+    assert complaint("create f --guest", tmp_path).endswith("is not on a memfsd mount (EOPNOTSUPP)")
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("command", [*COMMANDS.values(), "fallocate -l 4K {}"], ids=[*COMMANDS, "fallocate"])
+def test_a_missing_file_is_one_line(place: Path, command: str) -> None:
+    assert complaint(command.format("absent"), place) == "memfs: absent: No such file or directory (ENOENT)"
+
+
+@pytest.mark.parametrize(
+    ("words", "named"),
+    [
+        ("create f --size 12Q", "12Q"),
+        ("create f --size -1", "--size"),
+        ("create f --size 1.5K", "1.5K"),
+        ("create f --size ''", "--size"),
+        ("create f --size 16E", "16E"),
+        ("create f --size 8388608T", "8388608T"),
+        ("create f --guest --page-size 8K", "8K"),
+        ("create", "FILE"),
+        ("seal f", "SEAL"),
+        ("seal f guess", "guess"),
+        ("seal f truncate", "truncate"),
+        ("seal f ''", "seal"),
+        ("fallocate f", "--length"),
+        ("fallocate -l x f", "x"),
+        ("fallocate -o -4K -l 4K f", "-o"),
+        ("stat", "FILE"),
+        ("map", "FILE"),
+        ("check", "MOUNTPOINT"),
+        ("check . more", "more"),
+        ("stat f --jsn", "--jsn"),
+        ("nonsense", "nonsense"),
+        ("", "COMMAND"),
+    ],
+)
+def test_usage_mistakes_exit_2_and_name_what_is_wrong(place: Path, words: str, named: str) -> None:
+    assert named in complaint(words, place, status=2)
+    assert os.listdir(place) == []
+
+
+@pytest.mark.parametrize("command", ["", "create", "seal", "stat", "map", "fallocate", "check", "top"])
+def test_help_is_given(tmp_path: Path, command: str) -> None:
+    assert sh(f"memfs {command} --help", tmp_path).startswith(f"usage: memfs {command}".rstrip())
+
+
+def test_a_daemon_that_is_gone_is_one_line(mount: MountFactory) -> None:
+    mounted = mount()
+    mounted.process.kill()
+    mounted.process.wait()
+    for command in ("check .", "stat mnt", "create mnt/f"):
+        said = complaint(command.replace(".", "mnt"), mounted.path.parent)
+        assert "mnt" in said
