@@ -1,4 +1,11 @@
-"""What tools/bench compares us with: one module per peer, and the machine that both ran on.
+"""tools/bench: one module per figure, one per peer, and the machine that both ran on.
+
+fault          P1  measured against raw_socket
+first_touch    P2  measured against real_kvm
+page_tables    P3  measured against its targets alone
+requests       P5  measured against minimal_fuse
+our_mount      a memfsd to measure, and VMs attached to it
+figure         what a measurement yields, and how it is shown
 
 raw_socket     P1  a blocking SEQPACKET pair, two processes on one core
 real_kvm       P2, P4  a guest_memfd under /dev/kvm

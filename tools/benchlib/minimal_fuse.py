@@ -41,23 +41,45 @@ class Mount(NamedTuple):
 def mounted(memfd: bool = False) -> Iterator[Mount]:
     """The filesystem in a process of its own, on a new directory; both are gone afterwards.
 
-    RuntimeError when it ends or stays silent before the mount shows in /proc/self/mountinfo.
+    RuntimeError when it can not be mounted.
     """
     mountpoint = Path(tempfile.mkdtemp(prefix="minimal_fuse.")).resolve()
-    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
-    daemon = subprocess.Popen(
-        [sys.executable, "-m", "benchlib.minimal_fuse", *["--memfd"] * memfd, str(mountpoint)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
-        preexec_fn=_terminate_with_parent,
-    )
+    command = [sys.executable, "-m", "benchlib.minimal_fuse", *["--memfd"] * memfd, str(mountpoint)]
     try:
-        _wait_until_mounted(mountpoint, daemon.pid)
-        yield Mount(mountpoint, mountpoint / FILE_NAME, daemon.pid)
+        with daemon(mountpoint, command) as pid:
+            yield Mount(mountpoint, mountpoint / FILE_NAME, pid)
     finally:
-        _end(daemon)
-        if is_mounted(mountpoint):
-            subprocess.run(["umount", "-l", str(mountpoint)], check=True)
         mountpoint.rmdir()
+
+
+@contextmanager
+def daemon(mountpoint: Path, command: list[str]) -> Iterator[int]:
+    """The pid of a filesystem's process, while it serves; afterwards, and if this process dies, it ends and its
+    mount goes.
+
+    RuntimeError when it ends or stays silent before the mount shows in /proc/self/mountinfo; then, and only
+    then, what it wrote to stderr is passed on.
+    """
+    path = [str(Path(__file__).parents[1]), *filter(None, [os.environ.get("PYTHONPATH")])]
+    with tempfile.TemporaryFile() as errors:
+        process = subprocess.Popen(
+            command,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(path)},
+            stderr=errors,
+            preexec_fn=_terminate_with_parent,
+        )
+        try:
+            try:
+                _wait_until_mounted(mountpoint, process.pid)
+            except RuntimeError as error:
+                errors.seek(0)
+                last = errors.read().decode(errors="replace").rstrip().rpartition("\n")[2]
+                raise RuntimeError(f"{error}: {last}" if last else str(error)) from None
+            yield process.pid
+        finally:
+            _end(process)
+            if is_mounted(mountpoint):
+                subprocess.run(["umount", "-l", str(mountpoint)], check=True)
 
 
 def is_mounted(mountpoint: Path) -> bool:
@@ -130,7 +152,7 @@ def _wait_until_mounted(mountpoint: Path, pid: int) -> None:
                 if not events:
                     raise RuntimeError(f"{mountpoint}: not mounted after {_MOUNT_DEADLINE_S:.0f} s")
                 if any(fd == pidfd for fd, _ in events):
-                    raise RuntimeError(f"{mountpoint}: the minimal filesystem ended before it was mounted")
+                    raise RuntimeError(f"{mountpoint}: the filesystem ended before it was mounted")
                 mountinfo.seek(0)
     finally:
         os.close(pidfd)
@@ -143,13 +165,13 @@ def _listed(mountpoint: Path, mountinfo: bytes) -> bool:
     return os.fsencode(mountpoint) in decoded
 
 
-def _end(daemon: subprocess.Popen[bytes]) -> None:
-    daemon.terminate()
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
     try:
-        daemon.wait(_EXIT_DEADLINE_S)
+        process.wait(_EXIT_DEADLINE_S)
     except subprocess.TimeoutExpired:
-        daemon.kill()
-        daemon.wait()
+        process.kill()
+        process.wait()
 
 
 def main() -> None:

@@ -2,6 +2,8 @@
 
 import os
 import socket
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from statistics import median
 from time import perf_counter_ns
 from typing import NoReturn
@@ -17,17 +19,26 @@ def round_trip_us(request_bytes: int, reply_bytes: int, rounds: int = 5000, repe
     """
     if request_bytes < 1 or reply_bytes < 1:
         raise ValueError("an empty packet looks like end of file: give at least one byte each way")
-    with pin(first_cpu()):
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        child = os.fork()
-        if child == 0:
-            _echo(ours, theirs, request_bytes, bytes(reply_bytes))
-        try:
-            theirs.close()
-            with ours:
-                return median(_median_ns(ours, request_bytes, reply_bytes, rounds) for _ in range(repeats)) / 1e3
-        finally:
-            os.waitpid(child, 0)
+    with pin(first_cpu()), echoing(request_bytes, reply_bytes) as median_us:
+        return median(median_us(rounds) for _ in range(repeats))
+
+
+@contextmanager
+def echoing(request_bytes: int, reply_bytes: int) -> Iterator[Callable[[int], float]]:
+    """A second process that answers, until the block ends; yields: rounds -> median microseconds of one.
+
+    It stays on the cores of the caller. Nothing is pinned here.
+    """
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    child = os.fork()
+    if child == 0:
+        _echo(ours, theirs, request_bytes, bytes(reply_bytes))
+    try:
+        theirs.close()
+        with ours:
+            yield lambda rounds: _median_ns(ours, request_bytes, reply_bytes, rounds) / 1e3
+    finally:
+        os.waitpid(child, 0)
 
 
 def _median_ns(ours: socket.socket, request_bytes: int, reply_bytes: int, rounds: int) -> float:

@@ -1,0 +1,127 @@
+"""kvmsim answers a case that was made for KVM_SET_USER_MEMORY_REGION(2).
+
+What stands for what:
+
+    a VM                              a Machine
+    a guest_memfd                     a sealed file of a store in this process; KVM's belongs to a VM when it is
+                                      made, ours when that VM makes its first slot of it
+    closing it                        unlinking the file: no later op finds it, slots keep it
+    a slot with KVM_MEM_GUEST_MEMFD   a private slot
+    uaddr [memory, offset]            a shared slot's memory and offset
+    an op on a slot that exists       goes to that slot's address space: in kvmsim an id may name one of each
+"""
+
+import contextlib
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from fidelity.cases import A_BYTES, GUEST_MEMFD, Op
+
+import kvmsim.link
+from kvmsim.core.memslots import check_region
+from kvmsim.core.vm import Vm
+from kvmsim.link import Callbacks, StoreLink
+from kvmsim.machine import Machine
+from kvmsim.memory import AnonymousMemory
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.limits import MAX_SLOTS
+from memfsd.uapi.units import PAGE_SIZE
+from tests.support.both_sides import LocalStore
+
+_SPACE_SHIFT = 16
+_ID_MASK = (1 << _SPACE_SHIFT) - 1
+
+
+class Simulated:
+    """One case's VMs, memories and files. Use `simulated`."""
+
+    def __init__(self, place: Path, *, fixed_gfn: bool) -> None:
+        self._store = LocalStore(place, fixed_gfn=fixed_gfn)
+        self._place = place
+        self._inodes: set[int] = set()
+        self._machines: dict[str, Machine] = {}
+        self._memories: dict[str, AnonymousMemory] = {}
+        self.answer({"op": "create_vm", "as": "vm"})
+        self.answer({"op": "anon", "as": "a"})
+
+    def answer(self, op: Op) -> dict[str, object]:
+        """As the recording has it: {"result": 0} or {"errno": name}."""
+        try:
+            self._do(op)
+        except Refused as refused:
+            return {"errno": errno_name(refused.errno)}
+        return {"result": 0}
+
+    def close(self) -> None:
+        for machine in self._machines.values():
+            machine.close()
+        for memory in self._memories.values():
+            memory.close()
+        findings = self._store.findings()
+        self._store.close()
+        assert findings == []
+
+    def _do(self, op: Op) -> None:
+        match op:
+            case {"op": "create_vm", "as": str(name)}:
+                self._machines[name] = Machine(Vm(name), self._pair)
+            case {"op": "create_vcpu", "id": int(id_)}:
+                self._machines["vm"].vm.create_vcpu(id_)
+            case {"op": "anon", "as": str(name)}:
+                self._memories[name] = AnonymousMemory(A_BYTES)
+            case {"op": "create_gmem", "as": str(name), "size": int(size)}:
+                self._store.create(name, size // PAGE_SIZE)
+                self._inodes.add((self._place / name).stat().st_ino)
+            case {"op": "plain_file", "as": str(name)}:
+                (self._place / name).touch()
+            case {"op": "dup", "of": str(name), "as": str(other)}:
+                os.link(self._place / name, self._place / other)
+            case {"op": "close", "of": str(name)}:
+                os.unlink(self._place / name)
+            case {"op": "set_region" | "set_region2"}:
+                self._set_region(op)
+            case _:
+                raise AssertionError(f"unknown op {op}")
+
+    def _pair(self, fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
+        """A file that the store does not know is what it is on a machine: no file of a memfsd mount."""
+        pair = self._store.pair if os.fstat(fd).st_ino in self._inodes else kvmsim.link.pair
+        return pair(fd, vm, callbacks)
+
+    def _set_region(self, op: Op) -> None:
+        slot, flags, gpa, size = (_int(op, key) for key in ("slot", "flags", "gpa", "size"))
+        space, id_ = slot >> _SPACE_SHIFT, slot & _ID_MASK
+        machine = self._machines[str(op.get("vm", "vm"))]
+        is_gmem = bool(flags & GUEST_MEMFD and op["op"] == "set_region2")
+        if space > 1:
+            # A Machine's calls name the address space and so can not ask for a third one.
+            check_region(id_, space, flags, gpa, size, 0, MAX_SLOTS, None, is_gmem)
+            raise AssertionError("there are two address spaces")
+        shared, private = machine.vm.slots
+        is_private = space == 1 or (is_gmem and bool(size))
+        if private.get(id_) is not None:
+            is_private = True
+        elif shared.get(id_) is not None:
+            is_private = False
+        if is_private:
+            path = self._place / str(op.get("gmem", 0))
+            machine.set_private_slot(id_, gpa, size, flags, str(path), _int(op, "off") if "off" in op else 0)
+            return
+        memory, offset = op["uaddr"] if isinstance(op["uaddr"], list) else ("a", op["uaddr"])
+        machine.set_shared_slot(id_, gpa, size, flags, self._memories[memory], offset, owned=False)
+
+
+@contextlib.contextmanager
+def simulated(place: Path, *, fixed_gfn: bool = True) -> Iterator[Simulated]:
+    made = Simulated(place, fixed_gfn=fixed_gfn)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def _int(op: Op, key: str) -> int:
+    value = op[key]
+    assert isinstance(value, int)
+    return value

@@ -1,0 +1,171 @@
+"""tools/bench says what it measured, in a table or as one JSON object; how fast anything is, no test asks."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
+
+from benchlib import __main__ as bench
+from benchlib import real_kvm
+from benchlib.figure import Figure, Progress, table
+
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 60
+
+
+def run(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The program behind tools/bench, with sizes so small that it takes a second or two."""
+    return subprocess.run(
+        [sys.executable, "-m", "benchlib", "--quick", *arguments],
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "tools")},
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def mounts() -> list[str]:
+    lines = Path("/proc/self/mountinfo").read_text().splitlines()
+    return [line.split()[4] for line in lines if "memfsd_bench." in line or "minimal_fuse." in line]
+
+
+@pytest.fixture(scope="module")
+def everything() -> subprocess.CompletedProcess[str]:
+    return run("--json")
+
+
+@pytest.fixture(scope="module")
+def figures(everything: subprocess.CompletedProcess[str]) -> dict[str, dict[str, object]]:
+    assert everything.returncode == 0, everything.stderr
+    shown: dict[str, dict[str, object]] = json.loads(everything.stdout)
+    return shown
+
+
+# what it measures
+
+
+def test_json_is_one_object_with_each_figure_and_the_machine(figures: dict[str, dict[str, object]]) -> None:
+    assert list(figures) == ["P1", "P2", "P3", "P5", "P5b", "T1", "machine"]
+    for name in ("P1", "P2", "P3", "P5", "P5b", "T1"):
+        assert {"value", "target", "holds", "unit", "parts"} <= figures[name].keys()
+
+
+def test_a_figure_holds_when_its_value_reaches_its_target(figures: dict[str, dict[str, object]]) -> None:
+    assert figures["P1"]["holds"] is (figures["P1"]["value"] <= 2.0)  # type: ignore[operator]
+    assert figures["P5"]["holds"] is (figures["P5"]["value"] >= 0.9)  # type: ignore[operator]
+
+
+def test_a_fault_is_told_apart_from_the_whole_access(figures: dict[str, dict[str, object]]) -> None:
+    parts = figures["P1"]["parts"]
+    assert isinstance(parts, dict)
+    assert parts.keys() >= {"fault_us", "raw_round_trip_us", "access_us", "access_ratio", "request_bytes"}
+
+
+def test_the_worst_of_the_page_tables_figures_is_the_value(figures: dict[str, dict[str, object]]) -> None:
+    parts, value = figures["P3"]["parts"], figures["P3"]["value"]
+    assert isinstance(parts, dict)
+    worst = min(
+        parts["map_entries_per_s"] / parts["map_target_per_s"],
+        parts["translate_target_ns"] / parts["translate_hit_ns"],
+        parts["lookup_per_s"] / parts["lookup_target_per_s"],
+    )
+    assert value == pytest.approx(worst, rel=0.01)
+
+
+def test_the_machine_is_named_with_its_kvm_and_the_date(figures: dict[str, dict[str, object]]) -> None:
+    assert figures["machine"].keys() >= {"date", "kernel", "cpu", "python", "dev_kvm", "kvm_module"}
+
+
+@pytest.mark.skipif(real_kvm.available() is not None, reason="no usable /dev/kvm")
+def test_first_touch_is_compared_with_a_real_guest(figures: dict[str, dict[str, object]]) -> None:
+    assert figures["P2"]["value"] is not None
+    assert "reason" not in figures["P2"]
+
+
+def test_first_touch_without_kvm_has_no_value_but_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(real_kvm, "available", lambda: "no /dev/kvm here")
+
+    shown = bench.QUICK["P2"](Progress()).as_json()
+
+    assert (shown["value"], shown["holds"], shown["reason"]) == (None, None, "no /dev/kvm here")
+    assert "ours_s" in shown["parts"]  # type: ignore[operator]
+
+
+def test_nothing_stays_mounted(everything: subprocess.CompletedProcess[str]) -> None:
+    assert everything.returncode == 0, everything.stderr
+    assert mounts() == []
+
+
+# how it is asked
+
+
+def test_only_measures_what_is_asked_in_the_order_of_the_table() -> None:
+    done = run("--only", "P3,P1", "--json")
+
+    assert list(json.loads(done.stdout)) == ["P1", "P3", "machine"]
+    assert done.stderr.splitlines() == ["bench: measuring P1", "bench: measuring P3"]
+
+
+def test_without_json_it_prints_a_table() -> None:
+    done = run("--only", "P3")
+
+    assert done.returncode == 0
+    first, *_, last = done.stdout.splitlines()
+    assert first.startswith("P3")
+    assert ">= 1" in first
+    assert last.startswith("machine: date ")
+
+
+@pytest.mark.parametrize("ids", ["P9", "P1,P9", "", "p1", "P1,"])
+def test_an_unknown_figure_is_one_line_and_usage(ids: str) -> None:
+    done = run("--only", ids)
+
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert "is not a figure: choose from P1, P2, P3, P5, P5b, T1" in line
+
+
+def test_a_failure_to_measure_names_the_figure_and_the_others_are_still_shown(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def broken(_: Progress) -> Figure:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setitem(bench.QUICK, "P1", broken)
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--json", "--only", "P1,P3"])
+
+    assert bench.main() == 1
+
+    captured = capsys.readouterr()
+    assert "P1 could not be measured: [Errno 28] No space left on device" in captured.err
+    assert list(json.loads(captured.out)) == ["P3", "machine"]
+
+
+# how it is shown
+
+
+def test_the_table_says_what_does_not_hold_and_what_was_not_measured() -> None:
+    text = table(
+        {
+            "A": Figure("slow", "x", target=2.0, at_most=True, value=2.5, parts={"part": 1234567.8}),
+            "B": Figure("fast", "x", target=0.9, at_most=False, value=0.9),
+            "C": Figure("unknown", "x", target=0.8, at_most=True, value=None, reason="no peer"),
+        },
+        {"cores": 2},
+    )
+
+    lines = text.splitlines()
+    assert [line.split("  ")[0] for line in lines if line[0].isupper()] == ["A", "B", "C"]
+    assert "DOES NOT HOLD" in lines[0]
+    assert lines[1].split() == ["part", "1234568"]
+    assert " holds " in lines[2]
+    assert "not measured" in lines[3]
+    assert lines[4].strip() == "no peer"
+    assert lines[-1] == "machine: cores 2"

@@ -1,0 +1,69 @@
+"""tools/completion.bash offers what the commands take, and nothing else."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+FILE = Path(__file__).parents[2] / "tools/completion.bash"
+BIN = Path(sys.executable).parent
+
+
+def completed(*words: str) -> list[str]:
+    """What tab offers after these words, the last of which is being typed."""
+    script = (
+        f'source {FILE}; COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1));'
+        'function=$(complete -p "$1"); function=${function#*-F }; function=${function%% *};'
+        '"$function" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"; printf "%s\\n" "${COMPREPLY[@]}"'
+    )
+    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, timeout=30)
+    assert done.stderr == ""
+    return done.stdout.split()
+
+
+def options(*command: str) -> set[str]:
+    """Those that --help lists."""
+    said = subprocess.run([BIN / command[0], *command[1:], "--help"], capture_output=True, text=True, timeout=30).stdout
+    listed = said[said.index("\noptions:") :].partition("\n\n")[0]
+    lines = re.findall(r"^  (-.*?)(?:  |$)", listed, re.MULTILINE)
+    return {option for line in lines for option in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", line)}
+
+
+def commands(program: str) -> set[str]:
+    said = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, timeout=30).stdout
+    return set(re.findall(r"^    ([a-z]+)(?: |$)", said, re.MULTILINE))
+
+
+@pytest.mark.parametrize("program", ["memfs", "kvmsim"])
+def test_the_commands_are_offered(program: str) -> None:
+    assert set(completed(program, "")) - {"-h", "--help"} == commands(program)
+    assert len(commands(program)) >= 2
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        *(("memfs", name) for name in ("create", "seal", "stat", "map", "fallocate", "check", "top")),
+        *(("kvmsim", name) for name in ("run", "attach")),
+        ("memfsd",),
+    ],
+    ids=" ".join,
+)
+def test_the_options_are_those_of_the_help(command: tuple[str, ...]) -> None:
+    assert set(completed(*command, "-")) == options(*command)
+    assert "--help" in options(*command)
+
+
+def test_what_is_typed_narrows_it() -> None:
+    assert completed("memfs", "s") == ["seal", "stat"]
+    assert completed("memfs", "create", "--page-size", "") == ["4K", "2M", "1G"]
+    assert completed("memfs", "seal", "file", "guest,s") == ["guest,shrink", "guest,seal"]
+    assert completed("memfsd", "-o", "guest,open=r") == ["guest,open=rw"]
+    assert completed("kvmsim", "run", "--policy", "o") == ["overlay"]
+
+
+def test_values_and_files_are_left_to_the_shell() -> None:
+    assert completed("memfs", "top", "-n", "") == []
+    assert completed("memfs", "stat", "/etc/pas") == []

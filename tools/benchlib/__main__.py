@@ -1,0 +1,90 @@
+"""tools/bench: measure the figures asked for, print them, say whether each holds.
+
+Exit status: 0 measured (held or not), 1 a figure could not be measured, 2 usage.
+"""
+
+import argparse
+import datetime
+import json
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from benchlib import fault, first_touch, page_tables, repeated_stat, requests, throughput
+from benchlib.figure import Figure, Progress, table
+from benchlib.machine import describe
+
+Measure = Callable[[Progress], Figure]
+
+FIGURES: dict[str, Measure] = {
+    "P1": fault.measure,
+    "P2": first_touch.measure,
+    "P3": page_tables.measure,
+    "P5": requests.measure,
+    "P5b": repeated_stat.measure,
+    "T1": throughput.measure,
+}
+QUICK: dict[str, Measure] = {
+    "P1": lambda progress: fault.measure(progress, starts=1, rounds=2, count=10),
+    "P2": lambda progress: first_touch.measure(progress, rounds=1, size_bytes=4 << 20),
+    "P3": lambda progress: page_tables.measure(progress, rounds=1, count=1000),
+    "P5": lambda progress: requests.measure(progress, starts=1, rounds=1, count=20),
+    "P5b": lambda progress: repeated_stat.measure(progress, rounds=1, count=20),
+    "T1": lambda progress: throughput.measure(progress, rounds=1, count=2),
+}
+"""So small that the values mean nothing: for tests of this program."""
+
+
+def main() -> int:
+    asked = _parser().parse_args()
+    measures = QUICK if asked.quick else FIGURES
+    progress = Progress()
+    figures: dict[str, Figure] = {}
+    failures: dict[str, str] = {}
+    for name in asked.only:
+        progress.figure(name)
+        try:
+            figures[name] = measures[name](progress)
+        except (OSError, RuntimeError) as error:
+            failures[name] = str(error)
+        finally:
+            progress.clear()
+    machine = describe(datetime.date.today().isoformat())
+    if asked.json:
+        shown: dict[str, object] = {name: figure.as_json() for name, figure in figures.items()}
+        print(json.dumps(shown | {"machine": machine}))
+    else:
+        print(table(figures, machine))
+    for name, why in failures.items():
+        print(f"bench: {name} could not be measured: {why}", file=sys.stderr)
+    return 1 if failures else 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = _Parser(
+        prog="tools/bench",
+        description="Measure speed, each figure against its peer in the same run.",
+        epilog="exit status: 0 measured (also when a figure does not hold), 1 one could not be measured, 2 usage",
+    )
+    names = ",".join(FIGURES)
+    parser.add_argument("--only", type=_names, default=list(FIGURES), metavar="P1,P2", help=f"which of {names}")
+    parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
+    parser.add_argument("--quick", action="store_true", help=argparse.SUPPRESS)
+    return parser
+
+
+def _names(text: str) -> list[str]:
+    wanted = text.split(",")
+    unknown = [name for name in wanted if name not in FIGURES]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"'{unknown[0]}' is not a figure: choose from {', '.join(FIGURES)}")
+    return [name for name in FIGURES if name in wanted]
+
+
+if __name__ == "__main__":
+    sys.exit(main())

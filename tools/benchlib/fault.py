@@ -1,0 +1,108 @@
+"""P1: one cold 4 KiB fault against a raw SEQPACKET round trip of the same size, both sides on one core.
+
+The fault is Machine.fault: from the EPT violation until the granted page is in the EPT and the TLB, with
+memfsd's grant in between. The whole access (a guest's write of one byte) comes as a part: it also has
+the walk that misses, the write, and the kernel's own first touch of the window's page.
+"""
+
+import random
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from statistics import median
+from time import perf_counter_ns
+
+from benchlib import our_mount, raw_socket
+from benchlib.figure import Figure, Progress
+from benchlib.machine import first_cpu, pin
+from kvmsim.computer import Computer
+from memfsd.uapi.framing import encode_reply, encode_request
+from memfsd.uapi.limits import MAX_RUN_PAGES
+from memfsd.uapi.messages import GetPfn, GetPfnReply, Kind
+from memfsd.uapi.units import PAGE_SHIFT
+
+_FILE_BYTES = 1 << 30
+_SEED = 1
+
+
+def measure(progress: Progress, starts: int = 5, rounds: int = 6, count: int = 600) -> Figure:
+    """count faults, as many accesses and round trips in each of the rounds, after one that is not counted.
+
+    memfsd is started anew several times: where a process comes to lie in memory is worth ten per cent.
+    """
+    some_page = _FILE_BYTES >> PAGE_SHIFT + 1
+    request_bytes = len(encode_request(1 << 16, Kind.GET_PFN, GetPfn(some_page, MAX_RUN_PAGES)))
+    reply_bytes = len(encode_reply(1 << 16, Kind.GET_PFN, GetPfnReply(some_page, 1, 0, 0)))
+    raw_us, fault_us, access_us = [], [], []
+    with pin(first_cpu()), raw_socket.echoing(request_bytes, reply_bytes) as round_trip_us:
+        for start in range(starts):
+            with _computer() as computer:
+                pages = _scattered_pages()
+                for number in range(rounds + 1):
+                    progress.round(start * rounds + number, starts * rounds)
+                    raw = round_trip_us(count)
+                    fault = _median_us(_fault(computer), pages, count)
+                    access = _median_us(_access(computer), pages, count)
+                    if number > 0:
+                        raw_us.append(raw)
+                        fault_us.append(fault)
+                        access_us.append(access)
+    ratios = [fault / raw for fault, raw in zip(fault_us, raw_us, strict=True)]
+    return Figure(
+        what="one cold 4 KiB fault / raw SEQPACKET round trip of the same size, one core",
+        unit="x",
+        target=2.0,
+        at_most=True,
+        value=median(ratios),
+        parts={
+            "fault_us": median(fault_us),
+            "raw_round_trip_us": median(raw_us),
+            "ratio_lowest": min(ratios),
+            "ratio_highest": max(ratios),
+            "access_us": median(access_us),
+            "access_ratio": median(access / raw for access, raw in zip(access_us, raw_us, strict=True)),
+            "request_bytes": request_bytes,
+            "reply_bytes": reply_bytes,
+            "starts": starts,
+            "rounds_per_start": rounds,
+            "faults_per_round": count,
+        },
+    )
+
+
+@contextmanager
+def _computer() -> Iterator[Computer]:
+    """A VM on a new memfsd."""
+    with our_mount.mounted(_FILE_BYTES) as mountpoint:
+        file = our_mount.sealed_file(Path(mountpoint, "memory"), _FILE_BYTES)
+        with our_mount.attached(file, _FILE_BYTES) as computer:
+            yield computer
+
+
+def _scattered_pages() -> Iterator[int]:
+    """Every other page once, in random order: no page follows one that was touched, so nothing is read ahead."""
+    pages = list(range(0, _FILE_BYTES >> PAGE_SHIFT, 2))
+    random.Random(_SEED).shuffle(pages)
+    return iter(pages)
+
+
+def _fault(computer: Computer) -> Callable[[int], object]:
+    machine, vcpu = computer.machine, computer.vm.vcpu(0)
+    return lambda gfn: machine.fault(vcpu, gfn, shared=False, write=True)
+
+
+def _access(computer: Computer) -> Callable[[int], object]:
+    guest, vcpu = computer.guest, computer.vm.vcpu(0)
+    return lambda gfn: guest.write(vcpu, gfn << PAGE_SHIFT, b"x")
+
+
+def _median_us(action: Callable[[int], object], pages: Iterator[int], count: int) -> float:
+    times = []
+    for _ in range(count):
+        gfn = next(pages)
+        start = perf_counter_ns()
+        stopped = action(gfn)
+        times.append(perf_counter_ns() - start)
+        if stopped is not None:
+            raise RuntimeError(f"the guest stopped at GFN {gfn:#x}: {stopped}")
+    return median(times) / 1e3

@@ -1,0 +1,41 @@
+"""A memfsd of our own to measure, and machines attached to it."""
+
+import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from benchlib.minimal_fuse import daemon
+from kvmsim.computer import Computer
+
+MAX_SLOTS = 8
+
+
+@contextmanager
+def mounted(pool_bytes: int) -> Iterator[Path]:
+    """The mount point of a memfsd in a process of its own, on the cores of the caller; gone afterwards."""
+    mountpoint = Path(tempfile.mkdtemp(prefix="memfsd_bench.")).resolve()
+    command = [str(Path(sys.executable).with_name("memfsd")), "-f", "-o", f"size={pool_bytes}", str(mountpoint)]
+    try:
+        with daemon(mountpoint, command):
+            yield mountpoint
+    finally:
+        mountpoint.rmdir()
+
+
+def sealed_file(path: Path, size_bytes: int) -> Path:
+    """A new file of guest private memory."""
+    path.touch()
+    os.setxattr(path, "user.memfsd.seals", b"guest")
+    os.truncate(path, size_bytes)
+    return path
+
+
+@contextmanager
+def attached(path: Path, size_bytes: int) -> Iterator[Computer]:
+    """A new VM whose private memory from address 0 on is this file."""
+    with closing(Computer("bench", MAX_SLOTS)) as computer:
+        computer.machine.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
+        yield computer

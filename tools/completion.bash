@@ -1,0 +1,65 @@
+# Tab completion for memfsd, memfs and kvmsim in bash: source tools/completion.bash
+# shellcheck shell=bash
+
+# Words that start as the current one does, else files.
+_memfsd_words() { mapfile -t COMPREPLY < <(compgen -W "$1" -- "$2"); }
+
+# A comma-separated list: completes its last part.
+_memfsd_list() {
+    local done=
+    [[ $2 == *,* ]] && done="${2%,*},"
+    mapfile -t COMPREPLY < <(compgen -P "$done" -W "$1" -- "${2##*,}")
+    compopt -o nospace 2>/dev/null
+}
+
+_memfsd() {
+    local word=$2 before=$3
+    case $before in
+        -o) _memfsd_list 'size= nodes= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
+            open=strict open=rw fixed_gfn=on fixed_gfn=off socket= allow_other allow_root auto_unmount ro noexec suid dev
+            noatime' "$word" ;;
+        *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --version' "$word" ;;
+    esac
+}
+
+_memfs() {
+    local word=$2 before=$3 command=${COMP_WORDS[1]} options='-h --help --json'
+    if ((COMP_CWORD == 1)); then
+        _memfsd_words 'create seal stat map fallocate check top -h --help' "$word"
+        return
+    fi
+    case $before in
+        --page-size) _memfsd_words '4K 2M 1G' "$word" && return ;;
+        --size | -l | --length | -o | --offset | -d | --delay | -n | --count)
+            [[ $command == fallocate && $before == -n ]] || return ;;
+    esac
+    case $command in
+        create) options+=' --size --guest --page-size' ;;
+        fallocate) options+=' -p --punch-hole -n --keep-size -o --offset -l --length' ;;
+        top) options+=' -d --delay -n --count' ;;
+    esac
+    if [[ $word == -* ]]; then
+        _memfsd_words "$options" "$word"
+    elif [[ $command == seal && $COMP_CWORD -ge 3 && $before != -* ]]; then
+        _memfsd_list 'guest shrink grow write future-write seal truncate' "$word"
+    fi
+}
+
+_kvmsim() {
+    local word=$2 before=$3 options='-h --help --policy --max-slots --json'
+    if ((COMP_CWORD == 1)); then
+        _memfsd_words 'run attach -h --help' "$word"
+        return
+    fi
+    [[ ${COMP_WORDS[1]} == run ]] && options+=' --keep-going'
+    [[ ${COMP_WORDS[1]} == attach ]] && options+=' --gpa'
+    case $before in
+        --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
+        --max-slots | --gpa) ;;
+        *) [[ $word == -* ]] && _memfsd_words "$options" "$word" ;;
+    esac
+}
+
+complete -o default -F _memfsd memfsd
+complete -o default -F _memfs memfs
+complete -o default -F _kvmsim kvmsim
