@@ -8,13 +8,15 @@ import secrets
 from memfsd.uapi.names import FSTYPE, XATTR_SEALS, XATTR_SOCKET
 
 MOUNT_VARIABLE = "MEMFSD_MOUNT"
+_NOT_OURS = (errno.ENOTCONN, errno.ECONNABORTED, errno.EACCES, errno.EPERM, errno.ENOENT)
+"""A dead daemon's mount (or one that aborts), another user's without allow_other, one that has just gone."""
 
 
 def memfd_encrypted(name: str, size: int = 0, flags: int = 0) -> int:
     """An fd, open write-only, of an unlinked sealed file on a memfsd mount; size in bytes, set once.
 
     name is for people, as in memfd_create(2), and so are flags: 0 or os.MFD_CLOEXEC. The mount is
-    $MEMFSD_MOUNT, else the first one of this machine.
+    $MEMFSD_MOUNT, else the first one of this machine that answers this user.
     OSError: EINVAL name or flags, ENODEV no mount (there), or what the filesystem answers for size.
     """
     if flags & ~os.MFD_CLOEXEC:
@@ -48,9 +50,23 @@ def _mount() -> str:
                 raise
             raise OSError(errno.ENODEV, f"{MOUNT_VARIABLE}={named} is not on a memfsd mount") from None
         return named
-    with open("/proc/self/mounts", "rb") as lines:
-        for line in lines:
-            _, path, kind, *_ = line.split(b" ")
-            if kind == f"fuse.{FSTYPE}".encode():
-                return os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), path))
+    for path in _mounts():
+        try:
+            os.getxattr(path, XATTR_SOCKET)
+        except OSError as error:
+            if error.errno not in _NOT_OURS:
+                raise
+        else:
+            return path
     raise OSError(errno.ENODEV, f"no memfsd is mounted: mount one, or set {MOUNT_VARIABLE}")
+
+
+def _mounts() -> list[str]:
+    """Every memfsd mount point of this machine, dead ones among them."""
+    with open("/proc/self/mounts", "rb") as lines:
+        fields = [line.split(b" ") for line in lines]
+    return [
+        os.fsdecode(re.sub(rb"\\([0-7]{3})", lambda code: bytes([int(code[1], 8)]), path))
+        for _, path, kind, *_ in fields
+        if kind == f"fuse.{FSTYPE}".encode()
+    ]

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from memfsd import memfd_encrypted
+from memfsd import encrypted, memfd_encrypted
 from tests.support.real_mount import (
     PAGE,
     SEALS,
     DirectoryFactory,
+    MountFactory,
     fallocate,
     free_frames,
     opened,
@@ -142,6 +143,24 @@ def test_memfd_encrypted_finds_a_mount_by_itself(place: Path) -> None:
         [sys.executable, "-c", script], env=environment, capture_output=True, text=True, timeout=30, check=True
     )
     assert done.stdout == "b'guest'\n"
+
+
+def test_memfd_encrypted_passes_over_the_mount_of_a_dead_daemon(
+    mount: MountFactory, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = mount("size=16M")
+    dead.process.kill()
+    dead.process.wait()
+    monkeypatch.delenv("MEMFSD_MOUNT", raising=False)
+    monkeypatch.setattr(encrypted, "_mounts", lambda: [str(dead.path), str(place)])
+    fd = memfd_encrypted("vm", PAGE)
+    try:
+        assert os.getxattr(fd, SEALS) == b"guest"
+    finally:
+        os.close(fd)
+    monkeypatch.setattr(encrypted, "_mounts", lambda: [str(dead.path)])
+    with refused(errno.ENODEV):
+        memfd_encrypted("vm", PAGE)
 
 
 # -- -o guest
