@@ -11,7 +11,8 @@ MAX_INODES = 1 << 22
 MAX_HANDLES = 1 << 18
 NAME_MAX = 255
 SYMLINK_MAX = 4095
-LINK_MAX = 32000
+LINK_MAX = MAX_INODES
+"""Names of one file, directories in one directory: tmpfs knows no bound but its inodes."""
 XATTR_NAME_MAX = 255
 XATTR_VALUE_MAX = 65536
 XATTR_TOTAL_MAX = 1 << 18

@@ -38,7 +38,20 @@ def _is(kind: Callable[[int], bool]) -> Callable[[Seen, Seen], bool]:
     return lambda ours, theirs: all("mode" in seen and kind(int(seen["mode"], 8)) for seen in (ours, theirs))
 
 
+def _keeps_locking(ours: Seen, theirs: Seen) -> bool:
+    """The modes differ in setgid alone, and the group may not execute."""
+    mode = int(ours.get("mode", "0"), 8)
+    return mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID and theirs.get("mode") == oct(mode & ~stat.S_ISGID)
+
+
 ATTRIBUTES = (
+    Attribute(
+        ("mode",),
+        "setgid of a file that its group may not execute meant mandatory locking, which Linux has no more: tmpfs drops"
+        " it when one who is not in the group writes; FUSE asks a server to drop setgid of executables only"
+        " (FUSE_HANDLE_KILLPRIV_V2 in linux/fuse.h), and chown(2) drops it here, too",
+        _keeps_locking,
+    ),
     Attribute(
         ("mtime changed", "ctime changed"),
         "tmpfs stamps a directory with the ctime of what it lost, a tick of the clock that the directory may have had",
