@@ -99,12 +99,13 @@ class Guest:
             covered = slots.covers(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT) is not None
         if not covered:
             return MemoryErrorExit(gpa, size, private, explicit=True)
+        gfn, last = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
         for start, length in chunks(gpa, size):
-            gfn, end = start >> PAGE_SHIFT, start + length >> PAGE_SHIFT
-            while True:
+            end = start + length >> PAGE_SHIFT
+            while gfn < end:
                 with mmu.lock:
-                    gfn = mmu.epts[private].first_missing(gfn, end)
-                if gfn == end:
+                    gfn = mmu.epts[private].first_missing(gfn, last)
+                if gfn >= end:
                     break
                 exit_ = self._machine.fault(vcpu, gfn, shared=not private, write=False, want=end - gfn)
                 if exit_ is not None:

@@ -1,7 +1,7 @@
 """One VM at work: KVM's ioctls, the fault path, and the store's callbacks.
 
 A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: stale? retry : mapped -> TLB.
-A callback: begin -> zap under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves.
+A callback: begin -> zap and flush under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves.
 """
 
 import errno
@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
-from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_RUNS_PER_REPORT
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES, MAX_RUNS_PER_REPORT
+from memfsd.uapi.units import ORDER_1G, ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 from .core.ept import entry_pfn, entry_writable
 from .core.exits import Exit, MemoryErrorExit
@@ -41,6 +41,10 @@ class Backing:
     link: StoreLink | None = None
     owned: bool = False
     path: str = ""
+
+    @property
+    def leaf_order(self) -> int:
+        return self.memory.leaf_order if self.link is None else self.link.order
 
 
 class Machine:
@@ -87,8 +91,9 @@ class Machine:
                 backing.link.bind(id_, gfn, pgoff, page_count)
             except PeerLost as lost:
                 raise Refused(errno.EHOSTDOWN, str(lost)) from None
+            all_flags = SlotFlag(flags) | SlotFlag.GUEST_MEMFD
             slot = Memslot(
-                id_, AddressSpaceId.PRIVATE, gfn, page_count, SlotFlag(flags) | SlotFlag.GUEST_MEMFD, backing, pgoff
+                id_, AddressSpaceId.PRIVATE, gfn, page_count, all_flags, backing, pgoff, max_order=backing.leaf_order
             )
             with self.vm.mmu.lock:
                 slots.add(slot)
@@ -135,15 +140,33 @@ class Machine:
             slots.check_free(gfn, gfn + page_count)
             check_addressable(gfn, page_count)
             with mmu.lock:
-                base = self.vm.physmap.add(memory, pgoff + page_count)
+                base = self.vm.physmap.add(memory, pgoff, pgoff + page_count)
                 backing = Backing(memory, base, owned=owned, path=path)
-                slots.add(Memslot(id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), backing, pgoff))
+                slots.add(
+                    Memslot(
+                        id_,
+                        AddressSpaceId.SHARED,
+                        gfn,
+                        page_count,
+                        SlotFlag(flags),
+                        backing,
+                        pgoff,
+                        max_order=memory.leaf_order,
+                    )
+                )
         elif change is not RegionChange.NONE:
             assert existing is not None
             with mmu.lock:
                 slots.delete(id_)
                 moved = Memslot(
-                    id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), existing.backing, existing.pgoff
+                    id_,
+                    AddressSpaceId.SHARED,
+                    gfn,
+                    page_count,
+                    SlotFlag(flags),
+                    existing.backing,
+                    existing.pgoff,
+                    max_order=backing_of(existing).leaf_order,
                 )
                 try:
                     slots.check_free(gfn, gfn + page_count)
@@ -202,7 +225,7 @@ class Machine:
         self._zap_segments(slot.segments, private=False)
         backing = backing_of(slot)
         with self.vm.mmu.lock:
-            self.vm.physmap.remove(backing.base)
+            self.vm.physmap.remove(backing.base + slot.pgoff)
         if backing.owned:
             backing.memory.close()
 
@@ -256,7 +279,7 @@ class Machine:
                 raise Refused(error.errno, f"{path}: {error.reason}") from None
             raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{path}: {error}") from None
         with self.vm.mmu.lock:
-            link.base = self.vm.physmap.add(link.memory, link.frame_count)
+            link.base = self.vm.physmap.add(link.memory, 0, link.frame_count)
         self.links[link.file] = link
         link.start()
         return Backing(link.memory, link.base, link, path=path)
@@ -278,11 +301,17 @@ class Machine:
             if not isinstance(ticket, Ticket):
                 return ticket
             backing = backing_of(ticket.slot)
+            order = 0
             if backing.link is None:
-                pfn, count = backing.base + ticket.pgoff, min(want, ticket.limit)
+                order, ahead = ticket.order, ticket.gfn & (1 << ticket.order) - 1
+                pfn = backing.base + ticket.pgoff - ahead
+                count = min(max(want + ahead, 1 << order), ticket.limit + ahead)
             else:
                 try:
-                    granted = backing.link.get_pfn(ticket.pgoff, ticket.limit)
+                    if ticket.order:
+                        granted, order = _get_large(ticket, backing.link)
+                    else:
+                        granted = backing.link.get_pfn(ticket.pgoff, min(ticket.limit, MAX_AHEAD_PAGES))
                 except Refused as refused:
                     if refused.errno == errno.EAGAIN and self._wait_end(ticket):
                         continue
@@ -292,8 +321,8 @@ class Machine:
                 pfn, count = backing.base + granted.pfn, granted.page_count
             with mmu.lock:
                 try:
-                    if mmu.install(ticket, pfn, count):
-                        at = pfn - backing.base << PAGE_SHIFT
+                    if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, count):
+                        at = pfn - backing.base + (gfn & (1 << order) - 1) << PAGE_SHIFT
                         vcpu.tlb.insert(tlb_key(gfn, shared), (backing.memory, at, ticket.writable))
                         return None
                 except Refused as refused:
@@ -421,6 +450,28 @@ class Machine:
                     self._zap_segments([(start, end) for _, start, end in segments], private=True)
                 link.close()
             self.links.clear()
+
+
+def _get_large(ticket: Ticket, link: StoreLink) -> tuple[m.GetPfnReply, int]:
+    """The run that begins at the largest leaf around the ticket's page whose frames the store grants whole, and the
+    leaf's order. Without one, the run from the page itself and order 0."""
+    for order in (ORDER_1G, ORDER_2M):
+        if order > ticket.order:
+            continue
+        ahead = ticket.gfn & (1 << order) - 1
+        wanted = max(1 << order, min(ticket.limit + ahead, MAX_AHEAD_PAGES))
+        try:
+            granted = link.get_pfn(ticket.pgoff - ahead, wanted)
+        except Refused as refused:
+            # The first page of the leaf is being taken back, or just bound: not the one that is wanted.
+            if refused.errno not in (errno.EAGAIN, errno.EFAULT):
+                raise
+            continue
+        if granted.order >= order and granted.page_count >> order and granted.pfn % (1 << order) == 0:
+            return granted, order
+    # No further than the next leaf might begin.
+    small = (1 << ORDER_2M) - (ticket.gfn & (1 << ORDER_2M) - 1)
+    return link.get_pfn(ticket.pgoff, min(ticket.limit, small)), ORDER_4K
 
 
 def _open(path: str) -> int:

@@ -1,6 +1,8 @@
 """The synchronous model of KVM's side: no I/O, no clock.
 
-    ept          4-level page tables with the real entry layout, in numpy
+    ept          4-level page tables with leaves of 4 KiB, 2 MiB and 1 GiB: map, zap, look up, in numpy
+    epttables    the tree of tables under them; eptentry: the layout of an entry
+    runs         lists of contiguous pages
     tlb          the software TLB of a vCPU
     memslots     slots by address space, and KVM's checks
     physmap      host physical frame numbers to the memory behind them

@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SHIFT, page_aligned
+from memfsd.uapi.units import ORDERS, PAGE_SHIFT, page_aligned
 
 from .ept import MAX_GFN_EPT
 
@@ -66,12 +66,19 @@ class Memslot:
     backing: object
     pgoff: int
     segments: list[tuple[int, int]] = field(default_factory=list)
+    max_order: int = 0
+    """Order of the largest leaf that may map it: given is what the backing allows, kept what gfn, pgoff, size and dirty
+    log allow too."""
     writable: bool = field(init=False)
     """Not READONLY. Kept, since every fault asks and `&` of an IntFlag takes a microsecond."""
 
     def __post_init__(self) -> None:
         assert self.page_count > 0, self.page_count
         self.writable = not self.flags & SlotFlag.READONLY
+        if self.max_order:
+            allowed = 0 if self.flags & SlotFlag.LOG_DIRTY_PAGES else self.max_order
+            apart = self.gfn - self.pgoff
+            self.max_order = max(o for o in ORDERS if o <= allowed and self.page_count >> o and apart % (1 << o) == 0)
         if not self.segments:
             self.segments = [(self.gfn, self.end)]
 

@@ -9,9 +9,10 @@ V = TypeVar("V")
 
 
 class Vcpu(Generic[V]):
-    """Guest mode is holding `guest_lock`. A kick makes the vCPU leave, flushes its TLB, and lets it go on.
+    """Guest mode is holding `guest_lock`. A kick makes the vCPU leave, and lets it go on.
 
-    The vCPU waits while someone kicks, or a busy guest would take the lock again before the kicker gets it.
+    Others flush its TLB with Mmu.lock held, also in guest mode: what it has looked up already it may use until
+    the kick. The vCPU waits while someone kicks, or a busy guest would take the lock again before the kicker gets it.
     """
 
     def __init__(self, id_: int) -> None:
@@ -33,12 +34,12 @@ class Vcpu(Generic[V]):
         self.guest_lock.release()
 
     def kick(self) -> None:
-        """Return when the vCPU has been out of guest mode once and its TLB is empty."""
+        """Return when the vCPU has been out of guest mode once: an access that began before has ended."""
         with self._kick_lock:
             self._kickers += 1
             self._go_on.clear()
         with self.guest_lock:
-            self.tlb.flush()
+            pass
         with self._kick_lock:
             self.kick_count += 1
             self._kickers -= 1

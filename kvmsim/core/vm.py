@@ -5,7 +5,7 @@ from typing import Generic, TypeVar
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE
 
 from .ept import MAX_GFN_EPT
 from .exits import Exit, MemoryErrorExit, MmioExit
@@ -30,7 +30,8 @@ class Vm(Generic[M, V]):
         self.physmap: PhysMap[M] = PhysMap()
         self.slots = (Memslots(AddressSpaceId.SHARED), Memslots(AddressSpaceId.PRIVATE))
         """By address space: shared is 0, private is 1, as SMM has its own."""
-        self.vcpus: dict[int, Vcpu[V]] = {0: Vcpu(0)}
+        self.vcpus: dict[int, Vcpu[V]] = {}
+        self.create_vcpu(0)
 
     def create_vcpu(self, id_: int) -> Vcpu[V]:
         """EINVAL beyond the cap, EEXIST twice: KVM_CREATE_VCPU."""
@@ -39,6 +40,8 @@ class Vm(Generic[M, V]):
         if id_ in self.vcpus:
             raise Refused(errno.EEXIST, f"vCPU {id_} of VM {self.name} exists")
         vcpu: Vcpu[V] = Vcpu(id_)
+        with self.mmu.lock:
+            self.mmu.tlbs.append(vcpu.tlb)
         self.vcpus[id_] = vcpu
         return vcpu
 
@@ -56,9 +59,29 @@ class Vm(Generic[M, V]):
         seq = self.mmu.invalidate_seq
         segment = self.slots[private].segment(gfn)
         if segment is not None:
-            slot, _, end = segment
+            slot, start, end = segment
             if slot.writable or not write:
-                return Ticket(gfn, private, slot, slot.pgoff_of(gfn), end - gfn, slot.writable, seq)
+                order = 0
+                if self.mmu.in_progress:
+                    start, end = self.mmu.clear_of_brackets(gfn, start, end)
+                if slot.max_order:
+                    order, end = _largest_leaf(slot.max_order, gfn, start, end)
+                return Ticket(gfn, private, slot, slot.pgoff_of(gfn), end - gfn, slot.writable, seq, order)
         elif private or self.slots[True].lookup(gfn) is not None:
             return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
         return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)
+
+
+def _largest_leaf(max_order: int, gfn: int, start: int, end: int) -> tuple[int, int]:
+    """Order of the largest leaf around gfn inside [start, end), and where a run of such leaves has to end.
+
+    It ends where a larger leaf may begin, or else it would be in its way.
+    """
+    limit = ORDER_1G
+    for order in (ORDER_1G, ORDER_2M):
+        size = 1 << order
+        block = gfn & -size
+        if order <= max_order and start <= block and block + size <= end:
+            return order, min(end, (gfn | (1 << limit) - 1) + 1)
+        limit = order
+    return 0, min(end, (gfn | (1 << ORDER_2M) - 1) + 1)

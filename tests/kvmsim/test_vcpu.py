@@ -14,24 +14,22 @@ def vcpu() -> Vcpu[int]:
     return Vcpu(0)
 
 
-def test_a_kick_of_a_vcpu_outside_the_guest_flushes_and_returns(vcpu: Vcpu[int]) -> None:
+def test_a_kick_of_a_vcpu_outside_the_guest_returns_at_once(vcpu: Vcpu[int]) -> None:
     vcpu.tlb.insert(1, 2)
     vcpu.kick()
-    assert (len(vcpu.tlb), vcpu.kick_count) == (0, 1)
+    assert (len(vcpu.tlb), vcpu.kick_count) == (1, 1), "flushing is another's business, where it is needed"
     vcpu.enter()
     vcpu.leave()
 
 
 def test_a_kick_waits_until_the_vcpu_leaves(vcpu: Vcpu[int]) -> None:
     vcpu.enter()
-    vcpu.tlb.insert(1, 2)
     kick = Beside(vcpu.kick)
     until(lambda: vcpu._kickers == 1, "the kick is under way")
     assert kick.running
-    assert vcpu.tlb.lookup(1) == 2, "in guest mode the TLB is the guest's"
     vcpu.leave()
     kick.result()
-    assert vcpu.tlb.lookup(1) is None
+    assert vcpu.kick_count == 1
 
 
 def test_a_vcpu_that_is_being_kicked_waits_outside(vcpu: Vcpu[int]) -> None:
@@ -55,7 +53,6 @@ def test_every_kicker_gets_its_turn_with_a_guest_that_never_rests(vcpu: Vcpu[int
         while not stopped:
             vcpu.enter()
             entries += 1
-            vcpu.tlb.insert(1, entries)
             vcpu.leave()
         return entries
 
@@ -69,7 +66,7 @@ def test_every_kicker_gets_its_turn_with_a_guest_that_never_rests(vcpu: Vcpu[int
         each.result()
     stopped = True
     assert running.result() > 0
-    assert (vcpu.kick_count, vcpu._kickers, vcpu.tlb.flush_count) == (200, 0, 200)
+    assert (vcpu.kick_count, vcpu._kickers) == (200, 0)
 
 
 def test_vcpus_of_a_vm_have_ids_below_the_cap() -> None:

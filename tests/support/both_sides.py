@@ -40,7 +40,7 @@ from memfsd.performer import Performer
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.messages import Reason
-from memfsd.uapi.names import XATTR_TOKEN
+from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
@@ -74,13 +74,14 @@ class LocalStore:
 
     # -- files
 
-    def create(self, name: str, pages: int, *, sealed: bool = True) -> Regular:
+    def create(self, name: str, pages: int, *, sealed: bool = True, page_size: str = "4K") -> Regular:
         service = self.service
         file, handle = service.create(1, name.encode(), 0o600, os.O_WRONLY, self._creds, next(_clock))
         service.release(handle)
         self._inos[name] = file.ino
         if sealed:
             self.performer.perform(service.add_seals(file.ino, Seal.GUEST, next(_clock)))
+            service.setxattr(file.ino, XATTR_PAGE_SIZE, page_size.encode(), 0, next(_clock))
         effects, _ = service.resize(file.ino, pages * PAGE_SIZE, next(_clock))
         self.performer.perform(effects)
         with open(self.path(name), "wb") as stand_in:
