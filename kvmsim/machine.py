@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES, MAX_RUNS_PER_REPORT
-from memfsd.uapi.units import ORDER_1G, ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 from .core.ept import entry_pfn, entry_writable
 from .core.exits import Exit, MemoryErrorExit
@@ -453,23 +453,18 @@ class Machine:
 
 
 def _get_large(ticket: Ticket, link: StoreLink) -> tuple[m.GetPfnReply, int]:
-    """The run that begins at the largest leaf around the ticket's page whose frames the store grants whole, and the
-    leaf's order. Without one, the run from the page itself and order 0."""
-    for order in (ORDER_1G, ORDER_2M):
-        if order > ticket.order:
-            continue
-        ahead = ticket.gfn & (1 << order) - 1
-        wanted = max(1 << order, min(ticket.limit + ahead, MAX_AHEAD_PAGES))
-        try:
-            granted = link.get_pfn(ticket.pgoff - ahead, wanted)
-        except Refused as refused:
-            # The first page of the leaf is being taken back, or just bound: not the one that is wanted.
-            if refused.errno not in (errno.EAGAIN, errno.EFAULT):
-                raise
-            continue
+    """The run from the first page of the leaf around the ticket's page, and the leaf's order. If the store does not
+    grant the leaf whole, in one frame of that size: the run from the page itself, and order 0."""
+    order = ticket.order
+    ahead = ticket.gfn & (1 << order) - 1
+    try:
+        granted = link.get_pfn(ticket.pgoff - ahead, max(1 << order, min(ticket.limit + ahead, MAX_AHEAD_PAGES)))
         if granted.order >= order and granted.page_count >> order and granted.pfn % (1 << order) == 0:
             return granted, order
-    # No further than the next leaf might begin.
+    except Refused as refused:
+        if refused.errno != errno.EFAULT:
+            raise
+        # A hole at the beginning of the leaf has been filled and is not bound yet: not the page that is wanted.
     small = (1 << ORDER_2M) - (ticket.gfn & (1 << ORDER_2M) - 1)
     return link.get_pfn(ticket.pgoff, min(ticket.limit, small)), ORDER_4K
 

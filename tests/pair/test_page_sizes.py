@@ -219,3 +219,38 @@ def test_a_pool_without_a_large_frame_left_says_so(store: LocalStore) -> None:
     stopped = local.write(page(3 * GIB), b"x")
     assert stopped is not None and "ENOSPC" in str(stopped)
     assert leaves(local) == (0, 0, 3)
+
+
+def test_a_leaf_whose_first_pages_are_just_being_bound_is_4_kib_elsewhere(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """fill_slot shows the hole before the store has bound it: a fault beside it then is no error."""
+    local = vm_with(store, "2M", MIB2)
+    local.machine.punch_slot(0, 0, page(10))
+    real, seen = local.link().bind, []
+
+    def bind(slot: int, gfn: int, pgoff: int, pages: int) -> None:
+        seen.append(local.write(page(300), b"beside"))
+        real(slot, gfn, pgoff, pages)
+
+    monkeypatch.setattr(local.link(), "bind", bind)
+    local.machine.fill_slot(0, 0, 10)
+    assert seen == [None]
+    assert leaves(local) == (MIB2 - 300, 0, 0)
+    assert local.read(page(5), 1) == bytes(1)
+    assert (leaves(local), local.read(page(300), 6)) == ((0, 1, 0), b"beside")
+
+
+def test_a_file_that_got_smaller_pages_after_it_was_paired_has_4_kib_leaves(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened_store(tmp_path, monkeypatch, 4 * MIB2, resize_any=True) as store:
+        local = vm_with(store, "2M", MIB2)
+        local.delete(0, private=True)
+        store.truncate("file", 0)
+        store.set_page_size("file", "4K")
+        store.truncate("file", MIB2)
+        store.allocate("file", 0, MIB2)
+        local.private_slot(0, 0, page(MIB2), "file")
+        assert local.write(page(5), b"x") is None
+        assert leaves(local)[1:] == (0, 0)

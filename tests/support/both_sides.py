@@ -81,7 +81,7 @@ class LocalStore:
         self._inos[name] = file.ino
         if sealed:
             self.performer.perform(service.add_seals(file.ino, Seal.GUEST, next(_clock)))
-            service.setxattr(file.ino, XATTR_PAGE_SIZE, page_size.encode(), 0, next(_clock))
+            self.set_page_size(name, page_size)
         effects, _ = service.resize(file.ino, pages * PAGE_SIZE, next(_clock))
         self.performer.perform(effects)
         with open(self.path(name), "wb") as stand_in:
@@ -89,6 +89,9 @@ class LocalStore:
             status = os.fstat(stand_in.fileno())
         self._by_file[FileId(status.st_dev, status.st_ino)] = file.ino
         return file
+
+    def set_page_size(self, name: str, page_size: str) -> None:
+        self.service.setxattr(self._inos[name], XATTR_PAGE_SIZE, page_size.encode(), 0, next(_clock))
 
     def path(self, name: str) -> str:
         return str(self._place / name)
