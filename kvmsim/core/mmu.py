@@ -122,8 +122,9 @@ class Mmu:
         An access that found its translation before may still use it: frames are reused only after a kick.
         """
         removed = self.epts[private].zap(start, end)
-        self.zapped_count += sum(count for _, _, count in removed)
-        self._flush(removed, private)
+        page_count = sum(count for _, _, count in removed)
+        self.zapped_count += page_count
+        self._flush(removed, page_count, private)
         # More than was asked for goes when a large leaf can not be split: those pages are the slot's as before.
         return [clip(run, start, end) for run in removed if run[0] < end and start < run[0] + run[2]]
 
@@ -134,14 +135,13 @@ class Mmu:
         self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
         return ept.touched(start, end)
 
-    def _flush(self, removed: list[Run], private: bool) -> None:
+    def _flush(self, removed: list[Run], page_count: int, private: bool) -> None:
         """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing
         flushed."""
         if not removed:
             return
-        small = sum(count for _, _, count in removed) <= RANGED_FLUSH_PAGES
         for tlb in self.tlbs:
-            if small:
+            if page_count <= RANGED_FLUSH_PAGES:
                 pages = (range(gfn, gfn + count) for gfn, _, count in removed)
                 tlb.flush_keys(tlb_key(gfn, not private) for run in pages for gfn in run)
             else:
