@@ -301,17 +301,18 @@ class Machine:
             if not isinstance(ticket, Ticket):
                 return ticket
             backing = backing_of(ticket.slot)
-            order = 0
+            order = ticket.order
             if backing.link is None:
-                order, ahead = ticket.order, ticket.gfn & (1 << ticket.order) - 1
+                ahead = gfn & (1 << order) - 1
                 pfn = backing.base + ticket.pgoff - ahead
                 count = min(max(want + ahead, 1 << order), ticket.limit + ahead)
             else:
                 try:
-                    if ticket.order:
+                    if order:
                         granted, order = _get_large(ticket, backing.link)
                     else:
-                        granted = backing.link.get_pfn(ticket.pgoff, min(ticket.limit, MAX_AHEAD_PAGES))
+                        most = ticket.limit if ticket.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
+                        granted = backing.link.get_pfn(ticket.pgoff, most)
                 except Refused as refused:
                     if refused.errno == errno.EAGAIN and self._wait_end(ticket):
                         continue
@@ -322,7 +323,9 @@ class Machine:
             with mmu.lock:
                 try:
                     if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, count):
-                        at = pfn - backing.base + (gfn & (1 << order) - 1) << PAGE_SHIFT
+                        if order:
+                            pfn += gfn & (1 << order) - 1
+                        at = pfn - backing.base << PAGE_SHIFT
                         vcpu.tlb.insert(tlb_key(gfn, shared), (backing.memory, at, ticket.writable))
                         return None
                 except Refused as refused:

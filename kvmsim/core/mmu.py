@@ -32,7 +32,7 @@ class Ticket(msgspec.Struct, frozen=True, eq=False):
     limit: int
     writable: bool
     seq: int
-    order: int = 0
+    order: int
 
 
 class Mmu:

@@ -56,17 +56,18 @@ class Vm(Generic[M, V]):
 
         offset and length: the bytes of the access in its page, for the exits.
         """
-        seq = self.mmu.invalidate_seq
+        mmu = self.mmu
+        seq = mmu.invalidate_seq
         segment = self.slots[private].segment(gfn)
         if segment is not None:
             slot, start, end = segment
             if slot.writable or not write:
-                order = 0
-                if self.mmu.in_progress:
-                    start, end = self.mmu.clear_of_brackets(gfn, start, end)
-                if slot.max_order:
-                    order, end = _largest_leaf(slot.max_order, gfn, start, end)
-                return Ticket(gfn, private, slot, slot.pgoff_of(gfn), end - gfn, slot.writable, seq, order)
+                if mmu.in_progress:
+                    start, end = mmu.clear_of_brackets(gfn, start, end)
+                order = slot.max_order
+                if order:
+                    order, end = _largest_leaf(order, gfn, start, end)
+                return Ticket(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq, order)
         elif private or self.slots[True].lookup(gfn) is not None:
             return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
         return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)

@@ -22,7 +22,7 @@ SLOT = Memslot(0, AddressSpaceId.PRIVATE, 0, 100, SlotFlag(0), None, 0)
 
 
 def ticket(mmu: Mmu, gfn: int, limit: int = 1) -> Ticket:
-    return Ticket(gfn, True, SLOT, gfn, limit, True, mmu.invalidate_seq)
+    return Ticket(gfn, True, SLOT, gfn, limit, True, mmu.invalidate_seq, 0)
 
 
 def mapped(mmu: Mmu) -> list[tuple[int, int, int]]:
