@@ -14,7 +14,7 @@ from memfsd.uapi.units import parse_size
 
 from .execute import Executor
 from .link import socket_of_sealed
-from .script.grammar import POLICIES, help_text, parse_line, parse_script
+from .script.grammar import POLICIES, UNDER, help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
 from .script.runner import Session, run
 from .script.words import ScriptError
@@ -76,6 +76,12 @@ def _parser() -> argparse.ArgumentParser:
     attach.add_argument("--gpa", type=_address, default=0, metavar="G", help="where its memory begins (default 0)")
     for sub in (run_, attach):
         sub.add_argument("--policy", choices=POLICIES, default="none", help="how exits are handled (default none)")
+        sub.add_argument(
+            "--under",
+            choices=UNDER,
+            default="kept",
+            help="with policy overlay: what becomes of the private page under an ordinary slot (default kept)",
+        )
         sub.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
         sub.add_argument("--json", action="store_true", help="one JSON object per command")
     return parser
@@ -122,7 +128,7 @@ def _read(path: str) -> bytes:
 
 def _executor(asked: argparse.Namespace) -> Executor | None:
     try:
-        return Executor(asked.max_slots, asked.policy)
+        return Executor(asked.max_slots, asked.policy, asked.under)
     except Refused as refused:
         print(f"kvmsim: {refused.reason}", file=sys.stderr)
         return None

@@ -21,9 +21,9 @@ from .script.outcome import Outcome
 class Executor:
     """All VMs of a process; vm0 exists and is current."""
 
-    def __init__(self, max_slots: int, policy: str = "none") -> None:
+    def __init__(self, max_slots: int, policy: str = "none", under: str = "kept") -> None:
         self._max_slots = max_slots
-        self._policy = policy
+        self._policy = policy, under
         self._computers: dict[str, Computer] = {}
         self._doers: dict[type[c.Command], Callable[[Any], Outcome]] = {
             c.CreateVm: self._vm,
@@ -75,7 +75,7 @@ class Executor:
         if len(self._computers) >= MAX_VMS:
             raise Refused(errno.ENOSPC, f"{MAX_VMS} VMs are the limit")
         computer = Computer(name, self._max_slots)
-        computer.vmm.set_policy(self._policy)
+        computer.vmm.set_policy(*self._policy)
         self._computers[name] = computer
         return computer
 
@@ -185,8 +185,8 @@ class Executor:
     # -- around it
 
     def _set_policy(self, command: c.SetPolicy) -> Outcome:
-        self._current.vmm.set_policy(command.policy)
-        self._policy = command.policy
+        self._current.vmm.set_policy(command.policy, command.under)
+        self._policy = command.policy, command.under
         return Outcome(ok=True)
 
     def _sh(self, command: c.Sh) -> Outcome:

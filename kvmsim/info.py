@@ -88,7 +88,7 @@ def memory(computer: Computer) -> Answer:
 
 def stats(computer: Computer) -> Answer:
     """Counters since the VM was made."""
-    vm, machine = computer.vm, computer.machine
+    vm, machine, tally = computer.vm, computer.machine, computer.vmm.tally
     with vm.mmu.lock:
         facts = {
             "faults": vm.mmu.fault_count,
@@ -97,7 +97,11 @@ def stats(computer: Computer) -> Answer:
             "tlb_flushes": sum(vcpu.tlb.flush_count for vcpu in vm.vcpus.values()),
             "kicks": sum(vcpu.kick_count for vcpu in vm.vcpus.values()),
             "store_requests": sum(link.request_count for link in machine.links.values()),
-            "converted_pages": computer.vmm.converted_count,
+            "converted_to_shared": tally.to_shared_pages,
+            "converted_to_private": tally.to_private_pages,
+            "lost_pages": tally.lost_pages,
+            "unreturned_pages": tally.unreturned_pages,
+            "rolled_back": tally.rolled_back,
         }
     return facts, _lines(facts)
 

@@ -29,8 +29,9 @@ from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES, MAX_RUN_PAGE
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
 from memfsd.uapi.pairing import State, next_state
+from memfsd.uapi.units import PAGE_SHIFT
 
-from .memory import WindowMemory
+from .memory import WindowMemory, punch_file
 
 _B = TypeVar("_B", bound=m.Body)
 _GET_PFN = Kind.GET_PFN
@@ -107,6 +108,10 @@ class StoreLink:
         if granted.pfn + granted.page_count > self.frame_count:
             raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
         return granted
+
+    def punch(self, pgoff: int, page_count: int) -> None:
+        """fallocate(PUNCH_HOLE | KEEP_SIZE): user space gives pages of the file back. Refused with its errno."""
+        punch_file(self.fd, pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT)
 
     def stat(self) -> m.StatReply:
         return self._ask(Kind.STAT, m.Empty(), m.StatReply)

@@ -2,6 +2,8 @@
 
     ept          4-level page tables with the real entry layout, in numpy
     tlb          the software TLB of a vCPU
+    segments     disjoint ranges of slots, found by bisection
+    ranges       a set of pages
     memslots     slots by address space, and KVM's checks
     physmap      host physical frame numbers to the memory behind them
     mmu          both EPTs, the invalidation sequence, faults and staleness

@@ -117,6 +117,7 @@ class HostWrite(Command):
 @dataclass(frozen=True, slots=True)
 class SetPolicy(Command):
     policy: str
+    under: str = "kept"
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,6 +22,8 @@ EXIT_REASONS = ("MMIO", "HYPERCALL", "HLT", "MEMORY_ERROR", "SHUTDOWN", "INTERNA
 """KVM_EXIT_* without the prefix."""
 EXIT_PREFIX = "KVM_EXIT_"
 POLICIES = ("none", "recreate", "punch", "overlay")
+UNDER = ("kept", "freed")
+"""What becomes of a private page under an ordinary slot, with policy overlay."""
 INFO_TOPICS = ("slots", "ept", "mmu", "memory", "stats", "vms")
 
 
@@ -83,6 +85,15 @@ def _file_where_needed(slot: SlotSet) -> tuple[str, str] | None:
     return None
 
 
+def _under_overlay(policy: commands.SetPolicy) -> tuple[str, str] | None:
+    if policy.policy != "overlay" and "under" in policy.columns:
+        return (
+            "under",
+            f"under= goes with policy overlay: policy {policy.policy} keeps no private page under a shared one",
+        )
+    return None
+
+
 _VCPU = Term("vcpu", "N", values.number, option=True, required=False, default=0)
 _GPA = Term("gpa", "GPA", values.address)
 _LEN = Term("length", "LEN", values.access_length)
@@ -139,8 +150,12 @@ FORMS: tuple[Form, ...] = (
     Form(
         "policy",
         commands.SetPolicy,
-        (Term("policy", "|".join(POLICIES), values.choice("policy", POLICIES)),),
-        "how user space answers exits that ask for a conversion",
+        (
+            Term("policy", "|".join(POLICIES), values.choice("policy", POLICIES)),
+            Term("under", "|".join(UNDER), values.choice("word", UNDER), option=True, required=False, default="kept"),
+        ),
+        "how user space answers exits that ask for a conversion; under= is for overlay: what becomes of the page below",
+        check=_under_overlay,
     ),
     Form(
         "info",
