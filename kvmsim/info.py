@@ -5,6 +5,7 @@ from typing import Any
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
 
 from .computer import Computer
+from .core.hva import HostAddressSpace
 from .machine import backing_of
 
 Answer = tuple[object, str]
@@ -104,6 +105,26 @@ def stats(computer: Computer) -> Answer:
             "rolled_back": tally.rolled_back,
         }
     return facts, _lines(facts)
+
+
+def hva(spaces: list[HostAddressSpace], *, dump: bool = False) -> Answer:
+    """Mappings of simulated host processes; dump: only what a core dump holds."""
+    facts: list[dict[str, Any]] = [
+        {
+            "process": space.process,
+            "hva": vma.start,
+            "size": vma.size,
+            "flags": list(vma.flags),
+            "file": vma.name,
+        }
+        for space in spaces
+        for vma in (space.dump() if dump else space)
+    ]
+    lines = [f"{'PROCESS':8} {'HVA':>14} {'SIZE':>8}  FILE, FLAGS"]
+    for f in facts:
+        flags = "|".join(f["flags"])
+        lines.append(f"{f['process']:8} {f['hva']:>#14x} {format_size(f['size']):>8}  {f['file']}, {flags}")
+    return facts, "\n".join(lines)
 
 
 def vms(computers: dict[str, Computer], current: Computer) -> Answer:

@@ -37,13 +37,17 @@ _MAX_RETRIES = 1 << 16
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backing:
-    """What a slot shows: frame numbers from base; link for private slots; owned: closed with the slot."""
+    """What a slot shows: frame numbers from base; link for private slots.
+
+    owned: closed with the slot. sticky: made from an encrypted mapping, and so there until the VM ends.
+    """
 
     memory: Memory
     base: int
     link: StoreLink | None = None
     owned: bool = False
     path: str = ""
+    sticky: bool = False
 
 
 class Machine:
@@ -60,12 +64,15 @@ class Machine:
 
     # -- KVM_SET_USER_MEMORY_REGION
 
-    def set_private_slot(self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int) -> None:
+    def set_private_slot(
+        self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int, *, mapped_fd: int | None = None
+    ) -> None:
         """Create a private slot (or with size 0 delete it): this is where pairing happens.
 
         KVM's checks in KVM's order, then the file's: ENOENT and other errors of open(2), EINVAL not sealed or
         past the end, EPERM another VM's, EEXIST bound already, EINVAL bound at another GFN before.
         The end of GPAs, KVM's last check, comes before pairing and binding: they can not be undone.
+        mapped_fd: of the file behind an encrypted mapping, which the slot shows instead of the file at path.
         """
         with self.slots_lock:
             slots = self.vm.slots[True]
@@ -74,17 +81,19 @@ class Machine:
                 id_, AddressSpaceId.PRIVATE, flags, gpa, size, offset, self.vm.max_slots, existing, True
             )
             if change is RegionChange.DELETE:
+                assert existing is not None
+                _check_loose(existing)
                 self._delete(id_, private=True)
                 return
             gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
             slots.check_free(gfn, gfn + page_count)
-            fd = _open(path)
+            fd = _open(path) if mapped_fd is None else os.dup(mapped_fd)
             try:
                 check_addressable(gfn, page_count)
             except Refused:
                 os.close(fd)
                 raise
-            backing = self._link(fd, path, offset + size)
+            backing = replace(self._link(fd, path, offset + size), sticky=mapped_fd is not None)
             assert backing.link is not None
             try:
                 backing.link.bind(id_, gfn, pgoff, page_count)
@@ -172,9 +181,11 @@ class Machine:
     def delete_slot(self, id_: int, *, private: bool) -> None:
         """EINVAL when there is none. A private slot's contents are destroyed, as TDX and SNP unmap."""
         with self.slots_lock:
-            if self.vm.slots[private].get(id_) is None:
+            slot = self.vm.slots[private].get(id_)
+            if slot is None:
                 kind = "private" if private else "shared"
                 raise Refused(errno.EINVAL, f"there is no {kind} slot {id_}: see 'info slots'")
+            _check_loose(slot)
             self._delete(id_, private=private)
 
     def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
@@ -186,6 +197,7 @@ class Machine:
             slot = self.vm.slots[True].get(id_)
             if slot is None:
                 raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
+            _check_loose(slot)
             with self.vm.mmu.lock:
                 removed = self.vm.slots[True].punch(id_, start, end)
             self._retire(slot, removed)
@@ -215,6 +227,7 @@ class Machine:
             slots = self.vm.slots[True]
             slot = slots.get(id_)
             assert slot is not None
+            _check_loose(slot)
             with self.vm.mmu.lock:
                 slots.punch(id_, start, end)
             runs = self._zap_segments([(start, end)], private=True)
@@ -229,8 +242,11 @@ class Machine:
     def detach(self, id_: int) -> Runs:
         """Take a private slot out, and only block it. What was mapped; undone by `attach`."""
         with self.slots_lock:
+            slot = self.vm.slots[True].get(id_)
+            assert slot is not None
+            _check_loose(slot)
             with self.vm.mmu.lock:
-                slot = self.vm.slots[True].delete(id_)
+                self.vm.slots[True].delete(id_)
             runs = self._zap_segments(slot.segments, private=True)
             try:
                 self._unbind(slot, slot.segments)
@@ -548,6 +564,11 @@ def _open(path: str) -> int:
 def backing_of(slot: Memslot) -> Backing:
     assert isinstance(slot.backing, Backing)
     return slot.backing
+
+
+def _check_loose(slot: Memslot) -> None:
+    if backing_of(slot).sticky:
+        raise Refused(errno.EPERM, f"{slot} shows an encrypted mapping: it stays until the VM ends: lay a slot over it")
 
 
 def link_of(slot: Memslot) -> StoreLink:

@@ -6,6 +6,7 @@
     ranges       a set of pages
     memslots     slots by address space, and KVM's checks
     physmap      host physical frame numbers to the memory behind them
+    hva          the host address space, with sticky mappings of sealed files
     mmu          both EPTs, the invalidation sequence, faults and staleness
     vcpu         guest mode, kicks
     vm           one VM's slots, EPTs and vCPUs

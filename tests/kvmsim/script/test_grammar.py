@@ -43,6 +43,16 @@ CONTRACT: list[tuple[str, c.Command]] = [
     ("sha256 0x100000 8G", c.Sha256(0x100000, 8 << 30)),
     ("host read 0x1000 4", c.HostRead(0x1000, 4)),
     ("host write 0x1000 01020304", c.HostWrite(0x1000, b"\1\2\3\4")),
+    ("slot set 0 private gpa=0 size=64M hva=0x1000", c.SlotSet(0, True, 0, 64 << 20, None, 0, 0, 0x1000)),
+    ("hva map 'a b'", c.HvaMap("a b", None, None, 0, False)),
+    ("hva map a private at=1G length=4K offset=8K", c.HvaMap("a", 1 << 30, 4096, 8192, True)),
+    ("hva anon 1M at=0x1000", c.HvaAnon(1 << 20, 0x1000)),
+    ("hva unmap 0x1000 4K", c.HvaUnmap(0x1000, 4096)),
+    ("hva read 0x1000 4", c.HvaRead(0x1000, 4)),
+    ('hva write 0x1000 "x"', c.HvaWrite(0x1000, b"x")),
+    ("hva fork child", c.HvaFork("child")),
+    ("hva exit", c.HvaExit()),
+    ("hva dump", c.HvaDump()),
     ("policy punch", c.SetPolicy("punch")),
     ("policy overlay", c.SetPolicy("overlay", "kept")),
     ("policy overlay under=freed", c.SetPolicy("overlay", "freed")),
@@ -141,6 +151,8 @@ MISTAKES: list[tuple[str, int, str]] = [
     ("slot set 0 shared gpa=0 size=1 file=", 37, "empty path"),
     ("vm ''", 4, "empty name"),
     (f"vm {'n' * 65}", 4, "longer than a name may be (64 bytes)"),
+    ("slot set 0 shared gpa=0 size=4K file=a hva=0", 40, "file= and hva= both say what the slot shows: keep one"),
+    ("hva map a shared", 11, "unknown word 'shared': choose from private"),
     ("policy overlay under=it", 22, "unknown word 'it': choose from kept, freed"),
     ("policy punch under=freed", 14, "under= goes with policy overlay"),
     ("policy punhc", 8, "unknown policy 'punhc': did you mean 'punch'?"),
@@ -251,7 +263,7 @@ def test_help_shows_the_synopsis_of_the_contract() -> None:
     assert help_text("read") == "read [vcpu=N] GPA LEN [shared]\n    the guest reads"
     slots = help_text("slot").splitlines()[::2]
     assert slots == [
-        "slot set ID private|shared gpa=G size=S [file=PATH] [offset=O] [flags=readonly,log_dirty]",
+        "slot set ID private|shared gpa=G size=S [file=PATH] [offset=O] [hva=ADDR] [flags=readonly,log_dirty]",
         "slot delete ID private|shared",
         "slot punch ID gpa=G size=S",
     ]
