@@ -7,6 +7,7 @@
     guest      what a guest does: reads, writes, touches, hypercalls
     vmm        user space: exits under a policy
     conversion the designs by which a policy replaces private memory by shared and back
+    compare    the same guests over all designs, measured
     host       simulated host processes, and the `hva` commands about them
     script     the language of `kvmsim run`
     execute    script commands to calls of the above

@@ -1,4 +1,4 @@
-"""The command kvmsim: run a script, or attach to a file and prompt."""
+"""The command kvmsim: run a script, attach to a file and prompt, or compare designs."""
 
 import argparse
 import contextlib
@@ -12,6 +12,8 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.units import parse_size
 
+from .compare.command import add_parser as add_compare
+from .compare.command import compare
 from .execute import Executor
 from .link import socket_of_sealed
 from .script.grammar import POLICIES, UNDER, help_text, parse_line, parse_script
@@ -26,6 +28,7 @@ examples:
   kvmsim run boot.kvm --json                 a script, one JSON object a line
   echo 'info vms' | kvmsim run -             commands from standard input
   kvmsim attach /mnt/vm.mem --gpa 0          pair with a sealed file, then a prompt: try 'help'
+  kvmsim compare                             what each design of conversion costs and destroys, as a table
 
 exit status of run: 0 every command did what it should, 1 one did not, 2 the script can not be parsed
 """
@@ -52,6 +55,8 @@ def _close_to_inspection() -> None:
 
 def run_command(arguments: list[str]) -> int:
     asked = _parser().parse_args(arguments)
+    if asked.command == "compare":
+        return compare(asked)
     return _run(asked) if asked.command == "run" else _attach(asked)
 
 
@@ -84,6 +89,7 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
         sub.add_argument("--json", action="store_true", help="one JSON object per command")
+    add_compare(commands)
     return parser
 
 

@@ -75,6 +75,8 @@ class StoreLink:
         self._lock = threading.Lock()
         self._next_id = 1
         self.request_count = 0
+        self.callback_count = 0
+        self.punch_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
         self._down = down
         try:
@@ -94,6 +96,11 @@ class StoreLink:
         """Serve the up channel from now on."""
         self._thread.start()
 
+    @property
+    def message_count(self) -> int:
+        """Requests and callbacks that were answered, and punches of the file by user space."""
+        return self.request_count + self.callback_count + self.punch_count
+
     # -- down: kvmsim asks
 
     def bind(self, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
@@ -112,6 +119,7 @@ class StoreLink:
     def punch(self, pgoff: int, page_count: int) -> None:
         """fallocate(PUNCH_HOLE | KEEP_SIZE): user space gives pages of the file back. Refused with its errno."""
         punch_file(self.fd, pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT)
+        self.punch_count += 1
 
     def stat(self) -> m.StatReply:
         return self._ask(Kind.STAT, m.Empty(), m.StatReply)
@@ -215,6 +223,7 @@ class StoreLink:
                     raise PeerLost(f"a reply to {header.kind.name} that nobody asked for")
                 answer, ok = self._answer(header.id, header.kind, view[:size], legal=following is not None)
                 self._up.send(answer)
+                self.callback_count += 1
                 if ok and following is not None:
                     state = following
         except PeerLost as lost:

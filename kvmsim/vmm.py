@@ -47,6 +47,8 @@ class Vmm:
         last: Exit | None = None
         while True:
             result = action()
+            if isinstance(result, MmioExit | MemoryErrorExit):
+                self.tally.exits += 1
             if not isinstance(result, MmioExit | MemoryErrorExit) or result == last or not self._handle(result):
                 return result
             last = result

@@ -42,6 +42,9 @@ class Tally:
         self.unreturned_pages = 0
         """Private pages that the store did not take back, so that they stay allocated beside their shared copy."""
         self.rolled_back = 0
+        """Conversions that were refused and taken back."""
+        self.exits = 0
+        """Exits that user space saw, those it handled among them."""
 
 
 def visible_private(machine: Machine, start: int, end: int) -> list[Piece]:
