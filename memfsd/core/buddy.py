@@ -94,7 +94,7 @@ class Buddy:
             count -= run
         return runs
 
-    def alloc_one(self) -> Pfn:
+    def alloc_one(self) -> int:
         """One frame; blocks that are broken already go first. ENOSPC."""
         gigs = self._with_partial
         if not gigs:
@@ -104,21 +104,20 @@ class Buddy:
         partial = gig.partial
         block = (partial & -partial).bit_length() - 1
         frames = gig.blocks[block]
-        lowest = frames & -frames
-        frames ^= lowest
-        gig.blocks[block] = frames
+        rest = frames & frames - 1
+        gig.blocks[block] = rest
         self.free_count -= 1
-        if not frames:
+        if not rest:
             gig.partial = partial ^ (1 << block)
             if partial & (partial - 1) == 0:
                 self._file(number, gig)
-        return Pfn(self._base + (number << 18 | block << 9) + lowest.bit_length() - 1)
+        return self._base + (number << 18 | block << 9) + (frames ^ rest).bit_length() - 1
 
     def alloc_run(self, max_count: int) -> tuple[Pfn, int]:
         """One contiguous run (pfn, frames) of 1 to max_count frames, whole if that is cheap. ENOSPC."""
         assert max_count > 0
         if max_count == 1:
-            return self.alloc_one(), 1
+            return Pfn(self.alloc_one()), 1
         if not self.free_count:
             raise _no_space(1, ORDER_4K, 0)
         pfn = self._roomy(max_count)
