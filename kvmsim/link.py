@@ -103,7 +103,8 @@ class StoreLink:
 
     def get_pfn(self, pgoff: int, max_pages: int) -> m.GetPfnReply:
         """A granted run, all of it in the window. Refused with the store's errno; PeerLost when it is gone."""
-        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, min(max_pages, MAX_RUN_PAGES)), m.GetPfnReply)
+        most = max_pages if max_pages < MAX_RUN_PAGES else MAX_RUN_PAGES
+        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, most), m.GetPfnReply)
         if granted.pfn + granted.page_count > self.frame_count:
             raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
         return granted

@@ -277,7 +277,8 @@ class Machine:
                 ticket = vm.fault(gfn, private=not shared, write=write, offset=offset, length=length)
             if not isinstance(ticket, Ticket):
                 return ticket
-            backing = backing_of(ticket.slot)
+            backing = ticket.slot.backing
+            assert isinstance(backing, Backing)
             if backing.link is None:
                 pfn, count = backing.base + ticket.pgoff, min(want, ticket.limit)
             else:
@@ -294,7 +295,7 @@ class Machine:
                 try:
                     if mmu.install(ticket, pfn, count):
                         at = pfn - backing.base << PAGE_SHIFT
-                        vcpu.tlb.insert(tlb_key(gfn, shared), (backing.memory, at, ticket.writable))
+                        vcpu.tlb.insert(gfn if shared else ~gfn, (backing.memory, at, ticket.writable))
                         return None
                 except Refused as refused:
                     return _failed(ticket, refused.errno, refused.reason)

@@ -60,26 +60,25 @@ class Mmu:
         assert self.in_progress >= 0, "END without BEGIN"
         self.ended.notify_all()
 
-    def is_stale(self, ticket: Ticket, count: int) -> bool:
-        """mmu_invalidate_retry_gfn(), for the run that would be mapped, of either alias."""
-        if ticket.seq != self.invalidate_seq:
-            return True
-        return self.in_progress > 0 and ticket.gfn < self.range_end and self.range_start < ticket.gfn + count
-
     def install(self, ticket: Ticket, pfn: int, count: int) -> bool:
         """Map the run, its first page as accessed; False when the ticket is stale and the fault must be retried.
 
+        Stale as mmu_invalidate_retry_gfn() has it, for the run that would be mapped, of either alias.
         ENOMEM (Refused) when the EPT has no table left.
         """
-        count = min(count, ticket.limit)
-        if self.is_stale(ticket, count):
+        gfn = ticket.gfn
+        if count > ticket.limit:
+            count = ticket.limit
+        if ticket.seq != self.invalidate_seq or (
+            self.in_progress and gfn < self.range_end and self.range_start < gfn + count
+        ):
             self.retry_count += 1
             return False
         ept = self.epts[ticket.private]
         if count == 1:
-            ept.map_page(ticket.gfn, pfn, writable=ticket.writable)
+            ept.map_page(gfn, pfn, writable=ticket.writable)
         else:
-            ept.map_run(ticket.gfn, pfn, count, writable=ticket.writable, accessed=1)
+            ept.map_run(gfn, pfn, count, writable=ticket.writable, accessed=1)
         self.fault_count += 1
         return True
 

@@ -42,7 +42,6 @@ log = logging.getLogger("memfsd.guests")
 BYE = "BYE"
 _HALF_OPEN = frozenset({State.CONNECTED, State.GREETED})
 _ENDED = State.ENDED
-_MSG_TRUNC = int(socket.MSG_TRUNC)
 
 _Handler = Callable[[Any], m.Body]
 _Step = tuple[Kind, Callable[[Packet], m.Body], _Handler, State]
@@ -138,7 +137,7 @@ class Session:
         receive, send = sock.recv_into, sock.send
         try:
             while self._state is not _ENDED:
-                size = receive(buffer, 0, _MSG_TRUNC)
+                size = receive(buffer, 0, socket.MSG_TRUNC)
                 if not HEADER_BYTES <= size <= MAX_PACKET_BYTES:
                     return f"it sent a packet of {size} bytes" if size else "it closed the connection"
                 reply = self._answer(buffer[:size])
