@@ -253,8 +253,11 @@ class Session:
         file = self._file
         assert file is not None
         try:
-            with self._lock:
+            self._lock.acquire()  # not `with`, which takes twice as long: here that is felt
+            try:
                 return self._gmem.get_pfn(file, want.pgoff, want.max_pages)
+            finally:
+                self._lock.release()
         except Refused as refused:
             if refused.errno != errno.ENOSPC or not self._brackets.reclaim():
                 raise
