@@ -13,7 +13,7 @@ from .ept import ACCESSED, Ept
 from .memslots import Memslot
 
 
-class Ticket(msgspec.Struct, frozen=True, eq=False):
+class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fault under way: `limit` pages of one segment from gfn may be mapped, if `seq` still holds.
 
     A Struct because each fault makes one: a frozen dataclass takes ten times as long.

@@ -140,7 +140,7 @@ class Session:
                 size = receive(buffer, 0, socket.MSG_TRUNC)
                 if not HEADER_BYTES <= size <= MAX_PACKET_BYTES:
                     return f"it sent a packet of {size} bytes" if size else "it closed the connection"
-                reply = self._answer(buffer[:size])
+                reply = self._answer(buffer, size)
                 if self._fds:
                     self._send_with_fds(reply)
                 else:
@@ -153,14 +153,14 @@ class Session:
         except (BadPacket, OSError) as error:
             return str(error)
 
-    def _answer(self, packet: bytearray) -> bytes:
-        id_, word = request_words(packet)
+    def _answer(self, buffer: bytearray, size: int) -> bytes:
+        id_, word = request_words(buffer)
         step = self._steps.get(word)
         if step is None:
-            return self._refusal(packet)
+            return self._refusal(buffer[:size])
         kind, decode, handler, following = step
         try:
-            body = decode(packet[HEADER_BYTES:])
+            body = decode(buffer[HEADER_BYTES:size])
         except NO_BODY as error:
             return encode_failure(id_, kind, errno.EINVAL, f"{kind.name}: {error}")
         try:

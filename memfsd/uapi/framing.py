@@ -89,11 +89,6 @@ def decode_request_header(packet: Packet) -> tuple[int, Kind]:
     return header.id, header.kind
 
 
-def is_success(packet: bytes | bytearray, id_: int, kind: Kind) -> bool:
-    """It is the reply to this request, without an errno."""
-    return packet.startswith(_pack_header(id_, kind | REPLY, 0))
-
-
 def decode_request(kind: Kind, packet: Packet) -> Body:
     """BadBody when the body is not the kind's, or a field is out of its bounds."""
     try:
@@ -109,6 +104,17 @@ def decode_reply(kind: Kind, packet: Packet) -> Body:
         return _reply_decoders[kind](packet[HEADER_BYTES:])
     except KeyError:
         raise BadBody(f"{kind.name} is reserved and not implemented") from None
+    except NO_BODY as error:
+        raise BadBody(f"{kind.name}: {error}") from None
+
+
+def decode_success(buffer: bytes | bytearray, size: int, id_: int, kind: Kind) -> Body | None:
+    """The body of the packet in buffer's first bytes if it is the reply to this request, and None if it is anything
+    else. BadBody as `decode_reply`."""
+    if size < HEADER_BYTES or not buffer.startswith(_pack_header(id_, kind | REPLY, 0)):
+        return None
+    try:
+        return _reply_decoders[kind](buffer[HEADER_BYTES:size])
     except NO_BODY as error:
         raise BadBody(f"{kind.name}: {error}") from None
 
