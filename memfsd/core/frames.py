@@ -60,7 +60,7 @@ LEGAL: dict[FrameState, frozenset[FrameState]] = {
 _STATES = tuple(FrameState)
 _ORIGINS = [sum(1 << old for old in _STATES if new in LEGAL[old]) for new in _STATES]
 """For each new state, the bit set of the states it may come from."""
-_FREE = FrameState.FREE
+_FREE = int(FrameState.FREE)
 _FREE_BIT = 1 << _FREE
 _BLOCK = 1 << ORDER_2M
 _MIXED = 255

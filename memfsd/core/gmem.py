@@ -134,13 +134,14 @@ class GuestMemory:
         ENOSPC the pool is full.
         """
         guest, pages = file.guest or guest_of(file), file.pages
+        readahead = guest.readahead
         binding = guest.bindings.find(pgoff)
         if binding is None or pgoff << PAGE_SHIFT >= file.size:
             raise Refused(errno.EFAULT, f"file page {pgoff:#x} is not bound")
         closing = guest.closing
         if closing is not None and closing.start <= pgoff < closing.end:
             raise Refused(errno.EAGAIN, f"file page {pgoff:#x} is being taken back")
-        wish = guest.readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
+        wish = readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
         if wish == 1 and not file.order:  # the usual fault
             pfn, count = self._pool.alloc_one(_PRIVATE, file.node), 1
             pages.map_page(pgoff, pfn)
@@ -149,7 +150,7 @@ class GuestMemory:
             if closing is not None and pgoff < closing.start:
                 limit = min(limit, closing.start - pgoff)
             pfn, count = self._grant(file, guest, pgoff, limit, wish) if wish else self._granted(file, pgoff, limit)
-        guest.readahead.granted(pgoff, count)
+        readahead.granted(pgoff, count)
         guest.grant_count += 1
         return GetPfnReply(pfn, count, file.order, guest.seq)
 
