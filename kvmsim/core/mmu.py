@@ -60,18 +60,22 @@ class Mmu:
         assert self.in_progress >= 0, "END without BEGIN"
         self.ended.notify_all()
 
+    def is_stale(self, ticket: Ticket, count: int) -> bool:
+        """mmu_invalidate_retry_gfn(), for the run that would be mapped, of either alias."""
+        if ticket.seq != self.invalidate_seq:
+            return True
+        return self.in_progress > 0 and ticket.gfn < self.range_end and self.range_start < ticket.gfn + count
+
     def install(self, ticket: Ticket, pfn: int, count: int) -> bool:
         """Map the run, its first page as accessed; False when the ticket is stale and the fault must be retried.
 
-        Stale as mmu_invalidate_retry_gfn() has it, for the run that would be mapped, of either alias.
         ENOMEM (Refused) when the EPT has no table left.
         """
         gfn = ticket.gfn
         if count > ticket.limit:
             count = ticket.limit
-        if ticket.seq != self.invalidate_seq or (
-            self.in_progress and gfn < self.range_end and self.range_start < gfn + count
-        ):
+        # As a rule nothing is open and nothing has moved: then it needs no call to know.
+        if (self.in_progress or ticket.seq != self.invalidate_seq) and self.is_stale(ticket, count):
             self.retry_count += 1
             return False
         ept = self.epts[ticket.private]
