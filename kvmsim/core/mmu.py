@@ -14,7 +14,7 @@ from .memslots import Memslot
 from .ranges import RangeSet
 
 
-class Ticket(msgspec.Struct, frozen=True, eq=False):
+class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fault under way: `limit` pages of one segment from gfn may be mapped, if `seq` still holds.
 
     A Struct because each fault makes one: a frozen dataclass takes ten times as long.
@@ -74,15 +74,18 @@ class Mmu:
 
         ENOMEM (Refused) when the EPT has no table left.
         """
-        count = min(count, ticket.limit)
-        if self.is_stale(ticket, count):
+        gfn = ticket.gfn
+        if count > ticket.limit:
+            count = ticket.limit
+        # As a rule nothing is open and nothing has moved: then it needs no call to know.
+        if (self.in_progress or ticket.seq != self.invalidate_seq) and self.is_stale(ticket, count):
             self.retry_count += 1
             return False
         ept = self.epts[ticket.private]
         if count == 1:
-            ept.map_page(ticket.gfn, pfn, writable=ticket.writable)
+            ept.map_page(gfn, pfn, writable=ticket.writable)
         else:
-            ept.map_run(ticket.gfn, pfn, count, writable=ticket.writable, accessed=1)
+            ept.map_run(gfn, pfn, count, writable=ticket.writable, accessed=1)
         self.fault_count += 1
         return True
 

@@ -62,7 +62,7 @@ class Vm(Generic[M, V]):
         if segment is not None:
             slot, _, end = segment
             if slot.writable or not write:
-                return Ticket(gfn, private, slot, slot.pgoff_of(gfn), end - gfn, slot.writable, seq)
+                return Ticket(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq)
         elif private or self.slots[True].lookup(gfn) is not None:
             return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
         return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)
