@@ -9,10 +9,10 @@ import errno
 import os
 import socket
 import struct
-import threading
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from memfsd.uapi import messages as m
+from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.framing import (
     BadBody,
@@ -72,13 +72,13 @@ class StoreLink:
         self.lost = ""
         """Why the store is gone; "" while it is there."""
         self._callbacks = callbacks
-        self._lock = threading.Lock()
+        self._lock = sync.lock("StoreLink.lock")
         self._next_id = 1
         self.request_count = 0
         self.callback_count = 0
         self.punch_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
-        self._down = down
+        self._down = sync.channel(down, "vm.down")
         try:
             self.memory, self._up, reply = self._greet(vm, token)
         except BaseException:
@@ -90,7 +90,7 @@ class StoreLink:
         self.frame_count = self.memory.frame_count
         self.base = 0
         """First frame number of the window in the VM's PhysMap; set by the machine."""
-        self._thread = threading.Thread(target=self._serve_up, name=f"up-{self.file.inode}", daemon=True)
+        self._thread = sync.thread(self._serve_up, f"up-{self.file.inode}")
 
     def start(self) -> None:
         """Serve the up channel from now on."""
@@ -201,7 +201,7 @@ class StoreLink:
                 os.close(fd)
             raise
         self._next_id += 1
-        up = socket.socket(fileno=fds[1])
+        up = sync.channel(socket.socket(fileno=fds[1]), "vm.up")
         try:
             return WindowMemory(fds[0], pool_frames), up, reply
         except BaseException:
