@@ -9,10 +9,10 @@ import errno
 import os
 import socket
 import struct
-import threading
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from memfsd.uapi import messages as m
+from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.framing import (
     BadBody,
@@ -20,17 +20,18 @@ from memfsd.uapi.framing import (
     decode_header,
     decode_reply,
     decode_request,
+    decode_success,
     encode_failure,
     encode_reply,
     encode_request,
-    is_success,
 )
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
 from memfsd.uapi.pairing import State, next_state
+from memfsd.uapi.units import PAGE_SHIFT
 
-from .memory import WindowMemory
+from .memory import WindowMemory, punch_file
 
 _B = TypeVar("_B", bound=m.Body)
 _GET_PFN = Kind.GET_PFN
@@ -71,11 +72,13 @@ class StoreLink:
         self.lost = ""
         """Why the store is gone; "" while it is there."""
         self._callbacks = callbacks
-        self._lock = threading.Lock()
+        self._lock = sync.lock("StoreLink.lock")
         self._next_id = 1
         self.request_count = 0
+        self.callback_count = 0
+        self.punch_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
-        self._down = down
+        self._down = sync.channel(down, "vm.down")
         try:
             self.memory, self._up, reply = self._greet(vm, token)
         except BaseException:
@@ -89,11 +92,16 @@ class StoreLink:
         self.frame_count = self.memory.frame_count
         self.base = 0
         """First frame number of the window in the VM's PhysMap; set by the machine."""
-        self._thread = threading.Thread(target=self._serve_up, name=f"up-{self.file.inode}", daemon=True)
+        self._thread = sync.thread(self._serve_up, f"up-{self.file.inode}")
 
     def start(self) -> None:
         """Serve the up channel from now on."""
         self._thread.start()
+
+    @property
+    def message_count(self) -> int:
+        """Requests and callbacks that were answered, and punches of the file by user space."""
+        return self.request_count + self.callback_count + self.punch_count
 
     # -- down: kvmsim asks
 
@@ -109,6 +117,11 @@ class StoreLink:
         if granted.pfn + granted.page_count > self.frame_count:
             raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
         return granted
+
+    def punch(self, pgoff: int, page_count: int) -> None:
+        """fallocate(PUNCH_HOLE | KEEP_SIZE): user space gives pages of the file back. Refused with its errno."""
+        punch_file(self.fd, pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT)
+        self.punch_count += 1
 
     def stat(self) -> m.StatReply:
         return self._ask(Kind.STAT, m.Empty(), m.StatReply)
@@ -128,7 +141,8 @@ class StoreLink:
         os.close(self.fd)
 
     def _ask(self, kind: Kind, body: m.Body, reply: type[_B]) -> _B:
-        with self._lock:
+        self._lock.acquire()  # not `with`, which takes twice as long: a fault asks
+        try:
             if self.lost:
                 raise PeerLost(self.lost)
             id_ = self._next_id
@@ -142,16 +156,17 @@ class StoreLink:
                 raise self._broken(f"the store is gone: {error.strerror}") from None
             if not 0 < size <= MAX_PACKET_BYTES:
                 raise self._broken("the store is gone" if size == 0 else f"the store sent {size} bytes")
-            packet = self._buffer[:size]
             try:
-                if not is_success(packet, id_, kind):
-                    raise self._refusal(packet, id_, kind)
-                self.request_count += 1
-                answer = decode_reply(kind, packet)
+                answer = decode_success(self._buffer, size, id_, kind)
+                if answer is None:
+                    raise self._refusal(self._buffer[:size], id_, kind)
             except BadBody as error:
                 raise self._broken(str(error)) from None
+            self.request_count += 1
             assert isinstance(answer, reply)
             return answer
+        finally:
+            self._lock.release()
 
     def _refusal(self, packet: bytearray, id_: int, kind: Kind) -> Refused | PeerLost:
         """What a packet that is no success means; BadBody when it has no reason."""
@@ -187,7 +202,7 @@ class StoreLink:
                 os.close(fd)
             raise
         self._next_id += 1
-        up = socket.socket(fileno=fds[1])
+        up = sync.channel(socket.socket(fileno=fds[1]), "vm.up")
         try:
             return WindowMemory(fds[0], pool_frames), up, reply
         except BaseException:
@@ -212,6 +227,7 @@ class StoreLink:
                     raise PeerLost(f"a reply to {header.kind.name} that nobody asked for")
                 answer, ok = self._answer(header.id, header.kind, view[:size], legal=following is not None)
                 self._up.send(answer)
+                self.callback_count += 1
                 if ok and following is not None:
                     state = following
         except PeerLost as lost:

@@ -4,8 +4,11 @@
     epttables    the tree of tables under them; eptentry: the layout of an entry
     runs         lists of contiguous pages
     tlb          the software TLB of a vCPU
+    segments     disjoint ranges of slots, found by bisection
+    ranges       a set of pages
     memslots     slots by address space, and KVM's checks
     physmap      host physical frame numbers to the memory behind them
+    hva          the host address space, with sticky mappings of sealed files
     mmu          both EPTs, the invalidation sequence, faults and staleness
     vcpu         guest mode, kicks
     vm           one VM's slots, EPTs and vCPUs

@@ -133,9 +133,18 @@ class Ept(EptTables):
     def map_page(self, gfn: int, pfn: int, *, writable: bool = True) -> None:
         """`map_run` of one page that is demanded: the usual fault."""
         assert 0 <= pfn < MAX_PFN, pfn
-        if not self._leaf_table(gfn):
+        flags = _DEMANDED_WRITABLE if writable else _DEMANDED
+        base = self._bases.get(gfn >> LEVEL_BITS)
+        if base:  # as a rule the table is known and the entry is free
+            index, words = base + (gfn & INDEX), self._words
+            if not words[index]:
+                words[index] = pfn << PFN_SHIFT | flags
+                self._count[base >> LEVEL_BITS] += 1
+                self._small_count += 1
+                return
+        elif not self._leaf_table(gfn):
             self._grow(gfn, gfn + 1)
-        self._set_leaf(gfn, pfn, _DEMANDED_WRITABLE if writable else _DEMANDED)
+        self._set_leaf(gfn, pfn, flags)
 
     def map_large(self, gfn: int, pfn: int, order: int, *, writable: bool = True, accessed: bool = False) -> None:
         """One leaf of 2 MiB (order 9) or 1 GiB (18), in the place of what smaller ones show of the same frames.

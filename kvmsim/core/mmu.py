@@ -5,18 +5,20 @@ then counts down. A fault snapshots the sequence before it looks anything up, an
 time of mapping, the sequence has moved or an open invalidation covers what it would map.
 """
 
-import threading
 from typing import Any
 
 import msgspec
 
+from memfsd.uapi import sync
+
 from .ept import ACCESSED, Ept
 from .memslots import Memslot
+from .ranges import RangeSet
 from .runs import Run, clip
 from .tlb import RANGED_FLUSH_PAGES, Tlb, tlb_key
 
 
-class Ticket(msgspec.Struct, frozen=True, eq=False):
+class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fault under way: `limit` pages of one segment from gfn may be mapped, if `seq` still holds.
 
     order: of the largest leaf that slot and open invalidations allow around gfn. `limit` ends where a larger one might
@@ -39,13 +41,15 @@ class Mmu:
     """`lock` guards everything here and the VM's memslots; every method wants it held."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.ended = threading.Condition(self.lock)
+        self.lock = sync.lock("Mmu.lock")
+        self.ended = sync.condition("Mmu.ended", self.lock)
         """Notified at each END: faults that met an open invalidation go on."""
         self.epts = (Ept(), Ept())
         """By address space: shared, private."""
         self.tlbs: list[Tlb[Any]] = []
         """Of all vCPUs: filled and flushed with `lock` held."""
+        self.blocked = RangeSet()
+        """Private GFNs that were unmapped and keep their contents: those under an overlay."""
         self.invalidate_seq = 0
         self.in_progress = 0
         self.range_start = 0
@@ -89,15 +93,18 @@ class Mmu:
 
         ENOMEM (Refused) when the EPT has no table left.
         """
-        count = min(count, ticket.limit)
-        if self.is_stale(ticket, count):
+        gfn = ticket.gfn
+        if count > ticket.limit:
+            count = ticket.limit
+        # As a rule nothing is open and nothing has moved: then it needs no call to know.
+        if (self.in_progress or ticket.seq != self.invalidate_seq) and self.is_stale(ticket, count):
             self.retry_count += 1
             return False
         ept = self.epts[ticket.private]
         if count == 1:
-            ept.map_page(ticket.gfn, pfn, writable=ticket.writable)
+            ept.map_page(gfn, pfn, writable=ticket.writable)
         else:
-            ept.map_run(ticket.gfn, pfn, count, writable=ticket.writable, accessed=1)
+            ept.map_run(gfn, pfn, count, writable=ticket.writable, accessed=1)
         self.fault_count += 1
         return True
 
@@ -125,8 +132,26 @@ class Mmu:
         page_count = sum(count for _, _, count in removed)
         self.zapped_count += page_count
         self._flush(removed, page_count, private)
+        if private and self.blocked:
+            self.blocked.discard(start, end)
         # More than was asked for goes when a large leaf can not be split: those pages are the slot's as before.
         return [clip(run, start, end) for run in removed if run[0] < end and start < run[0] + run[2]]
+
+    def block(self, start: int, end: int) -> None:
+        """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK."""
+        kept = self.blocked.ranges(start, end)
+        kept += [(gfn, gfn + count) for gfn, _, count in self.zap(start, end, private=True)]
+        for low, high in kept:
+            self.blocked.add(low, high)
+
+    def held_private(self, start: int, end: int) -> int:
+        """Private pages of [start, end) that hold memory, mapped or blocked."""
+        held = RangeSet()
+        for gfn, _, count in self.epts[True].runs(start, end):
+            held.add(gfn, gfn + count)
+        for low, high in self.blocked.ranges(start, end):
+            held.add(low, high)
+        return sum(high - low for low, high in held.ranges(start, end))
 
     def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
         """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that

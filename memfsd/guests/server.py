@@ -11,8 +11,10 @@ import time
 
 from memfsd.backing import Backing
 from memfsd.core.gmem import guest_of
+from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.performer import Performer
+from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import MAX_CONNECTIONS
 from memfsd.uapi.messages import Empty, Kind, Revoke
@@ -39,10 +41,10 @@ class GuestServer:
         self.brackets = Brackets(service, performer)
         self._checker = Checker(service, backing, self.brackets)
         self._sessions: dict[threading.Thread, Session] = {}
-        self._lock = threading.Lock()
+        self._lock = sync.lock("GuestServer.lock")
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._listener = _listen(path)
-        self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
+        self._acceptor = sync.thread(self._accept, "accept")
 
     def start(self) -> None:
         threading.stack_size(_STACK_BYTES)
@@ -59,7 +61,8 @@ class GuestServer:
             peers = list(self.brackets.peers.values())
         for peer in peers:
             with self._service.lock:
-                active = guest_of(self._service.inodes.regular(peer.ino)).active
+                file = self._service.inodes.find(peer.ino)  # its VM, and the file with it, may be gone by now
+                active = guest_of(file).active if isinstance(file, Regular) else None
             if active is not None and active.implements(Kind.REVOKE):
                 with contextlib.suppress(PeerLost):
                     peer.up.call(Kind.REVOKE, Revoke("the store is unmounted"), Empty)
@@ -102,7 +105,7 @@ class GuestServer:
             self._checker,
             self._stop_read,
         )
-        thread = threading.Thread(target=self._serve, args=(session,), name="session", daemon=True)
+        thread = sync.thread(self._serve, "session", (session,))
         with self._lock:
             self._sessions[thread] = session
         try:
