@@ -7,13 +7,14 @@ private by the inverse. So a page is never held twice.
 
 import contextlib
 import errno
+import threading
 from collections.abc import Callable
 from typing import TypeVar
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
-from .core.exits import Exit, MemoryErrorExit, MmioExit
+from .core.exits import Exit, MemoryErrorExit
 from .core.memslots import Memslot
 from .core.vm import GPA_END
 from .machine import Machine, backing_of
@@ -25,13 +26,14 @@ POLICIES = ("none", "punch")
 
 
 class Vmm:
-    """One VM's user space. Called from one thread at a time."""
+    """One VM's user space: a thread for each vCPU. Exits are handled one at a time, under `_lock`."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.policy = "none"
         self.converted_count = 0
         self._shared: SparseMemory | None = None
+        self._lock = threading.Lock()
 
     def set_policy(self, name: str) -> None:
         if name not in POLICIES:
@@ -45,13 +47,19 @@ class Vmm:
         """
         last: Exit | None = None
         while True:
+            before = self.converted_count
             result = action()
-            if not isinstance(result, MmioExit | MemoryErrorExit) or result == last or not self._handle(result):
+            if not isinstance(result, MemoryErrorExit):
                 return result
+            with self._lock:
+                # Another vCPU's thread may have converted just what this one wants, or have taken it away again.
+                alone = self.converted_count == before
+                if (alone and result == last) or (not self._handle(result) and alone):
+                    return result
             last = result
 
-    def _handle(self, exit_: Exit) -> bool:
-        if self.policy == "none" or not isinstance(exit_, MemoryErrorExit) or exit_.illegal or exit_.errno:
+    def _handle(self, exit_: MemoryErrorExit) -> bool:
+        if self.policy == "none" or exit_.illegal or exit_.errno:
             return False
         start, end = exit_.gpa >> PAGE_SHIFT, -(-(exit_.gpa + exit_.size) // PAGE_SIZE)
         changed = self._to_private(start, end) if exit_.private else self._to_shared(start, end)

@@ -31,6 +31,8 @@ class Vm(Generic[M, V]):
         self.slots = (Memslots(AddressSpaceId.SHARED), Memslots(AddressSpaceId.PRIVATE))
         """By address space: shared is 0, private is 1, as SMM has its own."""
         self.vcpus: dict[int, Vcpu[V]] = {0: Vcpu(0)}
+        self.exit_hypercalls = 0
+        """KVM_CAP_EXIT_HYPERCALL: a bit for each hypercall that user space answers."""
 
     def create_vcpu(self, id_: int) -> Vcpu[V]:
         """EINVAL beyond the cap, EEXIST twice: KVM_CREATE_VCPU."""

@@ -109,7 +109,7 @@ def test_json_extras_only_when_there_is_something_to_say() -> None:
         ),
         (
             "read 0x1000 5",
-            Outcome(ok=True, data=b"hell\x00"),
+            Outcome(ok=True, data=b"hell\x00", address=0x1000),
             False,
             "7> read 0x1000 5\n    0x000000001000  68 65 6c 6c 00" + " " * 33 + "  |hell.|\n",
         ),
