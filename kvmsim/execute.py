@@ -128,8 +128,7 @@ class Executor:
         return self._current.vcpu_commands.join(command.vcpu)
 
     def _kick(self, command: c.Kick) -> Outcome:
-        self._current.vm.vcpu(command.vcpu).request_exit()
-        return Outcome(ok=True)
+        return self._current.vcpu_commands.kick(command.vcpu)
 
     def _cap_exit_hypercall(self, command: c.CapExitHypercall) -> Outcome:
         self._current.vm.exit_hypercalls = command.mask

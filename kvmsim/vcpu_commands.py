@@ -38,6 +38,8 @@ class VcpuCommands:
         self._under_way: dict[int, Tell] = {}
         """By vCPU: how the result of what is under way is told. Written by the thread that runs the vCPU."""
         self._started: dict[int, _Thread] = {}
+        self._kicked: set[int] = set()
+        """vCPUs that the script wants back: EINTR of others was user space's own doing."""
 
     def do(self, command: c.GuestCommand) -> Outcome:
         return self._prepare(command)()
@@ -55,10 +57,17 @@ class VcpuCommands:
             raise Refused(errno.EINVAL, f"nothing was started on vCPU {vcpu}: write for example start read 0 4")
         return started.join()
 
+    def kick(self, vcpu: int) -> Outcome:
+        """Its KVM_RUN ends with EINTR: the one under way, or the next."""
+        kicked = self._vm.vcpu(vcpu)
+        self._kicked.add(vcpu)
+        kicked.request_exit()
+        return Outcome(ok=True)
+
     def close(self) -> None:
         """Every vCPU leaves, and what is under way is abandoned."""
         for id_, started in self._started.items():
-            self._vm.vcpu(id_).request_exit()
+            self.kick(id_)
             started.wait()
         for vcpu in self._vm.vcpus.values():
             vcpu.take()
@@ -75,15 +84,23 @@ class VcpuCommands:
         """User space's loop around KVM_RUN: the policy repairs, and the vCPU goes on where it was."""
         self._under_way[vcpu.id] = tell
         runs: Iterator[Begin] = chain((begin,), repeat(vcpu.kvm_run))
-        try:
-            result = self._vmm.run(lambda: next(runs)())
-        except Refused as refused:
-            if refused.errno == errno.EINTR:
-                vcpu.run.immediate_exit = 0
-            raise
+        result = self._vmm.run(lambda: self._kvm_run(vcpu, runs))
         if isinstance(result, Exit):
             return exited(result)
         return tell(result)
+
+    def _kvm_run(self, vcpu: GuestVcpu, runs: Iterator[Begin]) -> object:
+        while True:
+            with self._vmm.inhibitor.running():
+                try:
+                    return next(runs)()
+                except Refused as refused:
+                    if refused.errno != errno.EINTR:
+                        raise
+                    vcpu.run.immediate_exit = 0
+                    if vcpu.id in self._kicked:
+                        self._kicked.discard(vcpu.id)
+                        raise
 
     # -- what each command does, and tells
 

@@ -7,7 +7,6 @@ private by the inverse. So a page is never held twice.
 
 import contextlib
 import errno
-import threading
 from collections.abc import Callable
 from typing import TypeVar
 
@@ -17,6 +16,7 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 from .core.exits import Exit, MemoryErrorExit
 from .core.memslots import Memslot
 from .core.vm import GPA_END
+from .inhibit import Inhibitor
 from .machine import Machine, backing_of
 from .memory import SparseMemory, punch_file
 
@@ -26,14 +26,14 @@ POLICIES = ("none", "punch")
 
 
 class Vmm:
-    """One VM's user space: a thread for each vCPU. Exits are handled one at a time, under `_lock`."""
+    """One VM's user space: a thread for each vCPU. Exits are handled one at a time, with all vCPUs out of KVM_RUN."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.policy = "none"
         self.converted_count = 0
         self._shared: SparseMemory | None = None
-        self._lock = threading.Lock()
+        self.inhibitor = Inhibitor()
 
     def set_policy(self, name: str) -> None:
         if name not in POLICIES:
@@ -51,15 +51,22 @@ class Vmm:
             result = action()
             if not isinstance(result, MemoryErrorExit):
                 return result
-            with self._lock:
+            if self.policy == "none":
+                return result
+            with self.inhibitor.alone(self._kick_all):
                 # Another vCPU's thread may have converted just what this one wants, or have taken it away again.
                 alone = self.converted_count == before
                 if (alone and result == last) or (not self._handle(result) and alone):
                     return result
             last = result
 
+    def _kick_all(self) -> None:
+        for vcpu in list(self._machine.vm.vcpus.values()):
+            if vcpu.is_running:
+                vcpu.request_exit()
+
     def _handle(self, exit_: MemoryErrorExit) -> bool:
-        if self.policy == "none" or exit_.illegal or exit_.errno:
+        if exit_.illegal or exit_.errno:
             return False
         start, end = exit_.gpa >> PAGE_SHIFT, -(-(exit_.gpa + exit_.size) // PAGE_SIZE)
         changed = self._to_private(start, end) if exit_.private else self._to_shared(start, end)
