@@ -52,10 +52,12 @@ class VcpuCommands:
 
     def join(self, vcpu: int) -> Outcome:
         """What the started command came to: its outcome, or its refusal."""
-        started = self._started.pop(vcpu, None)
+        started = self._started.get(vcpu)
         if started is None:
             raise Refused(errno.EINVAL, f"nothing was started on vCPU {vcpu}: write for example start read 0 4")
-        return started.join()
+        started.wait()
+        del self._started[vcpu]
+        return started.outcome()
 
     def kick(self, vcpu: int) -> Outcome:
         """Its KVM_RUN ends with EINTR: the one under way, or the next."""
@@ -135,13 +137,9 @@ class VcpuCommands:
         asked = Registers(0, command.r11, command.r12, command.r13, command.r14, command.r15)
 
         def tell(registers: Registers) -> Outcome:
-            name = STATUS_NAMES.get(registers.r10, "unknown")
-            return Outcome(
-                ok=registers.r10 == SUCCESS,
-                ret=registers.r10,
-                info={"r10": registers.r10, "r11": registers.r11},
-                text=f"R10={registers.r10:#x} ({name}) R11={registers.r11:#x}",
-            )
+            r10, r11 = registers.r10, registers.r11
+            shown = f"R10={r10:#x} ({STATUS_NAMES.get(r10, 'unknown')}) R11={r11:#x}"
+            return _returned(r10 == SUCCESS, r10, {"r10": r10, "r11": r11}, shown)
 
         return lambda: self._guest.tdvmcall(vcpu, asked), tell
 
@@ -150,7 +148,7 @@ class VcpuCommands:
 
         def tell(rax: int) -> Outcome:
             signed = rax - (rax >> 63 << 64)
-            return Outcome(ok=signed >= 0, ret=rax, text=f"RAX={rax:#x} ({signed})")
+            return _returned(signed >= 0, rax, {"rax": rax}, f"RAX={rax:#x} ({signed})")
 
         return lambda: self._guest.vmcall(vcpu, command.nr, args), tell
 
@@ -211,8 +209,8 @@ class _Thread:
     def wait(self) -> None:
         self._thread.join()
 
-    def join(self) -> Outcome:
-        self.wait()
+    def outcome(self) -> Outcome:
+        """After the wait."""
         if self._error is not None:
             raise self._error
         assert self._outcome is not None
@@ -223,6 +221,11 @@ def exited(exit_: Exit) -> Outcome:
     """The exit, as the outcome of the command whose vCPU came back with it."""
     why = exit_.why if isinstance(exit_, MemoryErrorExit) else ""
     return Outcome(ok=False, exit=f"KVM_EXIT_{exit_.reason.name}", exit_fields=exit_.fields(), reason=why)
+
+
+def _returned(ok: bool, ret: int, registers: dict[str, int], shown: str) -> Outcome:
+    """A call that came back to the guest; not ok when its status is an error."""
+    return Outcome(ok=ok, ret=ret, info=registers, text=shown if ok else "", reason="" if ok else shown)
 
 
 def _done(_: object) -> Outcome:

@@ -76,7 +76,7 @@ class HumanPrinter:
                 yield from hexdump(outcome.data, outcome.address)
             else:
                 yield outcome.data.hex()
-        if outcome.info is not None and not outcome.text:
+        if outcome.info is not None and not outcome.text and outcome.ok:
             yield from json.dumps(outcome.info, indent=2).splitlines()
         if record.failed:
             yield self._paint(_RED, f"FAILED: {_trouble(outcome)}")
@@ -110,8 +110,6 @@ def _trouble(outcome: Outcome) -> str:
         what = outcome.errno
     elif outcome.exit is not None:
         what = format_exit(outcome.exit, outcome.exit_fields)
-    elif outcome.ret is not None:
-        what = f"returned {outcome.ret:#x}"
     elif outcome.status is not None:
         what = f"exit status {outcome.status}"
     else:

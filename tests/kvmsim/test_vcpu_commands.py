@@ -116,14 +116,14 @@ def test_tdvmcall_tells_both_registers(do: Lines) -> None:
     done = do.ok("tdvmcall 0x10001 0x8000000000000 4M")
     assert (done.ret, done.info) == (0, {"r10": 0, "r11": 0x8000000400000})
     bad = do("tdvmcall 0x10001 1 4K")
-    assert (bad.ok, bad.ret, bad.text) == (False, (1 << 63) + 2, "R10=0x8000000000000002 (alignment error) R11=0x1")
+    assert (bad.ok, bad.ret, bad.reason) == (False, (1 << 63) + 2, "R10=0x8000000000000002 (alignment error) R11=0x1")
     assert do("tdvmcall 0x10002").ret == (1 << 63) + 3
     assert do("tdvmcall 0x10001").ret == 1 << 63
 
 
 def test_hypercalls_that_user_space_asked_for(do: Lines) -> None:
     refused = do("hypercall 12 0 1 16")
-    assert (refused.ok, refused.ret, refused.text) == (False, (1 << 64) - 1000, "RAX=0xfffffffffffffc18 (-1000)")
+    assert (refused.ok, refused.ret, refused.reason) == (False, (1 << 64) - 1000, "RAX=0xfffffffffffffc18 (-1000)")
     do.ok("cap exit_hypercall 0x1000")
     fields = {"nr": 12, "a0": 0, "a1": 1, "a2": 16, "a3": 0, "a4": 0, "a5": 0}
     assert do("hypercall 12 0 1 16").exit_fields == fields
