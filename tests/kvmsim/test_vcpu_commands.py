@@ -244,3 +244,12 @@ def test_two_vcpus_want_the_same_page_converted_and_both_get_it(private: Lines) 
         assert private("join vcpu=1").ok
         assert private("join").ok
         assert private.ok(f"host read {gpa} 3").data in (b"one", b"two")
+
+
+def test_two_vcpus_that_want_a_page_both_ways_both_get_on(private: Lines) -> None:
+    private.ok("policy punch")
+    for _ in range(8):
+        private.ok('start write vcpu=1 4K "public" shared', 'start write 4K "secret"')
+        assert private("join vcpu=1").ok
+        assert private("join").ok
+    assert private.ok("info memory").info["doubled"] == 0  # type: ignore[index]
