@@ -81,7 +81,13 @@ class Guest:
                 )
                 if exit_ is None:
                     return pieces[0]
-            return vcpu.step(self._reading(vcpu, gpa, length, shared, exit_))
+                access, buffer = _to_read(vcpu, gpa, length, shared)
+            else:
+                access, buffer = _to_read(vcpu, gpa, length, shared)
+                exit_ = self._bulk(access)
+                if exit_ is None:
+                    return bytes(buffer)
+            return vcpu.step(self._reading(access, buffer, exit_))
         finally:
             vcpu.release()
 
@@ -106,7 +112,13 @@ class Guest:
                 )
                 if exit_ is None:
                     return None
-            return vcpu.step(self._writing(vcpu, gpa, data, shared, exit_))
+                access = _to_write(vcpu, gpa, data, shared)
+            else:
+                access = _to_write(vcpu, gpa, data, shared)
+                exit_ = self._bulk(access)
+                if exit_ is None:
+                    return None
+            return vcpu.step(self._writing(access, data, exit_))
         finally:
             vcpu.release()
 
@@ -189,39 +201,30 @@ class Guest:
 
     # -- what is under way after an exit
 
-    def _reading(self, vcpu: GuestVcpu, gpa: int, length: int, shared: bool, exit_: Exit | None) -> Program[bytes]:
-        """exit_: that of the scalar way, when it was gone already."""
-        buffer = bytearray(length)
-
-        def take(memory: Memory, offset: int, size: int, done: int) -> None:
-            buffer[done : done + size] = memory.read(offset, size)
+    def _reading(self, access: _Access, buffer: bytearray, exit_: Exit | None = None) -> Program[bytes]:
+        """exit_: where it came to before there was a program."""
 
         def device(exit_: MmioExit, done: int) -> Program[int]:
             yield exit_
-            buffer[done : done + exit_.length] = mmio_data(vcpu.run, exit_.length)
+            buffer[done : done + exit_.length] = mmio_data(access.vcpu.run, exit_.length)
             return exit_.length
 
-        yield from self._access(_Access(vcpu, gpa, gpa + length, shared, False, take, gpa), device, exit_)
+        yield from self._access(access, device, exit_)
         return bytes(buffer)
 
-    def _writing(self, vcpu: GuestVcpu, gpa: int, data: bytes, shared: bool, exit_: Exit | None) -> Program[None]:
-        view = memoryview(data)
-
-        def put(memory: Memory, offset: int, size: int, done: int) -> None:
-            memory.write(offset, bytes(view[done : done + size]))
-
+    def _writing(self, access: _Access, data: bytes, exit_: Exit | None = None) -> Program[None]:
         def device(exit_: MmioExit, done: int) -> Program[int]:
             yield replace(exit_, data=data[done : done + exit_.length])
             return exit_.length
 
-        yield from self._access(_Access(vcpu, gpa, gpa + len(data), shared, True, put, gpa), device, exit_)
+        yield from self._access(access, device, exit_)
 
     def _touching(self, vcpu: GuestVcpu, first: int, last: int, shared: bool) -> Program[None]:
         def touch(memory: Memory, offset: int, size: int, done: int) -> None:
             memory.touch(offset, size >> PAGE_SHIFT)
 
         def device(exit_: MmioExit, done: int) -> Program[int]:
-            byte = yield from self._reading(vcpu, first + done, 1, shared, None)
+            byte = yield from self._reading(*_to_read(vcpu, first + done, 1, shared))
             yield MmioExit(first + done, 1, True, byte)
             return PAGE_SIZE
 
@@ -231,7 +234,7 @@ class Guest:
         at = gpa
         for chunk in chunks:
             to, shared = _alias(at, len(chunk), False)
-            yield from self._writing(vcpu, to, chunk, shared, None)
+            yield from self._writing(_to_write(vcpu, to, chunk, shared), chunk)
             at += len(chunk)
         return at - gpa
 
@@ -303,41 +306,37 @@ class Guest:
 
     def _bulk(self, access: _Access) -> Exit | None:
         """Runs of the page table, in order; a missing page is a fault as in the scalar way."""
-        machine, vcpu, shared, write, end = self._machine, access.vcpu, access.shared, access.write, access.end
+        machine, vcpu, shared, write = self._machine, access.vcpu, access.shared, access.write
+        gpa, at, end, action = access.gpa, access.at, access.end, access.action
+        exit_: Exit | None = None
         pages = _BULK_PAGES
-        while access.at < end:
+        while at < end and exit_ is None:
             if vcpu.run.immediate_exit:
-                return INTR
-            gfn = access.at >> PAGE_SHIFT
+                exit_ = INTR
+                break
+            gfn = at >> PAGE_SHIFT
             last = min(-(-end // PAGE_SIZE), gfn + pages)
             vcpu.enter()
             try:
                 for memory, offset, size in self._runs(gfn, last, shared, write):
-                    skip = access.at - (gfn << PAGE_SHIFT)
-                    take = min(size - skip, end - access.at)
-                    access.action(memory, offset + skip, take, access.at - access.gpa)
-                    access.at += take
-                    gfn = access.at >> PAGE_SHIFT
+                    skip = at - (gfn << PAGE_SHIFT)
+                    take = min(size - skip, end - at)
+                    action(memory, offset + skip, take, at - gpa)
+                    at += take
+                    gfn = at >> PAGE_SHIFT
             except OSError as error:
                 if pages == 1:
-                    return _failed(access.at, shared, error)
+                    exit_ = _failed(at, shared, error)
                 pages = 1  # the run that failed once more, page by page, up to the page that fails
                 continue
             finally:
                 vcpu.leave()
-            if access.at < end and gfn < last:
+            if at < end and gfn < last:
                 exit_ = machine.fault(
-                    vcpu,
-                    gfn,
-                    shared=shared,
-                    write=write,
-                    want=last - gfn,
-                    offset=access.at % PAGE_SIZE,
-                    length=end - access.at,
+                    vcpu, gfn, shared=shared, write=write, want=last - gfn, offset=at % PAGE_SIZE, length=end - at
                 )
-                if exit_ is not None:
-                    return exit_
-        return None
+        access.at = at
+        return exit_
 
     def _runs(self, gfn: int, last: int, shared: bool, write: bool) -> list[tuple[Memory, int, int]]:
         """Mapped memory from gfn up to the first page that is missing (or not writable): walked as by the CPU."""
@@ -359,6 +358,25 @@ class Guest:
                 memory, frame = machine.vm.physmap.find(pfn)
                 runs.append((memory, frame << PAGE_SHIFT, count << PAGE_SHIFT))
             return runs
+
+
+def _to_read(vcpu: GuestVcpu, gpa: int, length: int, shared: bool) -> tuple[_Access, bytearray]:
+    """The access, and the buffer that it fills."""
+    buffer = bytearray(length)
+
+    def take(memory: Memory, offset: int, size: int, done: int) -> None:
+        buffer[done : done + size] = memory.read(offset, size)
+
+    return _Access(vcpu, gpa, gpa + length, shared, False, take, gpa), buffer
+
+
+def _to_write(vcpu: GuestVcpu, gpa: int, data: bytes, shared: bool) -> _Access:
+    view = memoryview(data)
+
+    def put(memory: Memory, offset: int, size: int, done: int) -> None:
+        memory.write(offset, bytes(view[done : done + size]))
+
+    return _Access(vcpu, gpa, gpa + len(data), shared, True, put, gpa)
 
 
 def _failed(gpa: int, shared: bool, error: OSError) -> MemoryErrorExit:
