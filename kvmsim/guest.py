@@ -4,6 +4,8 @@ Every action returns its result, or the exit that stopped it; then the rest of i
 Vcpu.kvm_run() goes on from there. What lies before the obstacle has been done, and is not done again. One page goes
 the scalar way (TLB, walk, fault); more go in runs of the page table, in guest mode for at most _BULK_PAGES at a time,
 so that kicks get through. An access where no memory is, is a device's: it is split at pages and into 8 bytes.
+
+Longer than most modules: the two ways of an access, and what is left of it after an exit, are one mechanism.
 """
 
 import errno
