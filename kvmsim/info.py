@@ -7,7 +7,9 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
 from .computer import Computer
 from .core.ept import MAX_GFN_EPT
 from .core.hva import HostAddressSpace
+from .core.kvm_run import exit_of
 from .machine import backing_of
+from .script.outcome import format_exit
 
 Answer = tuple[object, str]
 
@@ -97,6 +99,28 @@ def memory(computer: Computer) -> Answer:
     if facts["doubled"]:
         text += f"\nwarning: {format_size(facts['doubled'])} are held twice, private and shared"
     return facts, text
+
+
+def run(computer: Computer) -> Answer:
+    """kvm_run of each vCPU, as user space sees it, and what the vCPU does."""
+    facts: list[dict[str, Any]] = []
+    lines = []
+    for vcpu in list(computer.vm.vcpus.values()):
+        state = "running" if vcpu.is_running else "idle" if vcpu.program is None else "under way"
+        exit_ = exit_of(vcpu.run)
+        facts.append(
+            {
+                "vcpu": vcpu.id,
+                "state": state,
+                "immediate_exit": vcpu.run.immediate_exit,
+                "exit_reason": vcpu.run.exit_reason,
+                "exit": exit_ and f"KVM_EXIT_{exit_.reason.name}",
+                "exit_fields": exit_.fields() if exit_ else {},
+            }
+        )
+        shown = format_exit(f"KVM_EXIT_{exit_.reason.name}", exit_.fields()) if exit_ else ""
+        lines.append(f"vcpu {vcpu.id}: {state}, immediate_exit={vcpu.run.immediate_exit} {shown}".rstrip())
+    return facts, "\n".join(lines)
 
 
 def stats(computer: Computer) -> Answer:

@@ -10,10 +10,11 @@
     physmap      host physical frame numbers to the memory behind them
     hva          the host address space, with sticky mappings of sealed files
     mmu          both EPTs, the invalidation sequence, faults and staleness
-    vcpu         guest mode, kicks
+    vcpu         KVM_RUN and what is under way, guest mode, kicks
+    kvm_run      struct kvm_run, as user space sees it
     vm           one VM's slots, EPTs and vCPUs
     exits        KVM_EXIT_*
-    hypercalls   MapGPA
+    hypercalls   MapGPA's registers and statuses, KVM's own numbers
 
 Lock order:
 

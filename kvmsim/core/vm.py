@@ -34,6 +34,8 @@ class Vm(Generic[M, V]):
         """Ordinary slots lie over private ones: lookups see them first. Changed by Machine.set_overlay alone."""
         self.vcpus: dict[int, Vcpu[V]] = {}
         self.create_vcpu(0)
+        self.exit_hypercalls = 0
+        """KVM_CAP_EXIT_HYPERCALL: a bit for each hypercall that user space answers."""
 
     def create_vcpu(self, id_: int) -> Vcpu[V]:
         """EINVAL beyond the cap, EEXIST twice: KVM_CREATE_VCPU."""

@@ -68,7 +68,7 @@ def test_every_command_of_the_language_can_be_done(do: Lines) -> None:
 
 
 def test_the_language_and_the_simulator_name_the_same_things() -> None:
-    assert set(EXIT_REASONS) == {reason.name for reason in ExitReason}
+    assert {*EXIT_REASONS, "INTR"} == {reason.name for reason in ExitReason}, "INTR is the errno EINTR of KVM_RUN"
     assert (values.MEM_LOG_DIRTY_PAGES, values.MEM_READONLY) == (SlotFlag.LOG_DIRTY_PAGES, SlotFlag.READONLY)
 
 
