@@ -4,9 +4,10 @@ Between the deletion of one slot and the creation of the next an address is nobo
 come back as MMIO. VMMs hold their vCPUs out of KVM_RUN for that long (QEMU: accel_ioctl_inhibit_begin()), and so do we.
 """
 
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+
+from memfsd.uapi import sync
 
 _KICK_AGAIN_S = 0.01
 """A vCPU on its way into KVM_RUN when it was kicked has not heard it."""
@@ -16,7 +17,7 @@ class Inhibitor:
     """Many threads in KVM_RUN, or one that changes slots."""
 
     def __init__(self) -> None:
-        self._changed = threading.Condition()
+        self._changed = sync.condition("Inhibitor.changed", sync.lock("Inhibitor.lock"))
         self._running = 0
         self._wanting = 0
         self._alone = False

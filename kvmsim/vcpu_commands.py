@@ -5,11 +5,11 @@ A command whose vCPU exits leaves the rest under way; `resume` goes on with it a
 """
 
 import errno
-import threading
 from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from typing import Any
 
+from memfsd.uapi import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_ACCESS_BYTES
 
@@ -197,7 +197,7 @@ class _Thread:
         self._do = do
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name=name, daemon=True)
+        self._thread = sync.thread(self._run, name)
         self._thread.start()
 
     def _run(self) -> None:
