@@ -40,6 +40,7 @@ class Backing:
     """What a slot shows: frame numbers from base; link for private slots.
 
     owned: closed with the slot. sticky: made from an encrypted mapping, and so there until the VM ends.
+    whole: the frame numbers are those of all of the memory, which other slots may show too.
     """
 
     memory: Memory
@@ -48,6 +49,7 @@ class Backing:
     owned: bool = False
     path: str = ""
     sticky: bool = False
+    whole: bool = False
 
     @property
     def leaf_order(self) -> int:
@@ -160,8 +162,12 @@ class Machine:
             slots.check_free(gfn, gfn + page_count)
             check_addressable(gfn, page_count)
             with mmu.lock:
-                base = self.vm.physmap.add(memory, pgoff, pgoff + page_count)
-                backing = Backing(memory, base, owned=owned, path=path)
+                whole, end = memory.frame_count, pgoff + page_count
+                if whole is not None and end <= whole:
+                    base, is_whole = self.vm.physmap.share(memory, whole), True
+                else:
+                    base, is_whole = self.vm.physmap.add(memory, pgoff, end), False
+                backing = Backing(memory, base, owned=owned, path=path, whole=is_whole)
                 slots.add(
                     Memslot(
                         id_,
@@ -378,7 +384,10 @@ class Machine:
         self._zap_segments(slot.segments, private=False)
         backing = backing_of(slot)
         with self.vm.mmu.lock:
-            self.vm.physmap.remove(backing.base + slot.pgoff)
+            if backing.whole:
+                self.vm.physmap.unshare(backing.memory)
+            else:
+                self.vm.physmap.remove(backing.base + slot.pgoff)
         if backing.owned:
             backing.memory.close()
 
