@@ -195,6 +195,8 @@ class Machine:
                     existing.pgoff,
                     max_order=backing_of(existing).leaf_order,
                 )
+                if moved.dirty is not None:
+                    moved.dirty = existing.dirty or moved.dirty
                 try:
                     slots.check_free(gfn, gfn + page_count)
                     check_addressable(gfn, page_count)
@@ -225,6 +227,27 @@ class Machine:
                 raise Refused(errno.EINVAL, f"there is no {kind} slot {id_}: see 'info slots'")
             _check_loose(slot)
             self._delete(id_, private=private)
+
+    def get_dirty_log(self, id_: int) -> list[tuple[int, int]]:
+        """KVM_GET_DIRTY_LOG: GFN ranges of a shared slot that were written since the last time, and are logged anew.
+
+        ENOENT where no slot logs. Writes that are reported have landed: every vCPU has left the guest since.
+        """
+        with self.slots_lock:
+            slot = self.vm.slots[False].get(id_)
+            if slot is None or slot.dirty is None:
+                raise Refused(errno.ENOENT, f"no shared slot {id_} logs dirty pages: set it with flags=log_dirty")
+            with self._bracket(slot.segments):
+                dirty = [(slot.gfn + start, slot.gfn + end) for start, end in slot.dirty.take()]
+                for start, end in dirty:
+                    self.vm.mmu.protect(start, end)
+            return dirty
+
+    def mark_dirty(self, start: int, end: int) -> None:
+        """GFNs [start, end) were written: into the logs of the slots that have one. With Mmu.lock held."""
+        for slot, low, high in self.vm.slots[False].visible(start, end):
+            if slot.dirty is not None:
+                slot.dirty.mark(low - slot.gfn, high - slot.gfn)
 
     def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
         """The proposed ioctl: a hole in a private slot. Data around it survives; ranges (gfn, end) removed."""
