@@ -84,9 +84,13 @@ class VcpuCommands:
 
     def _run(self, vcpu: GuestVcpu, begin: Begin, tell: Tell) -> Outcome:
         """User space's loop around KVM_RUN: the policy repairs, and the vCPU goes on where it was."""
-        self._under_way[vcpu.id] = tell
         runs: Iterator[Begin] = chain((begin,), repeat(vcpu.kvm_run))
-        result = self._vmm.run(lambda: self._kvm_run(vcpu, runs))
+        before = vcpu.program
+        try:
+            result = self._vmm.run(lambda: self._kvm_run(vcpu, runs))
+        finally:
+            if vcpu.program is not before:  # else it was refused before it began: what was under way still is
+                self._under_way[vcpu.id] = tell
         if isinstance(result, Exit):
             return exited(result)
         return tell(result)

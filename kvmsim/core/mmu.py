@@ -11,6 +11,7 @@ import msgspec
 
 from memfsd.uapi import sync
 
+from .blocked import BlockedPages
 from .ept import ACCESSED, Ept
 from .memslots import Memslot
 from .ranges import RangeSet
@@ -48,8 +49,8 @@ class Mmu:
         """By address space: shared, private."""
         self.tlbs: list[Tlb[Any]] = []
         """Of all vCPUs: filled and flushed with `lock` held."""
-        self.blocked = RangeSet()
-        """Private GFNs that were unmapped and keep their contents: those under an overlay."""
+        self.blocked = BlockedPages()
+        """Private pages that were unmapped and keep their contents: those under an overlay."""
         self.invalidate_seq = 0
         self.in_progress = 0
         self.range_start = 0
@@ -124,16 +125,30 @@ class Mmu:
         return True
 
     def zap(self, start: int, end: int, *, private: bool) -> list[Run]:
-        """Remove leaves of [start, end), also from the TLBs; runs (gfn, pfn, pages) that it held.
+        """Remove leaves of [start, end), also from the TLBs; runs (gfn, pfn, pages) that it held, blocked ones too.
 
         An access that found its translation before may still use it: frames are reused only after a kick.
         """
+        runs = self._unmap(start, end, private)
+        if not private or not self.blocked:
+            return runs
+        mapped = RangeSet()
+        for gfn, _, count in runs:
+            mapped.add(gfn, gfn + count)
+        for run, _ in self.blocked.take(start, end):
+            # What came back from under an overlay is blocked no more, but still known.
+            at = run[0]
+            for low, high in [*mapped.ranges(at, at + run[2]), (run[0] + run[2], end)]:
+                if at < low:
+                    runs.append(clip(run, at, low))
+                at = high
+        return runs
+
+    def _unmap(self, start: int, end: int, private: bool) -> list[Run]:
         removed = self.epts[private].zap(start, end)
         page_count = sum(count for _, _, count in removed)
         self.zapped_count += page_count
         self._flush(removed, page_count, private)
-        if private and self.blocked:
-            self.blocked.discard(start, end)
         # More than was asked for goes when a large leaf can not be split: those pages are the slot's as before.
         return [clip(run, start, end) for run in removed if run[0] < end and start < run[0] + run[2]]
 
@@ -144,10 +159,9 @@ class Mmu:
 
     def block(self, start: int, end: int) -> None:
         """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK."""
-        kept = self.blocked.ranges(start, end)
-        kept += [(gfn, gfn + count) for gfn, _, count in self.zap(start, end, private=True)]
-        for low, high in kept:
-            self.blocked.add(low, high)
+        touched = self.epts[True].touched(start, end)
+        for run in self._unmap(start, end, True):
+            self.blocked.add(run, touched)
 
     def held_private(self, start: int, end: int) -> int:
         """Private pages of [start, end) that hold memory, mapped or blocked."""
@@ -160,10 +174,16 @@ class Mmu:
 
     def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
         """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that
-        stay."""
+        stay, those under an overlay among them."""
         ept = self.epts[True]
         self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
-        return ept.touched(start, end)
+        stay = ept.touched(start, end)
+        if not self.blocked:
+            return stay
+        merged = RangeSet()
+        for low, high in stay + self.blocked.take_untouched(start, end):
+            merged.add(low, high)
+        return merged.ranges(start, end)
 
     def _flush(self, removed: list[Run], page_count: int, private: bool) -> None:
         """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing

@@ -177,3 +177,31 @@ def test_a_store_that_is_gone_can_not_take_shared_data_away(store: LocalStore, p
         run_read(punching, page(3), 1, shared=False)
     assert refused.value.errno == errno.EHOSTDOWN
     assert run_read(punching, page(3), 6, shared=True) == b"public"
+
+
+def test_what_is_kept_under_an_overlay_is_destroyed_with_its_slot(store: LocalStore) -> None:
+    """Unmapping destroys, also what is only blocked: it must not be back in the next slot of these pages."""
+    store.create("file", 4)
+    local = LocalVm(store)
+    local.private_slot(0, 0, page(4), "file")
+    local.write(page(1), b"secret")
+    local.shared_slot(0, page(1), page(1))
+    local.vmm.set_policy("overlay")
+    local.delete(0, private=True)
+    local.delete(0, private=False)
+    local.private_slot(0, 0, page(4), "file")
+    assert local.read(page(1), 6) == bytes(6)
+
+
+def test_what_is_kept_under_an_overlay_is_not_reclaimed(store: LocalStore) -> None:
+    """Its frame was granted ahead and is pending to the store, so only the VM knows that the guest has touched it."""
+    store.create("file", 8)
+    local = LocalVm(store)
+    local.private_slot(0, 0, page(8), "file")
+    for number in range(8):
+        local.write(page(number), b"data %d" % number)
+    local.vmm.set_policy("overlay")
+    local.shared_slot(0, 0, page(8))
+    store.brackets.reclaim()
+    local.delete(0, private=False)
+    assert [local.read(page(number), 6) for number in range(8)] == [b"data %d" % number for number in range(8)]

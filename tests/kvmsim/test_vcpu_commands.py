@@ -54,6 +54,13 @@ def test_an_mmio_read_is_answered_with_data(do: Lines) -> None:
     assert (done.data, done.address) == (b"0123456789ab", 0x5000)
 
 
+def test_what_is_refused_before_it_begins_leaves_what_is_under_way_as_it_was(do: Lines) -> None:
+    do("read 0x5000 2 shared")
+    assert do("sha256 0xfffffffff000 8K").errno == "EFAULT"
+    done = do.ok('resume data="ab"')
+    assert (done.data, done.address) == (b"ab", 0x5000), "told as the read that it is"
+
+
 def test_an_answer_that_the_exit_does_not_ask_for_is_einval_and_changes_nothing(do: Lines) -> None:
     assert do("resume data=00").errno == "EINVAL", "no exit at all"
     assert do("resume ret=0").errno == "EINVAL"
