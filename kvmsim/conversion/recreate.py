@@ -51,6 +51,7 @@ class Recreate:
             machine.destroy(slot, around)
             self._tally.lost_pages += sum(count for _, _, count in around)
         for slot, low, high in pieces:
+            self._forget(low, high)  # known already when somebody else has made it private again
             self._ram.add(slot, low, high)
         return page_count(pieces)
 
@@ -68,12 +69,15 @@ class Recreate:
                     taken += removed
                     made.append(Piece(slot, low, high))
         self._copy.discard(taken)
-        for slot, first, last in known:
+        self._forget(start, end)
+        return page_count(made)
+
+    def _forget(self, start: int, end: int) -> None:
+        for slot, first, last in list(self._ram.overlapping(start, end)):
             self._ram.remove(first)
             for low, high in ((first, min(start, last)), (max(end, first), last)):
                 if low < high:
                     self._ram.add(slot, low, high)
-        return page_count(made)
 
     def _drop(self, id_: int) -> None:
         self._machine.detach(id_)

@@ -1,0 +1,351 @@
+"""A store with VMs, and a model of each in step: every step is done by both, and everything is compared after it.
+
+A step is a line: "A read 0x3000 5" is a command of kvmsim's script language for VM A, "store punch a 3 2" is what
+someone does to file `a` on the mount. So a sequence that fails can be read, and done by hand. Three words are our own:
+"0badcafe*9000" is 9000 bytes of data, "answer 0 ff" a resume of vCPU 0 with as many bytes ff as the exit asks for, and
+"slot delete-at GFN" deletes the private slot that shows a page.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+import kvmsim.execute
+from kvmsim.computer import Computer
+from kvmsim.core.ept import MAX_GFN_EPT, entry_pfn, entry_writable
+from kvmsim.core.exits import ExitReason
+from kvmsim.core.vm import Vm
+from kvmsim.execute import Executor
+from kvmsim.guest import Guest
+from kvmsim.machine import Machine, backing_of
+from kvmsim.script import commands as c
+from kvmsim.script.grammar import parse_line
+from kvmsim.script.outcome import Outcome
+from kvmsim.vcpu_commands import VcpuCommands
+from kvmsim.vmm import Vmm
+from memfsd.core.frames import FrameState
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.units import PAGE_SIZE, Pgoff
+
+from .both_sides import LocalStore
+from .threads import until
+from .vm_model import Home, Stopped, VmModel, runs_of
+
+FULL = "ENOSPC"
+
+
+class LocalComputer(Computer):
+    """What `vm NAME` makes, paired with a store of this process."""
+
+    def __init__(self, store: LocalStore, name: str, max_slots: int) -> None:
+        self.vm = Vm(name, max_slots)
+        self.machine = Machine(self.vm, store.pair)
+        self.guest = Guest(self.machine)
+        self.vmm = Vmm(self.machine)
+        self.vcpu_commands = VcpuCommands(self.machine, self.guest, self.vmm)
+
+
+class ModelledVm:
+    """A run of kvmsim with one VM, and its model."""
+
+    def __init__(self, store: LocalStore, name: str, homes: list[Home], others: list[Home], max_slots: int) -> None:
+        self._store = store
+        self.name = name
+        self.model = VmModel(homes, max_slots, others)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(kvmsim.execute, "Computer", lambda name, slots: self._computer(name, slots))
+            self.executor = Executor(max_slots)
+        self.vm, self.machine, self.vmm = self.computer.vm, self.computer.machine, self.computer.vmm
+
+    def _computer(self, name: str, max_slots: int) -> Computer:
+        self.computer = LocalComputer(self._store, name, max_slots)
+        return self.computer
+
+    # -- a step
+
+    def step(self, line: str) -> None:
+        words = line.split()
+        if "*" in line:
+            line = " ".join(map(_repeated, words))
+        if words[0] == "answer":
+            line = self._answer(int(words[1]), words[2])
+        elif words[:2] == ["slot", "delete-at"]:
+            self._delete_at(int(words[2], 16))
+            return
+        command = parse_line(line, 1)
+        assert command is not None
+        if isinstance(command, c.SlotSet) and command.file is not None:
+            line = line.replace(f"file={command.file}", f"file={self._store.path(command.file)}")
+            real = parse_line(line, 1)
+            assert real is not None
+            self._compare(lambda: self.executor(real), command)
+        else:
+            self._compare(lambda: self.executor(command), command)
+
+    def _answer(self, vcpu: int, value: str) -> str:
+        """A resume with the answer that the exit asks for."""
+        run = self.vm.vcpu(vcpu).run
+        if run.exit_reason == ExitReason.MMIO and not run.mmio.is_write:
+            return f"resume vcpu={vcpu} data={value[-2:] * run.mmio.len}"
+        if run.exit_reason == ExitReason.HYPERCALL:
+            return f"resume vcpu={vcpu} ret={int(value, 16)}"
+        return f"resume vcpu={vcpu}"
+
+    def _delete_at(self, gfn: int) -> None:
+        """The private slot that shows a page, whoever made it."""
+        slot = self.vm.slots[True].lookup(gfn)
+        modelled = self.model.private.get(gfn)
+        assert (slot is None) == (modelled is None)
+        if slot is not None and modelled is not None:
+            assert self.executor(c.SlotDelete(id=slot.id, private=True)).ok
+            self.model.delete_private(modelled)
+
+    def _compare(self, real: Callable[[], Outcome], command: c.Command) -> None:
+        try:
+            got: Any = real()
+        except Refused as refused:
+            got = errno_name(refused.errno)
+        if isinstance(got, Outcome) and got.exit_fields.get("errno") == 28:
+            gpa = got.exit_fields["gpa"]
+            assert isinstance(gpa, int)
+            self._assert_full(gpa)
+            self.model.full = gpa
+        try:
+            expected = self._modelled(command)
+        except Refused as refused:
+            expected = errno_name(refused.errno)
+        assert shown(got) == shown(expected), f"{brief(shown(got))} came, and {brief(shown(expected))} was expected"
+        assert self.model.full is None, "a full pool that nothing wanted"
+
+    def _assert_full(self, gpa: int) -> None:
+        gfn = gpa // PAGE_SIZE
+        home = next(home for home in self.model.homes.values() if home.gfn <= gfn < home.gfn + home.count)
+        assert self._store.file(home.file).pages.lookup(Pgoff(gfn - home.gfn)) is None, "it has a frame"
+        assert self._store.free_count == 0 == self._store.count(FrameState.PENDING), "the pool is not full"
+
+    def _modelled(self, command: c.Command) -> Any:
+        model = self.model
+        match command:
+            case c.Resume():
+                vcpu = model.vcpus[command.vcpu]
+                return model.run(vcpu, model.resume(command))
+            case c.GuestCommand():
+                program = model.begin(command)
+                vcpu = model.vcpus[command.vcpu]
+                vcpu.program, vcpu.at = program, None
+                return model.run(vcpu)
+            case c.Kick():
+                model.vcpus[command.vcpu].kicked = True
+            case c.SlotSet():
+                model.set_slot(command, command.file)
+            case c.SlotDelete():
+                model.delete_slot(command.id, command.private)
+            case c.SlotPunch():
+                model.punch_slot(command.id, command.gpa, command.size)
+            case c.SetPolicy():
+                model.policy, model.under = command.policy, command.under
+            case c.CapExitHypercall():
+                model.exit_hypercalls = command.mask
+            case c.CreateVcpu():
+                if command.vcpu in model.vcpus:
+                    raise Refused(17, "exists")
+                model.vcpus[command.vcpu] = type(model.vcpus[0])()
+            case c.HostRead():
+                return host(model.host(command.gpa, command.length, None))
+            case c.HostWrite():
+                done = model.host(command.gpa, len(command.data), command.data)
+                return None if isinstance(done, bytes) else host(done)
+            case _:
+                raise AssertionError(command)
+        return None
+
+    # -- compared after every step
+
+    def check(self) -> None:
+        self._slots_agree()
+        self._page_tables_agree()
+        self._tlbs_agree()
+        assert self.vm.mmu.in_progress == 0, "a bracket leaks"
+        low, high = self._doubled()
+        assert low <= self.vmm.doubled_pages() <= high
+        assert self.vmm.shared_pages() == len(self.model.copy)
+        for id_, vcpu in self.model.vcpus.items():
+            assert (self.vm.vcpu(id_).program is None) == (vcpu.program is None)
+            assert not self.vm.vcpu(id_).is_running
+
+    def _slots_agree(self) -> None:
+        model, copied, own = self.model, set[tuple[int, int]](), {}
+        for slot in self.vm.slots[False]:
+            if backing_of(slot).path == "(vmm)":
+                copied.add((slot.gfn, slot.end))
+            else:
+                own[slot.id] = slot.gfn, slot.page_count, int(slot.flags)
+        assert copied == set(runs_of(model.copied))
+        assert own == {id_: (slot.gfn, slot.count, slot.flags) for id_, slot in model.own_ids.items()}
+        shown: dict[int, list[int]] = {}
+        for gfn, private in sorted(model.private.items()):
+            shown.setdefault(id(private), []).append(gfn)
+        named, others = {}, set[tuple[tuple[int, int], ...]]()
+        for slot in self.vm.slots[True]:
+            if slot.id in model.private_ids:
+                named[slot.id] = tuple(slot.segments)
+            else:
+                others.add(tuple(slot.segments))
+        assert named == {id_: tuple(runs_of(shown.get(id(slot), []))) for id_, slot in model.private_ids.items()}
+        assert others == {tuple(runs_of(shown[id(slot)])) for slot in model.pieces if id(slot) in shown} | {
+            () for slot in model.pieces if id(slot) not in shown
+        }
+
+    def _page_tables_agree(self) -> None:
+        for private in (False, True):
+            ept, slots = self.vm.mmu.epts[private], self.vm.slots[private]
+            for first, base, count in ept.runs(0, MAX_GFN_EPT):
+                for gfn, pfn in zip(range(first, first + count), range(base, base + count), strict=True):
+                    slot = slots.lookup(gfn)
+                    assert slot is not None, f"no slot shows {gfn:#x}"
+                    frame: int | None = slot.pgoff_of(gfn)
+                    if private:
+                        assert self.model.shows_private(gfn), f"{gfn:#x} is under an overlay"
+                        frame = self._frame(slot.pgoff_of(gfn), gfn)
+                    assert pfn - backing_of(slot).base == frame
+                    writable = entry_writable(ept.walk(gfn))
+                    assert writable == slot.writable or (slot.writable and slot.dirty is not None), f"{gfn:#x}"
+
+    def _frame(self, pgoff: int, gfn: int) -> int | None:
+        home = next(home for home in self.model.homes.values() if home.gfn <= gfn < home.gfn + home.count)
+        assert home.gfn + pgoff == gfn
+        return self._store.file(home.file).pages.lookup(Pgoff(pgoff))
+
+    def _tlbs_agree(self) -> None:
+        mmu = self.vm.mmu
+        for vcpu in self.vm.vcpus.values():
+            for key, (memory, offset, writable) in vcpu.tlb._entries.items():
+                leaf = mmu.epts[key < 0].walk(~key if key < 0 else key)
+                assert leaf, f"vCPU {vcpu.id} has a translation that is not in the page table: {key:#x}"
+                found, frame = self.vm.physmap.find(entry_pfn(leaf))
+                assert (memory, offset) == (found, frame * PAGE_SIZE)
+                assert not writable or entry_writable(leaf), "it may write what the page table says it may not"
+
+    def _doubled(self) -> tuple[int, int]:
+        """At least what the guest has used in both; at most what the store has a frame for."""
+        copy = self.model.copy
+        held = {
+            home.gfn + page
+            for home in self.model.homes.values()
+            for start, _, count in self._store.file(home.file).pages.extents(Pgoff(0), Pgoff(home.count))
+            for page in range(start, start + count)
+        }
+        return len(self.model.touched & copy.keys()), len(copy.keys() & held)
+
+    def read_everything(self) -> None:
+        self.step("policy none")
+        for home in self.model.homes.values():
+            for gfn in range(home.gfn - 2, min(home.gfn + home.count + 2, MAX_GFN_EPT)):
+                self.step(f"read {gfn * PAGE_SIZE:#x} 4K")
+                self.step(f"read {gfn * PAGE_SIZE:#x} 4K shared")
+
+
+HOMES = {"A": [Home("a", 2, 12), Home("b", (1 << 36) - 8, 8)], "B": [Home("c", (1 << 18) - 5, 14)]}
+"""By VM: its files. They lie at the corners of the page tables."""
+FRAMES = 28
+"""Of 34 pages in the files: the pool is full at times."""
+
+
+class World:
+    """Two VMs on one store that has too few frames for both."""
+
+    def __init__(self, store: LocalStore) -> None:
+        self._before = set(threading.enumerate())
+        self.store = store
+        self.homes = {home.file: home for mine in HOMES.values() for home in mine}
+        for home in self.homes.values():
+            store.create(home.file, home.count)
+        self.vms = {
+            name: ModelledVm(
+                store, name, mine, [home for other, theirs in HOMES.items() if other != name for home in theirs], 64
+            )
+            for name, mine in HOMES.items()
+        }
+        for name, mine in HOMES.items():
+            for id_, home in enumerate(mine):
+                self.vms[name].step(
+                    f"slot set {id_} private gpa={home.gfn * PAGE_SIZE:#x} size={home.count * 4}K file={home.file}"
+                )
+            for id_ in (1, 2):
+                self.vms[name].step(f"vcpu {id_}")
+        self._threads = set(threading.enumerate()) - self._before
+
+    def step(self, line: str) -> None:
+        who, _, rest = line.partition(" ")
+        if who == "store":
+            self._store_step(rest.split())
+        else:
+            self.vms[who].step(rest)
+
+    def _store_step(self, words: list[str]) -> None:
+        if words == ["reclaim"]:
+            self.store.brackets.reclaim()
+            return
+        what, file, start, count = words[0], words[1], int(words[2]), int(words[3])
+        if what == "punch":
+            self.store.punch(file, start, count)
+            for vm in self.vms.values():
+                if file in vm.model.homes:
+                    vm.model.file_punched(file, start, count)
+            return
+        pages = self.store.file(file).pages
+        wanted = sum(pages.lookup(Pgoff(page)) is None for page in range(start, start + count))
+        past_end = start + count > self.homes[file].count
+        expected = "EINVAL" if past_end else FULL if wanted > self.store.free_count else None
+        try:
+            self.store.allocate(file, start, count)
+            got = None
+        except Refused as refused:
+            got = errno_name(refused.errno)
+        assert got == expected
+
+    def check(self) -> None:
+        assert self.store.findings() == []
+        for vm in self.vms.values():
+            vm.check()
+        # The session of a pairing that was refused ends a little after it.
+        until(lambda: set(threading.enumerate()) - self._before == self._threads, "no thread is lost, none left")
+
+    def finish(self) -> None:
+        for vm in self.vms.values():
+            vm.read_everything()
+        self.check()
+
+    def close(self) -> None:
+        for vm in self.vms.values():
+            vm.executor.close()
+
+
+def host(done: object) -> object:
+    return done if isinstance(done, bytes) else Stopped(*done)  # type: ignore[misc]
+
+
+def shown(result: Any) -> Any:
+    """An outcome of kvmsim and a result of the model, in the same words."""
+    if isinstance(result, Outcome):
+        if result.exit is not None:
+            return result.exit.removeprefix("KVM_EXIT_"), dict(result.exit_fields)
+        if isinstance(result.info, dict):
+            return tuple(result.info.values())
+        return result.data
+    if isinstance(result, Stopped):
+        return result.reason, result.fields
+    if isinstance(result, int):
+        return (result,)
+    return result
+
+
+def brief(result: Any) -> str:
+    return f"{len(result)} bytes {result[:64].hex()}..." if isinstance(result, bytes) else repr(result)
+
+
+def _repeated(word: str) -> str:
+    data, star, length = word.partition("*")
+    return (bytes.fromhex(data) * (int(length) // (len(data) // 2) + 1))[: int(length)].hex() if star else word
