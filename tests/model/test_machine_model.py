@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.both_sides import opened_store
-from tests.support.vm_pair import FRAMES, HOMES, World
+from tests.support.vm_pair import LARGE, SMALL, Shape, World
 from tests.support.vm_steps import Steps
 
 STEPS = int(os.environ.get("KVMSIM_MODEL_STEPS", "20000"))
@@ -20,10 +20,10 @@ PARTS = 10
 SHRINK_S = 60.0
 
 
-def run(place: Path, steps: list[str]) -> BaseException | None:
+def run(place: Path, steps: list[str], shape: Shape = SMALL) -> BaseException | None:
     """The steps in a new world; what was wrong, and after which step."""
-    with pytest.MonkeyPatch.context() as patch, opened_store(place, patch, FRAMES) as store:
-        world, done = World(store), 0
+    with pytest.MonkeyPatch.context() as patch, opened_store(place, patch, shape.frames) as store:
+        world, done = World(store, shape), 0
         try:
             for line in steps:
                 done += 1
@@ -39,7 +39,7 @@ def run(place: Path, steps: list[str]) -> BaseException | None:
     return None
 
 
-def shrunk(place: Path, steps: list[str]) -> list[str]:
+def shrunk(place: Path, steps: list[str], shape: Shape) -> list[str]:
     """Fewer steps that fail as well."""
     deadline, size, number = time.monotonic() + SHRINK_S, len(steps) // 2, 0
     while size:
@@ -48,7 +48,7 @@ def shrunk(place: Path, steps: list[str]) -> list[str]:
             fewer, number = steps[:at] + steps[at + size :], number + 1
             where = place / f"shrink{number}"
             where.mkdir()
-            if run(where, fewer) is not None:
+            if run(where, fewer, shape) is not None:
                 steps = fewer
             else:
                 at += size
@@ -56,18 +56,27 @@ def shrunk(place: Path, steps: list[str]) -> list[str]:
     return steps
 
 
+def check_worlds(place: Path, first_seed: int, worlds: int, shape: Shape) -> None:
+    for seed in range(first_seed, first_seed + worlds):
+        where = place / str(seed)
+        where.mkdir()
+        generator = Steps(seed, shape.homes, 1 << shape.order)
+        steps = [generator.step() for _ in range(STEPS_PER_WORLD)]
+        error = run(where, steps, shape)
+        if error is not None:
+            told = "\n".join(shrunk(where, steps, shape))
+            raise AssertionError(f"these steps fail:\n{told}") from error
+
+
 @pytest.mark.parametrize("part", range(PARTS))
 def test_vms_and_their_store_agree_with_dictionaries(tmp_path: Path, part: int) -> None:
     worlds = -(-STEPS // (STEPS_PER_WORLD * PARTS))
-    for number in range(worlds):
-        place = tmp_path / str(number)
-        place.mkdir()
-        generator = Steps(SEED + part * worlds + number, HOMES)
-        steps = [generator.step() for _ in range(STEPS_PER_WORLD)]
-        error = run(place, steps)
-        if error is not None:
-            told = "\n".join(shrunk(tmp_path, steps))
-            raise AssertionError(f"these steps fail:\n{told}") from error
+    check_worlds(tmp_path, SEED + part * worlds, worlds, SMALL)
+
+
+def test_so_do_they_with_large_pages(tmp_path: Path) -> None:
+    """A tenth of the steps."""
+    check_worlds(tmp_path, SEED, -(-STEPS // (STEPS_PER_WORLD * 10)), LARGE)
 
 
 RECREATED_TWICE = """

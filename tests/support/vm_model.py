@@ -94,6 +94,9 @@ class VmModel:
     def is_shared(self, gfn: int) -> bool:
         return gfn in self.own or gfn in self.copied
 
+    def shared_pages(self) -> list[int]:
+        return [*self.own, *self.copied]
+
     def is_shaded(self, gfn: int) -> bool:
         return self.policy == "overlay" and self.is_shared(gfn)
 

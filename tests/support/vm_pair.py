@@ -8,6 +8,8 @@ someone does to file `a` on the mount. So a sequence that fails can be read, and
 
 import threading
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pytest
@@ -34,6 +36,8 @@ from .threads import until
 from .vm_model import Home, Stopped, VmModel, runs_of
 
 FULL = "ENOSPC"
+SMALL_RUN = 32
+"""Pages of a run that are looked at one by one; else the two at its ends."""
 
 
 class LocalComputer(Computer):
@@ -50,8 +54,11 @@ class LocalComputer(Computer):
 class ModelledVm:
     """A run of kvmsim with one VM, and its model."""
 
-    def __init__(self, store: LocalStore, name: str, homes: list[Home], others: list[Home], max_slots: int) -> None:
-        self._store = store
+    def __init__(
+        self, store: LocalStore, name: str, homes: list[Home], others: list[Home], max_slots: int, page: int
+    ) -> None:
+        """page: pages of 4 KiB in one of the files."""
+        self._store, self._page = store, page
         self.name = name
         self.model = VmModel(homes, max_slots, others)
         with pytest.MonkeyPatch.context() as patch:
@@ -69,6 +76,9 @@ class ModelledVm:
         words = line.split()
         if "*" in line:
             line = " ".join(map(_repeated, words))
+        if words[0] == "together":
+            self._together(line.removeprefix("together ").split(" ; "))
+            return
         if words[0] == "answer":
             line = self._answer(int(words[1]), words[2])
         elif words[:2] == ["slot", "delete-at"]:
@@ -102,7 +112,24 @@ class ModelledVm:
             assert self.executor(c.SlotDelete(id=slot.id, private=True)).ok
             self.model.delete_private(modelled)
 
-    def _compare(self, real: Callable[[], Outcome], command: c.Command) -> None:
+    def _together(self, lines: list[str]) -> None:
+        """Commands of several vCPUs for different pages, each on a thread of its own: their order must not matter.
+
+        For policy `recreate` it does: it destroys what is around a page."""
+        if self.model.policy == "recreate":
+            for line in lines:
+                self.step(line)
+            return
+        for line in lines:
+            started = parse_line(f"start {line}", 1)
+            assert isinstance(started, c.Start)
+            assert self.executor(started).ok
+        for line in lines:
+            command = parse_line(line, 1)
+            assert isinstance(command, c.GuestCommand)
+            self._compare(partial(self.executor, c.Join(vcpu=command.vcpu)), command, alone=False)
+
+    def _compare(self, real: Callable[[], Outcome], command: c.Command, *, alone: bool = True) -> None:
         try:
             got: Any = real()
         except Refused as refused:
@@ -110,7 +137,8 @@ class ModelledVm:
         if isinstance(got, Outcome) and got.exit_fields.get("errno") == 28:
             gpa = got.exit_fields["gpa"]
             assert isinstance(gpa, int)
-            self._assert_full(gpa)
+            if alone:  # else another vCPU may have given frames back since
+                self._assert_full(gpa)
             self.model.full = gpa
         try:
             expected = self._modelled(command)
@@ -121,9 +149,10 @@ class ModelledVm:
 
     def _assert_full(self, gpa: int) -> None:
         gfn = gpa // PAGE_SIZE
-        home = next(home for home in self.model.homes.values() if home.gfn <= gfn < home.gfn + home.count)
+        home = self._home(gfn)
         assert self._store.file(home.file).pages.lookup(Pgoff(gfn - home.gfn)) is None, "it has a frame"
-        assert self._store.free_count == 0 == self._store.count(FrameState.PENDING), "the pool is not full"
+        assert self._store.free_count < self._page, "the pool is not full"
+        assert self._store.count(FrameState.PENDING) == 0, "what is pending could be taken back"
 
     def _modelled(self, command: c.Command) -> Any:
         model = self.model
@@ -202,21 +231,32 @@ class ModelledVm:
         for private in (False, True):
             ept, slots = self.vm.mmu.epts[private], self.vm.slots[private]
             for first, base, count in ept.runs(0, MAX_GFN_EPT):
-                for gfn, pfn in zip(range(first, first + count), range(base, base + count), strict=True):
-                    slot = slots.lookup(gfn)
-                    assert slot is not None, f"no slot shows {gfn:#x}"
-                    frame: int | None = slot.pgoff_of(gfn)
+                at = first
+                for slot, low, high in slots.visible(first, first + count):
+                    assert low == at, f"no slot shows {at:#x}"
+                    at, pfn = high, base + low - first - backing_of(slot).base
                     if private:
-                        assert self.model.shows_private(gfn), f"{gfn:#x} is under an overlay"
-                        frame = self._frame(slot.pgoff_of(gfn), gfn)
-                    assert pfn - backing_of(slot).base == frame
-                    writable = entry_writable(ept.walk(gfn))
-                    assert writable == slot.writable or (slot.writable and slot.dirty is not None), f"{gfn:#x}"
+                        shaded = [gfn for gfn in self.model.shared_pages() if low <= gfn < high]
+                        assert not shaded or self.model.policy != "overlay", f"{shaded} are under an overlay"
+                        assert self._frames(low, slot.pgoff_of(low), high - low) == pfn
+                    else:
+                        assert pfn == slot.pgoff_of(low)
+                    for gfn in range(low, high) if count <= SMALL_RUN else (low, high - 1):
+                        writable = entry_writable(ept.walk(gfn))
+                        assert writable == slot.writable or (slot.writable and slot.dirty is not None), f"{gfn:#x}"
+                assert at == first + count, f"no slot shows {at:#x}"
 
-    def _frame(self, pgoff: int, gfn: int) -> int | None:
-        home = next(home for home in self.model.homes.values() if home.gfn <= gfn < home.gfn + home.count)
+    def _frames(self, gfn: int, pgoff: int, count: int) -> int | None:
+        """The store's frame of the first page, when those of the others follow it."""
+        home = self._home(gfn)
         assert home.gfn + pgoff == gfn
-        return self._store.file(home.file).pages.lookup(Pgoff(pgoff))
+        extents = list(self._store.file(home.file).pages.extents(Pgoff(pgoff), Pgoff(pgoff + count)))
+        assert sum(pages for _, _, pages in extents) == count, "mapped, and not the file's any more"
+        (first,) = {frame - page for page, frame, _ in extents}
+        return first + pgoff
+
+    def _home(self, gfn: int) -> Home:
+        return next(home for home in self.model.homes.values() if home.gfn <= gfn < home.gfn + home.count)
 
     def _tlbs_agree(self) -> None:
         mmu = self.vm.mmu
@@ -231,13 +271,9 @@ class ModelledVm:
     def _doubled(self) -> tuple[int, int]:
         """At least what the guest has used in both; at most what the store has a frame for."""
         copy = self.model.copy
-        held = {
-            home.gfn + page
-            for home in self.model.homes.values()
-            for start, _, count in self._store.file(home.file).pages.extents(Pgoff(0), Pgoff(home.count))
-            for page in range(start, start + count)
-        }
-        return len(self.model.touched & copy.keys()), len(copy.keys() & held)
+        homes = [(gfn, self._home(gfn)) for gfn in copy]
+        held = sum(self._store.file(home.file).pages.lookup(Pgoff(gfn - home.gfn)) is not None for gfn, home in homes)
+        return len(self.model.touched & copy.keys()), held
 
     def read_everything(self) -> None:
         self.step("policy none")
@@ -247,28 +283,43 @@ class ModelledVm:
                 self.step(f"read {gfn * PAGE_SIZE:#x} 4K shared")
 
 
-HOMES = {"A": [Home("a", 2, 12), Home("b", (1 << 36) - 8, 8)], "B": [Home("c", (1 << 18) - 5, 14)]}
-"""By VM: its files. They lie at the corners of the page tables."""
-FRAMES = 28
-"""Of 34 pages in the files: the pool is full at times."""
+@dataclass(frozen=True)
+class Shape:
+    """By VM: its files. A pool of so many frames is full at times."""
+
+    homes: dict[str, list[Home]]
+    frames: int
+    order: int = 0
+    """Of the page size of the files, which is 4096 << order."""
+
+
+SMALL = Shape({"A": [Home("a", 2, 12), Home("b", (1 << 36) - 8, 8)], "B": [Home("c", (1 << 18) - 5, 14)]}, 28)
+"""At the corners of the page tables."""
+LARGE = Shape({"A": [Home("a", 512, 1024), Home("b", 2053, 512)], "B": [Home("c", (1 << 18) - 512, 1024)]}, 4 * 512, 9)
+"""In leaves of 2 MiB, but for file b, whose GFNs do not lie as its frames do."""
 
 
 class World:
     """Two VMs on one store that has too few frames for both."""
 
-    def __init__(self, store: LocalStore) -> None:
+    def __init__(self, store: LocalStore, shape: Shape) -> None:
         self._before = set(threading.enumerate())
-        self.store = store
-        self.homes = {home.file: home for mine in HOMES.values() for home in mine}
+        self.store, self._page = store, 1 << shape.order
+        self.homes = {home.file: home for mine in shape.homes.values() for home in mine}
         for home in self.homes.values():
-            store.create(home.file, home.count)
+            store.create(home.file, home.count, page_size="2M" if shape.order else "4K")
         self.vms = {
             name: ModelledVm(
-                store, name, mine, [home for other, theirs in HOMES.items() if other != name for home in theirs], 64
+                store,
+                name,
+                mine,
+                [home for other, theirs in shape.homes.items() if other != name for home in theirs],
+                64,
+                self._page,
             )
-            for name, mine in HOMES.items()
+            for name, mine in shape.homes.items()
         }
-        for name, mine in HOMES.items():
+        for name, mine in shape.homes.items():
             for id_, home in enumerate(mine):
                 self.vms[name].step(
                     f"slot set {id_} private gpa={home.gfn * PAGE_SIZE:#x} size={home.count * 4}K file={home.file}"
@@ -288,7 +339,7 @@ class World:
         if words == ["reclaim"]:
             self.store.brackets.reclaim()
             return
-        what, file, start, count = words[0], words[1], int(words[2]), int(words[3])
+        what, file, start, count = words[0], words[1], int(words[2]) * self._page, int(words[3]) * self._page
         if what == "punch":
             self.store.punch(file, start, count)
             for vm in self.vms.values():

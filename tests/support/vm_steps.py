@@ -14,8 +14,9 @@ CORNERS = [0, GPA_END - PAGE_SIZE, GPA_END, SHARED_BIT, SHARED_BIT | GPA_END, 2 
 class Steps:
     """Endless; the same seed gives the same ones. `step` is a line for World.step."""
 
-    def __init__(self, seed: int, homes: dict[str, list[Home]]) -> None:
-        self._random = random.Random(seed)
+    def __init__(self, seed: int, homes: dict[str, list[Home]], page: int = 1) -> None:
+        """page: pages of 4 KiB in one of the files; what is done to a file at the mount is counted in them."""
+        self._random, self._page = random.Random(seed), page
         self._homes = homes
         self._vm = ""
         self._makers: dict[Callable[[], str], int] = {
@@ -39,6 +40,7 @@ class Steps:
             self._policy: 3,
             self._cap: 1,
             self._wild: 5,
+            self._together: 3,
         }
 
     def step(self) -> str:
@@ -101,6 +103,8 @@ class Steps:
 
     def _map(self) -> str:
         gfn, count = self._pages()
+        if self._page > 1 and self._random.random() < 0.3:
+            gfn, count = gfn & -self._page, self._page
         return f"map {self._on()} {gfn * PAGE_SIZE:#x} {count * 4}K {self._random.choice(['private', 'shared'])}"
 
     def _tdvmcall(self) -> str:
@@ -146,6 +150,18 @@ class Steps:
                 f"slot punch {rnd.randint(0, 5)} gpa={gpa:#x} size={huge}",
             ]
         )
+
+    def _together(self) -> str:
+        """Three vCPUs, each at a page of its own."""
+        first, lines = self._pages()[0], []
+        for vcpu in range(3):
+            gpa = min(first + vcpu, GPA_END // PAGE_SIZE - 3 + vcpu) * PAGE_SIZE + self._random.randrange(
+                PAGE_SIZE - 16
+            )
+            what = self._random.choice(["read", "write", "touch"])
+            rest = self._data(8) if what == "write" else "8"
+            lines.append(f"{what} vcpu={vcpu} {gpa:#x} {rest}{self._shared()}")
+        return "together " + " ; ".join(lines)
 
     # -- user space
 
@@ -209,7 +225,7 @@ class Steps:
     def _store(self) -> str:
         rnd = self._random
         home = rnd.choice([home for homes in self._homes.values() for home in homes])
-        start, count = rnd.randrange(home.count), rnd.randint(1, 4)
+        start, count = rnd.randrange(-(-home.count // self._page)), rnd.randint(1, 4)
         return rnd.choice(
             ["store reclaim", f"store punch {home.file} {start} {count}", f"store allocate {home.file} {start} {count}"]
         )
