@@ -54,10 +54,11 @@ class Open(Operation):
 @dataclass(frozen=True)
 class OpenTmpfile(Operation):
     name: bytes
+    flags: int = os.O_RDWR
+    mode: int = 0o600
 
     def run(self, world: World) -> Outcome:
-        os.close(os.open(world.path(self.name), os.O_TMPFILE | os.O_RDWR, 0o600))
-        return None
+        return world.keep(os.open(world.path(self.name), os.O_TMPFILE | self.flags, self.mode))
 
 
 @dataclass(frozen=True)
