@@ -103,7 +103,8 @@ def test_a_dev_fuse_that_is_kept_from_users_is_one_line(home: Path) -> None:
     command = "chmod 600 /dev/fuse; exec setpriv --reuid 65534 --regid 65534 --clear-groups --inh-caps +dac_read_search"
     command += " --ambient-caps +dac_read_search memfsd mnt"
     done = run(
-        f"unshare -m bash -c 'mount -t tmpfs none /mnt; mknod /mnt/fuse c 10 229; mount --bind /mnt/fuse /dev/fuse; {command}'",
+        "unshare -m bash -c 'mount -t tmpfs none /mnt; mknod /mnt/fuse c 10 229;"
+        f" mount --bind /mnt/fuse /dev/fuse; {command}'",
         home,
     )
     assert done.stdout == (
