@@ -1,7 +1,7 @@
 """Mounting without root, through fusermount3, as `nobody`.
 
-In namespaces of its own: a machine may keep /dev/fuse from its users, so here is one that does not, and what is left
-running ends with the namespace. The user may read and search every directory, because the checkout may lie in root's.
+In namespaces of its own: a machine may keep /dev/fuse from its users, so here is one that does not; what is left
+running ends with the namespace, and no other memfsd mount is seen. The user may read and search every directory, because the checkout may lie in root's.
 """
 
 import os
@@ -16,6 +16,8 @@ from tests.support.real_mount import run
 
 NOBODY = 65534
 AS_NOBODY = f"""\
+# Other mounts of the machine are not held here.
+grep " fuse.memfsd " /proc/mounts | while read -r _ path _; do umount -l "$(printf "$path")"; done
 mount -t tmpfs none /mnt && mknod -m 666 /mnt/fuse c 10 229 && mount --bind /mnt/fuse /dev/fuse || exit
 if [ -e /etc/fuse.conf ]; then mount --bind /dev/null /etc/fuse.conf; fi
 exec setpriv --reuid {NOBODY} --regid {NOBODY} --clear-groups --inh-caps +dac_read_search \
