@@ -1,7 +1,8 @@
 """Mounting without root, through fusermount3, as `nobody`.
 
 In namespaces of its own: a machine may keep /dev/fuse from its users, so here is one that does not; what is left
-running ends with the namespace, and no other memfsd mount is seen. The user may read and search every directory, because the checkout may lie in root's.
+running ends with the namespace, and no other memfsd mount is seen. The user may read and search every directory,
+because the checkout may lie in root's.
 """
 
 import os
