@@ -19,12 +19,14 @@ from .core.hypercalls import ALIGN_ERROR, SHARED_BIT, SUCCESS, chunks, map_gpa_s
 from .core.memslots import SlotFlag
 from .core.vm import GPA_END
 from .machine import GuestVcpu, Machine, backing_of
-from .memory import Memory
+from .memory import Closed, Memory
 
 _BULK_PAGES = 4096
 
 RunAction = Callable[[Memory, int, int, int], None]
 """(memory, byte offset in it, bytes, bytes done before) for a contiguous piece of an access."""
+Run = tuple[Memory, int, int]
+"""(memory, byte offset in it, bytes): contiguous."""
 
 
 class Guest:
@@ -159,16 +161,22 @@ class Guest:
         """Scalar: an access inside one page."""
         machine, gfn, offset = self._machine, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1)
         while True:
-            vcpu.enter()
             try:
-                found = machine.translate(vcpu, gfn, shared=shared, write=write)
+                vcpu.enter()
+                try:
+                    found = machine.translate(vcpu, gfn, shared=shared, write=write)
+                    if found is not None and not found[0].waits:
+                        action(found[0], found[1] + offset)
+                        return None
+                finally:
+                    vcpu.leave()
                 if found is not None:
                     action(found[0], found[1] + offset)
                     return None
+            except Closed:
+                continue
             except OSError as error:
-                return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, not shared, errno=error.errno or errno.EIO)
-            finally:
-                vcpu.leave()
+                return _failed(gpa, shared, error)
             exit_ = machine.fault(vcpu, gfn, shared=shared, write=write, offset=offset, length=length)
             if exit_ is not None:
                 return exit_
@@ -182,18 +190,22 @@ class Guest:
         while at < end:
             gfn = at >> PAGE_SHIFT
             last = min(-(-end // PAGE_SIZE), gfn + _BULK_PAGES)
-            vcpu.enter()
             try:
-                for memory, offset, size in self._runs(gfn, last, shared, write):
-                    skip = at - (gfn << PAGE_SHIFT)
-                    take = min(size - skip, end - at)
-                    action(memory, offset + skip, take, at - gpa)
-                    at += take
-                    gfn = at >> PAGE_SHIFT
-            except OSError as error:
-                return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, not shared, errno=error.errno or errno.EIO)
-            finally:
-                vcpu.leave()
+                vcpu.enter()
+                try:
+                    runs = self._runs(gfn, last, shared, write)
+                    waits = any(memory.waits for memory, _, _ in runs)
+                    if not waits:
+                        at = _act(runs, gpa, at, end, action)
+                finally:
+                    vcpu.leave()
+                if waits:
+                    at = _act(runs, gpa, at, end, action)
+            except Closed:
+                continue
+            except _Stopped as stopped:
+                return _failed(stopped.at, shared, stopped.error)
+            gfn = at >> PAGE_SHIFT
             if at < end and gfn < last:
                 exit_ = machine.fault(
                     vcpu, gfn, shared=shared, write=write, want=last - gfn, offset=at % PAGE_SIZE, length=end - at
@@ -202,7 +214,7 @@ class Guest:
                     return exit_
         return None
 
-    def _runs(self, gfn: int, last: int, shared: bool, write: bool) -> list[tuple[Memory, int, int]]:
+    def _runs(self, gfn: int, last: int, shared: bool, write: bool) -> list[Run]:
         """Mapped memory from gfn up to the first page that is missing (or not writable): walked as by the CPU."""
         machine = self._machine
         mmu = machine.vm.mmu
@@ -222,6 +234,48 @@ class Guest:
                 memory, frame = machine.vm.physmap.find(pfn)
                 runs.append((memory, frame << PAGE_SHIFT, count << PAGE_SHIFT))
             return runs
+
+
+class _Stopped(Exception):
+    """The access at a GPA failed; what lies before it was done."""
+
+    def __init__(self, at: int, error: OSError) -> None:
+        super().__init__(at, error)
+        self.at = at
+        self.error = error
+
+
+def _act(runs: list[Run], start: int, at: int, end: int, action: RunAction) -> int:
+    """An access of [start, end) goes on from `at` in these runs; how far they reach. Closed, _Stopped."""
+    for memory, offset, size in runs:
+        skip = at % PAGE_SIZE
+        stop = at + min(size - skip, end - at)
+        base = offset + skip - at
+        try:
+            action(memory, base + at, stop - at, at - start)
+        except Closed:
+            raise
+        except OSError:
+            _page_by_page(memory, base, start, at, stop, action)
+        at = stop
+    return at
+
+
+def _page_by_page(memory: Memory, base: int, start: int, at: int, stop: int, action: RunAction) -> None:
+    """Once more, to tell which page it is that fails."""
+    while at < stop:
+        size = min(PAGE_SIZE - at % PAGE_SIZE, stop - at)
+        try:
+            action(memory, base + at, size, at - start)
+        except Closed:
+            raise
+        except OSError as error:
+            raise _Stopped(at, error) from None
+        at += size
+
+
+def _failed(gpa: int, shared: bool, error: OSError) -> MemoryErrorExit:
+    return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=error.errno or errno.EIO)
 
 
 def _alias(gpa: int, length: int, shared: bool) -> tuple[int, bool]:

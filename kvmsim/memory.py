@@ -6,6 +6,8 @@ import errno
 import fcntl
 import mmap
 import os
+import threading
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
@@ -23,7 +25,13 @@ FrameRange = tuple[int, int]
 
 
 class Memory(Protocol):
-    """Bytes by offset. Errors are OSError; a short file reads and writes as EFAULT, as KVM answers."""
+    """Bytes by offset. Errors are OSError; a short file reads and writes as EFAULT, as KVM answers.
+
+    waits: an access is a system call that may wait for the store, and the store for a vCPU to be out of guest mode. So
+    it is made out of guest mode, and is Closed when the memory's slot went in between.
+    """
+
+    waits: bool
 
     def read(self, offset: int, length: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> None: ...
@@ -33,8 +41,17 @@ class Memory(Protocol):
     def close(self) -> None: ...
 
 
+class Closed(OSError):
+    """The memory has no slot any more."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBADF, "the slot is gone")
+
+
 class _Mapped:
     """A memfd mapped whole, sparse: it costs what is touched."""
+
+    waits = False
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
@@ -113,21 +130,36 @@ class FileMemory:
     """Shared guest memory in a file, through pread and pwrite: coherent with every mapping of it, and a file
     that shrinks or a daemon that dies is an errno here instead of SIGBUS."""
 
+    waits = True
+
     def __init__(self, fd: int) -> None:
         """Takes the fd."""
         self.fd = fd
+        self._using = threading.Lock()
+        self._closed = False
 
     def read(self, offset: int, length: int) -> bytes:
-        data = os.pread(self.fd, length, offset)
+        with self._open():
+            data = os.pread(self.fd, length, offset)
         if len(data) != length:
             raise OSError(errno.EFAULT, "past the end of the file")
         return data
 
     def write(self, offset: int, data: bytes) -> None:
-        if offset + len(data) > os.fstat(self.fd).st_size:
-            raise OSError(errno.EFAULT, "past the end of the file")
-        if os.pwrite(self.fd, data, offset) != len(data):
-            raise OSError(errno.EFAULT, "short write")
+        view = memoryview(data)
+        with self._open():
+            if offset + len(data) > os.fstat(self.fd).st_size:
+                raise OSError(errno.EFAULT, "past the end of the file")
+            while view:  # short when the pool gets full: the next one says so
+                done = os.pwrite(self.fd, view, offset)
+                view, offset = view[done:], offset + done
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        with self._using:
+            if self._closed:
+                raise Closed
+            yield
 
     def touch(self, offset: int, page_count: int) -> None:
         for page in range(page_count):
@@ -135,7 +167,10 @@ class FileMemory:
             self.write(at, self.read(at, 1))
 
     def close(self) -> None:
-        os.close(self.fd)
+        with self._using:
+            if not self._closed:
+                self._closed = True
+                os.close(self.fd)
 
 
 class SparseMemory(FileMemory):
