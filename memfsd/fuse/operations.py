@@ -39,6 +39,7 @@ log = logging.getLogger("memfsd.fuse")
 _CACHE_S = 3600.0
 """Names, and attributes of what only the kernel changes, may be cached; sealed files change behind its back."""
 _WORKERS = 32
+_WAITERS = 64
 _MAX_SEALED = 256
 _CLOSING_DEADLINE_S = 1.0
 _CLOSING_STEP_S = 0.0005
@@ -96,6 +97,8 @@ class Operations(pyfuse3.Operations):
         self._take_back = take_back
         self._reclaim = reclaim
         self._workers = trio.CapacityLimiter(_WORKERS)
+        self._waiters = trio.CapacityLimiter(_WAITERS)
+        """For what waits for VMs. Silent ones hold up each other, and nothing else."""
         self._background = 0
         """Requests under way that the kernel sends behind its callers' backs, and only some at a time."""
         self._sealed: dict[Ino, tuple[tuple[object, ...], EntryAttributes]] = {}
@@ -150,7 +153,7 @@ class Operations(pyfuse3.Operations):
         with self._lock:
             if self._service.pool.count(FrameState.PENDING) == 0:
                 return False
-        return await trio.to_thread.run_sync(self._reclaim, limiter=self._workers)
+        return await trio.to_thread.run_sync(self._reclaim, limiter=self._waiters)
 
     # -- names
 
@@ -295,7 +298,7 @@ class Operations(pyfuse3.Operations):
         self, inode: int, taken: tuple[Pgoff, Pgoff], reason: Reason, finish: Callable[[Regular], None]
     ) -> None:
         await trio.to_thread.run_sync(
-            self._take_back, Ino(inode), taken[0], taken[1], reason, finish, limiter=self._workers
+            self._take_back, Ino(inode), taken[0], taken[1], reason, finish, limiter=self._waiters
         )
 
     @_door

@@ -54,7 +54,7 @@ def test_a_user_mounts_seals_runs_a_guest_and_unmounts(home: Path) -> None:
         """
         set -e
         memfsd -o size=16M mnt
-        stat -c '%U %a' mnt; grep -o ' fuse.memfsd .*' /proc/mounts
+        stat -c '%U %a' mnt; grep " $PWD/mnt " /proc/mounts
         memfs create mnt/vm.mem --guest --size 64K
         printf '%s\\n' 'write 0 "hi"' 'read 0 2' 'sh memfs check mnt' | kvmsim attach mnt/vm.mem
         cat mnt/vm.mem || echo refused
@@ -79,10 +79,10 @@ def test_the_dead_mount_of_a_user_is_replaced(home: Path) -> None:
     told = as_nobody(
         """
         memfsd -f -o size=16M mnt &
-        until grep -q memfsd /proc/mounts; do :; done
+        until grep -q " $PWD/mnt " /proc/mounts; do :; done
         kill -9 $!; wait
         ls mnt
-        memfsd -o size=16M mnt && touch mnt/alive && ls mnt && grep -c memfsd /proc/mounts
+        memfsd -o size=16M mnt && touch mnt/alive && ls mnt && grep -c " $PWD/mnt " /proc/mounts
         fusermount3 -u mnt
         """,
         home,
