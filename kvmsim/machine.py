@@ -4,10 +4,11 @@ A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: 
 A callback: begin -> zap under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves.
 """
 
+import contextlib
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from memfsd.uapi import messages as m
@@ -15,7 +16,7 @@ from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
-from .core.ept import entry_pfn, entry_writable
+from .core.ept import MAX_GFN_EPT, entry_pfn, entry_writable
 from .core.exits import Exit, MemoryErrorExit
 from .core.memslots import AddressSpaceId, Memslot, RegionChange, SlotFlag, check_addressable, check_region
 from .core.mmu import Ticket
@@ -30,6 +31,7 @@ Translation = tuple[Memory, int, bool]
 GuestVcpu = Vcpu[Translation]
 
 _MAX_RETRIES = 1 << 16
+_EVERY_PAGE = 0, (1 << 51) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -54,6 +56,9 @@ class Machine:
         self.links: dict[FileId, StoreLink] = {}
         self._open: dict[StoreLink, tuple[int, int]] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
+        self._changing: dict[StoreLink, tuple[int, int]] = {}
+        """File pages [start, end) of the slot that is being made or deleted: the store may not know yet what is shown,
+        or what is not. Guarded by Mmu.lock."""
 
     # -- KVM_SET_USER_MEMORY_REGION
 
@@ -83,15 +88,16 @@ class Machine:
                 raise
             backing = self._link(fd, path, offset + size)
             assert backing.link is not None
-            try:
-                backing.link.bind(id_, gfn, pgoff, page_count)
-            except PeerLost as lost:
-                raise Refused(errno.EHOSTDOWN, str(lost)) from None
             slot = Memslot(
                 id_, AddressSpaceId.PRIVATE, gfn, page_count, SlotFlag(flags) | SlotFlag.GUEST_MEMFD, backing, pgoff
             )
-            with self.vm.mmu.lock:
-                slots.add(slot)
+            with self._change(backing.link, pgoff, pgoff + page_count):
+                try:
+                    backing.link.bind(id_, gfn, pgoff, page_count)
+                except PeerLost as lost:
+                    raise Refused(errno.EHOSTDOWN, str(lost)) from None
+                with self.vm.mmu.lock:
+                    slots.add(slot)
 
     def set_shared_slot(
         self,
@@ -171,9 +177,10 @@ class Machine:
             slot = self.vm.slots[True].get(id_)
             if slot is None:
                 raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
-            with self.vm.mmu.lock:
-                removed = self.vm.slots[True].punch(id_, start, end)
-            self._retire(slot, removed)
+            with self._change(_link_of(slot), slot.pgoff, slot.pgoff + slot.page_count):
+                with self.vm.mmu.lock:
+                    removed = self.vm.slots[True].punch(id_, start, end)
+                self._retire(slot, removed)
             return removed
 
     def fill_slot(self, id_: int, start: int, end: int) -> None:
@@ -182,23 +189,40 @@ class Machine:
             slot = self.vm.slots[True].get(id_)
             assert slot is not None
             link = _link_of(slot)
-            with self.vm.mmu.lock:
-                self.vm.slots[True].fill(id_, start, end)
-            try:
-                link.bind(id_, start, slot.pgoff_of(start), end - start)
-            except (PeerLost, Refused) as error:
+            with self._change(link, slot.pgoff_of(start), slot.pgoff_of(end)):
                 with self.vm.mmu.lock:
-                    self.vm.slots[True].punch(id_, start, end)
-                if isinstance(error, Refused):
-                    raise
-                raise Refused(errno.EHOSTDOWN, str(error)) from None
+                    self.vm.slots[True].fill(id_, start, end)
+                try:
+                    link.bind(id_, start, slot.pgoff_of(start), end - start)
+                except (PeerLost, Refused) as error:
+                    with self.vm.mmu.lock:
+                        self.vm.slots[True].punch(id_, start, end)
+                    if isinstance(error, Refused):
+                        raise
+                    raise Refused(errno.EHOSTDOWN, str(error)) from None
+
+    @contextlib.contextmanager
+    def _change(self, link: StoreLink, start: int, end: int) -> Iterator[None]:
+        """Slots that show these file pages change, here and in the store; with slots_lock, so one at a time."""
+        with self.vm.mmu.lock:
+            self._changing[link] = start, end
+        try:
+            yield
+        finally:
+            with self.vm.mmu.lock:
+                del self._changing[link]
 
     def _delete(self, id_: int, *, private: bool) -> None:
+        if private:
+            slot = self.vm.slots[True].get(id_)
+            assert slot is not None
+            with self._change(_link_of(slot), slot.pgoff, slot.pgoff + slot.page_count):
+                with self.vm.mmu.lock:
+                    self.vm.slots[True].delete(id_)
+                self._retire(slot, slot.segments)
+            return
         with self.vm.mmu.lock:
             slot = self.vm.slots[private].delete(id_)
-        if private:
-            self._retire(slot, slot.segments)
-            return
         self._zap_segments(slot.segments, private=False)
         backing = backing_of(slot)
         with self.vm.mmu.lock:
@@ -363,19 +387,27 @@ class Machine:
     def on_report(self, link: StoreLink, cursor: int) -> m.ReportReply:
         slots: list[tuple[int, int, int, int]] = []
         mappings: list[tuple[int, int, int]] = []
+        stop = MAX_GFN_EPT
         with self.vm.mmu.lock:
+            changing = self._changing.get(link, (0, 0))
             for slot, start, end in self._segments(link):
                 if end <= cursor:
                     continue
                 if len(slots) >= MAX_RUNS_PER_REPORT:
-                    return m.ReportReply(slots, mappings, link.seq, start)
-                if start >= cursor:
-                    slots.append((slot.id, start, slot.pgoff_of(start), end - start))
-                for gfn, pfn, count in self.vm.mmu.epts[True].runs(max(start, cursor), end):
-                    if len(mappings) >= MAX_RUNS_PER_REPORT:
-                        return m.ReportReply(slots, mappings, link.seq, gfn)
-                    mappings.append((gfn, pfn - link.base, count))
-        return m.ReportReply(slots, mappings, link.seq, -1)
+                    stop = start
+                    break
+                start = max(start, cursor)
+                slots.append((slot.id, start, slot.pgoff_of(start), end - start))
+            # Also what no slot shows: it may not be there.
+            for gfn, pfn, count in self.vm.mmu.epts[True].runs(min(cursor, stop), stop):
+                if not link.base <= pfn < link.base + link.frame_count:
+                    continue
+                if len(mappings) >= MAX_RUNS_PER_REPORT:
+                    stop = gfn
+                    break
+                mappings.append((gfn, pfn - link.base, count))
+        slots = [slot for slot in slots if slot[1] < stop]
+        return m.ReportReply(slots, mappings, link.seq, changing, stop if stop < MAX_GFN_EPT else -1)
 
     def on_lost(self, link: StoreLink, why: str) -> None:
         mmu = self.vm.mmu
@@ -414,6 +446,7 @@ class Machine:
                 self._delete(slot.id, private=False)
             for link in self.links.values():
                 with self.vm.mmu.lock:
+                    self._changing[link] = _EVERY_PAGE
                     segments = self._segments(link)
                     for id_ in {slot.id for slot, _, _ in segments}:
                         self.vm.slots[True].delete(id_)

@@ -7,6 +7,7 @@ session whose grant found the pool full), never on the FUSE loop.
 import contextlib
 import errno
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,7 @@ from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.performer import Performer
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.limits import BRACKET_DEADLINE_S, PROOF_DEADLINE_S
+from memfsd.uapi.limits import BRACKET_DEADLINE_S, CHECK_BRACKETS_DEADLINE_S, PROOF_DEADLINE_S
 from memfsd.uapi.messages import (
     Empty,
     InvalidateBegin,
@@ -66,6 +67,23 @@ class Brackets:
             yield
         finally:
             guest.bracket.release()
+
+    @contextlib.contextmanager
+    def hold_all(self, files: list[Regular]) -> Iterator[list[Regular]]:
+        """The bracket locks of many files, in the order of inode numbers; yields the files whose lock came in time.
+
+        Nobody else waits for a bracket while holding one, so no ring of waiters can close.
+        """
+        until = time.monotonic() + CHECK_BRACKETS_DEADLINE_S
+        held: list[Regular] = []
+        try:
+            for file in sorted(files, key=lambda file: file.ino):
+                if guest_of(file).bracket.acquire(timeout=max(until - time.monotonic(), 0)):
+                    held.append(file)
+            yield held
+        finally:
+            for file in held:
+                guest_of(file).bracket.release()
 
     def take_back(
         self,

@@ -42,6 +42,12 @@ ANSWER_DEADLINE_S = 30.0
 """kvmsim's patience with the store; longer than ACK_DEADLINE_S, since a grant may wait for one."""
 BRACKET_DEADLINE_S = 25.0
 """Patience for another invalidation of the same file, each step of which has a deadline of its own."""
+CHECK_TURN_DEADLINE_S = 4.0
+"""memfs check: patience for another check to end."""
+CHECK_BRACKETS_DEADLINE_S = 8.0
+"""memfs check: patience for the brackets of all files together; each invalidation that runs has its own deadline."""
+CHECK_REPORTS_DEADLINE_S = 8.0
+"""memfs check: time for the reports of all VMs together; the last question may take ACK_DEADLINE_S more."""
 PROOF_DEADLINE_S = 2.0
 """From end of file on a connection to the proof that its process is gone."""
 
