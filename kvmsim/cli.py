@@ -6,13 +6,17 @@ import ctypes
 import errno
 import os
 import sys
+import time
 from pathlib import Path
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.journal import NO_JOURNAL, Journal
+from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.units import parse_size
 
 from .execute import Executor
+from .journal import command as journal
 from .link import socket_of_sealed
 from .script.grammar import POLICIES, help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
@@ -52,6 +56,8 @@ def _close_to_inspection() -> None:
 
 def run_command(arguments: list[str]) -> int:
     asked = _parser().parse_args(arguments)
+    if asked.command == "journal":
+        return journal.command(asked)
     return _run(asked) if asked.command == "run" else _attach(asked)
 
 
@@ -78,6 +84,8 @@ def _parser() -> argparse.ArgumentParser:
         sub.add_argument("--policy", choices=POLICIES, default="none", help="how exits are handled (default none)")
         sub.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
         sub.add_argument("--json", action="store_true", help="one JSON object per command")
+        sub.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
+    journal.add_parser(commands)
     return parser
 
 
@@ -122,10 +130,18 @@ def _read(path: str) -> bytes:
 
 def _executor(asked: argparse.Namespace) -> Executor | None:
     try:
-        return Executor(asked.max_slots, asked.policy)
+        return Executor(asked.max_slots, asked.policy, _journal(asked.journal))
     except Refused as refused:
         print(f"kvmsim: {refused.reason}", file=sys.stderr)
         return None
+
+
+def _journal(path: str | None) -> Journal:
+    if path is None:
+        return NO_JOURNAL
+    return start_journal(
+        open_journal(path), "kvmsim", time.monotonic_ns, lambda text: print(f"kvmsim: {text}", file=sys.stderr)
+    )
 
 
 def _attach(asked: argparse.Namespace) -> int:

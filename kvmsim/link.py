@@ -25,6 +25,7 @@ from memfsd.uapi.framing import (
     encode_request,
     is_success,
 )
+from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES, MAX_RUN_PAGES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
@@ -60,7 +61,15 @@ class Callbacks(Protocol):
 class StoreLink:
     """A sealed file that belongs to this VM. `_lock` guards the down channel: one request at a time."""
 
-    def __init__(self, fd: int, down: socket.socket, token: bytes, vm: str, callbacks: Callbacks) -> None:
+    def __init__(
+        self,
+        fd: int,
+        down: socket.socket,
+        token: bytes,
+        vm: str,
+        callbacks: Callbacks,
+        journal: Journal = NO_JOURNAL,
+    ) -> None:
         """HELLO and PAIR on a connected socket; takes the socket at once and the fd when all went well.
 
         Refused with the store's errno (EPERM: the file belongs to another VM); PeerLost when it breaks off.
@@ -75,13 +84,17 @@ class StoreLink:
         self._next_id = 1
         self.request_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
-        self._down = down
+        self._down = journal.down(down)
+        self.conn = journal.conn_of(self._down)
         try:
-            self.memory, self._up, reply = self._greet(vm, token)
+            self.memory, up, reply = self._greet(vm, token)
+            self._up = journal.up(self._down, up)
         except BaseException:
             self._down.close()
             raise
         self.size = reply.size_bytes
+        self.ino = reply.ino
+        """The file's number in the store; `file` is what it is on this host, `conn` what it is in the journal."""
         self.seq = reply.seq
         """The file's invalidation sequence number, as the last END said."""
         self.frame_count = self.memory.frame_count
@@ -185,7 +198,11 @@ class StoreLink:
                 os.close(fd)
             raise
         self._next_id += 1
-        up = socket.socket(fileno=fds[1])
+        try:
+            up = _up_channel(fds[1])
+        except PeerLost:
+            os.close(fds[0])
+            raise
         try:
             return WindowMemory(fds[0], pool_frames), up, reply
         except BaseException:
@@ -245,13 +262,13 @@ class StoreLink:
         return encode_reply(id_, kind, reply), True
 
 
-def pair(fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
+def pair(fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) -> StoreLink:
     """Pair with the store of the file behind fd, and take the fd when all went well.
 
     EINVAL the file is not sealed for a guest; EPERM it belongs to another VM; EHOSTDOWN its store is gone.
     """
     token, path = _credentials(fd)
-    return StoreLink(fd, _connect(path), token, vm, callbacks)
+    return StoreLink(fd, _connect(path), token, vm, callbacks, journal)
 
 
 def _credentials(fd: int) -> tuple[bytes, str]:
@@ -284,6 +301,19 @@ def _connect(path: str) -> socket.socket:
     except OSError as error:
         sock.close()
         raise Refused(errno.EHOSTDOWN, f"no memfsd listens at {path}: {error.strerror}") from None
+    return sock
+
+
+def _up_channel(fd: int) -> socket.socket:
+    """Takes the fd. PeerLost when it is no socket that keeps messages apart."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        os.close(fd)
+        raise PeerLost(f"the store passed an up channel that is no socket: {error.strerror}") from None
+    if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        sock.close()
+        raise PeerLost("the store passed an up channel of another kind of socket")
     return sock
 
 

@@ -23,6 +23,7 @@ from memfsd.fuse.operations import Operations
 from memfsd.guests.server import GuestServer
 from memfsd.performer import Performer
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.units import Ino
 
 log = logging.getLogger("memfsd")
@@ -30,7 +31,7 @@ log = logging.getLogger("memfsd")
 _PR_SET_DUMPABLE = 4
 
 
-def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
+def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], journal: Journal = NO_JOURNAL) -> None:
     """Mount and serve until unmounted or told to end (SIGTERM, SIGINT, SIGHUP). `ready` when it is live."""
     _raise_file_limit()
     _close_to_inspection()
@@ -39,8 +40,8 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
     mode = stat.S_IMODE(os.stat(mountpoint).st_mode)
     service = Service(options.store, root_mode=mode, creds=creds, now_ns=time.time_ns(), socket_path=socket_path)
     backing = Backing(options.store.pool_bytes)
-    performer = Performer(service, backing)
-    guests = GuestServer(socket_path, service, backing, performer)
+    performer = Performer(service, backing, journal)
+    guests = GuestServer(socket_path, service, backing, performer, journal)
     brackets = guests.brackets
     operations = Operations(service, backing, performer, brackets.take_back, brackets.reclaim)
     try:
@@ -59,6 +60,7 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
         guests.stop()
         pyfuse3.close(unmount=True)
         backing.close()
+        journal.close()
 
 
 async def _main(operations: Operations, ready: Callable[[], None]) -> None:

@@ -14,6 +14,7 @@ from memfsd.core.gmem import guest_of
 from memfsd.core.service import Service
 from memfsd.performer import Performer
 from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import MAX_CONNECTIONS
 from memfsd.uapi.messages import Empty, Kind, Revoke
 
@@ -30,13 +31,15 @@ _STOP_DEADLINE_S = 3.0
 class GuestServer:
     """Accepts on a thread of its own; `_lock` guards `_sessions`."""
 
-    def __init__(self, path: str, service: Service, backing: Backing, performer: Performer) -> None:
+    def __init__(
+        self, path: str, service: Service, backing: Backing, performer: Performer, journal: Journal = NO_JOURNAL
+    ) -> None:
         """Refused names why the socket can not be made there."""
         self._path = path
         self._service = service
         self._backing = backing
         self._performer = performer
-        self.brackets = Brackets(service, performer)
+        self.brackets = Brackets(service, performer, journal)
         self._checker = Checker(service, backing, self.brackets)
         self._sessions: dict[threading.Thread, Session] = {}
         self._lock = threading.Lock()
@@ -93,6 +96,11 @@ class GuestServer:
             self._begin(sock)
 
     def _begin(self, sock: socket.socket) -> None:
+        try:
+            sock = self.brackets.journal.down(sock)
+        except OSError:
+            sock.close()
+            return
         session = Session(
             sock,
             self._service,

@@ -179,7 +179,8 @@ class Session:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise Refused(error.errno or errno.EIO, f"no window for inode {file.ino}: {error.strerror}") from None
-        peer = Peer(file.ino, hello.vm, UpChannel(ours), process, self.stop)
+        journaled = self._brackets.journal.up(self._sock, ours)
+        peer = Peer(file.ino, hello.vm, UpChannel(journaled), process, self.stop)
         try:
             with self._service.lock:
                 self._service.inodes.get(file.ino)  # who showed the token may have let go of the file since
@@ -283,6 +284,7 @@ class Session:
             if not peer.process.wait_dead(None, self._stop_fd):
                 return
         with guest.bracket:
+            self._brackets.gone(peer)
             with self._service.lock:
                 effects = self._service.release_guest(peer.ino)
                 del self._brackets.peers[peer.ino]

@@ -51,6 +51,12 @@ CHECK_REPORTS_DEADLINE_S = 8.0
 PROOF_DEADLINE_S = 2.0
 """From end of file on a connection to the proof that its process is gone."""
 
+# Journals.
+MAX_JOURNAL_BYTES = 1 << 28
+"""A journal ends there, with a record that says so."""
+MAX_RECORD_BYTES = 1 << 20
+"""A line of a journal: the largest packet, spelt out."""
+
 # kvmsim.
 MAX_SLOTS = 32764
 """KVM_USER_MEM_SLOTS of x86 (KVM_MEM_SLOTS_NUM less the kernel's own three)."""

@@ -85,7 +85,7 @@ def test_sparse_memory_knows_what_it_holds() -> None:
 
 def test_a_window_must_have_the_right_size_and_must_not_shrink() -> None:
     with pytest.raises(PeerLost, match="wrong size"):
-        WindowMemory(window_fd(4, fcntl.F_SEAL_SHRINK), 8)
+        WindowMemory(window_fd(4, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL), 8)
     with pytest.raises(PeerLost, match="could shrink"):
         WindowMemory(window_fd(8, fcntl.F_SEAL_GROW), 8)
     read, write = os.pipe()
