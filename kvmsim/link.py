@@ -13,7 +13,7 @@ import threading
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from memfsd.uapi import messages as m
-from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.errors import PeerLost, Refused, one_line
 from memfsd.uapi.framing import (
     BadBody,
     decode_failure,
@@ -170,7 +170,7 @@ class StoreLink:
         if header.id != id_ or header.kind is not kind or not header.is_reply:
             return self._broken(f"the store answered {header.kind.name} {header.id} to {kind.name} {id_}")
         self.request_count += 1
-        return Refused(header.errno, decode_failure(packet).reason)
+        return Refused(header.errno, one_line(decode_failure(packet).reason))
 
     def _broken(self, why: str) -> PeerLost:
         """The connection can not be used any more; the up thread sees its end and tells the machine."""
@@ -189,7 +189,7 @@ class StoreLink:
         try:
             header = decode_header(packet)
             if header.errno:
-                raise Refused(header.errno, decode_failure(packet).reason)
+                raise Refused(header.errno, one_line(decode_failure(packet).reason))
             reply = cast(m.PairReply, decode_reply(Kind.PAIR, packet))
             if header.id != self._next_id or header.kind is not Kind.PAIR or len(fds) != 2:
                 raise PeerLost("the store's answer to PAIR is malformed")
@@ -237,8 +237,9 @@ class StoreLink:
             if not self.lost:
                 self.lost = why
             self._callbacks.on_lost(self, self.lost)
-            with contextlib.suppress(OSError):
-                self._down.shutdown(socket.SHUT_RDWR)
+            for sock in (self._down, self._up):
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, id_: int, kind: Kind, packet: memoryview, *, legal: bool) -> tuple[bytes, bool]:
         if kind not in m.KVM_OPERATIONS:
@@ -255,7 +256,7 @@ class StoreLink:
         elif isinstance(body, m.InvalidateEnd):
             self._callbacks.on_end(self, body)
         elif isinstance(body, m.Revoke):
-            self.lost = f"the store revoked the pairing: {body.reason}"
+            self.lost = f"the store revoked the pairing: {one_line(body.reason)}"
             self._callbacks.on_lost(self, self.lost)
         elif isinstance(body, m.Report):
             reply = self._callbacks.on_report(self, body.cursor)

@@ -108,7 +108,8 @@ class Checker:
             report.mappings += part.mappings
             report.changing.append(part.changing)
             report.seq = part.seq
-            most_slots = MAX_BINDINGS_PER_FILE + part_count
+            # A slot that goes on in a next part is told again: only a part that is full of mappings has a next one.
+            most_slots = MAX_BINDINGS_PER_FILE + len(report.mappings) // MAX_RUNS_PER_REPORT + 1
             if len(report.slots) > most_slots or len(report.mappings) > self._most_mappings(file):
                 raise PeerLost("it tells more than there can be")
             goes_on = part.next_cursor > cursor and (part.slots or part.mappings)

@@ -5,7 +5,7 @@ import struct
 import threading
 from typing import TypeVar, cast
 
-from memfsd.uapi.errors import PeerLost, errno_name
+from memfsd.uapi.errors import PeerLost, errno_name, one_line
 from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_reply, encode_request
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Body, Kind
@@ -69,7 +69,7 @@ class UpChannel:
                 raise PeerLost(f"{header.kind.name} {header.id} is no answer to {kind.name} {id_}")
             try:
                 if header.errno:
-                    reason = decode_failure(packet).reason
+                    reason = one_line(decode_failure(packet).reason)
                     raise PeerLost(f"{kind.name} refused with {errno_name(header.errno)}: {reason}")
                 return cast(_Reply, decode_reply(kind, packet))
             except BadBody as error:

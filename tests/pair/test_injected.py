@@ -36,6 +36,12 @@ class Live:
         assert pfn is not None
         return pfn
 
+    def cut_off(self) -> None:
+        """Its frames are in quarantine."""
+        self.store.hang_up("file")
+        with self.store.service.lock:
+            assert self.guest.quarantine
+
     def remap(self, gfn: int, frame: int) -> None:
         """In the VM's EPT: window frame numbers."""
         base = self.vm.link().base
@@ -114,19 +120,19 @@ def a_frame_that_nobody_owns(live: Live) -> None:
 
 
 def a_lost_quarantine(live: Live) -> None:
-    live.store.hang_up("file")
+    live.cut_off()
     live.guest.quarantine.clear()
 
 
 def a_quarantine_that_was_freed_too_early(live: Live) -> None:
-    live.store.hang_up("file")
+    live.cut_off()
     for pfn, count in live.guest.quarantine:
         live.store.service.pool.set_state(pfn, count, FrameState.CLOSING)
         live.store.service.pool.free(pfn, count)
 
 
 def a_quarantine_of_a_vm_that_is_said_to_be_dead(live: Live) -> None:
-    live.store.hang_up("file")
+    live.cut_off()
     assert live.guest.pairing is not None
     live.guest.pairing.state = PairState.ENDED
 
