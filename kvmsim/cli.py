@@ -1,4 +1,4 @@
-"""The command kvmsim: run a script, or attach to a file and prompt."""
+"""The command kvmsim: run a script, attach to a file and prompt, or compare designs."""
 
 import argparse
 import contextlib
@@ -15,10 +15,12 @@ from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.units import parse_size
 
+from .compare.command import add_parser as add_compare
+from .compare.command import compare
 from .execute import Executor
 from .journal import command as journal
 from .link import socket_of_sealed
-from .script.grammar import POLICIES, help_text, parse_line, parse_script
+from .script.grammar import POLICIES, UNDER, help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
 from .script.runner import Session, run
 from .script.words import ScriptError
@@ -30,6 +32,7 @@ examples:
   kvmsim run boot.kvm --json                 a script, one JSON object a line
   echo 'info vms' | kvmsim run -             commands from standard input
   kvmsim attach /mnt/vm.mem --gpa 0          pair with a sealed file, then a prompt: try 'help'
+  kvmsim compare                             what each design of conversion costs and destroys, as a table
 
 exit status of run: 0 every command did what it should, 1 one did not, 2 the script can not be parsed
 """
@@ -58,6 +61,8 @@ def run_command(arguments: list[str]) -> int:
     asked = _parser().parse_args(arguments)
     if asked.command == "journal":
         return journal.command(asked)
+    if asked.command == "compare":
+        return compare(asked)
     return _run(asked) if asked.command == "run" else _attach(asked)
 
 
@@ -82,10 +87,17 @@ def _parser() -> argparse.ArgumentParser:
     attach.add_argument("--gpa", type=_address, default=0, metavar="G", help="where its memory begins (default 0)")
     for sub in (run_, attach):
         sub.add_argument("--policy", choices=POLICIES, default="none", help="how exits are handled (default none)")
+        sub.add_argument(
+            "--under",
+            choices=UNDER,
+            default="kept",
+            help="with policy overlay: what becomes of the private page under an ordinary slot (default kept)",
+        )
         sub.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
         sub.add_argument("--json", action="store_true", help="one JSON object per command")
         sub.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
     journal.add_parser(commands)
+    add_compare(commands)
     return parser
 
 
@@ -130,7 +142,7 @@ def _read(path: str) -> bytes:
 
 def _executor(asked: argparse.Namespace) -> Executor | None:
     try:
-        return Executor(asked.max_slots, asked.policy, _journal(asked.journal))
+        return Executor(asked.max_slots, asked.policy, asked.under, _journal(asked.journal))
     except Refused as refused:
         print(f"kvmsim: {refused.reason}", file=sys.stderr)
         return None

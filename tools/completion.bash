@@ -47,9 +47,9 @@ _memfs() {
 }
 
 _kvmsim() {
-    local word=$2 before=$3 options='-h --help --policy --max-slots --json --journal'
+    local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach journal -h --help' "$word"
+        _memfsd_words 'run attach compare journal -h --help' "$word"
         return
     fi
     if [[ ${COMP_WORDS[1]} == journal ]]; then
@@ -64,6 +64,7 @@ _kvmsim() {
     [[ ${COMP_WORDS[1]} == attach ]] && options+=' --gpa'
     case $before in
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
+        --under) _memfsd_words 'kept freed' "$word" ;;
         --max-slots | --gpa | --journal) ;;
         *) [[ $word == -* ]] && _memfsd_words "$options" "$word" ;;
     esac
