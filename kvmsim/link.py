@@ -9,10 +9,10 @@ import errno
 import os
 import socket
 import struct
-import threading
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from memfsd.uapi import messages as m
+from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused, one_line
 from memfsd.uapi.framing import (
     BadBody,
@@ -81,13 +81,13 @@ class StoreLink:
         self.lost = ""
         """Why the store is gone; "" while it is there."""
         self._callbacks = callbacks
-        self._lock = threading.Lock()
+        self._lock = sync.lock("StoreLink.lock")
         self._next_id = 1
         self.request_count = 0
         self.callback_count = 0
         self.punch_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
-        self._down = journal.down(down)
+        self._down = journal.down(sync.channel(down, "vm.down"))
         self.conn = journal.conn_of(self._down)
         try:
             self.memory, up, reply = self._greet(vm, token)
@@ -103,7 +103,7 @@ class StoreLink:
         self.frame_count = self.memory.frame_count
         self.base = 0
         """First frame number of the window in the VM's PhysMap; set by the machine."""
-        self._thread = threading.Thread(target=self._serve_up, name=f"up-{self.file.inode}", daemon=True)
+        self._thread = sync.thread(self._serve_up, f"up-{self.file.inode}")
 
     def start(self) -> None:
         """Serve the up channel from now on."""
@@ -215,7 +215,7 @@ class StoreLink:
             raise
         self._next_id += 1
         try:
-            up = _up_channel(fds[1])
+            up = sync.channel(_up_channel(fds[1]), "vm.up")
         except PeerLost:
             os.close(fds[0])
             raise

@@ -7,11 +7,11 @@ A callback: begin -> zap under Mmu.lock -> kick every vCPU -> acknowledge; end -
 import contextlib
 import errno
 import os
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 from memfsd.uapi import messages as m
+from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
@@ -58,7 +58,7 @@ class Machine:
         """pair makes the pairing with the file behind an fd."""
         self.vm = vm
         self._pair = pair
-        self.slots_lock = threading.Lock()
+        self.slots_lock = sync.lock("Machine.slots_lock")
         self.links: dict[FileId, StoreLink] = {}
         self._open: dict[StoreLink, tuple[int, int]] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""

@@ -8,10 +8,10 @@ import ctypes
 import errno
 import fcntl
 import os
-import threading
 
 from memfsd.core.effects import Runs
 from memfsd.core.ordinary import Plan
+from memfsd.uapi import sync
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, Pfn
 
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
@@ -28,7 +28,7 @@ class Backing:
 
     def __init__(self, pool_bytes: int) -> None:
         self._pool_bytes = pool_bytes
-        self._lock = threading.Lock()
+        self._lock = sync.lock("Backing.lock")
         self._windows: dict[Ino, int] = {}
         self._pool = self._make("memfsd-ordinary")
 

@@ -5,9 +5,9 @@ then counts down. A fault snapshots the sequence before it looks anything up, an
 time of mapping, the sequence has moved or an open invalidation covers what it would map.
 """
 
-import threading
-
 import msgspec
+
+from memfsd.uapi import sync
 
 from .ept import ACCESSED, Ept
 from .memslots import Memslot
@@ -33,8 +33,8 @@ class Mmu:
     """`lock` guards everything here and the VM's memslots; every method wants it held."""
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
-        self.ended = threading.Condition(self.lock)
+        self.lock = sync.lock("Mmu.lock")
+        self.ended = sync.condition("Mmu.ended", self.lock)
         """Notified at each END: faults that met an open invalidation go on."""
         self.epts = (Ept(), Ept())
         """By address space: shared, private."""

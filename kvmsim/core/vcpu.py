@@ -1,7 +1,8 @@
 """One vCPU: guest mode, kicks and its TLB."""
 
-import threading
 from typing import Generic, TypeVar
+
+from memfsd.uapi import sync
 
 from .tlb import Tlb
 
@@ -17,11 +18,11 @@ class Vcpu(Generic[V]):
     def __init__(self, id_: int) -> None:
         self.id = id_
         self.tlb: Tlb[V] = Tlb()
-        self.guest_lock = threading.Lock()
+        self.guest_lock = sync.lock("Vcpu.guest_lock")
         self.kick_count = 0
-        self._kick_lock = threading.Lock()
+        self._kick_lock = sync.lock("Vcpu.kick_lock")
         self._kickers = 0
-        self._go_on = threading.Event()
+        self._go_on = sync.event("Vcpu.go_on")
 
     def enter(self) -> None:
         """Into guest mode; waits while the vCPU is being kicked."""

@@ -4,6 +4,7 @@ import threading
 from dataclasses import dataclass, field
 from enum import Enum
 
+from memfsd.uapi import sync
 from memfsd.uapi.limits import MAX_TOKENS_PER_FILE
 from memfsd.uapi.messages import Kind, Reason
 from memfsd.uapi.units import Pgoff, Seq
@@ -57,7 +58,7 @@ class Guest:
     release. Lock order: bracket, then Service.lock; never wait for the bracket with Service.lock held.
     """
 
-    bracket: threading.Lock = field(default_factory=threading.Lock)
+    bracket: threading.Lock = field(default_factory=lambda: sync.lock("Guest.bracket"))
 
     size_set: bool = False
     pairing: Pairing | None = None

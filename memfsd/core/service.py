@@ -7,11 +7,10 @@ changes nothing. Methods that need work outside return effects, to be done in or
 import errno
 import os
 import stat
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from memfsd.uapi import names
+from memfsd.uapi import names, sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.seals import Seal, parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
@@ -46,7 +45,7 @@ class Service:
     """Guarded by `lock`: hold it around every call and every use of what a call returned."""
 
     def __init__(self, options: StoreOptions, *, root_mode: int, creds: Creds, now_ns: int, socket_path: str) -> None:
-        self.lock = threading.Lock()
+        self.lock = sync.lock("Service.lock")
         self.options = options
         self.pool = FramePool(options.pool_bytes >> PAGE_SHIFT, options.nodes)
         self.inodes = InodeTable()

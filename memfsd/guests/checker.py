@@ -1,7 +1,6 @@
 """memfs check and memfs map: what both sides hold, asked and compared."""
 
 import errno
-import threading
 import time
 
 from memfsd.backing import Backing
@@ -11,6 +10,7 @@ from memfsd.core.gmem import guest_of
 from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.core.xattrs import owner_line
+from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import (
     CHECK_BRACKETS_DEADLINE_S,
@@ -42,7 +42,7 @@ class Checker:
         self._service = service
         self._backing = backing
         self._brackets = brackets
-        self._turn = threading.Lock()
+        self._turn = sync.lock("Checker.turn")
 
     def check(self) -> CheckReply:
         """EBUSY while another check runs. It changes nothing, but that a VM whose connection has ended is cut off."""

@@ -5,6 +5,8 @@ import select
 import socket
 import struct
 
+from memfsd.uapi import sync
+
 _SO_PEERPIDFD = 77  # linux/asm-generic/socket.h; Linux 6.5 and later
 _CREDENTIALS = struct.Struct("iii")
 
@@ -34,7 +36,7 @@ class PeerProcess:
         poll.register(self._pidfd, select.POLLIN)
         if stop_fd is not None:
             poll.register(stop_fd, select.POLLIN)
-        ready = poll.poll(None if timeout_s is None else timeout_s * 1000)
+        ready = sync.poll(poll, None if timeout_s is None else timeout_s * 1000, "PeerProcess.wait_dead")
         return any(fd == self._pidfd for fd, _ in ready)
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from memfsd.core.gmem import guest_of
 from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.performer import Performer
+from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_UID, MAX_HALF_OPEN_PER_UID
@@ -44,12 +45,12 @@ class GuestServer:
         self.brackets = Brackets(service, performer, journal)
         self._checker = Checker(service, backing, self.brackets)
         self._sessions: dict[threading.Thread, Session] = {}
-        self._lock = threading.Lock()
+        self._lock = sync.lock("GuestServer.lock")
         self._refusing: set[int] = set()
         """Users whose last connection was refused; the acceptor's own."""
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._listener = _listen(path)
-        self._acceptor = threading.Thread(target=self._accept, name="accept", daemon=True)
+        self._acceptor = sync.thread(self._accept, "accept")
 
     def start(self) -> None:
         threading.stack_size(_STACK_BYTES)
@@ -120,11 +121,6 @@ class GuestServer:
         return f"{MAX_CONNECTIONS} are open" if len(sessions) >= MAX_CONNECTIONS else ""
 
     def _begin(self, sock: socket.socket, uid: int) -> None:
-        try:
-            sock = self.brackets.journal.down(sock)
-        except OSError:
-            sock.close()
-            return
         session = Session(
             sock,
             uid,
@@ -135,7 +131,7 @@ class GuestServer:
             self._checker,
             self._stop_read,
         )
-        thread = threading.Thread(target=self._serve, args=(session,), name="session", daemon=True)
+        thread = sync.thread(self._serve, "session", (session,))
         with self._lock:
             self._sessions[thread] = session
         try:

@@ -16,6 +16,7 @@ from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.performer import Performer
 from memfsd.uapi import messages as m
+from memfsd.uapi import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import (
     HEADER_BYTES,
@@ -62,7 +63,7 @@ class Session:
         checker: Checker,
         stop_fd: int,
     ) -> None:
-        self._sock = sock
+        self._sock = brackets.journal.down(sync.channel(sock, "store.down"))
         self.uid = uid
         self._service = service
         self._lock, self._gmem = service.lock, service.gmem

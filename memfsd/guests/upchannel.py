@@ -2,9 +2,9 @@
 
 import socket
 import struct
-import threading
 from typing import TypeVar, cast
 
+from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, errno_name, one_line
 from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_reply, encode_request
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_PACKET_BYTES
@@ -38,9 +38,9 @@ class UpChannel:
     """One call at a time; `_lock` guards the socket, `_next_id` and the buffer."""
 
     def __init__(self, sock: socket.socket, deadline_s: float = ACK_DEADLINE_S) -> None:
-        self._sock = sock
+        self._sock = sync.channel(sock, "store.up")
         set_deadline(sock, deadline_s)
-        self._lock = threading.Lock()
+        self._lock = sync.lock("UpChannel.lock")
         self._next_id = 1
         self._abandoned: set[int] = set()
         """Calls that nobody waits for any more; their answers may still come."""

@@ -15,13 +15,13 @@ the `Journal` that records nothing, and wraps the sockets; without it they are t
 
 import itertools
 import struct
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
 import msgspec
 
+from . import sync
 from .framing import BadBody, BadPacket, Header, decode_failure, decode_header, decode_reply, decode_request
 from .messages import Body, Hello, PairReply
 
@@ -133,7 +133,7 @@ class Recording(Journal):
         self._now_ns = now_ns
         self._warn = warn
         self._room = room_bytes
-        self._lock = threading.Lock()
+        self._lock = sync.lock("Recording.lock")
         self._numbers = itertools.count(1)
         self._put(Opening(0, FORMAT_VERSION, side, pid))
 
