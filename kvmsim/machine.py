@@ -573,7 +573,9 @@ class Machine:
         return sorted(self.vm.slots[True].of_file(link), key=lambda segment: segment[1])
 
     def _gfn_ranges(self, link: StoreLink, start: int, end: int) -> list[tuple[int, int, int]]:
-        """Where file pages [start, end) show: (gfn, pgoff, pages)."""
+        """Where file pages [start, end) show: (gfn, pgoff, pages); nothing if a store that lies says end <= start."""
+        if end <= start:
+            return []
         return [
             (low, slot.pgoff_of(low), high - low) for slot, low, high in self.vm.slots[True].of_file(link, start, end)
         ]
