@@ -33,8 +33,9 @@ class Bindings:
     def __init__(self) -> None:
         self._sorted: list[Binding] = []
         self._starts: list[int] = []
-        self._gfns: list[tuple[int, int]] = []
-        """GFN ranges [start, end) of the bindings, sorted: disjoint, since a GFN stands for one page (R4)."""
+        self._gfns: list[int] = []
+        """First GFNs of the bindings, sorted, and in _gfn_ends where each ends: disjoint, one page a GFN (R4)."""
+        self._gfn_ends: dict[int, int] = {}
         self._history = _History()
 
     def __len__(self) -> int:
@@ -103,30 +104,29 @@ class Bindings:
         self._sorted.clear()
         self._starts.clear()
         self._gfns.clear()
+        self._gfn_ends.clear()
 
     def moved(self) -> Binding | None:
         """A binding at another GFN than its pages had first; there is none where GFNs are fixed."""
         return next((b for b in self._sorted if not self._history.holds(b.start, b.end, b.gfn - b.start)), None)
 
     def _taken_gfn(self, binding: Binding) -> int | None:
-        first, end = _gfn_range(binding)
-        index = bisect_right(self._gfns, (first, end))
-        for low, high in self._gfns[max(index - 1, 0) : index + 1]:
-            if low < end and first < high:
-                return max(low, first)
+        first, end = binding.gfn, binding.gfn + binding.end - binding.start
+        index = bisect_right(self._gfns, first)
+        if index and self._gfn_ends[self._gfns[index - 1]] > first:
+            return first
+        if index < len(self._gfns) and self._gfns[index] < end:
+            return self._gfns[index]
         return None
 
     def _replace(self, index: int, stop: int, bindings: list[Binding]) -> None:
         for old in self._sorted[index:stop]:
-            del self._gfns[bisect_left(self._gfns, _gfn_range(old))]
+            del self._gfns[bisect_left(self._gfns, old.gfn)], self._gfn_ends[old.gfn]
         for new in bindings:
-            insort(self._gfns, _gfn_range(new))
+            insort(self._gfns, new.gfn)
+            self._gfn_ends[new.gfn] = new.gfn + new.end - new.start
         self._sorted[index:stop] = bindings
         self._starts[index:stop] = [b.start for b in bindings]
-
-
-def _gfn_range(binding: Binding) -> tuple[int, int]:
-    return binding.gfn, binding.gfn + binding.end - binding.start
 
 
 def _continues(first: Binding, second: Binding) -> bool:
