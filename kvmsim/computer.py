@@ -1,4 +1,4 @@
-"""A VM with its machine, guest and user space."""
+"""A VM with its machine, guest, user space, and the commands that run its vCPUs."""
 
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 
@@ -7,6 +7,7 @@ from .guest import Guest
 from .journal.record import JournaledMachine, JournaledMmu
 from .machine import Machine, Translation
 from .memory import Memory
+from .vcpu_commands import VcpuCommands
 from .vmm import Vmm
 
 
@@ -24,7 +25,9 @@ class Computer:
             self.machine = JournaledMachine(self.vm, journal)
         self.guest = Guest(self.machine)
         self.vmm = Vmm(self.machine)
+        self.vcpu_commands = VcpuCommands(self.machine, self.guest, self.vmm)
 
     def close(self) -> None:
+        self.vcpu_commands.close()
         self.machine.close()
         self.vmm.close()

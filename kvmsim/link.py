@@ -26,7 +26,7 @@ from memfsd.uapi.framing import (
     encode_request,
 )
 from memfsd.uapi.journal import NO_JOURNAL, Journal
-from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES, MAX_RUN_PAGES
+from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
 from memfsd.uapi.pairing import State, next_state
@@ -98,6 +98,8 @@ class StoreLink:
         self.size = reply.size_bytes
         self.ino = reply.ino
         """The file's number in the store; `file` is what it is on this host, `conn` what it is in the journal."""
+        self.order = reply.order
+        """The file's page size, and so the largest leaf that may show it."""
         self.seq = reply.seq
         """The file's invalidation sequence number, as the last END said."""
         self.frame_count = self.memory.frame_count
@@ -124,8 +126,7 @@ class StoreLink:
 
     def get_pfn(self, pgoff: int, max_pages: int) -> m.GetPfnReply:
         """A granted run, all of it in the window. Refused with the store's errno; PeerLost when it is gone."""
-        most = max_pages if max_pages < MAX_RUN_PAGES else MAX_RUN_PAGES
-        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, most), m.GetPfnReply)
+        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, max_pages), m.GetPfnReply)
         if granted.pfn + granted.page_count > self.frame_count:
             raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
         return granted

@@ -24,20 +24,29 @@ class JournaledMmu(Mmu):
     def install(self, ticket: Ticket, pfn: int, count: int) -> bool:
         if not super().install(ticket, pfn, count):
             return False
+        self._installed(ticket, 0, pfn, min(count, ticket.limit))
+        return True
+
+    def install_large(self, ticket: Ticket, pfn: int, count: int, order: int) -> bool:
+        if not super().install_large(ticket, pfn, count, order):
+            return False
+        ahead = ticket.gfn & (1 << order) - 1
+        self._installed(ticket, ahead, pfn, min(count, ticket.limit + ahead) >> order << order)
+        return True
+
+    def _installed(self, ticket: Ticket, ahead: int, pfn: int, pages: int) -> None:
         link, base = _store_of(ticket.slot)
         if link is not None:
-            pages = min(count, ticket.limit)
             self._journal.note(
                 "installed",
                 vm=self._vm,
                 ino=link.ino,
                 conn=link.conn,
-                gfn=ticket.gfn,
-                pgoff=ticket.pgoff,
+                gfn=ticket.gfn - ahead,
+                pgoff=ticket.pgoff - ahead,
                 pfn=pfn - base,
                 pages=pages,
             )
-        return True
 
     def zap(self, start: int, end: int, *, private: bool) -> list[tuple[int, int, int]]:
         runs = super().zap(start, end, private=private)
