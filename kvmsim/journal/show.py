@@ -1,6 +1,6 @@
 """The exchange as a diagram: a lifeline for each process, an arrow for each message, a star for each note."""
 
-from collections import defaultdict, deque
+from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
@@ -12,6 +12,8 @@ from .reader import Journals, Process, Record
 _COLUMN = 30
 _MARGIN = 13
 _MAX_LIFELINES = 12
+_MAX_UNDERWAY = 4096
+"""Messages that were sent and whose receipt may come yet; it comes soon, or its receiver kept no journal."""
 _PAGES = frozenset(("gfn", "pfn", "pgoff", "start", "end", "cursor", "next_cursor", "next_pgoff"))
 
 
@@ -38,7 +40,8 @@ class Event(NamedTuple):
 
 def events(paths: list[str]) -> Iterator[Event]:
     """Each message once, where it was sent; where its receipt was recorded if its sender kept no journal."""
-    sent: dict[tuple[Any, ...], deque[None]] = defaultdict(deque)
+    sent: Counter[tuple[Any, ...]] = Counter()
+    recent: deque[tuple[Any, ...]] = deque()
     last: dict[Process, Lifeline] = {}
     for record in Journals(paths).records():
         entry, process = record.entry, record.process
@@ -50,9 +53,11 @@ def events(paths: list[str]) -> Iterator[Event]:
             source, target = (here, there) if entry.sent else (there, here)
             key = (source, target, entry.channel, entry.kind, entry.id, entry.reply, entry.errno, repr(entry.body))
             if entry.sent:
-                sent[key].append(None)
-            elif sent[key]:
-                sent[key].popleft()
+                sent[key] += 1
+                recent.append(key)
+                if len(recent) > _MAX_UNDERWAY:
+                    _forget(sent, recent.popleft())
+            elif _forget(sent, key):
                 continue
             yield Event(record, source, target, _label(entry), _fields(entry.body or {}) or entry.raw)
         elif isinstance(entry, Note):
@@ -64,6 +69,17 @@ def events(paths: list[str]) -> Iterator[Event]:
         else:
             here = last.get(process, Lifeline(process.side, process.pid, ""))
             yield Event(record, here, None, "journal ends", entry.why)
+
+
+def _forget(sent: Counter[tuple[Any, ...]], key: tuple[Any, ...]) -> bool:
+    """One of these less; False if there is none."""
+    if not sent[key]:
+        del sent[key]
+        return False
+    sent[key] -= 1
+    if not sent[key]:
+        del sent[key]
+    return True
 
 
 def diagram(paths: list[str]) -> Iterator[str]:

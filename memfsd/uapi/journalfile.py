@@ -14,15 +14,25 @@ from .names import XATTR_SOCKET
 def open_journal(path: str) -> int:
     """An fd that appends, also to what is there. Refused names why it can not: a memfsd mount would wait for itself."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
+    _refuse_memfsd(os.path.dirname(path) or ".", path)
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as error:
         raise Refused(error.errno or errno.EIO, f"journal {path}: {error.strerror}") from None
     try:
-        os.getxattr(fd, XATTR_SOCKET)
+        _refuse_memfsd(fd, path)
+    except Refused:
+        os.close(fd)
+        raise
+    return fd
+
+
+def _refuse_memfsd(file: int | str, path: str) -> None:
+    """A directory, before a file is made in it; and the file itself, which a link may have led elsewhere."""
+    try:
+        os.getxattr(file, XATTR_SOCKET)
     except OSError:
-        return fd
-    os.close(fd)
+        return
     raise Refused(errno.EINVAL, f"journal {path}: on a memfsd mount it would wait for itself: choose another place")
 
 

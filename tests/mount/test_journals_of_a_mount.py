@@ -93,3 +93,6 @@ def test_a_journal_that_can_not_be_is_refused_before_anything_is_done(
         (line,) = told.stdout.splitlines()
         assert why in line
         assert not os.path.ismount(tmp_path / "mnt2")
+    assert os.listdir(mounted.path) == [], "nothing was made"
+    (tmp_path / "link").symlink_to(mounted.path / "j")
+    assert "would wait for itself" in run(command.format("link"), tmp_path).stdout

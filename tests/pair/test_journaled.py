@@ -100,6 +100,28 @@ def test_both_sides_record_the_same_messages(tmp_path: Path) -> None:
     assert seen(store, False) == seen(vm, True)
 
 
+def test_large_leaves_are_installed_and_zapped_in_the_journal_as_they_are(tmp_path: Path) -> None:
+    """2 MiB leaves: one note for what one fault maps, and a punch of a whole one; a hole in the slot splits another."""
+    paths = tmp_path / "store.journal", tmp_path / "vm.journal"
+    with recording(paths[0], "memfsd") as of_store, recording(paths[1], "kvmsim") as of_vm:
+        store = LocalStore(tmp_path, 4096, of_store)
+        store.create("large", 2048, page_size="2M")
+        local = store.vm("vm", journal=of_vm)
+        local.private_slot(0, 0, page(2048), "large")
+        assert local.touch(0, page(2048)) is None
+        store.punch("large", 512, 512)
+        assert local.touch(page(300), page(600)) is None
+        local.machine.punch_slot(0, page(1100), page(3))
+        assert local.touch(page(1024), page(76)) is None
+        assert store.findings() == []
+        local.close()
+        store.close()
+    verdict = check([str(path) for path in paths])
+    assert (verdict.rule, verdict.where, verdict.why) == ("", "", "")
+    installed = [line["data"] for line in read_lines(paths[1]) if line.get("what") == "installed"]
+    assert any(data["pages"] >= 512 and data["pages"] % 512 == 0 and data["gfn"] % 512 == 0 for data in installed)
+
+
 CHILD = """
 import sys, time
 from pathlib import Path
