@@ -12,8 +12,8 @@ from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.framing import decode_header, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
-from tests.hostile.conftest import SEED, check_bystander, resident_bytes, share, tried
 from tests.hostile.packets import HEADER, Hostile
+from tests.hostile.tally import SEED, check_bystander, resident_bytes, share, tried
 from tests.support.both_sides import LocalStore, LocalVm
 from tests.support.threads import Beside, until
 from tests.support.wire import Wire

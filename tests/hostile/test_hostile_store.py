@@ -19,9 +19,9 @@ from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE
-from tests.hostile.conftest import SEED, share, tried
 from tests.hostile.packets import HEADER, Hostile
 from tests.hostile.store_by_hand import FRAMES, PAGES, ByHand, window
+from tests.hostile.tally import SEED, share, tried
 from tests.support.threads import Beside, until
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 from kvmsim.journal.check import check
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
-from tests.hostile.conftest import SEED, share, tried
 from tests.hostile.packets import Hostile
+from tests.hostile.tally import SEED, share, tried
 from tests.hostile.test_fuzz_store import GREETING, PAIRED, exchange
 from tests.support.both_sides import LocalStore
 from tests.support.journaled import recording

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from memfsd.uapi.limits import GREETING_DEADLINE_S, MAX_HALF_OPEN_PER_UID
-from tests.hostile.conftest import SEED, share, tried
+from tests.hostile.tally import SEED, share, tried
 from tests.support.real_mount import BIN, ENVIRONMENT, Mount, sh
 from tests.support.threads import until
 
