@@ -196,6 +196,8 @@ class Guest:
                 else:
                     memory.write(offset, data[:size])
                     data = data[size:]
+                    with vm.mmu.lock:
+                        self._machine.mark_dirty(gfn, gfn + 1)
             except OSError as error:
                 raise Refused(errno.EFAULT, f"host access at {gpa:#x}: {error.strerror}") from None
             gpa += size
@@ -353,6 +355,7 @@ class Guest:
                 stop = machine.writable_until(gfn, stop)
                 if stop == gfn:
                     return []
+                machine.mark_dirty(gfn, stop)
             ept.mark_range(gfn, stop, ACCESSED | DIRTY if write else ACCESSED)
             runs = []
             for start, pfn, count in ept.runs(gfn, stop):

@@ -30,6 +30,10 @@ class Memory(Protocol):
 
     leaf_order: int
 
+    @property
+    def frame_count(self) -> int | None:
+        """Its pages; None where they can change."""
+
     def read(self, offset: int, length: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> None: ...
     def touch(self, offset: int, page_count: int) -> None:
@@ -45,6 +49,7 @@ class _Mapped:
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
+        self.frame_count = size >> PAGE_SHIFT
         self._map = mmap.mmap(fd, size)
         self._view = memoryview(self._map)
         self._bytes: np.ndarray[tuple[int], np.dtype[np.uint8]] = np.frombuffer(self._map, dtype=np.uint8)
@@ -126,9 +131,10 @@ class FileMemory:
 
     leaf_order = ORDER_4K
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, frame_count: int | None = None) -> None:
         """Takes the fd."""
         self.fd = fd
+        self.frame_count = frame_count
 
     def read(self, offset: int, length: int) -> bytes:
         data = os.pread(self.fd, length, offset)
@@ -159,7 +165,7 @@ class SparseMemory(FileMemory):
     def __init__(self, size: int) -> None:
         fd = os.memfd_create("kvmsim-vmm-shared", os.MFD_CLOEXEC)
         os.ftruncate(fd, size)
-        super().__init__(fd)
+        super().__init__(fd, size >> PAGE_SHIFT)
 
     def discard(self, offset: int, length: int) -> None:
         if _fallocate(self.fd, _PUNCH, offset, length) != 0:
