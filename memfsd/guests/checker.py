@@ -87,7 +87,8 @@ class Checker:
         try:
             facts.reports[file.ino] = self._report(peer, file, until)
         except PeerLost as lost:
-            patience = 0 if isinstance(lost, PeerSilent) else PROOF_DEADLINE_S
+            left = max(until - time.monotonic(), 0)
+            patience = 0 if isinstance(lost, PeerSilent) else min(PROOF_DEADLINE_S, left)
             if peer.said_bye or peer.process.wait_dead(patience):
                 return []  # it breaks no rule to end, and its session gives the frames back
             if isinstance(lost, PeerGone):

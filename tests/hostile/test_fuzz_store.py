@@ -105,7 +105,8 @@ def test_anything_that_a_paired_vm_could_say(store: LocalStore, bystander: Local
             wire.id = 0
             wire.ask(Kind.BYE)
         until(lambda name=name: not store.guest(name).holds_memory, "its end is settled")  # type: ignore[misc]
-        assert store.file(name).pages.page_count == 0
+        with store.service.lock:
+            assert store.file(name).pages.page_count == 0
     check_bystander(store, bystander)
     assert resident_bytes() - memory < GROWTH_BYTES
 
