@@ -254,6 +254,11 @@ class Machine:
             if slot.dirty is not None:
                 slot.dirty.mark(low - slot.gfn, high - slot.gfn)
 
+    def log_write(self, start: int, end: int) -> None:
+        """After a write out of guest mode, which a log that was taken meanwhile has not seen."""
+        with self.vm.mmu.lock:
+            self.mark_dirty(start, end)
+
     def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
         """The proposed ioctl: a hole in a private slot. Data around it survives; ranges (gfn, end) removed."""
         if (gpa | size) % PAGE_SIZE:

@@ -59,7 +59,7 @@ def run(arguments: list[str]) -> int:
     except Refused as refused:
         return _fail(refused, 2)
     try:
-        check_fuse()
+        check_fuse(options.fuse)
         mountpoint = prepare_mountpoint(asked.mountpoint)
         journal_fd = -1 if asked.journal is None else open_journal(asked.journal)
     except Refused as refused:
