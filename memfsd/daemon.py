@@ -24,15 +24,18 @@ from memfsd.fuse.operations import Operations
 from memfsd.guests.server import GuestServer
 from memfsd.performer import Performer
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.units import Ino
 
 log = logging.getLogger("memfsd")
 
 _PR_SET_DUMPABLE = 4
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_MAX_REQUESTS = 10_000
+"""At a time. Each that waits for a VM is one, and lookup and getattr must not wait behind them."""
 
 
-def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
+def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], journal: Journal = NO_JOURNAL) -> None:
     """Mount and serve until unmounted or told to end (SIGTERM, SIGINT, SIGHUP). `ready` when it is live."""
     _raise_file_limit()
     _close_to_inspection()
@@ -41,11 +44,12 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
     mode = stat.S_IMODE(os.stat(mountpoint).st_mode)
     service = Service(options.store, root_mode=mode, creds=creds, now_ns=time.time_ns(), socket_path=socket_path)
     backing = Backing(options.store.pool_bytes)
-    performer = Performer(service, backing)
-    guests = GuestServer(socket_path, service, backing, performer)
+    performer = Performer(service, backing, journal)
+    guests = GuestServer(socket_path, service, backing, performer, journal)
     brackets = guests.brackets
     operations = Operations(service, backing, performer, brackets.take_back, brackets.reclaim)
     with contextlib.ExitStack() as ending:
+        ending.callback(journal.close)
         ending.callback(backing.close)
         # A signal that no handler takes would end the daemon and leave the mount: one that comes before the loop
         # listens, or a second one while it ends.
@@ -71,7 +75,7 @@ async def _main(operations: Operations, ready: Callable[[], None], early: list[i
     async with hook.serving(operations), trio.open_nursery() as nursery:
         nursery.start_soon(_terminate_on_signal, early)
         nursery.start_soon(_when_looping, ready)
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=_MAX_REQUESTS)
         nursery.cancel_scope.cancel()
 
 

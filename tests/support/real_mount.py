@@ -52,14 +52,14 @@ def remove_mount(mountpoint: Path) -> None:
 class Mount:
     """`memfsd -f` in a subprocess: `path` is live once constructed."""
 
-    def __init__(self, base: Path, options: str) -> None:
+    def __init__(self, base: Path, options: str, *arguments: str) -> None:
         self.path = base / "mnt"
         self.path.mkdir()
         self.socket = base / "memfsd.sock"
         self._log = base / "stderr"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [BIN / "memfsd", "-f", "-o", f"socket={self.socket},{options}", self.path],
+                [BIN / "memfsd", "-f", "-o", f"socket={self.socket},{options}", *arguments, self.path],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
@@ -163,6 +163,12 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def renameat2(old: Path, new: Path, flags: int) -> None:
     if _libc.renameat2(-100, os.fsencode(old), -100, os.fsencode(new), flags) != 0:
         raise OSError(ctypes.get_errno(), "renameat2")
+
+
+def linkat(fd: int, path: Path) -> None:
+    """A name for an open file."""
+    if _libc.linkat(-100, b"/proc/self/fd/%d" % fd, -100, os.fsencode(path), 0x400) != 0:
+        raise OSError(ctypes.get_errno(), "linkat")
 
 
 def seal(path: Path, seals: str = "guest") -> None:
