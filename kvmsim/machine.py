@@ -217,11 +217,13 @@ class Machine:
         if self.vm.overlay:
             self._block([(start, end)])
 
-    def _block(self, segments: list[tuple[int, int]]) -> None:
+    def _block(self, segments: list[tuple[int, int]]) -> Runs:
+        """Private GFNs are unmapped and keep their contents: what is blocked there now."""
+        runs: Runs = []
         if segments:
             with self._bracket(segments):
-                for start, end in segments:
-                    self.vm.mmu.block(start, end)
+                runs += [run for start, end in segments for run in self.vm.mmu.block(start, end)]
+        return runs
 
     def delete_slot(self, id_: int, *, private: bool) -> None:
         """EINVAL when there is none. A private slot's contents are destroyed, as TDX and SNP unmap."""
@@ -304,7 +306,7 @@ class Machine:
             with self._change(slot):
                 with self.vm.mmu.lock:
                     slots.punch(id_, start, end)
-                runs = self._zap_segments([(start, end)], private=True)
+                runs = self._block([(start, end)])
                 try:
                     self._unbind(slot, [(start, end)])
                 except Refused:
@@ -322,7 +324,7 @@ class Machine:
             with self._change(slot):
                 with self.vm.mmu.lock:
                     self.vm.slots[True].delete(id_)
-                runs = self._zap_segments(slot.segments, private=True)
+                runs = self._block(slot.segments)
                 try:
                     self._unbind(slot, slot.segments)
                 except Refused:
@@ -365,6 +367,13 @@ class Machine:
         backing, link = backing_of(slot), link_of(slot)
         for _, pfn, count in runs:
             link.memory.scrub(pfn - backing.base, count)
+        self.forget(runs)
+
+    def forget(self, runs: Runs) -> None:
+        """Pages that were blocked have no contents any more."""
+        with self.vm.mmu.lock:
+            for gfn, _, count in runs:
+                self.vm.mmu.blocked.take(gfn, gfn + count)
 
     def mapped_private(self, start: int, end: int) -> Runs:
         """Private leaves of GFNs [start, end)."""

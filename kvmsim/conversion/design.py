@@ -71,6 +71,7 @@ def give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Ru
             try:
                 link_of(piece.slot).punch(piece.slot.pgoff_of(start), end - start)
                 lost = True
+                machine.forget([clip(run, start, end) for run in mapped if run[0] < end and start < run[0] + run[2]])
             except Refused:
                 if not lost:
                     raise

@@ -54,6 +54,14 @@ class BlockedPages:
                 stay.append(_span(run))
         return stay
 
+    def runs(self, start: int, end: int) -> list[Run]:
+        """What of [start, end) is blocked, with its frames."""
+        found = []
+        for (apart, _), low, high in self._index.overlapping(start, end):
+            first, last = max(low, start), min(high, end)
+            found.append((first, first + apart, last - first))
+        return found
+
     def ranges(self, start: int, end: int) -> list[Range]:
         """What of [start, end) is blocked."""
         return [(max(low, start), min(high, end)) for _, low, high in self._index.overlapping(start, end)]

@@ -157,11 +157,12 @@ class Mmu:
         self.epts[False].protect(start, end)
         self._flush([(start, 0, end - start)], end - start, private=False)
 
-    def block(self, start: int, end: int) -> None:
-        """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK."""
+    def block(self, start: int, end: int) -> list[Run]:
+        """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK; all that is blocked now."""
         touched = self.epts[True].touched(start, end)
         for run in self._unmap(start, end, True):
             self.blocked.add(run, touched)
+        return self.blocked.runs(start, end)
 
     def held_private(self, start: int, end: int) -> int:
         """Private pages of [start, end) that hold memory, mapped or blocked."""

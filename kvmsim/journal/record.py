@@ -48,8 +48,8 @@ class JournaledMmu(Mmu):
                 pages=pages,
             )
 
-    def zap(self, start: int, end: int, *, private: bool) -> list[tuple[int, int, int]]:
-        runs = super().zap(start, end, private=private)
+    def _unmap(self, start: int, end: int, private: bool) -> list[tuple[int, int, int]]:
+        runs = super()._unmap(start, end, private)
         if private:
             self._journal.note("zapped", vm=self._vm, start=start, end=end, kept=[])
         return runs

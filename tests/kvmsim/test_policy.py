@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+import kvmsim.link
 from kvmsim.core.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
@@ -205,3 +206,30 @@ def test_what_is_kept_under_an_overlay_is_not_reclaimed(store: LocalStore) -> No
     store.brackets.reclaim()
     local.delete(0, private=False)
     assert [local.read(page(number), 6) for number in range(8)] == [b"data %d" % number for number in range(8)]
+
+
+@pytest.mark.parametrize("policy", ["punch", "recreate"])
+def test_a_conversion_that_was_taken_back_loses_nothing_later(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """Unmapped meanwhile, the pages look untouched: a reclaim must not take them, and a deletion destroys them."""
+    store.create("file", 8)
+    local = LocalVm(store)
+    local.private_slot(0, 0, page(8), "file")
+    for number in range(8):
+        local.write(page(number), b"data %d" % number)
+    local.vmm.set_policy(policy)
+    with monkeypatch.context() as patch:
+
+        def refuse(fd: int, offset: int, length: int) -> None:
+            raise Refused(errno.EIO, "the store does not take it")
+
+        patch.setattr(kvmsim.link, "punch_file", refuse)
+        with pytest.raises(Refused, match="does not take it"):
+            local.vmm.run(lambda: local.guest.map(local.vcpu, page(2), page(4), private=False))
+    store.brackets.reclaim()
+    assert [local.read(page(number), 6) for number in range(8)] == [b"data %d" % number for number in range(8)]
+    local.vm.mmu.block(0, 8)
+    local.delete(0, private=True)
+    local.private_slot(0, 0, page(8), "file")
+    assert local.read(0, page(8)) == bytes(page(8))

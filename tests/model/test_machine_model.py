@@ -19,6 +19,8 @@ STEPS_PER_WORLD = 400
 PARTS = 10
 SHRINK_S = 60.0
 
+pytestmark = pytest.mark.timeout(240 + STEPS // 20)
+
 
 def run(place: Path, steps: list[str], shape: Shape = SMALL) -> BaseException | None:
     """The steps in a new world; what was wrong, and after which step."""

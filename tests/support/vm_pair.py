@@ -14,19 +14,13 @@ from typing import Any
 
 import pytest
 
-import kvmsim.execute
-from kvmsim.computer import Computer
 from kvmsim.core.ept import MAX_GFN_EPT, entry_pfn, entry_writable
 from kvmsim.core.exits import ExitReason
-from kvmsim.core.vm import Vm
 from kvmsim.execute import Executor
-from kvmsim.guest import Guest
 from kvmsim.machine import Machine, backing_of
 from kvmsim.script import commands as c
 from kvmsim.script.grammar import parse_line
 from kvmsim.script.outcome import Outcome
-from kvmsim.vcpu_commands import VcpuCommands
-from kvmsim.vmm import Vmm
 from memfsd.core.frames import FrameState
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SIZE, Pgoff
@@ -40,17 +34,6 @@ SMALL_RUN = 32
 """Pages of a run that are looked at one by one; else the two at its ends."""
 
 
-class LocalComputer(Computer):
-    """What `vm NAME` makes, paired with a store of this process."""
-
-    def __init__(self, store: LocalStore, name: str, max_slots: int) -> None:
-        self.vm = Vm(name, max_slots)
-        self.machine = Machine(self.vm, store.pair)
-        self.guest = Guest(self.machine)
-        self.vmm = Vmm(self.machine)
-        self.vcpu_commands = VcpuCommands(self.machine, self.guest, self.vmm)
-
-
 class ModelledVm:
     """A run of kvmsim with one VM, and its model."""
 
@@ -62,13 +45,10 @@ class ModelledVm:
         self.name = name
         self.model = VmModel(homes, max_slots, others)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(kvmsim.execute, "Computer", lambda name, slots: self._computer(name, slots))
+            patch.setattr(Machine.__init__, "__defaults__", (store.pair,))
             self.executor = Executor(max_slots)
-        self.vm, self.machine, self.vmm = self.computer.vm, self.computer.machine, self.computer.vmm
-
-    def _computer(self, name: str, max_slots: int) -> Computer:
-        self.computer = LocalComputer(self._store, name, max_slots)
-        return self.computer
+        computer = self.executor._current
+        self.vm, self.machine, self.vmm = computer.vm, computer.machine, computer.vmm
 
     # -- a step
 
@@ -211,7 +191,7 @@ class ModelledVm:
                 copied.add((slot.gfn, slot.end))
             else:
                 own[slot.id] = slot.gfn, slot.page_count, int(slot.flags)
-        assert copied == set(runs_of(model.copied))
+        assert copied == set(runs_of(model.copied)), "user space's slots"
         assert own == {id_: (slot.gfn, slot.count, slot.flags) for id_, slot in model.own_ids.items()}
         shown: dict[int, list[int]] = {}
         for gfn, private in sorted(model.private.items()):
@@ -293,9 +273,9 @@ class Shape:
     """Of the page size of the files, which is 4096 << order."""
 
 
-SMALL = Shape({"A": [Home("a", 2, 12), Home("b", (1 << 36) - 8, 8)], "B": [Home("c", (1 << 18) - 5, 14)]}, 28)
+SMALL = Shape({"A": [Home("a", 2, 12), Home("b", (1 << 36) - 8, 8)], "B": [Home("c", (1 << 18) - 5, 14)]}, 20)
 """At the corners of the page tables."""
-LARGE = Shape({"A": [Home("a", 512, 1024), Home("b", 2053, 512)], "B": [Home("c", (1 << 18) - 512, 1024)]}, 4 * 512, 9)
+LARGE = Shape({"A": [Home("a", 512, 1024), Home("b", 2053, 512)], "B": [Home("c", (1 << 18) - 512, 1024)]}, 3 * 512, 9)
 """In leaves of 2 MiB, but for file b, whose GFNs do not lie as its frames do."""
 
 

@@ -32,7 +32,7 @@ class Steps:
             self._answer: 8,
             self._kick: 1,
             self._host: 4,
-            self._set_private: 4,
+            self._set_private: 8,
             self._set_ordinary: 4,
             self._delete: 2,
             self._delete_at: 2,
@@ -144,9 +144,9 @@ class Steps:
                 f"map {self._on()} {gpa:#x} {huge} {rnd.choice(['private', 'shared'])}",
                 f"host read {gpa:#x} {length}",
                 f"host write {gpa:#x} {self._data(length)}",
-                f"slot set {rnd.randint(0, 70)} private gpa={gpa:#x} size={huge} file={self._home().file}",
-                f"slot set {rnd.randint(0, 70)} private gpa={gpa & -PAGE_SIZE:#x} size=8K file={self._home().file}",
-                f"slot set {rnd.randint(60, 70)} shared gpa={gpa:#x} size={length}",
+                f"slot set {rnd.choice([0, 3, 5, 64, 70])} private gpa={gpa:#x} size={huge} file={self._home().file}",
+                f"slot set {rnd.choice([0, 3, 5, 64, 70])} private gpa={gpa & -PAGE_SIZE:#x} size=8K file={self._home().file}",
+                f"slot set {rnd.choice([0, 3, 5, 64, 70])} shared gpa={gpa:#x} size={length}",
                 f"slot punch {rnd.randint(0, 5)} gpa={gpa:#x} size={huge}",
             ]
         )
