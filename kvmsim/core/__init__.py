@@ -6,6 +6,7 @@
     tlb          the software TLB of a vCPU
     segments     disjoint ranges of slots, found by bisection
     ranges       a set of pages
+    blocked      private pages that are unmapped and keep their contents
     memslots     slots by address space, and KVM's checks
     physmap      host physical frame numbers to the memory behind them
     hva          the host address space, with sticky mappings of sealed files

@@ -134,6 +134,8 @@ class Steps:
         gpa = rnd.choice([rnd.getrandbits(52), rnd.getrandbits(64), rnd.choice(CORNERS), rnd.getrandbits(48)])
         gpa = max(0, gpa + rnd.choice([0, -1, 1, -rnd.randint(1, 9000)])) % (1 << 64)
         length = rnd.choice([1, rnd.randint(1, 3 * PAGE_SIZE)])
+        private, shared = (f"slot set {rnd.choice([0, 3, 5, 64, 70])} {kind}" for kind in ("private", "shared"))
+        file = self._home().file
         huge = rnd.choice([length, 1 << 40, (1 << 52) - 1, (1 << 63) - 1])
         return rnd.choice(
             [
@@ -144,9 +146,9 @@ class Steps:
                 f"map {self._on()} {gpa:#x} {huge} {rnd.choice(['private', 'shared'])}",
                 f"host read {gpa:#x} {length}",
                 f"host write {gpa:#x} {self._data(length)}",
-                f"slot set {rnd.choice([0, 3, 5, 64, 70])} private gpa={gpa:#x} size={huge} file={self._home().file}",
-                f"slot set {rnd.choice([0, 3, 5, 64, 70])} private gpa={gpa & -PAGE_SIZE:#x} size=8K file={self._home().file}",
-                f"slot set {rnd.choice([0, 3, 5, 64, 70])} shared gpa={gpa:#x} size={length}",
+                f"{private} gpa={gpa:#x} size={huge} file={file}",
+                f"{private} gpa={gpa & -PAGE_SIZE:#x} size=8K file={file}",
+                f"{shared} gpa={gpa:#x} size={length}",
                 f"slot punch {rnd.randint(0, 5)} gpa={gpa:#x} size={huge}",
             ]
         )
