@@ -88,6 +88,7 @@ class VmModel:
         self.vcpus: dict[int, VcpuModel] = {0: VcpuModel()}
         self.full: int | None = None
         """GPA of the page for which the store had no frame: the one thing that is not known here."""
+        self.full_explicit = False
 
     # -- what shows a page
 
@@ -260,7 +261,8 @@ class VmModel:
             yield memory_error(start // PAGE_SIZE, private, end - start, explicit=True)
             yield from entry(vcpu)
         assert end - start <= h.CHUNK_BYTES
-        while private and self.full is not None and start <= self.full < end:
+        # Not explicit: it is mapped, and taken back before the guest accepts it, since it has not been touched.
+        while private and self.full is not None and self.full_explicit and start <= self.full < end:
             gfn, self.full = self.full // PAGE_SIZE, None
             yield memory_error(gfn, private, explicit=True, errno=errno.ENOSPC)
             yield from entry(vcpu)

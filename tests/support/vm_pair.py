@@ -119,7 +119,7 @@ class ModelledVm:
             assert isinstance(gpa, int)
             if alone:  # else another vCPU may have given frames back since
                 self._assert_full(gpa)
-            self.model.full = gpa
+            self.model.full, self.model.full_explicit = gpa, bool(got.exit_fields["explicit"])
         try:
             expected = self._modelled(command)
         except Refused as refused:
