@@ -117,6 +117,7 @@ class Executor:
             vma = space.backing(command.hva, command.size)
             memory, path, offset = memory_of(vma), str(vma), vma.memory_offset + command.hva - vma.start
         elif existing is None and command.size:
+            machine.check_shared_slot(command.id, command.gpa, command.size, command.flags, offset)
             memory, path = self._shared_memory(command)
         machine.set_shared_slot(
             command.id, command.gpa, command.size, command.flags, memory, offset, owned=command.hva is None, path=path

@@ -149,6 +149,15 @@ class Machine:
                 memory.close()
             raise
 
+    def check_shared_slot(self, id_: int, gpa: int, size: int, flags: int, offset: int) -> None:
+        """The refusals of `set_shared_slot` that need no memory: KVM makes them before it looks at any."""
+        with self.slots_lock:
+            slots = self.vm.slots[False]
+            check_region(id_, AddressSpaceId.SHARED, flags, gpa, size, offset, self.vm.max_slots, slots.get(id_), False)
+            if size and slots.get(id_) is None:
+                slots.check_free(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT)
+                check_addressable(gpa >> PAGE_SHIFT, size >> PAGE_SHIFT)
+
     def _set_shared(
         self, id_: int, gpa: int, size: int, flags: int, memory: Memory | None, offset: int, owned: bool, path: str
     ) -> None:

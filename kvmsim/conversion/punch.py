@@ -44,7 +44,7 @@ class Punch:
                 machine.fill_slot(slot.id, low, high)
                 transaction.did(machine.hide, slot.id, low, high)
                 removed = self._copy.remove(low, high)
-                transaction.did(self._copy.add_all, removed)
+                transaction.did(self._copy.restore, removed)
                 taken += removed
         self._copy.discard(taken)
         return page_count(holes)

@@ -65,7 +65,7 @@ class Recreate:
                     machine.create_private(id_, low, high, slot)
                     transaction.did(self._drop, id_)
                     removed = self._copy.remove(low, high)
-                    transaction.did(self._copy.add_all, removed)
+                    transaction.did(self._copy.restore, removed)
                     taken += removed
                     made.append(Piece(slot, low, high))
         self._copy.discard(taken)

@@ -50,8 +50,13 @@ class SharedCopy:
         return [(low, high) for slot, low, high in self._slots.visible(start, end) if self._is_ours(slot)]
 
     def add(self, start: int, end: int) -> None:
-        """An ordinary slot over [start, end), joined with its neighbours. EEXIST where a slot is, ENOSPC at the cap:
-        then nothing changed."""
+        """An ordinary slot over [start, end), joined with its neighbours; it reads as zeros. EEXIST where a slot is,
+        ENOSPC at the cap: then nothing changed."""
+        self._show(start, end)
+        # Who deletes a slot of ours by hand leaves its bytes.
+        self.discard([(start, end)])
+
+    def _show(self, start: int, end: int) -> None:
         self._slots.check_free(start, end)
         low, high, log = start, end, _NO_LOG
         with Transaction() as transaction:
@@ -61,9 +66,10 @@ class SharedCopy:
                     low, high = min(low, slot.gfn), max(high, slot.end)
             self._create(low, high, log)
 
-    def add_all(self, ranges: list[Range]) -> None:
+    def restore(self, ranges: list[Range]) -> None:
+        """What `remove` took, with its bytes."""
         for start, end in ranges:
-            self.add(start, end)
+            self._show(start, end)
 
     def remove(self, start: int, end: int) -> list[Range]:
         """Take [start, end) out of its slots; what is around it stays. What was taken.

@@ -191,6 +191,13 @@ def test_load_and_sha256_agree_with_the_host(private: Lines, tmp_path: Path) -> 
     assert private.ok(f"load 0 {tmp_path}/empty").text == "0 bytes"
 
 
+def test_a_shared_slot_is_refused_before_memory_is_made_for_it(do: Lines) -> None:
+    assert do("slot set 0 shared gpa=0 size=7T flags=0x10").errno == "EINVAL"
+    assert do("slot set 0 shared gpa=1 size=8191T").errno == "EINVAL"
+    do.ok("slot set 1 shared gpa=4K size=4K")
+    assert do("slot set 0 shared gpa=0 size=4T").errno == "EEXIST"
+
+
 def test_host_read_and_write(private: Lines) -> None:
     private.ok("slot set 0 shared gpa=128K size=4K", 'host write 128K "hello"')
     assert private("host read 128K 5").data == b"hello"

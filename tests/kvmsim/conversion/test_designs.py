@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvmsim.core.exits import MemoryErrorExit
+from kvmsim.core.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 from tests.kvmsim.conversion.world import DESIGNS, WHOLE, World
@@ -207,3 +207,16 @@ def test_a_store_that_takes_back_only_the_first_range_leaves_the_rest_destroyed_
     monkeypatch.undo()
     assert world.map(4, 6, private=True) is None
     assert world.private_bytes()[4:10] == [0] * 6
+
+
+@pytest.mark.parametrize(("policy", "under"), DESIGNS, ids=lambda word: word)
+def test_bytes_of_a_shared_slot_that_a_person_deleted_are_not_shown_again(
+    store: LocalStore, policy: str, under: str
+) -> None:
+    world = World(store, policy, under)
+    assert world.touch(3, shared=True, data=b"old") is None
+    (slot,) = world.local.vm.slots[False]
+    world.local.delete(slot.id, private=False)
+    world.touch(3, shared=False)
+    got = world.touch(3, shared=True)
+    assert got == b"\0" or isinstance(got, MemoryErrorExit | MmioExit), "zeros, or not the VMM's any more"
