@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+from memfsd.backing import Backing
 from memfsd.core.gmem import guest_of
 from memfsd.core.guest import Guest, Invalidation
 from memfsd.core.inodes import Regular
@@ -54,8 +55,9 @@ class Peer:
 class Brackets:
     """The callbacks into VMs. `peers` is guarded by Service.lock."""
 
-    def __init__(self, service: Service, performer: Performer, journal: Journal = NO_JOURNAL) -> None:
+    def __init__(self, service: Service, backing: Backing, performer: Performer, journal: Journal = NO_JOURNAL) -> None:
         self._service = service
+        self._backing = backing
         self._performer = performer
         self.journal = journal
         self.peers: dict[Ino, Peer] = {}
@@ -112,7 +114,11 @@ class Brackets:
             try:
                 if peer is not None:
                     kept, silent = self._begin(peer, file, closing)
+                # Pages that are not bound just now, in the middle of a conversion, no VM speaks for: their window does.
+                touched = self._backing.populated(ino) if reason is Reason.RECLAIM else []
                 with self._service.lock:
+                    if touched:
+                        self._service.gmem.settle(file, touched)
                     scrub = self._service.gmem.unmap(file, kept)
                 if scrub is not None:
                     self._performer.perform([scrub])

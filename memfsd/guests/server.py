@@ -42,7 +42,7 @@ class GuestServer:
         self._service = service
         self._backing = backing
         self._performer = performer
-        self.brackets = Brackets(service, performer, journal)
+        self.brackets = Brackets(service, backing, performer, journal)
         self._checker = Checker(service, backing, self.brackets)
         self._sessions: dict[threading.Thread, Session] = {}
         self._lock = sync.lock("GuestServer.lock")

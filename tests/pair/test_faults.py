@@ -235,6 +235,19 @@ def test_fallocate_takes_back_pending_pages_through_reclaim(small_store: LocalSt
     assert not small_store.brackets.reclaim(), "there is nothing left to take"
 
 
+def test_touched_pages_that_are_not_bound_just_now_are_not_reclaimed(small_store: LocalStore) -> None:
+    """In the middle of a conversion that may yet be taken back: no VM speaks for them."""
+    small_store.create("file", 16)
+    vm = small_store.vm()
+    vm.private_slot(0, 0, page(16), "file")
+    assert vm.write(0, b"data" * page(2)) is None
+    assert small_store.guest("file").pending > 0, "granted ahead, and touched since"
+    vm.machine.hide(0, 0, 8)
+    small_store.brackets.reclaim()
+    vm.machine.fill_slot(0, 0, 8)
+    assert vm.read(0, page(8)) == b"data" * page(2)
+
+
 def test_memory_that_was_allocated_on_purpose_is_never_reclaimed(small_store: LocalStore) -> None:
     small_store.create("file", 32)
     small_store.allocate("file", 0, 32)
