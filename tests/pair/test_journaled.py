@@ -86,6 +86,7 @@ def test_both_sides_record_the_same_messages(tmp_path: Path) -> None:
         store.punch("one", 3, 5)
         one.close()
         two.close()
+        until(lambda: not store.brackets.peers, "the store has settled their ends, and revokes nothing")
 
     store, vm = record_run(tmp_path, run)
 
