@@ -1,0 +1,106 @@
+"""All that the soak uses of kvmsim: a VM with private memory at GPA 0, several vCPUs, and a policy."""
+
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from kvmsim.computer import Computer
+from kvmsim.core.exits import MemoryErrorExit, MmioExit
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.limits import MAX_SLOTS
+
+PAGE_SHIFT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a guest's action did not happen. errno 0: an exit that the policy left, for want of a slot."""
+
+    errno: int
+    why: str
+    refused: bool = False
+    """User space refused a conversion, and changed nothing."""
+
+
+class Vm:
+    """Actions come from the thread of their vCPU; user space handles one exit at a time."""
+
+    def __init__(self, name: str, path: str, size_bytes: int, policy: str, under: str, vcpu_count: int) -> None:
+        self._computer = Computer(name, MAX_SLOTS)
+        self._user_space = threading.Lock()
+        machine = self._computer.machine
+        machine.set_private_slot(0, 0, size_bytes, 0, path, 0)
+        (self._link,) = machine.links.values()
+        for id_ in range(1, vcpu_count):
+            self._computer.vm.create_vcpu(id_)
+        self._computer.vmm.set_policy(policy, under)
+        self._pages = size_bytes >> PAGE_SHIFT
+
+    # -- what a guest does
+
+    def read(self, vcpu: int, page: int, count: int, *, shared: bool) -> bytes | Trouble:
+        cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
+        got = self._run(lambda: guest.read(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, shared=shared))
+        assert got is not None
+        return got
+
+    def write(self, vcpu: int, page: int, data: bytes, *, shared: bool) -> Trouble | None:
+        cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
+        done = self._run(lambda: guest.write(cpu, page << PAGE_SHIFT, data, shared=shared))
+        assert not isinstance(done, bytes)
+        return done
+
+    def convert(self, vcpu: int, page: int, count: int, *, private: bool) -> Trouble | None:
+        """The explicit request (MapGPA)."""
+        cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
+        done = self._run(lambda: guest.map(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, private=private))
+        assert not isinstance(done, bytes)
+        return done
+
+    def _run(self, action: Callable[[], bytes | MmioExit | MemoryErrorExit | None]) -> bytes | Trouble | None:
+        try:
+            result = action()
+            if isinstance(result, MmioExit | MemoryErrorExit):
+                with self._user_space:
+                    result = self._computer.vmm.run(action)
+        except Refused as refused:
+            return Trouble(refused.errno, f"{errno_name(refused.errno)}: {refused.reason}", refused=True)
+        if isinstance(result, MemoryErrorExit):
+            return Trouble(result.errno, result.why or str(result))
+        if isinstance(result, MmioExit):
+            return Trouble(0, str(result))
+        return result
+
+    # -- what is known of it
+
+    def shared_pages(self, page: int, count: int) -> list[bool]:
+        """Which of these pages an ordinary slot shows."""
+        with self._user_space, self._computer.vm.mmu.lock:
+            slots = self._computer.vm.slots[False]
+            return [slots.lookup(gfn) is not None for gfn in range(page, page + count)]
+
+    def slot_around(self, page: int) -> tuple[int, int]:
+        """Pages [first, end) of the private slot that has this page; empty when none has."""
+        with self._user_space, self._computer.vm.mmu.lock:
+            slot = self._computer.vm.slots[True].lookup(page)
+            return (0, 0) if slot is None else (slot.gfn, slot.end)
+
+    @property
+    def lost(self) -> str:
+        """Why the store is gone; "" while it is there."""
+        return self._link.lost
+
+    @property
+    def fault_count(self) -> int:
+        return self._computer.vm.mmu.fault_count
+
+    @property
+    def converted_count(self) -> int:
+        return self._computer.vmm.converted_count
+
+    @property
+    def lost_page_count(self) -> int:
+        return self._computer.vmm.tally.lost_pages
+
+    def close(self) -> None:
+        self._computer.close()
