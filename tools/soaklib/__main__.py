@@ -4,12 +4,14 @@ Exit status: 0 all held, 1 something did not, 2 usage.
 """
 
 import argparse
+import itertools
 import json
 import os
 import shutil
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
@@ -42,12 +44,8 @@ def main() -> int:
     progress = Progress(lambda: report.line(soak.levels()))
     begin = time.monotonic()
     try:
-        number = asked.round or 0
-        while not number or time.monotonic() < begin + asked.minutes * 60:
+        for number in _rounds(asked, begin):
             soak.run_round(number)
-            number += 1
-            if asked.round is not None:
-                break
         soak.close()
         failures += [f"not flat: {line}" for line in soak.curve.rises()]
     except Failure as failure:
@@ -63,6 +61,19 @@ def main() -> int:
         shutil.rmtree(base)
     _show(asked.json, seed, time.monotonic() - begin, report, soak, failures)
     return 1 if failures else 0
+
+
+def _rounds(asked: argparse.Namespace, begin: float) -> Iterator[int]:
+    """Which to run: one, so many, or at least one until the time is over."""
+    if asked.round is not None:
+        yield asked.round
+    elif asked.rounds is not None:
+        yield from range(asked.rounds)
+    else:
+        for number in itertools.count():
+            yield number
+            if time.monotonic() > begin + asked.minutes * 60:
+                return
 
 
 def _show(as_json: bool, seed: int, seconds: float, report: Report, soak: Soak, failures: list[str]) -> None:
@@ -93,7 +104,8 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--minutes", type=_minutes, default=2.0, metavar="N", help="go on so long (default 2)")
     parser.add_argument("--seed", type=int, metavar="N", help="what is done, in which order (default: drawn, and told)")
-    parser.add_argument("--round", type=_count, metavar="K", help="only this round")
+    parser.add_argument("--rounds", type=_count, metavar="N", help="stop after so many rounds instead")
+    parser.add_argument("--round", type=_count, metavar="K", help="only this round (they count from 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument(
         "--memfsd", type=Path, default=BIN / "memfsd", metavar="PROGRAM", help="which one to run (default: our own)"
@@ -113,7 +125,7 @@ def _minutes(text: str) -> float:
 
 def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 1 << 20:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a round: choose 0 or more")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a count: choose 0 to {1 << 20}")
     return int(text)
 
 

@@ -216,8 +216,12 @@ class Vcpu:
         was = [self._shared[page] for page in range(first, first + count)]
         now = self._vm.shared_pages(first, count)
         if trouble is not None:
-            in_part = not private and self._gives_part_of_frame(first, was)
-            self._tolerate(trouble, what, before, errno.EINVAL if in_part else None)
+            tolerated = None
+            if not private and self._gives_part_of_frame(first, was):
+                tolerated = errno.EINVAL
+            elif private and self._plan.policy == "recreate" and not any(now):
+                tolerated = 0  # done, but no one slot covers all of it: slots once split are never joined
+            self._tolerate(trouble, what, before, tolerated)
             if trouble.refused and now != was:
                 raise Wrong(f"{what} was refused, and yet changed them: {trouble.why}")
         elif now != [not private] * count:
@@ -232,11 +236,14 @@ class Vcpu:
         return trouble is None
 
     def _gives_part_of_frame(self, first: int, shared: list[bool]) -> bool:
-        """To share these pages, a part of a large frame would have to go back to the store, which takes whole ones."""
-        frame = self._plan.page_bytes >> PAGE_SHIFT
-        return not self._plan.keeps_private and bool(
-            first % frame or len(shared) % frame or (frame > 1 and any(shared))
-        )
+        """To share these pages, a part of a large frame would have to go back to the store, which takes whole ones.
+
+        recreate gives back slot by slot, and its slots, once split, stay split.
+        """
+        plan, frame = self._plan, self._plan.page_bytes >> PAGE_SHIFT
+        if frame == 1 or plan.keeps_private:
+            return False
+        return plan.policy == "recreate" or any(shared) or bool(first % frame or len(shared) % frame)
 
     # -- what is allowed to fail
 
@@ -244,7 +251,8 @@ class Vcpu:
         return Over(self._ledger.moments, first, count)
 
     def _tolerate(self, trouble: Trouble, what: str, takings: "Over", number: int | None = None) -> None:
-        """The pool may be full; what is behind the end of a file that shrinks just now can not be had."""
+        """The pool may be full; what is behind the end of a file that shrinks just now can not be had. number: one more
+        errno, 0 for an exit that the policy leaves."""
         if self._vm.lost:
             raise Lost(self._vm.lost)
         if trouble.refused:

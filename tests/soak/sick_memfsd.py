@@ -1,0 +1,43 @@
+#!/usr/bin/env python
+"""memfsd with the fault that MEMFSD_SICK names, to prove that the soak finds it: a program in the place of memfsd.
+
+leak-memory   eight megabytes stay with every VM that ends
+leak-fd       a descriptor stays with every VM that ends
+no-scrub      frames are freed as they are
+no-callback   frames are taken back without telling the VM
+"""
+
+import os
+import sys
+
+from memfsd import cli
+from memfsd.backing import Backing
+from memfsd.guests.brackets import Brackets
+from memfsd.guests.session import Session
+
+_leaked: list[object] = []
+
+
+def leak(what: str) -> None:
+    ending = Session._end_pairing
+
+    def end(self: Session, *arguments: object) -> None:
+        ending(self, *arguments)  # type: ignore[arg-type]
+        _leaked.append(b"\xff" * (8 << 20) if what == "leak-memory" else os.open("/dev/null", os.O_RDONLY))
+
+    Session._end_pairing = end  # type: ignore[method-assign]
+
+
+def main() -> None:
+    sick = os.environ["MEMFSD_SICK"]
+    if sick == "no-scrub":
+        Backing.punch = lambda self, window, runs: None  # type: ignore[method-assign]
+    elif sick == "no-callback":
+        Brackets._begin = lambda self, peer, file, closing: ([], None)  # type: ignore[method-assign]
+    else:
+        leak(sick)
+    sys.exit(cli.run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()
