@@ -1,7 +1,7 @@
 """One VM at work: KVM's ioctls, the fault path, and the store's callbacks.
 
 A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: stale? retry : mapped -> TLB.
-A callback: begin -> zap under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves.
+A callback: begin -> zap and flush under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from memfsd.uapi import messages as m
 from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
-from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_RUNS_PER_REPORT
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES, MAX_RUNS_PER_REPORT
+from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 from .core.ept import entry_pfn, entry_writable
 from .core.exits import Exit, MemoryErrorExit
@@ -48,6 +48,10 @@ class Backing:
     owned: bool = False
     path: str = ""
     sticky: bool = False
+
+    @property
+    def leaf_order(self) -> int:
+        return self.memory.leaf_order if self.link is None else self.link.order
 
 
 class Machine:
@@ -100,7 +104,17 @@ class Machine:
             except PeerLost as lost:
                 raise Refused(errno.EHOSTDOWN, str(lost)) from None
             all_flags = SlotFlag(flags) | SlotFlag.GUEST_MEMFD
-            slot = Memslot(id_, AddressSpaceId.PRIVATE, gfn, page_count, all_flags, backing, pgoff, backing.link)
+            slot = Memslot(
+                id_,
+                AddressSpaceId.PRIVATE,
+                gfn,
+                page_count,
+                all_flags,
+                backing,
+                pgoff,
+                backing.link,
+                max_order=backing.leaf_order,
+            )
             with self.vm.mmu.lock:
                 slots.add(slot)
 
@@ -146,16 +160,34 @@ class Machine:
             slots.check_free(gfn, gfn + page_count)
             check_addressable(gfn, page_count)
             with mmu.lock:
-                base = self.vm.physmap.add(memory, pgoff + page_count)
+                base = self.vm.physmap.add(memory, pgoff, pgoff + page_count)
                 backing = Backing(memory, base, owned=owned, path=path)
-                slots.add(Memslot(id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), backing, pgoff))
+                slots.add(
+                    Memslot(
+                        id_,
+                        AddressSpaceId.SHARED,
+                        gfn,
+                        page_count,
+                        SlotFlag(flags),
+                        backing,
+                        pgoff,
+                        max_order=memory.leaf_order,
+                    )
+                )
             self._shade(gfn, gfn + page_count)
         elif change is not RegionChange.NONE:
             assert existing is not None
             with mmu.lock:
                 slots.delete(id_)
                 moved = Memslot(
-                    id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), existing.backing, existing.pgoff
+                    id_,
+                    AddressSpaceId.SHARED,
+                    gfn,
+                    page_count,
+                    SlotFlag(flags),
+                    existing.backing,
+                    existing.pgoff,
+                    max_order=backing_of(existing).leaf_order,
                 )
                 try:
                     slots.check_free(gfn, gfn + page_count)
@@ -266,7 +298,15 @@ class Machine:
     def create_private(self, id_: int, start: int, end: int, like: Memslot) -> None:
         """A private slot over GFNs [start, end), of the file and at the place that `like` has them."""
         with self.slots_lock:
-            slot = replace(like, id=id_, gfn=start, page_count=end - start, pgoff=like.pgoff_of(start), segments=[])
+            slot = replace(
+                like,
+                id=id_,
+                gfn=start,
+                page_count=end - start,
+                pgoff=like.pgoff_of(start),
+                segments=[],
+                max_order=backing_of(like).leaf_order,
+            )
             with self.vm.mmu.lock:
                 self.vm.slots[True].add(slot)
             try:
@@ -338,7 +378,7 @@ class Machine:
         self._zap_segments(slot.segments, private=False)
         backing = backing_of(slot)
         with self.vm.mmu.lock:
-            self.vm.physmap.remove(backing.base)
+            self.vm.physmap.remove(backing.base + slot.pgoff)
         if backing.owned:
             backing.memory.close()
 
@@ -396,7 +436,7 @@ class Machine:
                 raise Refused(error.errno, f"{path}: {error.reason}") from None
             raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{path}: {error}") from None
         with self.vm.mmu.lock:
-            link.base = self.vm.physmap.add(link.memory, link.frame_count)
+            link.base = self.vm.physmap.add(link.memory, 0, link.frame_count)
         self.links[link.file] = link
         link.start()
         return Backing(link.memory, link.base, link, path=path)
@@ -423,11 +463,18 @@ class Machine:
                 return ticket
             backing = ticket.slot.backing
             assert isinstance(backing, Backing)
+            order = ticket.order
             if backing.link is None:
-                pfn, count = backing.base + ticket.pgoff, min(want, ticket.limit)
+                ahead = gfn & (1 << order) - 1
+                pfn = backing.base + ticket.pgoff - ahead
+                count = min(max(want + ahead, 1 << order), ticket.limit + ahead)
             else:
                 try:
-                    granted = backing.link.get_pfn(ticket.pgoff, ticket.limit)
+                    if order:
+                        granted, order = _get_large(ticket, backing.link)
+                    else:
+                        most = ticket.limit if ticket.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
+                        granted = backing.link.get_pfn(ticket.pgoff, most)
                 except Refused as refused:
                     if refused.errno == errno.EAGAIN and self._wait_end(ticket):
                         continue
@@ -437,7 +484,9 @@ class Machine:
                 pfn, count = backing.base + granted.pfn, granted.page_count
             lock.acquire()
             try:
-                if mmu.install(ticket, pfn, count):
+                if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, count):
+                    if order:
+                        pfn += gfn & (1 << order) - 1
                     at = pfn - backing.base << PAGE_SHIFT
                     vcpu.tlb.insert(gfn if shared else ~gfn, (backing.memory, at, ticket.writable))
                     return None
@@ -559,6 +608,23 @@ class Machine:
                     self._zap_segments([(start, end) for _, start, end in segments], private=True)
                 link.close()
             self.links.clear()
+
+
+def _get_large(ticket: Ticket, link: StoreLink) -> tuple[m.GetPfnReply, int]:
+    """The run from the first page of the leaf around the ticket's page, and the leaf's order. If the store does not
+    grant the leaf whole, in one frame of that size: the run from the page itself, and order 0."""
+    order = ticket.order
+    ahead = ticket.gfn & (1 << order) - 1
+    try:
+        granted = link.get_pfn(ticket.pgoff - ahead, max(1 << order, min(ticket.limit + ahead, MAX_AHEAD_PAGES)))
+        if granted.order >= order and granted.page_count >> order and granted.pfn % (1 << order) == 0:
+            return granted, order
+    except Refused as refused:
+        if refused.errno != errno.EFAULT:
+            raise
+        # A hole at the beginning of the leaf has been filled and is not bound yet: not the page that is wanted.
+    small = (1 << ORDER_2M) - (ticket.gfn & (1 << ORDER_2M) - 1)
+    return link.get_pfn(ticket.pgoff, min(ticket.limit, small)), ORDER_4K
 
 
 def _open(path: str) -> int:

@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import ORDER_1G, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _MADV_POPULATE_WRITE = 23
@@ -23,7 +23,12 @@ FrameRange = tuple[int, int]
 
 
 class Memory(Protocol):
-    """Bytes by offset. Errors are OSError; a short file reads and writes as EFAULT, as KVM answers."""
+    """Bytes by offset. Errors are OSError; a short file reads and writes as EFAULT, as KVM answers.
+
+    leaf_order: of the largest EPT leaf that may show it.
+    """
+
+    leaf_order: int
 
     def read(self, offset: int, length: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> None: ...
@@ -35,6 +40,8 @@ class Memory(Protocol):
 
 class _Mapped:
     """A memfd mapped whole, sparse: it costs what is touched."""
+
+    leaf_order = ORDER_1G
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
@@ -113,6 +120,8 @@ class FileMemory:
     """Shared guest memory in a file, through pread and pwrite: coherent with every mapping of it, and a file
     that shrinks or a daemon that dies is an errno here instead of SIGBUS."""
 
+    leaf_order = ORDER_4K
+
     def __init__(self, fd: int) -> None:
         """Takes the fd."""
         self.fd = fd
@@ -140,6 +149,8 @@ class FileMemory:
 
 class SparseMemory(FileMemory):
     """The VMM's shared copy of guest memory: byte GPA at offset GPA, nothing held where nothing was written."""
+
+    leaf_order = ORDER_1G
 
     def __init__(self, size: int) -> None:
         fd = os.memfd_create("kvmsim-vmm-shared", os.MFD_CLOEXEC)
