@@ -1,5 +1,7 @@
 """What each design does to slots, to data around and under a converted range, and to memory."""
 
+import errno
+
 import pytest
 
 from kvmsim.core.exits import MemoryErrorExit
@@ -207,3 +209,17 @@ def test_a_store_that_takes_back_only_the_first_range_leaves_the_rest_destroyed_
     monkeypatch.undo()
     assert world.map(4, 6, private=True) is None
     assert world.private_bytes()[4:10] == [0] * 6
+
+
+@pytest.mark.parametrize(("policy", "under"), DESIGNS, ids=lambda word: word)
+def test_conversions_go_on_while_the_file_is_shorter(resizable_store: LocalStore, policy: str, under: str) -> None:
+    """What is behind its end stays bound, or it would never be had again once the file has grown."""
+    world = World(resizable_store, policy, under)
+    resizable_store.truncate("file", 8)
+    assert world.map(6, 6, private=False) is None
+    assert world.map(3, 1, private=False) is None
+    failed = world.map(10, 1, private=True)
+    assert isinstance(failed, MemoryErrorExit) and failed.errno == errno.EFAULT
+    resizable_store.truncate("file", 16)
+    assert [number for number, byte in enumerate(world.private_bytes()) if byte is None] == [3, 6, 7, 8, 9, 11]
+    assert resizable_store.findings() == []
