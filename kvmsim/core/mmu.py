@@ -155,10 +155,10 @@ class Mmu:
 
     def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
         """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that
-        stay."""
+        stay, in order. Blocked pages are among them: they have no leaf, and may hold what the guest wrote."""
         ept = self.epts[True]
         self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
-        return ept.touched(start, end)
+        return sorted([*ept.touched(start, end), *self.blocked.ranges(start, end)])
 
     def _flush(self, removed: list[Run], page_count: int, private: bool) -> None:
         """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing

@@ -225,6 +225,21 @@ def test_a_vm_can_take_back_from_itself(small_store: LocalStore) -> None:
     assert [local.read(page(number), 1) for number in range(17)] == [bytes([number + 1]) for number in range(17)]
 
 
+def test_pages_under_an_overlay_are_not_given_back(small_store: LocalStore) -> None:
+    """They were granted ahead of the guest, who has touched them since; that no leaf tells so does not matter."""
+    small_store.create("file", 16)
+    local = small_store.vm()
+    local.private_slot(0, 0, page(16), "file")
+    local.vmm.set_policy("overlay", "kept")
+    for number in range(12):
+        assert local.write(page(number), bytes([number + 1])) is None
+    for private in (False, True):
+        assert local.vmm.run(lambda private=private: local.guest.map(local.vcpu, 0, page(12), private=private)) is None
+        small_store.brackets.reclaim()
+    assert [local.read(page(number), 1) for number in range(12)] == [bytes([number + 1]) for number in range(12)]
+    assert small_store.findings() == []
+
+
 def test_fallocate_takes_back_pending_pages_through_reclaim(small_store: LocalStore) -> None:
     small_store.create("file", 32)
     local = small_store.vm()
