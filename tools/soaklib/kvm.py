@@ -1,11 +1,13 @@
 """All that the soak uses of kvmsim: a VM with private memory at GPA 0, several vCPUs, and a policy."""
 
-import threading
-from collections.abc import Callable
+import errno
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain, repeat
 
 from kvmsim.computer import Computer
-from kvmsim.core.exits import MemoryErrorExit, MmioExit
+from kvmsim.core.exits import Exit, MemoryErrorExit
+from kvmsim.machine import GuestVcpu
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
 
@@ -23,11 +25,10 @@ class Trouble:
 
 
 class Vm:
-    """Actions come from the thread of their vCPU; user space handles one exit at a time."""
+    """Each vCPU has a thread, and its actions come from there."""
 
     def __init__(self, name: str, path: str, size_bytes: int, policy: str, under: str, vcpu_count: int) -> None:
         self._computer = Computer(name, MAX_SLOTS)
-        self._user_space = threading.Lock()
         machine = self._computer.machine
         machine.set_private_slot(0, 0, size_bytes, 0, path, 0)
         (self._link,) = machine.links.values()
@@ -40,48 +41,58 @@ class Vm:
 
     def read(self, vcpu: int, page: int, count: int, *, shared: bool) -> bytes | Trouble:
         cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
-        got = self._run(lambda: guest.read(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, shared=shared))
+        got = self._run(cpu, lambda: guest.read(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, shared=shared))
         assert got is not None
         return got
 
     def write(self, vcpu: int, page: int, data: bytes, *, shared: bool) -> Trouble | None:
         cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
-        done = self._run(lambda: guest.write(cpu, page << PAGE_SHIFT, data, shared=shared))
+        done = self._run(cpu, lambda: guest.write(cpu, page << PAGE_SHIFT, data, shared=shared))
         assert not isinstance(done, bytes)
         return done
 
     def convert(self, vcpu: int, page: int, count: int, *, private: bool) -> Trouble | None:
         """The explicit request (MapGPA)."""
         cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
-        done = self._run(lambda: guest.map(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, private=private))
+        done = self._run(cpu, lambda: guest.map(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, private=private))
         assert not isinstance(done, bytes)
         return done
 
-    def _run(self, action: Callable[[], bytes | MmioExit | MemoryErrorExit | None]) -> bytes | Trouble | None:
+    def _run(self, cpu: GuestVcpu, action: Callable[[], bytes | Exit | None]) -> bytes | Trouble | None:
+        """User space's loop around KVM_RUN. What is under way after trouble is abandoned by the vCPU's next action."""
+        runs: Iterator[Callable[[], object]] = chain((action,), repeat(cpu.kvm_run))
         try:
-            result = action()
-            if isinstance(result, MmioExit | MemoryErrorExit):
-                with self._user_space:
-                    result = self._computer.vmm.run(action)
+            result = self._computer.vmm.run(lambda: self._kvm_run(cpu, runs))
         except Refused as refused:
             return Trouble(refused.errno, f"{errno_name(refused.errno)}: {refused.reason}", refused=True)
-        if isinstance(result, MemoryErrorExit):
-            return Trouble(result.errno, result.why or str(result))
-        if isinstance(result, MmioExit):
-            return Trouble(0, str(result))
+        if isinstance(result, Exit):
+            number, why = (result.errno, result.why) if isinstance(result, MemoryErrorExit) else (0, "")
+            return Trouble(number, why or str(result))
+        assert result is None or isinstance(result, bytes)
         return result
 
-    # -- what is known of it
+    def _kvm_run(self, cpu: GuestVcpu, runs: Iterator[Callable[[], object]]) -> object:
+        """Again for as long as another vCPU's thread, which wants to convert, asks this one to leave."""
+        while True:
+            with self._computer.vmm.inhibitor.running():
+                try:
+                    return next(runs)()
+                except Refused as refused:
+                    if refused.errno != errno.EINTR:
+                        raise
+                    cpu.run.immediate_exit = 0
+
+    # -- what is known of it, while no conversion is under way
 
     def shared_pages(self, page: int, count: int) -> list[bool]:
         """Which of these pages an ordinary slot shows."""
-        with self._user_space, self._computer.vm.mmu.lock:
+        with self._computer.vmm.inhibitor.running(), self._computer.vm.mmu.lock:
             slots = self._computer.vm.slots[False]
             return [slots.lookup(gfn) is not None for gfn in range(page, page + count)]
 
     def slot_around(self, page: int) -> tuple[int, int]:
         """Pages [first, end) of the private slot that has this page; empty when none has."""
-        with self._user_space, self._computer.vm.mmu.lock:
+        with self._computer.vmm.inhibitor.running(), self._computer.vm.mmu.lock:
             slot = self._computer.vm.slots[True].lookup(page)
             return (0, 0) if slot is None else (slot.gfn, slot.end)
 

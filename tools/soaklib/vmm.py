@@ -217,9 +217,7 @@ class Vcpu:
         now = self._vm.shared_pages(first, count)
         if trouble is not None:
             tolerated = None
-            if not private and self._gives_part_of_frame(first, was):
-                tolerated = errno.EINVAL
-            elif private and self._plan.policy == "recreate" and not any(now):
+            if private and self._plan.policy == "recreate" and not any(now):
                 tolerated = 0  # done, but no one slot covers all of it: slots once split are never joined
             self._tolerate(trouble, what, before, tolerated)
             if trouble.refused and now != was:
@@ -234,16 +232,6 @@ class Vcpu:
                 if not self._plan.keeps_private:
                     private_model.emptied()
         return trouble is None
-
-    def _gives_part_of_frame(self, first: int, shared: list[bool]) -> bool:
-        """To share these pages, a part of a large frame would have to go back to the store, which takes whole ones.
-
-        recreate gives back slot by slot, and its slots, once split, stay split.
-        """
-        plan, frame = self._plan, self._plan.page_bytes >> PAGE_SHIFT
-        if frame == 1 or plan.keeps_private:
-            return False
-        return plan.policy == "recreate" or any(shared) or bool(first % frame or len(shared) % frame)
 
     # -- what is allowed to fail
 
