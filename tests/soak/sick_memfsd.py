@@ -34,6 +34,7 @@ def main() -> None:
         Backing.punch = lambda self, window, runs: None  # type: ignore[method-assign]
     elif sick == "no-callback":
         Brackets._begin = lambda self, peer, file, closing: ([], None)  # type: ignore[method-assign]
+        Brackets._end = lambda self, peer, closing, seq: None  # type: ignore[method-assign]
     else:
         leak(sick)
     sys.exit(cli.run(sys.argv[1:]))

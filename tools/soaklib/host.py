@@ -216,9 +216,13 @@ class Host:
     # -- words
 
     def _any_vm(self) -> RunningVm | None:
-        """One that runs on a file that has its name."""
+        """One that runs on a file that has its name, and has paired with it."""
         running = [vm for vm in self._fleet.running() if vm.is_running and vm.path.exists()]
-        return self._random.choice(running) if running else None
+        if not running:
+            return None
+        vm = self._random.choice(running)
+        until(lambda: vm.ledger.is_ready or not vm.is_running, f"{vm} is paired")
+        return vm
 
     def _pace(self) -> None:
         goal, end = self._fleet.verified() + _PACE_PAGES, threading.Event()
