@@ -1,8 +1,7 @@
 #!/usr/bin/env python
 """memfsd with the fault that MEMFSD_SICK names, to prove that the soak finds it: a program in the place of memfsd.
 
-leak-memory   eight megabytes stay with every VM that ends
-leak-fd       a descriptor stays with every VM that ends
+leak          eight megabytes and a descriptor stay with every VM that ends
 no-scrub      frames are freed as they are
 no-callback   frames are taken back without telling the VM
 """
@@ -18,12 +17,12 @@ from memfsd.guests.session import Session
 _leaked: list[object] = []
 
 
-def leak(what: str) -> None:
+def leak() -> None:
     ending = Session._end_pairing
 
     def end(self: Session, *arguments: object) -> None:
         ending(self, *arguments)  # type: ignore[arg-type]
-        _leaked.append(b"\xff" * (8 << 20) if what == "leak-memory" else os.open("/dev/null", os.O_RDONLY))
+        _leaked.append((b"\xff" * (8 << 20), os.open(os.devnull, os.O_RDONLY)))
 
     Session._end_pairing = end  # type: ignore[method-assign]
 
@@ -36,7 +35,8 @@ def main() -> None:
         Brackets._begin = lambda self, peer, file, closing: ([], None)  # type: ignore[method-assign]
         Brackets._end = lambda self, peer, closing, seq: None  # type: ignore[method-assign]
     else:
-        leak(sick)
+        assert sick == "leak", sick
+        leak()
     sys.exit(cli.run(sys.argv[1:]))
 
 

@@ -18,7 +18,7 @@ from typing import NoReturn
 from soaklib.curve import BOUNDS
 from soaklib.daemon import BIN, Failure
 from soaklib.report import Progress, Report
-from soaklib.rounds import Soak
+from soaklib.rounds import KINDS, Soak
 
 _HELP = """\
 Each round starts VMMs, real processes with three vCPUs each, on new sealed files: policies none, punch, overlay (kept
@@ -64,7 +64,7 @@ def main() -> int:
 
 
 def _rounds(asked: argparse.Namespace, begin: float) -> Iterator[int]:
-    """Which to run: one, so many, or at least one until the time is over."""
+    """Which to run: one, so many, or until the time is over, but one of each kind at least."""
     if asked.round is not None:
         yield asked.round
     elif asked.rounds is not None:
@@ -72,7 +72,7 @@ def _rounds(asked: argparse.Namespace, begin: float) -> Iterator[int]:
     else:
         for number in itertools.count():
             yield number
-            if time.monotonic() > begin + asked.minutes * 60:
+            if number >= KINDS - 1 and time.monotonic() > begin + asked.minutes * 60:
                 return
 
 
@@ -102,7 +102,13 @@ def _parser() -> argparse.ArgumentParser:
         epilog=_HELP,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("--minutes", type=_minutes, default=2.0, metavar="N", help="go on so long (default 2)")
+    parser.add_argument(
+        "--minutes",
+        type=_minutes,
+        default=2.0,
+        metavar="N",
+        help="go on so long, and for 4 rounds at least (default 2)",
+    )
     parser.add_argument("--seed", type=int, metavar="N", help="what is done, in which order (default: drawn, and told)")
     parser.add_argument("--rounds", type=_count, metavar="N", help="stop after so many rounds instead")
     parser.add_argument("--round", type=_count, metavar="K", help="only this round (they count from 0)")

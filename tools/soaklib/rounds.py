@@ -24,6 +24,8 @@ DESIGNS = tuple(itertools.product(POLICIES, PAGE_BYTES))
 VMS, VCPUS = 4, 3
 STEADY_ACTIONS, LOSS_ACTIONS = 40, 10
 SETTLING_S = 20.0
+KINDS = 4
+"""Of four rounds one is a loss, and in one of the others a VM is cut off."""
 _STUCK_S = 150.0
 _FILES_PER_ROUND = 1000
 
@@ -55,10 +57,10 @@ class Soak:
         self.round = number
         self._alive_s = time.monotonic()
         try:
-            if number % 4 == 3:
+            if number % KINDS == 3:
                 self._loss(number)
             else:
-                self._steady(number, cuts_off=number % 4 == 1)
+                self._steady(number, cuts_off=number % KINDS == 1)
         except OSError as error:
             raise Failure(f"{error}{' (the mount hung, and was aborted)' if self._stuck else ''}") from error
         self._report.close_round()
