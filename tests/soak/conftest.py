@@ -1,8 +1,12 @@
-"""What the soak did is shown at the end of the test run."""
+"""The package of tools/soak; what the soak did is shown at the end of the test run."""
 
+import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -1,12 +1,6 @@
 """What a page may read as, moment by moment."""
 
-import sys
-from pathlib import Path
-
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 from soaklib.curve import BOUNDS, Curve
 from soaklib.daemon import Levels
 from soaklib.ledger import Moments

@@ -13,6 +13,7 @@ from soaklib.daemon import DEADLINE_S, Daemon, Failure, until
 from soaklib.fleet import Fleet, RunningVm
 from soaklib.pattern import PAGE
 from soaklib.report import Report
+from soaklib.vmm import Plan
 
 _KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _PACE_PAGES = 300
@@ -56,8 +57,11 @@ class Host:
         self._files = {}
 
     def cut_off(self) -> None:
-        """Stop a VMM for longer than it may be silent: its frames are quarantined, and free when it has ended."""
-        vm = self._any_vm()
+        """Stop a VMM for longer than it may be silent: its frames are quarantined, and free when it has ended.
+
+        One whose pages stay bound and allocated whatever it converts: else there might be nothing to acknowledge.
+        """
+        vm = self._any_vm(lambda plan: plan.policy == "none" or plan.keeps_private)
         if vm is None:
             return
         with self._opened(vm) as fd:
@@ -222,9 +226,9 @@ class Host:
 
     # -- words
 
-    def _any_vm(self) -> RunningVm | None:
+    def _any_vm(self, wanted: Callable[[Plan], bool] = lambda plan: True) -> RunningVm | None:
         """One that runs on a file that has its name, and has paired with it."""
-        running = [vm for vm in self._fleet.running() if vm.is_running and vm.path.exists()]
+        running = [vm for vm in self._fleet.running() if wanted(vm.plan) and vm.is_running and vm.path.exists()]
         if not running:
             return None
         vm = self._random.choice(running)
