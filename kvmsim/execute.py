@@ -34,6 +34,7 @@ class Executor:
             c.SlotSet: self._slot_set,
             c.SlotDelete: self._slot_delete,
             c.SlotPunch: self._slot_punch,
+            c.SlotDirty: self._slot_dirty,
             **dict.fromkeys(GUEST_COMMANDS, self._run),
             c.Start: self._start,
             c.Join: self._join,
@@ -126,6 +127,10 @@ class Executor:
     def _slot_delete(self, command: c.SlotDelete) -> Outcome:
         self._current.machine.delete_slot(command.id, private=command.private)
         return Outcome(ok=True)
+
+    def _slot_dirty(self, command: c.SlotDirty) -> Outcome:
+        facts, text = info.dirty(self._current.machine.get_dirty_log(command.id))
+        return Outcome(ok=True, info=facts, text=text)
 
     def _slot_punch(self, command: c.SlotPunch) -> Outcome:
         self._current.machine.punch_slot(command.id, command.gpa, command.size)

@@ -25,7 +25,7 @@ from .core.vcpu import Program
 from .core.vm import GPA_END
 from .guestlib import set_memory
 from .machine import GuestVcpu, Machine, backing_of
-from .memory import Memory
+from .memory import Closed, Memory
 from .vmcall import tdvmcall, vmcall
 
 _BULK_PAGES = 4096
@@ -35,6 +35,8 @@ _SHA256MSG1 = bytes.fromhex("0f38cc06")
 
 RunAction = Callable[[Memory, int, int, int], None]
 """(memory, byte offset in it, bytes, bytes done before) for a contiguous piece of an access."""
+Run = tuple[Memory, int, int]
+"""(memory, byte offset in it, bytes): contiguous."""
 DeviceAction = Callable[[MmioExit, int], Program[int]]
 """What the access is where no memory is: (the exit for its next fragment, bytes done before) to bytes done now."""
 
@@ -71,7 +73,7 @@ class Guest:
                 vcpu.enter()
                 try:
                     found = self._machine.translate(vcpu, gpa >> PAGE_SHIFT, shared=shared, write=False)
-                    if found is not None:
+                    if found is not None and not found[0].waits:
                         return found[0].read(found[1] + gpa % PAGE_SIZE, length)
                 except OSError as error:
                     exit_ = _failed(gpa, shared, error)
@@ -79,7 +81,13 @@ class Guest:
                     vcpu.leave()
                 pieces: list[bytes] = []
                 exit_ = exit_ or self._miss(
-                    vcpu, gpa, length, shared, False, lambda memory, offset: pieces.append(memory.read(offset, length))
+                    vcpu,
+                    gpa,
+                    length,
+                    shared,
+                    False,
+                    lambda memory, offset: pieces.append(memory.read(offset, length)),
+                    missing=found is None,
                 )
                 if exit_ is None:
                     return pieces[0]
@@ -102,7 +110,7 @@ class Guest:
                 vcpu.enter()
                 try:
                     found = self._machine.translate(vcpu, gpa >> PAGE_SHIFT, shared=shared, write=True)
-                    if found is not None:
+                    if found is not None and not found[0].waits:
                         found[0].write(found[1] + gpa % PAGE_SIZE, data)
                         return None
                 except OSError as error:
@@ -110,7 +118,13 @@ class Guest:
                 finally:
                     vcpu.leave()
                 exit_ = exit_ or self._miss(
-                    vcpu, gpa, len(data), shared, True, lambda memory, offset: memory.write(offset, data)
+                    vcpu,
+                    gpa,
+                    len(data),
+                    shared,
+                    True,
+                    lambda memory, offset: memory.write(offset, data),
+                    missing=found is None,
                 )
                 if exit_ is None:
                     return None
@@ -176,7 +190,7 @@ class Guest:
         gpa, _ = _alias(gpa, length, True)
         out = bytearray()
         end = gpa + length
-        vm = self._machine.vm
+        machine, vm = self._machine, self._machine.vm
         while gpa < end:
             gfn, size = gpa >> PAGE_SHIFT, min(end - gpa, PAGE_SIZE - gpa % PAGE_SIZE)
             with vm.mmu.lock:
@@ -196,6 +210,7 @@ class Guest:
                 else:
                     memory.write(offset, data[:size])
                     data = data[size:]
+                    machine.log_write(gfn, gfn + 1)
             except OSError as error:
                 raise Refused(errno.EFAULT, f"host access at {gpa:#x}: {error.strerror}") from None
             gpa += size
@@ -286,25 +301,37 @@ class Guest:
         shared: bool,
         write: bool,
         action: Callable[[Memory, int], None],
+        *,
+        missing: bool,
     ) -> Exit | None:
-        """Scalar: an access inside one page that is not mapped."""
+        """Scalar: an access inside one page that is not mapped, or (not `missing`) to memory that waits."""
         machine, gfn, offset = self._machine, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1)
         while True:
-            exit_ = machine.fault(vcpu, gfn, shared=shared, write=write, offset=offset, length=length)
-            if exit_ is not None:
-                return exit_
-            if vcpu.run.immediate_exit:
-                return INTR
-            vcpu.enter()
+            if missing:
+                exit_ = machine.fault(vcpu, gfn, shared=shared, write=write, offset=offset, length=length)
+                if exit_ is not None:
+                    return exit_
+                if vcpu.run.immediate_exit:
+                    return INTR
             try:
-                found = machine.translate(vcpu, gfn, shared=shared, write=write)
+                vcpu.enter()
+                try:
+                    found = machine.translate(vcpu, gfn, shared=shared, write=write)
+                    if found is not None and not found[0].waits:
+                        action(found[0], found[1] + offset)
+                        return None
+                finally:
+                    vcpu.leave()
+                missing = found is None
                 if found is not None:
                     action(found[0], found[1] + offset)
+                    if write:
+                        machine.log_write(gfn, gfn + 1)
                     return None
+            except Closed:
+                missing = True
             except OSError as error:
                 return _failed(gpa, shared, error)
-            finally:
-                vcpu.leave()
 
     def _bulk(self, access: _Access) -> Exit | None:
         """Runs of the page table, in order; a missing page is a fault as in the scalar way."""
@@ -318,21 +345,27 @@ class Guest:
                 break
             gfn = at >> PAGE_SHIFT
             last = min(-(-end // PAGE_SIZE), gfn + pages)
-            vcpu.enter()
             try:
-                for memory, offset, size in self._runs(gfn, last, shared, write):
-                    skip = at - (gfn << PAGE_SHIFT)
-                    take = min(size - skip, end - at)
-                    action(memory, offset + skip, take, at - gpa)
-                    at += take
-                    gfn = at >> PAGE_SHIFT
+                vcpu.enter()
+                try:
+                    runs = self._runs(gfn, last, shared, write)
+                    waits = any(memory.waits for memory, _, _ in runs)
+                    if not waits:
+                        at = _act(runs, gpa, at, end, action)
+                finally:
+                    vcpu.leave()
+                if waits:
+                    at = _act(runs, gpa, at, end, action)
+                    if write:
+                        machine.log_write(gfn, -(-at // PAGE_SIZE))
+            except Closed:
+                continue
             except OSError as error:
                 if pages == 1:
                     exit_ = _failed(at, shared, error)
                 pages = 1  # the run that failed once more, page by page, up to the page that fails
                 continue
-            finally:
-                vcpu.leave()
+            gfn = at >> PAGE_SHIFT
             if at < end and gfn < last:
                 exit_ = machine.fault(
                     vcpu, gfn, shared=shared, write=write, want=last - gfn, offset=at % PAGE_SIZE, length=end - at
@@ -340,7 +373,7 @@ class Guest:
         access.at = at
         return exit_
 
-    def _runs(self, gfn: int, last: int, shared: bool, write: bool) -> list[tuple[Memory, int, int]]:
+    def _runs(self, gfn: int, last: int, shared: bool, write: bool) -> list[Run]:
         """Mapped memory from gfn up to the first page that is missing (or not writable): walked as by the CPU."""
         machine = self._machine
         mmu = machine.vm.mmu
@@ -353,6 +386,7 @@ class Guest:
                 stop = machine.writable_until(gfn, stop)
                 if stop == gfn:
                     return []
+                machine.mark_dirty(gfn, stop)
             ept.mark_range(gfn, stop, ACCESSED | DIRTY if write else ACCESSED)
             runs = []
             for start, pfn, count in ept.runs(gfn, stop):
@@ -379,6 +413,16 @@ def _to_write(vcpu: GuestVcpu, gpa: int, data: bytes, shared: bool) -> _Access:
         memory.write(offset, bytes(view[done : done + size]))
 
     return _Access(vcpu, gpa, gpa + len(data), shared, True, put, gpa)
+
+
+def _act(runs: list[Run], start: int, at: int, end: int, action: RunAction) -> int:
+    """The access of [start, end) goes on from `at` in these runs; how far they reach."""
+    for memory, offset, size in runs:
+        skip = at % PAGE_SIZE
+        take = min(size - skip, end - at)
+        action(memory, offset + skip, take, at - start)
+        at += take
+    return at
 
 
 def _failed(gpa: int, shared: bool, error: OSError) -> MemoryErrorExit:

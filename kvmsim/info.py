@@ -149,6 +149,13 @@ def stats(computer: Computer) -> Answer:
     return facts, _lines(facts)
 
 
+def dirty(ranges: list[tuple[int, int]]) -> Answer:
+    """A dirty log: ranges of GFNs that were written."""
+    facts = [{"gpa": start << PAGE_SHIFT, "size": end - start << PAGE_SHIFT} for start, end in ranges]
+    lines = [f"{'GPA':>14} {'SIZE':>8}"] + [f"{f['gpa']:>#14x} {format_size(f['size']):>8}" for f in facts]
+    return facts, "\n".join(lines) if facts else "no page was written"
+
+
 def hva(spaces: list[HostAddressSpace], *, dump: bool = False) -> Answer:
     """Mappings of simulated host processes; dump: only what a core dump holds."""
     facts: list[dict[str, Any]] = [

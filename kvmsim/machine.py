@@ -40,6 +40,7 @@ class Backing:
     """What a slot shows: frame numbers from base; link for private slots.
 
     owned: closed with the slot. sticky: made from an encrypted mapping, and so there until the VM ends.
+    whole: the frame numbers are those of all of the memory, which other slots may show too.
     """
 
     memory: Memory
@@ -48,6 +49,7 @@ class Backing:
     owned: bool = False
     path: str = ""
     sticky: bool = False
+    whole: bool = False
 
     @property
     def leaf_order(self) -> int:
@@ -160,8 +162,12 @@ class Machine:
             slots.check_free(gfn, gfn + page_count)
             check_addressable(gfn, page_count)
             with mmu.lock:
-                base = self.vm.physmap.add(memory, pgoff, pgoff + page_count)
-                backing = Backing(memory, base, owned=owned, path=path)
+                whole, end = memory.frame_count, pgoff + page_count
+                if whole is not None and end <= whole:
+                    base, is_whole = self.vm.physmap.share(memory, whole), True
+                else:
+                    base, is_whole = self.vm.physmap.add(memory, pgoff, end), False
+                backing = Backing(memory, base, owned=owned, path=path, whole=is_whole)
                 slots.add(
                     Memslot(
                         id_,
@@ -189,6 +195,8 @@ class Machine:
                     existing.pgoff,
                     max_order=backing_of(existing).leaf_order,
                 )
+                if moved.dirty is not None:
+                    moved.dirty = existing.dirty or moved.dirty
                 try:
                     slots.check_free(gfn, gfn + page_count)
                     check_addressable(gfn, page_count)
@@ -219,6 +227,32 @@ class Machine:
                 raise Refused(errno.EINVAL, f"there is no {kind} slot {id_}: see 'info slots'")
             _check_loose(slot)
             self._delete(id_, private=private)
+
+    def get_dirty_log(self, id_: int) -> list[tuple[int, int]]:
+        """KVM_GET_DIRTY_LOG: GFN ranges of a shared slot that were written since the last time, and are logged anew.
+
+        ENOENT where no slot logs. Writes that are reported have landed: every vCPU has left the guest since.
+        """
+        with self.slots_lock:
+            slot = self.vm.slots[False].get(id_)
+            if slot is None or slot.dirty is None:
+                raise Refused(errno.ENOENT, f"no shared slot {id_} logs dirty pages: set it with flags=log_dirty")
+            with self._bracket(slot.segments):
+                dirty = [(slot.gfn + start, slot.gfn + end) for start, end in slot.dirty.take()]
+                for start, end in dirty:
+                    self.vm.mmu.protect(start, end)
+            return dirty
+
+    def mark_dirty(self, start: int, end: int) -> None:
+        """GFNs [start, end) were written: into the logs of the slots that have one. With Mmu.lock held."""
+        for slot, low, high in self.vm.slots[False].visible(start, end):
+            if slot.dirty is not None:
+                slot.dirty.mark(low - slot.gfn, high - slot.gfn)
+
+    def log_write(self, start: int, end: int) -> None:
+        """After a write out of guest mode, which a log that was taken meanwhile has not seen."""
+        with self.vm.mmu.lock:
+            self.mark_dirty(start, end)
 
     def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
         """The proposed ioctl: a hole in a private slot. Data around it survives; ranges (gfn, end) removed."""
@@ -378,7 +412,10 @@ class Machine:
         self._zap_segments(slot.segments, private=False)
         backing = backing_of(slot)
         with self.vm.mmu.lock:
-            self.vm.physmap.remove(backing.base + slot.pgoff)
+            if backing.whole:
+                self.vm.physmap.unshare(backing.memory)
+            else:
+                self.vm.physmap.remove(backing.base + slot.pgoff)
         if backing.owned:
             backing.memory.close()
 

@@ -115,7 +115,7 @@ class Ept(EptTables):
         granted.
 
         A page that is there with the same frame keeps its entry (two vCPUs faulted on it), and gets ACCESSED
-        when it is demanded now. Refused ENOMEM when the tables run out: nothing was mapped.
+        when it is demanded now; one of few gets WRITE, too. Refused ENOMEM when the tables run out: nothing was mapped.
         """
         assert 0 <= gfn < gfn + count <= MAX_GFN_EPT, (gfn, count)
         assert 0 <= pfn <= MAX_PFN - count, (pfn, count)
@@ -202,7 +202,7 @@ class Ept(EptTables):
         entry = words[index]
         if entry:
             assert entry >> PFN_SHIFT == pfn, (gfn, entry >> PFN_SHIFT, pfn)
-            words[index] = entry | flags & ACCESSED
+            words[index] = entry | flags & (ACCESSED | WRITE)
             return
         words[index] = pfn << PFN_SHIFT | flags
         self._count[base >> LEVEL_BITS] += 1
@@ -329,6 +329,11 @@ class Ept(EptTables):
         for _, low, high, _ in self._spans(start, end):
             entries = self._array[low:high]
             np.bitwise_or(entries, np.uint64(bits), out=entries, where=entries != 0)
+
+    def protect(self, start: int, end: int) -> None:
+        """Take WRITE from every leaf that maps a page of [start, end)."""
+        for _, low, high, _ in self._spans(start, end):
+            self._array[low:high] &= np.uint64(~WRITE & (1 << 64) - 1)
 
     def lookup(self, gfns: Signed | Words) -> Words:
         """Leaf entries of an array of GFNs, as `walk` gives them, of the same shape."""

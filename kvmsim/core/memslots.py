@@ -22,6 +22,7 @@ from enum import Enum, IntEnum, IntFlag
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import ORDERS, PAGE_SHIFT, page_aligned
 
+from .dirty import DirtyLog
 from .ept import MAX_GFN_EPT
 from .segments import SegmentIndex
 
@@ -74,10 +75,14 @@ class Memslot:
     log allow too."""
     writable: bool = field(init=False)
     """Not READONLY. Kept, since every fault asks and `&` of an IntFlag takes a microsecond."""
+    dirty: DirtyLog | None = field(init=False, default=None)
+    """With LOG_DIRTY_PAGES. Until a write faults, its pages are mapped read-only."""
 
     def __post_init__(self) -> None:
         assert self.page_count > 0, self.page_count
         self.writable = not self.flags & SlotFlag.READONLY
+        if self.flags & SlotFlag.LOG_DIRTY_PAGES:
+            self.dirty = DirtyLog(self.page_count)
         if self.max_order:
             allowed = 0 if self.flags & SlotFlag.LOG_DIRTY_PAGES else self.max_order
             apart = self.gfn - self.pgoff

@@ -137,6 +137,11 @@ class Mmu:
         # More than was asked for goes when a large leaf can not be split: those pages are the slot's as before.
         return [clip(run, start, end) for run in removed if run[0] < end and start < run[0] + run[2]]
 
+    def protect(self, start: int, end: int) -> None:
+        """The next write to a shared page of [start, end) faults."""
+        self.epts[False].protect(start, end)
+        self._flush([(start, 0, end - start)], end - start, private=False)
+
     def block(self, start: int, end: int) -> None:
         """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK."""
         kept = self.blocked.ranges(start, end)

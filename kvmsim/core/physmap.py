@@ -7,7 +7,7 @@ stays unused, so that no run of contiguous frames crosses from one memory to ano
 """
 
 import errno
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import Generic, TypeVar
 
 from memfsd.uapi.errors import Refused
@@ -28,7 +28,9 @@ class PhysMap(Generic[M]):
         """By start: end, frames taken, base, memory."""
         self._fresh = 0
         self._gaps: dict[int, list[int]] = {}
-        """Starts of ranges that were removed, by frames taken: conversions want the same sizes again and again."""
+        """Starts of ranges that were removed, by frames taken."""
+        self._shared: dict[int, tuple[int, int]] = {}
+        """By id of a memory that is here whole: its base, and how many slots show it."""
 
     def add(self, memory: M, first: int, end: int) -> int:
         """The base of a new range: frame i of the memory, first <= i < end, is base + i.
@@ -50,6 +52,21 @@ class PhysMap(Generic[M]):
         self._ranges[start] = (base + end, taken, base, memory)
         return base
 
+    def share(self, memory: M, frame_count: int) -> int:
+        """The base of all of a memory, which many slots may show: one range for all of them."""
+        base, users = self._shared.get(id(memory)) or (self.add(memory, 0, frame_count), 0)
+        self._shared[id(memory)] = base, users + 1
+        return base
+
+    def unshare(self, memory: M) -> None:
+        """A slot shows it no more."""
+        base, users = self._shared[id(memory)]
+        if users > 1:
+            self._shared[id(memory)] = base, users - 1
+        else:
+            del self._shared[id(memory)]
+            self.remove(base)
+
     def _first_fit(self, taken: int) -> int:
         self._gaps.clear()
         start = 0
@@ -65,7 +82,7 @@ class PhysMap(Generic[M]):
     def remove(self, pfn: int) -> None:
         """Take out the range that holds this frame."""
         start = self._start_of(pfn)
-        self._starts.remove(start)
+        del self._starts[bisect_left(self._starts, start)]
         _, taken, _, _ = self._ranges.pop(start)
         self._gaps.setdefault(taken, []).append(start)
 

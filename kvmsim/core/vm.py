@@ -9,7 +9,7 @@ from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE
 
 from .ept import MAX_GFN_EPT
 from .exits import Exit, MemoryErrorExit, MmioExit
-from .memslots import AddressSpaceId, Memslots, Segment
+from .memslots import AddressSpaceId, Memslot, Memslots, Segment
 from .mmu import Mmu, Ticket
 from .physmap import PhysMap
 from .vcpu import Vcpu
@@ -73,6 +73,8 @@ class Vm(Generic[M, V]):
                 order = slot.max_order
                 if order:
                     order, end = _largest_leaf(order, gfn, start, end)
+                if slot.dirty is not None:
+                    return _logged(slot, gfn, end, seq, write=write)
                 return Ticket(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq, order)
         elif private or self.slots[True].lookup(gfn) is not None:
             return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
@@ -92,6 +94,15 @@ class Vm(Generic[M, V]):
             return None
         limit = over.next_start(gfn)
         return slot, max(start, over.previous_end(gfn)), end if limit is None else min(end, limit)
+
+
+def _logged(slot: Memslot, gfn: int, end: int, seq: int, *, write: bool) -> Ticket:
+    """A page of a slot with a dirty log: read-only until it is written, and then it alone is writable, and dirty."""
+    assert slot.dirty is not None
+    if write:
+        slot.dirty.mark(gfn - slot.gfn, gfn - slot.gfn + 1)
+        end = gfn + 1
+    return Ticket(gfn, False, slot, slot.pgoff_of(gfn), end - gfn, slot.writable and write, seq, 0)
 
 
 def _largest_leaf(max_order: int, gfn: int, start: int, end: int) -> tuple[int, int]:

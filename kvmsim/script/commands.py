@@ -59,6 +59,13 @@ class SlotPunch(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class SlotDirty(Command):
+    """KVM_GET_DIRTY_LOG."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
 class GuestCommand(Command):
     """KVM_RUN of a vCPU."""
 

@@ -133,6 +133,7 @@ FORMS: tuple[Form, ...] = (
     ),
     Form("slot delete", commands.SlotDelete, (_ID, _ALIAS), "delete a memslot"),
     Form("slot punch", commands.SlotPunch, (_ID, _AT, _SIZE), "punch a hole in a private memslot"),
+    Form("slot dirty", commands.SlotDirty, (_ID,), "pages of a shared memslot with flags=log_dirty written since last"),
     Form("read", commands.Read, (_VCPU, _GPA, _LEN, _SHARED), "the guest reads"),
     Form("write", commands.Write, (_VCPU, _GPA, _DATA, _SHARED), 'the guest writes "text" or hex bytes'),
     Form(

@@ -69,3 +69,15 @@ def test_host_addresses_end_at_2_to_the_40_frames() -> None:
     physmap.remove(most)
     assert physmap.add("first of all", 0, 10) == 0
     assert physmap.find(both + 3) == ("two gaps that are neighbours", 3)
+
+
+def test_slots_of_one_memory_share_its_range_until_the_last_goes() -> None:
+    physmap: PhysMap[str] = PhysMap()
+    base = physmap.share("copy", 10)
+    assert physmap.share("copy", 10) == base
+    physmap.unshare("copy")
+    assert physmap.find(base + 9) == ("copy", 9)
+    physmap.unshare("copy")
+    with pytest.raises((AssertionError, IndexError)):
+        physmap.find(base)
+    assert physmap.share("other", 10) == base, "the range is free again"

@@ -26,6 +26,7 @@ CONTRACT: list[tuple[str, c.Command]] = [
     ("slot delete 3 private", c.SlotDelete(3, True)),
     ("slot delete 3 shared", c.SlotDelete(3, False)),
     ("slot punch 0 gpa=2M size=4K", c.SlotPunch(0, 2 << 20, 4096)),
+    ("slot dirty 3", c.SlotDirty(3)),
     ("read 0x1000 16", c.Read(0, 0x1000, 16, False)),
     ("read vcpu=2 0x1000 16 shared", c.Read(2, 0x1000, 16, True)),
     ("read 0x1000 16 shared vcpu=2", c.Read(2, 0x1000, 16, True)),
@@ -297,6 +298,7 @@ def test_help_shows_the_synopsis_of_the_contract() -> None:
         "slot set ID private|shared gpa=G size=S [file=PATH] [offset=O] [hva=ADDR] [flags=readonly,log_dirty]",
         "slot delete ID private|shared",
         "slot punch ID gpa=G size=S",
+        "slot dirty ID",
     ]
     assert help_text("expect exit").startswith("expect exit REASON [field=value]...\n")
     assert help_text().count("\n    ") == len(FORMS)
