@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from memfsd.backing import Backing
+from memfsd.backing import Backing, FrameRange
 from memfsd.core.effects import DropWindow, Effect, Scrub, ZeroBytes
 from memfsd.core.service import Service
 from memfsd.uapi.units import Ino
@@ -29,6 +29,10 @@ class Performer:
             isinstance(e, ZeroBytes | DropWindow) or (isinstance(e, Scrub) and e.frame_count <= _INLINE_FRAMES)
             for e in effects
         )
+
+    def populated(self, ino: Ino) -> list[FrameRange]:
+        """Frames that hold memory in the window of a sealed file, in order."""
+        return self._backing.populated(ino)
 
     def perform(self, effects: Sequence[Effect]) -> None:
         for effect in effects:

@@ -92,7 +92,11 @@ class Brackets:
             try:
                 if peer is not None:
                     kept, silent = self._begin(peer, file, closing)
+                # What the guest has touched is memory in its window, also where its VM shows it nowhere just now: under
+                # an overlay, or in the middle of a conversion that may yet be taken back.
+                touched = self._performer.populated(ino) if reason is Reason.RECLAIM else []
                 with self._service.lock:
+                    self._service.gmem.settle(file, touched)
                     scrub = self._service.gmem.unmap(file, kept)
                 if scrub is not None:
                     self._performer.perform([scrub])
