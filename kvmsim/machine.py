@@ -337,9 +337,10 @@ class Machine:
                 try:
                     self._unbind(slot, slot.segments)
                 except Refused:
-                    with self.vm.mmu.lock:
-                        self.vm.slots[True].add(slot)
-                    raise
+                    if not link_of(slot).lost:  # else its bindings are gone with the store
+                        with self.vm.mmu.lock:
+                            self.vm.slots[True].add(slot)
+                        raise
             return runs
 
     def attach(self, slot: Memslot) -> None:

@@ -113,14 +113,18 @@ class GuestMemory:
             )
 
     def bind(self, file: Regular, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
-        """EINVAL past the end, EEXIST bound already, EINVAL at another GFN than before."""
+        """EINVAL past the end, EEXIST bound already, EINVAL at another GFN than before.
+
+        What was bound before the file shrank may be bound again, or a conversion could not take back its UNBIND.
+        """
         guest = guest_of(file)
         assert guest.closing is None, "the adapter holds the invalidation lock"
         end = pgoff + page_count
-        if end << PAGE_SHIFT > file.size:
+        if end << PAGE_SHIFT > file.size and end > guest.bound_end:
             raise Refused(errno.EINVAL, f"pages {pgoff:#x}-{end:#x} are past the end of the file ({file.size} bytes)")
         binding = Binding(slot, Pgoff(pgoff), Pgoff(end), Gfn(gfn))
         guest.bindings.bind(binding, fixed_gfn=self._options.fixed_gfn)
+        guest.bound_end = max(guest.bound_end, binding.end)
 
     def unbind(self, file: Regular, pgoff: int, page_count: int) -> None:
         guest = guest_of(file)

@@ -63,6 +63,8 @@ class Guest:
     size_set: bool = False
     pairing: Pairing | None = None
     bindings: Bindings = field(default_factory=Bindings)
+    bound_end: Pgoff = Pgoff(0)
+    """Behind the last page that was ever bound. A shrink leaves bindings where they are, behind the file's new end."""
     readahead: Readahead = field(default_factory=Readahead)
     closing: Invalidation | None = None
     seq: Seq = Seq(0)

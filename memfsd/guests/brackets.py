@@ -114,7 +114,8 @@ class Brackets:
             try:
                 if peer is not None:
                     kept, silent = self._begin(peer, file, closing)
-                # Pages that are not bound just now, in the middle of a conversion, no VM speaks for: their window does.
+                # What the guest has touched is memory in its window, also where its VM shows it nowhere just now: under
+                # an overlay, or in the middle of a conversion that may yet be taken back.
                 touched = self._backing.populated(ino) if reason is Reason.RECLAIM else []
                 with self._service.lock:
                     if touched:

@@ -32,6 +32,19 @@ def test_binding_past_the_end_of_the_file_is_einval(store: CoreStore) -> None:
     store.gmem.bind(file, 1, 0, 7, 1)
 
 
+def test_what_was_bound_before_a_shrink_is_bound_again() -> None:
+    store = CoreStore(resize_any=True)
+    file, guest = store.bound_file("file", 8, gfn=0x100)
+    store.gmem.set_size(file, 4 * P)
+    store.gmem.unbind(file, 2, 4)
+    store.gmem.bind(file, 1, 0x102, 2, 4)
+    assert [(b.start, b.end) for b in guest.bindings] == [(0, 8)]
+    with refused("EFAULT"):
+        store.fault(file, 5)
+    with refused("EINVAL", match="past the end of the file"):
+        store.gmem.bind(file, 1, 0x108, 8, 1)
+
+
 def test_a_bound_range_is_eexist_and_a_moved_one_einval(store: CoreStore) -> None:
     file, _ = store.bound_file("file", 8, gfn=0x100)
     with refused("EEXIST"):

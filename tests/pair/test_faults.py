@@ -9,6 +9,7 @@ import pytest
 from kvmsim.core.exits import MemoryErrorExit
 from memfsd.core.frames import FrameState
 from memfsd.uapi import messages as m
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, opened_store, page
@@ -223,6 +224,45 @@ def test_a_vm_can_take_back_from_itself(small_store: LocalStore) -> None:
         assert local.write(page(place), bytes([place])) is None
     assert [local.read(page(place), 1) for place in places] == [bytes([place]) for place in places]
     assert [local.read(page(number), 1) for number in range(17)] == [bytes([number + 1]) for number in range(17)]
+
+
+def test_pages_under_an_overlay_are_not_given_back(small_store: LocalStore) -> None:
+    """They were granted ahead of the guest, who has touched them since; that no leaf tells so does not matter."""
+    small_store.create("file", 16)
+    local = small_store.vm()
+    local.private_slot(0, 0, page(16), "file")
+    local.vmm.set_policy("overlay", "kept")
+    for number in range(12):
+        assert local.write(page(number), bytes([number + 1])) is None
+    for private in (False, True):
+        assert local.vmm.run(lambda private=private: local.guest.map(local.vcpu, 0, page(12), private=private)) is None
+        small_store.brackets.reclaim()
+    assert [local.read(page(number), 1) for number in range(12)] == [bytes([number + 1]) for number in range(12)]
+    assert small_store.findings() == []
+
+
+@pytest.mark.parametrize("policy", ["recreate", "punch"])
+def test_pages_of_a_conversion_that_was_taken_back_are_not_given_back(
+    small_store: LocalStore, monkeypatch: pytest.MonkeyPatch, policy: str
+) -> None:
+    """It had unmapped them, and they are not mapped again until the guest touches them."""
+    small_store.create("file", 16)
+    local = small_store.vm()
+    local.private_slot(0, 0, page(16), "file")
+    local.vmm.set_policy(policy)
+    for number in range(12):
+        assert local.write(page(number), bytes([number + 1])) is None
+
+    def refuse(*_: object) -> None:
+        raise Refused(errno.EBUSY, "another invalidation of this file does not end")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(local.link(), "punch", refuse)
+        with pytest.raises(Refused, match="does not end"):
+            local.vmm.run(lambda: local.guest.map(local.vcpu, page(2), page(8), private=False))
+    small_store.brackets.reclaim()
+    assert [local.read(page(number), 1) for number in range(12)] == [bytes([number + 1]) for number in range(12)]
+    assert small_store.findings() == []
 
 
 def test_fallocate_takes_back_pending_pages_through_reclaim(small_store: LocalStore) -> None:

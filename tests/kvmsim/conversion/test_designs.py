@@ -1,5 +1,7 @@
 """What each design does to slots, to data around and under a converted range, and to memory."""
 
+import errno
+
 import pytest
 
 from kvmsim.core.exits import MemoryErrorExit, MmioExit
@@ -220,3 +222,17 @@ def test_bytes_of_a_shared_slot_that_a_person_deleted_are_not_shown_again(
     world.touch(3, shared=False)
     got = world.touch(3, shared=True)
     assert got == b"\0" or isinstance(got, MemoryErrorExit | MmioExit), "zeros, or not the VMM's any more"
+
+
+@pytest.mark.parametrize(("policy", "under"), DESIGNS, ids=lambda word: word)
+def test_conversions_go_on_while_the_file_is_shorter(resizable_store: LocalStore, policy: str, under: str) -> None:
+    """What is behind its end stays bound, or it would never be had again once the file has grown."""
+    world = World(resizable_store, policy, under)
+    resizable_store.truncate("file", 8)
+    assert world.map(6, 6, private=False) is None
+    assert world.map(3, 1, private=False) is None
+    failed = world.map(10, 1, private=True)
+    assert isinstance(failed, MemoryErrorExit) and failed.errno == errno.EFAULT
+    resizable_store.truncate("file", 16)
+    assert [number for number, byte in enumerate(world.private_bytes()) if byte is None] == [3, 6, 7, 8, 9, 11]
+    assert resizable_store.findings() == []

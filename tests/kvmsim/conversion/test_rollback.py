@@ -1,12 +1,15 @@
 """Every design, each step of a conversion refused in turn: slots, bindings and data are as they were."""
 
+import errno
 from collections.abc import Callable
 
 import pytest
 
+from kvmsim.core.exits import MemoryErrorExit
 from memfsd.uapi.errors import Refused
 from tests.kvmsim.conversion.world import DESIGNS, Breaker, World
-from tests.support.both_sides import LocalStore
+from tests.support.both_sides import LocalStore, page
+from tests.support.threads import until
 
 
 def _share_middle(world: World) -> None:
@@ -63,3 +66,25 @@ def _is_refused(convert: Callable[[], object], breaker: Breaker, step: int) -> b
         return refused.reason == "injected" and breaker.disarm()
     assert not breaker.disarm() or breaker.world.local.vmm.tally.unreturned_pages
     return False
+
+
+@pytest.mark.parametrize(("policy", "under"), [("recreate", "kept"), ("overlay", "freed")], ids=lambda word: word)
+def test_a_store_that_dies_in_the_middle_leaves_the_slots_as_they_were(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, policy: str, under: str
+) -> None:
+    world = World(store, policy, under)
+    world.touch(12, shared=True)
+    slots = world.state().slots
+    link = world.local.link()
+
+    def die(*_: object) -> None:
+        store.hang_up("file")
+        until(lambda: bool(link.lost), "the VM has heard of it")
+        raise Refused(errno.ECONNABORTED, "punch: Software caused connection abort")
+
+    monkeypatch.setattr(link, "punch", die)
+    with pytest.raises(Refused, match="connection abort"):
+        world.map(4, 2, private=False)
+    assert world.state().slots == slots
+    exit_ = world.local.read(page(1), 1)
+    assert isinstance(exit_, MemoryErrorExit) and exit_.errno == errno.EIO

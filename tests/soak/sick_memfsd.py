@@ -1,0 +1,44 @@
+#!/usr/bin/env python
+"""memfsd with the fault that MEMFSD_SICK names, to prove that the soak finds it: a program in the place of memfsd.
+
+leak          eight megabytes and a descriptor stay with every VM that ends
+no-scrub      frames are freed as they are
+no-callback   frames are taken back without telling the VM
+"""
+
+import os
+import sys
+
+from memfsd import cli
+from memfsd.backing import Backing
+from memfsd.guests.brackets import Brackets
+from memfsd.guests.session import Session
+
+_leaked: list[object] = []
+
+
+def leak() -> None:
+    ending = Session._end_pairing
+
+    def end(self: Session, *arguments: object) -> None:
+        ending(self, *arguments)  # type: ignore[arg-type]
+        _leaked.append((b"\xff" * (8 << 20), os.open(os.devnull, os.O_RDONLY)))
+
+    Session._end_pairing = end  # type: ignore[method-assign]
+
+
+def main() -> None:
+    sick = os.environ["MEMFSD_SICK"]
+    if sick == "no-scrub":
+        Backing.punch = lambda self, window, runs: None  # type: ignore[method-assign]
+    elif sick == "no-callback":
+        Brackets._begin = lambda self, peer, file, closing: ([], None)  # type: ignore[method-assign]
+        Brackets._end = lambda self, peer, closing, seq: None  # type: ignore[method-assign]
+    else:
+        assert sick == "leak", sick
+        leak()
+    sys.exit(cli.run(sys.argv[1:]))
+
+
+if __name__ == "__main__":
+    main()

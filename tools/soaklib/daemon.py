@@ -1,0 +1,154 @@
+"""A memfsd of our own, and what it holds. Nothing here waits without a deadline."""
+
+import contextlib
+import ctypes
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from memfsd.uapi.names import FSTYPE, XATTR_POOL
+
+DEADLINE_S = 60.0
+BIN = Path(sys.executable).parent
+_PR_SET_PDEATHSIG = 1
+
+
+class Failure(Exception):
+    """What must not be: the message says it to a person."""
+
+
+class Levels(NamedTuple):
+    """What a process holds now."""
+
+    rss_kib: int
+    fds: int
+    threads: int
+
+
+def until(true: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -> None:
+    end = time.monotonic() + deadline_s
+    pause = threading.Event()
+    while not true():
+        if time.monotonic() > end:
+            raise Failure(f"within {deadline_s:.0f} s it did not come true that {what}")
+        pause.wait(0.01)
+
+
+class Daemon:
+    """`memfsd -f` on a directory of its own."""
+
+    def __init__(self, base: Path, options: str, program: Path) -> None:
+        self.path = base / "mnt"
+        self.path.mkdir(parents=True)
+        self._socket = base / "memfsd.sock"
+        self._options = options
+        self._program = program
+        self._log = base / "memfsd.log"
+        self.process = self._start()
+
+    def restart(self) -> None:
+        """After its end, on the same mount point, whatever is still mounted there."""
+        self.process = self._start()
+
+    def _start(self) -> subprocess.Popen[bytes]:
+        with self._log.open("ab") as log:
+            process = subprocess.Popen(
+                [self._program, "-f", "-o", f"socket={self._socket},{self._options}", self.path],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                preexec_fn=_end_with_parent,
+            )
+        try:
+            until(lambda: self.is_live(process) or process.poll() is not None, "memfsd mounts")
+            if process.poll() is not None:
+                raise Failure(f"memfsd ended with {process.returncode}: {self.log.strip()}")
+        except BaseException:
+            process.kill()
+            process.wait()
+            raise
+        return process
+
+    def is_live(self, process: subprocess.Popen[bytes]) -> bool:
+        """Its own mount is there: that of a dead daemon does not listen."""
+        if self.minor() is None or process.poll() is not None:
+            return False
+        with contextlib.suppress(OSError):
+            os.getxattr(self.path, XATTR_POOL)
+            return True
+        return False
+
+    @property
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def minor(self) -> int | None:
+        """The device minor of what is mounted here, found without asking the mount."""
+        for line in Path("/proc/self/mountinfo").read_text().splitlines():
+            fields = line.split()
+            if fields[4] == str(self.path) and f" - fuse.{FSTYPE} " in line:
+                return int(fields[2].split(":")[1])
+        return None
+
+    def pool(self) -> dict[str, int]:
+        """Frames by state, and in all."""
+        words = (word.partition("=") for word in os.getxattr(self.path, XATTR_POOL).decode().split())
+        return {key: int(value) for key, _, value in words if value.isdigit()}
+
+    def levels(self) -> Levels:
+        status = Path(f"/proc/{self.process.pid}/status").read_text()
+        fields = {key: value.split() for key, _, value in (line.partition(":") for line in status.splitlines())}
+        fds = len(os.listdir(f"/proc/{self.process.pid}/fd"))
+        return Levels(int(fields["VmRSS"][0]), fds, int(fields["Threads"][0]))
+
+    def check(self) -> None:
+        """`memfs check` finds nothing."""
+        done = subprocess.run(
+            [BIN / "memfs", "check", "--json", self.path], capture_output=True, text=True, timeout=DEADLINE_S
+        )
+        if done.returncode:
+            told = done.stderr.strip()
+            with contextlib.suppress(ValueError):
+                told = "; ".join(f"{found['rule']}: {found['text']}" for found in json.loads(done.stdout)["findings"])
+            raise Failure(f"memfs check: {told}")
+
+    def end(self, number: signal.Signals) -> None:
+        """By SIGKILL, or as a person ends it: then with exit status 0 and without a mount left."""
+        self.process.send_signal(number)
+        try:
+            status = self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            raise Failure(f"memfsd does not end on {number.name}") from None
+        if number is not signal.SIGKILL and (status or self.minor() is not None):
+            raise Failure(f"memfsd ended on {number.name} with {status}; mounted: {self.minor() is not None}")
+
+    def abort(self) -> None:
+        """Free everyone who waits on the mount."""
+        if (minor := self.minor()) is not None:
+            with contextlib.suppress(OSError):
+                Path(f"/sys/fs/fuse/connections/{minor}/abort").write_text("1")
+
+    def remove(self) -> None:
+        """Whatever became of it, no process and no mount stay."""
+        if self.process.poll() is None:
+            self.process.terminate()
+            try:
+                self.process.wait(DEADLINE_S)
+            except subprocess.TimeoutExpired:
+                self.abort()
+                self.process.kill()
+                self.process.wait()
+        while self.minor() is not None:
+            self.abort()
+            subprocess.run(["umount", "-l", self.path], check=True, timeout=DEADLINE_S)
+
+
+def _end_with_parent() -> None:
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGTERM, 0, 0, 0)

@@ -1,0 +1,150 @@
+"""The VMMs of a round: each a process on a new sealed file, judged when it ends."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_SEALS
+from soaklib.daemon import DEADLINE_S, Daemon, Failure, until
+from soaklib.ledger import Ledger
+from soaklib.report import Report
+from soaklib.vmm import Plan, plan_as_argument
+
+STARVED_S = 1.0
+"""A VMM that did not run for so long has an excuse for having missed its deadline."""
+_TOOLS = Path(__file__).parents[1]
+
+
+class RunningVm:
+    """One VMM. expected: "ended", "lost" (the host takes its store away) or "killed"."""
+
+    def __init__(self, plan: Plan, logs: Path) -> None:
+        self.plan = plan
+        self.expected = "ended"
+        self.ledger = Ledger(Path(plan.ledger), plan.page_count, create=True)
+        self._log = logs / f"{plan.name}.log"
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "soaklib.vmm", plan_as_argument(plan)],
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=log,
+                env={**os.environ, "PYTHONPATH": str(_TOOLS)},
+            )
+
+    @property
+    def path(self) -> Path:
+        return Path(self.plan.path)
+
+    @property
+    def is_running(self) -> bool:
+        return self.process.poll() is None
+
+    def signal(self, number: signal.Signals) -> None:
+        self.process.send_signal(number)
+
+    def kill(self) -> None:
+        self.expected = "killed"
+        self.process.kill()
+        self.process.wait(DEADLINE_S)
+
+    def judge(self) -> bool:
+        """Failure when it is not as expected; True when it was cut off, but had not been let run."""
+        try:
+            self.process.wait(DEADLINE_S)
+        except subprocess.TimeoutExpired:
+            self.process.send_signal(signal.SIGUSR1)  # its stacks, into its log
+            until(lambda: "Thread" in self._said(), "it shows its stacks", 5.0)
+            raise Failure(f"{self} does not end:\n{self._said()}") from None
+        if self.expected == "killed":
+            return False
+        try:
+            told = json.loads(self._said().splitlines()[-1])
+        except (ValueError, IndexError):
+            raise Failure(f"{self} ended with {self.process.returncode}: {self._said()}") from None
+        if told["fate"] == "lost" and self.expected == "ended" and told["longest_gap_s"] >= STARVED_S:
+            return True
+        if told["fate"] != self.expected:
+            raise Failure(f"{self} {told['fate']}, not {self.expected}: {told['why']}")
+        return False
+
+    def _said(self) -> str:
+        return self._log.read_text(errors="replace")
+
+    def __str__(self) -> str:
+        plan = self.plan
+        design = f"{plan.policy}/{plan.under}" if plan.policy == "overlay" else plan.policy
+        return f"VM {plan.name} ({design}, frames of {plan.page_bytes >> 10}K)"
+
+
+class Fleet:
+    """All of a round, on one mount."""
+
+    def __init__(self, daemon: Daemon, directory: Path, report: Report) -> None:
+        self._daemon = daemon
+        self._directory = directory
+        self._report = report
+        self.vms: list[RunningVm] = []
+
+    def start(self, number: int, policy: str, under: str, page_bytes: int, vcpu_count: int, seed: str) -> RunningVm:
+        """number: of the file, unique in the whole run."""
+        size = 4 << 20 if page_bytes == 4096 else 16 << 20
+        path = self._daemon.path / f"vm{number}.mem"
+        with path.open("xb"):
+            pass
+        os.setxattr(path, XATTR_SEALS, b"guest")
+        os.setxattr(path, XATTR_PAGE_SIZE, str(page_bytes).encode())
+        os.truncate(path, size)
+        ledger = self._directory / f"vm{number}.ledger"
+        plan = Plan(
+            f"vm{number}",
+            str(path),
+            str(ledger),
+            number,
+            size,
+            page_bytes,
+            policy,
+            under,
+            vcpu_count,
+            f"{seed} {number}",
+        )
+        vm = RunningVm(plan, self._directory)
+        self.vms.append(vm)
+        self._report.watch(vm.ledger)
+        self._report.count("vms")
+        return vm
+
+    def wait_ready(self) -> None:
+        for vm in self.vms:
+            until(lambda vm=vm: vm.ledger.is_ready or not vm.is_running, f"{vm} is paired")
+            if not vm.ledger.is_ready:
+                self._judge(vm)
+
+    def running(self) -> list[RunningVm]:
+        """Those that the host has let live so far."""
+        return [vm for vm in self.vms if vm.expected == "ended"]
+
+    def verified(self) -> int:
+        return sum(vm.ledger.counters()["verified_pages"] for vm in self.vms)
+
+    def finish(self) -> None:
+        """All of them are told to stop, and judged."""
+        for vm in self.vms:
+            vm.ledger.tell_to_stop()
+        for vm in self.vms:
+            self._judge(vm)
+
+    def _judge(self, vm: RunningVm) -> None:
+        if vm.judge():
+            self._report.count("starved")
+
+    def remove(self) -> None:
+        """Whatever became of them, no process and no ledger stay."""
+        for vm in self.vms:
+            if vm.is_running:
+                vm.process.kill()
+            vm.process.wait()
+            Path(vm.plan.ledger).unlink(missing_ok=True)

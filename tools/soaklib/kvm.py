@@ -1,0 +1,117 @@
+"""All that the soak uses of kvmsim: a VM with private memory at GPA 0, several vCPUs, and a policy."""
+
+import errno
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from itertools import chain, repeat
+
+from kvmsim.computer import Computer
+from kvmsim.core.exits import Exit, MemoryErrorExit
+from kvmsim.machine import GuestVcpu
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.limits import MAX_SLOTS
+
+PAGE_SHIFT = 12
+
+
+@dataclass(frozen=True, slots=True)
+class Trouble:
+    """Why a guest's action did not happen. errno 0: an exit that the policy left, for want of a slot."""
+
+    errno: int
+    why: str
+    refused: bool = False
+    """User space refused a conversion, and changed nothing."""
+
+
+class Vm:
+    """Each vCPU has a thread, and its actions come from there."""
+
+    def __init__(self, name: str, path: str, size_bytes: int, policy: str, under: str, vcpu_count: int) -> None:
+        self._computer = Computer(name, MAX_SLOTS)
+        machine = self._computer.machine
+        machine.set_private_slot(0, 0, size_bytes, 0, path, 0)
+        (self._link,) = machine.links.values()
+        for id_ in range(1, vcpu_count):
+            self._computer.vm.create_vcpu(id_)
+        self._computer.vmm.set_policy(policy, under)
+        self._pages = size_bytes >> PAGE_SHIFT
+
+    # -- what a guest does
+
+    def read(self, vcpu: int, page: int, count: int, *, shared: bool) -> bytes | Trouble:
+        cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
+        got = self._run(cpu, lambda: guest.read(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, shared=shared))
+        assert got is not None
+        return got
+
+    def write(self, vcpu: int, page: int, data: bytes, *, shared: bool) -> Trouble | None:
+        cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
+        done = self._run(cpu, lambda: guest.write(cpu, page << PAGE_SHIFT, data, shared=shared))
+        assert not isinstance(done, bytes)
+        return done
+
+    def convert(self, vcpu: int, page: int, count: int, *, private: bool) -> Trouble | None:
+        """The explicit request (MapGPA)."""
+        cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
+        done = self._run(cpu, lambda: guest.map(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, private=private))
+        assert not isinstance(done, bytes)
+        return done
+
+    def _run(self, cpu: GuestVcpu, action: Callable[[], bytes | Exit | None]) -> bytes | Trouble | None:
+        """User space's loop around KVM_RUN. What is under way after trouble is abandoned by the vCPU's next action."""
+        runs: Iterator[Callable[[], object]] = chain((action,), repeat(cpu.kvm_run))
+        try:
+            result = self._computer.vmm.run(lambda: self._kvm_run(cpu, runs))
+        except Refused as refused:
+            return Trouble(refused.errno, f"{errno_name(refused.errno)}: {refused.reason}", refused=True)
+        if isinstance(result, Exit):
+            number, why = (result.errno, result.why) if isinstance(result, MemoryErrorExit) else (0, "")
+            return Trouble(number, why or str(result))
+        assert result is None or isinstance(result, bytes)
+        return result
+
+    def _kvm_run(self, cpu: GuestVcpu, runs: Iterator[Callable[[], object]]) -> object:
+        """Again for as long as another vCPU's thread, which wants to convert, asks this one to leave."""
+        while True:
+            with self._computer.vmm.inhibitor.running():
+                try:
+                    return next(runs)()
+                except Refused as refused:
+                    if refused.errno != errno.EINTR:
+                        raise
+                    cpu.run.immediate_exit = 0
+
+    # -- what is known of it, while no conversion is under way
+
+    def shared_pages(self, page: int, count: int) -> list[bool]:
+        """Which of these pages an ordinary slot shows."""
+        with self._computer.vmm.inhibitor.running(), self._computer.vm.mmu.lock:
+            slots = self._computer.vm.slots[False]
+            return [slots.lookup(gfn) is not None for gfn in range(page, page + count)]
+
+    def slot_around(self, page: int) -> tuple[int, int]:
+        """Pages [first, end) of the private slot that has this page; empty when none has."""
+        with self._computer.vmm.inhibitor.running(), self._computer.vm.mmu.lock:
+            slot = self._computer.vm.slots[True].lookup(page)
+            return (0, 0) if slot is None else (slot.gfn, slot.end)
+
+    @property
+    def lost(self) -> str:
+        """Why the store is gone; "" while it is there."""
+        return self._link.lost
+
+    @property
+    def fault_count(self) -> int:
+        return self._computer.vm.mmu.fault_count
+
+    @property
+    def converted_count(self) -> int:
+        return self._computer.vmm.converted_count
+
+    @property
+    def lost_page_count(self) -> int:
+        return self._computer.vmm.tally.lost_pages
+
+    def close(self) -> None:
+        self._computer.close()
