@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from memfsd.uapi import messages as m
 from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
-from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_RUNS_PER_REPORT
+from memfsd.uapi.limits import ACK_DEADLINE_S, ANSWER_DEADLINE_S, MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .core.ept import entry_pfn, entry_writable
@@ -54,6 +54,8 @@ class Machine:
         self.links: dict[FileId, StoreLink] = {}
         self._open: dict[StoreLink, tuple[int, int]] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
+        self._retiring = False
+        """Private GFNs have no slot any more and may still be mapped, or their contents be there. By Mmu.lock."""
 
     # -- KVM_SET_USER_MEMORY_REGION
 
@@ -173,6 +175,7 @@ class Machine:
                 raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
             with self.vm.mmu.lock:
                 removed = self.vm.slots[True].punch(id_, start, end)
+                self._retiring = True
             self._retire(slot, removed)
             return removed
 
@@ -182,20 +185,26 @@ class Machine:
             slot = self.vm.slots[True].get(id_)
             assert slot is not None
             link = _link_of(slot)
-            with self.vm.mmu.lock:
+            mmu = self.vm.mmu
+            with mmu.lock:
                 self.vm.slots[True].fill(id_, start, end)
+                mmu.invalidate_begin(start, end)  # faults wait until the store knows the binding, too
+            bound = False
             try:
                 link.bind(id_, start, slot.pgoff_of(start), end - start)
-            except (PeerLost, Refused) as error:
-                with self.vm.mmu.lock:
-                    self.vm.slots[True].punch(id_, start, end)
-                if isinstance(error, Refused):
-                    raise
-                raise Refused(errno.EHOSTDOWN, str(error)) from None
+                bound = True
+            except PeerLost as lost:
+                raise Refused(errno.EHOSTDOWN, str(lost)) from None
+            finally:
+                with mmu.lock:
+                    if not bound:
+                        self.vm.slots[True].punch(id_, start, end)
+                    mmu.invalidate_end()
 
     def _delete(self, id_: int, *, private: bool) -> None:
         with self.vm.mmu.lock:
             slot = self.vm.slots[private].delete(id_)
+            self._retiring = private
         if private:
             self._retire(slot, slot.segments)
             return
@@ -209,13 +218,22 @@ class Machine:
     def _retire(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
         """Private GFNs that no slot shows any more: zap, flush, destroy contents, then tell the store."""
         backing, link = backing_of(slot), _link_of(slot)
-        for _, pfn, count in self._zap_segments(segments, private=True):
-            link.memory.scrub(pfn - backing.base, count)
+        try:
+            for _, pfn, count in self._zap_segments(segments, private=True):
+                link.memory.scrub(pfn - backing.base, count)
+        finally:
+            self._retired()
         for start, end in segments:
             try:
                 link.unbind(slot.pgoff_of(start), end - start)
             except PeerLost:
                 return
+
+    def _retired(self) -> None:
+        """The store's invalidations go on (`on_begin`)."""
+        with self.vm.mmu.lock:
+            self._retiring = False
+            self.vm.mmu.ended.notify_all()
 
     def _zap_segments(self, segments: list[tuple[int, int]], *, private: bool) -> list[tuple[int, int, int]]:
         """As an invalidation of our own: in one bracket, so that no fault under way maps it again."""
@@ -284,7 +302,9 @@ class Machine:
                 try:
                     granted = backing.link.get_pfn(ticket.pgoff, ticket.limit)
                 except Refused as refused:
-                    if refused.errno == errno.EAGAIN and self._wait_end(ticket):
+                    with mmu.lock:
+                        stale = mmu.is_stale(ticket, 1)  # it may be refused because the slot has just gone
+                    if (stale or refused.errno == errno.EAGAIN) and self._wait_end(ticket):
                         continue
                     return _failed(ticket, refused.errno, refused.reason)
                 except PeerLost as lost:
@@ -339,6 +359,10 @@ class Machine:
         mmu = self.vm.mmu
         kept: list[tuple[int, int]] = []
         with mmu.lock:
+            # Pages whose slot has just gone are mapped until they are zapped, then destroyed: a frame that the store
+            # frees meanwhile would still be in reach, or be destroyed under its next page. No down-call is made.
+            if not mmu.ended.wait_for(lambda: not self._retiring, ACK_DEADLINE_S):
+                raise PeerLost("a slot of this VM does not go away in time")
             ranges = self._gfn_ranges(link, begin.start, begin.end)
             if not ranges:
                 return []
@@ -417,8 +441,10 @@ class Machine:
                     segments = self._segments(link)
                     for id_ in {slot.id for slot, _, _ in segments}:
                         self.vm.slots[True].delete(id_)
+                    self._retiring = True
                 if segments:
                     self._zap_segments([(start, end) for _, start, end in segments], private=True)
+                self._retired()
                 link.close()
             self.links.clear()
 
