@@ -1,4 +1,4 @@
-"""The command kvmsim: run a script, or attach to a file and prompt."""
+"""The command kvmsim: run a script, attach to a file and prompt, or compare designs."""
 
 import argparse
 import contextlib
@@ -12,9 +12,11 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.units import parse_size
 
+from .compare.command import add_parser as add_compare
+from .compare.command import compare
 from .execute import Executor
 from .link import socket_of_sealed
-from .script.grammar import POLICIES, help_text, parse_line, parse_script
+from .script.grammar import POLICIES, UNDER, help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
 from .script.runner import Session, run
 from .script.words import ScriptError
@@ -27,6 +29,7 @@ examples:
   echo 'info vms' | kvmsim run -             commands from standard input
   kvmsim attach /mnt/vm.mem --gpa 0          pair with a sealed file, then a prompt: try 'help'
   kvmsim race fault-x-punch --exhaustive     every order of a fault and a punch; --list names the others
+  kvmsim compare                             what each design of conversion costs and destroys, as a table
 
 exit status of run: 0 every command did what it should, 1 one did not, 2 the script can not be parsed
 """
@@ -55,6 +58,8 @@ def run_command(arguments: list[str]) -> int:
     if arguments[:1] == ["race"]:
         return _race(arguments[1:])
     asked = _parser().parse_args(arguments)
+    if asked.command == "compare":
+        return compare(asked)
     return _run(asked) if asked.command == "run" else _attach(asked)
 
 
@@ -94,8 +99,15 @@ def _parser() -> argparse.ArgumentParser:
     commands.add_parser("race", help="run a scenario of both sides under chosen schedules", add_help=False)
     for sub in (run_, attach):
         sub.add_argument("--policy", choices=POLICIES, default="none", help="how exits are handled (default none)")
+        sub.add_argument(
+            "--under",
+            choices=UNDER,
+            default="kept",
+            help="with policy overlay: what becomes of the private page under an ordinary slot (default kept)",
+        )
         sub.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
         sub.add_argument("--json", action="store_true", help="one JSON object per command")
+    add_compare(commands)
     return parser
 
 
@@ -140,7 +152,7 @@ def _read(path: str) -> bytes:
 
 def _executor(asked: argparse.Namespace) -> Executor | None:
     try:
-        return Executor(asked.max_slots, asked.policy)
+        return Executor(asked.max_slots, asked.policy, asked.under)
     except Refused as refused:
         print(f"kvmsim: {refused.reason}", file=sys.stderr)
         return None

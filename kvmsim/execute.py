@@ -12,6 +12,8 @@ from memfsd.uapi.limits import MAX_ACCESS_BYTES, MAX_VMS
 from . import info
 from .computer import Computer
 from .core.exits import Exit, MemoryErrorExit
+from .host import VMM, Host, encrypted_of, memory_of
+from .host_commands import HostCommands
 from .info import Answer
 from .memory import AnonymousMemory, FileMemory, Memory
 from .script import commands as c
@@ -21,10 +23,11 @@ from .script.outcome import Outcome
 class Executor:
     """All VMs of a process; vm0 exists and is current."""
 
-    def __init__(self, max_slots: int, policy: str = "none") -> None:
+    def __init__(self, max_slots: int, policy: str = "none", under: str = "kept") -> None:
         self._max_slots = max_slots
-        self._policy = policy
+        self._policy = policy, under
         self._computers: dict[str, Computer] = {}
+        self._host = Host()
         self._doers: dict[type[c.Command], Callable[[Any], Outcome]] = {
             c.CreateVm: self._vm,
             c.CreateVcpu: self._vcpu,
@@ -43,6 +46,7 @@ class Executor:
             c.Info: self._info,
             c.Sh: self._sh,
         }
+        self._doers |= HostCommands(self._host, self._computers).doers()
         self._topics: dict[str, Callable[[], Answer]] = {
             "slots": lambda: info.slots(self._current),
             "ept": lambda: info.ept(self._current),
@@ -50,6 +54,7 @@ class Executor:
             "memory": lambda: info.memory(self._current),
             "stats": lambda: info.stats(self._current),
             "vms": self._vms,
+            "hva": lambda: info.hva(list(self._host.processes.values())),
         }
         self._current = self._create("vm0")
 
@@ -66,6 +71,7 @@ class Executor:
     def close(self) -> None:
         for computer in self._computers.values():
             computer.close()
+        self._host.close()
 
     # -- VMs, vCPUs, slots
 
@@ -75,7 +81,7 @@ class Executor:
         if len(self._computers) >= MAX_VMS:
             raise Refused(errno.ENOSPC, f"{MAX_VMS} VMs are the limit")
         computer = Computer(name, self._max_slots)
-        computer.vmm.set_policy(self._policy)
+        computer.vmm.set_policy(*self._policy)
         self._computers[name] = computer
         return computer
 
@@ -89,16 +95,25 @@ class Executor:
 
     def _slot_set(self, command: c.SlotSet) -> Outcome:
         machine = self._current.machine
+        space = self._host.processes[VMM]
         if command.private:
-            path = command.file or ""
-            machine.set_private_slot(command.id, command.gpa, command.size, command.flags, path, command.offset)
+            path, fd = command.file or "", None
+            if command.hva is not None and command.size:
+                path, fd = encrypted_of(space, command.hva, command.size)
+            machine.set_private_slot(
+                command.id, command.gpa, command.size, command.flags, path, command.offset, mapped_fd=fd
+            )
             return Outcome(ok=True)
-        memory, path, offset = None, command.file or "", command.offset
+        memory: Memory | None = None
+        path, offset = command.file or "", command.offset
         existing = self._current.vm.slots[False].get(command.id)
-        if existing is None and command.size:
+        if command.hva is not None and command.size:
+            vma = space.backing(command.hva, command.size)
+            memory, path, offset = memory_of(vma), str(vma), vma.memory_offset + command.hva - vma.start
+        elif existing is None and command.size:
             memory, path = self._shared_memory(command)
         machine.set_shared_slot(
-            command.id, command.gpa, command.size, command.flags, memory, offset, owned=True, path=path
+            command.id, command.gpa, command.size, command.flags, memory, offset, owned=command.hva is None, path=path
         )
         return Outcome(ok=True)
 
@@ -185,8 +200,8 @@ class Executor:
     # -- around it
 
     def _set_policy(self, command: c.SetPolicy) -> Outcome:
-        self._current.vmm.set_policy(command.policy)
-        self._policy = command.policy
+        self._current.vmm.set_policy(command.policy, command.under)
+        self._policy = command.policy, command.under
         return Outcome(ok=True)
 
     def _sh(self, command: c.Sh) -> Outcome:

@@ -94,9 +94,9 @@ class Guest:
         if status != SUCCESS:
             name = "alignment error" if status == ALIGN_ERROR else "invalid operand"
             raise Refused(errno.EINVAL, f"MapGPA {gpa:#x}+{size:#x}: status {status:#x}, {name}")
-        mmu, slots = self._machine.vm.mmu, self._machine.vm.slots[private]
+        vm, mmu = self._machine.vm, self._machine.vm.mmu
         with mmu.lock:
-            covered = slots.covers(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT) is not None
+            covered = vm.covers(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT, private=private)
         if not covered:
             return MemoryErrorExit(gpa, size, private, explicit=True)
         for start, length in chunks(gpa, size):

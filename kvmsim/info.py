@@ -5,6 +5,7 @@ from typing import Any
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
 
 from .computer import Computer
+from .core.hva import HostAddressSpace
 from .machine import backing_of
 
 Answer = tuple[object, str]
@@ -88,7 +89,7 @@ def memory(computer: Computer) -> Answer:
 
 def stats(computer: Computer) -> Answer:
     """Counters since the VM was made."""
-    vm, machine = computer.vm, computer.machine
+    vm, machine, tally = computer.vm, computer.machine, computer.vmm.tally
     with vm.mmu.lock:
         facts = {
             "faults": vm.mmu.fault_count,
@@ -96,10 +97,35 @@ def stats(computer: Computer) -> Answer:
             "zapped": vm.mmu.zapped_count,
             "tlb_flushes": sum(vcpu.tlb.flush_count for vcpu in vm.vcpus.values()),
             "kicks": sum(vcpu.kick_count for vcpu in vm.vcpus.values()),
-            "store_requests": sum(link.request_count for link in machine.links.values()),
-            "converted_pages": computer.vmm.converted_count,
+            "store_messages": sum(link.message_count for link in machine.links.values()),
+            "exits": tally.exits,
+            "converted_to_shared": tally.to_shared_pages,
+            "converted_to_private": tally.to_private_pages,
+            "lost_pages": tally.lost_pages,
+            "unreturned_pages": tally.unreturned_pages,
+            "rolled_back": tally.rolled_back,
         }
     return facts, _lines(facts)
+
+
+def hva(spaces: list[HostAddressSpace], *, dump: bool = False) -> Answer:
+    """Mappings of simulated host processes; dump: only what a core dump holds."""
+    facts: list[dict[str, Any]] = [
+        {
+            "process": space.process,
+            "hva": vma.start,
+            "size": vma.size,
+            "flags": list(vma.flags),
+            "file": vma.name,
+        }
+        for space in spaces
+        for vma in (space.dump() if dump else space)
+    ]
+    lines = [f"{'PROCESS':8} {'HVA':>14} {'SIZE':>8}  FILE, FLAGS"]
+    for f in facts:
+        flags = "|".join(f["flags"])
+        lines.append(f"{f['process']:8} {f['hva']:>#14x} {format_size(f['size']):>8}  {f['file']}, {flags}")
+    return facts, "\n".join(lines)
 
 
 def vms(computers: dict[str, Computer], current: Computer) -> Answer:

@@ -20,17 +20,18 @@ from memfsd.uapi.framing import (
     decode_header,
     decode_reply,
     decode_request,
+    decode_success,
     encode_failure,
     encode_reply,
     encode_request,
-    is_success,
 )
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES, MAX_RUN_PAGES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
 from memfsd.uapi.pairing import State, next_state
+from memfsd.uapi.units import PAGE_SHIFT
 
-from .memory import WindowMemory
+from .memory import WindowMemory, punch_file
 
 _B = TypeVar("_B", bound=m.Body)
 _GET_PFN = Kind.GET_PFN
@@ -74,6 +75,8 @@ class StoreLink:
         self._lock = sync.lock("StoreLink.lock")
         self._next_id = 1
         self.request_count = 0
+        self.callback_count = 0
+        self.punch_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
         self._down = sync.channel(down, "vm.down")
         try:
@@ -93,6 +96,11 @@ class StoreLink:
         """Serve the up channel from now on."""
         self._thread.start()
 
+    @property
+    def message_count(self) -> int:
+        """Requests and callbacks that were answered, and punches of the file by user space."""
+        return self.request_count + self.callback_count + self.punch_count
+
     # -- down: kvmsim asks
 
     def bind(self, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
@@ -103,10 +111,16 @@ class StoreLink:
 
     def get_pfn(self, pgoff: int, max_pages: int) -> m.GetPfnReply:
         """A granted run, all of it in the window. Refused with the store's errno; PeerLost when it is gone."""
-        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, min(max_pages, MAX_RUN_PAGES)), m.GetPfnReply)
+        most = max_pages if max_pages < MAX_RUN_PAGES else MAX_RUN_PAGES
+        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, most), m.GetPfnReply)
         if granted.pfn + granted.page_count > self.frame_count:
             raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
         return granted
+
+    def punch(self, pgoff: int, page_count: int) -> None:
+        """fallocate(PUNCH_HOLE | KEEP_SIZE): user space gives pages of the file back. Refused with its errno."""
+        punch_file(self.fd, pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT)
+        self.punch_count += 1
 
     def stat(self) -> m.StatReply:
         return self._ask(Kind.STAT, m.Empty(), m.StatReply)
@@ -126,7 +140,8 @@ class StoreLink:
         os.close(self.fd)
 
     def _ask(self, kind: Kind, body: m.Body, reply: type[_B]) -> _B:
-        with self._lock:
+        self._lock.acquire()  # not `with`, which takes twice as long: a fault asks
+        try:
             if self.lost:
                 raise PeerLost(self.lost)
             id_ = self._next_id
@@ -140,16 +155,17 @@ class StoreLink:
                 raise self._broken(f"the store is gone: {error.strerror}") from None
             if not 0 < size <= MAX_PACKET_BYTES:
                 raise self._broken("the store is gone" if size == 0 else f"the store sent {size} bytes")
-            packet = self._buffer[:size]
             try:
-                if not is_success(packet, id_, kind):
-                    raise self._refusal(packet, id_, kind)
-                self.request_count += 1
-                answer = decode_reply(kind, packet)
+                answer = decode_success(self._buffer, size, id_, kind)
+                if answer is None:
+                    raise self._refusal(self._buffer[:size], id_, kind)
             except BadBody as error:
                 raise self._broken(str(error)) from None
+            self.request_count += 1
             assert isinstance(answer, reply)
             return answer
+        finally:
+            self._lock.release()
 
     def _refusal(self, packet: bytearray, id_: int, kind: Kind) -> Refused | PeerLost:
         """What a packet that is no success means; BadBody when it has no reason."""
@@ -210,6 +226,7 @@ class StoreLink:
                     raise PeerLost(f"a reply to {header.kind.name} that nobody asked for")
                 answer, ok = self._answer(header.id, header.kind, view[:size], legal=following is not None)
                 self._up.send(answer)
+                self.callback_count += 1
                 if ok and following is not None:
                     state = following
         except PeerLost as lost:

@@ -4,10 +4,11 @@ A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: 
 A callback: begin -> zap under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves.
 """
 
+import contextlib
 import errno
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 from memfsd.uapi import messages as m
 from memfsd.uapi import sync
@@ -29,18 +30,24 @@ Translation = tuple[Memory, int, bool]
 """What a TLB entry holds: the memory, the byte offset of the page in it, writable."""
 GuestVcpu = Vcpu[Translation]
 
+Runs = list[tuple[int, int, int]]
+"""Mapped pages: (gfn, host frame, pages)."""
 _MAX_RETRIES = 1 << 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Backing:
-    """What a slot shows: frame numbers from base; link for private slots; owned: closed with the slot."""
+    """What a slot shows: frame numbers from base; link for private slots.
+
+    owned: closed with the slot. sticky: made from an encrypted mapping, and so there until the VM ends.
+    """
 
     memory: Memory
     base: int
     link: StoreLink | None = None
     owned: bool = False
     path: str = ""
+    sticky: bool = False
 
 
 class Machine:
@@ -55,16 +62,19 @@ class Machine:
         self._open: dict[StoreLink, tuple[int, int]] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
         self._retiring = False
-        """Private GFNs have no slot any more and may still be mapped, or their contents be there. By Mmu.lock."""
+        """Private GFNs have no slot any more and may still be mapped, or hold their contents. Guarded by Mmu.lock."""
 
     # -- KVM_SET_USER_MEMORY_REGION
 
-    def set_private_slot(self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int) -> None:
+    def set_private_slot(
+        self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int, *, mapped_fd: int | None = None
+    ) -> None:
         """Create a private slot (or with size 0 delete it): this is where pairing happens.
 
         KVM's checks in KVM's order, then the file's: ENOENT and other errors of open(2), EINVAL not sealed or
         past the end, EPERM another VM's, EEXIST bound already, EINVAL bound at another GFN before.
         The end of GPAs, KVM's last check, comes before pairing and binding: they can not be undone.
+        mapped_fd: of the file behind an encrypted mapping, which the slot shows instead of the file at path.
         """
         with self.slots_lock:
             slots = self.vm.slots[True]
@@ -73,25 +83,26 @@ class Machine:
                 id_, AddressSpaceId.PRIVATE, flags, gpa, size, offset, self.vm.max_slots, existing, True
             )
             if change is RegionChange.DELETE:
+                assert existing is not None
+                _check_loose(existing)
                 self._delete(id_, private=True)
                 return
             gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
             slots.check_free(gfn, gfn + page_count)
-            fd = _open(path)
+            fd = _open(path) if mapped_fd is None else os.dup(mapped_fd)
             try:
                 check_addressable(gfn, page_count)
             except Refused:
                 os.close(fd)
                 raise
-            backing = self._link(fd, path, offset + size)
+            backing = replace(self._link(fd, path, offset + size), sticky=mapped_fd is not None)
             assert backing.link is not None
             try:
                 backing.link.bind(id_, gfn, pgoff, page_count)
             except PeerLost as lost:
                 raise Refused(errno.EHOSTDOWN, str(lost)) from None
-            slot = Memslot(
-                id_, AddressSpaceId.PRIVATE, gfn, page_count, SlotFlag(flags) | SlotFlag.GUEST_MEMFD, backing, pgoff
-            )
+            all_flags = SlotFlag(flags) | SlotFlag.GUEST_MEMFD
+            slot = Memslot(id_, AddressSpaceId.PRIVATE, gfn, page_count, all_flags, backing, pgoff, backing.link)
             with self.vm.mmu.lock:
                 slots.add(slot)
 
@@ -140,6 +151,7 @@ class Machine:
                 base = self.vm.physmap.add(memory, pgoff + page_count)
                 backing = Backing(memory, base, owned=owned, path=path)
                 slots.add(Memslot(id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), backing, pgoff))
+            self._shade(gfn, gfn + page_count)
         elif change is not RegionChange.NONE:
             assert existing is not None
             with mmu.lock:
@@ -155,13 +167,27 @@ class Machine:
                     slots.add(existing)
                     raise
             self._zap_segments(existing.segments, private=False)
+            self._shade(gfn, gfn + page_count)
+
+    def _shade(self, start: int, end: int) -> None:
+        """An ordinary slot lies over [start, end) now: under it, private pages are blocked where it is an overlay."""
+        if self.vm.overlay:
+            self._block([(start, end)])
+
+    def _block(self, segments: list[tuple[int, int]]) -> None:
+        if segments:
+            with self._bracket(segments):
+                for start, end in segments:
+                    self.vm.mmu.block(start, end)
 
     def delete_slot(self, id_: int, *, private: bool) -> None:
         """EINVAL when there is none. A private slot's contents are destroyed, as TDX and SNP unmap."""
         with self.slots_lock:
-            if self.vm.slots[private].get(id_) is None:
+            slot = self.vm.slots[private].get(id_)
+            if slot is None:
                 kind = "private" if private else "shared"
                 raise Refused(errno.EINVAL, f"there is no {kind} slot {id_}: see 'info slots'")
+            _check_loose(slot)
             self._delete(id_, private=private)
 
     def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
@@ -173,41 +199,153 @@ class Machine:
             slot = self.vm.slots[True].get(id_)
             if slot is None:
                 raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
-            with self.vm.mmu.lock:
-                removed = self.vm.slots[True].punch(id_, start, end)
-                self._retiring = True
-            self._retire(slot, removed)
+            _check_loose(slot)
+            with self._retirement():
+                with self.vm.mmu.lock:
+                    removed = self.vm.slots[True].punch(id_, start, end)
+                self._retire(slot, removed)
+            self._forget(slot, removed)
             return removed
 
     def fill_slot(self, id_: int, start: int, end: int) -> None:
-        """The inverse of a punch: GFNs [start, end) of a hole belong to the slot again, empty."""
+        """The inverse of a punch: GFNs [start, end) of a hole belong to the slot again. What `punch_slot` took is
+        empty; what `hide` took has its contents."""
+        with self.slots_lock:
+            slots = self.vm.slots[True]
+            slot = slots.get(id_)
+            assert slot is not None
+            with self._faults_wait(start, end):
+                with self.vm.mmu.lock:
+                    slots.fill(id_, start, end)
+                try:
+                    self._bind(slot, [(start, end)])
+                except Refused:
+                    with self.vm.mmu.lock:
+                        slots.punch(id_, start, end)
+                    raise
+
+    # -- steps of a conversion that can be taken back: contents stay in the window until `destroy`
+
+    def hide(self, id_: int, start: int, end: int) -> Runs:
+        """A punch that only blocks: GFNs [start, end) leave the slot. What was mapped there; undone by `fill_slot`."""
+        with self.slots_lock:
+            slots = self.vm.slots[True]
+            slot = slots.get(id_)
+            assert slot is not None
+            _check_loose(slot)
+            with self._retirement():
+                with self.vm.mmu.lock:
+                    slots.punch(id_, start, end)
+                runs = self._zap_segments([(start, end)], private=True)
+            try:
+                self._unbind(slot, [(start, end)])
+            except Refused:
+                with self.vm.mmu.lock:
+                    slots.fill(id_, start, end)
+                raise
+            return runs
+
+    def detach(self, id_: int) -> Runs:
+        """Take a private slot out, and only block it. What was mapped; undone by `attach`."""
         with self.slots_lock:
             slot = self.vm.slots[True].get(id_)
             assert slot is not None
-            link = _link_of(slot)
-            mmu = self.vm.mmu
-            with mmu.lock:
-                self.vm.slots[True].fill(id_, start, end)
-                mmu.invalidate_begin(start, end)  # faults wait until the store knows the binding, too
-            bound = False
+            _check_loose(slot)
+            with self._retirement():
+                with self.vm.mmu.lock:
+                    self.vm.slots[True].delete(id_)
+                runs = self._zap_segments(slot.segments, private=True)
             try:
-                link.bind(id_, start, slot.pgoff_of(start), end - start)
-                bound = True
-            except PeerLost as lost:
-                raise Refused(errno.EHOSTDOWN, str(lost)) from None
-            finally:
-                with mmu.lock:
-                    if not bound:
-                        self.vm.slots[True].punch(id_, start, end)
-                    mmu.invalidate_end()
+                self._unbind(slot, slot.segments)
+            except Refused:
+                with self.vm.mmu.lock:
+                    self.vm.slots[True].add(slot)
+                raise
+            return runs
+
+    def attach(self, slot: Memslot) -> None:
+        """Put a slot back that `detach` took out."""
+        with self.slots_lock, self._faults_wait(slot.gfn, slot.end):
+            with self.vm.mmu.lock:
+                self.vm.slots[True].add(slot)
+            self._bind(slot, slot.segments)
+
+    def create_private(self, id_: int, start: int, end: int, like: Memslot) -> None:
+        """A private slot over GFNs [start, end), of the file and at the place that `like` has them."""
+        with self.slots_lock, self._faults_wait(start, end):
+            slot = replace(like, id=id_, gfn=start, page_count=end - start, pgoff=like.pgoff_of(start), segments=[])
+            with self.vm.mmu.lock:
+                self.vm.slots[True].add(slot)
+            try:
+                self._bind(slot, slot.segments)
+            except Refused:
+                with self.vm.mmu.lock:
+                    self.vm.slots[True].delete(id_)
+                raise
+
+    def destroy(self, slot: Memslot, runs: Runs) -> None:
+        """Contents of frames that are not mapped any more: what a TDX or SNP unmap does. They read as zeros."""
+        backing, link = backing_of(slot), link_of(slot)
+        for _, pfn, count in runs:
+            link.memory.scrub(pfn - backing.base, count)
+
+    def mapped_private(self, start: int, end: int) -> Runs:
+        """Private leaves of GFNs [start, end)."""
+        with self.vm.mmu.lock:
+            return list(self.vm.mmu.epts[True].runs(start, end))
+
+    def held_private(self, start: int, end: int) -> int:
+        """Private pages of GFNs [start, end) that hold memory, mapped or under an overlay."""
+        with self.vm.mmu.lock:
+            return self.vm.mmu.held_private(start, end)
+
+    def set_overlay(self, on: bool) -> None:
+        """From now on lookups see ordinary slots first, and a private page under one is not mapped; or no more."""
+        with self.slots_lock:
+            with self.vm.mmu.lock:
+                self.vm.overlay = on
+                under = [(start, end) for slot in self.vm.slots[False] for start, end in slot.segments]
+            if on:
+                self._block(under)
+
+    def _bind(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+        """All of them, or Refused."""
+        link, done = link_of(slot), list[tuple[int, int]]()
+        try:
+            for start, end in segments:
+                link.bind(slot.id, start, slot.pgoff_of(start), end - start)
+                done.append((start, end))
+        except (PeerLost, Refused) as error:
+            with contextlib.suppress(Refused):
+                self._unbind(slot, done)
+            if isinstance(error, Refused):
+                raise
+            raise Refused(errno.EHOSTDOWN, str(error)) from None
+
+    def _unbind(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+        """All of them, or Refused."""
+        link, done = link_of(slot), list[tuple[int, int]]()
+        try:
+            for start, end in segments:
+                link.unbind(slot.pgoff_of(start), end - start)
+                done.append((start, end))
+        except (PeerLost, Refused) as error:
+            with contextlib.suppress(Refused):
+                self._bind(slot, done)
+            if isinstance(error, Refused):
+                raise
+            raise Refused(errno.EHOSTDOWN, str(error)) from None
 
     def _delete(self, id_: int, *, private: bool) -> None:
-        with self.vm.mmu.lock:
-            slot = self.vm.slots[private].delete(id_)
-            self._retiring = private
         if private:
-            self._retire(slot, slot.segments)
+            with self._retirement():
+                with self.vm.mmu.lock:
+                    slot = self.vm.slots[True].delete(id_)
+                self._retire(slot, slot.segments)
+            self._forget(slot, slot.segments)
             return
+        with self.vm.mmu.lock:
+            slot = self.vm.slots[False].delete(id_)
         self._zap_segments(slot.segments, private=False)
         backing = backing_of(slot)
         with self.vm.mmu.lock:
@@ -216,38 +354,65 @@ class Machine:
             backing.memory.close()
 
     def _retire(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
-        """Private GFNs that no slot shows any more: zap, flush, destroy contents, then tell the store."""
-        backing, link = backing_of(slot), _link_of(slot)
-        try:
-            for _, pfn, count in self._zap_segments(segments, private=True):
-                link.memory.scrub(pfn - backing.base, count)
-        finally:
-            self._retired()
+        """Private GFNs that no slot shows any more: zap, flush, destroy contents."""
+        self.destroy(slot, self._zap_segments(segments, private=True))
+
+    def _forget(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+        """Tell the store, if it is there, that these GFNs are not bound any more."""
         for start, end in segments:
             try:
-                link.unbind(slot.pgoff_of(start), end - start)
+                link_of(slot).unbind(slot.pgoff_of(start), end - start)
             except PeerLost:
                 return
 
-    def _retired(self) -> None:
-        """The store's invalidations go on (`on_begin`)."""
-        with self.vm.mmu.lock:
-            self._retiring = False
-            self.vm.mmu.ended.notify_all()
+    @contextlib.contextmanager
+    def _retirement(self) -> Iterator[None]:
+        """Private GFNs lose their slot, are zapped, and perhaps destroyed: the store's BEGIN waits until it is done.
 
-    def _zap_segments(self, segments: list[tuple[int, int]], *, private: bool) -> list[tuple[int, int, int]]:
-        """As an invalidation of our own: in one bracket, so that no fault under way maps it again."""
-        if not segments:
-            return []
+        Else it would find no slot, and be acknowledged while they are mapped; and contents would be destroyed in a
+        frame that is another page's by then. No down-call in it: the store may be waiting for us.
+        """
         mmu = self.vm.mmu
-        low, high = min(start for start, _ in segments), max(end for _, end in segments)
         with mmu.lock:
-            mmu.invalidate_begin(low, high)
-            runs = [run for start, end in segments for run in mmu.zap(start, end, private=private)]
+            self._retiring = True
+        try:
+            yield
+        finally:
+            with mmu.lock:
+                self._retiring = False
+                mmu.ended.notify_all()
+
+    @contextlib.contextmanager
+    def _faults_wait(self, start: int, end: int) -> Iterator[None]:
+        """GFNs get a slot here and a binding in the store: a fault that sees one of both waits for the other."""
+        mmu = self.vm.mmu
+        with mmu.lock:
+            mmu.invalidate_begin(start, end)
+        try:
+            yield
+        finally:
+            with mmu.lock:
+                mmu.invalidate_end()
+
+    def _zap_segments(self, segments: list[tuple[int, int]], *, private: bool) -> Runs:
+        runs: Runs = []
+        if segments:
+            zap = self.vm.mmu.zap
+            with self._bracket(segments):
+                runs += [run for start, end in segments for run in zap(start, end, private=private)]
+        return runs
+
+    @contextlib.contextmanager
+    def _bracket(self, segments: list[tuple[int, int]]) -> Iterator[None]:
+        """An invalidation of our own, so that no fault under way maps it again. The body has Mmu.lock; then every vCPU
+        leaves the guest, and the bracket closes."""
+        mmu = self.vm.mmu
+        with mmu.lock:
+            mmu.invalidate_begin(min(start for start, _ in segments), max(end for _, end in segments))
+            yield
         self._kick_all()
         with mmu.lock:
             mmu.invalidate_end()
-        return runs
 
     def _kick_all(self) -> None:
         for vcpu in list(self.vm.vcpus.values()):
@@ -289,35 +454,42 @@ class Machine:
         want: shared pages worth mapping at once; private runs are the store's to choose.
         """
         vm, mmu = self.vm, self.vm.mmu
+        lock = mmu.lock  # acquired by hand: `with` takes twice as long, and here that is felt
         ticket: Ticket | Exit
         for _ in range(_MAX_RETRIES):
-            with mmu.lock:
+            lock.acquire()
+            try:
                 ticket = vm.fault(gfn, private=not shared, write=write, offset=offset, length=length)
+            finally:
+                lock.release()
             if not isinstance(ticket, Ticket):
                 return ticket
-            backing = backing_of(ticket.slot)
+            backing = ticket.slot.backing
+            assert isinstance(backing, Backing)
             if backing.link is None:
                 pfn, count = backing.base + ticket.pgoff, min(want, ticket.limit)
             else:
                 try:
                     granted = backing.link.get_pfn(ticket.pgoff, ticket.limit)
                 except Refused as refused:
-                    with mmu.lock:
-                        stale = mmu.is_stale(ticket, 1)  # it may be refused because the slot has just gone
+                    with lock:
+                        stale = mmu.is_stale(ticket, 1)  # a slot may have gone or come meanwhile
                     if (stale or refused.errno == errno.EAGAIN) and self._wait_end(ticket):
                         continue
                     return _failed(ticket, refused.errno, refused.reason)
                 except PeerLost as lost:
                     return _failed(ticket, errno.EIO, str(lost))
                 pfn, count = backing.base + granted.pfn, granted.page_count
-            with mmu.lock:
-                try:
-                    if mmu.install(ticket, pfn, count):
-                        at = pfn - backing.base << PAGE_SHIFT
-                        vcpu.tlb.insert(tlb_key(gfn, shared), (backing.memory, at, ticket.writable))
-                        return None
-                except Refused as refused:
-                    return _failed(ticket, refused.errno, refused.reason)
+            lock.acquire()
+            try:
+                if mmu.install(ticket, pfn, count):
+                    at = pfn - backing.base << PAGE_SHIFT
+                    vcpu.tlb.insert(gfn if shared else ~gfn, (backing.memory, at, ticket.writable))
+                    return None
+            except Refused as refused:
+                return _failed(ticket, refused.errno, refused.reason)
+            finally:
+                lock.release()
             if not self._wait_end(ticket):
                 return _failed(ticket, errno.ETIMEDOUT, "an invalidation does not end")
         assert isinstance(ticket, Ticket)
@@ -359,8 +531,6 @@ class Machine:
         mmu = self.vm.mmu
         kept: list[tuple[int, int]] = []
         with mmu.lock:
-            # Pages whose slot has just gone are mapped until they are zapped, then destroyed: a frame that the store
-            # frees meanwhile would still be in reach, or be destroyed under its next page. No down-call is made.
             if not mmu.ended.wait_for(lambda: not self._retiring, ACK_DEADLINE_S):
                 raise PeerLost("a slot of this VM does not go away in time")
             ranges = self._gfn_ranges(link, begin.start, begin.end)
@@ -412,22 +582,13 @@ class Machine:
 
     def _segments(self, link: StoreLink) -> list[tuple[Memslot, int, int]]:
         """Visible segments of the link's slots, by GFN."""
-        found = [
-            (slot, start, end)
-            for slot in self.vm.slots[True]
-            if backing_of(slot).link is link
-            for start, end in slot.segments
-        ]
-        return sorted(found, key=lambda segment: segment[1])
+        return sorted(self.vm.slots[True].of_file(link), key=lambda segment: segment[1])
 
     def _gfn_ranges(self, link: StoreLink, start: int, end: int) -> list[tuple[int, int, int]]:
         """Where file pages [start, end) show: (gfn, pgoff, pages)."""
-        ranges = []
-        for slot, low, high in self._segments(link):
-            first, last = max(start, slot.pgoff_of(low)), min(end, slot.pgoff_of(high))
-            if first < last:
-                ranges.append((slot.gfn + first - slot.pgoff, first, last - first))
-        return ranges
+        return [
+            (low, slot.pgoff_of(low), high - low) for slot, low, high in self.vm.slots[True].of_file(link, start, end)
+        ]
 
     def close(self) -> None:
         """The VM ends: slots go, then every pairing with BYE."""
@@ -437,14 +598,12 @@ class Machine:
             for slot in list(self.vm.slots[False]):
                 self._delete(slot.id, private=False)
             for link in self.links.values():
-                with self.vm.mmu.lock:
-                    segments = self._segments(link)
-                    for id_ in {slot.id for slot, _, _ in segments}:
-                        self.vm.slots[True].delete(id_)
-                    self._retiring = True
-                if segments:
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        segments = self._segments(link)
+                        for id_ in {slot.id for slot, _, _ in segments}:
+                            self.vm.slots[True].delete(id_)
                     self._zap_segments([(start, end) for _, start, end in segments], private=True)
-                self._retired()
                 link.close()
             self.links.clear()
 
@@ -461,7 +620,12 @@ def backing_of(slot: Memslot) -> Backing:
     return slot.backing
 
 
-def _link_of(slot: Memslot) -> StoreLink:
+def _check_loose(slot: Memslot) -> None:
+    if backing_of(slot).sticky:
+        raise Refused(errno.EPERM, f"{slot} shows an encrypted mapping: it stays until the VM ends: lay a slot over it")
+
+
+def link_of(slot: Memslot) -> StoreLink:
     link = backing_of(slot).link
     assert link is not None
     return link

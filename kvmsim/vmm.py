@@ -1,27 +1,24 @@
 """The VMM side: user space that handles exits under a policy, and keeps the shared copy of memory.
 
-Policy `none` handles nothing. Policy `punch` converts: to shared by a hole in the private slot (the thread's
-proposed ioctl), whose frames go back to the store at once, and an ordinary slot over the VMM's shared memory; to
-private by the inverse. So a page is never held twice.
+Policy `none` handles nothing. The others convert what the guest asks for, each by a design of `kvmsim.conversion`.
 """
 
-import contextlib
-import errno
 from collections.abc import Callable
 from typing import TypeVar
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
+from .conversion.design import Design, Tally
+from .conversion.overlay import Overlay
+from .conversion.punch import Punch
+from .conversion.recreate import Recreate
+from .conversion.shared_copy import SharedCopy
 from .core.exits import Exit, MemoryErrorExit, MmioExit
-from .core.memslots import Memslot
-from .core.vm import GPA_END
-from .machine import Machine, backing_of
-from .memory import SparseMemory, punch_file
+from .machine import Machine
+from .script.grammar import POLICIES, UNDER
 
 R = TypeVar("R")
-
-POLICIES = ("none", "punch")
 
 
 class Vmm:
@@ -30,159 +27,81 @@ class Vmm:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self.policy = "none"
-        self.converted_count = 0
-        self._shared: SparseMemory | None = None
+        self.under = "kept"
+        self.tally = Tally()
+        self._copy = SharedCopy(machine)
+        self._recreate = Recreate(machine, self._copy, self.tally)
 
-    def set_policy(self, name: str) -> None:
-        if name not in POLICIES:
-            raise Refused(errno.EOPNOTSUPP, f"policy {name} does not exist yet: choose {' or '.join(POLICIES)}")
-        self.policy = name
+    def set_policy(self, name: str, under: str = "kept") -> None:
+        """One of script.grammar's POLICIES and UNDER. The slots that the policy before has made stay."""
+        assert name in POLICIES and under in UNDER, (name, under)
+        if (name == "overlay") != self._machine.vm.overlay:
+            self._machine.set_overlay(name == "overlay")
+        self.policy, self.under = name, under
 
     def run(self, action: Callable[[], R | Exit]) -> R | Exit:
         """KVM_RUN in a loop: run, handle the exit, run again, until done or an exit that the policy leaves.
 
-        Refused: the conversion itself failed, and changed nothing that lasts.
+        Refused: the conversion itself failed, and changed nothing.
         """
         last: Exit | None = None
         while True:
             result = action()
+            if isinstance(result, MmioExit | MemoryErrorExit):
+                self.tally.exits += 1
             if not isinstance(result, MmioExit | MemoryErrorExit) or result == last or not self._handle(result):
                 return result
             last = result
 
     def _handle(self, exit_: Exit) -> bool:
-        if self.policy == "none" or not isinstance(exit_, MemoryErrorExit) or exit_.illegal or exit_.errno:
+        design = self._design()
+        if design is None or not isinstance(exit_, MemoryErrorExit) or exit_.illegal or exit_.errno:
             return False
         start, end = exit_.gpa >> PAGE_SHIFT, -(-(exit_.gpa + exit_.size) // PAGE_SIZE)
-        changed = self._to_private(start, end) if exit_.private else self._to_shared(start, end)
-        self.converted_count += changed
+        if not self._is_known(start, end):
+            return False
+        try:
+            changed = design.to_private(start, end) if exit_.private else design.to_shared(start, end)
+        except Refused:
+            self.tally.rolled_back += 1
+            raise
+        if exit_.private:
+            self.tally.to_private_pages += changed
+        else:
+            self.tally.to_shared_pages += changed
         return changed > 0
 
-    def _to_shared(self, start: int, end: int) -> int:
-        """Pages of [start, end) that private slots showed and now an ordinary slot shows: all of them, or Refused."""
-        done: list[tuple[int, int, int]] = []
-        try:
-            for slot, low, high in self._visible(start, end, private=True):
-                self._machine.punch_slot(slot.id, low << PAGE_SHIFT, high - low << PAGE_SHIFT)
-                done.append((slot.id, low, high))
-                link = backing_of(slot).link
-                assert link is not None
-                punch_file(link.fd, slot.pgoff_of(low) << PAGE_SHIFT, high - low << PAGE_SHIFT)
-                self._add_shared(low, high)
-        except Refused:
-            for id_, low, high in done:
-                self._remove_shared(low, high)
-                with contextlib.suppress(Refused):  # the store is gone, and the slot's memory with it
-                    self._machine.fill_slot(id_, low, high)
-            raise
-        return sum(high - low for _, low, high in done)
+    def _design(self) -> Design | None:
+        if self.policy == "punch":
+            return Punch(self._machine, self._copy, self.tally)
+        if self.policy == "overlay":
+            return Overlay(self._machine, self._copy, self.tally, freed=self.under == "freed")
+        return self._recreate if self.policy == "recreate" else None
 
-    def _to_private(self, start: int, end: int) -> int:
-        """Pages of [start, end) that lie in holes of private slots and are private again: all of them, or Refused."""
-        holes = [
-            (slot.id, low, high) for slot in self._machine.vm.slots[True] for low, high in _holes(slot, start, end)
-        ]
-        filled: list[tuple[int, int, int]] = []
-        removed: list[tuple[int, int]] = []
-        try:
-            for id_, low, high in holes:
-                self._machine.fill_slot(id_, low, high)
-                filled.append((id_, low, high))
-                removed += self._remove_shared(low, high)
-        except Refused:
-            for id_, low, high in filled:
-                self._machine.punch_slot(id_, low << PAGE_SHIFT, high - low << PAGE_SHIFT)
-            for low, high in removed:
-                self._add_shared(low, high)
-            raise
-        for _, low, high in holes:
-            self._shared_memory().discard(low << PAGE_SHIFT, high - low << PAGE_SHIFT)
-        return sum(high - low for _, low, high in holes)
+    def _is_known(self, start: int, end: int) -> bool:
+        """Every page is the guest's memory in one alias or the other: else no conversion completes the request, and
+        one that does half of it would destroy for nothing."""
+        vm, at = self._machine.vm, start
+        while at < end:
+            segment = vm.slots[True].segment(at) or vm.slots[False].segment(at)
+            if segment is None:
+                return False
+            at = segment[2]
+        return True
 
-    def _add_shared(self, start: int, end: int) -> None:
-        """An ordinary slot over the VMM's memory, joined with its neighbours: an explicit request is handled only
-        where one slot covers all of it, however its pages were converted."""
-        slots = self._machine.vm.slots[False]
-        slots.check_free(start, end)
-        memory = self._shared_memory()
-        for slot in slots.overlaps(max(start - 1, 0), end + 1):
-            if backing_of(slot).memory is memory:
-                self._machine.delete_slot(slot.id, private=False)
-                start, end = min(start, slot.gfn), max(end, slot.end)
-        self._set_shared(start, end)
-
-    def _remove_shared(self, start: int, end: int) -> list[tuple[int, int]]:
-        """Take [start, end) out of the VMM's ordinary slots; what is around it stays, with its data. What was taken.
-
-        ENOSPC, before anything is changed, when a slot would be split and no id is free.
-        """
-        doomed = [
-            slot for slot, _, _ in self._visible(start, end, private=False) if backing_of(slot).memory is self._shared
-        ]
-        if any(slot.gfn < start and end < slot.end for slot in doomed):
-            self._free_id()
-        for slot in doomed:
-            self._machine.delete_slot(slot.id, private=False)
-            for low, high in ((slot.gfn, min(start, slot.end)), (max(end, slot.gfn), slot.end)):
-                if low < high:
-                    self._set_shared(low, high)
-        return [(max(slot.gfn, start), min(slot.end, end)) for slot in doomed]
-
-    def _set_shared(self, start: int, end: int) -> None:
-        gpa, size = start << PAGE_SHIFT, end - start << PAGE_SHIFT
-        self._machine.set_shared_slot(
-            self._free_id(), gpa, size, 0, self._shared_memory(), gpa, owned=False, path="(vmm)"
-        )
-
-    def _visible(self, start: int, end: int, *, private: bool) -> list[tuple[Memslot, int, int]]:
-        slots = self._machine.vm.slots[private]
-        return [
-            (slot, max(low, start), min(high, end))
-            for slot in slots.overlaps(start, end)
-            for low, high in list(slot.segments)
-            if low < end and high > start
-        ]
-
-    def _free_id(self) -> int:
-        """The highest free id, away from those that people choose; ENOSPC at the cap."""
-        vm = self._machine.vm
-        for id_ in range(vm.max_slots - 1, -1, -1):
-            if vm.slots[False].get(id_) is None:
-                return id_
-        raise Refused(errno.ENOSPC, f"all {vm.max_slots} shared slots are in use: raise --max-slots")
-
-    def _shared_memory(self) -> SparseMemory:
-        if self._shared is None:
-            self._shared = SparseMemory(GPA_END)
-        return self._shared
+    @property
+    def converted_count(self) -> int:
+        """Pages converted, either way."""
+        return self.tally.to_shared_pages + self.tally.to_private_pages
 
     def shared_pages(self) -> int:
         """Pages that the VMM's shared memory holds."""
-        return 0 if self._shared is None else self._shared.populated_count()
+        return self._copy.page_count()
 
     def doubled_pages(self) -> int:
-        """Pages held both in the VMM's shared memory and in private memory that the guest has mapped."""
-        if self._shared is None:
-            return 0
-        vm = self._machine.vm
-        with vm.mmu.lock:
-            return sum(
-                count for start, end in self._shared.populated() for _, _, count in vm.mmu.epts[True].runs(start, end)
-            )
+        """Pages that the VMM's shared memory and private memory both hold."""
+        machine, ranges = self._machine, self._copy.populated()
+        return sum(machine.held_private(start, end) for start, end in ranges)
 
     def close(self) -> None:
-        if self._shared is not None:
-            self._shared.close()
-
-
-def _holes(slot: Memslot, start: int, end: int) -> list[tuple[int, int]]:
-    """What a punched slot does not show of [start, end)."""
-    holes, at = [], max(slot.gfn, start)
-    stop = min(slot.end, end)
-    for low, high in slot.segments:
-        if low >= stop:
-            break
-        if low > at:
-            holes.append((at, low))
-        at = max(at, high)
-    return [*holes, (at, stop)] if at < stop else holes
+        self._copy.close()

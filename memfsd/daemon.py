@@ -1,5 +1,6 @@
 """One mount: composes core, backing, FUSE and guests, and ends them in order."""
 
+import contextlib
 import ctypes
 import errno
 import gc
@@ -28,6 +29,7 @@ from memfsd.uapi.units import Ino
 log = logging.getLogger("memfsd")
 
 _PR_SET_DUMPABLE = 4
+_ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -43,38 +45,41 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
     guests = GuestServer(socket_path, service, backing, performer)
     brackets = guests.brackets
     operations = Operations(service, backing, performer, brackets.take_back, brackets.reclaim)
-    try:
-        pyfuse3.init(operations, mountpoint, set(options.fuse))
-    except RuntimeError as error:
-        guests.stop()
-        raise Refused(errno.EIO, f"{mountpoint} can not be mounted: {error}") from None
-    try:
+    with contextlib.ExitStack() as ending:
+        ending.callback(backing.close)
+        # A signal that no handler takes would end the daemon and leave the mount: one that comes before the loop
+        # listens, or a second one while it ends.
+        early: list[int] = []
+        for number in _ENDING:
+            signal.signal(number, lambda number, _: early.append(number))
+        try:
+            pyfuse3.init(operations, mountpoint, set(options.fuse))
+        except RuntimeError as error:
+            guests.stop()
+            raise Refused(errno.EIO, f"{mountpoint} can not be mounted: {error}") from None
+        ending.callback(pyfuse3.close, unmount=True)
+        ending.callback(guests.stop)
         hook.check_active()
         performer.forget_cache = _forget_cache
         guests.start()
         # What the imports made lives for ever: a collection of the garbage of requests need not go through it.
         gc.freeze()
-        trio.run(_main, operations, ready)
-    finally:
-        guests.stop()
-        pyfuse3.close(unmount=True)
-        backing.close()
+        trio.run(_main, operations, ready, early)
 
 
-async def _main(operations: Operations, ready: Callable[[], None]) -> None:
+async def _main(operations: Operations, ready: Callable[[], None], early: list[int]) -> None:
     async with hook.serving(operations), trio.open_nursery() as nursery:
-        nursery.start_soon(_terminate_on_signal)
+        nursery.start_soon(_terminate_on_signal, early)
         nursery.start_soon(_when_looping, ready)
         await pyfuse3.main()
         nursery.cancel_scope.cancel()
 
 
-async def _terminate_on_signal() -> None:
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            log.info("%s: unmounting", signal.Signals(number).name)
-            pyfuse3.terminate()
-            return
+async def _terminate_on_signal(early: list[int]) -> None:
+    with trio.open_signal_receiver(*_ENDING) as signals:
+        number = early[0] if early else await anext(signals)
+    log.info("%s: unmounting", signal.Signals(number).name)
+    pyfuse3.terminate()
 
 
 async def _when_looping(ready: Callable[[], None]) -> None:

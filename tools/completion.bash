@@ -46,7 +46,7 @@ _memfs() {
 }
 
 _kvmsim() {
-    local word=$2 before=$3 options='-h --help --policy --max-slots --json'
+    local word=$2 before=$3 options='-h --help --policy --under --max-slots --json'
     if ((COMP_CWORD == 1)); then
         _memfsd_words 'run attach -h --help' "$word"
         return
@@ -55,6 +55,7 @@ _kvmsim() {
     [[ ${COMP_WORDS[1]} == attach ]] && options+=' --gpa'
     case $before in
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
+        --under) _memfsd_words 'kept freed' "$word" ;;
         --max-slots | --gpa) ;;
         *) [[ $word == -* ]] && _memfsd_words "$options" "$word" ;;
     esac

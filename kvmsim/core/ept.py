@@ -157,9 +157,18 @@ class Ept:
     def map_page(self, gfn: int, pfn: int, *, writable: bool = True) -> None:
         """`map_run` of one page that is demanded: the usual fault."""
         assert 0 <= pfn < _MAX_PFN, pfn
-        if not self._leaf_table(gfn):
+        flags = _DEMANDED_WRITABLE if writable else _DEMANDED
+        base = self._bases.get(gfn >> _BITS)
+        if base:  # as a rule the table is known and the entry is free
+            index, words = base + (gfn & _INDEX), self._words
+            if not words[index]:
+                words[index] = pfn << PFN_SHIFT | flags
+                self._count[base >> _BITS] += 1
+                self._leaf_count += 1
+                return
+        elif not self._leaf_table(gfn):
             self._grow(gfn, gfn + 1)
-        self._set_leaf(gfn, pfn, _DEMANDED_WRITABLE if writable else _DEMANDED)
+        self._set_leaf(gfn, pfn, flags)
 
     def _set_leaf(self, gfn: int, pfn: int, flags: int) -> None:
         base = self._bases.get(gfn >> _BITS) or self._leaf_table(gfn)

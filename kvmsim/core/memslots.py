@@ -14,7 +14,7 @@ lookups of vCPUs away from them.
 """
 
 import errno
-from bisect import bisect_left, bisect_right, insort
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
@@ -23,6 +23,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, page_aligned
 
 from .ept import MAX_GFN_EPT
+from .segments import SegmentIndex
 
 MAX_SLOT_PAGES = (1 << 31) - 1
 """KVM_MEM_MAX_NR_PAGES: dirty bitmaps are indexed with an unsigned int."""
@@ -65,6 +66,8 @@ class Memslot:
     flags: SlotFlag
     backing: object
     pgoff: int
+    file: object = None
+    """What its pages are found by besides their GFN: the pairing of a private slot."""
     segments: list[tuple[int, int]] = field(default_factory=list)
     writable: bool = field(init=False)
     """Not READONLY. Kept, since every fault asks and `&` of an IntFlag takes a microsecond."""
@@ -84,6 +87,16 @@ class Memslot:
         """Page of the backing that this GFN shows."""
         return self.pgoff + gfn - self.gfn
 
+    def gfn_of(self, pgoff: int) -> int:
+        """Where this page of the backing shows."""
+        return self.gfn + pgoff - self.pgoff
+
+    def segments_in(self, start: int, end: int) -> list[tuple[int, int]]:
+        """Visible segments with a GFN in [start, end), whole."""
+        first = max(bisect_right(self.segments, start, key=_start_of) - 1, 0)
+        last = bisect_left(self.segments, end, lo=first, key=_start_of)
+        return [segment for segment in self.segments[first:last] if segment[1] > start]
+
     def __str__(self) -> str:
         return f"{self.as_id.name.lower()} slot {self.id} ({_range(self.gfn, self.end)})"
 
@@ -98,9 +111,11 @@ class Memslots:
         self.as_id = as_id
         self.generation = 0
         self._slots: dict[int, Memslot] = {}
-        # Visible segments of all slots: their starts in order, and each by its start.
-        self._starts: list[int] = []
-        self._by_start: dict[int, Segment] = {}
+        # Visible segments of all slots: by GFN, and those of each file by its pages.
+        self._visible: SegmentIndex[Memslot] = SegmentIndex()
+        self._files: dict[object, SegmentIndex[Memslot]] = {}
+        self.segment = self._visible.find
+        """The slot that shows a GFN, with the start and end of the segment around it; None where none does."""
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -117,15 +132,6 @@ class Memslots:
         segment = self.segment(gfn)
         return segment[0] if segment else None
 
-    def segment(self, gfn: int) -> Segment | None:
-        """The slot that shows gfn, with the start and end of the segment around it."""
-        at = bisect_right(self._starts, gfn)
-        if at:
-            segment = self._by_start[self._starts[at - 1]]
-            if gfn < segment[2]:
-                return segment
-        return None
-
     def covers(self, start: int, end: int) -> Memslot | None:
         """The slot of which one segment holds all of [start, end)."""
         assert start < end, (start, end)
@@ -135,14 +141,27 @@ class Memslots:
     def overlaps(self, start: int, end: int) -> list[Memslot]:
         """Slots with a visible page in [start, end), in the order of their first one."""
         found: dict[int, Memslot] = {}
-        for slot, _, _ in self._segments(start, end):
+        for slot, _, _ in self._visible.overlapping(start, end):
             found[slot.id] = slot
         return list(found.values())
 
+    def visible(self, start: int, end: int) -> list[Segment]:
+        """What slots show of GFNs [start, end): (slot, first, end), cut at the range's ends, in order."""
+        return [(slot, max(low, start), min(high, end)) for slot, low, high in self._visible.overlapping(start, end)]
+
+    def of_file(self, file: object, start: int = 0, end: int = 1 << 52) -> list[Segment]:
+        """What slots show of the file's pages [start, end): (slot, gfn, end gfn), in the order of the pages."""
+        index = self._files.get(file)
+        if index is None:
+            return []
+        return [
+            (slot, slot.gfn_of(max(low, start)), slot.gfn_of(min(high, end)))
+            for slot, low, high in index.overlapping(start, end)
+        ]
+
     def next_start(self, gfn: int) -> int | None:
         """Where the first segment after gfn begins."""
-        at = bisect_right(self._starts, gfn)
-        return self._starts[at] if at < len(self._starts) else None
+        return self._visible.next_start(gfn)
 
     def add(self, slot: Memslot) -> None:
         """Refused EEXIST when a visible page of it is another slot's. Its id must be free."""
@@ -159,7 +178,7 @@ class Memslots:
         """Take the slot out, as it is with its holes. Refused EINVAL when it does not exist."""
         slot = self._existing(slot_id)
         for start, _ in slot.segments:
-            self._hide(start)
+            self._hide(slot, start)
         del self._slots[slot_id]
         self.generation += 1
         return slot
@@ -180,7 +199,7 @@ class Memslots:
             )
         rest = [(a, b) for a, b in ((first, start), (end, last)) if a < b]
         slot.segments[at : at + 1] = rest
-        self._hide(first)
+        self._hide(slot, first)
         for part in rest:
             self._show(slot, *part)
         self.generation += 1
@@ -204,7 +223,7 @@ class Memslots:
         before = at - 1 if at and slot.segments[at - 1][1] == start else at
         after = at + 1 if at < len(slot.segments) and slot.segments[at][0] == end else at
         for part_start, part_end in slot.segments[before:after]:
-            self._hide(part_start)
+            self._hide(slot, part_start)
             start, end = min(start, part_start), max(end, part_end)
         slot.segments[before:after] = [(start, end)]
         self._show(slot, start, end)
@@ -221,27 +240,26 @@ class Memslots:
 
     def check_free(self, start: int, end: int) -> None:
         """Refused EEXIST when a page of [start, end) is visible in a slot."""
-        for other, other_start, other_end in self._segments(start, end):
+        for other, other_start, other_end in self._visible.overlapping(start, end):
             raise Refused(
                 errno.EEXIST,
                 f"{_range(start, end)} overlaps {_range(other_start, other_end)} of {other}: "
                 "choose another gpa, or delete or punch that slot first",
             )
 
-    def _segments(self, start: int, end: int) -> Iterator[Segment]:
-        at = max(bisect_right(self._starts, start) - 1, 0)
-        for key in self._starts[at : bisect_left(self._starts, end, lo=at)]:
-            segment = self._by_start[key]
-            if segment[2] > start:
-                yield segment
-
     def _show(self, slot: Memslot, start: int, end: int) -> None:
-        insort(self._starts, start)
-        self._by_start[start] = (slot, start, end)
+        self._visible.add(slot, start, end)
+        if slot.file is not None:
+            pages = self._files.setdefault(slot.file, SegmentIndex())
+            pages.add(slot, slot.pgoff_of(start), slot.pgoff_of(end))
 
-    def _hide(self, start: int) -> None:
-        del self._starts[bisect_left(self._starts, start)]
-        del self._by_start[start]
+    def _hide(self, slot: Memslot, start: int) -> None:
+        self._visible.remove(start)
+        if slot.file is not None:
+            pages = self._files[slot.file]
+            pages.remove(slot.pgoff_of(start))
+            if not pages:
+                del self._files[slot.file]
 
 
 def check_region(

@@ -11,9 +11,10 @@ from memfsd.uapi import sync
 
 from .ept import ACCESSED, Ept
 from .memslots import Memslot
+from .ranges import RangeSet
 
 
-class Ticket(msgspec.Struct, frozen=True, eq=False):
+class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fault under way: `limit` pages of one segment from gfn may be mapped, if `seq` still holds.
 
     A Struct because each fault makes one: a frozen dataclass takes ten times as long.
@@ -37,6 +38,8 @@ class Mmu:
         """Notified at each END: faults that met an open invalidation go on."""
         self.epts = (Ept(), Ept())
         """By address space: shared, private."""
+        self.blocked = RangeSet()
+        """Private GFNs that were unmapped and keep their contents: those under an overlay."""
         self.invalidate_seq = 0
         self.in_progress = 0
         self.range_start = 0
@@ -71,15 +74,18 @@ class Mmu:
 
         ENOMEM (Refused) when the EPT has no table left.
         """
-        count = min(count, ticket.limit)
-        if self.is_stale(ticket, count):
+        gfn = ticket.gfn
+        if count > ticket.limit:
+            count = ticket.limit
+        # As a rule nothing is open and nothing has moved: then it needs no call to know.
+        if (self.in_progress or ticket.seq != self.invalidate_seq) and self.is_stale(ticket, count):
             self.retry_count += 1
             return False
         ept = self.epts[ticket.private]
         if count == 1:
-            ept.map_page(ticket.gfn, pfn, writable=ticket.writable)
+            ept.map_page(gfn, pfn, writable=ticket.writable)
         else:
-            ept.map_run(ticket.gfn, pfn, count, writable=ticket.writable, accessed=1)
+            ept.map_run(gfn, pfn, count, writable=ticket.writable, accessed=1)
         self.fault_count += 1
         return True
 
@@ -87,7 +93,25 @@ class Mmu:
         """Remove leaves of [start, end); runs (gfn, pfn, pages). TLBs must be flushed before they are reused."""
         runs = self.epts[private].zap(start, end)
         self.zapped_count += sum(count for _, _, count in runs)
+        if private and self.blocked:
+            self.blocked.discard(start, end)
         return runs
+
+    def block(self, start: int, end: int) -> None:
+        """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK."""
+        kept = self.blocked.ranges(start, end)
+        kept += [(gfn, gfn + count) for gfn, _, count in self.zap(start, end, private=True)]
+        for low, high in kept:
+            self.blocked.add(low, high)
+
+    def held_private(self, start: int, end: int) -> int:
+        """Private pages of [start, end) that hold memory, mapped or blocked."""
+        held = RangeSet()
+        for gfn, _, count in self.epts[True].runs(start, end):
+            held.add(gfn, gfn + count)
+        for low, high in self.blocked.ranges(start, end):
+            held.add(low, high)
+        return sum(high - low for low, high in held.ranges(start, end))
 
     def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
         """RECLAIM: remove private leaves that no walk has marked accessed; the ranges that stay."""

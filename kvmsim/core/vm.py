@@ -9,7 +9,7 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .ept import MAX_GFN_EPT
 from .exits import Exit, MemoryErrorExit, MmioExit
-from .memslots import AddressSpaceId, Memslots
+from .memslots import AddressSpaceId, Memslots, Segment
 from .mmu import Mmu, Ticket
 from .physmap import PhysMap
 from .vcpu import Vcpu
@@ -30,6 +30,8 @@ class Vm(Generic[M, V]):
         self.physmap: PhysMap[M] = PhysMap()
         self.slots = (Memslots(AddressSpaceId.SHARED), Memslots(AddressSpaceId.PRIVATE))
         """By address space: shared is 0, private is 1, as SMM has its own."""
+        self.overlay = False
+        """Ordinary slots lie over private ones: lookups see them first. Changed by Machine.set_overlay alone."""
         self.vcpus: dict[int, Vcpu[V]] = {0: Vcpu(0)}
 
     def create_vcpu(self, id_: int) -> Vcpu[V]:
@@ -55,10 +57,27 @@ class Vm(Generic[M, V]):
         """
         seq = self.mmu.invalidate_seq
         segment = self.slots[private].segment(gfn)
+        if segment is not None and private and self.overlay:
+            segment = self._bare(gfn, segment)
         if segment is not None:
             slot, _, end = segment
             if slot.writable or not write:
-                return Ticket(gfn, private, slot, slot.pgoff_of(gfn), end - gfn, slot.writable, seq)
+                return Ticket(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq)
         elif private or self.slots[True].lookup(gfn) is not None:
             return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
         return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)
+
+    def covers(self, start: int, end: int, *, private: bool) -> bool:
+        """One slot shows all of [start, end) in this alias: an explicit request for it is handled."""
+        if self.slots[private].covers(start, end) is None:
+            return False
+        return not (private and self.overlay and self.slots[False].overlaps(start, end))
+
+    def _bare(self, gfn: int, segment: Segment) -> Segment | None:
+        """The part of a private segment around gfn that no ordinary slot lies over; None where one does."""
+        slot, start, end = segment
+        over = self.slots[False]
+        if over.segment(gfn) is not None:
+            return None
+        limit = over.next_start(gfn)
+        return slot, start, end if limit is None else min(end, limit)

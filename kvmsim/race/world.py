@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-import kvmsim.vmm
+import kvmsim.link
 from kvmsim.core.exits import Exit
 from kvmsim.core.vm import Vm
 from kvmsim.guest import Guest
@@ -163,7 +163,7 @@ class World:
             self.brackets.take_back(ino, *taken, Reason.PUNCH)
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
-        """In the place of kvmsim.vmm.punch_file."""
+        """In the place of kvmsim.link.punch_file."""
         ino = self._by_inode[os.fstat(fd).st_ino]
         self.fuse(lambda: self.punch(ino, offset, length))
 
@@ -325,9 +325,9 @@ def _close_once(link: StoreLink) -> None:
 def punches_through(world: World) -> Iterator[None]:
     """A VMM's fallocate(2) on the mount is the world's."""
     name = "punch_file"
-    original = vars(kvmsim.vmm)[name]
-    setattr(kvmsim.vmm, name, world.punch_fd)
+    original = vars(kvmsim.link)[name]
+    setattr(kvmsim.link, name, world.punch_fd)
     try:
         yield
     finally:
-        setattr(kvmsim.vmm, name, original)
+        setattr(kvmsim.link, name, original)

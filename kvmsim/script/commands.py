@@ -41,6 +41,8 @@ class SlotSet(Command):
     """None: anonymous memory, for a shared slot only."""
     offset: int
     flags: int
+    hva: int | None = None
+    """Instead of a file: an address of the VMM's."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +117,59 @@ class HostWrite(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class HvaMap(Command):
+    """mmap(2) of a sealed file."""
+
+    path: str
+    at: int | None
+    length: int | None
+    offset: int
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class HvaAnon(Command):
+    length: int
+    at: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class HvaUnmap(Command):
+    address: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class HvaRead(Command):
+    address: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class HvaWrite(Command):
+    address: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class HvaFork(Command):
+    process: str
+
+
+@dataclass(frozen=True, slots=True)
+class HvaExit(Command):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class HvaDump(Command):
+    """What a core dump of the process would hold."""
+
+
+@dataclass(frozen=True, slots=True)
 class SetPolicy(Command):
     policy: str
+    under: str = "kept"
 
 
 @dataclass(frozen=True, slots=True)

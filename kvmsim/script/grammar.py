@@ -22,7 +22,9 @@ EXIT_REASONS = ("MMIO", "HYPERCALL", "HLT", "MEMORY_ERROR", "SHUTDOWN", "INTERNA
 """KVM_EXIT_* without the prefix."""
 EXIT_PREFIX = "KVM_EXIT_"
 POLICIES = ("none", "recreate", "punch", "overlay")
-INFO_TOPICS = ("slots", "ept", "mmu", "memory", "stats", "vms")
+UNDER = ("kept", "freed")
+"""What becomes of a private page under an ordinary slot, with policy overlay."""
+INFO_TOPICS = ("slots", "ept", "mmu", "memory", "stats", "vms", "hva")
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +77,26 @@ def _is_shared(word: Word) -> bool:
     return values.choice("word", ("shared",))(word) == "shared"
 
 
-def _file_where_needed(slot: SlotSet) -> tuple[str, str] | None:
-    if slot.private and slot.file is None:
-        return "", "a private slot needs file=PATH: a file with the guest seal on a memfsd mount"
+def _is_map_private(word: Word) -> bool:
+    return values.choice("word", ("private",))(word) == "private"
+
+
+def _one_backing(slot: SlotSet) -> tuple[str, str] | None:
+    if slot.file is not None and slot.hva is not None:
+        return "hva", "file= and hva= both say what the slot shows: keep one"
+    if slot.private and slot.file is None and slot.hva is None:
+        return "", "a private slot needs file=PATH, a file with the guest seal on a memfsd mount, or hva=ADDR"
     if slot.file is None and "offset" in slot.columns:
-        return "offset", "offset= needs file=PATH: anonymous memory has no offset"
+        return "offset", "offset= needs file=PATH: other memory has no offset"
+    return None
+
+
+def _under_overlay(policy: commands.SetPolicy) -> tuple[str, str] | None:
+    if policy.policy != "overlay" and "under" in policy.columns:
+        return (
+            "under",
+            f"under= goes with policy overlay: policy {policy.policy} keeps no private page under a shared one",
+        )
     return None
 
 
@@ -94,6 +111,9 @@ _AT = Term("gpa", "G", values.address, option=True)
 _SIZE = Term("size", "S", values.size, option=True)
 _FILE = Term("file", "PATH", values.path, option=True, required=False)
 _OFFSET = Term("offset", "O", values.size, option=True, required=False, default=0)
+_HVA = Term("hva", "ADDR", values.address, option=True, required=False)
+_ADDRESS = Term("address", "ADDR", values.address)
+_PLACE = Term("at", "ADDR", values.address, option=True, required=False)
 _FLAGS = Term("flags", "readonly,log_dirty", values.slot_flags, option=True, required=False, default=0)
 
 FORMS: tuple[Form, ...] = (
@@ -102,9 +122,9 @@ FORMS: tuple[Form, ...] = (
     Form(
         "slot set",
         SlotSet,
-        (_ID, _ALIAS, _AT, _SIZE, _FILE, _OFFSET, _FLAGS),
-        "set a memslot: a private one needs file=, a shared one without it is anonymous memory",
-        check=_file_where_needed,
+        (_ID, _ALIAS, _AT, _SIZE, _FILE, _OFFSET, _HVA, _FLAGS),
+        "set a memslot: a private one needs file= or hva=, a shared one without them is anonymous memory",
+        check=_one_backing,
     ),
     Form("slot delete", commands.SlotDelete, (_ID, _ALIAS), "delete a memslot"),
     Form("slot punch", commands.SlotPunch, (_ID, _AT, _SIZE), "punch a hole in a private memslot"),
@@ -137,10 +157,43 @@ FORMS: tuple[Form, ...] = (
     Form("host read", commands.HostRead, (_GPA, _LEN), "KVM itself reads, as for emulation"),
     Form("host write", commands.HostWrite, (_GPA, _DATA), "KVM itself writes, as for emulation"),
     Form(
+        "hva map",
+        commands.HvaMap,
+        (
+            Term("path", "PATH", values.path),
+            _PLACE,
+            Term("length", "L", values.size, option=True, required=False),
+            _OFFSET,
+            Term("private", "private", _is_map_private, required=False, default=False),
+        ),
+        "the VMM maps a sealed file in its (simulated) address space: whole, once, shared, for good",
+    ),
+    Form(
+        "hva anon",
+        commands.HvaAnon,
+        (Term("length", "SIZE", values.size), _PLACE),
+        "the VMM maps anonymous memory",
+    ),
+    Form("hva unmap", commands.HvaUnmap, (_ADDRESS, Term("size", "SIZE", values.size)), "munmap(2)"),
+    Form("hva read", commands.HvaRead, (_ADDRESS, _LEN), "the process reads its own memory"),
+    Form("hva write", commands.HvaWrite, (_ADDRESS, _DATA), "the process writes its own memory"),
+    Form(
+        "hva fork",
+        commands.HvaFork,
+        (Term("process", "NAME", values.vm_name),),
+        "a child process, which becomes the current one of the hva commands",
+    ),
+    Form("hva exit", commands.HvaExit, (), "the current process, a child, ends"),
+    Form("hva dump", commands.HvaDump, (), "what a core dump of the current process holds"),
+    Form(
         "policy",
         commands.SetPolicy,
-        (Term("policy", "|".join(POLICIES), values.choice("policy", POLICIES)),),
-        "how user space answers exits that ask for a conversion",
+        (
+            Term("policy", "|".join(POLICIES), values.choice("policy", POLICIES)),
+            Term("under", "|".join(UNDER), values.choice("word", UNDER), option=True, required=False, default="kept"),
+        ),
+        "how user space answers exits that ask for a conversion; under= is for overlay: what becomes of the page below",
+        check=_under_overlay,
     ),
     Form(
         "info",

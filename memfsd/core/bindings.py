@@ -1,7 +1,7 @@
 """Which pages of a sealed file are bound at which GFNs, now and ever (R3, R4)."""
 
 import errno
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from dataclasses import dataclass, replace
 
 from memfsd.uapi.errors import Refused
@@ -46,14 +46,9 @@ class Bindings:
         return None
 
     def overlapping(self, start: int, end: int) -> list[Binding]:
-        index = max(bisect_right(self._starts, start) - 1, 0)
-        found = []
-        for binding in self._sorted[index:]:
-            if binding.start >= end:
-                break
-            if binding.end > start:
-                found.append(binding)
-        return found
+        first = max(bisect_right(self._starts, start) - 1, 0)
+        last = bisect_left(self._starts, end, lo=first)
+        return [binding for binding in self._sorted[first:last] if binding.end > start]
 
     def bind(self, binding: Binding, *, fixed_gfn: bool) -> None:
         """EEXIST when a page is bound already, EINVAL when it was bound at another GFN before (R4)."""

@@ -56,6 +56,9 @@ class Buddy:
         self._whole = 0
         self._with_free = 0
         self._with_partial = 0
+        # The lowest partial block, (gig, block, first frame), while it is known: until a block of any gig gets or
+        # loses its partial bit.
+        self._partial: tuple[_Gig, int, int] | None = None
         self.free(Pfn(first), frame_count)
 
     def available(self, order: int) -> int:
@@ -94,31 +97,35 @@ class Buddy:
             count -= run
         return runs
 
-    def alloc_one(self) -> Pfn:
+    def alloc_one(self) -> int:
         """One frame; blocks that are broken already go first. ENOSPC."""
-        gigs = self._with_partial
-        if not gigs:
+        partial = self._partial or self._find_partial()
+        if partial is None:
             return self.alloc(1)[0][0]
-        number = (gigs & -gigs).bit_length() - 1
-        gig = self._gigs[number]
-        partial = gig.partial
-        block = (partial & -partial).bit_length() - 1
+        gig, block, first = partial
         frames = gig.blocks[block]
-        lowest = frames & -frames
-        frames ^= lowest
-        gig.blocks[block] = frames
+        rest = frames & frames - 1
+        gig.blocks[block] = rest
         self.free_count -= 1
-        if not frames:
-            gig.partial = partial ^ (1 << block)
-            if partial & (partial - 1) == 0:
-                self._file(number, gig)
-        return Pfn(self._base + (number << 18 | block << 9) + lowest.bit_length() - 1)
+        if not rest:
+            gig.partial ^= 1 << block
+            self._file(first - self._base >> 18, gig)
+        return first + (frames ^ rest).bit_length() - 1
+
+    def _find_partial(self) -> tuple[_Gig, int, int] | None:
+        if not self._with_partial:
+            return None
+        number = _low(self._with_partial)
+        gig = self._gigs[number]
+        block = _low(gig.partial)
+        self._partial = gig, block, self._base + (number << 18 | block << 9)
+        return self._partial
 
     def alloc_run(self, max_count: int) -> tuple[Pfn, int]:
         """One contiguous run (pfn, frames) of 1 to max_count frames, whole if that is cheap. ENOSPC."""
         assert max_count > 0
         if max_count == 1:
-            return self.alloc_one(), 1
+            return Pfn(self.alloc_one()), 1
         if not self.free_count:
             raise _no_space(1, ORDER_4K, 0)
         pfn = self._roomy(max_count)
@@ -201,6 +208,7 @@ class Buddy:
 
     def _file(self, number: int, gig: _Gig) -> None:
         """Bring the node's bitmaps up to date with a gig that changed."""
+        self._partial = None
         bit = 1 << number
         if bool(self._with_free & bit) != bool(gig.free):
             self._with_free ^= bit
@@ -248,11 +256,10 @@ class Buddy:
         if want >= _BLOCK and (self._with_free or self._whole):
             return self._free_block()
         assert order == ORDER_4K
-        if self._with_partial:
-            number = _low(self._with_partial)
-            gig = self._gigs[number]
-            block = _low(gig.partial)
-            return self._base + (number << 18 | block << 9 | _low(gig.blocks[block]))
+        partial = self._find_partial()
+        if partial is not None:
+            gig, block, first = partial
+            return first + _low(gig.blocks[block])
         return self._free_block()
 
     def _free_block(self) -> int:

@@ -54,16 +54,13 @@ class FilePages:
 
     def lookup(self, pgoff: int) -> Pfn | None:
         chunk = self._chunks.get(pgoff >> 9)
-        if chunk is None:
-            if self._gigs:
-                base = self._gigs.get(pgoff >> 18)
-                if base is not None:
-                    return Pfn(base + (pgoff & (_GIG - 1)))
-            return None
-        if isinstance(chunk, int):
+        if isinstance(chunk, array):
+            entry = chunk[pgoff & _LAST]
+            return Pfn(entry - 1) if entry else None
+        if chunk is not None:
             return Pfn(chunk + (pgoff & _LAST))
-        entry = chunk[pgoff & _LAST]
-        return Pfn(entry - 1) if entry else None
+        base = self._gigs.get(pgoff >> 18)
+        return None if base is None else Pfn(base + (pgoff & (_GIG - 1)))
 
     def run_at(self, pgoff: int, max_pages: int) -> tuple[Pfn, int] | None:
         """(frame, pages): the longest run from pgoff, at most max_pages. None at a hole."""
@@ -163,16 +160,15 @@ class FilePages:
 
     def map_page(self, pgoff: int, pfn: int) -> None:
         """`map_run` of one page: the usual grant."""
-        number, index = pgoff >> 9, pgoff & _LAST
-        chunk = self._chunks.get(number)
-        if chunk is None or isinstance(chunk, int):
+        chunk, index = self._chunks.get(pgoff >> 9), pgoff & _LAST
+        if not isinstance(chunk, array):
             self.map_run(pgoff, pfn, 1)
             return
         assert not chunk[index], f"page {pgoff:#x} is mapped"
         chunk[index] = pfn + 1
         self.page_count += 1
         if chunk[0]:
-            self._contract(number, chunk)
+            self._contract(pgoff >> 9, chunk)
 
     def unmap(self, start: int, end: int) -> list[Run]:
         """Take the pages of [start, end) out; the runs that were mapped, in order."""

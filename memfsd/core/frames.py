@@ -60,7 +60,7 @@ LEGAL: dict[FrameState, frozenset[FrameState]] = {
 _STATES = tuple(FrameState)
 _ORIGINS = [sum(1 << old for old in _STATES if new in LEGAL[old]) for new in _STATES]
 """For each new state, the bit set of the states it may come from."""
-_FREE = FrameState.FREE
+_FREE = int(FrameState.FREE)
 _FREE_BIT = 1 << _FREE
 _BLOCK = 1 << ORDER_2M
 _MIXED = 255
@@ -146,13 +146,18 @@ class FramePool:
             self._enter(pfn, run, state)
         return runs
 
-    def alloc_one(self, state: FrameState, node: int | None = None) -> Pfn:
-        """One frame of the preferred node, or of another. ENOSPC."""
+    def alloc_one(self, state: FrameState, node: int | None = None) -> int:
+        """One frame of the preferred node, or of another. ENOSPC. A plain int: to call Pfn() is felt in a fault."""
         buddy = self._buddies[node or 0]
         if not buddy.free_count:
             buddy = self._with_room(node)
-        pfn = buddy.alloc_one()
-        self._enter_one(pfn, state)
+        pfn, frames, counts = buddy.alloc_one(), self._frames, self._counts
+        if self._blocks[pfn >> ORDER_2M] != _MIXED:
+            self._break(pfn >> ORDER_2M)
+        assert not frames[pfn] and _ORIGINS[state] & _FREE_BIT, f"frame {pfn:#x} to {state.name}"
+        frames[pfn] = state
+        counts[_FREE] -= 1
+        counts[state] += 1
         return pfn
 
     def alloc_run(
@@ -276,14 +281,6 @@ class FramePool:
             self._fill_part(pfn, pfn + count, state)
         else:
             self._fill(pfn, count, state)
-
-    def _enter_one(self, pfn: int, state: FrameState) -> None:
-        if self._blocks[pfn >> ORDER_2M] != _MIXED:
-            self._break(pfn >> ORDER_2M)
-        assert not self._frames[pfn] and _ORIGINS[state] & _FREE_BIT, f"frame {pfn:#x} to {state.name}"
-        self._frames[pfn] = state
-        self._counts[_FREE] -= 1
-        self._counts[state] += 1
 
     def _fill(self, pfn: int, count: int, state: FrameState) -> None:
         end = pfn + count

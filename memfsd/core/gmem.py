@@ -133,39 +133,42 @@ class GuestMemory:
         EFAULT not bound or past the end; EAGAIN in a closing range (fault again after INVALIDATE_END);
         ENOSPC the pool is full.
         """
-        guest = guest_of(file)
+        guest, pages = file.guest or guest_of(file), file.pages
+        readahead = guest.readahead
         binding = guest.bindings.find(pgoff)
-        end_pages = file.size >> PAGE_SHIFT
-        if binding is None or pgoff >= end_pages:
+        if binding is None or pgoff << PAGE_SHIFT >= file.size:
             raise Refused(errno.EFAULT, f"file page {pgoff:#x} is not bound")
-        limit = min(max_pages, binding.end - pgoff, end_pages - pgoff)
         closing = guest.closing
-        if closing is not None and pgoff < closing.end:
-            if pgoff >= closing.start:
-                raise Refused(errno.EAGAIN, f"file page {pgoff:#x} is being taken back")
-            limit = min(limit, closing.start - pgoff)
-        run = file.pages.run_at(pgoff, limit)
-        if run is None:
-            pfn, count = self._grant(file, guest, pgoff, limit)
+        if closing is not None and closing.start <= pgoff < closing.end:
+            raise Refused(errno.EAGAIN, f"file page {pgoff:#x} is being taken back")
+        wish = readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
+        if wish == 1 and not file.order:  # the usual fault
+            pfn, count = self._pool.alloc_one(_PRIVATE, file.node), 1
+            pages.map_page(pgoff, pfn)
         else:
-            pfn, count = run
-            if guest.pending and self._pool.state(pfn) is _PENDING:
-                self._pool.set_state(pfn, 1, _PRIVATE)
-                guest.pending -= 1
-        guest.readahead.granted(pgoff, count)
+            limit = min(max_pages, binding.end - pgoff, (file.size >> PAGE_SHIFT) - pgoff)
+            if closing is not None and pgoff < closing.start:
+                limit = min(limit, closing.start - pgoff)
+            pfn, count = self._grant(file, guest, pgoff, limit, wish) if wish else self._granted(file, pgoff, limit)
+        readahead.granted(pgoff, count)
         guest.grant_count += 1
         return GetPfnReply(pfn, count, file.order, guest.seq)
 
-    def _grant(self, file: Regular, guest: Guest, pgoff: int, limit: int) -> tuple[Pfn, int]:
+    def _granted(self, file: Regular, pgoff: int, limit: int) -> tuple[Pfn, int]:
+        """A run that the file has already; its first page is touched now."""
+        guest, run = guest_of(file), file.pages.run_at(pgoff, limit)
+        assert run is not None
+        if guest.pending and self._pool.state(run[0]) is _PENDING:
+            self._pool.set_state(run[0], 1, _PRIVATE)
+            guest.pending -= 1
+        return run
+
+    def _grant(self, file: Regular, guest: Guest, pgoff: int, limit: int, wish: int) -> tuple[Pfn, int]:
+        """New frames, and several at once if it can be."""
         if file.order:
             return self._grant_large(file, pgoff, limit)
-        wish = min(guest.readahead.wish(pgoff), limit)
-        if wish == 1:
-            pfn = self._pool.alloc_one(_PRIVATE, file.node)
-            file.pages.map_page(pgoff, pfn)
-            return pfn, 1
         before = file.pages.lookup(Pgoff(pgoff - 1)) if pgoff else None
-        wish = file.pages.hole_at(Pgoff(pgoff), wish)
+        wish = file.pages.hole_at(Pgoff(pgoff), min(wish, limit))
         pfn, count = self._pool.alloc_run(
             wish,
             _PENDING,

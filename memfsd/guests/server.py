@@ -11,6 +11,7 @@ import time
 
 from memfsd.backing import Backing
 from memfsd.core.gmem import guest_of
+from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.performer import Performer
 from memfsd.uapi import sync
@@ -60,7 +61,8 @@ class GuestServer:
             peers = list(self.brackets.peers.values())
         for peer in peers:
             with self._service.lock:
-                active = guest_of(self._service.inodes.regular(peer.ino)).active
+                file = self._service.inodes.find(peer.ino)  # its VM, and the file with it, may be gone by now
+                active = guest_of(file).active if isinstance(file, Regular) else None
             if active is not None and active.implements(Kind.REVOKE):
                 with contextlib.suppress(PeerLost):
                     peer.up.call(Kind.REVOKE, Revoke("the store is unmounted"), Empty)

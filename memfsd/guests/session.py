@@ -19,16 +19,19 @@ from memfsd.uapi import messages as m
 from memfsd.uapi import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import (
-    BadBody,
+    HEADER_BYTES,
+    NO_BODY,
+    REQUEST_DECODERS,
     BadPacket,
-    decode_request,
+    Packet,
     decode_request_header,
     encode_failure,
     encode_reply,
+    request_words,
 )
 from memfsd.uapi.limits import ACK_DEADLINE_S, GREETING_DEADLINE_S, MAX_PACKET_BYTES, PROOF_DEADLINE_S
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.pairing import State, next_state
+from memfsd.uapi.pairing import LEGAL, State
 
 from .brackets import Brackets, Peer
 from .checker import Checker, file_list, page_map
@@ -40,7 +43,10 @@ log = logging.getLogger("memfsd.guests")
 BYE = "BYE"
 _HALF_OPEN = frozenset({State.CONNECTED, State.GREETED})
 _ENDED = State.ENDED
-_HELLO = Kind.HELLO
+
+_Handler = Callable[[Any], m.Body]
+_Step = tuple[Kind, Callable[[Packet], m.Body], _Handler, State]
+"""How a request is served: its kind, the decoder of its body, who answers, the state after that."""
 
 
 class Session:
@@ -58,19 +64,19 @@ class Session:
     ) -> None:
         self._sock = sync.channel(sock, "store.down")
         self._service = service
+        self._lock, self._gmem = service.lock, service.gmem
         self._backing = backing
         self._performer = performer
         self._brackets = brackets
         self._checker = checker
         self._stop_fd = stop_fd
-        self._state = State.CONNECTED
         self._hello: m.Hello | None = None
         self._file: Regular | None = None
         self._peer: Peer | None = None
         self._fds: list[int] = []
         """To send with the next reply: the window (ours) and the VM's end of the up channel (closed then)."""
         # Each gets a body of its kind's class (messages.REQUESTS).
-        self._handlers: dict[Kind, Callable[[Any], m.Body]] = {
+        self._handlers: dict[Kind, _Handler] = {
             Kind.HELLO: self._on_hello,
             Kind.PAIR: self._on_pair,
             Kind.BIND: self._on_bind,
@@ -82,6 +88,18 @@ class Session:
             Kind.CHECK: self._on_check,
             Kind.MAP: self._on_map,
             Kind.LIST: self._on_list,
+        }
+        self._enter(State.CONNECTED)
+
+    def _enter(self, state: State) -> None:
+        if state is State.GREETED and self._hello is not None and self._hello.role is m.Role.OBSERVER:
+            state = State.OBSERVING
+        self._state, self._half_open = state, state in _HALF_OPEN
+        # What is legal now, by the word in the header: a fault finds all that it needs in one look-up.
+        self._steps: dict[int, _Step] = {
+            kind: (kind, REQUEST_DECODERS[kind], self._handlers[kind], following)
+            for kind, following in LEGAL[state].items()
+            if kind in self._handlers
         }
 
     def run(self) -> None:
@@ -117,19 +135,18 @@ class Session:
         half_open_until = time.monotonic() + GREETING_DEADLINE_S
         buffer = bytearray(MAX_PACKET_BYTES)
         sock = self._sock
+        receive, send = sock.recv_into, sock.send
         try:
             while self._state is not _ENDED:
-                size = sock.recv_into(buffer, 0, socket.MSG_TRUNC)
-                if size == 0:
-                    return "it closed the connection"
-                if size > MAX_PACKET_BYTES:
-                    return f"it sent a packet of {size} bytes"
-                reply = self._answer(buffer[:size])
+                size = receive(buffer, 0, socket.MSG_TRUNC)
+                if not HEADER_BYTES <= size <= MAX_PACKET_BYTES:
+                    return f"it sent a packet of {size} bytes" if size else "it closed the connection"
+                reply = self._answer(buffer, size)
                 if self._fds:
                     self._send_with_fds(reply)
                 else:
-                    sock.send(reply)
-                if self._state in _HALF_OPEN and time.monotonic() > half_open_until:
+                    send(reply)
+                if self._half_open and time.monotonic() > half_open_until:
                     return "it did not pair in time"
             return BYE
         except BlockingIOError:
@@ -137,24 +154,30 @@ class Session:
         except (BadPacket, OSError) as error:
             return str(error)
 
-    def _answer(self, packet: bytearray) -> bytes:
-        id_, kind = decode_request_header(packet)
-        state = next_state(self._state, kind)
+    def _answer(self, buffer: bytearray, size: int) -> bytes:
+        id_, word = request_words(buffer)
+        step = self._steps.get(word)
+        if step is None:
+            return self._refusal(buffer[:size])
+        kind, decode, handler, following = step
         try:
-            handler = self._handlers.get(kind)
-            if handler is None:
-                raise Refused(errno.EOPNOTSUPP, f"{kind.name} is not an operation of the store")
-            if state is None:
-                raise Refused(errno.EPROTO, f"{kind.name} is not legal in state {self._state.value}")
-            reply = handler(decode_request(kind, packet))
-        except BadBody as error:
-            return encode_failure(id_, kind, errno.EINVAL, str(error))
+            body = decode(buffer[HEADER_BYTES:size])
+        except NO_BODY as error:
+            return encode_failure(id_, kind, errno.EINVAL, f"{kind.name}: {error}")
+        try:
+            reply = handler(body)
         except Refused as refused:
             return encode_failure(id_, kind, refused.errno, refused.reason)
-        if kind is _HELLO and self._hello is not None and self._hello.role is m.Role.OBSERVER:
-            state = State.OBSERVING
-        self._state = state
+        if following is not self._state:
+            self._enter(following)
         return encode_reply(id_, kind, reply)
+
+    def _refusal(self, packet: bytearray) -> bytes:
+        """Of what is not legal now; BadPacket when it is no request at all."""
+        id_, kind = decode_request_header(packet)
+        if kind not in self._handlers:
+            return encode_failure(id_, kind, errno.EOPNOTSUPP, f"{kind.name} is not an operation of the store")
+        return encode_failure(id_, kind, errno.EPROTO, f"{kind.name} is not legal in state {self._state.value}")
 
     # -- greeting
 
@@ -228,15 +251,19 @@ class Session:
         return m.Empty()
 
     def _on_get_pfn(self, want: m.GetPfn) -> m.Body:
-        file, service = self._paired(), self._service
+        file = self._file
+        assert file is not None
         try:
-            with service.lock:
-                return service.gmem.get_pfn(file, want.pgoff, want.max_pages)
+            self._lock.acquire()  # not `with`, which takes twice as long: here that is felt
+            try:
+                return self._gmem.get_pfn(file, want.pgoff, want.max_pages)
+            finally:
+                self._lock.release()
         except Refused as refused:
             if refused.errno != errno.ENOSPC or not self._brackets.reclaim():
                 raise
-        with service.lock:
-            return service.gmem.get_pfn(file, want.pgoff, want.max_pages)
+        with self._lock:
+            return self._gmem.get_pfn(file, want.pgoff, want.max_pages)
 
     def _on_stat(self, _: m.Empty) -> m.Body:
         file = self._paired()

@@ -18,19 +18,21 @@ _HEADER = struct.Struct("<IHH")
 HEADER_BYTES = _HEADER.size
 _pack_header = _HEADER.pack
 _unpack_header = _HEADER.unpack_from
-_unpack_words = struct.Struct("<II").unpack_from
-"""The id, and kind with errno above it."""
+request_words = struct.Struct("<II").unpack_from
+"""Id and kind of a request. Of anything else, the second word is no kind: `decode_request_header` tells what it is.
+Of at least HEADER_BYTES."""
 _encode = msgspec.msgpack.Encoder().encode
 _KINDS = {int(kind): kind for kind in Kind}
 """Kind(word) takes a microsecond, of which a page fault has few: hence a table."""
-_request_decoders: dict[Kind, Callable[[Packet], Body]] = {
+REQUEST_DECODERS: dict[Kind, Callable[[Packet], Body]] = {
     kind: msgspec.msgpack.Decoder(body).decode for kind, body in REQUESTS.items()
 }
 _reply_decoders: dict[Kind, Callable[[Packet], Body]] = {
     kind: msgspec.msgpack.Decoder(body).decode for kind, body in REPLIES.items()
 }
 _decode_failure = msgspec.msgpack.Decoder(Failure).decode
-_NO_BODY = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+NO_BODY = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+"""What a decoder raises when the bytes are not its body."""
 
 
 class BadPacket(PeerLost):
@@ -81,27 +83,19 @@ def decode_header(packet: Packet) -> Header:
 
 def decode_request_header(packet: Packet) -> tuple[int, Kind]:
     """Id and kind where a request is due; BadPacket for all else, also for a reply."""
-    if HEADER_BYTES <= len(packet) <= MAX_PACKET_BYTES:
-        id_, word = _unpack_words(packet)
-        kind = _KINDS.get(word)
-        if kind is not None:
-            return id_, kind
     header = decode_header(packet)
-    raise BadPacket(f"a reply ({header.kind.name}) where a request was due")
-
-
-def is_success(packet: Packet, id_: int, kind: Kind) -> bool:
-    """It is the reply to this request, without an errno."""
-    return packet[:HEADER_BYTES] == _pack_header(id_, kind | REPLY, 0)
+    if header.is_reply:
+        raise BadPacket(f"a reply ({header.kind.name}) where a request was due")
+    return header.id, header.kind
 
 
 def decode_request(kind: Kind, packet: Packet) -> Body:
     """BadBody when the body is not the kind's, or a field is out of its bounds."""
     try:
-        return _request_decoders[kind](packet[HEADER_BYTES:])
+        return REQUEST_DECODERS[kind](packet[HEADER_BYTES:])
     except KeyError:
         raise BadBody(f"{kind.name} is reserved and not implemented") from None
-    except _NO_BODY as error:
+    except NO_BODY as error:
         raise BadBody(f"{kind.name}: {error}") from None
 
 
@@ -110,12 +104,23 @@ def decode_reply(kind: Kind, packet: Packet) -> Body:
         return _reply_decoders[kind](packet[HEADER_BYTES:])
     except KeyError:
         raise BadBody(f"{kind.name} is reserved and not implemented") from None
-    except _NO_BODY as error:
+    except NO_BODY as error:
+        raise BadBody(f"{kind.name}: {error}") from None
+
+
+def decode_success(buffer: bytes | bytearray, size: int, id_: int, kind: Kind) -> Body | None:
+    """The body of the packet in buffer's first bytes if it is the reply to this request, and None if it is anything
+    else. BadBody as `decode_reply`."""
+    if size < HEADER_BYTES or not buffer.startswith(_pack_header(id_, kind | REPLY, 0)):
+        return None
+    try:
+        return _reply_decoders[kind](buffer[HEADER_BYTES:size])
+    except NO_BODY as error:
         raise BadBody(f"{kind.name}: {error}") from None
 
 
 def decode_failure(packet: Packet) -> Failure:
     try:
         return _decode_failure(packet[HEADER_BYTES:])
-    except _NO_BODY as error:
+    except NO_BODY as error:
         raise BadBody(f"failure: {error}") from None

@@ -53,3 +53,6 @@ MAX_VMS = 64
 MAX_SCRIPT_BYTES = 1 << 24
 MAX_ACCESS_BYTES = 1 << 20
 """Bytes one `read` or `write` of a script moves."""
+MAX_VMAS = 65530
+"""Mappings of one simulated host process: vm.max_map_count."""
+MAX_HOST_PROCESSES = 64

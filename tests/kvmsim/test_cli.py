@@ -136,7 +136,7 @@ def test_bytes_that_are_not_text_exit_2(here: Callable[..., Done]) -> None:
         ["run", "/does/not/exist"],
         ["run", "/"],
         ["run", "-", "--policy", "sideways"],
-        ["run", "-", "--policy", "overlay"],
+        ["run", "-", "--policy", "overlay", "--under", "rug"],
         ["run", "-", "--max-slots", "0"],
         ["run", "-", "--max-slots", "32765"],
         ["run", "-", "--max-slots", "many"],

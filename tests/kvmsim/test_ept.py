@@ -35,6 +35,25 @@ def test_a_leaf_has_the_layout_of_the_hardware() -> None:
     assert ept.walk(4) == ept.walk(7) == ept.walk(MAX_GFN_EPT - 1) == 0
 
 
+@pytest.mark.parametrize("writable", [True, False])
+def test_map_page_is_map_run_of_one_page_that_is_demanded(writable: bool) -> None:
+    by_page, by_run = Ept(), Ept()
+    for ept in (by_page, by_run):
+        ept.map_run(20, 120, 8, writable=writable)
+    # In a table that is known, in its neighbour, far away, granted before, and again.
+    for gfn in (5, 6, 513, GIB + 5, 21, 5, GIB + 6, 511):
+        by_page.map_page(gfn, 100 + gfn, writable=writable)
+        by_run.map_run(gfn, 100 + gfn, 1, writable=writable, accessed=1)
+        assert by_page.walk(gfn) == by_run.walk(gfn) != 0
+        assert (by_page.leaf_count, by_page.table_count) == (by_run.leaf_count, by_run.table_count)
+    with pytest.raises(AssertionError):
+        by_page.map_page(5, 7)
+    for gfn in (*range(20, 28), 5, 513, GIB + 5, 511, GIB + 6, 6):
+        assert by_page.zap(gfn, gfn + 1) == by_run.zap(gfn, gfn + 1) != []
+        assert (by_page.leaf_count, by_page.table_count) == (by_run.leaf_count, by_run.table_count)
+    assert by_page.table_count == 1
+
+
 def test_tables_come_and_go_with_their_leaves() -> None:
     ept = Ept()
     assert ept.table_count == 1

@@ -300,3 +300,13 @@ def test_help_and_version(tmp_path: Path) -> None:
     for option in ("size=", "nodes=", "guest", "resize=", "seal_nonempty=", "open=", "fixed_gfn=", "socket="):
         assert option in text
     assert sh("memfsd --version", tmp_path).startswith("memfsd ")
+
+
+def test_signals_as_soon_as_the_mount_is_there_end_it_and_leave_no_mount(mount: MountFactory) -> None:
+    """Also a second one, which comes while it ends."""
+    for _ in range(5):
+        made = mount("size=16M")
+        made.process.send_signal(signal.SIGTERM)
+        made.process.send_signal(signal.SIGINT)
+        assert made.process.wait(DEADLINE_S) == 0
+        assert not made.is_mounted

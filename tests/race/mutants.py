@@ -47,7 +47,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "stale check left out",
         f"{_MMU}.install",
-        ("if self.is_stale(ticket, count):", "if False:"),
+        ("if (self.in_progress or ticket.seq != self.invalidate_seq) and self.is_stale(ticket, count):", "if False:"),
         at="fault-x-punch",
     ),
     _mutant(
@@ -65,7 +65,13 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "stale check without the lock",
         f"{_MACHINE}.fault",
-        ("            with mmu.lock:\n                try:\n", "            if True:\n                try:\n"),
+        (
+            "                if mmu.install(ticket, pfn, count):\n",
+            "                lock.release()\n"
+            "                installed = mmu.install(ticket, pfn, count)\n"
+            "                lock.acquire()\n"
+            "                if installed:\n",
+        ),
         at="fault-x-punch",
     ),
     Mutant(
@@ -201,6 +207,18 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_GMEM}.get_pfn",
         ("pgoff < closing.end", "pgoff < closing.end - 1"),
         at="fault-x-punch",
+    ),
+    _mutant(
+        "BEGIN overtakes a slot that goes away",
+        f"{_MACHINE}.on_begin",
+        ("wait_for(lambda: not self._retiring, ACK_DEADLINE_S)", "wait_for(lambda: True, ACK_DEADLINE_S)"),
+        at="end-x-punch convert-x-punch",
+    ),
+    _mutant(
+        "a page visible before it is bound",
+        f"{_MACHINE}.fill_slot",
+        ("with self._faults_wait(start, end):", "if True:"),
+        at="fault-x-bind",
     ),
     _mutant(
         "a refusal believed of a slot that is gone",

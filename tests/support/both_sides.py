@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-import kvmsim.vmm
+import kvmsim.link
 import memfsd.guests.brackets
 import memfsd.guests.checker
 import memfsd.guests.session
@@ -121,7 +121,7 @@ class LocalStore:
             self.brackets.take_back(ino, *taken, Reason.PUNCH)
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
-        """What `kvmsim.vmm.punch_file` does on a mount."""
+        """What `kvmsim.link.punch_file` does on a mount."""
         status = os.fstat(fd)
         self._punch(self._by_file[FileId(status.st_dev, status.st_ino)], offset, length)
 
@@ -274,7 +274,7 @@ def opened_store(place: Path, monkeypatch: pytest.MonkeyPatch, frames: int, **op
         # A VM in this process is never dead: do not wait long for the proof.
         monkeypatch.setattr(module, "PROOF_DEADLINE_S", 0.02)
     store = LocalStore(place, frames, **options)
-    monkeypatch.setattr(kvmsim.vmm, "punch_file", store.punch_fd)
+    monkeypatch.setattr(kvmsim.link, "punch_file", store.punch_fd)
     try:
         yield store
         if not store.is_broken:

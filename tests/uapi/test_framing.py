@@ -21,10 +21,10 @@ from memfsd.uapi.framing import (
     decode_reply,
     decode_request,
     decode_request_header,
+    decode_success,
     encode_failure,
     encode_reply,
     encode_request,
-    is_success,
 )
 from memfsd.uapi.limits import MAX_GFN, MAX_PACKET_BYTES, MAX_RUN_PAGES, MAX_SLOTS
 from memfsd.uapi.messages import REPLIES, REPLY, REQUESTS, RESERVED_KINDS, Kind
@@ -57,7 +57,7 @@ def test_every_message_comes_back_as_it_was(
     assert decode_header(packet) == Header(id_, kind, 0, bool(mark))
     for form in (packet, bytearray(packet), memoryview(packet)):
         assert decode(kind, form) == body
-    assert is_success(packet, id_, kind) is bool(mark)
+    assert decode_success(packet + b"more", len(packet), id_, kind) == (body if mark else None)
 
 
 @many
@@ -66,7 +66,7 @@ def test_a_failure_carries_errno_and_reason(kind: Kind, id_: int, errno: int, re
     packet = encode_failure(id_, kind, errno, reason)
     assert decode_header(packet) == Header(id_, kind, errno, True)
     assert decode_failure(packet) == m.Failure(reason)
-    assert not is_success(packet, id_, kind)
+    assert decode_success(packet, len(packet), id_, kind) is None
 
 
 def test_a_reason_without_end_is_cut() -> None:
@@ -118,12 +118,20 @@ def test_a_reply_is_no_request(kind: Kind) -> None:
 
 def test_only_the_reply_to_this_request_is_its_success() -> None:
     reply = encode_reply(5, Kind.STAT, m.StatReply(0, 0, 0, 0))
-    assert is_success(reply, 5, Kind.STAT)
-    assert not is_success(reply, 6, Kind.STAT)
-    assert not is_success(reply, 5, Kind.PING)
-    assert not is_success(encode_request(5, Kind.STAT, m.Empty()), 5, Kind.STAT)
-    assert not is_success(encode_failure(5, Kind.STAT, 5, ""), 5, Kind.STAT)
-    assert not is_success(b"", 5, Kind.STAT)
+    others = [encode_request(5, Kind.STAT, m.Empty()), encode_failure(5, Kind.STAT, 5, ""), b""]
+    assert decode_success(reply, len(reply), 5, Kind.STAT) == m.StatReply(0, 0, 0, 0)
+    assert decode_success(reply, len(reply), 6, Kind.STAT) is None
+    assert decode_success(reply, len(reply), 5, Kind.PING) is None
+    assert [decode_success(other, len(other), 5, Kind.STAT) for other in others] == [None] * 3
+
+
+def test_what_the_buffer_held_before_is_not_part_of_a_reply() -> None:
+    buffer = bytearray(encode_reply(5, Kind.STAT, m.StatReply(0, 0, 0, 0)))
+    for size in range(HEADER_BYTES):
+        assert decode_success(buffer, size, 5, Kind.STAT) is None
+    for size in range(HEADER_BYTES, len(buffer)):
+        with pytest.raises(BadBody):
+            decode_success(buffer, size, 5, Kind.STAT)
 
 
 # -- bodies

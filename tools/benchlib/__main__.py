@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from benchlib import fault, first_touch, page_tables, repeated_stat, requests, throughput
+from benchlib import conversions, fault, first_touch, page_tables, repeated_stat, requests, throughput
 from benchlib.figure import Figure, Progress, table
 from benchlib.machine import describe
 
@@ -22,6 +22,7 @@ FIGURES: dict[str, Measure] = {
     "P3": page_tables.measure,
     "P5": requests.measure,
     "P5b": repeated_stat.measure,
+    "P6": conversions.measure,
     "T1": throughput.measure,
 }
 QUICK: dict[str, Measure] = {
@@ -30,6 +31,7 @@ QUICK: dict[str, Measure] = {
     "P3": lambda progress: page_tables.measure(progress, rounds=1, count=1000),
     "P5": lambda progress: requests.measure(progress, starts=1, rounds=1, count=20),
     "P5b": lambda progress: repeated_stat.measure(progress, rounds=1, count=20),
+    "P6": lambda progress: conversions.measure(progress, rounds=1, live=(2, 4), count=2),
     "T1": lambda progress: throughput.measure(progress, rounds=1, count=2),
 }
 """So small that the values mean nothing: for tests of this program."""

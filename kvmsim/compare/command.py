@@ -1,0 +1,129 @@
+"""The command line of `kvmsim compare`."""
+
+import argparse
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.limits import MAX_SLOTS
+from memfsd.uapi.units import ORDERS, PAGE_SIZE, format_size, order_of_page_size, parse_size
+
+from .plot import check_plot, draw
+from .rig import DESIGNS, Rig
+from .store import mounted
+from .table import Row, facts, text
+from .workloads import WORKLOADS
+
+_DEFAULT_SLOTS = 1024
+_PAGE_SIZES = [PAGE_SIZE << order for order in ORDERS]
+_EPILOG = """\
+workloads:
+  boot        nearly all memory stays private; one pool of 64 MiB is shared once, and a page for each of 16 devices
+  ring        a driver's ring of 256 pages: each goes to shared for one request and back, four times around
+  misbehave   every second page is shared until the cap on slots (--max-slots) stops it
+
+Without DIRECTORY a memfsd is mounted for the time of the comparison.
+exit status: 0 measured, 1 something could not be measured, 2 usage
+"""
+
+
+def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    parser = commands.add_parser(
+        "compare",
+        help="run the same guests over all designs of conversion and measure",
+        description="Run the same guests over all designs of conversion and page sizes; print what each costs.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="on a memfsd mount, pool of 2 GiB or more")
+    parser.add_argument("--workloads", type=_workloads, default=list(WORKLOADS), metavar="W[,W]", help="default: all")
+    parser.add_argument("--designs", type=_designs, default=list(DESIGNS), metavar="D[,D]", help="default: all")
+    parser.add_argument("--page-sizes", type=_page_sizes, default=_PAGE_SIZES, metavar="P[,P]", help="4K,2M,1G")
+    parser.add_argument(
+        "--max-slots", type=_slots, default=_DEFAULT_SLOTS, metavar="N", help=f"cap (default {_DEFAULT_SLOTS})"
+    )
+    parser.add_argument("--json", action="store_true", help="one JSON object per row")
+    parser.add_argument("--plot", metavar="FILE.png", help="draw slots and cost of the misbehaving guest")
+
+
+def compare(asked: argparse.Namespace) -> int:
+    """Exit status."""
+    try:
+        if asked.plot:
+            check_plot()
+        with _directory(asked.directory) as directory:
+            rows = [_print(row, asked.json) for row in _rows(asked, directory)]
+        if not asked.json:
+            print(text(rows))
+        if asked.plot:
+            draw(rows, asked.plot)
+    except Refused as refused:
+        print(f"kvmsim: {refused.reason} ({errno_name(refused.errno)})", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        print(f"kvmsim: {where}{error.strerror or error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _rows(asked: argparse.Namespace, directory: Path) -> Iterator[Row]:
+    for workload in asked.workloads:
+        for page_bytes in asked.page_sizes:
+            for design in asked.designs:
+                if sys.stderr.isatty():
+                    print(f"\r\033[Kkvmsim: {workload}, {design}, {format_size(page_bytes)}", end="", file=sys.stderr)
+                with contextlib.closing(Rig(directory, design, page_bytes, asked.max_slots)) as rig:
+                    WORKLOADS[workload](rig)
+                    yield Row(workload, design, page_bytes, rig.finish())
+    if sys.stderr.isatty():
+        print("\r\033[K", end="", file=sys.stderr)
+
+
+def _print(row: Row, as_json: bool) -> Row:
+    if as_json:
+        print(json.dumps(facts(row)), flush=True)
+    return row
+
+
+@contextlib.contextmanager
+def _directory(named: str | None) -> Iterator[Path]:
+    if named is not None:
+        yield Path(named)
+        return
+    with mounted() as directory:
+        yield directory
+
+
+def _words(text_: str, known: dict[str, object]) -> list[object]:
+    found = []
+    for word in text_.split(","):
+        if word not in known:
+            raise argparse.ArgumentTypeError(f"'{word}' does not exist: choose from {', '.join(known)}")
+        found.append(known[word])
+    return found
+
+
+def _workloads(text_: str) -> list[object]:
+    return _words(text_, {name: name for name in WORKLOADS})
+
+
+def _designs(text_: str) -> list[object]:
+    known: dict[str, object] = {str(design): design for design in DESIGNS}
+    return _words(text_, known)
+
+
+def _page_sizes(text_: str) -> list[int]:
+    try:
+        return [PAGE_SIZE << order_of_page_size(parse_size(word)) for word in text_.split(",")]
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _slots(text_: str) -> int:
+    if not text_.isascii() or not text_.isdigit() or not 2 <= int(text_) <= MAX_SLOTS:
+        raise argparse.ArgumentTypeError(f"'{text_}' is not 2 to {MAX_SLOTS}")
+    return int(text_)

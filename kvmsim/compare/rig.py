@@ -1,0 +1,182 @@
+"""One VM on a sealed file of its own, and what is measured of it while a workload runs."""
+
+import errno
+import itertools
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import NamedTuple
+
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_SEALS
+from memfsd.uapi.units import PAGE_SIZE
+
+from ..computer import Computer
+from ..core.exits import Exit
+from ..info import stats
+
+RAM_BYTES = 1 << 30
+"""A whole number of pages of every size."""
+_SAMPLE_EVERY = 64
+"""Conversions of which one sample is made."""
+_names = itertools.count()
+
+
+class Design(NamedTuple):
+    """A policy, and what becomes of the page under an overlay."""
+
+    policy: str
+    under: str = "kept"
+
+    def __str__(self) -> str:
+        return f"{self.policy}/{self.under}" if self.policy == "overlay" else self.policy
+
+
+DESIGNS = (Design("recreate"), Design("punch"), Design("overlay", "kept"), Design("overlay", "freed"))
+
+
+@dataclass(slots=True)
+class Sample:
+    """After `live` conversions: slots of both spaces, and what one conversion took lately (us)."""
+
+    live: int
+    slots: int
+    conversion_us: float
+
+
+@dataclass(slots=True)
+class Measured:
+    """A workload's costs under one design. lost_pages: stamped private pages that were found empty without having been
+    converted. stopped: why the workload ended before its end ("" when it did not)."""
+
+    conversions: int = 0
+    conversion_us: float = 0.0
+    slots_peak: int = 0
+    zapped: int = 0
+    tlb_flushes: int = 0
+    store_messages: int = 0
+    exits: int = 0
+    lost_pages: int = 0
+    doubled_bytes_peak: int = 0
+    stopped: str = ""
+    samples: list[Sample] = field(default_factory=list)
+
+
+class Rig:
+    """RAM_BYTES of private memory at GPA 0, in frames of one size. Close it: the file and the VM go."""
+
+    def __init__(self, directory: Path, design: Design, page_bytes: int, max_slots: int) -> None:
+        self._path = directory / f"compare-{os.getpid()}-{next(_names)}.mem"
+        self._make_file(page_bytes)
+        self._computer = Computer("compare", max_slots)
+        self.measured = Measured()
+        self._times: list[float] = []
+        self._live = 0
+        self._stamps: dict[int, bytes] = {}
+        try:
+            self._computer.machine.set_private_slot(0, 0, RAM_BYTES, 0, str(self._path), 0)
+            self._computer.vmm.set_policy(design.policy, design.under)
+        except BaseException:
+            self.close()
+            raise
+
+    def _make_file(self, page_bytes: int) -> None:
+        """Refused names the directory when it is not on a memfsd mount, or can not hold the file."""
+        directory = self._path.parent
+        try:
+            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise Refused(error.errno or errno.EIO, f"{directory}: {error.strerror}") from None
+        try:
+            if b"guest" not in os.getxattr(fd, XATTR_SEALS).split(b","):
+                os.setxattr(fd, XATTR_SEALS, b"guest")
+            os.setxattr(fd, XATTR_PAGE_SIZE, str(page_bytes).encode())
+            os.ftruncate(fd, RAM_BYTES)
+        except OSError as error:
+            os.unlink(self._path)
+            foreign = error.errno in (errno.ENODATA, errno.EOPNOTSUPP)
+            why = "not on a memfsd mount" if foreign else error.strerror
+            raise Refused(error.errno or errno.EIO, f"{directory}: {why}") from None
+        finally:
+            os.close(fd)
+
+    # -- what a guest does
+
+    def stamp(self, gpa: int) -> None:
+        """The guest writes eight bytes into a private page, and will look for them in the end."""
+        self._stamps[gpa] = (gpa | 1).to_bytes(8, "little")
+        self._must_not_exit(self._write(gpa, self._stamps[gpa], shared=False))
+
+    def write_shared(self, gpa: int, data: bytes) -> None:
+        self._must_not_exit(self._write(gpa, data, shared=True))
+        if (len(self._times) + 1).bit_count() == 1:
+            self._look()
+
+    def host_read(self, gpa: int, length: int) -> bytes:
+        got = self._computer.guest.host_access(gpa, length, None)
+        assert isinstance(got, bytes), got
+        return got
+
+    def convert(self, gpa: int, size: int, *, private: bool) -> bool:
+        """The guest asks with MapGPA; False when user space could not, and the workload is stopped."""
+        computer = self._computer
+        begin = time.perf_counter()
+        try:
+            result = computer.vmm.run(lambda: computer.guest.map(computer.vm.vcpu(0), gpa, size, private=private))
+        except Refused as refused:
+            self.measured.stopped = f"{errno_name(refused.errno)}: {refused.reason}"
+            return False
+        self._times.append(time.perf_counter() - begin)
+        self._must_not_exit(result)
+        for page in range(gpa, gpa + size, PAGE_SIZE):
+            self._stamps.pop(page, None)
+        self._live += -1 if private else 1
+        self._sample()
+        return True
+
+    # -- what is measured
+
+    def finish(self) -> Measured:
+        """Look for every stamp that should be there, and add up."""
+        computer, measured = self._computer, self.measured
+        vcpu = computer.vm.vcpu(0)
+        for gpa, stamp in self._stamps.items():
+            measured.lost_pages += computer.guest.read(vcpu, gpa, 8) != stamp
+        self._look()
+        facts, _ = stats(computer)
+        assert isinstance(facts, dict)
+        measured.conversions = len(self._times)
+        measured.conversion_us = _median_us(self._times)
+        measured.zapped = facts["zapped"]
+        measured.tlb_flushes = facts["tlb_flushes"]
+        measured.store_messages = facts["store_messages"]
+        measured.exits = facts["exits"]
+        return measured
+
+    def close(self) -> None:
+        self._computer.close()
+        self._path.unlink()
+
+    def _write(self, gpa: int, data: bytes, *, shared: bool) -> Exit | None:
+        computer = self._computer
+        return computer.vmm.run(lambda: computer.guest.write(computer.vm.vcpu(0), gpa, data, shared=shared))
+
+    def _sample(self) -> None:
+        slots = sum(len(space) for space in self._computer.vm.slots)
+        self.measured.slots_peak = max(self.measured.slots_peak, slots)
+        if len(self._times) % _SAMPLE_EVERY == 0:
+            self.measured.samples.append(Sample(self._live, slots, _median_us(self._times[-_SAMPLE_EVERY:])))
+
+    def _look(self) -> None:
+        """Walks all that is live, and so is done after 1, 3, 7, ... conversions only."""
+        doubled = self._computer.vmm.doubled_pages() * PAGE_SIZE
+        self.measured.doubled_bytes_peak = max(self.measured.doubled_bytes_peak, doubled)
+
+    @staticmethod
+    def _must_not_exit(result: object) -> None:
+        assert result is None, f"the policy left an exit: {result}"
+
+
+def _median_us(times: list[float]) -> float:
+    return sorted(times)[len(times) // 2] * 1e6 if times else 0.0

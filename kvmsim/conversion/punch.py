@@ -1,0 +1,61 @@
+"""A hole in the private slot: the ioctl that the thread proposes.
+
+to shared     an ordinary slot, then the hole, then the hole's frames back to the store
+to private    the hole filled, the ordinary slot cut
+
+The slot keeps its id, its size and the place of every page in its file; data around the hole survives (R5). A page
+is never held twice.
+"""
+
+from ..core.memslots import Memslot
+from ..machine import Machine, Runs
+from .design import Piece, Tally, give_back, page_count, visible_private
+from .shared_copy import Range, SharedCopy
+from .transaction import Transaction
+
+
+class Punch:
+    name = "punch"
+
+    def __init__(self, machine: Machine, copy: SharedCopy, tally: Tally) -> None:
+        self._machine = machine
+        self._copy = copy
+        self._tally = tally
+
+    def to_shared(self, start: int, end: int) -> int:
+        machine, pieces = self._machine, visible_private(self._machine, start, end)
+        runs: list[Runs] = []
+        with Transaction() as transaction:
+            for _, low, high in pieces:
+                self._copy.add(low, high)
+                transaction.did(self._copy.remove, low, high)
+            for slot, low, high in pieces:
+                runs.append(machine.hide(slot.id, low, high))
+                transaction.did(machine.fill_slot, slot.id, low, high)
+            give_back(machine, self._tally, pieces, runs)
+        return page_count(pieces)
+
+    def to_private(self, start: int, end: int) -> int:
+        machine = self._machine
+        holes = [Piece(slot, low, high) for slot in machine.vm.slots[True] for low, high in _holes(slot, start, end)]
+        taken: list[Range] = []
+        with Transaction() as transaction:
+            for slot, low, high in holes:
+                machine.fill_slot(slot.id, low, high)
+                transaction.did(machine.hide, slot.id, low, high)
+                removed = self._copy.remove(low, high)
+                transaction.did(self._copy.add_all, removed)
+                taken += removed
+        self._copy.discard(taken)
+        return page_count(holes)
+
+
+def _holes(slot: Memslot, start: int, end: int) -> list[Range]:
+    """What a punched slot does not show of [start, end)."""
+    holes, at = [], max(slot.gfn, start)
+    stop = min(slot.end, end)
+    for low, high in slot.segments_in(at, stop):
+        if low > at:
+            holes.append((at, low))
+        at = max(at, high)
+    return [*holes, (at, stop)] if at < stop else holes

@@ -1,0 +1,98 @@
+"""Delete the private slot and make three: what user space can do with KVM_SET_USER_MEMORY_REGION alone.
+
+to shared     the slot goes; a private one below the range, an ordinary one over it, a private one above it
+to private    the ordinary slot goes; a private one over the range
+
+Deleting a private slot unmaps it, and unmapping destroys: the data *around* the converted range is lost too. That is
+the thread's argument against it, and `Tally.lost_pages` counts it. The pieces are not joined again, since that would
+delete and destroy once more; so a page that was converted once loses no neighbours the next time.
+"""
+
+from collections.abc import Iterator
+
+from ..core.memslots import Memslot
+from ..core.segments import SegmentIndex
+from ..machine import Machine, Runs
+from .design import Piece, Tally, give_back, page_count, visible_private
+from .shared_copy import Range, SharedCopy
+from .slot_ids import SlotIds
+from .transaction import Transaction
+
+
+class Recreate:
+    name = "recreate"
+
+    def __init__(self, machine: Machine, copy: SharedCopy, tally: Tally) -> None:
+        self._machine = machine
+        self._copy = copy
+        self._tally = tally
+        self._ids = SlotIds(machine.vm.slots[True], machine.vm.max_slots)
+        self._ram: SegmentIndex[Memslot] = SegmentIndex()
+        """What was converted: GFNs, and the slot that they were in, which tells their file and place."""
+
+    def to_shared(self, start: int, end: int) -> int:
+        machine, pieces = self._machine, visible_private(self._machine, start, end)
+        old: dict[int, tuple[Memslot, Runs]] = {}
+        with Transaction() as transaction:
+            for _, low, high in pieces:
+                self._copy.add(low, high)
+                transaction.did(self._copy.remove, low, high)
+            for slot in {piece.slot.id: piece.slot for piece in pieces}.values():
+                old[slot.id] = slot, machine.detach(slot.id)
+                transaction.did(machine.attach, slot)
+                for index, (low, high) in enumerate(_rest(slot, start, end)):
+                    id_ = self._ids.take() if index else slot.id
+                    machine.create_private(id_, low, high, slot)
+                    transaction.did(self._drop, id_)
+            mapped = [_inside(old[piece.slot.id][1], piece.start, piece.end) for piece in pieces]
+            give_back(machine, self._tally, pieces, mapped)
+        for slot, runs in old.values():
+            around = [*_inside(runs, 0, start), *_inside(runs, end, 1 << 52)]
+            machine.destroy(slot, around)
+            self._tally.lost_pages += sum(count for _, _, count in around)
+        for slot, low, high in pieces:
+            self._ram.add(slot, low, high)
+        return page_count(pieces)
+
+    def to_private(self, start: int, end: int) -> int:
+        machine, taken, made = self._machine, list[Range](), list[Piece]()
+        known = list(self._ram.overlapping(start, end))
+        with Transaction() as transaction:
+            for slot, first, last in known:
+                for low, high in self._copy.ranges(max(first, start), min(last, end)):
+                    id_ = self._ids.take()
+                    machine.create_private(id_, low, high, slot)
+                    transaction.did(self._drop, id_)
+                    removed = self._copy.remove(low, high)
+                    transaction.did(self._copy.add_all, removed)
+                    taken += removed
+                    made.append(Piece(slot, low, high))
+        self._copy.discard(taken)
+        for slot, first, last in known:
+            self._ram.remove(first)
+            for low, high in ((first, min(start, last)), (max(end, first), last)):
+                if low < high:
+                    self._ram.add(slot, low, high)
+        return page_count(made)
+
+    def _drop(self, id_: int) -> None:
+        self._machine.detach(id_)
+        self._ids.give_back(id_)
+
+
+def _rest(slot: Memslot, start: int, end: int) -> Iterator[Range]:
+    """What the slot shows outside [start, end)."""
+    for low, high in slot.segments:
+        for first, last in ((low, min(high, start)), (max(low, end), high)):
+            if first < last:
+                yield first, last
+
+
+def _inside(runs: Runs, start: int, end: int) -> Runs:
+    """The part of runs (gfn, pfn, pages) in GFNs [start, end)."""
+    found = []
+    for gfn, pfn, count in runs:
+        low, high = max(gfn, start), min(gfn + count, end)
+        if low < high:
+            found.append((low, pfn + low - gfn, high - low))
+    return found

@@ -1,0 +1,103 @@
+"""User space's shared copy of guest memory, and the ordinary slots over it."""
+
+from memfsd.uapi.units import PAGE_SHIFT
+
+from ..core.memslots import Memslot
+from ..core.vm import GPA_END
+from ..machine import Machine, backing_of
+from ..memory import SparseMemory
+from .slot_ids import SlotIds
+from .transaction import Transaction
+
+Range = tuple[int, int]
+"""GFNs [start, end)."""
+
+
+class SharedCopy:
+    """One sparse memory in which byte GPA lies at offset GPA. Its slots never touch each other: an explicit request
+    is handled only where one slot covers all of it, however its pages came to be shared."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._slots = machine.vm.slots[False]
+        self._ids = SlotIds(self._slots, machine.vm.max_slots)
+        self._memory: SparseMemory | None = None
+
+    @property
+    def memory(self) -> SparseMemory:
+        """Made when first needed."""
+        if self._memory is None:
+            self._memory = SparseMemory(GPA_END)
+        return self._memory
+
+    def ranges(self, start: int, end: int) -> list[Range]:
+        """What of [start, end) its slots show."""
+        return [(low, high) for slot, low, high in self._slots.visible(start, end) if self._is_ours(slot)]
+
+    def add(self, start: int, end: int) -> None:
+        """An ordinary slot over [start, end), joined with its neighbours. EEXIST where a slot is, ENOSPC at the cap:
+        then nothing changed."""
+        self._slots.check_free(start, end)
+        low, high = start, end
+        with Transaction() as transaction:
+            for slot in self._slots.overlaps(max(start - 1, 0), end + 1):
+                if self._is_ours(slot):
+                    self._delete(slot, transaction)
+                    low, high = min(low, slot.gfn), max(high, slot.end)
+            self._create(low, high)
+
+    def add_all(self, ranges: list[Range]) -> None:
+        for start, end in ranges:
+            self.add(start, end)
+
+    def remove(self, start: int, end: int) -> list[Range]:
+        """Take [start, end) out of its slots; what is around it stays. What was taken.
+
+        ENOSPC when a slot would be split and no id is free: then nothing changed. The bytes stay until `discard`.
+        """
+        taken = self.ranges(start, end)
+        with Transaction() as transaction:
+            for slot in [slot for slot in self._slots.overlaps(start, end) if self._is_ours(slot)]:
+                self._delete(slot, transaction)
+                for low, high in ((slot.gfn, min(start, slot.end)), (max(end, slot.gfn), slot.end)):
+                    if low < high:
+                        id_ = self._create(low, high)
+                        transaction.did(self._drop, id_)
+        return taken
+
+    def discard(self, ranges: list[Range]) -> None:
+        """The bytes of these GFNs are gone: memory given back, and zero when they are shared again."""
+        for low, high in ranges:
+            self.memory.discard(low << PAGE_SHIFT, high - low << PAGE_SHIFT)
+
+    def page_count(self) -> int:
+        """Pages that hold memory."""
+        return 0 if self._memory is None else self._memory.populated_count()
+
+    def populated(self) -> list[Range]:
+        return [] if self._memory is None else self._memory.populated()
+
+    def close(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+
+    def _is_ours(self, slot: Memslot) -> bool:
+        return self._memory is not None and backing_of(slot).memory is self._memory
+
+    def _create(self, start: int, end: int, wanted: int | None = None) -> int:
+        id_ = self._ids.take() if wanted is None else wanted
+        gpa, size = start << PAGE_SHIFT, end - start << PAGE_SHIFT
+        try:
+            self._machine.set_shared_slot(id_, gpa, size, 0, self.memory, gpa, owned=False, path="(vmm)")
+        except BaseException:
+            self._ids.give_back(id_)
+            raise
+        return id_
+
+    def _delete(self, slot: Memslot, transaction: Transaction) -> None:
+        self._drop(slot.id)
+        transaction.did(self._create, slot.gfn, slot.end, slot.id)
+
+    def _drop(self, id_: int) -> None:
+        self._machine.delete_slot(id_, private=False)
+        self._ids.give_back(id_)

@@ -1,0 +1,4 @@
+"""VMs with and without a store."""
+
+from tests.support.both_sides import store as store
+from tests.support.both_sides import vm as vm

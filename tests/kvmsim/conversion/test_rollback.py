@@ -1,0 +1,65 @@
+"""Every design, each step of a conversion refused in turn: slots, bindings and data are as they were."""
+
+from collections.abc import Callable
+
+import pytest
+
+from memfsd.uapi.errors import Refused
+from tests.kvmsim.conversion.world import DESIGNS, Breaker, World
+from tests.support.both_sides import LocalStore
+
+
+def _share_middle(world: World) -> None:
+    world.map(4, 8, private=False)
+    for number in range(4, 12):
+        assert world.touch(number, shared=True, data=bytes([100 + number]) * 8) is None
+
+
+def _share_two(world: World) -> None:
+    for number in (5, 9):
+        assert world.touch(number, shared=True, data=bytes([100 + number]) * 8) is None
+
+
+CASES: dict[str, tuple[Callable[[World], None], Callable[[World], object]]] = {
+    "one page to shared": (lambda world: None, lambda world: world.touch(6, shared=True)),
+    "a range to shared": (lambda world: None, lambda world: world.map(4, 8, private=False)),
+    "everything to shared": (lambda world: None, lambda world: world.map(0, 16, private=False)),
+    "a range with shared pages in it to shared": (_share_two, lambda world: world.map(4, 8, private=False)),
+    "beside a shared page to shared": (_share_two, lambda world: world.touch(6, shared=True)),
+    "one page to private": (_share_two, lambda world: world.touch(5, shared=False)),
+    "a part of a shared range to private": (_share_middle, lambda world: world.map(6, 2, private=True)),
+    "several ranges to private": (_share_two, lambda world: world.map(0, 16, private=True)),
+    "a shared range and more to private": (_share_middle, lambda world: world.map(2, 12, private=True)),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("policy", "under"), DESIGNS, ids=lambda word: word)
+def test_a_conversion_that_is_refused_at_any_step_changes_nothing(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch, policy: str, under: str, case: str
+) -> None:
+    prepare, convert = CASES[case]
+    world = World(store, policy, under)
+    prepare(world)
+    breaker = Breaker(world, monkeypatch)
+    before = world.state()
+    steps = 0
+    while _is_refused(lambda: convert(world), breaker, steps):
+        assert world.state() == before, f"step {steps} was refused"
+        assert store.findings() == []
+        steps += 1
+        assert world.local.vmm.tally.rolled_back == steps
+    assert steps > 0, "a conversion has steps that can be refused"
+    assert world.state() != before, "without a fault it happens"
+    assert store.findings() == []
+
+
+def _is_refused(convert: Callable[[], object], breaker: Breaker, step: int) -> bool:
+    """False when the conversion happened: there is no such step, or the store did not take back all (it is counted)."""
+    breaker.arm(step)
+    try:
+        convert()
+    except Refused as refused:
+        return refused.reason == "injected" and breaker.disarm()
+    assert not breaker.disarm() or breaker.world.local.vmm.tally.unreturned_pages
+    return False

@@ -1,0 +1,29 @@
+"""Ids from the top, also when people take some and give some up."""
+
+from kvmsim.conversion.slot_ids import SlotIds
+from kvmsim.core.memslots import AddressSpaceId, Memslot, Memslots, SlotFlag
+from tests.support.both_sides import errno_of
+
+
+def slot(id_: int) -> Memslot:
+    return Memslot(id_, AddressSpaceId.SHARED, id_ * 2, 1, SlotFlag(0), None, 0)
+
+
+def test_the_highest_free_id_comes_first_and_what_is_given_back_again() -> None:
+    slots = Memslots(AddressSpaceId.SHARED)
+    ids = SlotIds(slots, 4)
+    slots.add(slot(2))
+    assert [ids.take(), ids.take()] == [3, 1]
+    ids.give_back(3)
+    assert ids.take() == 3
+
+
+def test_a_full_space_is_enospc_and_what_a_person_deleted_is_found_again() -> None:
+    slots = Memslots(AddressSpaceId.SHARED)
+    ids = SlotIds(slots, 3)
+    slots.add(slot(2))
+    for _ in range(2):
+        slots.add(slot(ids.take()))
+    assert errno_of(ids.take) == "ENOSPC"
+    slots.delete(2)
+    assert ids.take() == 2

@@ -1,0 +1,125 @@
+"""kvmsim compare on real mounts: what each design costs and destroys, and that nothing of it is typed in."""
+
+import json
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.support.real_mount import BIN, ENVIRONMENT, MountFactory
+
+DEADLINE_S = 110
+CAP = 600
+Row = dict[str, object]
+
+
+def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "kvmsim", "compare", *map(str, arguments)],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def rows_of(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], Row]:
+    assert done.returncode == 0, done.stderr
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    return {(row["workload"], f"{row['design']}/{row['under']}".removesuffix("/None")): row for row in rows}
+
+
+@pytest.fixture(scope="module")
+def large(shared_mount: MountFactory) -> Path:
+    """A directory on a mount with room for pages of 1 GiB."""
+    return shared_mount("size=4G").path
+
+
+@pytest.fixture(scope="module")
+def rows(large: Path) -> dict[tuple[str, str], Row]:
+    return rows_of(compare(large, "--page-sizes", "4K", "--max-slots", CAP, "--json"))
+
+
+DESIGNS = ("recreate", "punch", "overlay/kept", "overlay/freed")
+
+
+def test_every_workload_runs_under_every_design(rows: dict[tuple[str, str], Row]) -> None:
+    assert set(rows) == {(workload, design) for workload in ("boot", "ring", "misbehave") for design in DESIGNS}
+    for row in rows.values():
+        assert row["conversions"] and row["conversion_us"] and row["exits"] and row["tlb_flushes"], row
+
+
+def test_only_recreate_loses_data_that_nobody_converted(rows: dict[tuple[str, str], Row]) -> None:
+    assert {key for key, row in rows.items() if row["lost_pages"]} == {
+        (workload, "recreate") for workload in ("boot", "ring", "misbehave")
+    }
+
+
+def test_only_an_overlay_that_keeps_holds_memory_twice(rows: dict[tuple[str, str], Row]) -> None:
+    doubled = {key for key, row in rows.items() if row["doubled_bytes_peak"]}
+    assert doubled == {("ring", "overlay/kept"), ("misbehave", "overlay/kept")}, "boot shares what it has not touched"
+    assert rows["misbehave", "overlay/kept"]["doubled_bytes_peak"] == CAP * 4096
+
+
+def test_the_misbehaving_guest_is_stopped_by_the_cap(rows: dict[tuple[str, str], Row]) -> None:
+    for design in DESIGNS:
+        row = rows["misbehave", design]
+        assert str(row["stopped"]).startswith("ENOSPC")
+        assert row["conversions"] == CAP
+        assert row["slots_peak"] == (2 * CAP if design == "recreate" else CAP + 1)
+    assert not any(row["stopped"] for (workload, _), row in rows.items() if workload != "misbehave")
+
+
+def test_an_overlay_that_keeps_asks_the_store_for_nothing_when_it_converts(rows: dict[tuple[str, str], Row]) -> None:
+    messages = {design: rows["ring", design]["store_messages"] for design in DESIGNS}
+    assert messages["overlay/kept"] == min(messages.values())  # type: ignore[type-var]
+
+
+def test_it_leaves_nothing_on_the_mount(rows: dict[tuple[str, str], Row], large: Path) -> None:
+    assert rows
+    assert os.listdir(large) == []
+
+
+def test_larger_pages_are_compared_on_a_mount_of_its_own(tmp_path: Path) -> None:
+    picture = tmp_path / "slots.png"
+    done = compare("--page-sizes", "2M,1G", "--workloads", "misbehave", "--max-slots", 200, "--plot", picture)
+    assert done.returncode == 0, done.stderr
+    lines = [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("misbehave")]
+    assert [tuple(line[1:]) for line in lines] == [(design, size) for size in ("2M", "1G") for design in DESIGNS]
+    assert picture.read_bytes().startswith(b"\x89PNG")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--workloads", "boot,nap"], "'nap' does not exist: choose from boot, ring, misbehave"),
+        (
+            ["--designs", "overlay"],
+            "'overlay' does not exist: choose from recreate, punch, overlay/kept, overlay/freed",
+        ),
+        (["--page-sizes", "8K"], "page size 8K does not exist"),
+        (["--max-slots", "1"], "'1' is not 2 to"),
+    ],
+)
+def test_wrong_usage_exits_2(arguments: list[str], said: str) -> None:
+    done = compare(*arguments)
+    assert done.returncode == 2
+    assert said in done.stderr
+
+
+def test_a_directory_that_is_no_mount_of_ours_exits_1_in_one_line(tmp_path: Path) -> None:
+    done = compare(tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.count("\n") == 1
+    assert f"{tmp_path}: not on a memfsd mount" in done.stderr
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_picture_that_can_not_be_written_says_so(large: Path) -> None:
+    done = compare(
+        large, "--workloads", "boot", "--page-sizes", "4K", "--designs", "punch", "--plot", "/dev/null/x.png"
+    )
+    assert done.returncode == 1
+    assert "/dev/null/x.png" in done.stderr
