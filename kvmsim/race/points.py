@@ -102,7 +102,7 @@ POINTS: tuple[Point, ...] = (
     Point("window made", "memfsd.backing:Backing.window", "store"),
     Point("window dropped", "memfsd.backing:Backing.drop_window", "store"),
     # kvmsim
-    Point("staleness tested", "kvmsim.core.mmu:Mmu.is_stale", "vm", _ept(Kind.READ)),
+    Point("staleness tested", "kvmsim.core.mmu:Mmu.install", "vm", _ept(Kind.READ)),
     Point("entry mapped", "kvmsim.core.ept:Ept.map_page", "vm", _ept(Kind.WRITE)),
     Point("run mapped", "kvmsim.core.ept:Ept.map_run", "vm", _ept(Kind.WRITE)),
     Point("range zapped", "kvmsim.core.mmu:Mmu.zap", "vm", _ept(Kind.WRITE)),
@@ -171,7 +171,10 @@ def all_names() -> list[tuple[str, str]]:
     names = message_points()
     for side in ("store", "vm"):
         for channel in ("down", "up"):
-            names += [(f"{side} {channel} {what}", side) for what in ("receive end of file", "shut", "closed")]
+            names += [
+                (f"{side} {channel} {what}", side)
+                for what in ("receive end of file", "receive nothing in time", "shut", "closed")
+            ]
     names += [(f"{lock} taken", side) for lock, side in LOCKS]
     names += WAITS
     names += [(point.name, point.side) for point in (*POINTS, RETRY)]

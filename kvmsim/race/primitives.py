@@ -170,7 +170,8 @@ class Channel:
         self._life = life
         self._in = pipe.to_store if self.side == "store" else pipe.to_vm
         self._out = pipe.to_vm if self.side == "store" else pipe.to_store
-        self._timeout: float | None = None
+        seconds, micros = _TIMEVAL.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.size))
+        self._timeout: float | None = seconds + micros / 1e6 or None
         sock.setblocking(False)
 
     # -- points
@@ -199,6 +200,7 @@ class Channel:
         if not self._scheduler.reach(
             f"{self.side} {self.channel} receive", self._readable, self._timeout, (self._in, Kind.RECEIVE)
         ):
+            self._scheduler.rename(f"{self.side} {self.channel} receive nothing in time")
             raise BlockingIOError("no packet in time")
         task.point = self._name("receive", self._peek())
         self._scheduler.rename(task.point)

@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import gc
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -63,11 +62,15 @@ def run_once(scenario: Scenario, chooser: Chooser) -> Result:
     connections = Connections(scheduler)
     try:
         with sync.use(Makers(scheduler, connections)):
-            return _Run(scenario, scheduler, connections, watch).go()
+            result = _Run(scenario, scheduler, connections, watch).go()
     finally:
         log.removeHandler(watch)
         log.propagate = was
-        _close_leaks(fds, scenario, scheduler)
+        left = _close_leaks(fds)
+    peaceful = not any(actor.role == "outside" for actor in scenario.actors)
+    if left and peaceful and not result.cut_short and not result.failures:
+        result.failures.append(f"{len(left)} fds are left open: {', '.join(left)}")
+    return result
 
 
 class _Run:
@@ -322,16 +325,15 @@ def _open_fds() -> set[str]:
     return set(os.listdir("/proc/self/fd"))
 
 
-def _close_leaks(before: set[str], scenario: Scenario, scheduler: Scheduler) -> None:
-    """A dead process leaves fds to its kernel, which are ours; without a death there is none to leave."""
-    left = _open_fds() - before
-    if not left:
-        return
-    gc.collect()
-    for name in left:
+def _close_leaks(before: set[str]) -> list[str]:
+    """What a run left open, and has no more. A dead process leaves fds to its kernel, which are we."""
+    left = []
+    for name in _open_fds() - before:
         try:
             what = os.readlink(f"/proc/self/fd/{name}")
-            if what.startswith(("/memfd:", "socket:", "pipe:")):
+            if what.startswith(("/memfd:", "socket:", "pipe:", "anon_inode:[pidfd]")):
                 os.close(int(name))
+                left.append(what)
         except OSError:
             continue
+    return left

@@ -28,9 +28,11 @@ from memfsd.core.service import Service
 from memfsd.guests.brackets import Brackets
 from memfsd.guests.checker import Checker
 from memfsd.guests.session import Session
+from memfsd.guests.upchannel import set_deadline
 from memfsd.performer import Performer
 from memfsd.uapi import sync
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.names import XATTR_TOKEN
 from memfsd.uapi.seals import Seal
@@ -218,6 +220,7 @@ class World:
 
         token = self.fuse(token_of)
         ours, theirs = self.connections.connect(vm.life)
+        set_deadline(theirs, ANSWER_DEADLINE_S)
         scheduler = self._scheduler
         task = scheduler.add("session", "store")
         task.serves = True

@@ -146,12 +146,6 @@ MUTANTS: tuple[Mutant, ...] = (
         at="access-x-punch",
     ),
     _mutant(
-        "range not closed while it is taken back",
-        f"{_GMEM}.get_pfn",
-        ("if pgoff >= closing.start:", "if False:"),
-        at="fault-x-punch",
-    ),
-    _mutant(
         "frame not zeroed",
         "memfsd.performer:Performer.perform",
         ("self._backing.punch(effect.window, effect.runs)", "pass"),
@@ -186,8 +180,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "half-open range off by one: what a BEGIN zaps",
-        f"{_MACHINE}._gfn_ranges",
-        ("min(end, slot.pgoff_of(high))", "min(end - 1, slot.pgoff_of(high))"),
+        f"{_MACHINE}.on_begin",
+        ("_gfn_ranges(link, begin.start, begin.end)", "_gfn_ranges(link, begin.start, begin.end - 1)"),
         at="access-x-punch",
     ),
     _mutant(
@@ -200,12 +194,6 @@ MUTANTS: tuple[Mutant, ...] = (
         "half-open range off by one: what is stale, at its start",
         f"{_MMU}.is_stale",
         ("self.range_start < ticket.gfn + count", "self.range_start + 1 < ticket.gfn + count"),
-        at="fault-x-punch",
-    ),
-    _mutant(
-        "half-open range off by one: what is closing",
-        f"{_GMEM}.get_pfn",
-        ("pgoff < closing.end", "pgoff < closing.end - 1"),
         at="fault-x-punch",
     ),
     _mutant(
