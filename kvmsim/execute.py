@@ -7,17 +7,17 @@ from collections.abc import Callable
 from typing import Any
 
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.limits import MAX_ACCESS_BYTES, MAX_VMS
+from memfsd.uapi.limits import MAX_VMS
 
 from . import info
 from .computer import Computer
-from .core.exits import Exit, MemoryErrorExit
 from .host import VMM, Host, encrypted_of, memory_of
 from .host_commands import HostCommands
 from .info import Answer
 from .memory import AnonymousMemory, FileMemory, Memory
 from .script import commands as c
 from .script.outcome import Outcome
+from .vcpu_commands import GUEST_COMMANDS, exited
 
 
 class Executor:
@@ -34,12 +34,12 @@ class Executor:
             c.SlotSet: self._slot_set,
             c.SlotDelete: self._slot_delete,
             c.SlotPunch: self._slot_punch,
-            c.Read: self._read,
-            c.Write: self._write,
-            c.Touch: self._touch,
-            c.MapRange: self._map,
-            c.Load: self._load,
-            c.Sha256: self._sha256,
+            c.SlotDirty: self._slot_dirty,
+            **dict.fromkeys(GUEST_COMMANDS, self._run),
+            c.Start: self._start,
+            c.Join: self._join,
+            c.Kick: self._kick,
+            c.CapExitHypercall: self._cap_exit_hypercall,
             c.HostRead: self._host_read,
             c.HostWrite: self._host_write,
             c.SetPolicy: self._set_policy,
@@ -52,6 +52,7 @@ class Executor:
             "ept": lambda: info.ept(self._current),
             "mmu": lambda: info.mmu(self._current),
             "memory": lambda: info.memory(self._current),
+            "run": lambda: info.run(self._current),
             "stats": lambda: info.stats(self._current),
             "vms": self._vms,
             "hva": lambda: info.hva(list(self._host.processes.values())),
@@ -127,75 +128,41 @@ class Executor:
         self._current.machine.delete_slot(command.id, private=command.private)
         return Outcome(ok=True)
 
+    def _slot_dirty(self, command: c.SlotDirty) -> Outcome:
+        facts, text = info.dirty(self._current.machine.get_dirty_log(command.id))
+        return Outcome(ok=True, info=facts, text=text)
+
     def _slot_punch(self, command: c.SlotPunch) -> Outcome:
         self._current.machine.punch_slot(command.id, command.gpa, command.size)
         return Outcome(ok=True)
 
-    # -- the guest
+    # -- vCPUs, and KVM's own accesses
 
-    def _read(self, command: c.Read) -> Outcome:
-        computer = self._current
-        vcpu = computer.vm.vcpu(command.vcpu)
-        return self._finish(
-            computer.vmm.run(lambda: computer.guest.read(vcpu, command.gpa, command.length, shared=command.shared))
-        )
+    def _run(self, command: c.GuestCommand) -> Outcome:
+        return self._current.vcpu_commands.do(command)
 
-    def _write(self, command: c.Write) -> Outcome:
-        computer = self._current
-        vcpu = computer.vm.vcpu(command.vcpu)
-        return self._finish(
-            computer.vmm.run(lambda: computer.guest.write(vcpu, command.gpa, command.data, shared=command.shared))
-        )
+    def _start(self, command: c.Start) -> Outcome:
+        return self._current.vcpu_commands.start(command.command)
 
-    def _touch(self, command: c.Touch) -> Outcome:
-        computer = self._current
-        vcpu = computer.vm.vcpu(command.vcpu)
-        return self._finish(
-            computer.vmm.run(lambda: computer.guest.touch(vcpu, command.gpa, command.size, shared=command.shared))
-        )
+    def _join(self, command: c.Join) -> Outcome:
+        return self._current.vcpu_commands.join(command.vcpu)
 
-    def _map(self, command: c.MapRange) -> Outcome:
-        computer = self._current
-        vcpu = computer.vm.vcpu(command.vcpu)
-        return self._finish(
-            computer.vmm.run(lambda: computer.guest.map(vcpu, command.gpa, command.size, private=command.private))
-        )
+    def _kick(self, command: c.Kick) -> Outcome:
+        return self._current.vcpu_commands.kick(command.vcpu)
 
-    def _load(self, command: c.Load) -> Outcome:
-        computer, gpa = self._current, command.gpa
-        vcpu = computer.vm.vcpu(0)
-        with open(command.path, "rb") as file:
-            while chunk := file.read(MAX_ACCESS_BYTES):
-                result = computer.vmm.run(lambda at=gpa, data=chunk: computer.guest.write(vcpu, at, data))  # type: ignore[misc]
-                if result is not None:
-                    return self._finish(result)
-                gpa += len(chunk)
-        return Outcome(ok=True, text=f"{gpa - command.gpa} bytes")
-
-    def _sha256(self, command: c.Sha256) -> Outcome:
-        computer = self._current
-        vcpu = computer.vm.vcpu(0)
-        result = computer.vmm.run(lambda: computer.guest.sha256(vcpu, command.gpa, command.length))
-        if isinstance(result, bytes):
-            return Outcome(ok=True, data=result, text=result.hex())
-        return self._finish(result)
+    def _cap_exit_hypercall(self, command: c.CapExitHypercall) -> Outcome:
+        self._current.vm.exit_hypercalls = command.mask
+        return Outcome(ok=True)
 
     def _host_read(self, command: c.HostRead) -> Outcome:
-        return self._finish(self._current.guest.host_access(command.gpa, command.length, None))
+        result = self._current.guest.host_access(command.gpa, command.length, None)
+        if isinstance(result, bytes):
+            return Outcome(ok=True, data=result, address=command.gpa)
+        return exited(result)
 
     def _host_write(self, command: c.HostWrite) -> Outcome:
         result = self._current.guest.host_access(command.gpa, len(command.data), command.data)
-        return self._finish(None if isinstance(result, bytes) else result)
-
-    @staticmethod
-    def _finish(result: bytes | Exit | None) -> Outcome:
-        if result is None:
-            return Outcome(ok=True)
-        if isinstance(result, bytes):
-            return Outcome(ok=True, data=result)
-        name = f"KVM_EXIT_{result.reason.name}"
-        why = result.why if isinstance(result, MemoryErrorExit) else ""
-        return Outcome(ok=False, exit=name, exit_fields=result.fields(), reason=why)
+        return Outcome(ok=True) if isinstance(result, bytes) else exited(result)
 
     # -- around it
 

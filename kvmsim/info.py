@@ -5,10 +5,15 @@ from typing import Any
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
 
 from .computer import Computer
+from .core.ept import MAX_GFN_EPT
 from .core.hva import HostAddressSpace
+from .core.kvm_run import exit_of
 from .machine import backing_of
+from .script.outcome import format_exit
 
 Answer = tuple[object, str]
+
+_LEAF_SIZES = ("4k", "2m", "1g")
 
 
 def slots(computer: Computer) -> Answer:
@@ -40,33 +45,42 @@ def slots(computer: Computer) -> Answer:
 
 
 def ept(computer: Computer) -> Answer:
-    """Mapped runs of both EPTs, with the frame numbers of the memory behind them (EPFNs for private ones)."""
+    """Mapped runs of both EPTs, a run of leaves of one size each, with the frame numbers of the memory behind them
+    (EPFNs for private ones)."""
     vm = computer.vm
     facts: list[dict[str, Any]] = []
     with vm.mmu.lock:
         for private, space in ((False, "shared"), (True, "private")):
-            for gfn, pfn, count in vm.mmu.epts[private].runs(0, 1 << 36):
+            for order, (gfn, pfn, count) in vm.mmu.epts[private].leaf_runs(0, MAX_GFN_EPT):
                 _, frame = vm.physmap.find(pfn)
-                facts.append({"space": space, "gpa": gfn << PAGE_SHIFT, "size": count << PAGE_SHIFT, "pfn": frame})
+                facts.append(
+                    {
+                        "space": space,
+                        "gpa": gfn << PAGE_SHIFT,
+                        "size": count << PAGE_SHIFT,
+                        "pfn": frame,
+                        "page_size": PAGE_SIZE << order,
+                    }
+                )
                 if len(facts) >= 65536:
                     break
-    lines = [f"{'SPACE':8} {'GPA':>14} {'SIZE':>8} {'PFN':>10}"]
-    lines += [f"{f['space']:8} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['pfn']:>#10x}" for f in facts]
+    lines = [f"{'SPACE':8} {'GPA':>14} {'SIZE':>8} {'PFN':>10} {'PAGE':>4}"]
+    lines += [
+        f"{f['space']:8} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['pfn']:>#10x} {format_size(f['page_size']):>4}"
+        for f in facts
+    ]
     return facts, "\n".join(lines)
 
 
 def mmu(computer: Computer) -> Answer:
-    """The invalidation sequence, and the sizes of the page tables."""
+    """The invalidation sequence, and the sizes of the page tables: all leaves, and those of each size."""
     mmu = computer.vm.mmu
     with mmu.lock:
-        facts = {
-            "mmu_invalidate_seq": mmu.invalidate_seq,
-            "mmu_invalidate_in_progress": mmu.in_progress,
-            "shared_leaves": mmu.epts[False].leaf_count,
-            "shared_tables": mmu.epts[False].table_count,
-            "private_leaves": mmu.epts[True].leaf_count,
-            "private_tables": mmu.epts[True].table_count,
-        }
+        facts = {"mmu_invalidate_seq": mmu.invalidate_seq, "mmu_invalidate_in_progress": mmu.in_progress}
+        for space, ept in (("shared", mmu.epts[False]), ("private", mmu.epts[True])):
+            facts[f"{space}_leaves"] = ept.leaf_count
+            facts |= {f"{space}_leaves_{size}": n for size, n in zip(_LEAF_SIZES, ept.leaf_counts, strict=True)}
+            facts[f"{space}_tables"] = ept.table_count
     return facts, _lines(facts)
 
 
@@ -74,7 +88,7 @@ def memory(computer: Computer) -> Answer:
     """Bytes mapped and held, and those held twice."""
     vm, vmm, machine = computer.vm, computer.vmm, computer.machine
     with vm.mmu.lock:
-        private = vm.mmu.epts[True].leaf_count
+        private = vm.mmu.epts[True].page_count
     facts = {
         "private_mapped": private * PAGE_SIZE,
         "private_populated": sum(link.memory.populated_count() for link in machine.links.values()) * PAGE_SIZE,
@@ -87,15 +101,42 @@ def memory(computer: Computer) -> Answer:
     return facts, text
 
 
+def run(computer: Computer) -> Answer:
+    """kvm_run of each vCPU, as user space sees it, and what the vCPU does."""
+    facts: list[dict[str, Any]] = []
+    lines = []
+    for vcpu in list(computer.vm.vcpus.values()):
+        state = "running" if vcpu.is_running else "idle" if vcpu.program is None else "under way"
+        exit_ = exit_of(vcpu.run)
+        facts.append(
+            {
+                "vcpu": vcpu.id,
+                "state": state,
+                "immediate_exit": vcpu.run.immediate_exit,
+                "exit_reason": vcpu.run.exit_reason,
+                "exit": exit_ and f"KVM_EXIT_{exit_.reason.name}",
+                "exit_fields": exit_.fields() if exit_ else {},
+            }
+        )
+        shown = format_exit(f"KVM_EXIT_{exit_.reason.name}", exit_.fields()) if exit_ else ""
+        lines.append(f"vcpu {vcpu.id}: {state}, immediate_exit={vcpu.run.immediate_exit} {shown}".rstrip())
+    return facts, "\n".join(lines)
+
+
 def stats(computer: Computer) -> Answer:
-    """Counters since the VM was made."""
+    """Counters since the VM was made. zapped: pages; zapped_*: leaves of that size."""
     vm, machine, tally = computer.vm, computer.machine, computer.vmm.tally
     with vm.mmu.lock:
+        zapped = [ept.zapped_leaves for ept in vm.mmu.epts]
         facts = {
             "faults": vm.mmu.fault_count,
             "retries": vm.mmu.retry_count,
             "zapped": vm.mmu.zapped_count,
+            **{f"zapped_{size}": sum(n) for size, *n in zip(_LEAF_SIZES, *zapped, strict=True)},
+            "splits": sum(ept.split_count for ept in vm.mmu.epts),
+            "merges": sum(ept.merge_count for ept in vm.mmu.epts),
             "tlb_flushes": sum(vcpu.tlb.flush_count for vcpu in vm.vcpus.values()),
+            "tlb_ranged_flushes": sum(vcpu.tlb.ranged_flush_count for vcpu in vm.vcpus.values()),
             "kicks": sum(vcpu.kick_count for vcpu in vm.vcpus.values()),
             "store_messages": sum(link.message_count for link in machine.links.values()),
             "exits": tally.exits,
@@ -106,6 +147,13 @@ def stats(computer: Computer) -> Answer:
             "rolled_back": tally.rolled_back,
         }
     return facts, _lines(facts)
+
+
+def dirty(ranges: list[tuple[int, int]]) -> Answer:
+    """A dirty log: ranges of GFNs that were written."""
+    facts = [{"gpa": start << PAGE_SHIFT, "size": end - start << PAGE_SHIFT} for start, end in ranges]
+    lines = [f"{'GPA':>14} {'SIZE':>8}"] + [f"{f['gpa']:>#14x} {format_size(f['size']):>8}" for f in facts]
+    return facts, "\n".join(lines) if facts else "no page was written"
 
 
 def hva(spaces: list[HostAddressSpace], *, dump: bool = False) -> Answer:

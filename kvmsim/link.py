@@ -25,7 +25,7 @@ from memfsd.uapi.framing import (
     encode_reply,
     encode_request,
 )
-from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES, MAX_RUN_PAGES
+from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
 from memfsd.uapi.pairing import State, next_state
@@ -85,6 +85,8 @@ class StoreLink:
             self._down.close()
             raise
         self.size = reply.size_bytes
+        self.order = reply.order
+        """The file's page size, and so the largest leaf that may show it."""
         self.seq = reply.seq
         """The file's invalidation sequence number, as the last END said."""
         self.frame_count = self.memory.frame_count
@@ -111,8 +113,7 @@ class StoreLink:
 
     def get_pfn(self, pgoff: int, max_pages: int) -> m.GetPfnReply:
         """A granted run, all of it in the window. Refused with the store's errno; PeerLost when it is gone."""
-        most = max_pages if max_pages < MAX_RUN_PAGES else MAX_RUN_PAGES
-        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, most), m.GetPfnReply)
+        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, max_pages), m.GetPfnReply)
         if granted.pfn + granted.page_count > self.frame_count:
             raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
         return granted

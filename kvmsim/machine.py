@@ -1,7 +1,7 @@
 """One VM at work: KVM's ioctls, the fault path, and the store's callbacks.
 
 A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: stale? retry : mapped -> TLB.
-A callback: begin -> zap under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves.
+A callback: begin -> zap and flush under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves.
 """
 
 import contextlib
@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from memfsd.uapi import messages as m
 from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
-from memfsd.uapi.limits import ACK_DEADLINE_S, ANSWER_DEADLINE_S, MAX_RUNS_PER_REPORT
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.limits import ACK_DEADLINE_S, ANSWER_DEADLINE_S, MAX_AHEAD_PAGES, MAX_RUNS_PER_REPORT
+from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 from .core.ept import entry_pfn, entry_writable
 from .core.exits import Exit, MemoryErrorExit
@@ -40,6 +40,7 @@ class Backing:
     """What a slot shows: frame numbers from base; link for private slots.
 
     owned: closed with the slot. sticky: made from an encrypted mapping, and so there until the VM ends.
+    whole: the frame numbers are those of all of the memory, which other slots may show too.
     """
 
     memory: Memory
@@ -48,6 +49,11 @@ class Backing:
     owned: bool = False
     path: str = ""
     sticky: bool = False
+    whole: bool = False
+
+    @property
+    def leaf_order(self) -> int:
+        return self.memory.leaf_order if self.link is None else self.link.order
 
 
 class Machine:
@@ -102,7 +108,17 @@ class Machine:
             except PeerLost as lost:
                 raise Refused(errno.EHOSTDOWN, str(lost)) from None
             all_flags = SlotFlag(flags) | SlotFlag.GUEST_MEMFD
-            slot = Memslot(id_, AddressSpaceId.PRIVATE, gfn, page_count, all_flags, backing, pgoff, backing.link)
+            slot = Memslot(
+                id_,
+                AddressSpaceId.PRIVATE,
+                gfn,
+                page_count,
+                all_flags,
+                backing,
+                pgoff,
+                backing.link,
+                max_order=backing.leaf_order,
+            )
             with self.vm.mmu.lock:
                 slots.add(slot)
 
@@ -148,17 +164,41 @@ class Machine:
             slots.check_free(gfn, gfn + page_count)
             check_addressable(gfn, page_count)
             with mmu.lock:
-                base = self.vm.physmap.add(memory, pgoff + page_count)
-                backing = Backing(memory, base, owned=owned, path=path)
-                slots.add(Memslot(id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), backing, pgoff))
+                whole, end = memory.frame_count, pgoff + page_count
+                if whole is not None and end <= whole:
+                    base, is_whole = self.vm.physmap.share(memory, whole), True
+                else:
+                    base, is_whole = self.vm.physmap.add(memory, pgoff, end), False
+                backing = Backing(memory, base, owned=owned, path=path, whole=is_whole)
+                slots.add(
+                    Memslot(
+                        id_,
+                        AddressSpaceId.SHARED,
+                        gfn,
+                        page_count,
+                        SlotFlag(flags),
+                        backing,
+                        pgoff,
+                        max_order=memory.leaf_order,
+                    )
+                )
             self._shade(gfn, gfn + page_count)
         elif change is not RegionChange.NONE:
             assert existing is not None
             with mmu.lock:
                 slots.delete(id_)
                 moved = Memslot(
-                    id_, AddressSpaceId.SHARED, gfn, page_count, SlotFlag(flags), existing.backing, existing.pgoff
+                    id_,
+                    AddressSpaceId.SHARED,
+                    gfn,
+                    page_count,
+                    SlotFlag(flags),
+                    existing.backing,
+                    existing.pgoff,
+                    max_order=backing_of(existing).leaf_order,
                 )
+                if moved.dirty is not None:
+                    moved.dirty = existing.dirty or moved.dirty
                 try:
                     slots.check_free(gfn, gfn + page_count)
                     check_addressable(gfn, page_count)
@@ -189,6 +229,32 @@ class Machine:
                 raise Refused(errno.EINVAL, f"there is no {kind} slot {id_}: see 'info slots'")
             _check_loose(slot)
             self._delete(id_, private=private)
+
+    def get_dirty_log(self, id_: int) -> list[tuple[int, int]]:
+        """KVM_GET_DIRTY_LOG: GFN ranges of a shared slot that were written since the last time, and are logged anew.
+
+        ENOENT where no slot logs. Writes that are reported have landed: every vCPU has left the guest since.
+        """
+        with self.slots_lock:
+            slot = self.vm.slots[False].get(id_)
+            if slot is None or slot.dirty is None:
+                raise Refused(errno.ENOENT, f"no shared slot {id_} logs dirty pages: set it with flags=log_dirty")
+            with self._bracket(slot.segments):
+                dirty = [(slot.gfn + start, slot.gfn + end) for start, end in slot.dirty.take()]
+                for start, end in dirty:
+                    self.vm.mmu.protect(start, end)
+            return dirty
+
+    def mark_dirty(self, start: int, end: int) -> None:
+        """GFNs [start, end) were written: into the logs of the slots that have one. With Mmu.lock held."""
+        for slot, low, high in self.vm.slots[False].visible(start, end):
+            if slot.dirty is not None:
+                slot.dirty.mark(low - slot.gfn, high - slot.gfn)
+
+    def log_write(self, start: int, end: int) -> None:
+        """After a write out of guest mode, which a log that was taken meanwhile has not seen."""
+        with self.vm.mmu.lock:
+            self.mark_dirty(start, end)
 
     def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
         """The proposed ioctl: a hole in a private slot. Data around it survives; ranges (gfn, end) removed."""
@@ -273,7 +339,15 @@ class Machine:
     def create_private(self, id_: int, start: int, end: int, like: Memslot) -> None:
         """A private slot over GFNs [start, end), of the file and at the place that `like` has them."""
         with self.slots_lock, self._faults_wait(start, end):
-            slot = replace(like, id=id_, gfn=start, page_count=end - start, pgoff=like.pgoff_of(start), segments=[])
+            slot = replace(
+                like,
+                id=id_,
+                gfn=start,
+                page_count=end - start,
+                pgoff=like.pgoff_of(start),
+                segments=[],
+                max_order=backing_of(like).leaf_order,
+            )
             with self.vm.mmu.lock:
                 self.vm.slots[True].add(slot)
             try:
@@ -349,7 +423,10 @@ class Machine:
         self._zap_segments(slot.segments, private=False)
         backing = backing_of(slot)
         with self.vm.mmu.lock:
-            self.vm.physmap.remove(backing.base)
+            if backing.whole:
+                self.vm.physmap.unshare(backing.memory)
+            else:
+                self.vm.physmap.remove(backing.base + slot.pgoff)
         if backing.owned:
             backing.memory.close()
 
@@ -439,7 +516,7 @@ class Machine:
                 raise Refused(error.errno, f"{path}: {error.reason}") from None
             raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{path}: {error}") from None
         with self.vm.mmu.lock:
-            link.base = self.vm.physmap.add(link.memory, link.frame_count)
+            link.base = self.vm.physmap.add(link.memory, 0, link.frame_count)
         self.links[link.file] = link
         link.start()
         return Backing(link.memory, link.base, link, path=path)
@@ -466,11 +543,18 @@ class Machine:
                 return ticket
             backing = ticket.slot.backing
             assert isinstance(backing, Backing)
+            order = ticket.order
             if backing.link is None:
-                pfn, count = backing.base + ticket.pgoff, min(want, ticket.limit)
+                ahead = gfn & (1 << order) - 1
+                pfn = backing.base + ticket.pgoff - ahead
+                count = min(max(want + ahead, 1 << order), ticket.limit + ahead)
             else:
                 try:
-                    granted = backing.link.get_pfn(ticket.pgoff, ticket.limit)
+                    if order:
+                        granted, order = _get_large(ticket, backing.link)
+                    else:
+                        most = ticket.limit if ticket.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
+                        granted = backing.link.get_pfn(ticket.pgoff, most)
                 except Refused as refused:
                     with lock:
                         stale = mmu.is_stale(ticket, 1)  # a slot may have gone or come meanwhile
@@ -482,7 +566,9 @@ class Machine:
                 pfn, count = backing.base + granted.pfn, granted.page_count
             lock.acquire()
             try:
-                if mmu.install(ticket, pfn, count):
+                if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, count):
+                    if order:
+                        pfn += gfn & (1 << order) - 1
                     at = pfn - backing.base << PAGE_SHIFT
                     vcpu.tlb.insert(gfn if shared else ~gfn, (backing.memory, at, ticket.writable))
                     return None
@@ -606,6 +692,23 @@ class Machine:
                     self._zap_segments([(start, end) for _, start, end in segments], private=True)
                 link.close()
             self.links.clear()
+
+
+def _get_large(ticket: Ticket, link: StoreLink) -> tuple[m.GetPfnReply, int]:
+    """The run from the first page of the leaf around the ticket's page, and the leaf's order. If the store does not
+    grant the leaf whole, in one frame of that size: the run from the page itself, and order 0."""
+    order = ticket.order
+    ahead = ticket.gfn & (1 << order) - 1
+    try:
+        granted = link.get_pfn(ticket.pgoff - ahead, max(1 << order, min(ticket.limit + ahead, MAX_AHEAD_PAGES)))
+        if granted.order >= order and granted.page_count >> order and granted.pfn % (1 << order) == 0:
+            return granted, order
+    except Refused as refused:
+        if refused.errno != errno.EFAULT:
+            raise
+        # A hole at the beginning of the leaf has been filled and is not bound yet: not the page that is wanted.
+    small = (1 << ORDER_2M) - (ticket.gfn & (1 << ORDER_2M) - 1)
+    return link.get_pfn(ticket.pgoff, min(ticket.limit, small)), ORDER_4K
 
 
 def _open(path: str) -> int:

@@ -6,12 +6,14 @@ import errno
 import fcntl
 import mmap
 import os
+from collections.abc import Iterator
 from typing import Protocol
 
 import numpy as np
 
+from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import ORDER_1G, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _MADV_POPULATE_WRITE = 23
@@ -23,7 +25,19 @@ FrameRange = tuple[int, int]
 
 
 class Memory(Protocol):
-    """Bytes by offset. Errors are OSError; a short file reads and writes as EFAULT, as KVM answers."""
+    """Bytes by offset. Errors are OSError; a short file reads and writes as EFAULT, as KVM answers.
+
+    leaf_order: of the largest EPT leaf that may show it.
+    waits: an access is a system call that may wait for the store, and the store for a vCPU to be out of guest mode. So
+    it is made out of guest mode, and is Closed when the memory's slot went in between.
+    """
+
+    leaf_order: int
+    waits: bool
+
+    @property
+    def frame_count(self) -> int | None:
+        """Its pages; None where they can change."""
 
     def read(self, offset: int, length: int) -> bytes: ...
     def write(self, offset: int, data: bytes) -> None: ...
@@ -33,11 +47,22 @@ class Memory(Protocol):
     def close(self) -> None: ...
 
 
+class Closed(OSError):
+    """The memory has no slot any more."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBADF, "the slot is gone")
+
+
 class _Mapped:
     """A memfd mapped whole, sparse: it costs what is touched."""
 
+    leaf_order = ORDER_1G
+    waits = False
+
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
+        self.frame_count = size >> PAGE_SHIFT
         self._map = mmap.mmap(fd, size)
         self._view = memoryview(self._map)
         self._bytes: np.ndarray[tuple[int], np.dtype[np.uint8]] = np.frombuffer(self._map, dtype=np.uint8)
@@ -113,21 +138,38 @@ class FileMemory:
     """Shared guest memory in a file, through pread and pwrite: coherent with every mapping of it, and a file
     that shrinks or a daemon that dies is an errno here instead of SIGBUS."""
 
-    def __init__(self, fd: int) -> None:
+    leaf_order = ORDER_4K
+    waits = True
+
+    def __init__(self, fd: int, frame_count: int | None = None) -> None:
         """Takes the fd."""
         self.fd = fd
+        self.frame_count = frame_count
+        self._using = sync.lock("FileMemory.using")
+        self._closed = False
 
     def read(self, offset: int, length: int) -> bytes:
-        data = os.pread(self.fd, length, offset)
+        with self._open():
+            data = os.pread(self.fd, length, offset)
         if len(data) != length:
             raise OSError(errno.EFAULT, "past the end of the file")
         return data
 
     def write(self, offset: int, data: bytes) -> None:
-        if offset + len(data) > os.fstat(self.fd).st_size:
-            raise OSError(errno.EFAULT, "past the end of the file")
-        if os.pwrite(self.fd, data, offset) != len(data):
-            raise OSError(errno.EFAULT, "short write")
+        view = memoryview(data)
+        with self._open():
+            if offset + len(data) > os.fstat(self.fd).st_size:
+                raise OSError(errno.EFAULT, "past the end of the file")
+            while view:  # short when the pool gets full: the next one says so
+                done = os.pwrite(self.fd, view, offset)
+                view, offset = view[done:], offset + done
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        with self._using:
+            if self._closed:
+                raise Closed
+            yield
 
     def touch(self, offset: int, page_count: int) -> None:
         for page in range(page_count):
@@ -135,16 +177,22 @@ class FileMemory:
             self.write(at, self.read(at, 1))
 
     def close(self) -> None:
-        os.close(self.fd)
+        with self._using:
+            if not self._closed:
+                self._closed = True
+                os.close(self.fd)
 
 
 class SparseMemory(FileMemory):
     """The VMM's shared copy of guest memory: byte GPA at offset GPA, nothing held where nothing was written."""
 
+    leaf_order = ORDER_1G
+    waits = False
+
     def __init__(self, size: int) -> None:
         fd = os.memfd_create("kvmsim-vmm-shared", os.MFD_CLOEXEC)
         os.ftruncate(fd, size)
-        super().__init__(fd)
+        super().__init__(fd, size >> PAGE_SHIFT)
 
     def discard(self, offset: int, length: int) -> None:
         if _fallocate(self.fd, _PUNCH, offset, length) != 0:

@@ -14,7 +14,8 @@ from .conversion.overlay import Overlay
 from .conversion.punch import Punch
 from .conversion.recreate import Recreate
 from .conversion.shared_copy import SharedCopy
-from .core.exits import Exit, MemoryErrorExit, MmioExit
+from .core.exits import Exit, MemoryErrorExit
+from .inhibit import Inhibitor
 from .machine import Machine
 from .script.grammar import POLICIES, UNDER
 
@@ -22,7 +23,7 @@ R = TypeVar("R")
 
 
 class Vmm:
-    """One VM's user space. Called from one thread at a time."""
+    """One VM's user space: a thread for each vCPU. Exits are handled one at a time, with all vCPUs out of KVM_RUN."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
@@ -31,6 +32,7 @@ class Vmm:
         self.tally = Tally()
         self._copy = SharedCopy(machine)
         self._recreate = Recreate(machine, self._copy, self.tally)
+        self.inhibitor = Inhibitor()
 
     def set_policy(self, name: str, under: str = "kept") -> None:
         """One of script.grammar's POLICIES and UNDER. The slots that the policy before has made stay."""
@@ -46,16 +48,27 @@ class Vmm:
         """
         last: Exit | None = None
         while True:
+            before = self.converted_count
             result = action()
-            if isinstance(result, MmioExit | MemoryErrorExit):
+            if isinstance(result, Exit):
                 self.tally.exits += 1
-            if not isinstance(result, MmioExit | MemoryErrorExit) or result == last or not self._handle(result):
+            if not isinstance(result, MemoryErrorExit) or self.policy == "none":
                 return result
+            with self.inhibitor.alone(self._kick_all):
+                # Another vCPU's thread may have converted just what this one wants, or have taken it away again.
+                alone = self.converted_count == before
+                if (alone and result == last) or (not self._handle(result) and alone):
+                    return result
             last = result
 
-    def _handle(self, exit_: Exit) -> bool:
+    def _kick_all(self) -> None:
+        for vcpu in list(self._machine.vm.vcpus.values()):
+            if vcpu.is_running:
+                vcpu.request_exit()
+
+    def _handle(self, exit_: MemoryErrorExit) -> bool:
         design = self._design()
-        if design is None or not isinstance(exit_, MemoryErrorExit) or exit_.illegal or exit_.errno:
+        if design is None or exit_.illegal or exit_.errno:
             return False
         start, end = exit_.gpa >> PAGE_SHIFT, -(-(exit_.gpa + exit_.size) // PAGE_SIZE)
         if not self._is_known(start, end):

@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
     except Refused as refused:
         return _fail(refused, 2)
     try:
-        check_fuse()
+        check_fuse(options.fuse)
         mountpoint = prepare_mountpoint(asked.mountpoint)
     except Refused as refused:
         return _fail(refused, 1)

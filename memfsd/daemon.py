@@ -30,6 +30,8 @@ log = logging.getLogger("memfsd")
 
 _PR_SET_DUMPABLE = 4
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+_MAX_REQUESTS = 10_000
+"""At a time. Each that waits for a VM is one, and lookup and getattr must not wait behind them."""
 
 
 def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
@@ -71,7 +73,7 @@ async def _main(operations: Operations, ready: Callable[[], None], early: list[i
     async with hook.serving(operations), trio.open_nursery() as nursery:
         nursery.start_soon(_terminate_on_signal, early)
         nursery.start_soon(_when_looping, ready)
-        await pyfuse3.main()
+        await pyfuse3.main(max_tasks=_MAX_REQUESTS)
         nursery.cancel_scope.cancel()
 
 

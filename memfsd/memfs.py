@@ -35,8 +35,11 @@ def run(arguments: list[str]) -> int:
     except PeerLost as lost:
         print(f"memfs: {lost}", file=sys.stderr)
     except OSError as error:
+        number = error.errno or 0
         where = f"{error.filename}: " if error.filename is not None else ""
-        print(f"memfs: {where}{error.strerror} ({errno_name(error.errno or 0)})", file=sys.stderr)
+        why = memfs_help.WHY.get((asked.command, number))
+        said = f"{where}{error.strerror}: {why}" if why else f"{where}{error.strerror}"
+        print(f"memfs: {said} ({errno_name(number)})", file=sys.stderr)
     except (KeyboardInterrupt, BrokenPipeError):
         return 1
     return 1
@@ -60,7 +63,7 @@ def _parser() -> argparse.ArgumentParser:
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         sub.add_argument("--json", action="store_true", help="print one JSON object")
-        sub.set_defaults(run=run)
+        sub.set_defaults(run=run, command=name)
         return sub
 
     create = command("create", _create, "create a file; with --guest, a sealed one")

@@ -1,5 +1,7 @@
 """What `memfs --help` and `memfs COMMAND --help` teach."""
 
+import errno
+
 OVERVIEW = """\
 examples:
   memfs create /mnt/vm.mem --size 1G --guest     a sealed file, ready to attach
@@ -87,3 +89,25 @@ Ends with Ctrl-C. Without a terminal, and with --json, views follow each other; 
   memfs top /mnt -n 1 --json                       once, for scripts
 """,
 }
+
+_NO_ROOM = "the pool has not that many free frames, or is out of inodes: memfs stat MOUNTPOINT tells"
+
+WHY: dict[tuple[str, int], str] = {
+    (
+        "create",
+        errno.EINVAL,
+    ): "a sealed file's size is a multiple of its page size, and only sealed files have large pages",
+    ("create", errno.EEXIST): "it is there already: choose another name, or memfs seal it",
+    ("create", errno.ENOSPC): _NO_ROOM,
+    (
+        "seal",
+        errno.EBUSY,
+    ): "it holds data (guest,truncate empties it), or someone has it open or mapped: close that first",
+    ("seal", errno.EPERM): "it is sealed against more seals or against shrinking, or is not yours: use a new file",
+    ("fallocate", errno.EINVAL): "of a sealed file: whole pages, more than none, and allocating ends with its size",
+    ("fallocate", errno.EPERM): "one of its seals forbids it: memfs stat FILE shows them",
+    ("fallocate", errno.ENOSPC): _NO_ROOM,
+    ("fallocate", errno.ETIMEDOUT): "the VM did not let go of it in time and was cut off; its frames are quarantined"
+    " until it is dead",
+}
+"""What an errno can mean of a command: a filesystem answers nothing else."""

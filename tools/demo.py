@@ -368,16 +368,36 @@ def _wait_until(holds: Callable[[], bool]) -> bool:
 
 @contextlib.contextmanager
 def _clean_up(directory: Path) -> Iterator[None]:
-    """Whatever happens, nothing stays mounted or running."""
+    """Whatever happens, nothing stays mounted or running: not even when this process is killed."""
+    read_end, write_end = os.pipe()
+    guardian = os.fork()
+    if guardian == 0:
+        os.close(write_end)
+        os.setsid()  # what interrupts the story does not reach it
+        os.read(read_end, 1)  # nothing is ever written: the story has ended
+        _remove(directory)
+        os._exit(0)
+    os.close(read_end)
     try:
         yield
     finally:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, signal.SIG_IGN)
-        mount = str(directory / "mnt")
+        os.close(write_end)
+        os.waitpid(guardian, 0)
+
+
+def _remove(directory: Path) -> None:
+    """Once more as long as something is left: a memfsd that was just being started may still mount."""
+    mount = str(directory / "mnt")
+
+    def is_gone() -> bool:
         if f" {mount} " in Path("/proc/self/mountinfo").read_text():
             subprocess.run(["umount", "-l", mount], timeout=DEADLINE_S, check=False)
         shutil.rmtree(directory, ignore_errors=True)
+        return not directory.exists()
+
+    _wait_until(is_gone)
 
 
 def _interrupted(number: int, frame: FrameType | None) -> None:

@@ -148,8 +148,8 @@ class Rig:
         assert isinstance(facts, dict)
         measured.conversions = len(self._times)
         measured.conversion_us = _median_us(self._times)
-        measured.zapped = facts["zapped"]
-        measured.tlb_flushes = facts["tlb_flushes"]
+        measured.zapped = sum(facts[f"zapped_{size}"] for size in ("4k", "2m", "1g"))
+        measured.tlb_flushes = facts["tlb_flushes"] + facts["tlb_ranged_flushes"]
         measured.store_messages = facts["store_messages"]
         measured.exits = facts["exits"]
         return measured

@@ -5,6 +5,7 @@ from typing import NamedTuple, Protocol
 from memfsd.uapi.errors import Refused
 
 from ..core.memslots import Memslot
+from ..core.runs import clip
 from ..machine import Machine, Runs, link_of
 
 
@@ -58,15 +59,35 @@ def page_count(pieces: list[Piece]) -> int:
 def give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Runs]) -> None:
     """The last step to shared: fallocate(PUNCH_HOLE) gives the private frames back to the store, which zeroes them.
 
-    Refused when the store refuses the first: nothing is lost yet. Later there is no way back, so what it does not
-    take is destroyed here and stays allocated. runs: of each piece, the frames that were mapped.
+    The store takes whole pages of the file's page size. What it does not take is destroyed here and stays allocated.
+    Refused when the store refuses before anything is lost; later there is no way back. runs: of each piece, the
+    frames that were mapped.
     """
-    for index, (piece, mapped) in enumerate(zip(pieces, runs, strict=True)):
+    lost = False
+    left: list[tuple[Piece, Runs]] = []
+    for piece, mapped in zip(pieces, runs, strict=True):
+        start, end = _whole_pages(piece)
+        if start < end:
+            try:
+                link_of(piece.slot).punch(piece.slot.pgoff_of(start), end - start)
+                lost = True
+            except Refused:
+                if not lost:
+                    raise
+                start = end
+        else:
+            start = end = piece.end
+        edges = ((piece.start, start), (end, piece.end)) if start < end else ((piece.start, piece.end),)
+        left += [(Piece(piece.slot, low, high), mapped) for low, high in edges if low < high]
+    for piece, mapped in left:
         slot, start, end = piece
-        try:
-            link_of(slot).punch(slot.pgoff_of(start), end - start)
-        except Refused:
-            if index == 0:
-                raise
-            machine.destroy(slot, mapped)
-            tally.unreturned_pages += end - start
+        machine.destroy(slot, [clip(run, start, end) for run in mapped if run[0] < end and start < run[0] + run[2]])
+        tally.unreturned_pages += end - start
+
+
+def _whole_pages(piece: Piece) -> tuple[int, int]:
+    """The GFNs of a piece that are whole pages of its file; the first not below the second when there are none."""
+    size = 1 << link_of(piece.slot).order
+    apart = piece.slot.pgoff - piece.slot.gfn
+    first = -(-(piece.start + apart) // size) * size - apart
+    return first, (piece.end + apart) // size * size - apart

@@ -1,5 +1,7 @@
 """User space's shared copy of guest memory, and the ordinary slots over it."""
 
+from typing import NamedTuple
+
 from memfsd.uapi.units import PAGE_SHIFT
 
 from ..core.memslots import Memslot
@@ -11,6 +13,19 @@ from .transaction import Transaction
 
 Range = tuple[int, int]
 """GFNs [start, end)."""
+
+
+class _Log(NamedTuple):
+    """Flags of a slot that logs dirty pages, and what is in the log."""
+
+    flags: int
+    dirty: list[Range]
+
+    def joined(self, other: "_Log") -> "_Log":
+        return _Log(self.flags | other.flags, self.dirty + other.dirty)
+
+
+_NO_LOG = _Log(0, [])
 
 
 class SharedCopy:
@@ -38,13 +53,13 @@ class SharedCopy:
         """An ordinary slot over [start, end), joined with its neighbours. EEXIST where a slot is, ENOSPC at the cap:
         then nothing changed."""
         self._slots.check_free(start, end)
-        low, high = start, end
+        low, high, log = start, end, _NO_LOG
         with Transaction() as transaction:
             for slot in self._slots.overlaps(max(start - 1, 0), end + 1):
                 if self._is_ours(slot):
-                    self._delete(slot, transaction)
+                    log = log.joined(self._delete(slot, transaction))
                     low, high = min(low, slot.gfn), max(high, slot.end)
-            self._create(low, high)
+            self._create(low, high, log)
 
     def add_all(self, ranges: list[Range]) -> None:
         for start, end in ranges:
@@ -58,10 +73,10 @@ class SharedCopy:
         taken = self.ranges(start, end)
         with Transaction() as transaction:
             for slot in [slot for slot in self._slots.overlaps(start, end) if self._is_ours(slot)]:
-                self._delete(slot, transaction)
+                log = self._delete(slot, transaction)
                 for low, high in ((slot.gfn, min(start, slot.end)), (max(end, slot.gfn), slot.end)):
                     if low < high:
-                        id_ = self._create(low, high)
+                        id_ = self._create(low, high, log)
                         transaction.did(self._drop, id_)
         return taken
 
@@ -84,19 +99,26 @@ class SharedCopy:
     def _is_ours(self, slot: Memslot) -> bool:
         return self._memory is not None and backing_of(slot).memory is self._memory
 
-    def _create(self, start: int, end: int, wanted: int | None = None) -> int:
+    def _create(self, start: int, end: int, log: "_Log", wanted: int | None = None) -> int:
         id_ = self._ids.take() if wanted is None else wanted
         gpa, size = start << PAGE_SHIFT, end - start << PAGE_SHIFT
         try:
-            self._machine.set_shared_slot(id_, gpa, size, 0, self.memory, gpa, owned=False, path="(vmm)")
+            self._machine.set_shared_slot(id_, gpa, size, log.flags, self.memory, gpa, owned=False, path="(vmm)")
         except BaseException:
             self._ids.give_back(id_)
             raise
+        with self._machine.vm.mmu.lock:
+            for low, high in log.dirty:
+                if low < end and high > start:
+                    self._machine.mark_dirty(max(low, start), min(high, end))
         return id_
 
-    def _delete(self, slot: Memslot, transaction: Transaction) -> None:
+    def _delete(self, slot: Memslot, transaction: Transaction) -> "_Log":
+        """What a VMM does before it deletes a slot whose log it wants: it asks for it."""
+        log = _NO_LOG if slot.dirty is None else _Log(int(slot.flags), self._machine.get_dirty_log(slot.id))
         self._drop(slot.id)
-        transaction.did(self._create, slot.gfn, slot.end, slot.id)
+        transaction.did(self._create, slot.gfn, slot.end, log, slot.id)
+        return log
 
     def _drop(self, id_: int) -> None:
         self._machine.delete_slot(id_, private=False)

@@ -1,6 +1,8 @@
 """The synchronous model of KVM's side: no I/O, no clock.
 
-    ept          4-level page tables with the real entry layout, in numpy
+    ept          4-level page tables with leaves of 4 KiB, 2 MiB and 1 GiB: map, zap, look up, in numpy
+    epttables    the tree of tables under them; eptentry: the layout of an entry
+    runs         lists of contiguous pages
     tlb          the software TLB of a vCPU
     segments     disjoint ranges of slots, found by bisection
     ranges       a set of pages
@@ -8,10 +10,11 @@
     physmap      host physical frame numbers to the memory behind them
     hva          the host address space, with sticky mappings of sealed files
     mmu          both EPTs, the invalidation sequence, faults and staleness
-    vcpu         guest mode, kicks
+    vcpu         KVM_RUN and what is under way, guest mode, kicks
+    kvm_run      struct kvm_run, as user space sees it
     vm           one VM's slots, EPTs and vCPUs
     exits        KVM_EXIT_*
-    hypercalls   MapGPA
+    hypercalls   MapGPA's registers and statuses, KVM's own numbers
 
 Lock order:
 

@@ -11,16 +11,27 @@ class ExitReason(IntEnum):
     HLT = 5
     MMIO = 6
     SHUTDOWN = 8
+    INTR = 10
     INTERNAL_ERROR = 17
     MEMORY_ERROR = 0x1000
 
 
 Fields = dict[str, int | str | bool]
 
+MMIO_BYTES = 8
+"""What one MMIO exit carries at most: kvm_run.mmio.data."""
+HYPERCALL_ARGS = 6
+HYPERCALL_LONG_MODE = 1
+"""KVM_EXIT_HYPERCALL_LONG_MODE: the guest called from 64-bit code, as it always does here."""
+INTERNAL_ERROR_EMULATION = 1
+"""KVM_INTERNAL_ERROR_EMULATION: an instruction that KVM had to emulate and does not know."""
+EMULATION_FLAG_INSTRUCTION_BYTES = 1
+INSN_BYTES = 15
+
 
 @dataclass(frozen=True, slots=True)
 class MmioExit:
-    """kvm_run.mmio: at most 8 bytes, as the kernel splits them."""
+    """kvm_run.mmio: at most 8 bytes, as the kernel splits them. The answer to a read is taken by the next KVM_RUN."""
 
     phys_addr: int
     length: int
@@ -63,4 +74,64 @@ class MemoryErrorExit:
         return {**shown, "errno": self.errno} if self.errno else shown
 
 
-Exit = MmioExit | MemoryErrorExit
+@dataclass(frozen=True, slots=True)
+class HypercallExit:
+    """kvm_run.hypercall: one that user space asked for (KVM_CAP_EXIT_HYPERCALL). Its `ret` is the answer."""
+
+    nr: int
+    args: tuple[int, ...] = ()
+    """Up to HYPERCALL_ARGS; those that are missing are 0."""
+
+    reason = ExitReason.HYPERCALL
+
+    def fields(self) -> Fields:
+        args = (*self.args, *(0,) * (HYPERCALL_ARGS - len(self.args)))
+        return {"nr": self.nr, **{f"a{number}": value for number, value in enumerate(args)}}
+
+
+@dataclass(frozen=True, slots=True)
+class InternalErrorExit:
+    """kvm_run.emulation_failure: KVM had to emulate this instruction, and can not. gpa: its operand."""
+
+    insn: bytes
+    gpa: int
+
+    reason = ExitReason.INTERNAL_ERROR
+
+    def fields(self) -> Fields:
+        return {"suberror": INTERNAL_ERROR_EMULATION, "insn": self.insn.hex(), "gpa": self.gpa}
+
+
+@dataclass(frozen=True, slots=True)
+class HltExit:
+    """The guest halted: the next KVM_RUN wakes it, behind its HLT."""
+
+    reason = ExitReason.HLT
+
+    def fields(self) -> Fields:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class ShutdownExit:
+    """A triple fault. The vCPU faults again however often it is run: only a reset helps."""
+
+    reason = ExitReason.SHUTDOWN
+
+    def fields(self) -> Fields:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
+class IntrExit:
+    """User space asked the vCPU to leave (immediate_exit): KVM_RUN itself answers EINTR."""
+
+    reason = ExitReason.INTR
+
+    def fields(self) -> Fields:
+        return {}
+
+
+INTR = IntrExit()
+
+Exit = MmioExit | MemoryErrorExit | HypercallExit | InternalErrorExit | HltExit | ShutdownExit | IntrExit

@@ -20,8 +20,9 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SHIFT, page_aligned
+from memfsd.uapi.units import ORDERS, PAGE_SHIFT, page_aligned
 
+from .dirty import DirtyLog
 from .ept import MAX_GFN_EPT
 from .segments import SegmentIndex
 
@@ -69,12 +70,23 @@ class Memslot:
     file: object = None
     """What its pages are found by besides their GFN: the pairing of a private slot."""
     segments: list[tuple[int, int]] = field(default_factory=list)
+    max_order: int = 0
+    """Order of the largest leaf that may map it: given is what the backing allows, kept what gfn, pgoff, size and dirty
+    log allow too."""
     writable: bool = field(init=False)
     """Not READONLY. Kept, since every fault asks and `&` of an IntFlag takes a microsecond."""
+    dirty: DirtyLog | None = field(init=False, default=None)
+    """With LOG_DIRTY_PAGES. Until a write faults, its pages are mapped read-only."""
 
     def __post_init__(self) -> None:
         assert self.page_count > 0, self.page_count
         self.writable = not self.flags & SlotFlag.READONLY
+        if self.flags & SlotFlag.LOG_DIRTY_PAGES:
+            self.dirty = DirtyLog(self.page_count)
+        if self.max_order:
+            allowed = 0 if self.flags & SlotFlag.LOG_DIRTY_PAGES else self.max_order
+            apart = self.gfn - self.pgoff
+            self.max_order = max(o for o in ORDERS if o <= allowed and self.page_count >> o and apart % (1 << o) == 0)
         if not self.segments:
             self.segments = [(self.gfn, self.end)]
 
@@ -162,6 +174,10 @@ class Memslots:
     def next_start(self, gfn: int) -> int | None:
         """Where the first segment after gfn begins."""
         return self._visible.next_start(gfn)
+
+    def previous_end(self, gfn: int) -> int:
+        """Where the last segment before gfn, which no slot shows, ends; 0 when there is none."""
+        return self._visible.previous_end(gfn)
 
     def add(self, slot: Memslot) -> None:
         """Refused EEXIST when a visible page of it is another slot's. Its id must be free."""

@@ -5,6 +5,8 @@ then counts down. A fault snapshots the sequence before it looks anything up, an
 time of mapping, the sequence has moved or an open invalidation covers what it would map.
 """
 
+from typing import Any
+
 import msgspec
 
 from memfsd.uapi import sync
@@ -12,10 +14,15 @@ from memfsd.uapi import sync
 from .ept import ACCESSED, Ept
 from .memslots import Memslot
 from .ranges import RangeSet
+from .runs import Run, clip
+from .tlb import RANGED_FLUSH_PAGES, Tlb, tlb_key
 
 
 class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fault under way: `limit` pages of one segment from gfn may be mapped, if `seq` still holds.
+
+    order: of the largest leaf that slot and open invalidations allow around gfn. `limit` ends where a larger one might
+    begin, and all of it lies in one table of the leaf's level.
 
     A Struct because each fault makes one: a frozen dataclass takes ten times as long.
     """
@@ -27,6 +34,7 @@ class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
     limit: int
     writable: bool
     seq: int
+    order: int
 
 
 class Mmu:
@@ -38,6 +46,8 @@ class Mmu:
         """Notified at each END: faults that met an open invalidation go on."""
         self.epts = (Ept(), Ept())
         """By address space: shared, private."""
+        self.tlbs: list[Tlb[Any]] = []
+        """Of all vCPUs: filled and flushed with `lock` held."""
         self.blocked = RangeSet()
         """Private GFNs that were unmapped and keep their contents: those under an overlay."""
         self.invalidate_seq = 0
@@ -69,6 +79,15 @@ class Mmu:
             return True
         return self.in_progress > 0 and ticket.gfn < self.range_end and self.range_start < ticket.gfn + count
 
+    def clear_of_brackets(self, gfn: int, start: int, end: int) -> tuple[int, int]:
+        """The part of [start, end) around gfn that no open invalidation covers; all of it when gfn is covered."""
+        if self.in_progress:
+            if gfn < self.range_start:
+                end = min(end, self.range_start)
+            elif gfn >= self.range_end:
+                start = max(start, self.range_end)
+        return start, end
+
     def install(self, ticket: Ticket, pfn: int, count: int) -> bool:
         """Map the run, its first page as accessed; False when the ticket is stale and the fault must be retried.
 
@@ -89,13 +108,39 @@ class Mmu:
         self.fault_count += 1
         return True
 
-    def zap(self, start: int, end: int, *, private: bool) -> list[tuple[int, int, int]]:
-        """Remove leaves of [start, end); runs (gfn, pfn, pages). TLBs must be flushed before they are reused."""
-        runs = self.epts[private].zap(start, end)
-        self.zapped_count += sum(count for _, _, count in runs)
+    def install_large(self, ticket: Ticket, pfn: int, count: int, order: int) -> bool:
+        """`install` in whole leaves of this order, of a run that begins at the leaf around the ticket's page."""
+        assert 0 < order <= ticket.order
+        ahead = ticket.gfn & (1 << order) - 1
+        run = msgspec.structs.replace(ticket, gfn=ticket.gfn - ahead, limit=ticket.limit + ahead)
+        count = min(count, run.limit) >> order << order
+        assert count
+        if self.is_stale(run, count):
+            self.retry_count += 1
+            return False
+        for at in range(0, count, 1 << order):
+            self.epts[run.private].map_large(run.gfn + at, pfn + at, order, writable=run.writable, accessed=not at)
+        self.fault_count += 1
+        return True
+
+    def zap(self, start: int, end: int, *, private: bool) -> list[Run]:
+        """Remove leaves of [start, end), also from the TLBs; runs (gfn, pfn, pages) that it held.
+
+        An access that found its translation before may still use it: frames are reused only after a kick.
+        """
+        removed = self.epts[private].zap(start, end)
+        page_count = sum(count for _, _, count in removed)
+        self.zapped_count += page_count
+        self._flush(removed, page_count, private)
         if private and self.blocked:
             self.blocked.discard(start, end)
-        return runs
+        # More than was asked for goes when a large leaf can not be split: those pages are the slot's as before.
+        return [clip(run, start, end) for run in removed if run[0] < end and start < run[0] + run[2]]
+
+    def protect(self, start: int, end: int) -> None:
+        """The next write to a shared page of [start, end) faults."""
+        self.epts[False].protect(start, end)
+        self._flush([(start, 0, end - start)], end - start, private=False)
 
     def block(self, start: int, end: int) -> None:
         """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK."""
@@ -114,10 +159,23 @@ class Mmu:
         return sum(high - low for low, high in held.ranges(start, end))
 
     def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
-        """RECLAIM: remove private leaves that no walk has marked accessed; the ranges that stay."""
+        """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that
+        stay."""
         ept = self.epts[True]
         self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
         return ept.touched(start, end)
+
+    def _flush(self, removed: list[Run], page_count: int, private: bool) -> None:
+        """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing
+        flushed."""
+        if not removed:
+            return
+        for tlb in self.tlbs:
+            if page_count <= RANGED_FLUSH_PAGES:
+                pages = (range(gfn, gfn + count) for gfn, _, count in removed)
+                tlb.flush_keys(tlb_key(gfn, not private) for run in pages for gfn in run)
+            else:
+                tlb.flush()
 
     def mark_accessed(self, gfn: int, *, private: bool) -> None:
         self.epts[private].mark(gfn, ACCESSED)

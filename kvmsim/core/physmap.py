@@ -1,48 +1,97 @@
 """Host physical frame numbers to the memory behind them.
 
 An EPT leaf holds 40 bits of frame number. Each memory that backs slots gets a range of them; a window's range
-is as long as the store's pool, so that frame N of the pool is base + N. A frame number between two ranges stays
-unused, so that no run of contiguous frames crosses from one memory to another.
+is as long as the store's pool, so that frame N of the pool is base + N. A base is a multiple of 1 GiB, so that frames
+are aligned in the host as they are in their memory, for large leaves. At least one frame number between two ranges
+stays unused, so that no run of contiguous frames crosses from one memory to another.
 """
 
 import errno
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from typing import Generic, TypeVar
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import ORDER_1G
 
 M = TypeVar("M")
 
 _END = 1 << 40
+_ALIGN = 1 << ORDER_1G
 
 
 class PhysMap(Generic[M]):
     """Disjoint ranges of frame numbers, each with its memory. Guarded by Mmu.lock."""
 
     def __init__(self) -> None:
-        self._bases: list[int] = []
-        self._ranges: dict[int, tuple[int, M]] = {}
+        self._starts: list[int] = []
+        self._ranges: dict[int, tuple[int, int, int, M]] = {}
+        """By start: end, frames taken, base, memory."""
+        self._fresh = 0
+        self._gaps: dict[int, list[int]] = {}
+        """Starts of ranges that were removed, by frames taken."""
+        self._shared: dict[int, tuple[int, int]] = {}
+        """By id of a memory that is here whole: its base, and how many slots show it."""
 
-    def add(self, memory: M, frame_count: int) -> int:
-        """The base of a new range; ENOSPC when 2^40 frames do not hold it."""
-        base = 0
-        for at in self._bases:
-            if at - base > frame_count:
-                break
-            base = self._ranges[at][0] + 1
-        if base + frame_count > _END:
-            raise Refused(errno.ENOSPC, f"{frame_count} frames do not fit in the host's physical addresses")
-        self._bases.insert(bisect_right(self._bases, base), base)
-        self._ranges[base] = (base + frame_count, memory)
+    def add(self, memory: M, first: int, end: int) -> int:
+        """The base of a new range: frame i of the memory, first <= i < end, is base + i.
+
+        ENOSPC when 2^40 frames do not hold it. The base itself may be negative.
+        """
+        skipped = first & -_ALIGN
+        taken = (end - skipped | _ALIGN - 1) + 1
+        gaps = self._gaps.get(taken)
+        if gaps:
+            start = gaps.pop()
+        elif self._fresh + taken <= _END:
+            start = self._fresh
+            self._fresh += taken
+        else:
+            start = self._first_fit(taken)
+        self._starts.insert(bisect_right(self._starts, start), start)
+        base = start - skipped
+        self._ranges[start] = (base + end, taken, base, memory)
         return base
 
-    def remove(self, base: int) -> None:
-        self._bases.remove(base)
-        del self._ranges[base]
+    def share(self, memory: M, frame_count: int) -> int:
+        """The base of all of a memory, which many slots may show: one range for all of them."""
+        base, users = self._shared.get(id(memory)) or (self.add(memory, 0, frame_count), 0)
+        self._shared[id(memory)] = base, users + 1
+        return base
+
+    def unshare(self, memory: M) -> None:
+        """A slot shows it no more."""
+        base, users = self._shared[id(memory)]
+        if users > 1:
+            self._shared[id(memory)] = base, users - 1
+        else:
+            del self._shared[id(memory)]
+            self.remove(base)
+
+    def _first_fit(self, taken: int) -> int:
+        self._gaps.clear()
+        start = 0
+        for at in self._starts:
+            if at - start >= taken:
+                break
+            start = at + self._ranges[at][1]
+        if start + taken > _END:
+            raise Refused(errno.ENOSPC, f"{taken} frames do not fit in the host's physical addresses")
+        self._fresh = max(self._fresh, start + taken)
+        return start
+
+    def remove(self, pfn: int) -> None:
+        """Take out the range that holds this frame."""
+        start = self._start_of(pfn)
+        del self._starts[bisect_left(self._starts, start)]
+        _, taken, _, _ = self._ranges.pop(start)
+        self._gaps.setdefault(taken, []).append(start)
 
     def find(self, pfn: int) -> tuple[M, int]:
         """The memory and the frame's index in it; a frame that nothing backs must not be mapped."""
-        base = self._bases[bisect_right(self._bases, pfn) - 1]
-        end, memory = self._ranges[base]
-        assert base <= pfn < end, f"frame {pfn:#x} has no memory"
+        _, _, base, memory = self._ranges[self._start_of(pfn)]
         return memory, pfn - base
+
+    def _start_of(self, pfn: int) -> int:
+        start = self._starts[bisect_right(self._starts, pfn) - 1]
+        assert start <= pfn < self._ranges[start][0], f"frame {pfn:#x} has no memory"
+        return start

@@ -47,3 +47,8 @@ class SegmentIndex(Generic[S]):
         """Where the first range after the page begins."""
         at = bisect_right(self._starts, page)
         return self._starts[at] if at < len(self._starts) else None
+
+    def previous_end(self, page: int) -> int:
+        """Where the last range before the page ends, which no range holds; 0 when there is none."""
+        at = bisect_left(self._starts, page)
+        return self._by_start[self._starts[at - 1]][2] if at else 0

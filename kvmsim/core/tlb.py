@@ -1,9 +1,13 @@
 """The software TLB of one vCPU."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 V = TypeVar("V")
+
+
+RANGED_FLUSH_PAGES = 512
+"""Up to so many pages (2 MiB) a zap drops its own translations one by one; a larger one drops all of them."""
 
 
 def tlb_key(gfn: int, shared: bool) -> int:
@@ -19,7 +23,7 @@ class Tlb(Generic[V]):
     translation is inserted after a flush is up to the mmu lock and the sequence number of the fault path.
     """
 
-    __slots__ = ("_capacity", "_entries", "flush_count", "insert_count", "lookup")
+    __slots__ = ("_capacity", "_entries", "flush_count", "insert_count", "lookup", "ranged_flush_count")
 
     def __init__(self, capacity: int = 1 << 16) -> None:
         assert capacity > 0, capacity
@@ -30,7 +34,8 @@ class Tlb(Generic[V]):
         self.insert_count = 0
         """Misses that were filled, since the start."""
         self.flush_count = 0
-        """Flushes since the start, those of a full TLB among them."""
+        """Full flushes since the start, those of a full TLB among them."""
+        self.ranged_flush_count = 0
 
     def __len__(self) -> int:
         return len(self._entries)
@@ -44,3 +49,9 @@ class Tlb(Generic[V]):
     def flush(self) -> None:
         self._entries.clear()
         self.flush_count += 1
+
+    def flush_keys(self, keys: Iterable[int]) -> None:
+        """Drop the translations of these keys only."""
+        for key in keys:
+            self._entries.pop(key, None)
+        self.ranged_flush_count += 1

@@ -5,11 +5,11 @@ from typing import Generic, TypeVar
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE
 
 from .ept import MAX_GFN_EPT
 from .exits import Exit, MemoryErrorExit, MmioExit
-from .memslots import AddressSpaceId, Memslots, Segment
+from .memslots import AddressSpaceId, Memslot, Memslots, Segment
 from .mmu import Mmu, Ticket
 from .physmap import PhysMap
 from .vcpu import Vcpu
@@ -32,7 +32,10 @@ class Vm(Generic[M, V]):
         """By address space: shared is 0, private is 1, as SMM has its own."""
         self.overlay = False
         """Ordinary slots lie over private ones: lookups see them first. Changed by Machine.set_overlay alone."""
-        self.vcpus: dict[int, Vcpu[V]] = {0: Vcpu(0)}
+        self.vcpus: dict[int, Vcpu[V]] = {}
+        self.create_vcpu(0)
+        self.exit_hypercalls = 0
+        """KVM_CAP_EXIT_HYPERCALL: a bit for each hypercall that user space answers."""
 
     def create_vcpu(self, id_: int) -> Vcpu[V]:
         """EINVAL beyond the cap, EEXIST twice: KVM_CREATE_VCPU."""
@@ -41,6 +44,8 @@ class Vm(Generic[M, V]):
         if id_ in self.vcpus:
             raise Refused(errno.EEXIST, f"vCPU {id_} of VM {self.name} exists")
         vcpu: Vcpu[V] = Vcpu(id_)
+        with self.mmu.lock:
+            self.mmu.tlbs.append(vcpu.tlb)
         self.vcpus[id_] = vcpu
         return vcpu
 
@@ -55,14 +60,22 @@ class Vm(Generic[M, V]):
 
         offset and length: the bytes of the access in its page, for the exits.
         """
-        seq = self.mmu.invalidate_seq
+        mmu = self.mmu
+        seq = mmu.invalidate_seq
         segment = self.slots[private].segment(gfn)
         if segment is not None and private and self.overlay:
             segment = self._bare(gfn, segment)
         if segment is not None:
-            slot, _, end = segment
+            slot, start, end = segment
             if slot.writable or not write:
-                return Ticket(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq)
+                if mmu.in_progress:
+                    start, end = mmu.clear_of_brackets(gfn, start, end)
+                order = slot.max_order
+                if order:
+                    order, end = _largest_leaf(order, gfn, start, end)
+                if slot.dirty is not None:
+                    return _logged(slot, gfn, end, seq, write=write)
+                return Ticket(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq, order)
         elif private or self.slots[True].lookup(gfn) is not None:
             return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
         return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)
@@ -80,4 +93,28 @@ class Vm(Generic[M, V]):
         if over.segment(gfn) is not None:
             return None
         limit = over.next_start(gfn)
-        return slot, start, end if limit is None else min(end, limit)
+        return slot, max(start, over.previous_end(gfn)), end if limit is None else min(end, limit)
+
+
+def _logged(slot: Memslot, gfn: int, end: int, seq: int, *, write: bool) -> Ticket:
+    """A page of a slot with a dirty log: read-only until it is written, and then it alone is writable, and dirty."""
+    assert slot.dirty is not None
+    if write:
+        slot.dirty.mark(gfn - slot.gfn, gfn - slot.gfn + 1)
+        end = gfn + 1
+    return Ticket(gfn, False, slot, slot.pgoff_of(gfn), end - gfn, slot.writable and write, seq, 0)
+
+
+def _largest_leaf(max_order: int, gfn: int, start: int, end: int) -> tuple[int, int]:
+    """Order of the largest leaf around gfn inside [start, end), and where a run of such leaves has to end.
+
+    It ends where a larger leaf may begin, or else it would be in its way.
+    """
+    limit = ORDER_1G
+    for order in (ORDER_1G, ORDER_2M):
+        size = 1 << order
+        block = gfn & -size
+        if order <= max_order and start <= block and block + size <= end:
+            return order, min(end, (gfn | (1 << limit) - 1) + 1)
+        limit = order
+    return 0, min(end, (gfn | (1 << ORDER_2M) - 1) + 1)

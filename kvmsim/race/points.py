@@ -104,6 +104,8 @@ POINTS: tuple[Point, ...] = (
     # kvmsim
     Point("staleness tested", "kvmsim.core.mmu:Mmu.install", "vm", _ept(Kind.READ)),
     Point("entry mapped", "kvmsim.core.ept:Ept.map_page", "vm", _ept(Kind.WRITE)),
+    Point("staleness of a large page tested", "kvmsim.core.mmu:Mmu.install_large", "vm", _ept(Kind.READ)),
+    Point("large page mapped", "kvmsim.core.ept:Ept.map_large", "vm", _ept(Kind.WRITE)),
     Point("run mapped", "kvmsim.core.ept:Ept.map_run", "vm", _ept(Kind.WRITE)),
     Point("range zapped", "kvmsim.core.mmu:Mmu.zap", "vm", _ept(Kind.WRITE)),
     Point("untouched zapped", "kvmsim.core.mmu:Mmu.zap_untouched", "vm", _ept(Kind.WRITE)),
@@ -111,6 +113,7 @@ POINTS: tuple[Point, ...] = (
     Point("bracket closed", "kvmsim.core.mmu:Mmu.invalidate_end", "vm", _ept(Kind.WRITE)),
     Point("TLB filled", "kvmsim.core.tlb:Tlb.insert", "vm", _tlb(Kind.WRITE)),
     Point("TLB flushed", "kvmsim.core.tlb:Tlb.flush", "vm", _tlb(Kind.WRITE)),
+    Point("TLB entries flushed", "kvmsim.core.tlb:Tlb.flush_keys", "vm", _tlb(Kind.WRITE)),
     Point("TLB looked up", "kvmsim.machine:Machine.translate", "vm", _translated),
     Point("guest reads", "kvmsim.memory:_Mapped.read", "vm", _guest_access(Kind.READ)),
     Point("guest writes", "kvmsim.memory:_Mapped.write", "vm", _guest_access(Kind.WRITE)),
@@ -138,12 +141,16 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("Machine.slots_lock", "vm"),
     ("StoreLink.lock", "vm"),
     ("Mmu.lock", "vm"),
+    ("Vcpu.mutex", "vm"),
     ("Vcpu.guest_lock", "vm"),
     ("Vcpu.kick_lock", "vm"),
+    ("Inhibitor.lock", "vm"),
+    ("FileMemory.using", "vm"),
 )
 WAITS: tuple[tuple[str, str], ...] = (
     ("Mmu.ended waited for", "vm"),
     ("Vcpu.go_on waited for", "vm"),
+    ("Inhibitor.changed waited for", "vm"),
     ("PeerProcess.wait_dead", "store"),
 )
 

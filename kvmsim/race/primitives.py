@@ -38,8 +38,10 @@ class Lock:
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         scheduler = self._scheduler
-        wait = (None if timeout < 0 else timeout) if blocking else 0.0
-        if not scheduler.reach(f"{self.name} taken", self._free, wait, (self.key, Kind.TAKE)):
+        ready = self._free if blocking else None
+        if not scheduler.reach(
+            f"{self.name} taken", ready, None if timeout < 0 else timeout, (self.key, Kind.TAKE)
+        ) or (self.owner is not None and not scheduler.is_over):
             return False
         self.owner = scheduler.me()
         self.owner.locks += 1
@@ -86,6 +88,16 @@ class Condition:
             if not woken:
                 return predicate()
         return True
+
+    def wait(self, timeout: float | None = None) -> bool:
+        seen = self._round
+        return self.wait_for(lambda: self._round != seen, timeout)
+
+    def __enter__(self) -> bool:
+        return self._lock.__enter__()
+
+    def __exit__(self, *exc: object) -> None:
+        self._lock.__exit__(*exc)
 
     def notify_all(self) -> None:
         self._round += 1

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -9,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmsim.core.exits import Exit, MemoryErrorExit, MmioExit
+from kvmsim.machine import GuestVcpu
 from memfsd.uapi import sync
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
@@ -194,7 +196,8 @@ class _Run:
     def _vcpu_read(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
         start = self._history.tick()
         length = MAX_TEXT if pages == 1 else pages * PAGE_SIZE
-        data = vm.guest.read(vm.vm.vcpu(actor.index), gfn << PAGE_SHIFT, length)
+        vcpu = vm.vm.vcpu(actor.index)
+        data = self._runs(vm, vcpu, lambda: vm.guest.read(vcpu, gfn << PAGE_SHIFT, length))()
         if not isinstance(data, bytes):
             return self._exit(actor, data)
         told = []
@@ -213,7 +216,8 @@ class _Run:
         data = value if pages == 1 else value.ljust(PAGE_SIZE, b"\0") * pages
         touched = [page for index in range(pages) if (page := self._page(vm, gfn + index)) is not None]
         changes = self._history.begin(touched, value)
-        exit_ = vm.guest.write(vm.vm.vcpu(actor.index), gfn << PAGE_SHIFT, data)
+        vcpu = vm.vm.vcpu(actor.index)
+        exit_ = self._runs(vm, vcpu, lambda: vm.guest.write(vcpu, gfn << PAGE_SHIFT, data))()
         self._history.end(changes, happened=exit_ is None)
         return "" if exit_ is None else self._exit(actor, exit_)
 
@@ -226,8 +230,28 @@ class _Run:
 
     def _map(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int, *, private: bool) -> str:
         vcpu = vm.vm.vcpu(actor.index)
-        exit_ = vm.vmm.run(lambda: vm.guest.map(vcpu, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, private=private))
+        size = pages << PAGE_SHIFT
+        runs = self._runs(vm, vcpu, lambda: vm.guest.map(vcpu, gfn << PAGE_SHIFT, size, private=private))
+        exit_ = vm.vmm.run(runs)
         return "" if exit_ is None else self._exit(actor, exit_)
+
+    def _runs(self, vm: SimulatedVm, vcpu: GuestVcpu, begin: Callable[[], Any]) -> Callable[[], Any]:
+        """KVM_RUN as user space calls it: again after EINTR; not while it changes memslots, if here it ever does."""
+        if not self._scenario.uses("share", "unshare"):
+            return begin
+        runs = itertools.chain((begin,), itertools.repeat(vcpu.kvm_run))
+
+        def run() -> Any:
+            while True:
+                with vm.vmm.inhibitor.running():
+                    try:
+                        return next(runs)()
+                    except Refused as refused:
+                        if refused.errno != errno.EINTR:
+                            raise
+                        vcpu.run.immediate_exit = 0
+
+        return run
 
     def _vmm_slot(self, actor: Actor, vm: SimulatedVm, id_: int, name: str, gfn: int, pgoff: int, pages: int) -> str:
         path = self.world.path(name)

@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from typing import TypeVar
 
 import kvmsim.link
-from kvmsim.core.exits import Exit
 from kvmsim.core.vm import Vm
 from kvmsim.guest import Guest
 from kvmsim.link import Callbacks, StoreLink
@@ -30,7 +29,6 @@ from memfsd.guests.checker import Checker
 from memfsd.guests.session import Session
 from memfsd.guests.upchannel import set_deadline
 from memfsd.performer import Performer
-from memfsd.uapi import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.messages import Reason
@@ -49,18 +47,6 @@ _PUNCH_HOLE = 1 | 2
 _POLICY = "punch"
 
 
-class _Vmm(Vmm):
-    """One thread of user space at a time handles exits."""
-
-    def __init__(self, machine: Machine) -> None:
-        super().__init__(machine)
-        self._handling = sync.lock("Vmm.handling")
-
-    def _handle(self, exit_: Exit) -> bool:
-        with self._handling:
-            return super()._handle(exit_)
-
-
 class SimulatedVm:
     """A process of kvmsim with one VM."""
 
@@ -77,7 +63,7 @@ class SimulatedVm:
             points.labels[id(vcpu.tlb)] = points.labels[id(vcpu)] = f"{name}.vcpu{index}"
         self.machine = Machine(self.vm, lambda fd, vm, callbacks: world.pair(self, fd, vm, callbacks))
         self.guest = Guest(self.machine)
-        self.vmm = _Vmm(self.machine)
+        self.vmm = Vmm(self.machine)
         self.vmm.set_policy(_POLICY)
         self.links: list[StoreLink] = []
         self.handles: list[tuple[Ino, int]] = []

@@ -59,49 +59,125 @@ class SlotPunch(Command):
 
 
 @dataclass(frozen=True, slots=True)
-class Read(Command):
+class SlotDirty(Command):
+    """KVM_GET_DIRTY_LOG."""
+
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class GuestCommand(Command):
+    """KVM_RUN of a vCPU."""
+
     vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Read(GuestCommand):
     gpa: int
     length: int
     shared: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Write(Command):
-    vcpu: int
+class Write(GuestCommand):
     gpa: int
     data: bytes
     shared: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Touch(Command):
-    vcpu: int
+class Touch(GuestCommand):
     gpa: int
     size: int
     shared: bool
 
 
 @dataclass(frozen=True, slots=True)
-class MapRange(Command):
-    """The explicit hypercall, MapGPA: to private, or to shared."""
+class MapRange(GuestCommand):
+    """The explicit hypercall, MapGPA, as a guest kernel makes it: to private, or to shared."""
 
-    vcpu: int
     gpa: int
     size: int
     private: bool
 
 
 @dataclass(frozen=True, slots=True)
-class Load(Command):
+class Load(GuestCommand):
     gpa: int
     path: str
 
 
 @dataclass(frozen=True, slots=True)
-class Sha256(Command):
+class Sha256(GuestCommand):
     gpa: int
     length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Tdvmcall(GuestCommand):
+    """TDG.VP.VMCALL, register by register."""
+
+    r11: int
+    r12: int
+    r13: int
+    r14: int
+    r15: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hypercall(GuestCommand):
+    """KVM's own: the number, and up to six arguments."""
+
+    nr: int
+    a0: int
+    a1: int
+    a2: int
+    a3: int
+    a4: int
+    a5: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hlt(GuestCommand):
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class Shutdown(GuestCommand):
+    """A triple fault."""
+
+
+@dataclass(frozen=True, slots=True)
+class Resume(GuestCommand):
+    """KVM_RUN again, after user space has filled in the answer that the exit asked for."""
+
+    data: bytes | None
+    ret: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Start(Command):
+    """The command on a thread of its own."""
+
+    command: GuestCommand
+
+
+@dataclass(frozen=True, slots=True)
+class Join(Command):
+    vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class Kick(Command):
+    vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class CapExitHypercall(Command):
+    """KVM_ENABLE_CAP of KVM_CAP_EXIT_HYPERCALL."""
+
+    mask: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -209,6 +285,12 @@ class ExpectExit(Expect):
 @dataclass(frozen=True, slots=True)
 class ExpectData(Expect):
     data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class ExpectRet(Expect):
+    ret: int
+    """Of 64 bits, unsigned."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,7 +2,7 @@
 
 from memfsd.uapi.units import parse_size
 
-from .commands import Expect, ExpectData, ExpectErrno, ExpectExit, ExpectOk, ExpectStatus
+from .commands import Expect, ExpectData, ExpectErrno, ExpectExit, ExpectOk, ExpectRet, ExpectStatus
 from .grammar import EXIT_PREFIX
 from .outcome import Outcome, format_exit, format_field
 from .values import errno_number
@@ -24,6 +24,11 @@ def mismatch(expect: Expect, outcome: Outcome) -> str | None:
             return _exit_mismatch(expect, outcome)
         case ExpectData():
             return _data_mismatch(expect.data, outcome)
+        case ExpectRet():
+            if outcome.ret == expect.ret:
+                return None
+            hint = " (only hypercall and tdvmcall return something)" if outcome.ret is None else ""
+            return _line(f"ret {expect.ret:#x}", outcome) + hint
         case ExpectStatus():
             if outcome.status == expect.status:
                 return None
@@ -74,7 +79,9 @@ def _got(outcome: Outcome) -> str:
     if outcome.errno is not None:
         return f"errno {outcome.errno}: {outcome.reason}" if outcome.reason else f"errno {outcome.errno}"
     if outcome.exit is not None and not outcome.ok:
-        return f"exit {format_exit(outcome).removeprefix(EXIT_PREFIX)}"
+        return f"exit {format_exit(outcome.exit, outcome.exit_fields).removeprefix(EXIT_PREFIX)}"
+    if outcome.ret is not None:
+        return f"ret {outcome.ret:#x}"
     if outcome.status is not None:
         return f"status {outcome.status}"
     return "ok" if outcome.ok else f"a failure: {outcome.reason}"

@@ -14,7 +14,7 @@ from typing import Any
 from memfsd.uapi import limits
 
 from . import commands, values
-from .commands import Command, Expect, SlotSet
+from .commands import Command, Expect, GuestCommand, SlotSet, Start
 from .values import unknown
 from .words import ScriptError, Word, split
 
@@ -24,7 +24,7 @@ EXIT_PREFIX = "KVM_EXIT_"
 POLICIES = ("none", "recreate", "punch", "overlay")
 UNDER = ("kept", "freed")
 """What becomes of a private page under an ordinary slot, with policy overlay."""
-INFO_TOPICS = ("slots", "ept", "mmu", "memory", "stats", "vms", "hva")
+INFO_TOPICS = ("slots", "ept", "mmu", "memory", "run", "stats", "vms", "hva")
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +116,11 @@ _ADDRESS = Term("address", "ADDR", values.address)
 _PLACE = Term("at", "ADDR", values.address, option=True, required=False)
 _FLAGS = Term("flags", "readonly,log_dirty", values.slot_flags, option=True, required=False, default=0)
 
+
+def _register(name: str) -> Term:
+    return Term(name, name.upper(), values.register, required=False, default=0)
+
+
 FORMS: tuple[Form, ...] = (
     Form("vm", commands.CreateVm, (Term("vm", "NAME", values.vm_name),), "create a VM and make it current"),
     Form("vcpu", commands.CreateVcpu, (Term("vcpu", "N", values.number),), "create a vCPU of the current VM"),
@@ -128,6 +133,7 @@ FORMS: tuple[Form, ...] = (
     ),
     Form("slot delete", commands.SlotDelete, (_ID, _ALIAS), "delete a memslot"),
     Form("slot punch", commands.SlotPunch, (_ID, _AT, _SIZE), "punch a hole in a private memslot"),
+    Form("slot dirty", commands.SlotDirty, (_ID,), "pages of a shared memslot with flags=log_dirty written since last"),
     Form("read", commands.Read, (_VCPU, _GPA, _LEN, _SHARED), "the guest reads"),
     Form("write", commands.Write, (_VCPU, _GPA, _DATA, _SHARED), 'the guest writes "text" or hex bytes'),
     Form(
@@ -145,14 +151,52 @@ FORMS: tuple[Form, ...] = (
     Form(
         "load",
         commands.Load,
-        (_GPA, Term("path", "PATH", values.path)),
+        (_VCPU, _GPA, Term("path", "PATH", values.path)),
         "copy a host file into private memory through a vCPU",
     ),
     Form(
         "sha256",
         commands.Sha256,
-        (_GPA, Term("length", "LEN", values.length)),
+        (_VCPU, _GPA, Term("length", "LEN", values.length)),
         "digest of memory as the guest sees it",
+    ),
+    Form(
+        "tdvmcall",
+        commands.Tdvmcall,
+        (_VCPU, Term("r11", "LEAF", values.register), *(_register(f"r{number}") for number in range(12, 16))),
+        "the guest executes TDG.VP.VMCALL: LEAF is R11 (0x10001 is MapGPA), then R12 to R15",
+    ),
+    Form(
+        "hypercall",
+        commands.Hypercall,
+        (_VCPU, Term("nr", "NR", values.register), *(_register(f"a{number}") for number in range(6))),
+        "the guest makes a hypercall of KVM; what `cap exit_hypercall` does not name is -KVM_ENOSYS (-1000)",
+    ),
+    Form("hlt", commands.Hlt, (_VCPU,), "the guest halts; resume wakes it"),
+    Form("shutdown", commands.Shutdown, (_VCPU,), "the guest's triple fault"),
+    Form(
+        "resume",
+        commands.Resume,
+        (
+            _VCPU,
+            Term("data", "DATA", values.data, option=True, required=False),
+            Term("ret", "N", values.register, option=True, required=False),
+        ),
+        "KVM_RUN again: what the last exit interrupted goes on, with data= for an MMIO read, ret= for a hypercall",
+    ),
+    Form(
+        "start",
+        commands.Start,
+        (Term("command", "COMMAND", values.text),),
+        "a command with vcpu=N on a thread of its own, beside the commands that follow",
+    ),
+    Form("join", commands.Join, (_VCPU,), "wait for the started command of a vCPU: its result"),
+    Form("kick", commands.Kick, (_VCPU,), "user space asks a vCPU to leave: it ends with EINTR; resume goes on"),
+    Form(
+        "cap exit_hypercall",
+        commands.CapExitHypercall,
+        (Term("mask", "MASK", values.register),),
+        "hypercalls that exit to user space, a bit each (0x1000: KVM_HC_MAP_GPA_RANGE, and MapGPA as Linux does it)",
     ),
     Form("host read", commands.HostRead, (_GPA, _LEN), "KVM itself reads, as for emulation"),
     Form("host write", commands.HostWrite, (_GPA, _DATA), "KVM itself writes, as for emulation"),
@@ -223,6 +267,12 @@ FORMS: tuple[Form, ...] = (
     ),
     Form("expect data", commands.ExpectData, (_DATA,), "it read exactly these bytes"),
     Form(
+        "expect ret",
+        commands.ExpectRet,
+        (Term("ret", "N", values.register),),
+        "the hypercall returned this: R10 of tdvmcall, RAX of hypercall",
+    ),
+    Form(
         "expect status",
         commands.ExpectStatus,
         (Term("status", "N", values.exit_status),),
@@ -231,6 +281,7 @@ FORMS: tuple[Form, ...] = (
 )
 
 _BY_WORDS = {tuple(form.name.split()): form for form in FORMS}
+_STARTABLE = tuple(form for form in FORMS if isinstance(form.make, type) and issubclass(form.make, GuestCommand))
 _FIRST_WORDS = tuple(dict.fromkeys(words[0] for words in _BY_WORDS))
 _OPTION = re.compile(r"([a-z_][a-z0-9_]*)=")
 
@@ -263,19 +314,34 @@ def parse_line(text: str, line: int) -> Command | None:
     first = next(found, None)
     if first is None:
         return None
+    source = text.strip(" \t")
     if first.text == "sh":
-        form, words = _BY_WORDS[("sh",)], _rest(text, first)
-        end = first.end
-    else:
-        words = [first, *found]
-        end = words[-1].end
-        form, words = _form_of(words, line)
+        return _command(_BY_WORDS[("sh",)], _rest(text, first), first.end, line, source)
+    words = [first, *found]
+    end = words[-1].end
+    if first.text == "start" and len(words) > 1:
+        return _started(words, end, line, source)
+    return _command(*_form_of(words, line), end, line, source)
+
+
+def _command(form: Form, words: list[Word], end: int, line: int, source: str) -> Command:
     fields, columns = _fields_of(form, words, end, line)
-    command = form.make(**fields, line=line, name=form.name, source=text.strip(" \t"), columns=columns)
+    command = form.make(**fields, line=line, name=form.name, source=source, columns=columns)
     if form.check and (problem := form.check(command)):
         field, message = problem
         raise ScriptError(line, columns.get(field, end), message)
     return command
+
+
+def _started(words: list[Word], end: int, line: int, source: str) -> Command:
+    """`start`, and the command behind it, which is parsed as on a line of its own."""
+    form, rest = _form_of(words[1:], line)
+    if form not in _STARTABLE:
+        names = ", ".join(startable.name for startable in _STARTABLE)
+        raise ScriptError(line, words[1].column, f"'{form.name}' runs no vCPU, so it can not be started: {names} do")
+    command = _command(form, rest, end, line, source)
+    assert isinstance(command, GuestCommand)
+    return Start(line=line, name="start", source=source, columns={"command": words[1].column}, command=command)
 
 
 def help_text(topic: str = "") -> str:
@@ -369,4 +435,4 @@ def _option(word: Word) -> tuple[str | None, Word]:
 def _no_such_option(form: Form, key: str, known: list[str]) -> str:
     if not known:
         return f"'{form.name}' has no options, so not {key}=: quote the word if it is an argument"
-    return unknown(f"{form.name} option", key, known)
+    return f"{unknown(f'{form.name} option', key, known)} (if it is an argument, quote the word)"

@@ -21,6 +21,10 @@ class Outcome:
     """"KVM_EXIT_MMIO": the vCPU came back to user space."""
     exit_fields: Mapping[str, int | str | bool] = field(default_factory=dict)
     data: bytes | None = None
+    address: int | None = None
+    """Where data was read, when it is to be shown by address."""
+    ret: int | None = None
+    """What a hypercall returned, unsigned."""
     status: int | None = None
     """Exit status of a shell command."""
     text: str = ""
@@ -49,10 +53,9 @@ class Record:
     """The run failed here: a mismatch, or a trouble that no `expect` follows."""
 
 
-def format_exit(outcome: Outcome) -> str:
+def format_exit(name: str, fields: Mapping[str, int | str | bool]) -> str:
     """ "KVM_EXIT_MMIO phys_addr=0x5000 len=4 is_write=1"."""
-    fields = (f"{name}={format_field(name, value)}" for name, value in outcome.exit_fields.items())
-    return " ".join([outcome.exit or "no exit", *fields])
+    return " ".join([name, *(f"{field}={format_field(field, value)}" for field, value in fields.items())])
 
 
 def format_field(name: str, value: int | str | bool) -> str:

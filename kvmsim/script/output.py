@@ -4,7 +4,7 @@ import json
 from collections.abc import Iterator
 from typing import TextIO
 
-from .commands import Expect, HostRead, Read
+from .commands import Expect
 from .outcome import Outcome, Record, format_exit
 
 _DIM, _RED, _GREEN, _PLAIN = "\x1b[2m", "\x1b[31m", "\x1b[32m", "\x1b[0m"
@@ -14,7 +14,7 @@ _ROW_BYTES = 16
 
 class JsonPrinter:
     """One object per line: "line", "cmd", "source", "ok", "errno", "exit", "exit_fields" and "data" always;
-    "status", "text", "info", "reason" and "failed" when there is something to say.
+    "ret", "status", "text", "info", "reason" and "failed" when there is something to say.
 
     "cmd" is the words that select the command ("slot set"), "data" hex digits or null.
     """
@@ -34,6 +34,8 @@ class JsonPrinter:
             "exit_fields": dict(outcome.exit_fields),
             "data": None if outcome.data is None else outcome.data.hex(),
         }
+        if outcome.ret is not None:
+            fields["ret"] = outcome.ret
         if outcome.status is not None:
             fields["status"] = outcome.status
         if outcome.text:
@@ -70,11 +72,11 @@ class HumanPrinter:
         outcome = record.outcome
         yield from outcome.text.splitlines()
         if outcome.data is not None and not outcome.text:
-            if isinstance(record.command, (Read, HostRead)):
-                yield from hexdump(outcome.data, record.command.gpa)
+            if outcome.address is not None:
+                yield from hexdump(outcome.data, outcome.address)
             else:
                 yield outcome.data.hex()
-        if outcome.info is not None and not outcome.text:
+        if outcome.info is not None and not outcome.text and outcome.ok:
             yield from json.dumps(outcome.info, indent=2).splitlines()
         if record.failed:
             yield self._paint(_RED, f"FAILED: {_trouble(outcome)}")
@@ -107,7 +109,7 @@ def _trouble(outcome: Outcome) -> str:
     if outcome.errno is not None:
         what = outcome.errno
     elif outcome.exit is not None:
-        what = format_exit(outcome)
+        what = format_exit(outcome.exit, outcome.exit_fields)
     elif outcome.status is not None:
         what = f"exit status {outcome.status}"
     else:

@@ -43,6 +43,20 @@ def number(word: Word) -> int:
     return _number(word.text, 32)
 
 
+def register(word: Word) -> int:
+    """64 bits, decimal, hex or sized; a negative number as a register holds it."""
+    if word.text.startswith("-"):
+        return -_number(word.text[1:], 63) & (1 << 64) - 1
+    if _NUMBER.fullmatch(word.text):
+        return _number(word.text, 64)
+    try:
+        return size(word)
+    except ValueError:
+        raise ValueError(
+            f"{shown(word.text)} is not a number: write hex with 0x, or decimal with or without K, M, G or T"
+        ) from None
+
+
 def address(word: Word) -> int:
     """A guest physical address: up to 64 bits, so that KVM is the one to refuse those that do not exist."""
     if word.text[:2] in ("0x", "0X"):

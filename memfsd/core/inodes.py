@@ -48,7 +48,10 @@ class Inode:
 
 @dataclass(slots=True, eq=False)
 class Regular(Inode):
-    """readers: open handles that can read, and so be mapped; writers: read-write ones."""
+    """readers: open handles that can read, and so be mapped; mappable_writers: read-write ones.
+
+    nameless: made by open(O_TMPFILE), and link(2) may still give it its first name.
+    """
 
     size: int = 0
     seals: Seal = Seal(0)
@@ -56,6 +59,7 @@ class Regular(Inode):
     node: int | None = None
     readers: int = 0
     mappable_writers: int = 0
+    nameless: bool = False
     pages: FilePages = field(default_factory=FilePages)
     guest: Guest | None = None
 

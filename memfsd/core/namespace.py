@@ -67,6 +67,15 @@ class Namespace:
         inode = cls(ino, mode, creds.uid, gid, now_ns, now_ns, now_ns, rdev=rdev)
         return self._enter(directory, name, inode, now_ns)
 
+    def create_nameless(self, parent: int, mode: int, creds: Creds, now_ns: int) -> Regular:
+        """open(O_TMPFILE): a regular file that no directory holds, though one gives it its group."""
+        directory = self._inodes.directory(parent)
+        mode, gid = self._inherit(directory, mode & ~creds.umask, creds)
+        ino = self._inodes.next_ino()
+        inode = Regular(ino, mode, creds.uid, gid, now_ns, now_ns, now_ns, nlink=0, nameless=True)
+        self._inodes.add(inode)
+        return inode
+
     def mkdir(self, parent: int, name: bytes, mode: int, creds: Creds, now_ns: int) -> Directory:
         directory = self._room_for(parent, name)
         self._check_room_for_directory(directory)
@@ -93,13 +102,16 @@ class Namespace:
         inode = self._inodes.get(ino)
         if isinstance(inode, Directory):
             raise Refused(errno.EPERM, "a directory has one name")
-        if inode.nlink == 0:
+        nameless = isinstance(inode, Regular) and inode.nameless
+        if inode.nlink == 0 and not nameless:
             raise Refused(errno.ENOENT, f"inode {ino} has no name left")
         if inode.nlink >= LINK_MAX:
             raise Refused(errno.EMLINK, f"a file has at most {LINK_MAX} names")
         directory = self._room_for(parent, name)
         inode.nlink += 1
         inode.ctime_ns = now_ns
+        if isinstance(inode, Regular):
+            inode.nameless = False
         return self._enter(directory, name, inode, now_ns)
 
     def unlink(self, parent: int, name: bytes, now_ns: int) -> Inode:

@@ -4,7 +4,7 @@ As the kernel's readahead: a fault where a granted run ended doubles the next ru
 new stream with one page. A few streams are remembered, so several vCPUs do not spoil each other's order.
 """
 
-from memfsd.uapi.limits import MAX_RUN_PAGES
+from memfsd.uapi.limits import MAX_AHEAD_PAGES
 
 _STREAMS = 16
 
@@ -21,7 +21,7 @@ class Readahead:
     def wish(self, pgoff: int) -> int:
         """Pages to grant for a fault at pgoff; `granted` tells what came of it."""
         last = self._streams.pop(pgoff, 0)
-        return min(last * 2, MAX_RUN_PAGES) if last else 1
+        return min(last * 2, MAX_AHEAD_PAGES) if last else 1
 
     def granted(self, pgoff: int, page_count: int) -> None:
         streams = self._streams

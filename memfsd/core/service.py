@@ -9,6 +9,7 @@ import os
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 from memfsd.uapi import names, sync
 from memfsd.uapi.errors import Refused
@@ -26,6 +27,8 @@ from .ordinary import Contents, OrdinaryData, Plan
 from .sealing import check_add
 from .xattrs import Xattrs
 
+_I = TypeVar("_I", bound=Inode)
+NAMELESS = b"/"
 _DAY_NS = 86_400 * 10**9
 
 
@@ -70,19 +73,28 @@ class Service:
         return self._reap(inode)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, creds: Creds, now_ns: int) -> Inode:
-        inode = self.names.create(parent, name, mode, creds, now_ns, rdev)
+        return self._born(self.names.create(parent, name, mode, creds, now_ns, rdev))
+
+    def _born(self, inode: _I) -> _I:
         if self.options.born_guest and isinstance(inode, Regular):
             self.gmem.seal(inode)
         inode.lookups += 1
         return inode
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, creds: Creds, now_ns: int) -> tuple[Regular, int]:
-        """open(O_CREAT) of a new file: the inode and a handle. On `-o guest` the open rules hold at birth."""
+        """open(O_CREAT) of a new file: the inode and a handle. On `-o guest` the open rules hold at birth.
+
+        The name NAMELESS stands for open(O_TMPFILE) in that directory.
+        """
         readable, _ = _access(flags)
         if self.options.born_guest and readable and not self.options.open_rw:
             raise Refused(errno.EPERM, "files here are born sealed: create them write-only")
         self.handles.check_room()
-        inode = self.mknod(parent, name, stat.S_IFREG | stat.S_IMODE(mode), 0, creds, now_ns)
+        mode = stat.S_IFREG | stat.S_IMODE(mode)
+        if name == NAMELESS:
+            inode: Inode = self._born(self.names.create_nameless(parent, mode, creds, now_ns))
+        else:
+            inode = self.mknod(parent, name, mode, 0, creds, now_ns)
         assert isinstance(inode, Regular)
         return inode, self._open(inode, flags)
 

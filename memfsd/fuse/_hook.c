@@ -1,5 +1,5 @@
 /*
- * fallocate, lseek and ioctl for pyfuse3, which has no handlers for them.
+ * fallocate, lseek, ioctl and O_TMPFILE for pyfuse3, which has no handlers for them.
  *
  * pyfuse3 builds its libfuse operation table privately and hands it to fuse_session_new. This module
  * exports a function of that name and is loaded RTLD_GLOBAL before pyfuse3, so the dynamic linker
@@ -250,10 +250,21 @@ static int says_from_mapping(const void *buf, size_t size)
     return size >= sizeof *in + sizeof *arg && in->opcode == FUSE_WRITE && arg->write_flags & FUSE_WRITE_CACHE;
 }
 
+/* open(O_TMPFILE) is unknown to libfuse 3.14 and to pyfuse3. The kernel asks for it as for a creation (fuse_create_open
+   in fs/fuse/dir.c), with a name that no file can have, "/": so it may go on as one. */
+static void tmpfile_as_creation(void *buf, size_t size)
+{
+    struct fuse_in_header *in = buf;
+    if (size >= sizeof *in && in->opcode == FUSE_TMPFILE)
+        in->opcode = FUSE_CREATE;
+}
+
 static ssize_t receive(int fd, void *buf, size_t size, void *userdata)
 {
     (void)userdata;
     ssize_t got = read(fd, buf, size);
+    if (got > 0)
+        tmpfile_as_creation(buf, (size_t)got);
     kill_suidgid = got > 0 && says_kill(buf, (size_t)got);
     from_mapping = got > 0 && says_from_mapping(buf, (size_t)got);
     return got;
@@ -479,6 +490,14 @@ static PyObject *stores(PyObject *self, PyObject *args)
     return PyBool_FromLong(from_mapping);
 }
 
+static PyObject *queued(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    struct pollfd ready = {.fd = session != NULL ? fuse_session_fd(session) : -1, .events = POLLIN};
+    return PyBool_FromLong(poll(&ready, 1, 0) == 1 && ready.revents & POLLIN);
+}
+
 static PyMethodDef methods[] = {
     {"set_handlers", set_handlers, METH_VARARGS, "Callables for fallocate, lseek, ioctl, write; None: ENOTCONN, but for write."},
     {"reply_err", reply_err, METH_VARARGS, "Answer a request with an errno, 0 for success."},
@@ -486,6 +505,7 @@ static PyMethodDef methods[] = {
     {"reply_ioctl", reply_ioctl, METH_VARARGS, "Answer an ioctl request with a result and bytes."},
     {"kills", kills, METH_NOARGS, "Whether the request just received clears setuid and setgid bits."},
     {"stores", stores, METH_NOARGS, "Whether the request just received writes back what a mapping stored."},
+    {"queued", queued, METH_NOARGS, "Whether the kernel has requests for us that were not received yet."},
     {"active", active, METH_NOARGS, "Whether a session was made through this module."},
     {NULL, NULL, 0, NULL},
 };

@@ -88,6 +88,11 @@ def stores() -> bool:
     return _hook.stores()
 
 
+def queued() -> bool:
+    """Whether the kernel has requests for us that were not received yet."""
+    return _hook.queued()
+
+
 @asynccontextmanager
 async def serving(handlers: Handlers) -> AsyncIterator[None]:
     """Serve the three operations for the body of the `async with`; leave it before pyfuse3.close()."""

@@ -4,6 +4,7 @@ import ctypes
 import errno
 import os
 import shutil
+import subprocess
 import threading
 from dataclasses import dataclass, field
 
@@ -66,16 +67,30 @@ def default_socket_path() -> str:
     return f"{base}/{FSTYPE}/{os.getpid()}.sock"
 
 
-def check_fuse() -> None:
-    """Refused names what the machine lacks for a mount."""
+_FUSE_CONF = "/etc/fuse.conf"
+
+
+def check_fuse(options: frozenset[str] = frozenset()) -> None:
+    """Refused names what the machine lacks for a mount with these FUSE options."""
     if not os.path.exists("/dev/fuse"):
         raise Refused(errno.ENODEV, "/dev/fuse is missing: load the fuse module (modprobe fuse)")
     try:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"/dev/fuse can not be opened: {error.strerror}") from None
+        way_out = ": mount as root, or let users open it (chmod 666 /dev/fuse)" if os.geteuid() != 0 else ""
+        raise Refused(error.errno or errno.EIO, f"/dev/fuse can not be opened: {error.strerror}{way_out}") from None
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise Refused(errno.ENOENT, "fusermount3 is missing: install the package fuse3, or mount as root")
+    if os.geteuid() != 0 and options & {"allow_other", "allow_root"} and not _users_may_allow_others():
+        raise Refused(errno.EPERM, f"allow_other and allow_root are root's: put user_allow_other into {_FUSE_CONF}")
+
+
+def _users_may_allow_others() -> bool:
+    try:
+        with open(_FUSE_CONF) as lines:
+            return any(line.strip() == "user_allow_other" for line in lines)
+    except OSError:
+        return False
 
 
 def prepare_mountpoint(path: str) -> str:
@@ -91,6 +106,8 @@ def prepare_mountpoint(path: str) -> str:
         entries = os.listdir(path)
     except OSError as error:
         raise Refused(error.errno or errno.EIO, f"mount point {path}: {error.strerror}") from None
+    if not os.access(path, os.W_OK):
+        raise Refused(errno.EACCES, f"mount point {path}: you may not write there, and so not mount there")
     if entries:
         raise Refused(errno.ENOTEMPTY, f"mount point {path} is not empty: choose an empty directory")
     return path
@@ -108,7 +125,18 @@ def mounted_type(path: str) -> str | None:
 
 
 def detach(path: str) -> None:
-    """umount -l."""
+    """umount -l; for who is not root through fusermount3, which takes away what the same user mounted."""
+    if os.geteuid() != 0:
+        done = subprocess.run(
+            ["fusermount3", "-u", "-z", "--", path],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
+        if done.returncode != 0:
+            raise Refused(errno.EPERM, f"the dead mount at {path} can not be removed: {done.stderr.strip()}")
+        return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
         number = ctypes.get_errno()

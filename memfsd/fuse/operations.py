@@ -12,7 +12,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import trio
@@ -32,14 +32,17 @@ from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
 
-from .hook import kills, pyfuse3, stores
+from .hook import kills, pyfuse3, queued, stores
 
 log = logging.getLogger("memfsd.fuse")
 
 _CACHE_S = 3600.0
 """Names, and attributes of what only the kernel changes, may be cached; sealed files change behind its back."""
 _WORKERS = 32
+_WAITERS = 64
 _MAX_SEALED = 256
+_CLOSING_DEADLINE_S = 1.0
+_CLOSING_STEP_S = 0.0005
 
 EntryAttributes = pyfuse3.EntryAttributes
 FileInfo = pyfuse3.FileInfo
@@ -94,6 +97,10 @@ class Operations(pyfuse3.Operations):
         self._take_back = take_back
         self._reclaim = reclaim
         self._workers = trio.CapacityLimiter(_WORKERS)
+        self._waiters = trio.CapacityLimiter(_WAITERS)
+        """For what waits for VMs. Silent ones hold up each other, and nothing else."""
+        self._background = 0
+        """Requests under way that the kernel sends behind its callers' backs, and only some at a time."""
         self._sealed: dict[Ino, tuple[tuple[object, ...], EntryAttributes]] = {}
         """Sealed files that were looked at: what they showed, and that made for the kernel."""
 
@@ -104,6 +111,14 @@ class Operations(pyfuse3.Operations):
             self._performer.perform(effects)
         else:
             await trio.to_thread.run_sync(self._performer.perform, effects, limiter=self._workers)
+
+    @contextlib.contextmanager
+    def _in_background(self) -> Iterator[None]:
+        self._background += 1
+        try:
+            yield
+        finally:
+            self._background -= 1
 
     async def _with_room(self, call: Callable[[], R]) -> R:
         """Run a call that allocates; when the pool is full, once more after taking back untouched grants."""
@@ -116,11 +131,29 @@ class Operations(pyfuse3.Operations):
         with self._lock:
             return call()
 
+    async def _without_the_closed(self, add_seals: Callable[[], R]) -> R:
+        """Add seals; EBUSY only for handles that are still open, not for those whose RELEASE is under way.
+
+        close(2) does not wait for RELEASE. The kernel queues it at once as a rule, but behind reads ahead and writes
+        back of the same handle, and behind other background requests when there are many; each answer of ours
+        queues what waited for it. So what was closed before is released when the queue is empty.
+        """
+        deadline = trio.current_time() + _CLOSING_DEADLINE_S
+        while True:
+            try:
+                with self._lock:
+                    return add_seals()
+            except Refused as refused:
+                settled = not self._background and not queued()
+                if refused.errno != errno.EBUSY or settled or trio.current_time() > deadline:
+                    raise
+            await trio.sleep(_CLOSING_STEP_S)
+
     async def _made_room(self) -> bool:
         with self._lock:
             if self._service.pool.count(FrameState.PENDING) == 0:
                 return False
-        return await trio.to_thread.run_sync(self._reclaim, limiter=self._workers)
+        return await trio.to_thread.run_sync(self._reclaim, limiter=self._waiters)
 
     # -- names
 
@@ -265,7 +298,7 @@ class Operations(pyfuse3.Operations):
         self, inode: int, taken: tuple[Pgoff, Pgoff], reason: Reason, finish: Callable[[Regular], None]
     ) -> None:
         await trio.to_thread.run_sync(
-            self._take_back, Ino(inode), taken[0], taken[1], reason, finish, limiter=self._workers
+            self._take_back, Ino(inode), taken[0], taken[1], reason, finish, limiter=self._waiters
         )
 
     @_door
@@ -305,8 +338,8 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
-        with self._lock:
-            effects = self._service.setxattr(inode, name, bytes(value), 0, time.time_ns())
+        value = bytes(value)
+        effects = await self._without_the_closed(lambda: self._service.setxattr(inode, name, value, 0, time.time_ns()))
         await self._perform(effects)
 
     @_door
@@ -338,7 +371,9 @@ class Operations(pyfuse3.Operations):
     async def release(self, fh: int) -> None:
         with self._lock:
             effects = self._service.release(fh)
-        await self._perform(effects)
+        if effects:
+            with self._in_background():
+                await self._perform(effects)
 
     @_door
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -354,7 +389,11 @@ class Operations(pyfuse3.Operations):
         with self._lock:
             # Planned and written in one go, so that no truncate frees the frames between.
             written = self._write_now(fh, off, buf, stored)
-        if written == size or not await self._made_room():
+        if written == size:
+            return written
+        with self._in_background():
+            made_room = await self._made_room()
+        if not made_room:
             if written == 0 and size:
                 raise FUSEError(errno.ENOSPC)
             return written
@@ -427,8 +466,10 @@ class Operations(pyfuse3.Operations):
                 return int(self._service.inodes.regular(ino).seals).to_bytes(4, "little")
             if cmd != names.IOC_ADD_SEALS:
                 raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist")
-            seals = int.from_bytes(data, "little")
-            effects = self._service.add_seals(ino, Seal(seals), time.time_ns(), own_handle=fh)
+        seals = Seal(int.from_bytes(data, "little"))
+        effects = await self._without_the_closed(
+            lambda: self._service.add_seals(ino, seals, time.time_ns(), own_handle=fh)
+        )
         await self._perform(effects)
         self._forget_attributes(ino)  # the kernel does not know that an ioctl changes any
         return b""

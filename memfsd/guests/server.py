@@ -153,9 +153,11 @@ def _sweep(directory: str) -> None:
     """Remove the sockets, PID.sock, that daemons left which did not end by themselves."""
     for name in os.listdir(directory):
         pid, _, suffix = name.partition(".")
+        path = os.path.join(directory, name)
         if suffix == "sock" and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(os.path.join(directory, name))
+            with contextlib.suppress(OSError):
+                if not _is_live(path):  # another PID namespace may share the directory
+                    os.unlink(path)
 
 
 def _is_live(path: str) -> bool:

@@ -1,6 +1,6 @@
 """Every bound in the system, in one place. Times in seconds, sizes in bytes, counts plain."""
 
-from .units import PAGE_SHIFT
+from .units import ORDER_1G, PAGE_SHIFT
 
 # Pool and files.
 MAX_POOL_BYTES = 1 << (32 + PAGE_SHIFT - 1)
@@ -20,8 +20,10 @@ XATTR_TOTAL_MAX = 1 << 18
 
 # Pairing.
 MAX_PACKET_BYTES = 65536
-MAX_RUN_PAGES = 4096
-"""Pages in one GET_PFN answer, and so the most that readahead grants ahead."""
+MAX_RUN_PAGES = 1 << ORDER_1G
+"""Pages in one GET_PFN answer: what a 1 GiB leaf maps comes in one."""
+MAX_AHEAD_PAGES = 4096
+"""The most that readahead grants ahead, and that a fault asks for, but for one large page."""
 MAX_CONNECTIONS = 1024
 MAX_TOKENS_PER_FILE = 16
 MAX_BINDINGS_PER_FILE = 32768

@@ -218,7 +218,7 @@ PATHS: tuple[Attack, ...] = (
     by_path("open(O_WRONLY|O_TRUNC)", _open_only(os.O_WRONLY | os.O_TRUNC), Aim.NEITHER, WORKS, "EPERM", "EPERM"),
     by_path("open(O_RDWR|O_TRUNC)", _open_only(os.O_RDWR | os.O_TRUNC), Aim.NEITHER, WORKS, "EPERM", "EPERM"),
     by_path("creat", _open_only(os.O_WRONLY | os.O_CREAT | os.O_TRUNC), Aim.NEITHER, WORKS, "EPERM", "EPERM"),
-    by_path("open(O_TMPFILE), linkat over it", _tmpfile, Aim.NEITHER, "EOPNOTSUPP", "EOPNOTSUPP", "EOPNOTSUPP"),
+    by_path("open(O_TMPFILE), linkat over it", _tmpfile, Aim.NEITHER, "EEXIST", "EEXIST", "EEXIST"),
     by_path("truncate to 0", _truncate(0), Aim.NEITHER, WORKS, "EPERM", "EPERM"),
     by_path("truncate, not to a page", _truncate(1), Aim.NEITHER, WORKS, "EINVAL", "EINVAL"),
     by_path("execve", _execve, Aim.NEITHER, "ENOEXEC", "EPERM", "ETXTBSY"),

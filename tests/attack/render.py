@@ -34,7 +34,8 @@ A handle that can read, and so every mapping, keeps the file from being sealed: 
 tests hold it in another process, in flight in a Unix socket, in a loop device, as a file registered with io_uring,
 and in mappings of every kind whose handle was closed. O_PATH and write-only handles do not hinder the seal. Pages
 that a pipe holds from before the seal show what the file held then, and never the guest's memory, which lives in
-other pages. close(2) does not wait for memfsd: for a moment after it the seal may still be EBUSY.
+other pages. close(2) does not wait for memfsd, but the seal waits for the closes
+that came before it: what is EBUSY is still held.
 """
 
 _CLOSING = """\

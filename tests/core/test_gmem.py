@@ -5,7 +5,7 @@ import pytest
 from memfsd.core.frames import FrameState
 from memfsd.core.gmem import guest_of
 from memfsd.core.guest import PairState
-from memfsd.uapi.limits import MAX_RUN_PAGES
+from memfsd.uapi.limits import MAX_AHEAD_PAGES
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.core_store import NO_LEAKS, PUNCH, RDONLY, CoreStore, refused
@@ -124,13 +124,13 @@ def test_a_guest_that_touches_here_and_there_gets_single_pages(store: CoreStore)
 
 
 def test_no_run_is_longer_than_the_longest() -> None:
-    store = CoreStore(pages=4 * MAX_RUN_PAGES)
-    file, _ = store.bound_file("file", 4 * MAX_RUN_PAGES)
+    store = CoreStore(pages=4 * MAX_AHEAD_PAGES)
+    file, _ = store.bound_file("file", 4 * MAX_AHEAD_PAGES)
     at, longest = 0, 0
-    while at < 4 * MAX_RUN_PAGES - 1:
-        count = store.gmem.get_pfn(file, at, MAX_RUN_PAGES).page_count
+    while at < 4 * MAX_AHEAD_PAGES - 1:
+        count = store.gmem.get_pfn(file, at, MAX_AHEAD_PAGES).page_count
         at, longest = at + count, max(longest, count)
-    assert longest == MAX_RUN_PAGES
+    assert longest == MAX_AHEAD_PAGES
 
 
 def test_a_run_ends_at_what_was_asked_the_binding_the_file_and_frames_that_are_there(store: CoreStore) -> None:

@@ -7,6 +7,7 @@ import pytest
 
 from memfsd.core.inodes import ROOT_INO, Directory
 from memfsd.core.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, Creds
+from memfsd.core.service import NAMELESS
 from memfsd.uapi.limits import LINK_MAX, NAME_MAX, SYMLINK_MAX
 from memfsd.uapi.units import Ino
 from tests.support.core_store import ME, NO_LEAKS, CoreStore, refused
@@ -378,3 +379,35 @@ def test_inodes_are_limited_and_a_refused_one_leaves_no_trace(
     store.unlink("last")
     store.forget_all()
     store.make("room again")
+
+
+# -- open(O_TMPFILE)
+
+
+def test_a_nameless_file_may_be_given_its_first_name_and_no_second_first_one() -> None:
+    store = CoreStore()
+    before = tree(store)
+    file, handle = store.service.create(ROOT, NAMELESS, 0o644, os.O_RDWR, ME, store.tick())
+    assert file.nlink == 0
+    assert {ino: seen for ino, seen in tree(store).items() if ino != file.ino} == before
+    store.service.link(file.ino, ROOT, b"named", store.tick())
+    assert (find(store, "named"), file.nlink) == (file.ino, 1)
+    store.unlink("named")
+    with refused("ENOENT"):
+        store.service.link(file.ino, ROOT, b"again", store.tick())
+    store.close(handle)
+    store.forget_all()
+    assert store.leaks() == NO_LEAKS
+
+
+def test_a_nameless_file_goes_with_its_handle_and_has_the_group_of_its_directory() -> None:
+    store = CoreStore()
+    directory = store.mkdir("d", 0o2755)
+    store.service.inodes.get(directory).gid = 77
+    file, handle = store.service.create(directory, NAMELESS, 0o644, os.O_RDWR, ME, store.tick())
+    assert file.gid == 77
+    store.write(handle, 0, b"x" * 5000)
+    store.close(handle)
+    store.perform(store.service.rmdir(ROOT, b"d", store.tick()))
+    store.forget_all()
+    assert store.leaks() == NO_LEAKS

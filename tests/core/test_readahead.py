@@ -3,7 +3,7 @@
 import pytest
 
 from memfsd.core.readahead import Readahead
-from memfsd.uapi.limits import MAX_RUN_PAGES
+from memfsd.uapi.limits import MAX_AHEAD_PAGES
 
 
 def fault(stream: Readahead, pgoff: int) -> int:
@@ -23,8 +23,8 @@ def test_faults_in_order_double_up_to_the_longest_run() -> None:
     for _ in range(15):
         grants.append(fault(stream, at))
         at += grants[-1]
-    assert grants == [min(1 << n, MAX_RUN_PAGES) for n in range(15)]
-    assert grants[-1] == MAX_RUN_PAGES
+    assert grants == [min(1 << n, MAX_AHEAD_PAGES) for n in range(15)]
+    assert grants[-1] == MAX_AHEAD_PAGES
 
 
 def test_backwards_is_not_in_order() -> None:

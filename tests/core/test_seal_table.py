@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from memfsd.core.inodes import ROOT_INO, Regular
-from memfsd.core.service import Changes
+from memfsd.core.service import NAMELESS, Changes
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.core_store import (
@@ -377,6 +377,9 @@ def test_on_a_guest_mount_every_new_regular_file_is_born_sealed() -> None:
     assert (file.seals, file.size) == (Seal.GUEST, 0)
     opened, handle = store.service.create(ROOT_INO, b"second", 0o644, WRONLY, ME, store.tick())
     assert opened.guest is not None
+    store.close(handle)
+    nameless, handle = store.service.create(ROOT_INO, NAMELESS, 0o644, WRONLY, ME, store.tick())
+    assert nameless.guest is not None
     store.close(handle)
     fifo = store.service.mknod(ROOT_INO, b"fifo", stat.S_IFIFO | 0o644, 0, ME, store.tick())
     assert not hasattr(fifo, "guest")

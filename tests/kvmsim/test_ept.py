@@ -7,6 +7,7 @@ from kvmsim.core.ept import (
     ACCESSED,
     DIRTY,
     EXECUTE,
+    LARGE,
     MAX_GFN_EPT,
     MEMORY_TYPE_WB,
     READ,
@@ -212,3 +213,124 @@ def test_lookup_takes_any_shape_and_both_integer_types() -> None:
     assert ept.lookup(gfns.astype(np.int64)).tolist() == leaves
     assert ept.lookup(gfns[::-1]).tolist() == leaves[::-1]
     assert ept.lookup(np.zeros(0, dtype=np.int64)).tolist() == []
+
+
+def sizes(ept: Ept) -> list[tuple[int, tuple[int, int, int]]]:
+    return list(ept.leaf_runs(0, MAX_GFN_EPT))
+
+
+def test_a_large_leaf_has_the_layout_of_the_hardware() -> None:
+    ept = Ept()
+    ept.map_large(512, 1024, 9, writable=False)
+    ept.map_large(GIB, 2 * GIB, 18, accessed=True)
+    assert ept.walk(512) == 1024 << 12 | LARGE | 0b110_101
+    assert ept.walk(GIB) == 2 * GIB << 12 | ACCESSED | LARGE | 0b110_111
+    assert entry_pfn(ept.walk(512 + 77)) == 1024 + 77, "a page inside has its own frame"
+    assert ept.walk(511) == ept.walk(1024) == ept.walk(2 * GIB) == 0
+    assert (ept.leaf_counts, ept.leaf_count, ept.page_count) == ((0, 1, 1), 2, GIB + 512)
+    assert ept.table_count == 3, "root, one of level 2 and one of level 1: none of level 0"
+    assert sizes(ept) == [(9, (512, 1024, 512)), (18, (GIB, 2 * GIB, GIB))]
+
+
+@pytest.mark.parametrize("order", [9, 18])
+@pytest.mark.parametrize(("gfn", "pfn"), [(1, 0), (0, 1), (256, 256)])
+def test_a_large_leaf_that_is_not_aligned_must_never_be(order: int, gfn: int, pfn: int) -> None:
+    with pytest.raises(AssertionError):
+        Ept().map_large(gfn, pfn, order)
+
+
+def test_a_hole_in_1_gib_splits_no_further_than_needed() -> None:
+    ept = Ept()
+    ept.map_large(GIB, 3 * GIB, 18)
+    ept.mark(GIB + 5, ACCESSED | DIRTY)
+    hole = GIB + 512 * 10 + 7
+    assert ept.zap(hole, hole + 1) == [(hole, 2 * GIB + hole, 1)]
+    assert ept.leaf_counts == (511, 511, 0)
+    assert (ept.split_count, ept.zapped_leaves) == (2, [1, 0, 0])
+    assert ept.touched(0, MAX_GFN_EPT) == [(GIB, hole), (hole + 1, 2 * GIB)], "flags are inherited"
+    assert ept.walk(hole + 1) & (ACCESSED | DIRTY | LARGE) == ACCESSED | DIRTY
+    assert ept.zap(GIB, 2 * GIB) == [(GIB, 3 * GIB, hole - GIB), (hole + 1, 2 * GIB + hole + 1, 2 * GIB - hole - 1)]
+    assert (ept.table_count, ept.zapped_leaves) == (1, [512, 511, 0])
+
+
+def test_a_zap_of_whole_large_leaves_splits_nothing() -> None:
+    ept = Ept()
+    for block in range(4):
+        ept.map_large(block * 512, block * 512, 9)
+    assert ept.zap(512, 1536) == [(512, 512, 1024)]
+    assert (ept.split_count, ept.leaf_counts, ept.zapped_leaves) == (0, (0, 2, 0), [0, 2, 0])
+
+
+def test_2_mib_are_one_leaf_again_when_mapped_again_and_keep_their_flags() -> None:
+    ept = Ept()
+    ept.map_large(512, 1024, 9)
+    ept.zap(600, 601)
+    ept.mark(700, DIRTY)
+    ept.map_large(512, 1024, 9)
+    assert (ept.leaf_counts, ept.merge_count, ept.table_count) == ((0, 1, 0), 1, 3)
+    assert ept.walk(600) == 1024 + 88 << 12 | LEAF | LARGE | DIRTY
+
+
+def test_1_gib_takes_the_place_of_both_smaller_sizes() -> None:
+    ept = Ept()
+    ept.map_large(512, 512, 9, accessed=True)
+    ept.map_run(1030, 1030, 5)
+    assert ept.table_count == 4
+    ept.map_large(0, 0, 18)
+    assert (ept.leaf_counts, ept.merge_count, ept.table_count) == ((0, 0, 1), 1, 2)
+    assert ept.touched(0, MAX_GFN_EPT) == [(0, GIB)]
+    ept.map_run(2 * GIB, 7, 1000)
+    assert list(ept.runs(GIB, MAX_GFN_EPT)) == [(2 * GIB, 7, 1000)], "tables that came back are empty"
+
+
+@pytest.mark.parametrize("order", [9, 18])
+def test_a_large_leaf_over_another_frame_or_permission_must_never_be(order: int) -> None:
+    ept = Ept()
+    ept.map_run(3, 4, 1)
+    with pytest.raises(AssertionError):
+        ept.map_large(0, 0, order)
+    ept.zap(3, 4)
+    ept.map_run(3, 3, 1, writable=False)
+    with pytest.raises(AssertionError):
+        ept.map_large(0, 0, order)
+    assert list(ept.runs(0, MAX_GFN_EPT)) == [(3, 3, 1)]
+
+
+def test_4_kib_inside_a_large_leaf_are_there_already() -> None:
+    ept = Ept()
+    ept.map_large(0, 0, 18)
+    ept.map_page(7, 7)
+    ept.map_run(GIB - 600, GIB - 600, 1200)
+    assert ept.leaf_counts == (600, 0, 1)
+    assert ept.walk(0) & ACCESSED, "the leaf was demanded by then"
+    for count in (1, 600):
+        with pytest.raises(AssertionError):
+            ept.map_run(100, 101, count)
+    assert sizes(ept) == [(18, (0, 0, GIB)), (0, (GIB, GIB, 600))]
+
+
+def test_a_large_leaf_goes_as_a_whole_when_no_table_is_left() -> None:
+    ept = Ept(max_tables=2 + 2)
+    ept.map_large(512, 512, 9)
+    assert ept.zap(600, 601) == [(512, 512, 512)]
+    assert (ept.table_count, ept.leaf_count, ept.split_count) == (1, 0, 0)
+
+
+def test_what_is_untouched_goes_and_leaves_no_split_where_it_was_touched() -> None:
+    ept = Ept()
+    ept.map_large(0, 0, 9, accessed=True)
+    ept.map_large(512, 512, 9)
+    assert ept.zap_untouched(100, 700) == [(512, 512, 188)]
+    assert ept.leaf_counts == (324, 1, 0)
+
+
+def test_a_tebibyte_is_a_thousand_entries() -> None:
+    ept = Ept()
+    for block in range(1024):
+        ept.map_large(block * GIB, block * GIB, 18)
+    assert (ept.table_count, ept.page_count) == (3, 1 << 28)
+    assert sizes(ept) == [(18, (0, 0, 1 << 28))]
+    assert ept.first_missing(5, MAX_GFN_EPT) == 1 << 28
+    assert ept.lookup(np.array([(1 << 28) - 1, 1 << 28])).tolist() == [(1 << 28) - 1 << 12 | LEAF | LARGE, 0]
+    assert ept.zap(0, MAX_GFN_EPT) == [(0, 0, 1 << 28)]
+    assert ept.table_count == 1

@@ -68,7 +68,7 @@ def test_every_command_of_the_language_can_be_done(do: Lines) -> None:
 
 
 def test_the_language_and_the_simulator_name_the_same_things() -> None:
-    assert set(EXIT_REASONS) == {reason.name for reason in ExitReason}
+    assert {*EXIT_REASONS, "INTR"} == {reason.name for reason in ExitReason}, "INTR is the errno EINTR of KVM_RUN"
     assert (values.MEM_LOG_DIRTY_PAGES, values.MEM_READONLY) == (SlotFlag.LOG_DIRTY_PAGES, SlotFlag.READONLY)
 
 
@@ -237,6 +237,22 @@ def test_info_tells_the_truth(private: Lines) -> None:
     assert stats["converted_to_shared"] == 1 and stats["faults"] > 0  # type: ignore[index]
     mmu = private.ok("info mmu").info
     assert mmu["private_leaves"] == 15 and mmu["mmu_invalidate_in_progress"] == 0  # type: ignore[index]
+
+
+def test_info_tells_the_size_of_leaves_and_what_became_of_them(private: Lines) -> None:
+    private.ok("slot set 1 shared gpa=4M size=6M", "touch 4M 6M shared", "slot set 1 shared gpa=4M size=0")
+    private.ok("slot set 1 shared gpa=1G size=2M", "touch 0 64K", 'write 1G "x" shared', "slot punch 0 gpa=8K size=4K")
+    runs = [(run["space"], run["gpa"], run["size"], run["page_size"]) for run in private.ok("info ept").info]  # type: ignore[attr-defined]
+    assert runs == [
+        ("shared", 1 << 30, 2 << 20, 2 << 20),
+        ("private", 0, page(2), page(1)),
+        ("private", page(3), page(13), page(1)),
+    ]
+    mmu = private.ok("info mmu").info
+    assert [mmu[f"shared_leaves_{size}"] for size in ("4k", "2m", "1g")] == [0, 1, 0]  # type: ignore[index]
+    stats = private.ok("info stats").info
+    assert [stats[f"zapped_{size}"] for size in ("4k", "2m", "1g")] == [1, 3, 0]  # type: ignore[index]
+    assert (stats["zapped"], stats["tlb_flushes"], stats["tlb_ranged_flushes"]) == (3 * 512 + 1, 1, 1)  # type: ignore[index]
 
 
 # -- beside the guest

@@ -7,6 +7,7 @@ import pytest
 from kvmsim.core.ept import ACCESSED
 from kvmsim.core.memslots import AddressSpaceId, Memslot, SlotFlag
 from kvmsim.core.mmu import Mmu, Ticket
+from kvmsim.core.tlb import RANGED_FLUSH_PAGES, Tlb, tlb_key
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ SLOT = Memslot(0, AddressSpaceId.PRIVATE, 0, 100, SlotFlag(0), None, 0)
 
 
 def ticket(mmu: Mmu, gfn: int, limit: int = 1) -> Ticket:
-    return Ticket(gfn, True, SLOT, gfn, limit, True, mmu.invalidate_seq)
+    return Ticket(gfn, True, SLOT, gfn, limit, True, mmu.invalidate_seq, 0)
 
 
 def mapped(mmu: Mmu) -> list[tuple[int, int, int]]:
@@ -110,3 +111,84 @@ def test_reclaim_zaps_what_was_never_touched_and_names_the_rest(mmu: Mmu) -> Non
     assert mmu.zap_untouched(0, 100) == [(10, 11), (13, 14), (15, 17)]
     assert mapped(mmu) == [(10, 500, 1), (13, 503, 1), (15, 505, 2)]
     assert mmu.zapped_count == 4
+
+
+LARGE_SLOT = Memslot(0, AddressSpaceId.PRIVATE, 0, 4096, SlotFlag(0), None, 0, max_order=9)
+
+
+def large_ticket(mmu: Mmu, gfn: int, limit: int) -> Ticket:
+    return Ticket(gfn, True, LARGE_SLOT, gfn, limit, True, mmu.invalidate_seq, 9)
+
+
+def test_a_large_leaf_is_mapped_around_the_page_and_counts_as_one_fault(mmu: Mmu) -> None:
+    assert mmu.install_large(large_ticket(mmu, 700, 324), 1024, 512, 9)
+    assert list(mmu.epts[True].runs(0, 4096)) == [(512, 1024, 512)]
+    assert (mmu.epts[True].leaf_counts, mmu.fault_count) == ((0, 1, 0), 1)
+
+
+def test_a_run_is_mapped_in_whole_leaves_inside_the_limit(mmu: Mmu) -> None:
+    assert mmu.install_large(large_ticket(mmu, 700, 324 + 512 + 511), 1024, 4096, 9)
+    assert list(mmu.epts[True].runs(0, 4096)) == [(512, 1024, 1024)]
+    assert mmu.epts[True].touched(0, 4096) == [(512, 1024)]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "stale"), [(0, 512, False), (511, 513, True), (900, 901, True), (1024, 1025, False)]
+)
+def test_a_bracket_anywhere_in_the_leaf_makes_it_stale(mmu: Mmu, start: int, end: int, stale: bool) -> None:
+    mmu.invalidate_begin(start, end)
+    assert mmu.install_large(large_ticket(mmu, 700, 324), 1024, 512, 9) is not stale
+
+
+@pytest.mark.parametrize(
+    ("gfn", "clear"), [(0, (0, 10)), (9, (0, 10)), (10, (0, 100)), (19, (0, 100)), (20, (20, 100)), (99, (20, 100))]
+)
+def test_what_is_clear_of_an_open_bracket(mmu: Mmu, gfn: int, clear: tuple[int, int]) -> None:
+    assert mmu.clear_of_brackets(gfn, 0, 100) == (0, 100)
+    mmu.invalidate_begin(10, 20)
+    assert mmu.clear_of_brackets(gfn, 0, 100) == clear
+
+
+def test_a_zap_drops_its_own_translations_of_its_own_alias(mmu: Mmu) -> None:
+    tlbs: list[Tlb[str]] = [Tlb(), Tlb()]
+    mmu.tlbs += tlbs
+    mmu.install(ticket(mmu, 10, limit=8), 500, 8)
+    for tlb in tlbs:
+        for gfn in (9, 10, 11):
+            tlb.insert(tlb_key(gfn, False), "private")
+            tlb.insert(tlb_key(gfn, True), "shared")
+    mmu.zap(0, 11, private=True)
+    for tlb in tlbs:
+        assert [gfn for gfn in (9, 10, 11) if tlb.lookup(tlb_key(gfn, False)) is None] == [10]
+        assert all(tlb.lookup(tlb_key(gfn, True)) for gfn in (9, 10, 11))
+        assert (tlb.flush_count, tlb.ranged_flush_count) == (0, 1)
+
+
+def test_a_zap_that_removes_nothing_and_a_reclaim_flush_nothing(mmu: Mmu) -> None:
+    tlb: Tlb[str] = Tlb()
+    mmu.tlbs.append(tlb)
+    tlb.insert(tlb_key(10, False), "kept")
+    mmu.install(ticket(mmu, 10, limit=8), 500, 8)
+    mmu.zap(50, 60, private=True)
+    mmu.zap_untouched(0, 100)
+    assert (tlb.flush_count, tlb.ranged_flush_count, len(tlb)) == (0, 0, 1)
+
+
+@pytest.mark.parametrize(("pages", "flushes"), [(RANGED_FLUSH_PAGES, (0, 1)), (RANGED_FLUSH_PAGES + 1, (1, 0))])
+def test_a_large_zap_empties_the_tlb(mmu: Mmu, pages: int, flushes: tuple[int, int]) -> None:
+    tlb: Tlb[str] = Tlb()
+    mmu.tlbs.append(tlb)
+    mmu.install(ticket(mmu, 0, limit=pages), 500, pages)
+    mmu.zap(0, 10_000, private=True)
+    assert (tlb.flush_count, tlb.ranged_flush_count) == flushes
+
+
+def test_a_zap_answers_with_its_own_part_of_a_leaf_that_could_not_be_split(mmu: Mmu) -> None:
+    tlb: Tlb[str] = Tlb()
+    mmu.tlbs.append(tlb)
+    assert mmu.install_large(large_ticket(mmu, 512, 512), 1024, 512, 9)
+    mmu.epts[True]._max_tables = mmu.epts[True]._next_table
+    tlb.insert(tlb_key(600, False), "beside the range")
+    assert mmu.zap(700, 701, private=True) == [(700, 1024 + 188, 1)]
+    assert mmu.epts[True].leaf_count == 0
+    assert len(tlb) == 0, "all that went is flushed"

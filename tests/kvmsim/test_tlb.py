@@ -30,3 +30,14 @@ def test_it_never_grows_beyond_its_capacity() -> None:
     assert (len(tlb), tlb.flush_count) == (1, 1)
     assert tlb.lookup(tlb_key(4, False)) == 4
     assert tlb.lookup(tlb_key(0, False)) is None
+
+
+def test_a_ranged_flush_drops_its_keys_and_no_others() -> None:
+    tlb: Tlb[str] = Tlb()
+    for gfn in range(4):
+        tlb.insert(tlb_key(gfn, False), "private")
+        tlb.insert(tlb_key(gfn, True), "shared")
+    tlb.flush_keys(tlb_key(gfn, False) for gfn in (1, 2, 9))
+    assert [gfn for gfn in range(4) if tlb.lookup(tlb_key(gfn, False))] == [0, 3]
+    assert [gfn for gfn in range(4) if tlb.lookup(tlb_key(gfn, True))] == [0, 1, 2, 3]
+    assert (tlb.flush_count, tlb.ranged_flush_count) == (0, 1)

@@ -26,6 +26,7 @@ from tests.support.real_mount import (
     block_count,
     fallocate,
     free_frames,
+    linkat,
     opened,
     refused,
     renameat2,
@@ -100,6 +101,28 @@ def test_an_unlinked_file_lives_until_it_is_closed(place: Path) -> None:
         assert (os.fstat(fd).st_nlink, os.fstat(fd).st_size) == (0, PAGE + 1)
         assert free_frames(place) == free - 2
     until(lambda: free_frames(place) == free, "the frames come back after the last close")
+
+
+def test_o_tmpfile_has_no_name_until_it_is_linked(place: Path) -> None:
+    free = free_frames(place)
+    with opened(place, os.O_TMPFILE | os.O_RDWR) as fd:
+        os.write(fd, b"x" * PAGE)
+        assert (os.fstat(fd).st_nlink, os.listdir(place)) == (0, [])
+        linkat(fd, place / "named")
+        assert os.fstat(fd).st_nlink == 1
+    assert (place / "named").read_bytes() == b"x" * PAGE
+    (place / "named").unlink()
+    until(lambda: free_frames(place) == free, "the frames come back")
+
+
+def test_o_tmpfile_that_is_never_linked_leaves_nothing(place: Path) -> None:
+    free = free_frames(place)
+    with opened(place, os.O_TMPFILE | os.O_RDWR | os.O_EXCL) as fd:
+        os.write(fd, b"x" * PAGE)
+        assert free_frames(place) == free - 1
+        with refused(errno.ENOENT):
+            linkat(fd, place / "named")
+    until(lambda: free_frames(place) == free, "the frames come back")
 
 
 def test_fsync_and_o_sync_work(place: Path) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 import memfsd.guests.session
 from kvmsim.core.exits import MemoryErrorExit
+from kvmsim.core.tlb import tlb_key
 from memfsd.core.frames import FrameState
 from memfsd.guests.upchannel import UpChannel
 from memfsd.uapi import messages as m
@@ -196,7 +197,8 @@ def test_a_fault_in_a_closing_range_waits_for_its_end(
     assert running.link().stat().frames == 12
     reader = Beside(lambda: running.read(page(5), 4))
     until(lambda: bool(running.vm.mmu.ended._waiters), "the fault waits for END")  # type: ignore[attr-defined]
-    assert running.read(page(3), 1) == b"\x04", "what lies outside the range is not held up"
+    other = running.vm.create_vcpu(1)
+    assert running.guest.read(other, page(3), 1) == b"\x04", "what lies outside the range is not held up"
     assert store.count(FrameState.CLOSING) == 4 and punch.running
     gate.open()
     assert reader.result() == bytes(4)
@@ -269,9 +271,23 @@ def test_begin_is_acknowledged_only_after_every_vcpu_left_the_guest(store: Local
 
 def test_a_tlb_holds_nothing_of_the_range_when_begin_is_acknowledged(store: LocalStore, running: LocalVm) -> None:
     assert running.read(page(5), 1) == b"\x06"
-    assert len(running.vcpu.tlb) > 0
+    cached = [gfn for gfn in range(16) if running.vcpu.tlb.lookup(tlb_key(gfn, False))]
+    assert 5 in cached
     store.punch("file", 5, 1)
-    assert len(running.vcpu.tlb) == 0
+    left = [gfn for gfn in range(16) if running.vcpu.tlb.lookup(tlb_key(gfn, False))]
+    assert left == [gfn for gfn in cached if gfn != 5], "and keeps what is not of it"
+    assert (running.vcpu.tlb.flush_count, running.vcpu.tlb.ranged_flush_count) == (0, 1)
+
+
+def test_what_was_not_mapped_is_not_flushed_and_every_vcpu_leaves_all_the_same(store: LocalStore) -> None:
+    store.create("file", 16)
+    local = store.vm()
+    local.private_slot(0, 0, page(16), "file")
+    assert local.write(0, b"x") is None
+    kicks = local.vcpu.kick_count
+    store.punch("file", 5, 1)
+    assert local.vcpu.kick_count == kicks + 1
+    assert (local.vcpu.tlb.flush_count, local.vcpu.tlb.ranged_flush_count, len(local.vcpu.tlb)) == (0, 0, 1)
 
 
 # -- peers that do not play along

@@ -31,7 +31,7 @@ REFUSED_BODIES = [
     (Kind.BIND, b"\x94\xa1x\x00\x00\x01"),
     (Kind.UNBIND, b"\x92\x00\x00"),
     (Kind.GET_PFN, b"\x92\x00\x00"),
-    (Kind.GET_PFN, b"\x92\x00" + b"\xcd" + struct.pack(">H", MAX_RUN_PAGES + 1)),
+    (Kind.GET_PFN, b"\x92\x00" + b"\xce" + struct.pack(">I", MAX_RUN_PAGES + 1)),
     (Kind.GET_PFN, b"\x91" * 2000),
     (Kind.GET_PFN, os.urandom(64)),
     (Kind.STAT, b"\x91\x00"),

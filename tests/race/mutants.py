@@ -66,7 +66,7 @@ MUTANTS: tuple[Mutant, ...] = (
         "stale check without the lock",
         f"{_MACHINE}.fault",
         (
-            "                if mmu.install(ticket, pfn, count):\n",
+            "                if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, count):\n",
             "                lock.release()\n"
             "                installed = mmu.install(ticket, pfn, count)\n"
             "                lock.acquire()\n"
@@ -94,7 +94,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "acknowledgement while a vCPU is inside",
         f"{_MACHINE}.on_begin",
-        ("self._kick_all()", "[vcpu.tlb.flush() for vcpu in self.vm.vcpus.values()]"),
+        ("self._kick_all()", "pass"),
         at="access-x-punch",
     ),
     _mutant(
@@ -153,8 +153,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "TLB flush forgotten",
-        "kvmsim.core.vcpu:Vcpu.kick",
-        ("self.tlb.flush()", "pass"),
+        f"{_MMU}._flush",
+        ("if not removed:", "if True:"),
         at="access-x-punch",
     ),
     _mutant(

@@ -112,11 +112,6 @@ RESULTS = (
         lambda operation, ours, theirs, seen: bool(seen.get("allocated again")) and _seeks_contents(operation),
     ),
     Result(
-        op.OpenTmpfile,
-        "libfuse before 3.17 has no handler for FUSE_TMPFILE: EOPNOTSUPP",
-        lambda operation, ours, theirs, seen: (ours, theirs) == ("ENOTSUP", None),
-    ),
-    Result(
         op.Lseek,
         "SEEK_DATA and SEEK_HOLE in a file that was mapped: see its blocks",
         lambda operation, ours, theirs, seen: bool(seen.get("mapped")) and _seeks_contents(operation),

@@ -54,10 +54,11 @@ class Open(Operation):
 @dataclass(frozen=True)
 class OpenTmpfile(Operation):
     name: bytes
+    flags: int = os.O_RDWR
+    mode: int = 0o600
 
     def run(self, world: World) -> Outcome:
-        os.close(os.open(world.path(self.name), os.O_TMPFILE | os.O_RDWR, 0o600))
-        return None
+        return world.keep(os.open(world.path(self.name), os.O_TMPFILE | self.flags, self.mode))
 
 
 @dataclass(frozen=True)
@@ -375,7 +376,11 @@ class Lseek(Operation):
         fd = world.handle(self.handle)
         if stat.S_ISDIR(os.fstat(fd).st_mode):
             return "positions in a directory are the filesystem's own"
-        return os.lseek(fd, self.offset, self.whence)
+        before = os.lseek(fd, 0, os.SEEK_CUR)
+        found = os.lseek(fd, self.offset, self.whence)
+        if self.whence in (os.SEEK_DATA, os.SEEK_HOLE):
+            os.lseek(fd, before, os.SEEK_SET)  # where they may differ (deviations.py), what follows shall not
+        return found
 
 
 @dataclass(frozen=True)

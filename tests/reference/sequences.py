@@ -102,9 +102,9 @@ simple: tuple[tuple[int, st.SearchStrategy[Operation]], ...] = (
             st.sampled_from((0, 0, 1, 2)),
         ),
     ),
-    (1, st.builds(op.Getxattr, files | names, attributes)),
+    (2, st.builds(op.Getxattr, st.just(b"a") | files | names, attributes)),
     (1, st.builds(op.Listxattr, files | names)),
-    (1, st.builds(op.Removexattr, files | names, attributes)),
+    (1, st.builds(op.Removexattr, st.just(b"a") | files | names, attributes)),
 )
 on_handles: tuple[tuple[int, st.SearchStrategy[Operation]], ...] = (
     (2, st.builds(op.Close, index)),
@@ -155,7 +155,15 @@ as_others = st.builds(
     weighted(*simple, *on_handles),
 )
 rare = (
-    (1, st.builds(op.OpenTmpfile, directories)),
+    (
+        2,
+        st.builds(
+            op.OpenTmpfile,
+            directories,
+            st.sampled_from((os.O_RDWR, os.O_RDWR, os.O_WRONLY, os.O_RDONLY, os.O_RDWR | os.O_EXCL)),
+            st.sampled_from((0o600, 0o666, 0o6777)),
+        ),
+    ),
     (1, st.builds(op.Umask, st.sampled_from((0, 0o022, 0o027, 0o077, 0o777)))),
     (1, st.builds(op.Load, index, near, st.integers(1, PAGE), st.just(True))),
     (1, st.builds(op.Store, index, near, seed, st.integers(1, PAGE), st.just(True))),

@@ -206,7 +206,8 @@ def test_stores_to_allocated_pages_never_fail(both: tuple[Path, Path]) -> None:
 
 
 def test_a_guest_that_finds_the_pool_full_exits_and_runs_on_when_there_is_room(memfsd: Path, tmp_path: Path) -> None:
-    script = f"""\
+    exits = run_guest(
+        f"""\
         sh fallocate -l {12 * PAGE} {memfsd}/filler
         sh memfs create --guest --size {POOL * PAGE} {memfsd}/guest
         slot set 1 private gpa=0 size={POOL * PAGE} file={memfsd}/guest
@@ -218,7 +219,58 @@ def test_a_guest_that_finds_the_pool_full_exits_and_runs_on_when_there_is_room(m
         expect ok
         read 0 11
         expect data "still there"
-        """
+        """,
+        tmp_path,
+    )
+    assert [(exit["gpa"], exit["errno"]) for exit in exits] == [(4 * PAGE, errno.ENOSPC)]
+
+
+def test_a_guest_that_finds_the_pool_full_in_shared_memory_exits_at_that_page(memfsd: Path, tmp_path: Path) -> None:
+    exits = run_guest(
+        f"""\
+        sh fallocate -l {12 * PAGE} {memfsd}/filler
+        sh truncate -s {POOL * PAGE} {memfsd}/shared
+        slot set 1 shared gpa=0 size={POOL * PAGE} file={memfsd}/shared
+        touch 0 {POOL * PAGE} shared
+        expect exit KVM_EXIT_MEMORY_ERROR private=0
+        write {5 * PAGE} "no room" shared
+        expect exit KVM_EXIT_MEMORY_ERROR private=0
+        sh rm {memfsd}/filler
+        touch 0 {POOL * PAGE} shared
+        expect ok
+        """,
+        tmp_path,
+    )
+    assert [(exit["gpa"], exit["errno"]) for exit in exits] == [(4 * PAGE, errno.ENOSPC), (5 * PAGE, errno.ENOSPC)]
+
+
+def test_what_a_guest_was_granted_and_never_touched_makes_room_for_its_shared_memory(
+    memfsd: Path, tmp_path: Path
+) -> None:
+    """memfsd takes it back while the guest waits in its store to shared memory: it must be out of guest mode then."""
+    exits = run_guest(
+        f"""\
+        sh memfs create --guest --size {POOL * PAGE} {memfsd}/guest
+        sh truncate -s {POOL * PAGE} {memfsd}/shared
+        slot set 1 private gpa=0 size={POOL * PAGE} file={memfsd}/guest
+        slot set 1 shared gpa=0 size={POOL * PAGE} file={memfsd}/shared
+        write 0 "a"
+        write 4K "b"
+        write 8K "c"
+        sh [ $(memfs stat --json {memfsd} | grep -o '"pending": [0-9]*' | cut -d' ' -f2) -gt 0 ]
+        touch 0 {(POOL - 3) * PAGE} shared
+        expect ok
+        read 8K 1
+        expect data "c"
+        sh memfs check {memfsd}
+        """,
+        tmp_path,
+    )
+    assert exits == []
+
+
+def run_guest(script: str, tmp_path: Path) -> list[dict[str, int]]:
+    """The fields of its exits; every line must do what it should."""
     (tmp_path / "script").write_text(script)
     programs = Path(sys.executable).parent
     done = subprocess.run(
@@ -230,5 +282,4 @@ def test_a_guest_that_finds_the_pool_full_exits_and_runs_on_when_there_is_room(m
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
-    exits = [record["exit_fields"] for line in done.stdout.splitlines() if (record := json.loads(line)).get("exit")]
-    assert [(exit["gpa"], exit["errno"]) for exit in exits] == [(4 * PAGE, errno.ENOSPC)]
+    return [record["exit_fields"] for line in done.stdout.splitlines() if (record := json.loads(line)).get("exit")]

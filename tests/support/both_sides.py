@@ -40,7 +40,7 @@ from memfsd.performer import Performer
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.messages import Reason
-from memfsd.uapi.names import XATTR_TOKEN
+from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
@@ -74,13 +74,14 @@ class LocalStore:
 
     # -- files
 
-    def create(self, name: str, pages: int, *, sealed: bool = True) -> Regular:
+    def create(self, name: str, pages: int, *, sealed: bool = True, page_size: str = "4K") -> Regular:
         service = self.service
         file, handle = service.create(1, name.encode(), 0o600, os.O_WRONLY, self._creds, next(_clock))
         service.release(handle)
         self._inos[name] = file.ino
         if sealed:
             self.performer.perform(service.add_seals(file.ino, Seal.GUEST, next(_clock)))
+            self.set_page_size(name, page_size)
         effects, _ = service.resize(file.ino, pages * PAGE_SIZE, next(_clock))
         self.performer.perform(effects)
         with open(self.path(name), "wb") as stand_in:
@@ -88,6 +89,9 @@ class LocalStore:
             status = os.fstat(stand_in.fileno())
         self._by_file[FileId(status.st_dev, status.st_ino)] = file.ino
         return file
+
+    def set_page_size(self, name: str, page_size: str) -> None:
+        self.service.setxattr(self._inos[name], XATTR_PAGE_SIZE, page_size.encode(), 0, next(_clock))
 
     def path(self, name: str) -> str:
         return str(self._place / name)

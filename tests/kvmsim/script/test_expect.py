@@ -18,6 +18,7 @@ MMIO = Outcome(
 )
 HANDLED = Outcome(ok=True, exit="KVM_EXIT_HYPERCALL", exit_fields={"nr": 1})
 TRUE, FALSE = Outcome(ok=True, status=0), Outcome(ok=False, status=1)
+RETURNED = Outcome(ok=False, ret=(1 << 63) + 2, reason="R10=0x8000000000000002 (alignment error) R11=0x1")
 BROKEN = Outcome(ok=False, reason="vCPU 3 does not exist")
 
 
@@ -43,6 +44,9 @@ def verdict(line: str, outcome: Outcome) -> str | None:
         ("expect data 68656c6c6f", HELLO),
         ("expect status 0", TRUE),
         ("expect status 1", FALSE),
+        ("expect ret 0x8000000000000002", RETURNED),
+        ("expect ret -1000", Outcome(ok=False, ret=(1 << 64) - 1000)),
+        ("expect ret 0", Outcome(ok=True, ret=0)),
     ],
 )
 def test_matches(line: str, outcome: Outcome) -> None:
@@ -74,6 +78,9 @@ def test_matches(line: str, outcome: Outcome) -> None:
         ("expect errno ENOSPC", OK, "expected errno ENOSPC, got ok"),
         ("expect status 0", FALSE, "expected status 0, got status 1"),
         ("expect status 0", OK, "expected status 0, got ok (only sh has a status)"),
+        ("expect ret 0", RETURNED, "expected ret 0x0, got ret 0x8000000000000002"),
+        ("expect ret 0", OK, "expected ret 0x0, got ok (only hypercall and tdvmcall return something)"),
+        ("expect ok", RETURNED, "expected ok, got ret 0x8000000000000002"),
         ("expect data 00", OK, "expected data 00, got ok"),
         (
             "expect data 0102",

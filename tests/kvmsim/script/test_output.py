@@ -80,6 +80,8 @@ def test_json_exit_and_errno() -> None:
 def test_json_extras_only_when_there_is_something_to_say() -> None:
     one = as_json(record("sh true", Outcome(ok=True, status=0, text="a\nb", info={"slots": []})))
     assert (one["status"], one["text"], one["info"]) == (0, "a\nb", {"slots": []})
+    assert as_json(record("hypercall 1", Outcome(ok=True, ret=0)))["ret"] == 0
+    assert "ret" not in one
     assert "reason" not in one
     assert "failed" not in one
 
@@ -90,6 +92,12 @@ def test_json_extras_only_when_there_is_something_to_say() -> None:
         ("vcpu 1", Outcome(ok=True), False, "7> vcpu 1\n"),
         ("read 0 2", MMIO, False, "7> read 0 2\n    KVM_EXIT_MMIO phys_addr=0x5000 len=4 is_write=1\n"),
         ("vm a", REFUSED, False, "7> vm a\n    ENOSPC: the pool is full\n"),
+        (
+            "tdvmcall 1",
+            Outcome(ok=False, ret=1 << 63, info={"r10": 1 << 63}, reason="R10 says no"),
+            False,
+            "7> tdvmcall 1\n    R10 says no\n",
+        ),
         ("vm a", REFUSED, True, "7> vm a\n    FAILED: ENOSPC: the pool is full\n"),
         (
             "sh x",
@@ -109,7 +117,7 @@ def test_json_extras_only_when_there_is_something_to_say() -> None:
         ),
         (
             "read 0x1000 5",
-            Outcome(ok=True, data=b"hell\x00"),
+            Outcome(ok=True, data=b"hell\x00", address=0x1000),
             False,
             "7> read 0x1000 5\n    0x000000001000  68 65 6c 6c 00" + " " * 33 + "  |hell.|\n",
         ),
