@@ -39,8 +39,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "pfn, count = backing.base + granted.pfn, granted.page_count\n",
             "pfn, count = backing.base + granted.pfn, granted.page_count\n"
-            "                ticket = type(ticket)(*[getattr(ticket, f) for f in ticket.__struct_fields__[:-1]],"
-            " mmu.invalidate_seq)\n",
+            '                ticket = __import__("msgspec").structs.replace(ticket, seq=mmu.invalidate_seq)\n',
         ),
         at="fault-x-punch",
     ),
@@ -66,7 +65,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "stale check without the lock",
         f"{_MACHINE}.fault",
         (
-            "                if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, count):\n",
+            "                if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, "
+            "count):\n",
             "                lock.release()\n"
             "                installed = mmu.install(ticket, pfn, count)\n"
             "                lock.acquire()\n"

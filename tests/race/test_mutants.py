@@ -10,8 +10,8 @@ from kvmsim.race.scenario import load
 from tests.race.mutants import MUTANTS, Mutant, planted
 from tests.race.numbers import NUMBERS
 
-EXHAUSTIVE_RUNS = 250
-RANDOM_RUNS = 150
+EXHAUSTIVE_RUNS = 500
+RANDOM_RUNS = 300
 SHORTER_TRIES = 20
 
 
