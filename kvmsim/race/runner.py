@@ -22,7 +22,7 @@ from .oracle import Oracle
 from .primitives import Connections, Makers
 from .scenario import MAX_TEXT, Actor, Command, Scenario
 from .scheduler import Chooser, Killed, Scheduler, Step, Stuck
-from .world import SimulatedVm, World, punches_through
+from .world import SimulatedVm, World, standing_in
 
 _BROKEN = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY}
 """Errnos that say that the other side is gone, or did not answer in time."""
@@ -97,7 +97,7 @@ class _Run:
         scheduler, scenario = self._scheduler, self._scenario
         pending: list[tuple[str, Access]] = []
         try:
-            with punches_through(self.world), points.installed(self._at_point, self._retried):
+            with standing_in(self.world), points.installed(self._at_point, self._retried):
                 try:
                     self._sequence(scenario.before)
                     if scheduler.failures:
@@ -115,6 +115,9 @@ class _Run:
                 finally:
                     scheduler.main.process = "nobody"
                     scheduler.end()
+            left = self.world.open_sockets()
+            if left and self._peaceful and not scheduler.cut_short:
+                scheduler.fail(f"{left} sockets are left open")
         finally:
             self.world.discard()
         return Result(scheduler.steps, list(dict.fromkeys(scheduler.failures)), pending, scheduler.cut_short)

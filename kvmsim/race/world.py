@@ -9,8 +9,9 @@ import contextlib
 import errno
 import itertools
 import os
+import socket
 from collections.abc import Callable, Iterator
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import kvmsim.link
 from kvmsim.core.vm import Vm
@@ -92,6 +93,8 @@ class World:
         self.inos: dict[str, Ino] = {}
         self._opened: list[int] = []
         self._unlinked: set[Ino] = set()
+        self.sockets: list[socket.socket] = []
+        """Who is killed or ended half-way does not close its own."""
         for name, pages in scenario.files.items():
             self._create(name, pages)
         self.vms: dict[str, SimulatedVm] = {}
@@ -277,6 +280,9 @@ class World:
         self._stop_write = -1
         scheduler.settle()
 
+    def open_sockets(self) -> int:
+        return sum(sock.fileno() >= 0 for sock in self.sockets)
+
     def discard(self) -> None:
         """After all tasks have ended: whatever is still open."""
         inodes = set(self._by_inode)
@@ -294,6 +300,8 @@ class World:
         for fd in self.stand_ins.values():
             os.close(fd)
         self.connections.close()
+        for sock in self.sockets:
+            sock.close()
         self.backing.close()
         os.close(self._stop_read)
         if self._stop_write >= 0:
@@ -311,12 +319,19 @@ def _close_once(link: StoreLink) -> None:
 
 
 @contextlib.contextmanager
-def punches_through(world: World) -> Iterator[None]:
-    """A VMM's fallocate(2) on the mount is the world's."""
-    name = "punch_file"
-    original = vars(kvmsim.link)[name]
-    setattr(kvmsim.link, name, world.punch_fd)
+def standing_in(world: World) -> Iterator[None]:
+    """A VMM's fallocate(2) on the mount is the world's, and it knows each socket that is made."""
+    punch, pair = vars(kvmsim.link)["punch_file"], socket.socketpair
+
+    def remembered(*arguments: Any) -> tuple[socket.socket, socket.socket]:
+        ends = pair(*arguments)
+        world.sockets += ends
+        return ends
+
+    vars(kvmsim.link)["punch_file"] = world.punch_fd
+    vars(socket)["socketpair"] = remembered
     try:
         yield
     finally:
-        setattr(kvmsim.link, name, original)
+        vars(kvmsim.link)["punch_file"] = punch
+        vars(socket)["socketpair"] = pair

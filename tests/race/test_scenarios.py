@@ -15,7 +15,7 @@ from tests.race.numbers import NUMBERS
 
 SCALE = int(os.environ.get("RACE_SCALE", "1"))
 RANDOM_RUNS = 40 * SCALE
-EXHAUSTIVE_RUNS = 80 * SCALE
+EXHAUSTIVE_RUNS = 150 * SCALE
 NEEDED = {
     "fault-x-punch",
     "fault-x-fault",
