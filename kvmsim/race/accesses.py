@@ -23,6 +23,9 @@ class Kind(Enum):
     WRITE = "w"
     TAKE = "take"
     RELEASE = "release"
+    LOOK = "look"
+    """Taken for a section that only reads (points.LOOKS)."""
+    UNLOOK = "unlook"
     SEND = "send"
     """Into a queue; also what sets an event, or ends a thread that others wait for."""
     RECEIVE = "receive"
@@ -33,12 +36,19 @@ class Kind(Enum):
 
 Access = tuple[Key, Kind]
 
-_R, _W, _TAKE, _RELEASE, _SEND, _RECEIVE, _SHUT = Kind
-_COMMUTE = {(_R, _R), (_SEND, _RECEIVE), (_RECEIVE, _SEND)}
+_R, _W, _TAKE, _RELEASE, _LOOK, _UNLOOK, _SEND, _RECEIVE, _SHUT = Kind
+_COMMUTE = {
+    (_R, _R),
+    (_SEND, _RECEIVE),
+    (_RECEIVE, _SEND),
+    *((one, other) for one in (_LOOK, _UNLOOK) for other in (_LOOK, _UNLOOK)),
+}
 _RACE = {
     *((_W, other) for other in (_R, _W)),
     (_R, _W),
     (_TAKE, _TAKE),
+    (_TAKE, _LOOK),
+    (_LOOK, _TAKE),
     (_SEND, _SEND),
     (_RECEIVE, _RECEIVE),
     *((_SHUT, other) for other in (_SEND, _RECEIVE, _SHUT)),

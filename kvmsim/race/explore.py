@@ -106,7 +106,7 @@ class Order:
                 if can_race(other_kind, kind):
                     if clock.get(other, -1) < index:
                         found.add(index)
-                    if kind is Kind.TAKE:
+                    if other_kind is Kind.TAKE:
                         break  # all that took it before are ordered before this one
         return found
 
@@ -151,7 +151,7 @@ class Order:
             merged = dict(kinds.get(kind, {}))
             _join(merged, clock)
             kinds[kind] = merged
-            if kind is not Kind.RELEASE:
+            if kind not in (Kind.RELEASE, Kind.UNLOOK):
                 self._racing.setdefault(key, []).append((index, name, kind))
         self._tasks[name] = clock
         number = self._counts[name] = self._counts.get(name, 0) + 1

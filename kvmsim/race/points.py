@@ -123,6 +123,9 @@ POINTS: tuple[Point, ...] = (
 RETRY = Point("fault retried", "kvmsim.machine:Machine._wait_end", "vm")
 """After the wait. A fault asks again only when another thread was in a section that may change the answer."""
 
+LOOKS = ("kvmsim.machine:Machine.translate", "kvmsim.core.vm:Vm.fault")
+"""Sections under Mmu.lock that only read (an accessed bit is set by all alike): two of them need no order."""
+
 FIELDS: tuple[Field, ...] = (
     Field("memfsd.guests.brackets:Peer.said_bye", "store"),
     Field("kvmsim.core.vcpu:Vcpu._kickers", "vm"),
@@ -206,14 +209,21 @@ def resolve(where: str) -> tuple[type, str]:
 
 
 @contextlib.contextmanager
-def installed(watch: Watcher, retried: Callable[[], None]) -> Iterator[None]:
-    """Call `watch` at each point of the table, and `retried` after each wait of a fault, until the end."""
+def installed(
+    watch: Watcher, retried: Callable[[], None], looking: Callable[[], contextlib.AbstractContextManager[None]]
+) -> Iterator[None]:
+    """Call `watch` at each point of the table, and `retried` after each wait of a fault, until the end; LOOKS are
+    called within `looking`."""
     undo: list[tuple[type, str, Any]] = []
     try:
         for point in POINTS:
             owner, name = resolve(point.where)
             undo.append((owner, name, owner.__dict__[name]))
             setattr(owner, name, _before(owner.__dict__[name], point, watch))
+        for where in LOOKS:
+            owner, name = resolve(where)
+            undo.append((owner, name, owner.__dict__[name]))
+            setattr(owner, name, _within(owner.__dict__[name], looking))
         owner, name = resolve(RETRY.where)
         undo.append((owner, name, owner.__dict__[name]))
         setattr(owner, name, _after(owner.__dict__[name], retried))
@@ -235,6 +245,15 @@ def _before(method: Callable[..., Any], point: Point, watch: Watcher) -> Callabl
     def watched(*arguments: Any, **named: Any) -> Any:
         watch(point.name, arguments, lambda process: point.touches(process, arguments))
         return method(*arguments, **named)
+
+    return watched
+
+
+def _within(method: Callable[..., Any], looking: Callable[[], contextlib.AbstractContextManager[None]]) -> Any:
+    @functools.wraps(method)
+    def watched(*arguments: Any, **named: Any) -> Any:
+        with looking():
+            return method(*arguments, **named)
 
     return watched
 

@@ -24,6 +24,9 @@ _CREDENTIALS = struct.Struct("iii")
 _SO_PEERPIDFD = 77
 
 
+LOOKED_UNDER = "Mmu.lock"
+
+
 class Lock:
     """threading.Lock. Who is dead keeps what it holds; at the end of a run nobody waits any more."""
 
@@ -32,6 +35,7 @@ class Lock:
         self.key = ("lock", scheduler.unique(name))
         self.owner: Task | None = None
         self._scheduler = scheduler
+        self._looks = False
 
     def _free(self) -> bool:
         return self.owner is None
@@ -39,12 +43,17 @@ class Lock:
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         scheduler = self._scheduler
         ready = self._free if blocking else None
-        if not scheduler.reach(
-            f"{self.name} taken", ready, None if timeout < 0 else timeout, (self.key, Kind.TAKE)
-        ) or (self.owner is not None and not scheduler.is_over):
+        me = scheduler.me()
+        self_looks = me.looks and self.name == LOOKED_UNDER
+        kind = Kind.LOOK if self_looks else Kind.TAKE
+        if not scheduler.reach(f"{self.name} taken", ready, None if timeout < 0 else timeout, (self.key, kind)) or (
+            self.owner is not None and not scheduler.is_over
+        ):
             return False
-        self.owner = scheduler.me()
-        self.owner.locks += 1
+        self.owner, self._looks = me, self_looks
+        me.locks += 1
+        if self.name == LOOKED_UNDER:
+            me.section = self
         return True
 
     def release(self) -> None:
@@ -52,8 +61,15 @@ class Lock:
             return
         assert self.owner is not None, f"{self.name} is released and nobody holds it"
         self.owner.locks -= 1
+        self.owner.section = None
         self.owner = None
-        self._scheduler.touch(self.key, Kind.RELEASE)
+        self._scheduler.touch(self.key, Kind.UNLOOK if self._looks else Kind.RELEASE)
+
+    def only_looks(self) -> None:
+        """The section that has just begun reads, and no more."""
+        self._looks = True
+        self._scheduler.untouch(self.key, Kind.TAKE)
+        self._scheduler.touch(self.key, Kind.LOOK)
 
     def locked(self) -> bool:
         return self.owner is not None

@@ -97,7 +97,7 @@ class _Run:
         scheduler, scenario = self._scheduler, self._scenario
         pending: list[tuple[str, Access]] = []
         try:
-            with standing_in(self.world), points.installed(self._at_point, self._retried):
+            with standing_in(self.world), points.installed(self._at_point, self._retried, self._looking):
                 try:
                     self._sequence(scenario.before)
                     if scheduler.failures:
@@ -158,6 +158,17 @@ class _Run:
             for key, kind in accesses:
                 scheduler.touch(key, kind)
             self._oracle.passed(name, arguments)
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        task = self._scheduler.me()
+        if task.section is not None:
+            task.section.only_looks()
+        task.looks = True
+        try:
+            yield
+        finally:
+            task.looks = False
 
     def _retried(self) -> None:
         if self._scheduler.racing:

@@ -81,6 +81,10 @@ class Task:
         self.fired = False
         self.serves = False
         """Does what another task asks for, and nothing by itself."""
+        self.looks = False
+        """In a method that only reads under Mmu.lock."""
+        self.section: Any = None
+        """The Mmu.lock that it holds."""
         self.locks = 0
         """Held now."""
         self.asked = 0
@@ -189,6 +193,10 @@ class Scheduler:
             step.accesses[key, kind] = None
             if key[0] in OUTLIVES:
                 self.is_seen()
+
+    def untouch(self, key: Key, kind: Kind) -> None:
+        if self._step is not None:
+            self._step.accesses.pop((key, kind), None)
 
     def is_seen(self) -> None:
         """Other processes can see what the running step does, so that it matters whether its process is dead."""
