@@ -6,15 +6,19 @@ import ctypes
 import errno
 import os
 import sys
+import time
 from pathlib import Path
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.journal import NO_JOURNAL, Journal
+from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.units import parse_size
 
 from .compare.command import add_parser as add_compare
 from .compare.command import compare
 from .execute import Executor
+from .journal import command as journal
 from .link import socket_of_sealed
 from .script.grammar import POLICIES, UNDER, help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
@@ -58,6 +62,8 @@ def run_command(arguments: list[str]) -> int:
     if arguments[:1] == ["race"]:
         return _race(arguments[1:])
     asked = _parser().parse_args(arguments)
+    if asked.command == "journal":
+        return journal.command(asked)
     if asked.command == "compare":
         return compare(asked)
     return _run(asked) if asked.command == "run" else _attach(asked)
@@ -107,6 +113,8 @@ def _parser() -> argparse.ArgumentParser:
         )
         sub.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
         sub.add_argument("--json", action="store_true", help="one JSON object per command")
+        sub.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
+    journal.add_parser(commands)
     add_compare(commands)
     return parser
 
@@ -152,10 +160,18 @@ def _read(path: str) -> bytes:
 
 def _executor(asked: argparse.Namespace) -> Executor | None:
     try:
-        return Executor(asked.max_slots, asked.policy, asked.under)
+        return Executor(asked.max_slots, asked.policy, asked.under, _journal(asked.journal))
     except Refused as refused:
         print(f"kvmsim: {refused.reason}", file=sys.stderr)
         return None
+
+
+def _journal(path: str | None) -> Journal:
+    if path is None:
+        return NO_JOURNAL
+    return start_journal(
+        open_journal(path), "kvmsim", time.monotonic_ns, lambda text: print(f"kvmsim: {text}", file=sys.stderr)
+    )
 
 
 def _attach(asked: argparse.Namespace) -> int:

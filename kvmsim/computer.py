@@ -1,7 +1,10 @@
 """A VM with its machine, guest, user space, and the commands that run its vCPUs."""
 
+from memfsd.uapi.journal import NO_JOURNAL, Journal
+
 from .core.vm import Vm
 from .guest import Guest
+from .journal.record import JournaledMachine, JournaledMmu
 from .machine import Machine, Translation
 from .memory import Memory
 from .vcpu_commands import VcpuCommands
@@ -11,9 +14,15 @@ from .vmm import Vmm
 class Computer:
     """What one `vm NAME` of a script makes."""
 
-    def __init__(self, name: str, max_slots: int) -> None:
-        self.vm: Vm[Memory, Translation] = Vm(name, max_slots)
-        self.machine = Machine(self.vm)
+    def __init__(self, name: str, max_slots: int, journal: Journal = NO_JOURNAL) -> None:
+        self.vm: Vm[Memory, Translation]
+        self.machine: Machine
+        if journal is NO_JOURNAL:
+            self.vm = Vm(name, max_slots)
+            self.machine = Machine(self.vm)
+        else:
+            self.vm = Vm(name, max_slots, JournaledMmu(journal, name))
+            self.machine = JournaledMachine(self.vm, journal)
         self.guest = Guest(self.machine)
         self.vmm = Vmm(self.machine)
         self.vcpu_commands = VcpuCommands(self.machine, self.guest, self.vmm)

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import MAX_VMS
 
 from . import info
@@ -23,9 +24,12 @@ from .vcpu_commands import GUEST_COMMANDS, exited
 class Executor:
     """All VMs of a process; vm0 exists and is current."""
 
-    def __init__(self, max_slots: int, policy: str = "none", under: str = "kept") -> None:
+    def __init__(
+        self, max_slots: int, policy: str = "none", under: str = "kept", journal: Journal = NO_JOURNAL
+    ) -> None:
         self._max_slots = max_slots
         self._policy = policy, under
+        self._journal = journal
         self._computers: dict[str, Computer] = {}
         self._host = Host()
         self._doers: dict[type[c.Command], Callable[[Any], Outcome]] = {
@@ -73,6 +77,7 @@ class Executor:
         for computer in self._computers.values():
             computer.close()
         self._host.close()
+        self._journal.close()
 
     # -- VMs, vCPUs, slots
 
@@ -81,7 +86,7 @@ class Executor:
             raise Refused(errno.EEXIST, f"VM {name} exists")
         if len(self._computers) >= MAX_VMS:
             raise Refused(errno.ENOSPC, f"{MAX_VMS} VMs are the limit")
-        computer = Computer(name, self._max_slots)
+        computer = Computer(name, self._max_slots, self._journal)
         computer.vmm.set_policy(*self._policy)
         self._computers[name] = computer
         return computer

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 
 from memfsd.uapi import messages as m
 from memfsd.uapi import sync
-from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.errors import PeerLost, Refused, one_line
 from memfsd.uapi.framing import (
     BadBody,
     decode_failure,
@@ -25,6 +25,7 @@ from memfsd.uapi.framing import (
     encode_reply,
     encode_request,
 )
+from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
@@ -61,7 +62,15 @@ class Callbacks(Protocol):
 class StoreLink:
     """A sealed file that belongs to this VM. `_lock` guards the down channel: one request at a time."""
 
-    def __init__(self, fd: int, down: socket.socket, token: bytes, vm: str, callbacks: Callbacks) -> None:
+    def __init__(
+        self,
+        fd: int,
+        down: socket.socket,
+        token: bytes,
+        vm: str,
+        callbacks: Callbacks,
+        journal: Journal = NO_JOURNAL,
+    ) -> None:
         """HELLO and PAIR on a connected socket; takes the socket at once and the fd when all went well.
 
         Refused with the store's errno (EPERM: the file belongs to another VM); PeerLost when it breaks off.
@@ -78,13 +87,17 @@ class StoreLink:
         self.callback_count = 0
         self.punch_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
-        self._down = sync.channel(down, "vm.down")
+        self._down = journal.down(sync.channel(down, "vm.down"))
+        self.conn = journal.conn_of(self._down)
         try:
-            self.memory, self._up, reply = self._greet(vm, token)
+            self.memory, up, reply = self._greet(vm, token)
+            self._up = journal.up(self._down, up)
         except BaseException:
             self._down.close()
             raise
         self.size = reply.size_bytes
+        self.ino = reply.ino
+        """The file's number in the store; `file` is what it is on this host, `conn` what it is in the journal."""
         self.order = reply.order
         """The file's page size, and so the largest leaf that may show it."""
         self.seq = reply.seq
@@ -174,7 +187,7 @@ class StoreLink:
         if header.id != id_ or header.kind is not kind or not header.is_reply:
             return self._broken(f"the store answered {header.kind.name} {header.id} to {kind.name} {id_}")
         self.request_count += 1
-        return Refused(header.errno, decode_failure(packet).reason)
+        return Refused(header.errno, one_line(decode_failure(packet).reason))
 
     def _broken(self, why: str) -> PeerLost:
         """The connection can not be used any more; the up thread sees its end and tells the machine."""
@@ -193,7 +206,7 @@ class StoreLink:
         try:
             header = decode_header(packet)
             if header.errno:
-                raise Refused(header.errno, decode_failure(packet).reason)
+                raise Refused(header.errno, one_line(decode_failure(packet).reason))
             reply = cast(m.PairReply, decode_reply(Kind.PAIR, packet))
             if header.id != self._next_id or header.kind is not Kind.PAIR or len(fds) != 2:
                 raise PeerLost("the store's answer to PAIR is malformed")
@@ -202,7 +215,11 @@ class StoreLink:
                 os.close(fd)
             raise
         self._next_id += 1
-        up = sync.channel(socket.socket(fileno=fds[1]), "vm.up")
+        try:
+            up = sync.channel(_up_channel(fds[1]), "vm.up")
+        except PeerLost:
+            os.close(fds[0])
+            raise
         try:
             return WindowMemory(fds[0], pool_frames), up, reply
         except BaseException:
@@ -238,8 +255,9 @@ class StoreLink:
             if not self.lost:
                 self.lost = why
             self._callbacks.on_lost(self, self.lost)
-            with contextlib.suppress(OSError):
-                self._down.shutdown(socket.SHUT_RDWR)
+            for sock in (self._down, self._up):
+                with contextlib.suppress(OSError):
+                    sock.shutdown(socket.SHUT_RDWR)
 
     def _answer(self, id_: int, kind: Kind, packet: memoryview, *, legal: bool) -> tuple[bytes, bool]:
         if kind not in m.KVM_OPERATIONS:
@@ -256,20 +274,20 @@ class StoreLink:
         elif isinstance(body, m.InvalidateEnd):
             self._callbacks.on_end(self, body)
         elif isinstance(body, m.Revoke):
-            self.lost = f"the store revoked the pairing: {body.reason}"
+            self.lost = f"the store revoked the pairing: {one_line(body.reason)}"
             self._callbacks.on_lost(self, self.lost)
         elif isinstance(body, m.Report):
             reply = self._callbacks.on_report(self, body.cursor)
         return encode_reply(id_, kind, reply), True
 
 
-def pair(fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
+def pair(fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) -> StoreLink:
     """Pair with the store of the file behind fd, and take the fd when all went well.
 
     EINVAL the file is not sealed for a guest; EPERM it belongs to another VM; EHOSTDOWN its store is gone.
     """
     token, path = _credentials(fd)
-    return StoreLink(fd, _connect(path), token, vm, callbacks)
+    return StoreLink(fd, _connect(path), token, vm, callbacks, journal)
 
 
 def _credentials(fd: int) -> tuple[bytes, str]:
@@ -302,6 +320,19 @@ def _connect(path: str) -> socket.socket:
     except OSError as error:
         sock.close()
         raise Refused(errno.EHOSTDOWN, f"no memfsd listens at {path}: {error.strerror}") from None
+    return sock
+
+
+def _up_channel(fd: int) -> socket.socket:
+    """Takes the fd. PeerLost when it is no socket that keeps messages apart."""
+    try:
+        sock = socket.socket(fileno=fd)
+    except OSError as error:
+        os.close(fd)
+        raise PeerLost(f"the store passed an up channel that is no socket: {error.strerror}") from None
+    if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
+        sock.close()
+        raise PeerLost("the store passed an up channel of another kind of socket")
     return sock
 
 

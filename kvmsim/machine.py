@@ -16,7 +16,7 @@ from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ACK_DEADLINE_S, ANSWER_DEADLINE_S, MAX_AHEAD_PAGES, MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
-from .core.ept import entry_pfn, entry_writable
+from .core.ept import MAX_GFN_EPT, entry_pfn, entry_writable
 from .core.exits import Exit, MemoryErrorExit
 from .core.memslots import AddressSpaceId, Memslot, RegionChange, SlotFlag, check_addressable, check_region
 from .core.mmu import Ticket
@@ -33,6 +33,7 @@ GuestVcpu = Vcpu[Translation]
 Runs = list[tuple[int, int, int]]
 """Mapped pages: (gfn, host frame, pages)."""
 _MAX_RETRIES = 1 << 16
+_EVERY_PAGE = 0, (1 << 51) - 1
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,6 +70,9 @@ class Machine:
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
         self._retiring = False
         """Private GFNs have no slot any more and may still be mapped, or hold their contents. Guarded by Mmu.lock."""
+        self._changing: dict[StoreLink, tuple[int, int]] = {}
+        """File pages [start, end) of the slot that is being made or deleted: the store may not know yet what is shown,
+        or what is not. Guarded by Mmu.lock."""
 
     # -- KVM_SET_USER_MEMORY_REGION
 
@@ -103,10 +107,6 @@ class Machine:
                 raise
             backing = replace(self._link(fd, path, offset + size), sticky=mapped_fd is not None)
             assert backing.link is not None
-            try:
-                backing.link.bind(id_, gfn, pgoff, page_count)
-            except PeerLost as lost:
-                raise Refused(errno.EHOSTDOWN, str(lost)) from None
             all_flags = SlotFlag(flags) | SlotFlag.GUEST_MEMFD
             slot = Memslot(
                 id_,
@@ -119,8 +119,13 @@ class Machine:
                 backing.link,
                 max_order=backing.leaf_order,
             )
-            with self.vm.mmu.lock:
-                slots.add(slot)
+            with self._change(slot):
+                try:
+                    backing.link.bind(id_, gfn, pgoff, page_count)
+                except PeerLost as lost:
+                    raise Refused(errno.EHOSTDOWN, str(lost)) from None
+                with self.vm.mmu.lock:
+                    slots.add(slot)
 
     def set_shared_slot(
         self,
@@ -266,11 +271,12 @@ class Machine:
             if slot is None:
                 raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
             _check_loose(slot)
-            with self._retirement():
-                with self.vm.mmu.lock:
-                    removed = self.vm.slots[True].punch(id_, start, end)
-                self._retire(slot, removed)
-            self._forget(slot, removed)
+            with self._change(slot):
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        removed = self.vm.slots[True].punch(id_, start, end)
+                    self._retire(slot, removed)
+                self._forget(slot, removed)
             return removed
 
     def fill_slot(self, id_: int, start: int, end: int) -> None:
@@ -280,7 +286,7 @@ class Machine:
             slots = self.vm.slots[True]
             slot = slots.get(id_)
             assert slot is not None
-            with self._faults_wait(start, end):
+            with self._change(slot), self._faults_wait(start, end):
                 with self.vm.mmu.lock:
                     slots.fill(id_, start, end)
                 try:
@@ -299,16 +305,17 @@ class Machine:
             slot = slots.get(id_)
             assert slot is not None
             _check_loose(slot)
-            with self._retirement():
-                with self.vm.mmu.lock:
-                    slots.punch(id_, start, end)
-                runs = self._zap_segments([(start, end)], private=True)
-            try:
-                self._unbind(slot, [(start, end)])
-            except Refused:
-                with self.vm.mmu.lock:
-                    slots.fill(id_, start, end)
-                raise
+            with self._change(slot):
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        slots.punch(id_, start, end)
+                    runs = self._zap_segments([(start, end)], private=True)
+                try:
+                    self._unbind(slot, [(start, end)])
+                except Refused:
+                    with self.vm.mmu.lock:
+                        slots.fill(id_, start, end)
+                    raise
             return runs
 
     def detach(self, id_: int) -> Runs:
@@ -317,28 +324,29 @@ class Machine:
             slot = self.vm.slots[True].get(id_)
             assert slot is not None
             _check_loose(slot)
-            with self._retirement():
-                with self.vm.mmu.lock:
-                    self.vm.slots[True].delete(id_)
-                runs = self._zap_segments(slot.segments, private=True)
-            try:
-                self._unbind(slot, slot.segments)
-            except Refused:
-                with self.vm.mmu.lock:
-                    self.vm.slots[True].add(slot)
-                raise
+            with self._change(slot):
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        self.vm.slots[True].delete(id_)
+                    runs = self._zap_segments(slot.segments, private=True)
+                try:
+                    self._unbind(slot, slot.segments)
+                except Refused:
+                    with self.vm.mmu.lock:
+                        self.vm.slots[True].add(slot)
+                    raise
             return runs
 
     def attach(self, slot: Memslot) -> None:
         """Put a slot back that `detach` took out."""
-        with self.slots_lock, self._faults_wait(slot.gfn, slot.end):
+        with self.slots_lock, self._change(slot), self._faults_wait(slot.gfn, slot.end):
             with self.vm.mmu.lock:
                 self.vm.slots[True].add(slot)
             self._bind(slot, slot.segments)
 
     def create_private(self, id_: int, start: int, end: int, like: Memslot) -> None:
         """A private slot over GFNs [start, end), of the file and at the place that `like` has them."""
-        with self.slots_lock, self._faults_wait(start, end):
+        with self.slots_lock:
             slot = replace(
                 like,
                 id=id_,
@@ -348,14 +356,15 @@ class Machine:
                 segments=[],
                 max_order=backing_of(like).leaf_order,
             )
-            with self.vm.mmu.lock:
-                self.vm.slots[True].add(slot)
-            try:
-                self._bind(slot, slot.segments)
-            except Refused:
+            with self._change(slot), self._faults_wait(start, end):
                 with self.vm.mmu.lock:
-                    self.vm.slots[True].delete(id_)
-                raise
+                    self.vm.slots[True].add(slot)
+                try:
+                    self._bind(slot, slot.segments)
+                except Refused:
+                    with self.vm.mmu.lock:
+                        self.vm.slots[True].delete(id_)
+                    raise
 
     def destroy(self, slot: Memslot, runs: Runs) -> None:
         """Contents of frames that are not mapped any more: what a TDX or SNP unmap does. They read as zeros."""
@@ -410,13 +419,28 @@ class Machine:
                 raise
             raise Refused(errno.EHOSTDOWN, str(error)) from None
 
+    @contextlib.contextmanager
+    def _change(self, slot: Memslot) -> Iterator[None]:
+        """A private slot changes, here and in the store; until both know, a report says so. One at a time."""
+        link = link_of(slot)
+        with self.vm.mmu.lock:
+            self._changing[link] = slot.pgoff, slot.pgoff + slot.page_count
+        try:
+            yield
+        finally:
+            with self.vm.mmu.lock:
+                del self._changing[link]
+
     def _delete(self, id_: int, *, private: bool) -> None:
         if private:
-            with self._retirement():
-                with self.vm.mmu.lock:
-                    slot = self.vm.slots[True].delete(id_)
-                self._retire(slot, slot.segments)
-            self._forget(slot, slot.segments)
+            doomed = self.vm.slots[True].get(id_)
+            assert doomed is not None
+            with self._change(doomed):
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        self.vm.slots[True].delete(id_)
+                    self._retire(doomed, doomed.segments)
+                self._forget(doomed, doomed.segments)
             return
         with self.vm.mmu.lock:
             slot = self.vm.slots[False].delete(id_)
@@ -643,19 +667,27 @@ class Machine:
     def on_report(self, link: StoreLink, cursor: int) -> m.ReportReply:
         slots: list[tuple[int, int, int, int]] = []
         mappings: list[tuple[int, int, int]] = []
+        stop = MAX_GFN_EPT
         with self.vm.mmu.lock:
+            changing = self._changing.get(link, (0, 0))
             for slot, start, end in self._segments(link):
                 if end <= cursor:
                     continue
                 if len(slots) >= MAX_RUNS_PER_REPORT:
-                    return m.ReportReply(slots, mappings, link.seq, start)
-                if start >= cursor:
-                    slots.append((slot.id, start, slot.pgoff_of(start), end - start))
-                for gfn, pfn, count in self.vm.mmu.epts[True].runs(max(start, cursor), end):
-                    if len(mappings) >= MAX_RUNS_PER_REPORT:
-                        return m.ReportReply(slots, mappings, link.seq, gfn)
-                    mappings.append((gfn, pfn - link.base, count))
-        return m.ReportReply(slots, mappings, link.seq, -1)
+                    stop = start
+                    break
+                start = max(start, cursor)
+                slots.append((slot.id, start, slot.pgoff_of(start), end - start))
+            # Also what no slot shows: it may not be there.
+            for gfn, pfn, count in self.vm.mmu.epts[True].runs(min(cursor, stop), stop):
+                if not link.base <= pfn < link.base + link.frame_count:
+                    continue
+                if len(mappings) >= MAX_RUNS_PER_REPORT:
+                    stop = gfn
+                    break
+                mappings.append((gfn, pfn - link.base, count))
+        slots = [slot for slot in slots if slot[1] < stop]
+        return m.ReportReply(slots, mappings, link.seq, changing, stop if stop < MAX_GFN_EPT else -1)
 
     def on_lost(self, link: StoreLink, why: str) -> None:
         mmu = self.vm.mmu
@@ -671,7 +703,9 @@ class Machine:
         return sorted(self.vm.slots[True].of_file(link), key=lambda segment: segment[1])
 
     def _gfn_ranges(self, link: StoreLink, start: int, end: int) -> list[tuple[int, int, int]]:
-        """Where file pages [start, end) show: (gfn, pgoff, pages)."""
+        """Where file pages [start, end) show: (gfn, pgoff, pages); nothing if a store that lies says end <= start."""
+        if end <= start:
+            return []
         return [
             (low, slot.pgoff_of(low), high - low) for slot, low, high in self.vm.slots[True].of_file(link, start, end)
         ]
@@ -686,6 +720,7 @@ class Machine:
             for link in self.links.values():
                 with self._retirement():
                     with self.vm.mmu.lock:
+                        self._changing[link] = _EVERY_PAGE
                         segments = self._segments(link)
                         for id_ in {slot.id for slot, _, _ in segments}:
                             self.vm.slots[True].delete(id_)

@@ -92,16 +92,20 @@ class _Mapped:
         os.close(self.fd)
 
 
+_WINDOW_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
 class WindowMemory(_Mapped):
     """A VM's private bytes: frame N of the store's pool at N * 4096."""
 
     def __init__(self, fd: int, pool_frames: int) -> None:
-        """Takes the fd. PeerLost when it is not a window: too small, or it could shrink under the mapping."""
+        """Takes the fd. PeerLost when it is not a window: too small, or it could shrink under the mapping, or get seals
+        that forbid to scrub."""
         self.frame_count = pool_frames
         size = pool_frames << PAGE_SHIFT
         try:
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
-            if os.fstat(fd).st_size != size or not seals & fcntl.F_SEAL_SHRINK:
+            if os.fstat(fd).st_size != size or seals & _WINDOW_SEALS != _WINDOW_SEALS:
                 raise PeerLost("the store passed a window of the wrong size, or one that could shrink")
             super().__init__(fd, size)
             # Guest memory is not in a core dump of the VMM, nor in a process that it forks (R2).

@@ -6,9 +6,12 @@ import logging
 import logging.handlers
 import os
 import sys
+import time
 from importlib.metadata import version
 
 from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.journal import NO_JOURNAL
+from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_POOL_BYTES
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -43,6 +46,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("-f", action="store_true", dest="foreground", help="stay in the foreground")
     parser.add_argument("-d", action="store_true", dest="debug", help="log each refusal; stay in the foreground")
     parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT[,OPT]...")
+    parser.add_argument("--journal", metavar="FILE", help="record every message to and from VMs; see kvmsim journal")
     parser.add_argument("--version", action="version", version=f"memfsd {_version()}")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     asked = parser.parse_args(arguments)
@@ -57,6 +61,7 @@ def run(arguments: list[str]) -> int:
     try:
         check_fuse(options.fuse)
         mountpoint = prepare_mountpoint(asked.mountpoint)
+        journal_fd = -1 if asked.journal is None else open_journal(asked.journal)
     except Refused as refused:
         return _fail(refused, 1)
 
@@ -72,8 +77,10 @@ def run(arguments: list[str]) -> int:
 
     from memfsd.daemon import serve
 
+    warn = logging.getLogger("memfsd").warning
     try:
-        serve(mountpoint, options, ready)
+        journal = NO_JOURNAL if journal_fd < 0 else start_journal(journal_fd, "memfsd", time.monotonic_ns, warn)
+        serve(mountpoint, options, ready, journal)
     except Refused as refused:
         return _fail(refused, 1)
     return 0

@@ -24,6 +24,7 @@ from memfsd.fuse.operations import Operations
 from memfsd.guests.server import GuestServer
 from memfsd.performer import Performer
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.units import Ino
 
 log = logging.getLogger("memfsd")
@@ -34,7 +35,7 @@ _MAX_REQUESTS = 10_000
 """At a time. Each that waits for a VM is one, and lookup and getattr must not wait behind them."""
 
 
-def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
+def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], journal: Journal = NO_JOURNAL) -> None:
     """Mount and serve until unmounted or told to end (SIGTERM, SIGINT, SIGHUP). `ready` when it is live."""
     _raise_file_limit()
     _close_to_inspection()
@@ -43,11 +44,12 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
     mode = stat.S_IMODE(os.stat(mountpoint).st_mode)
     service = Service(options.store, root_mode=mode, creds=creds, now_ns=time.time_ns(), socket_path=socket_path)
     backing = Backing(options.store.pool_bytes)
-    performer = Performer(service, backing)
-    guests = GuestServer(socket_path, service, backing, performer)
+    performer = Performer(service, backing, journal)
+    guests = GuestServer(socket_path, service, backing, performer, journal)
     brackets = guests.brackets
     operations = Operations(service, backing, performer, brackets.take_back, brackets.reclaim)
     with contextlib.ExitStack() as ending:
+        ending.callback(journal.close)
         ending.callback(backing.close)
         # A signal that no handler takes would end the daemon and leave the mount: one that comes before the loop
         # listens, or a second one while it ends.

@@ -5,6 +5,8 @@ from collections.abc import Callable, Sequence
 from memfsd.backing import Backing
 from memfsd.core.effects import DropWindow, Effect, Scrub, ZeroBytes
 from memfsd.core.service import Service
+from memfsd.uapi.journal import NO_JOURNAL, Journal
+from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import Ino
 
 _INLINE_FRAMES = 1024
@@ -17,9 +19,10 @@ class Performer:
     run on the FUSE loop.
     """
 
-    def __init__(self, service: Service, backing: Backing) -> None:
+    def __init__(self, service: Service, backing: Backing, journal: Journal = NO_JOURNAL) -> None:
         self._service = service
         self._backing = backing
+        self._journal = journal
         self.forget_cache: Callable[[Ino], None] = lambda ino: None
 
     @staticmethod
@@ -33,6 +36,10 @@ class Performer:
     def perform(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Scrub):
+                if effect.window is not None:
+                    for part in range(0, len(effect.runs), MAX_RUNS_PER_REPORT):
+                        runs = effect.runs[part : part + MAX_RUNS_PER_REPORT]
+                        self._journal.note("freed", ino=effect.window, runs=runs)
                 self._backing.punch(effect.window, effect.runs)
                 with self._service.lock:
                     self._service.scrubbed(effect)

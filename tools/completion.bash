@@ -15,10 +15,11 @@ _memfsd_list() {
 _memfsd() {
     local word=$2 before=$3
     case $before in
+        --journal) ;;
         -o) _memfsd_list 'size= nodes= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
             open=strict open=rw fixed_gfn=on fixed_gfn=off socket= allow_other allow_root auto_unmount ro noexec suid dev
             noatime' "$word" ;;
-        *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --version' "$word" ;;
+        *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --journal --version' "$word" ;;
     esac
 }
 
@@ -46,9 +47,17 @@ _memfs() {
 }
 
 _kvmsim() {
-    local word=$2 before=$3 options='-h --help --policy --under --max-slots --json'
+    local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach race -h --help' "$word"
+        _memfsd_words 'run attach race compare journal -h --help' "$word"
+        return
+    fi
+    if [[ ${COMP_WORDS[1]} == journal ]]; then
+        if ((COMP_CWORD == 2)); then
+            _memfsd_words 'check show -h --help' "$word"
+        elif [[ $word == -* ]]; then
+            _memfsd_words '-h --help --json' "$word"
+        fi
         return
     fi
     [[ ${COMP_WORDS[1]} == run ]] && options+=' --keep-going'
@@ -59,7 +68,7 @@ _kvmsim() {
     case $before in
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
         --under) _memfsd_words 'kept freed' "$word" ;;
-        --max-slots | --gpa) ;;
+        --max-slots | --gpa | --journal) ;;
         *) [[ $word == -* ]] && _memfsd_words "$options" "$word" ;;
     esac
 }

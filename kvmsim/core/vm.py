@@ -23,10 +23,10 @@ GPA_END = MAX_GFN_EPT << PAGE_SHIFT
 class Vm(Generic[M, V]):
     """Memslots change under Machine.slots_lock and Mmu.lock; lookups want Mmu.lock."""
 
-    def __init__(self, name: str, max_slots: int = MAX_SLOTS) -> None:
+    def __init__(self, name: str, max_slots: int = MAX_SLOTS, mmu: Mmu | None = None) -> None:
         self.name = name
         self.max_slots = max_slots
-        self.mmu = Mmu()
+        self.mmu = mmu or Mmu()
         self.physmap: PhysMap[M] = PhysMap()
         self.slots = (Memslots(AddressSpaceId.SHARED), Memslots(AddressSpaceId.PRIVATE))
         """By address space: shared is 0, private is 1, as SMM has its own."""

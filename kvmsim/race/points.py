@@ -141,6 +141,8 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("UpChannel.lock", "store"),
     ("Backing.lock", "store"),
     ("GuestServer.lock", "store"),
+    ("Checker.turn", "store"),
+    ("Recording.lock", "store"),
     ("Machine.slots_lock", "vm"),
     ("StoreLink.lock", "vm"),
     ("Mmu.lock", "vm"),

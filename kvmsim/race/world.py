@@ -216,7 +216,14 @@ class World:
 
         def serve() -> None:
             Session(
-                ours, self.service, self.backing, self.performer, self.brackets, self.checker, self._stop_read
+                ours,
+                os.getuid(),
+                self.service,
+                self.backing,
+                self.performer,
+                self.brackets,
+                self.checker,
+                self._stop_read,
             ).run()
 
         scheduler.start(task, serve)

@@ -1,8 +1,8 @@
 """R1 to R8, checked on the state of both sides.
 
 The adapter brings what only it can see: which pages of the windows and of the pool of ordinary files hold
-memory, and what each VM reports. It holds a file's invalidation lock while it asks for that file's facts, and
-repeats the audit before it believes a finding, because ordinary files change meanwhile.
+memory, and what each VM reports. It holds the invalidation locks of all sealed files from before it asks until the
+audit is done, so all of it is true at one moment.
 """
 
 import itertools
@@ -31,20 +31,28 @@ _PRIVATE_STATES = (FrameState.PRIVATE, FrameState.PENDING, FrameState.CLOSING)
 
 @dataclass(slots=True)
 class PeerReport:
-    """What a VM says: slots (id, gfn, pgoff, pages), mappings (gfn, pfn, pages), its sequence number."""
+    """What a VM says: slots (id, gfn, pgoff, pages), mappings (gfn, pfn, pages), its sequence number.
+
+    changing: file pages of slots that are being made or deleted, which only one side may know.
+    """
 
     slots: list[tuple[int, int, int, int]] = field(default_factory=list)
     mappings: list[tuple[int, int, int]] = field(default_factory=list)
     seq: int = 0
+    changing: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass(slots=True)
 class Facts:
-    """populated: of the pool of ordinary files. windows: populated frame ranges of each sealed file's window."""
+    """populated: of the pool of ordinary files. windows: populated frame ranges of each sealed file's window.
+
+    moving: sealed files whose invalidation lock the caller does not hold.
+    """
 
     populated: list[FrameRange] = field(default_factory=list)
     windows: dict[Ino, list[FrameRange]] = field(default_factory=dict)
     reports: dict[Ino, PeerReport] = field(default_factory=dict)
+    moving: set[Ino] = field(default_factory=set)
 
 
 def audit(service: Service, facts: Facts) -> list[Finding]:
@@ -54,13 +62,16 @@ def audit(service: Service, facts: Facts) -> list[Finding]:
     for inode in service.inodes:
         if isinstance(inode, Regular):
             findings += _own_frames(service, inode, owner)
+    findings += _quarantined(service, owner)
     findings += _pool_sums(service, owner)
     findings += _leaked(service, "the pool of ordinary files", None, facts.populated, owner, {FrameState.SHARED})
     for file in service.inodes.sealed_files():
         assert file.guest is not None
         if file.readers and not service.options.open_rw:
             findings.append(("R2", f"inode {file.ino} is sealed and open for reading"))
-        findings += _sealed_file(file, file.guest)
+        findings += _sealed_file(service, file, file.guest)
+        if file.guest.closing is not None and file.ino not in facts.moving:
+            findings.append(("R7", f"inode {file.ino}: the bracket on {file.guest.closing.start:#x} was never closed"))
         window = facts.windows.get(file.ino, [])
         findings += _leaked(service, f"window {file.ino}", file.ino, window, owner, set(_PRIVATE_STATES))
         report = facts.reports.get(file.ino)
@@ -85,13 +96,29 @@ def _own_frames(service: Service, file: Regular, owner: np.ndarray) -> Iterator[
             yield "R2", f"frame {at:#x} of inode {file.ino} (page {pgoff:#x}) is {state}"
 
 
+def _quarantined(service: Service, owner: np.ndarray) -> Iterator[Finding]:
+    """R1 and R6: what a file keeps in quarantine is in no file, and in that state."""
+    for file in service.inodes.sealed_files():
+        for pfn, count in guest_of(file).quarantine:
+            taken = owner[pfn : pfn + count]
+            if taken.any():
+                at = pfn + int(taken.nonzero()[0][0])
+                yield "R1", f"frame {at:#x}, in the quarantine of inode {file.ino}, belongs to inode {owner[at]}"
+            owner[pfn : pfn + count] = file.ino & 0xFFFFFFFF
+            wrong = service.pool.states(pfn, count) != FrameState.QUARANTINED
+            if wrong.any():
+                at = pfn + int(wrong.nonzero()[0][0])
+                state = service.pool.state(at).name.lower()
+                yield "R6", f"frame {at:#x}, in the quarantine of inode {file.ino}, is {state}"
+
+
 def _pool_sums(service: Service, owner: np.ndarray) -> Iterator[Finding]:
     """R6: every frame that is not free is owned, and the counts agree."""
     pool = service.pool
     owned = int(np.count_nonzero(owner))
-    held = pool.count(FrameState.SHARED) + pool.count(FrameState.PRIVATE) + pool.count(FrameState.PENDING)
+    held = sum(map(pool.count, (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING, FrameState.QUARANTINED)))
     if owned != held:
-        yield "R6", f"files own {owned} frames but {held} are shared, private or pending"
+        yield "R6", f"files own {owned} frames but {held} are shared, private, pending or quarantined"
     kept = sum(count for file in service.inodes.sealed_files() for _, count in guest_of(file).quarantine)
     if kept != pool.count(FrameState.QUARANTINED):
         yield "R6", f"files keep {kept} frames in quarantine but {pool.count(FrameState.QUARANTINED)} are quarantined"
@@ -114,7 +141,7 @@ def _leaked(
         fits = np.isin(states, list(legal))
         if ino is not None:
             owners = owner[start:end]
-            fits = ((owners == ino & 0xFFFFFFFF) & fits) | (states == FrameState.QUARANTINED)
+            fits = (owners == ino & 0xFFFFFFFF) & (fits | (states == FrameState.QUARANTINED))
         fits |= states == FrameState.CLOSING
         if not fits.all():
             at = start + int((~fits).nonzero()[0][0])
@@ -122,16 +149,21 @@ def _leaked(
             yield "R8", f"{where} holds memory for frame {at:#x}, which is {state} and not its own"
 
 
-def _sealed_file(file: Regular, guest: Guest) -> Iterator[Finding]:
-    """R2, R4, R6, R7 of one sealed file, from the store's state alone."""
+def _sealed_file(service: Service, file: Regular, guest: Guest) -> Iterator[Finding]:
+    """R2, R4, R5, R6 of one sealed file, from the store's state alone."""
     if Seal.GUEST not in file.seals:
         yield "R2", f"inode {file.ino} has guest state without the seal"
-    if guest.closing is not None:
-        yield "R7", f"inode {file.ino}: the bracket on {guest.closing.start:#x} was never closed"
     if guest.quarantine and (guest.pairing is None or guest.pairing.state is not PairState.CUT):
         yield "R6", f"inode {file.ino} keeps quarantined frames though its VM is not cut off"
     if guest.bindings and guest.active is None:
         yield "R6", f"inode {file.ino} has bindings without a live VM"
+    pool = service.pool
+    pending = sum(pool.tally(pfn, n)[FrameState.PENDING] for _, pfn, n in file.pages.extents(Pgoff(0), Pgoff(1 << 51)))
+    if pending != guest.pending:
+        yield "R6", f"inode {file.ino} counts {guest.pending} pending frames and has {pending}"
+    moved = guest.bindings.moved() if service.options.fixed_gfn else None
+    if moved is not None:
+        yield "R4", f"inode {file.ino}: page {moved.start:#x} is at GFN {moved.gfn:#x} and was at another one before"
     end_before = 0
     for binding in guest.bindings:
         if binding.start < end_before:
@@ -149,13 +181,33 @@ def _compare(file: Regular, guest: Guest, report: PeerReport) -> Iterator[Findin
     """R3 (and R7's sequence): both processes agree on slots, frames and the sequence number."""
     if report.seq != guest.seq:
         yield "R7", f"inode {file.ino}: sequence number {guest.seq} here, {report.seq} in the VM"
-    mine = {(b.slot, b.gfn, b.start, b.end - b.start) for b in guest.bindings}
-    for slot in sorted(mine.symmetric_difference(report.slots)):
-        side = "the store" if slot in mine else "the VM"
-        yield "R3", f"inode {file.ino}: only {side} knows slot {slot[0]} at GFN {slot[1]:#x}"
+    mine = _pieces([(b.slot, b.gfn, b.start, b.end - b.start) for b in guest.bindings], report.changing)
+    theirs = _pieces(report.slots, report.changing)
+    for slot, distance, start, _ in sorted(mine ^ theirs):
+        side = "the store" if (slot, distance, start, _) in mine else "the VM"
+        yield "R3", f"inode {file.ino}: only {side} knows slot {slot} at GFN {start + distance:#x}"
     bindings = sorted(guest.bindings, key=_first_gfn)
     for gfn, pfn, count in report.mappings:
         yield from _compare_run(file, bindings, gfn, pfn, count)
+
+
+def _pieces(slots: list[tuple[int, int, int, int]], changing: list[tuple[int, int]]) -> set[tuple[int, int, int, int]]:
+    """Slots (id, gfn, pgoff, pages) as (id, gfn - pgoff, first page, end): joined where they meet; no `changing`."""
+    joined: list[tuple[int, int, int, int]] = []
+    for id_, distance, start, end in sorted((i, gfn - pgoff, pgoff, pgoff + n) for i, gfn, pgoff, n in slots):
+        if joined and joined[-1][:2] == (id_, distance) and start <= joined[-1][3]:
+            joined[-1] = (id_, distance, joined[-1][2], max(joined[-1][3], end))
+        else:
+            joined.append((id_, distance, start, end))
+    for low, high in changing:
+        if low < high:
+            joined = [
+                (id_, distance, first, last)
+                for id_, distance, start, end in joined
+                for first, last in ((start, min(end, low)), (max(start, high), end))
+                if first < last
+            ]
+    return set(joined)
 
 
 def _first_gfn(binding: Binding) -> int:

@@ -7,6 +7,7 @@ session whose grant found the pool full), never on the FUSE loop.
 import contextlib
 import errno
 import logging
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -16,7 +17,8 @@ from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.performer import Performer
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.limits import BRACKET_DEADLINE_S, PROOF_DEADLINE_S
+from memfsd.uapi.journal import NO_JOURNAL, Journal
+from memfsd.uapi.limits import BRACKET_DEADLINE_S, CHECK_BRACKETS_DEADLINE_S, PROOF_DEADLINE_S
 from memfsd.uapi.messages import (
     Empty,
     InvalidateBegin,
@@ -52,9 +54,10 @@ class Peer:
 class Brackets:
     """The callbacks into VMs. `peers` is guarded by Service.lock."""
 
-    def __init__(self, service: Service, performer: Performer) -> None:
+    def __init__(self, service: Service, performer: Performer, journal: Journal = NO_JOURNAL) -> None:
         self._service = service
         self._performer = performer
+        self.journal = journal
         self.peers: dict[Ino, Peer] = {}
 
     @contextlib.contextmanager
@@ -66,6 +69,23 @@ class Brackets:
             yield
         finally:
             guest.bracket.release()
+
+    @contextlib.contextmanager
+    def hold_all(self, files: list[Regular]) -> Iterator[list[Regular]]:
+        """The bracket locks of many files, in the order of inode numbers; yields the files whose lock came in time.
+
+        Nobody else waits for a bracket while holding one, so no ring of waiters can close.
+        """
+        until = time.monotonic() + CHECK_BRACKETS_DEADLINE_S
+        held: list[Regular] = []
+        try:
+            for file in sorted(files, key=lambda file: file.ino):
+                if guest_of(file).bracket.acquire(timeout=max(until - time.monotonic(), 0)):
+                    held.append(file)
+            yield held
+        finally:
+            for file in held:
+                guest_of(file).bracket.release()
 
     def take_back(
         self,
@@ -120,12 +140,17 @@ class Brackets:
 
     def cut(self, peer: Peer, why: str) -> None:
         """Cut off a VM that lives but broke its word. Call with the bracket held."""
+        self.journal.note("cut", vm=peer.vm, ino=peer.ino, why=why)
         log.warning("VM %s (process %d) is cut off: %s", peer.vm, peer.process.pid, why)
         with self._service.lock:
             file = self._service.inodes.regular(peer.ino)
             if guest_of(file).active is not None:
                 self._service.gmem.cut(file)
         peer.hang_up()
+
+    def gone(self, peer: Peer) -> None:
+        """It said BYE, or its death is proven: for the journal, before anything is done because of it."""
+        self.journal.note("gone", vm=peer.vm, ino=peer.ino, pid=peer.process.pid, said_bye=peer.said_bye)
 
     def _begin(self, peer: Peer, file: Regular, closing: Invalidation) -> tuple[Ranges, PeerLost | None]:
         """What the VM keeps, and its silence if it lives and does not answer. A proven death acknowledges."""
@@ -136,6 +161,7 @@ class Brackets:
         except PeerLost as lost:
             patience = 0 if isinstance(lost, PeerSilent) else PROOF_DEADLINE_S
             if peer.said_bye or peer.process.wait_dead(patience):
+                self.gone(peer)
                 return [], None
             self.cut(peer, str(lost))
             return [], lost

@@ -1,5 +1,8 @@
 """memfs check and memfs map: what both sides hold, asked and compared."""
 
+import errno
+import time
+
 from memfsd.backing import Backing
 from memfsd.core.audit import Facts, Finding, PeerReport, audit
 from memfsd.core.filepages import END
@@ -7,8 +10,12 @@ from memfsd.core.gmem import guest_of
 from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.core.xattrs import owner_line
-from memfsd.uapi.errors import PeerLost
+from memfsd.uapi import sync
+from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import (
+    CHECK_BRACKETS_DEADLINE_S,
+    CHECK_REPORTS_DEADLINE_S,
+    CHECK_TURN_DEADLINE_S,
     MAX_BINDINGS_PER_FILE,
     MAX_FILES_PER_LIST,
     MAX_FINDINGS,
@@ -19,76 +26,104 @@ from memfsd.uapi.limits import (
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
 from memfsd.uapi.units import PAGE_SHIFT, Pgoff
 
-from .brackets import Brackets
-from .upchannel import PeerSilent
-
-_ATTEMPTS = 3
+from .brackets import Brackets, Peer
+from .upchannel import PeerGone, PeerSilent
 
 
 class Checker:
-    """Asks every VM for its slots and mappings under the file's bracket lock, then audits the store."""
+    """One moment of all files: with every bracket held, no page leaves a file and no binding changes.
+
+    Guests go on. What they fault in meanwhile adds pages to the store and mappings to VMs that were asked already;
+    that is no difference, since a VM may know less than the store, never more. Then the store's own state, and
+    the memory of ordinary files, are looked at in one go with Service.lock held.
+    """
 
     def __init__(self, service: Service, backing: Backing, brackets: Brackets) -> None:
         self._service = service
         self._backing = backing
         self._brackets = brackets
+        self._turn = sync.lock("Checker.turn")
 
     def check(self) -> CheckReply:
-        """Only findings that every attempt makes are believed: files change while we look."""
-        believed: list[Finding] = self._attempt()
-        for _ in range(_ATTEMPTS - 1):
-            if not believed:
-                break
-            again = set(self._attempt())
-            believed = [finding for finding in believed if finding in again]
-        service = self._service
+        """EBUSY while another check runs. It changes nothing, but that a VM whose connection has ended is cut off."""
+        if not self._turn.acquire(timeout=CHECK_TURN_DEADLINE_S):
+            raise Refused(errno.EBUSY, "another memfs check is running: try again")
+        try:
+            return self._check()
+        finally:
+            self._turn.release()
+
+    def _check(self) -> CheckReply:
+        service, facts = self._service, Facts()
         with service.lock:
-            pairings = sum(guest_of(f).active is not None for f in service.inodes.sealed_files())
-            told = [(rule, text[:MAX_LINE_CHARS]) for rule, text in believed[:MAX_FINDINGS]]
-            return CheckReply(told, len(service.inodes), pairings, service.pool.frame_count)
+            files = service.inodes.sealed_files()
+        with self._brackets.hold_all(files) as held:
+            ours = {file.ino for file in held}
+            findings = [_endless(file) for file in files if file.ino not in ours]
+            until = time.monotonic() + CHECK_REPORTS_DEADLINE_S
+            for file in held:
+                findings += self._ask(file, facts, until)
+                facts.windows[file.ino] = self._backing.populated(file.ino)
+            with service.lock:
+                sealed = service.inodes.sealed_files()
+                facts.moving = {file.ino for file in sealed} - ours
+                facts.populated = self._backing.populated(None)
+                findings += audit(service, facts)
+                pairings = sum(guest_of(file).active is not None for file in sealed)
+                told = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]
+                return CheckReply(told, len(service.inodes), pairings, service.pool.frame_count)
 
-    def _attempt(self) -> list[Finding]:
-        facts = Facts()
-        findings: list[Finding] = []
+    def _ask(self, file: Regular, facts: Facts, until: float) -> list[Finding]:
+        """What the file's VM reports, into the facts. Call with the bracket held."""
         with self._service.lock:
-            files = self._service.inodes.sealed_files()
-        for file in files:
-            findings += self._ask(file, facts)
-        facts.populated = self._backing.populated(None)
-        with self._service.lock:
-            return findings + audit(self._service, facts)
-
-    def _ask(self, file: Regular, facts: Facts) -> list[Finding]:
-        guest = guest_of(file)
-        with self._brackets.hold(guest):
-            facts.windows[file.ino] = self._backing.populated(file.ino)
-            with self._service.lock:
-                peer = self._brackets.peers.get(file.ino)
-                asks = guest.active is not None and guest.active.implements(Kind.REPORT)
-            if peer is None or not asks:
-                return []
-            report, cursor = PeerReport(), 0
-            try:
-                while cursor >= 0:
-                    part = peer.up.call(Kind.REPORT, Report(cursor), ReportReply)
-                    report.slots += part.slots
-                    report.mappings += part.mappings
-                    report.seq = part.seq
-                    if len(report.slots) > MAX_BINDINGS_PER_FILE or len(report.mappings) > self._most_mappings(file):
-                        return [("R3", f"inode {file.ino}: VM {peer.vm} reports more than there can be")]
-                    goes_on = part.next_cursor > cursor and (part.slots or part.mappings)
-                    cursor = part.next_cursor if goes_on else -1
-            except PeerLost as lost:
-                patience = 0 if isinstance(lost, PeerSilent) else PROOF_DEADLINE_S
-                if peer.said_bye or peer.process.wait_dead(patience):
-                    return []  # it breaks no rule to end, and its session gives the frames back
-                return [("R3", f"inode {file.ino}: VM {peer.vm} does not report: {lost}")]
-            facts.reports[file.ino] = report
+            pairing = guest_of(file).active
+            peer = self._brackets.peers.get(file.ino)
+        if pairing is None:
             return []
+        if peer is None:
+            return [("R1", f"inode {file.ino}: VM {pairing.vm} is paired, and has no connection")]
+        if not pairing.implements(Kind.REPORT):
+            return []
+        try:
+            facts.reports[file.ino] = self._report(peer, file, until)
+        except PeerLost as lost:
+            left = max(until - time.monotonic(), 0)
+            patience = 0 if isinstance(lost, PeerSilent) else min(PROOF_DEADLINE_S, left)
+            if peer.said_bye or peer.process.wait_dead(patience):
+                return []  # it breaks no rule to end, and its session gives the frames back
+            if isinstance(lost, PeerGone):
+                self._brackets.cut(peer, str(lost))  # as its session is about to, once it has the bracket
+                return []
+            return [("R3", f"inode {file.ino}: VM {peer.vm} does not report: {lost}")]
+        return []
+
+    def _report(self, peer: Peer, file: Regular, until: float) -> PeerReport:
+        """All parts of it. PeerLost also when it does not come to an end."""
+        report, cursor, part_count = PeerReport(), 0, 0
+        while cursor >= 0:
+            if time.monotonic() > until:
+                raise PeerLost(f"{part_count} parts came in the time that all VMs have")
+            part = peer.up.call(Kind.REPORT, Report(cursor), ReportReply)
+            part_count += 1
+            report.slots += part.slots
+            report.mappings += part.mappings
+            report.changing.append(part.changing)
+            report.seq = part.seq
+            # A slot that goes on in a next part is told again: only a part that is full of mappings has a next one.
+            most_slots = MAX_BINDINGS_PER_FILE + len(report.mappings) // MAX_RUNS_PER_REPORT + 1
+            if len(report.slots) > most_slots or len(report.mappings) > self._most_mappings(file):
+                raise PeerLost("it tells more than there can be")
+            goes_on = part.next_cursor > cursor and (part.slots or part.mappings)
+            cursor = part.next_cursor if goes_on else -1
+        return report
 
     def _most_mappings(self, file: Regular) -> int:
         """A VM maps each page of the file once; a report begins anew at most at each binding."""
         return min(file.size >> PAGE_SHIFT, self._service.pool.frame_count) + MAX_BINDINGS_PER_FILE
+
+
+def _endless(file: Regular) -> Finding:
+    return "R7", f"inode {file.ino}: a bracket has been open for {CHECK_BRACKETS_DEADLINE_S:.0f} seconds"
 
 
 def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:

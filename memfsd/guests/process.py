@@ -11,6 +11,13 @@ _SO_PEERPIDFD = 77  # linux/asm-generic/socket.h; Linux 6.5 and later
 _CREDENTIALS = struct.Struct("iii")
 
 
+def peer_uid(connection: socket.socket) -> int:
+    """Of who connected."""
+    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
+    uid: int = _CREDENTIALS.unpack(raw)[1]
+    return uid
+
+
 class PeerProcess:
     """Who connected, held by pidfd so that the number can not come to mean another process."""
 

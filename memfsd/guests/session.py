@@ -55,6 +55,7 @@ class Session:
     def __init__(
         self,
         sock: socket.socket,
+        uid: int,
         service: Service,
         backing: Backing,
         performer: Performer,
@@ -62,7 +63,8 @@ class Session:
         checker: Checker,
         stop_fd: int,
     ) -> None:
-        self._sock = sync.channel(sock, "store.down")
+        self._sock = brackets.journal.down(sync.channel(sock, "store.down"))
+        self.uid = uid
         self._service = service
         self._lock, self._gmem = service.lock, service.gmem
         self._backing = backing
@@ -122,6 +124,11 @@ class Session:
             if self._peer is not None:
                 self._peer.up.close()
             process.close()
+
+    @property
+    def is_half_open(self) -> bool:
+        """Not paired yet, and no observer; from any thread."""
+        return self._state in _HALF_OPEN
 
     def stop(self) -> None:
         """From another thread: the store ends."""
@@ -192,7 +199,8 @@ class Session:
         hello, process = self._hello, self._process
         if not m.REQUIRED_KVM_OPERATIONS.issubset(hello.operations):
             raise Refused(errno.EOPNOTSUPP, "a VM that can not be invalidated can not pair")
-        pairing = Pairing(_plain(hello.vm), process.pid, process.uid, frozenset(hello.operations))
+        vm = _plain(hello.vm)
+        pairing = Pairing(vm, process.pid, process.uid, frozenset(hello.operations))
         with self._service.lock:
             file = self._service.file_by_token(pair.token)
             if process.uid not in (0, file.uid):
@@ -203,7 +211,8 @@ class Session:
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             raise Refused(error.errno or errno.EIO, f"no window for inode {file.ino}: {error.strerror}") from None
-        peer = Peer(file.ino, hello.vm, UpChannel(ours), process, self.stop)
+        journaled = self._brackets.journal.up(self._sock, ours)
+        peer = Peer(file.ino, vm, UpChannel(journaled), process, self.stop)
         try:
             with self._service.lock:
                 self._service.inodes.get(file.ino)  # who showed the token may have let go of the file since
@@ -218,7 +227,7 @@ class Session:
             raise
         self._file, self._peer = file, peer
         self._fds = [window, theirs.detach()]
-        log.info("inode %d is paired with VM %s of process %d", file.ino, hello.vm, process.pid)
+        log.info("inode %d is paired with VM %s of process %d", file.ino, vm, process.pid)
         return m.PairReply(file.ino, file.size, file.order, seq)
 
     def _send_with_fds(self, reply: bytes) -> None:
@@ -289,8 +298,11 @@ class Session:
             file = self._service.inodes.regular(want.ino)
             if self._process.uid not in (0, file.uid):
                 raise Refused(errno.EACCES, f"uid {self._process.uid} does not own inode {file.ino}")
+        # Without the lock: how long it takes is up to the VM, which may touch every second page of its window.
+        populated = self._backing.populated(file.ino) if file.guest is not None else []
+        with self._service.lock:
             if file.guest is not None:
-                self._service.gmem.settle(file, self._backing.populated(file.ino))
+                self._service.gmem.settle(file, populated)
             return page_map(self._service, file, want.pgoff)
 
     def _on_list(self, _: m.Empty) -> m.Body:
@@ -311,6 +323,7 @@ class Session:
             if not peer.process.wait_dead(None, self._stop_fd):
                 return
         with guest.bracket:
+            self._brackets.gone(peer)
             with self._service.lock:
                 effects = self._service.release_guest(peer.ino)
                 del self._brackets.peers[peer.ino]

@@ -5,7 +5,7 @@ import struct
 from typing import TypeVar, cast
 
 from memfsd.uapi import sync
-from memfsd.uapi.errors import PeerLost, errno_name
+from memfsd.uapi.errors import PeerLost, errno_name, one_line
 from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_reply, encode_request
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Body, Kind
@@ -16,6 +16,10 @@ _Reply = TypeVar("_Reply", bound=Body)
 
 class PeerSilent(PeerLost):
     """Alive perhaps, but no answer before the deadline."""
+
+
+class PeerGone(PeerLost):
+    """The channel is closed: no answer will ever come."""
 
 
 def timeval(timeout_s: float) -> bytes:
@@ -43,7 +47,7 @@ class UpChannel:
         self._buffer = bytearray(MAX_PACKET_BYTES)
 
     def call(self, kind: Kind, body: Body, reply: type[_Reply]) -> _Reply:
-        """PeerSilent at the deadline; PeerLost at end of file, for a broken answer, or a refusal."""
+        """PeerSilent at the deadline; PeerGone at end of file; PeerLost for a broken answer, or a refusal."""
         with self._lock:
             id_, self._next_id = self._next_id, self._next_id % 0xFFFFFFFF + 1
             try:
@@ -60,12 +64,12 @@ class UpChannel:
                 self._abandoned.add(id_)
                 raise PeerSilent(f"no answer to {kind.name} in time") from None
             except OSError as error:
-                raise PeerLost(f"{kind.name}: {error.strerror}") from None
+                raise PeerGone(f"{kind.name}: {error.strerror}") from None
             if not header.is_reply or header.kind is not kind or header.id != id_:
                 raise PeerLost(f"{header.kind.name} {header.id} is no answer to {kind.name} {id_}")
             try:
                 if header.errno:
-                    reason = decode_failure(packet).reason
+                    reason = one_line(decode_failure(packet).reason)
                     raise PeerLost(f"{kind.name} refused with {errno_name(header.errno)}: {reason}")
                 return cast(_Reply, decode_reply(kind, packet))
             except BadBody as error:
@@ -74,7 +78,7 @@ class UpChannel:
     def _receive(self, kind: Kind) -> memoryview:
         size = self._sock.recv_into(self._buffer, 0, socket.MSG_TRUNC)
         if size == 0:
-            raise PeerLost(f"the VM closed its side before it answered {kind.name}")
+            raise PeerGone(f"the VM closed its side before it answered {kind.name}")
         if size > MAX_PACKET_BYTES:
             raise PeerLost(f"the answer to {kind.name} has {size} bytes")
         return memoryview(self._buffer)[:size]

@@ -31,5 +31,10 @@ def errno_name(number: int) -> str:
     return _errno.errorcode.get(number, f"errno {number}")
 
 
+def one_line(text: str) -> str:
+    """What another process says, fit to be shown: printable, in one line, and not too long."""
+    return "".join(c if c.isprintable() else " " for c in text[:300])
+
+
 def errno_text(number: int) -> str:
     return f"{os.strerror(number)} ({errno_name(number)})"

@@ -25,6 +25,10 @@ MAX_RUN_PAGES = 1 << ORDER_1G
 MAX_AHEAD_PAGES = 4096
 """The most that readahead grants ahead, and that a fault asks for, but for one large page."""
 MAX_CONNECTIONS = 1024
+MAX_CONNECTIONS_PER_UID = 512
+"""Of one user, but for root and the one who mounted: one user can not take all places."""
+MAX_HALF_OPEN_PER_UID = 128
+"""Of one user, root included, before PAIR or as long as no role is known: each ends at GREETING_DEADLINE_S."""
 MAX_TOKENS_PER_FILE = 16
 MAX_BINDINGS_PER_FILE = 32768
 MAX_RUNS_PER_REPORT = 1024
@@ -44,8 +48,20 @@ ANSWER_DEADLINE_S = 30.0
 """kvmsim's patience with the store; longer than ACK_DEADLINE_S, since a grant may wait for one."""
 BRACKET_DEADLINE_S = 25.0
 """Patience for another invalidation of the same file, each step of which has a deadline of its own."""
+CHECK_TURN_DEADLINE_S = 4.0
+"""memfs check: patience for another check to end."""
+CHECK_BRACKETS_DEADLINE_S = 8.0
+"""memfs check: patience for the brackets of all files together; each invalidation that runs has its own deadline."""
+CHECK_REPORTS_DEADLINE_S = 8.0
+"""memfs check: time for the reports of all VMs together; the last question may take ACK_DEADLINE_S more."""
 PROOF_DEADLINE_S = 2.0
 """From end of file on a connection to the proof that its process is gone."""
+
+# Journals.
+MAX_JOURNAL_BYTES = 1 << 28
+"""A journal ends there, with a record that says so."""
+MAX_RECORD_BYTES = 1 << 20
+"""A line of a journal: the largest packet, spelt out."""
 
 # kvmsim.
 MAX_SLOTS = 32764

@@ -269,14 +269,17 @@ class Report(Body):
 
 
 class ReportReply(Body):
-    """Slots (id, gfn, pgoff, pages) that begin at the cursor or later; mapping runs (gfn, pfn, pages).
+    """Slots (id, gfn, pgoff, pages) and mapping runs (gfn, pfn, pages) from the cursor on, cut off where it lies.
 
+    changing: the file pages [start, end) of a slot that is being made or deleted, (0, 0) when none is: until BIND or
+    UNBIND has been answered, and kvmsim has acted on it, only one side may know them.
     next_cursor is where to go on (-1: done); it grows, and an answer with one is not empty.
     """
 
     slots: Annotated[list[tuple[Slot, GfnField, PgoffField, PageCount]], Meta(max_length=MAX_RUNS_PER_REPORT)]
     mappings: Annotated[list[tuple[GfnField, PfnField, PageCount]], Meta(max_length=MAX_RUNS_PER_REPORT)]
     seq: U63
+    changing: PageRange
     next_cursor: GfnOrNone
 
 

@@ -146,8 +146,15 @@ def mapping_after_the_page_was_unbound(world: World) -> None:
 
 
 def gfn_for_two_pages(world: World) -> None:
-    world.guest.bindings.bind(Binding(2, Pgoff(20), Pgoff(24), Gfn(0x10F)), fixed_gfn=True)
+    world.guest.bindings.bind(Binding(2, Pgoff(20), Pgoff(24), Gfn(0x900)), fixed_gfn=True)
+    world.guest.bindings._sorted[1] = Binding(2, Pgoff(20), Pgoff(24), Gfn(0x10F))
     world.report.slots.append((2, 0x10F, 20, 4))
+
+
+def page_at_another_gfn_than_before(world: World) -> None:
+    world.guest.bindings._sorted[0] = Binding(1, Pgoff(0), Pgoff(16), Gfn(0x200))
+    world.report.slots = [(1, 0x200, 0, 16)]
+    world.report.mappings = [(gfn + 0x100, pfn, count) for gfn, pfn, count in world.report.mappings]
 
 
 def bindings_that_overlap(world: World) -> None:
@@ -175,6 +182,21 @@ def quarantine_without_cut(world: World) -> None:
 def quarantined_frame_that_nobody_remembers(world: World) -> None:
     ((pfn, _),) = world.store.pool.alloc(1, FrameState.PRIVATE)
     world.store.pool.set_state(pfn, 1, FrameState.QUARANTINED)
+
+
+def pending_frames_miscounted(world: World) -> None:
+    world.guest.pending += 1
+
+
+def frame_in_quarantine_and_in_a_file(world: World) -> None:
+    world.store.gmem.cut(world.file)
+    other = world.store.guest_file("other", 4)
+    other.pages.map_run(0, world.guest.quarantine[0][0], 1)
+
+
+def quarantined_frame_in_another_state(world: World) -> None:
+    world.store.gmem.cut(world.file)
+    world.store.pool.set_state(world.guest.quarantine[0][0], 1, FrameState.CLOSING)
 
 
 def counts_that_do_not_add_up(world: World) -> None:
@@ -236,11 +258,15 @@ DAMAGE: list[tuple[str, Callable[[World], None]]] = [
     ("R3", mapping_outside_all_slots),
     ("R3", mapping_after_the_page_was_unbound),
     ("R4", gfn_for_two_pages),
+    ("R4", page_at_another_gfn_than_before),
     ("R5", bindings_that_overlap),
     ("R6", frame_that_no_file_owns),
     ("R6", frame_that_a_file_forgot),
     ("R6", quarantine_without_cut),
     ("R6", quarantined_frame_that_nobody_remembers),
+    ("R6", pending_frames_miscounted),
+    ("R1", frame_in_quarantine_and_in_a_file),
+    ("R6", quarantined_frame_in_another_state),
     ("R6", counts_that_do_not_add_up),
     ("R6", bindings_without_a_live_vm),
     ("R7", bracket_left_open),

@@ -40,6 +40,19 @@ def test_a_bound_page_is_eexist_whichever_slot(start: int, count: int) -> None:
     assert list(table) == [bound(1, 10, 10, 0x10A)]
 
 
+@pytest.mark.parametrize(("gfn", "count"), [(0x100, 10), (0x105, 1), (0xFF, 2), (0x109, 50), (0, 0x200)])
+def test_a_gfn_that_stands_for_another_page_is_eexist(gfn: int, count: int) -> None:
+    """R4: one GFN, one page, whichever way round it is tried."""
+    table = Bindings()
+    bind(table, 1, 0, 10, 0x100)
+    with refused("EEXIST", match="stands for another page"):
+        bind(table, 2, 1000, count, gfn)
+    bind(table, 2, 1000, 10, 0x10A)
+    table.unbind(0, 10)
+    bind(table, 3, 2000, 10, 0x100)
+    assert [(b.start, b.gfn) for b in table] == [(1000, 0x10A), (2000, 0x100)]
+
+
 def test_neighbours_are_no_overlap() -> None:
     table = Bindings()
     bind(table, 1, 10, 10, 0x1000)

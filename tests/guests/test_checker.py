@@ -7,6 +7,7 @@ from typing import Any, cast
 import pytest
 
 from memfsd.backing import Backing
+from memfsd.core.inodes import Regular
 from memfsd.guests.brackets import Brackets
 from memfsd.guests.checker import Checker, file_list, page_map
 from memfsd.uapi.errors import PeerLost
@@ -58,8 +59,8 @@ class PeersOf:
         self.peers: dict[int, TalkativeVm] = {}
 
     @contextlib.contextmanager
-    def hold(self, _: object) -> Iterator[None]:
-        yield
+    def hold_all(self, files: list[Regular]) -> Iterator[list[Regular]]:
+        yield files
 
 
 @pytest.fixture
@@ -116,7 +117,7 @@ def test_as_many_findings_as_fit_are_told_and_each_in_a_line(store: CoreStore, c
 def test_what_a_vm_says_of_itself_is_cut_to_a_line(store: CoreStore, checker: Checker, peers: PeersOf) -> None:
     file, _ = store.bound_file("file", 4)
     refusal = PeerLost("REPORT refused with EIO: " + WIDEST * 4096)
-    peers.peers[file.ino] = TalkativeVm(iter([refusal] * 3))
+    peers.peers[file.ino] = TalkativeVm(iter([refusal]))
     ((rule, text),) = checker.check().findings
     assert rule == "R3"
     assert len(text) == MAX_LINE_CHARS
@@ -126,7 +127,7 @@ def reports_for_ever(**parts: list[Any]) -> Iterator[ReportReply]:
     cursor = 0
     while True:
         cursor += 1
-        yield ReportReply(parts.get("slots", []), parts.get("mappings", []), 0, cursor)
+        yield ReportReply(parts.get("slots", []), parts.get("mappings", []), 0, (0, 0), cursor)
 
 
 @pytest.mark.parametrize(
@@ -149,8 +150,8 @@ def test_a_report_in_parts_is_put_together(store: CoreStore, checker: Checker, p
     vm = TalkativeVm(
         iter(
             [
-                ReportReply([(1, 0x100, 0, 4)], [(0x100, frames[0], 1)], 0, 0x102),
-                ReportReply([], [(0x102, frames[1], 1)], 0, -1),
+                ReportReply([(1, 0x100, 0, 4)], [(0x100, frames[0], 1)], 0, (0, 0), 0x102),
+                ReportReply([], [(0x102, frames[1], 1)], 0, (0, 0), -1),
             ]
         )
     )

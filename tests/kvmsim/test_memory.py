@@ -18,6 +18,9 @@ def file_memory(tmp_path: Path) -> FileMemory:
     return FileMemory(os.open(tmp_path / "file", os.O_RDWR))
 
 
+SEALED = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
 def window_fd(pages: int, seals: int) -> int:
     fd = os.memfd_create("window", os.MFD_ALLOW_SEALING)
     os.ftruncate(fd, page(pages))
@@ -85,9 +88,13 @@ def test_sparse_memory_knows_what_it_holds() -> None:
 
 def test_a_window_must_have_the_right_size_and_must_not_shrink() -> None:
     with pytest.raises(PeerLost, match="wrong size"):
-        WindowMemory(window_fd(4, fcntl.F_SEAL_SHRINK), 8)
-    with pytest.raises(PeerLost, match="could shrink"):
-        WindowMemory(window_fd(8, fcntl.F_SEAL_GROW), 8)
+        WindowMemory(window_fd(4, SEALED), 8)
+    for seals in (0, fcntl.F_SEAL_GROW, fcntl.F_SEAL_SHRINK, fcntl.F_SEAL_SEAL):
+        with pytest.raises(PeerLost, match="could shrink"):
+            WindowMemory(window_fd(8, seals), 8)
+    for seals in (fcntl.F_SEAL_WRITE, 0x10):  # F_SEAL_FUTURE_WRITE, which Python 3.11 does not name
+        with pytest.raises(PeerLost, match="can not be mapped"):
+            WindowMemory(window_fd(8, SEALED | seals), 8)
     read, write = os.pipe()
     os.close(write)
     with pytest.raises(PeerLost):
@@ -97,7 +104,7 @@ def test_a_window_must_have_the_right_size_and_must_not_shrink() -> None:
 
 
 def test_a_scrubbed_frame_is_zero_and_holds_no_memory() -> None:
-    memory = WindowMemory(window_fd(8, fcntl.F_SEAL_SHRINK), 8)
+    memory = WindowMemory(window_fd(8, SEALED), 8)
     memory.write(0, b"x" * page(8))
     memory.scrub(2, 3)
     assert memory.populated_count() == 5
@@ -106,7 +113,7 @@ def test_a_scrubbed_frame_is_zero_and_holds_no_memory() -> None:
 
 
 def test_a_closed_memory_closes_its_fd() -> None:
-    for memory in (AnonymousMemory(page(1)), SparseMemory(page(1)), WindowMemory(window_fd(1, fcntl.F_SEAL_SHRINK), 1)):
+    for memory in (AnonymousMemory(page(1)), SparseMemory(page(1)), WindowMemory(window_fd(1, SEALED), 1)):
         memory.close()
         with pytest.raises(OSError, match="Bad file"):
             os.fstat(memory.fd)

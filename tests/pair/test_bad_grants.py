@@ -7,6 +7,7 @@ import pytest
 from kvmsim.core.exits import MemoryErrorExit
 from memfsd.uapi.messages import GetPfnReply
 from tests.support.both_sides import LocalStore, page
+from tests.support.threads import until
 
 FRAMES = 1024
 
@@ -26,3 +27,4 @@ def test_a_grant_that_leaves_the_window_is_a_broken_store(
     assert isinstance(stopped, MemoryErrorExit)
     assert stopped.errno == errno.EIO
     assert vm.vm.mmu.epts[True].leaf_count == 0
+    until(lambda: store.guest("file").active is None, "the store has seen the end of the pairing")

@@ -205,7 +205,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a page visible before it is bound",
         f"{_MACHINE}.fill_slot",
-        ("with self._faults_wait(start, end):", "if True:"),
+        ("with self._change(slot), self._faults_wait(start, end):", "with self._change(slot):"),
         at="fault-x-bind",
     ),
     _mutant(

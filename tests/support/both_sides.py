@@ -21,6 +21,7 @@ from kvmsim.core.exits import Exit
 from kvmsim.core.hypercalls import SHARED_BIT
 from kvmsim.core.vm import Vm
 from kvmsim.guest import Guest
+from kvmsim.journal.record import JournaledMachine, JournaledMmu
 from kvmsim.link import Callbacks, FileId, StoreLink
 from kvmsim.machine import GuestVcpu, Machine
 from kvmsim.memory import AnonymousMemory
@@ -38,6 +39,7 @@ from memfsd.guests.server import GuestServer
 from memfsd.guests.upchannel import set_deadline
 from memfsd.performer import Performer
 from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
@@ -53,15 +55,15 @@ _clock = itertools.count(1)
 class LocalStore:
     """memfsd without FUSE; each connection is a Session on a thread of its own. Sizes and places in pages."""
 
-    def __init__(self, place: Path, frames: int = 1024, **options: bool) -> None:
+    def __init__(self, place: Path, frames: int = 1024, journal: Journal = NO_JOURNAL, **options: bool) -> None:
         self._place = place
         self._creds = Creds(os.geteuid(), os.getegid())
         store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, **options)
         self.service = Service(store_options, root_mode=0o755, creds=self._creds, now_ns=1, socket_path="")
         self.backing = Backing(frames * PAGE_SIZE)
-        self.performer = Performer(self.service, self.backing)
+        self.performer = Performer(self.service, self.backing, journal)
         self.socket_path = str(place / "socket")
-        self.server = GuestServer(self.socket_path, self.service, self.backing, self.performer)
+        self.server = GuestServer(self.socket_path, self.service, self.backing, self.performer, journal)
         self.brackets = self.server.brackets
         self.checker = Checker(self.service, self.backing, self.brackets)
         self.vms: list[LocalVm] = []
@@ -167,16 +169,16 @@ class LocalStore:
         down.connect(self.socket_path)
         return down
 
-    def pair(self, fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
+    def pair(self, fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) -> StoreLink:
         """For Machine, in the place of kvmsim.link.pair."""
         status = os.fstat(fd)
         ino = self._by_file[FileId(status.st_dev, status.st_ino)]
         with self.service.lock:
             token = self.service.getxattr(ino, XATTR_TOKEN, lambda: os.urandom(16))
-        return StoreLink(fd, self.connect(), token, vm, callbacks)
+        return StoreLink(fd, self.connect(), token, vm, callbacks, journal)
 
-    def vm(self, name: str = "vm0", max_slots: int = MAX_SLOTS) -> "LocalVm":
-        return LocalVm(self, name, max_slots)
+    def vm(self, name: str = "vm0", max_slots: int = MAX_SLOTS, journal: Journal = NO_JOURNAL) -> "LocalVm":
+        return LocalVm(self, name, max_slots, journal)
 
     def hang_up(self, name: str) -> None:
         """The connection to a file's VM ends, as when memfsd dies; back when the store has settled that.
@@ -205,9 +207,20 @@ class LocalStore:
 class LocalVm:
     """A VM of kvmsim above its core. Addresses and sizes in bytes, as in scripts."""
 
-    def __init__(self, store: LocalStore | None = None, name: str = "vm0", max_slots: int = MAX_SLOTS) -> None:
-        self.vm = Vm(name, max_slots)
-        self.machine = Machine(self.vm, store.pair) if store else Machine(self.vm)
+    def __init__(
+        self,
+        store: LocalStore | None = None,
+        name: str = "vm0",
+        max_slots: int = MAX_SLOTS,
+        journal: Journal = NO_JOURNAL,
+    ) -> None:
+        self.machine: Machine
+        if store and journal is not NO_JOURNAL:
+            self.vm = Vm(name, max_slots, JournaledMmu(journal, name))
+            self.machine = JournaledMachine(self.vm, journal, store.pair)
+        else:
+            self.vm = Vm(name, max_slots)
+            self.machine = Machine(self.vm, store.pair) if store else Machine(self.vm)
         self.guest = Guest(self.machine)
         self.vmm = Vmm(self.machine)
         self._store = store

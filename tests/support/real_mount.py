@@ -52,14 +52,14 @@ def remove_mount(mountpoint: Path) -> None:
 class Mount:
     """`memfsd -f` in a subprocess: `path` is live once constructed."""
 
-    def __init__(self, base: Path, options: str) -> None:
+    def __init__(self, base: Path, options: str, *arguments: str) -> None:
         self.path = base / "mnt"
         self.path.mkdir()
         self.socket = base / "memfsd.sock"
         self._log = base / "stderr"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [BIN / "memfsd", "-f", "-o", f"socket={self.socket},{options}", self.path],
+                [BIN / "memfsd", "-f", "-o", f"socket={self.socket},{options}", *arguments, self.path],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,

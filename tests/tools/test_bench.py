@@ -53,8 +53,8 @@ def figures(everything: subprocess.CompletedProcess[str]) -> dict[str, dict[str,
 
 
 def test_json_is_one_object_with_each_figure_and_the_machine(figures: dict[str, dict[str, object]]) -> None:
-    assert list(figures) == ["P1", "P2", "P3", "P5", "P5b", "P6", "T1", "machine"]
-    for name in ("P1", "P2", "P3", "P5", "P5b", "P6", "T1"):
+    assert list(figures) == ["P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "T1", "machine"]
+    for name in ("P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "T1"):
         assert {"value", "target", "holds", "unit", "parts"} <= figures[name].keys()
 
 
@@ -131,7 +131,7 @@ def test_an_unknown_figure_is_one_line_and_usage(ids: str) -> None:
 
     assert (done.returncode, done.stdout) == (2, "")
     (line,) = done.stderr.splitlines()
-    assert "is not a figure: choose from P1, P2, P3, P5, P5b, T1" in line
+    assert f"is not a figure: choose from {', '.join(bench.FIGURES)}" in line
 
 
 def test_a_failure_to_measure_names_the_figure_and_the_others_are_still_shown(

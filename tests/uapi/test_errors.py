@@ -2,7 +2,7 @@
 
 import errno
 
-from memfsd.uapi.errors import Refused, errno_name, errno_text
+from memfsd.uapi.errors import Refused, errno_name, errno_text, one_line
 
 
 def test_errnos_have_their_kernel_names() -> None:
@@ -17,3 +17,9 @@ def test_a_refusal_shows_errno_and_reason() -> None:
     no = Refused(errno.EPERM, "the file is sealed")
     assert str(no) == "EPERM: the file is sealed"
     assert (no.errno, no.reason) == (errno.EPERM, "the file is sealed")
+
+
+def test_what_another_process_says_is_shown_as_one_printable_line() -> None:
+    assert one_line("no room") == "no room"
+    assert one_line("two\nlines\r\x1b[31mred\0") == "two lines  [31mred "
+    assert len(one_line("x" * 5000)) == 300

@@ -201,7 +201,7 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.InvalidateEnd(0, 8, 4),
         m.Revoke("unmount"),
         m.Report(0),
-        m.ReportReply([(1, 0x100, 0, 8)], [(0x100, 5, 8)], 3, -1),
+        m.ReportReply([(1, 0x100, 0, 8)], [(0x100, 5, 8)], 3, (4, 8), -1),
     )
 }
 

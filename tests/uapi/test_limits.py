@@ -78,6 +78,23 @@ def test_who_waits_for_a_waiter_is_more_patient() -> None:
     assert limits.PROOF_DEADLINE_S < limits.ANSWER_DEADLINE_S
 
 
+def test_a_check_holds_brackets_for_less_than_an_invalidation_waits_for_one() -> None:
+    held_s = limits.CHECK_BRACKETS_DEADLINE_S + limits.CHECK_REPORTS_DEADLINE_S + limits.ACK_DEADLINE_S
+    assert held_s < limits.BRACKET_DEADLINE_S
+    assert limits.CHECK_TURN_DEADLINE_S + held_s < limits.ANSWER_DEADLINE_S, "who asked for the check still listens"
+    assert limits.CHECK_BRACKETS_DEADLINE_S > limits.ACK_DEADLINE_S, "one silent VM is no endless bracket"
+
+
+def test_no_user_can_take_all_connections() -> None:
+    assert limits.MAX_HALF_OPEN_PER_UID < limits.MAX_CONNECTIONS_PER_UID < limits.MAX_CONNECTIONS
+
+
+def test_the_largest_packet_fits_in_a_record_of_a_journal() -> None:
+    """A byte of a text is six in JSON at most."""
+    assert limits.MAX_RECORD_BYTES > 6 * limits.MAX_PACKET_BYTES
+    assert limits.MAX_JOURNAL_BYTES > 100 * limits.MAX_RECORD_BYTES
+
+
 def test_a_slot_number_and_a_vms_slots_are_kvms() -> None:
     assert limits.MAX_SLOTS == 32764
     assert limits.MAX_BINDINGS_PER_FILE >= limits.MAX_SLOTS

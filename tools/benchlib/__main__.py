@@ -10,7 +10,17 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
-from benchlib import conversions, fault, first_touch, page_tables, repeated_stat, requests, throughput
+from benchlib import (
+    conversions,
+    fault,
+    first_touch,
+    huge_file,
+    page_tables,
+    repeated_stat,
+    requests,
+    taking_back,
+    throughput,
+)
 from benchlib.figure import Figure, Progress, table
 from benchlib.machine import describe
 
@@ -20,18 +30,22 @@ FIGURES: dict[str, Measure] = {
     "P1": fault.measure,
     "P2": first_touch.measure,
     "P3": page_tables.measure,
+    "P4": taking_back.measure,
     "P5": requests.measure,
     "P5b": repeated_stat.measure,
     "P6": conversions.measure,
+    "P7": huge_file.measure,
     "T1": throughput.measure,
 }
 QUICK: dict[str, Measure] = {
     "P1": lambda progress: fault.measure(progress, starts=1, rounds=2, count=10),
     "P2": lambda progress: first_touch.measure(progress, rounds=1, size_bytes=4 << 20),
     "P3": lambda progress: page_tables.measure(progress, rounds=1, count=1000),
+    "P4": lambda progress: taking_back.measure(progress, rounds=1, size_bytes=4 << 20),
     "P5": lambda progress: requests.measure(progress, starts=1, rounds=1, count=20),
     "P5b": lambda progress: repeated_stat.measure(progress, rounds=1, count=20),
     "P6": lambda progress: conversions.measure(progress, rounds=1, live=(2, 4), count=2),
+    "P7": lambda progress: huge_file.measure(progress, rounds=1, size_bytes=4 << 30),
     "T1": lambda progress: throughput.measure(progress, rounds=1, count=2),
 }
 """So small that the values mean nothing: for tests of this program."""

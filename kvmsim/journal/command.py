@@ -1,0 +1,89 @@
+"""kvmsim journal: check what was recorded, and show it."""
+
+import argparse
+import json
+import sys
+from typing import Any
+
+import msgspec
+
+from .check import Verdict, check
+from .reader import NotAJournal
+from .show import diagram, events
+
+_HELP = """\
+exit status of check: 0 all rules hold, 1 one is broken (FILE:LINE and why), 2 a file is no journal
+"""
+
+
+def add_parser(commands: Any) -> None:
+    """`journal` beside `run` and `attach`."""
+    journal = commands.add_parser(
+        "journal",
+        help="verify and show what --journal recorded",
+        epilog=_HELP,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    actions = journal.add_subparsers(dest="action", metavar="ACTION", required=True)
+    for name, text in (
+        ("check", "verify the protocol's rules; several journals are merged by time"),
+        ("show", "a diagram of the exchange"),
+    ):
+        action = actions.add_parser(name, help=text, epilog=_HELP if name == "check" else None)
+        action.add_argument("files", nargs="+", metavar="FILE", help="journals of memfsd and kvmsim, of one run")
+        action.add_argument("--json", action="store_true", help="one JSON object (check) or one per event (show)")
+
+
+def command(asked: argparse.Namespace) -> int:
+    try:
+        return _check(asked) if asked.action == "check" else _show(asked)
+    except NotAJournal as error:
+        why = str(error)
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        why = f"{error.filename}: {error.strerror}"
+    print(f"kvmsim: {why}", file=sys.stderr)
+    return 2
+
+
+def _check(asked: argparse.Namespace) -> int:
+    verdict = check(asked.files)
+    if asked.json:
+        print(json.dumps(_as_json(asked.files, verdict)))
+        return 1 if verdict.rule else 0
+    for torn in verdict.torn:
+        print(f"{torn} (what follows is not known)")
+    if verdict.rule:
+        print(f"{verdict.where}: rule '{verdict.rule}' is broken: {verdict.why}")
+        return 1
+    print(f"all rules hold: {verdict.message_count} messages and {verdict.note_count} notes of {_count(asked.files)}")
+    return 0
+
+
+def _count(files: list[str]) -> str:
+    return "1 journal" if len(files) == 1 else f"{len(files)} journals"
+
+
+def _as_json(files: list[str], verdict: Verdict) -> dict[str, Any]:
+    broken = {"rule": verdict.rule, "where": verdict.where, "why": verdict.why} if verdict.rule else None
+    return {
+        "ok": broken is None,
+        "messages": verdict.message_count,
+        "notes": verdict.note_count,
+        "files": files,
+        "torn": verdict.torn,
+        "broken": broken,
+    }
+
+
+def _show(asked: argparse.Namespace) -> int:
+    if not asked.json:
+        for line in diagram(asked.files):
+            print(line)
+        return 0
+    for event in events(asked.files):
+        record = msgspec.to_builtins(event.record.entry)
+        target = None if event.target is None else str(event.target)
+        print(json.dumps({"where": event.record.where, "from": str(event.source), "to": target, **record}))
+    return 0

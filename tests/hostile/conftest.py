@@ -1,0 +1,42 @@
+"""Peers that break every rule. At the end of the run the number of packets that were tried is told."""
+
+import gc
+import os
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tests.hostile.tally import SEED, tried
+from tests.support.both_sides import LocalStore, LocalVm, page
+from tests.support.both_sides import store as store
+from tests.support.threads import until
+
+
+def _held() -> tuple[int, int]:
+    gc.collect()
+    return len(os.listdir("/proc/self/fd")), threading.active_count()
+
+
+@pytest.fixture
+def bystander(store: LocalStore) -> LocalVm:
+    """A VM that must not notice anything."""
+    store.create("bystander", 8)
+    local = store.vm("bystander")
+    local.private_slot(0, 0, page(8), "bystander")
+    assert local.write(0, b"mine") is None
+    return local
+
+
+@pytest.fixture
+def nothing_left(bystander: LocalVm) -> Iterator[None]:
+    """Descriptors and threads are back where they were before the test. It ends before the store does."""
+    before = _held()
+    yield
+    until(lambda: _held() == before, f"fds and threads are {before} again, as before the test")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    if tried:
+        parts = ", ".join(f"{count:,} to {whom}" for whom, count in tried.most_common())
+        terminalreporter.write_line(f"hostile packets: {tried.total():,} (seed {SEED}): {parts}")

@@ -1,0 +1,117 @@
+"""A store that speaks the wire by hand, against kvmsim's real link and machine."""
+
+import fcntl
+import os
+import socket
+from pathlib import Path
+from typing import Any
+
+from kvmsim.core.vm import Vm
+from kvmsim.guest import Guest
+from kvmsim.link import Callbacks, StoreLink
+from kvmsim.machine import Machine
+from memfsd.guests.upchannel import set_deadline
+from memfsd.uapi import messages as m
+from memfsd.uapi.framing import decode_header, decode_reply, decode_request, encode_reply, encode_request
+from memfsd.uapi.limits import MAX_PACKET_BYTES
+from memfsd.uapi.messages import Kind
+from memfsd.uapi.units import PAGE_SIZE
+from tests.support.threads import DEADLINE_S, Beside
+
+FRAMES = 64
+PAGES = 16
+
+
+def window(size: int = FRAMES * PAGE_SIZE, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL) -> int:
+    fd = os.memfd_create("window", os.MFD_ALLOW_SEALING)
+    os.ftruncate(fd, size)
+    fcntl.fcntl(fd, fcntl.F_ADD_SEALS, seals)
+    return fd
+
+
+class ByHand:
+    """The store's ends of one connection; `down` gets requests, `up` makes calls."""
+
+    def __init__(self, place: Path) -> None:
+        self.path = place / "file"
+        self.path.write_bytes(bytes(PAGES * PAGE_SIZE))
+        self._theirs, self.down = _pair()
+        self.up_theirs, self.up = _pair()
+        self.window = window()
+        self.vm = Vm("vm")
+        self.machine = Machine(self.vm, self._link)
+        self.id = 0
+
+    def _link(self, fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
+        return StoreLink(fd, self._theirs, bytes(16), vm, callbacks)
+
+    # -- the VM's side
+
+    def set_slot(self) -> "Beside[None]":
+        """Makes a slot over the whole file at GFN 0: HELLO, PAIR and BIND will come."""
+        size = PAGES * PAGE_SIZE
+        return Beside(lambda: self.machine.set_private_slot(0, 0, size, 0, str(self.path), 0))
+
+    def write(self, page: int, data: bytes = b"x") -> "Beside[Any]":
+        guest = Guest(self.machine)
+        return Beside(lambda: guest.write(self.vm.vcpu(0), page * PAGE_SIZE, data))
+
+    # -- the store's side
+
+    def asked(self) -> tuple[int, Kind, m.Body]:
+        packet = self.down.recv(MAX_PACKET_BYTES)
+        assert packet, "the VM has hung up"
+        header = decode_header(packet)
+        return header.id, header.kind, decode_request(header.kind, packet)
+
+    def answer(self, body: m.Body) -> m.Body:
+        """The next request, answered with this."""
+        id_, kind, asked = self.asked()
+        self.down.send(encode_reply(id_, kind, body))
+        return asked
+
+    def greet(self, pool_frames: int = FRAMES, fds: list[int] | None = None, **changes: int) -> None:
+        """HELLO and PAIR."""
+        self.answer(m.HelloReply(1, sorted(m.STORE_OPERATIONS), pool_frames))
+        id_, kind, _ = self.asked()
+        fields = {"ino": 7, "size_bytes": PAGES * PAGE_SIZE, "order": 0, "seq": 0, **changes}
+        reply = encode_reply(id_, kind, m.PairReply(**fields))
+        socket.send_fds(self.down, [reply], [self.window, self.up_theirs.fileno()] if fds is None else fds)
+
+    def paired(self) -> "ByHand":
+        """With its slot."""
+        slot = self.set_slot()
+        self.greet()
+        assert isinstance(self.answer(m.Empty()), m.Bind)
+        slot.result()
+        return self
+
+    def map_page(self, page: int, pfn: int) -> None:
+        """The guest touches a page and gets this frame."""
+        write = self.write(page)
+        self.answer(m.GetPfnReply(pfn, 1, 0, 0))
+        assert write.result() is None
+
+    def call(self, kind: Kind, body: m.Body) -> m.Body | str:
+        """An up-call: its reply, or the errno's number as text."""
+        self.id += 1
+        self.up.send(encode_request(self.id, kind, body))
+        packet = self.up.recv(MAX_PACKET_BYTES)
+        assert packet, "the VM has closed the up channel"
+        header = decode_header(packet)
+        assert (header.id, header.kind, header.is_reply) == (self.id, kind, True)
+        return os.strerror(header.errno) if header.errno else decode_reply(kind, packet)
+
+    def close(self) -> None:
+        for sock in (self.down, self.up, self.up_theirs):
+            sock.close()
+        self.machine.close()
+        self._theirs.close()
+        os.close(self.window)
+
+
+def _pair() -> tuple[socket.socket, socket.socket]:
+    theirs, ours = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    set_deadline(ours, DEADLINE_S)
+    set_deadline(theirs, DEADLINE_S)
+    return theirs, ours

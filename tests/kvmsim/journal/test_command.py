@@ -1,0 +1,85 @@
+"""kvmsim journal, as a person uses it."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from kvmsim.cli import run_command
+from tests.support.both_sides import LocalStore, LocalVm, page
+from tests.support.journaled import read_lines, record_run, write_lines
+
+
+def exchange(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
+    one.write(page(16), b"x")
+    store.punch("one", 0, 1)
+    one.close()
+    two.close()
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
+    return [str(path) for path in record_run(tmp_path_factory.mktemp("recorded"), exchange)]
+
+
+def test_check_is_quiet_success(recorded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["journal", "check", *recorded]) == 0
+    assert capsys.readouterr().out.startswith("all rules hold: ")
+
+
+def test_check_names_rule_and_line(recorded: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lines = read_lines(Path(recorded[1]))
+    at = next(n for n, line in enumerate(lines) if line.get("what") == "zapped")
+    del lines[at]
+    broken = tmp_path / "broken"
+    write_lines(broken, lines)
+    assert run_command(["journal", "check", str(broken), recorded[0]]) == 1
+    (line,) = capsys.readouterr().out.splitlines()
+    assert line.startswith(f"{broken}:")
+    assert "rule 'acknowledged' is broken: " in line
+    assert run_command(["journal", "check", str(broken), "--json"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert (told["ok"], told["broken"]["rule"]) == (False, "acknowledged")
+
+
+@pytest.mark.parametrize("action", ["check", "show"])
+def test_what_can_not_be_read_is_status_2(action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["journal", action, str(tmp_path / "absent")]) == 2
+    assert run_command(["journal", action, str(tmp_path)]) == 2
+    (tmp_path / "text").write_text("hello\n")
+    assert run_command(["journal", action, str(tmp_path / "text")]) == 2
+    absent, directory, text = capsys.readouterr().err.splitlines()
+    assert absent == f"kvmsim: {tmp_path}/absent: No such file or directory"
+    assert directory == f"kvmsim: {tmp_path}: Is a directory"
+    assert text.startswith(f"kvmsim: {tmp_path}/text:1: no record of a journal")
+
+
+def test_show_draws_each_message_once(recorded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    pictures = []
+    for files in ([recorded[0]], recorded, recorded[::-1]):
+        assert run_command(["journal", "show", *files]) == 0
+        pictures.append(capsys.readouterr().out.splitlines())
+    arrows = [[line for line in picture if "->" in line or "<-" in line] for picture in pictures]
+    assert len(arrows[0]) == len(arrows[1]) == len(arrows[2])
+    assert "memfsd" in pictures[1][0]
+    assert "one" in pictures[1][0]
+    assert "two" in pictures[1][0]
+
+
+def test_show_tells_a_punch_in_its_order(recorded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["journal", "show", *recorded]) == 0
+    picture = capsys.readouterr().out.splitlines()
+    story = ["INVALIDATE_BEGIN 1 ", "* zapped", "* out", "INVALIDATE_BEGIN 1 ok", "* freed", "INVALIDATE_END 2 "]
+    found = [next(n for n, line in enumerate(picture) if word in line) for word in story]
+    assert found == sorted(found)
+    assert "start=0x0 end=0x1 seq=0" in picture[found[0]]
+
+
+def test_show_json_is_one_object_per_event(recorded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["journal", "show", "--json", *recorded]) == 0
+    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    begin = next(event for event in told if event.get("kind") == "INVALIDATE_BEGIN")
+    assert begin["from"].startswith("memfsd ")
+    assert begin["to"].startswith("one ")
+    assert begin["body"]["end"] == 1
+    assert all(":" in event["where"] for event in told)
