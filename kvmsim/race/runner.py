@@ -116,7 +116,7 @@ class _Run:
                     scheduler.main.process = "nobody"
                     scheduler.end()
             left = self.world.open_sockets()
-            if left and self._peaceful and not scheduler.cut_short:
+            if left and self._peaceful and not scheduler.cut_short and not scheduler.failures:
                 scheduler.fail(f"{left} sockets are left open")
         finally:
             self.world.discard()
