@@ -15,7 +15,8 @@
     script         the language of `kvmsim run`
     vcpu_commands  script commands that run vCPUs
     execute        script commands to calls of the above
+    race           both sides under a scheduler: `kvmsim race`
     cli            the command kvmsim
 
-Of memfsd it knows only memfsd.uapi.
+Of memfsd it knows only memfsd.uapi; race alone knows the rest, and only the command loads it.
 """

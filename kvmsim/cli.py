@@ -32,6 +32,7 @@ examples:
   kvmsim run boot.kvm --json                 a script, one JSON object a line
   echo 'info vms' | kvmsim run -             commands from standard input
   kvmsim attach /mnt/vm.mem --gpa 0          pair with a sealed file, then a prompt: try 'help'
+  kvmsim race fault-x-punch --exhaustive     every order of a fault and a punch; --list names the others
   kvmsim compare                             what each design of conversion costs and destroys, as a table
 
 exit status of run: 0 every command did what it should, 1 one did not, 2 the script can not be parsed
@@ -58,12 +59,28 @@ def _close_to_inspection() -> None:
 
 
 def run_command(arguments: list[str]) -> int:
+    if arguments[:1] == ["race"]:
+        return _race(arguments[1:])
     asked = _parser().parse_args(arguments)
     if asked.command == "journal":
         return journal.command(asked)
     if asked.command == "compare":
         return compare(asked)
     return _run(asked) if asked.command == "run" else _attach(asked)
+
+
+def _race(arguments: list[str]) -> int:
+    """Its package is loaded for it alone: it brings the whole of memfsd along."""
+    from .race import cli
+
+    parser = argparse.ArgumentParser(
+        prog="kvmsim race",
+        description="Run the real code of both sides under chosen schedules and check R1 to R8.",
+        epilog=cli.epilog(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    cli.add_arguments(parser)
+    return cli.main(parser.parse_args(arguments))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -85,6 +102,7 @@ def _parser() -> argparse.ArgumentParser:
     attach = commands.add_parser("attach", help="pair with a sealed file and prompt")
     attach.add_argument("file", metavar="FILE")
     attach.add_argument("--gpa", type=_address, default=0, metavar="G", help="where its memory begins (default 0)")
+    commands.add_parser("race", help="run a scenario of both sides under chosen schedules", add_help=False)
     for sub in (run_, attach):
         sub.add_argument("--policy", choices=POLICIES, default="none", help="how exits are handled (default none)")
         sub.add_argument(

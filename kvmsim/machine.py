@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from memfsd.uapi import messages as m
 from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
-from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES, MAX_RUNS_PER_REPORT
+from memfsd.uapi.limits import ACK_DEADLINE_S, ANSWER_DEADLINE_S, MAX_AHEAD_PAGES, MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 from .core.ept import MAX_GFN_EPT, entry_pfn, entry_writable
@@ -68,6 +68,8 @@ class Machine:
         self.links: dict[FileId, StoreLink] = {}
         self._open: dict[StoreLink, tuple[int, int]] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
+        self._retiring = False
+        """Private GFNs have no slot any more and may still be mapped, or hold their contents. Guarded by Mmu.lock."""
         self._changing: dict[StoreLink, tuple[int, int]] = {}
         """File pages [start, end) of the slot that is being made or deleted: the store may not know yet what is shown,
         or what is not. Guarded by Mmu.lock."""
@@ -281,9 +283,11 @@ class Machine:
                 raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
             _check_loose(slot)
             with self._change(slot):
-                with self.vm.mmu.lock:
-                    removed = self.vm.slots[True].punch(id_, start, end)
-                self._retire(slot, removed)
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        removed = self.vm.slots[True].punch(id_, start, end)
+                    self._retire(slot, removed)
+                self._forget(slot, removed)
             return removed
 
     def fill_slot(self, id_: int, start: int, end: int) -> None:
@@ -293,7 +297,7 @@ class Machine:
             slots = self.vm.slots[True]
             slot = slots.get(id_)
             assert slot is not None
-            with self._change(slot):
+            with self._change(slot), self._faults_wait(start, end):
                 with self.vm.mmu.lock:
                     slots.fill(id_, start, end)
                 try:
@@ -313,9 +317,10 @@ class Machine:
             assert slot is not None
             _check_loose(slot)
             with self._change(slot):
-                with self.vm.mmu.lock:
-                    slots.punch(id_, start, end)
-                runs = self._block([(start, end)])
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        slots.punch(id_, start, end)
+                    runs = self._block([(start, end)])
                 try:
                     self._unbind(slot, [(start, end)])
                 except Refused:
@@ -331,9 +336,10 @@ class Machine:
             assert slot is not None
             _check_loose(slot)
             with self._change(slot):
-                with self.vm.mmu.lock:
-                    self.vm.slots[True].delete(id_)
-                runs = self._block(slot.segments)
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        self.vm.slots[True].delete(id_)
+                    runs = self._block(slot.segments)
                 try:
                     self._unbind(slot, slot.segments)
                 except Refused:
@@ -345,7 +351,7 @@ class Machine:
 
     def attach(self, slot: Memslot) -> None:
         """Put a slot back that `detach` took out."""
-        with self.slots_lock, self._change(slot):
+        with self.slots_lock, self._change(slot), self._faults_wait(slot.gfn, slot.end):
             with self.vm.mmu.lock:
                 self.vm.slots[True].add(slot)
             self._bind(slot, slot.segments)
@@ -362,7 +368,7 @@ class Machine:
                 segments=[],
                 max_order=backing_of(like).leaf_order,
             )
-            with self._change(slot):
+            with self._change(slot), self._faults_wait(start, end):
                 with self.vm.mmu.lock:
                     self.vm.slots[True].add(slot)
                 try:
@@ -449,9 +455,11 @@ class Machine:
             doomed = self.vm.slots[True].get(id_)
             assert doomed is not None
             with self._change(doomed):
-                with self.vm.mmu.lock:
-                    self.vm.slots[True].delete(id_)
-                self._retire(doomed, doomed.segments)
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        self.vm.slots[True].delete(id_)
+                    self._retire(doomed, doomed.segments)
+                self._forget(doomed, doomed.segments)
             return
         with self.vm.mmu.lock:
             slot = self.vm.slots[False].delete(id_)
@@ -466,13 +474,45 @@ class Machine:
             backing.memory.close()
 
     def _retire(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
-        """Private GFNs that no slot shows any more: zap, flush, destroy contents, tell the store if it is there."""
+        """Private GFNs that no slot shows any more: zap, flush, destroy contents."""
         self.destroy(slot, self._zap_segments(segments, private=True))
+
+    def _forget(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+        """Tell the store, if it is there, that these GFNs are not bound any more."""
         for start, end in segments:
             try:
                 link_of(slot).unbind(slot.pgoff_of(start), end - start)
             except PeerLost:
                 return
+
+    @contextlib.contextmanager
+    def _retirement(self) -> Iterator[None]:
+        """Private GFNs lose their slot, are zapped, and perhaps destroyed: the store's BEGIN waits until it is done.
+
+        Else it would find no slot, and be acknowledged while they are mapped; and contents would be destroyed in a
+        frame that is another page's by then. No down-call in it: the store may be waiting for us.
+        """
+        mmu = self.vm.mmu
+        with mmu.lock:
+            self._retiring = True
+        try:
+            yield
+        finally:
+            with mmu.lock:
+                self._retiring = False
+                mmu.ended.notify_all()
+
+    @contextlib.contextmanager
+    def _faults_wait(self, start: int, end: int) -> Iterator[None]:
+        """GFNs get a slot here and a binding in the store: a fault that sees one of both waits for the other."""
+        mmu = self.vm.mmu
+        with mmu.lock:
+            mmu.invalidate_begin(start, end)
+        try:
+            yield
+        finally:
+            with mmu.lock:
+                mmu.invalidate_end()
 
     def _zap_segments(self, segments: list[tuple[int, int]], *, private: bool) -> Runs:
         runs: Runs = []
@@ -559,7 +599,9 @@ class Machine:
                         most = ticket.limit if ticket.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
                         granted = backing.link.get_pfn(ticket.pgoff, most)
                 except Refused as refused:
-                    if refused.errno == errno.EAGAIN and self._wait_end(ticket):
+                    with lock:
+                        stale = mmu.is_stale(ticket, 1)  # a slot may have gone or come meanwhile
+                    if (stale or refused.errno == errno.EAGAIN) and self._wait_end(ticket):
                         continue
                     return _failed(ticket, refused.errno, refused.reason)
                 except PeerLost as lost:
@@ -618,6 +660,8 @@ class Machine:
         mmu = self.vm.mmu
         kept: list[tuple[int, int]] = []
         with mmu.lock:
+            if not mmu.ended.wait_for(lambda: not self._retiring, ACK_DEADLINE_S):
+                raise PeerLost("a slot of this VM does not go away in time")
             ranges = self._gfn_ranges(link, begin.start, begin.end)
             if not ranges:
                 return []
@@ -693,12 +737,12 @@ class Machine:
             for slot in list(self.vm.slots[False]):
                 self._delete(slot.id, private=False)
             for link in self.links.values():
-                with self.vm.mmu.lock:
-                    self._changing[link] = _EVERY_PAGE
-                    segments = self._segments(link)
-                    for id_ in {slot.id for slot, _, _ in segments}:
-                        self.vm.slots[True].delete(id_)
-                if segments:
+                with self._retirement():
+                    with self.vm.mmu.lock:
+                        self._changing[link] = _EVERY_PAGE
+                        segments = self._segments(link)
+                        for id_ in {slot.id for slot, _, _ in segments}:
+                            self.vm.slots[True].delete(id_)
                     self._zap_segments([(start, end) for _, start, end in segments], private=True)
                 link.close()
             self.links.clear()

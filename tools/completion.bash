@@ -49,7 +49,7 @@ _memfs() {
 _kvmsim() {
     local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach compare journal -h --help' "$word"
+        _memfsd_words 'run attach race compare journal -h --help' "$word"
         return
     fi
     if [[ ${COMP_WORDS[1]} == journal ]]; then
@@ -62,6 +62,9 @@ _kvmsim() {
     fi
     [[ ${COMP_WORDS[1]} == run ]] && options+=' --keep-going'
     [[ ${COMP_WORDS[1]} == attach ]] && options+=' --gpa'
+    if [[ ${COMP_WORDS[1]} == race ]]; then
+        options='-h --help --seed --count --exhaustive --bound --limit --replay --record --list --points --show --json'
+    fi
     case $before in
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
         --under) _memfsd_words 'kept freed' "$word" ;;

@@ -39,7 +39,7 @@ class UpChannel:
 
     def __init__(self, sock: socket.socket, deadline_s: float = ACK_DEADLINE_S) -> None:
         self._sock = sync.channel(sock, "store.up")
-        set_deadline(sock, deadline_s)
+        set_deadline(self._sock, deadline_s)
         self._lock = sync.lock("UpChannel.lock")
         self._next_id = 1
         self._abandoned: set[int] = set()

@@ -46,7 +46,7 @@ def test_the_commands_are_offered(program: str) -> None:
     "command",
     [
         *(("memfs", name) for name in ("create", "seal", "stat", "map", "fallocate", "check", "top")),
-        *(("kvmsim", name) for name in ("run", "attach")),
+        *(("kvmsim", name) for name in ("run", "attach", "race")),
         ("memfsd",),
     ],
     ids=" ".join,

@@ -1,0 +1,17 @@
+"""Controlled races: the real code of both sides in one process, under a scheduler that decides who goes on.
+
+points      every named point: messages, locks, mappings, frames; and how they are watched
+accesses    what a step touches, and which steps commute
+scheduler   one thread at a time, from point to point, in virtual time
+primitives  the locks, threads and connections it schedules: memfsd.uapi.sync makes these instead
+scenario    what is raced: text to actors
+world       a store and its VMs, processes that can be killed, stopped and cut off
+history     what a guest may read
+oracle      R1 to R8 and that everything ends, with both sides in view
+runner      one run of a scenario
+explore     which runs: random, exhaustive, replayed
+minimise, diagram, record, cli   a failure made short, drawn, kept; the command
+
+This package alone of kvmsim knows memfsd beyond its uapi, because it needs both sides. Nothing but the command
+`kvmsim race` and tests imports it.
+"""

@@ -1,0 +1,151 @@
+"""What must be true: at each frame that is freed, and when a run has come to its end."""
+
+from typing import Any
+
+from kvmsim.core.ept import entry_pfn
+from kvmsim.link import StoreLink
+from kvmsim.memory import Memory
+from memfsd.core.frames import FrameState
+from memfsd.core.gmem import guest_of
+from memfsd.uapi.units import PAGE_SHIFT
+
+from . import points
+from .accesses import Kind
+from .scheduler import Scheduler, Task
+from .world import SimulatedVm, World
+
+_ALL_GFNS = 1 << 20
+
+
+class Oracle:
+    """Sees both sides at once, as nobody in the real world can."""
+
+    def __init__(self, world: World, scheduler: Scheduler) -> None:
+        self._world = world
+        self._scheduler = scheduler
+        self.in_access: dict[Task, tuple[Memory, int, int]] = {}
+        """Who is in guest mode with a translation in hand: memory, first frame, frames."""
+
+    def approach(self, task: Task, name: str, arguments: tuple[Any, ...]) -> None:
+        """A task comes to a point; it may have to wait there."""
+        self.in_access.pop(task, None)
+        if name in ("guest reads", "guest writes"):
+            memory, offset, data = arguments
+            length = data if isinstance(data, int) else len(data)
+            first = offset >> PAGE_SHIFT
+            self.in_access[task] = memory, first, max(-(-(offset + length) >> PAGE_SHIFT) - first, 1)
+
+    def passed(self, name: str, arguments: tuple[Any, ...]) -> None:
+        """The step from the point begins."""
+        self.in_access.pop(self._scheduler.me(), None)
+        if name == "frames freed":
+            scrub = arguments[1]
+            for pfn, count in scrub.runs:
+                self._at_free(pfn, count, scrub.window)
+
+    def _at_free(self, pfn: int, count: int, window: int | None) -> None:
+        """R6: nobody who lives can reach a frame that becomes free."""
+        for vm in self._world.vms.values():
+            for link in vm.links:
+                if points.labels[id(link.memory)] == str(window):
+                    for vcpu in vm.vm.vcpus.values():
+                        self._scheduler.touch(("tlb", points.labels[id(vcpu.tlb)]), Kind.READ)
+                    self._scheduler.touch(("ept", vm.name), Kind.READ)
+                how = "" if vm.is_dead else self._reaches(vm, link, pfn, pfn + count)
+                if how:
+                    self._scheduler.fail(f"R6: frame {pfn:#x}+{count} is freed while {how}")
+
+    def _reaches(self, vm: SimulatedVm, link: StoreLink, low: int, high: int) -> str:
+        if link not in vm.machine.links.values():
+            return ""
+        for gfn, pfn, count in vm.vm.mmu.epts[True].runs(0, _ALL_GFNS):
+            first = pfn - link.base
+            if first < high and low < first + count:
+                return f"{vm.name} maps it (GFN {gfn + max(low - first, 0):#x})"
+        for vcpu in vm.vm.vcpus.values():
+            for memory, offset, _ in vars_of_tlb(vcpu.tlb).values():
+                if memory is link.memory and low <= offset >> PAGE_SHIFT < high:
+                    return f"it is in the TLB of {vm.name}.vcpu{vcpu.id}"
+        for task, (memory, first, count) in self.in_access.items():
+            if memory is link.memory and first < high and low < first + count and not task.dead and not task.done:
+                return f"{task.name} is in guest mode and accesses it"
+        return ""
+
+    def at_end(self) -> None:
+        """All is quiet. By the main task, between the race and the good end of what lives."""
+        self._tasks()
+        if self._scheduler.failures:
+            return  # what did not end holds locks
+        for vm in self._world.vms.values():
+            if not vm.is_dead:
+                self._vm(vm)
+        if not self._world.store_is_dead:
+            self._store()
+
+    def _tasks(self) -> None:
+        scheduler = self._scheduler
+        if scheduler.endless:
+            running = ", ".join(f"{task.name} at '{task.point}'" for task in scheduler.tasks[1:] if not task.done)
+            scheduler.fail(f"the run does not end: {running}")
+            return
+        for task in scheduler.tasks:
+            if task.error is not None:
+                scheduler.fail(f"{task.name}: {type(task.error).__name__}: {task.error}")
+        stuck = [task for task in scheduler.tasks if task.is_actor and not task.done and not task.dead]
+        if stuck:
+            told = ", ".join(f"{task.name} waits at '{task.point}'" for task in stuck)
+            scheduler.fail(f"deadlock: {told}")
+
+    def _vm(self, vm: SimulatedVm) -> None:
+        fail, mmu = self._scheduler.fail, vm.vm.mmu
+        if mmu.in_progress:
+            fail(f"R7: {vm.name} has {mmu.in_progress} open invalidations and nothing goes on")
+        for vcpu in vm.vm.vcpus.values():
+            for key, (memory, offset, _) in vars_of_tlb(vcpu.tlb).items():
+                if key >= 0:
+                    continue
+                entry = mmu.epts[True].walk(~key)
+                found = vm.vm.physmap.find(entry_pfn(entry)) if entry else None
+                if found is None or found[0] is not memory or found[1] != offset >> PAGE_SHIFT:
+                    fail(f"R3: the TLB of {vm.name}.vcpu{vcpu.id} has GFN {~key:#x}, which the EPT has not")
+        if self._world.store_is_dead and mmu.epts[True].leaf_count:
+            fail(f"{vm.name} still maps {mmu.epts[True].leaf_count} pages of a store that is dead")
+
+    def _store(self) -> None:
+        world, fail = self._world, self._scheduler.fail
+        self._scheduler.main.process = "store"
+        for rule, text in world.checker.check().findings:
+            fail(f"{rule}: {text}")
+        with world.service.lock:
+            pool = world.service.pool
+            if pool.count(FrameState.CLOSING):
+                fail(f"R6: {pool.count(FrameState.CLOSING)} frames are closing and nothing goes on")
+            pending = sum(guest_of(file).pending for file in world.service.inodes.sealed_files())
+            if pending != pool.count(FrameState.PENDING):
+                fail(f"files count {pending} pending frames, the pool {pool.count(FrameState.PENDING)}")
+        self._scheduler.main.process = "nobody"
+
+    def at_close(self) -> None:
+        """Every VM has ended: what they had is free, and nothing is open."""
+        world, fail = self._world, self._scheduler.fail
+        for task in self._scheduler.tasks[1:]:
+            if not task.done and not task.dead:
+                fail(f"{task.name} does not end: it waits at '{task.point}'")
+        for task in self._scheduler.tasks:
+            if task.error is not None:
+                fail(f"{task.name}: {type(task.error).__name__}: {task.error}")
+        if world.store_is_dead:
+            return
+        pool = world.service.pool
+        for state in (FrameState.CLOSING, FrameState.QUARANTINED, FrameState.PENDING):
+            if pool.count(state):
+                fail(f"R6: {pool.count(state)} frames are {state.name.lower()} though every VM has ended")
+        kept = sum(f.pages.page_count for f in world.service.inodes.sealed_files() if guest_of(f).pairing is not None)
+        if kept:
+            fail(f"R6: files of ended VMs keep {kept} frames")
+
+
+def vars_of_tlb(tlb: object) -> dict[int, tuple[Memory, int, bool]]:
+    """The entries; the TLB itself answers only one at a time, as hardware does."""
+    entries: dict[int, tuple[Memory, int, bool]] = object.__getattribute__(tlb, "_entries")
+    return entries

@@ -1,0 +1,377 @@
+"""One run of a scenario under a chooser."""
+
+import contextlib
+import errno
+import itertools
+import logging
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from kvmsim.core.exits import Exit, MemoryErrorExit, MmioExit
+from kvmsim.machine import GuestVcpu
+from memfsd.uapi import sync
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+
+from . import points
+from .accesses import Access
+from .history import History, Page
+from .oracle import Oracle
+from .primitives import Connections, Makers
+from .scenario import MAX_TEXT, Actor, Command, Scenario
+from .scheduler import Chooser, Killed, Scheduler, Step, Stuck
+from .world import SimulatedVm, World, standing_in
+
+_BROKEN = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY}
+"""Errnos that say that the other side is gone, or did not answer in time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """steps: what happened, in order. failures: what must not be; empty when all held."""
+
+    steps: list[Step]
+    failures: list[str]
+    pending: list[tuple[str, Access]]
+    """Tasks that never took their next step, and what it would have touched first."""
+    cut_short: bool
+
+    @property
+    def schedule(self) -> list[str]:
+        return [step.task.name for step in self.steps]
+
+
+class _LogWatch(logging.Handler):
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.records.append(record)
+
+
+def run_once(scenario: Scenario, chooser: Chooser) -> Result:
+    """Set up, race, check, end in good order, check again. What it opened is closed."""
+    fds = _open_fds()
+    watch = _LogWatch()
+    log = logging.getLogger("memfsd.guests")
+    log.addHandler(watch)
+    was, log.propagate = log.propagate, False
+    points.labels.clear()
+    scheduler = Scheduler(chooser)
+    connections = Connections(scheduler)
+    try:
+        with sync.use(Makers(scheduler, connections)):
+            result = _Run(scenario, scheduler, connections, watch).go()
+    finally:
+        log.removeHandler(watch)
+        log.propagate = was
+        left = _close_leaks(fds)
+    peaceful = not any(actor.role == "outside" for actor in scenario.actors)
+    if left and peaceful and not result.cut_short and not result.failures:
+        result.failures.append(f"{len(left)} fds are left open: {', '.join(left)}")
+    return result
+
+
+class _Run:
+    def __init__(self, scenario: Scenario, scheduler: Scheduler, connections: Connections, watch: _LogWatch) -> None:
+        self._scenario = scenario
+        self._scheduler = scheduler
+        self._watch = watch
+        self.world = World(scenario, scheduler, connections)
+        self._oracle = Oracle(self.world, scheduler)
+        self._history = History()
+        self._slots: dict[tuple[str, int], list[tuple[str, int, int, int]]] = {}
+        """(VM, slot): the file, GFN, page of the file and pages."""
+        for actor in (*scenario.before, *scenario.actors, *scenario.after):
+            for command in actor.commands:
+                if command.verb == "slot":
+                    id_, name, gfn, pgoff, pages = command.arguments
+                    assert isinstance(id_, int)
+                    self._slots.setdefault((actor.vm, id_), []).append((name, gfn, pgoff, pages))  # type: ignore[arg-type]
+        self._peaceful = not any(actor.role == "outside" for actor in scenario.actors)
+
+    def go(self) -> Result:
+        scheduler, scenario = self._scheduler, self._scenario
+        pending: list[tuple[str, Access]] = []
+        try:
+            with standing_in(self.world), points.installed(self._at_point, self._retried, self._looking):
+                try:
+                    self._sequence(scenario.before)
+                    if scheduler.failures:
+                        raise AssertionError(f"{scenario.name}: before the race: {scheduler.failures[0]}")
+                    for actor in scenario.actors:
+                        process = actor.vm or ("store" if actor.role == "host" else "outside")
+                        task = scheduler.add(actor.name, process, actor=True)
+                        scheduler.start(task, self._acting(actor))
+                    scheduler.race()
+                    pending = [(t.name, t.pending) for t in scheduler.tasks if not t.done and t.pending is not None]
+                    if not scheduler.cut_short:
+                        self._finish()
+                except Stuck as stuck:
+                    scheduler.fail(str(stuck))
+                finally:
+                    scheduler.main.process = "nobody"
+                    scheduler.end()
+            left = self.world.open_sockets()
+            if left and self._peaceful and not scheduler.cut_short and not scheduler.failures:
+                scheduler.fail(f"{left} sockets are left open")
+        finally:
+            self.world.discard()
+        return Result(scheduler.steps, list(dict.fromkeys(scheduler.failures)), pending, scheduler.cut_short)
+
+    def _finish(self) -> None:
+        scheduler = self._scheduler
+        self._oracle.at_end()
+        self._logged()
+        if not scheduler.failures:
+            self._sequence(self._scenario.after)
+        if not scheduler.failures:
+            self.world.close()
+            self._oracle.at_close()
+            self._logged()
+
+    def _logged(self) -> None:
+        for record in self._watch.records:
+            if record.exc_info and record.exc_info[1] is not None:
+                error = record.exc_info[1]
+                self._scheduler.fail(f"memfsd: {record.getMessage()}: {type(error).__name__}: {error}")
+            elif self._peaceful:
+                self._scheduler.fail(f"memfsd: {record.getMessage()}, though nobody was killed, stopped or cut")
+
+    # -- points
+
+    def _at_point(self, name: str, arguments: tuple[Any, ...], touches: Callable[[str], list[Access]]) -> None:
+        scheduler = self._scheduler
+        task = scheduler.me()
+        if scheduler.is_over:
+            if task is scheduler.main:
+                return
+            raise Killed
+        if scheduler.racing:
+            self._oracle.approach(task, name, arguments)
+            accesses = touches(task.process)
+            if not (task.locks and accesses and accesses[0][0][0] == "field"):
+                scheduler.reach(name, None, None, accesses[0] if accesses else None)
+            for key, kind in accesses:
+                scheduler.touch(key, kind)
+            self._oracle.passed(name, arguments)
+
+    @contextlib.contextmanager
+    def _looking(self) -> Iterator[None]:
+        task = self._scheduler.me()
+        if task.section is not None:
+            task.section.only_looks()
+        task.looks = True
+        try:
+            yield
+        finally:
+            task.looks = False
+
+    def _retried(self) -> None:
+        if self._scheduler.racing:
+            self._scheduler.ask_again(points.RETRY.name)
+
+    # -- actors
+
+    def _acting(self, actor: Actor) -> Callable[[], None]:
+        def run() -> None:
+            for command in actor.commands:
+                self._do(actor, command)
+
+        return run
+
+    def _sequence(self, actors: list[Actor]) -> None:
+        """By the main task, one after the other. A process that is dead does nothing."""
+        for actor in actors:
+            if (actor.vm and self.world.vms[actor.vm].is_dead) or (not actor.vm and self.world.store_is_dead):
+                continue
+            self._scheduler.main.process = actor.vm or "store"
+            for command in actor.commands:
+                self._do(actor, command)
+            self._scheduler.main.process = "nobody"
+
+    def _do(self, actor: Actor, command: Command) -> None:
+        vm = self.world.vms[actor.vm] if actor.vm else None
+        self._scheduler.me().asked = len(self._scheduler.steps)
+        action = getattr(self, f"_{actor.role}_{command.verb}")
+        try:
+            told = action(actor, vm, *command.arguments) if vm else action(*command.arguments)
+        except Refused as refused:
+            told = errno_name(refused.errno)
+            if self._peaceful and refused.errno in _BROKEN:
+                self._scheduler.fail(f"{actor.name}: {command}: {refused}")
+        self._scheduler.note(f"{command}: {told or 'done'}")
+
+    # -- what actors do; each returns what came of it, "" for nothing to tell
+
+    def _vcpu_read(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
+        start = self._history.tick()
+        length = MAX_TEXT if pages == 1 else pages * PAGE_SIZE
+        vcpu = vm.vm.vcpu(actor.index)
+        data = self._runs(vm, vcpu, lambda: vm.guest.read(vcpu, gfn << PAGE_SHIFT, length))()
+        if not isinstance(data, bytes):
+            return self._exit(actor, data)
+        told = []
+        for index in range(pages):
+            value = data[index * PAGE_SIZE :][:MAX_TEXT]
+            page = self._page(vm, gfn + index)
+            if page is not None:
+                wrong = self._history.check(page, value, start)
+                if wrong:
+                    self._scheduler.fail(f"R8: {actor.name}: {wrong}")
+            told.append(repr(value.rstrip(b"\0").decode(errors="replace")))
+        return "read " + " ".join(told)
+
+    def _vcpu_write(self, actor: Actor, vm: SimulatedVm, gfn: int, text: str, pages: int = 1) -> str:
+        value = text.encode().ljust(MAX_TEXT, b"\0")
+        data = value if pages == 1 else value.ljust(PAGE_SIZE, b"\0") * pages
+        touched = [page for index in range(pages) if (page := self._page(vm, gfn + index)) is not None]
+        changes = self._history.begin(touched, value)
+        vcpu = vm.vm.vcpu(actor.index)
+        exit_ = self._runs(vm, vcpu, lambda: vm.guest.write(vcpu, gfn << PAGE_SHIFT, data))()
+        self._history.end(changes, happened=exit_ is None)
+        return "" if exit_ is None else self._exit(actor, exit_)
+
+    def _vcpu_share(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
+        with self._taking([page for index in range(pages) if (page := self._page(vm, gfn + index)) is not None]):
+            return self._map(actor, vm, gfn, pages, private=False)
+
+    def _vcpu_unshare(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
+        return self._map(actor, vm, gfn, pages, private=True)
+
+    def _map(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int, *, private: bool) -> str:
+        vcpu = vm.vm.vcpu(actor.index)
+        size = pages << PAGE_SHIFT
+        runs = self._runs(vm, vcpu, lambda: vm.guest.map(vcpu, gfn << PAGE_SHIFT, size, private=private))
+        exit_ = vm.vmm.run(runs)
+        return "" if exit_ is None else self._exit(actor, exit_)
+
+    def _runs(self, vm: SimulatedVm, vcpu: GuestVcpu, begin: Callable[[], Any]) -> Callable[[], Any]:
+        """KVM_RUN as user space calls it: again after EINTR; not while it changes memslots, if here it ever does."""
+        if not self._scenario.uses("share", "unshare"):
+            return begin
+        runs = itertools.chain((begin,), itertools.repeat(vcpu.kvm_run))
+
+        def run() -> Any:
+            while True:
+                with vm.vmm.inhibitor.running():
+                    try:
+                        return next(runs)()
+                    except Refused as refused:
+                        if refused.errno != errno.EINTR:
+                            raise
+                        vcpu.run.immediate_exit = 0
+
+        return run
+
+    def _vmm_slot(self, actor: Actor, vm: SimulatedVm, id_: int, name: str, gfn: int, pgoff: int, pages: int) -> str:
+        path = self.world.path(name)
+        vm.machine.set_private_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, 0, path, pgoff << PAGE_SHIFT)
+        return ""
+
+    def _vmm_delete(self, actor: Actor, vm: SimulatedVm, id_: int) -> str:
+        with self._taking([page for slot in self._slots.get((vm.name, id_), []) for page in _pages(slot)]):
+            vm.machine.delete_slot(id_, private=True)
+        return ""
+
+    def _vmm_hole(self, actor: Actor, vm: SimulatedVm, id_: int, gfn: int, pages: int) -> str:
+        with self._taking([page for index in range(pages) if (page := self._page(vm, gfn + index)) is not None]):
+            vm.machine.punch_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT)
+        return ""
+
+    def _vmm_fill(self, actor: Actor, vm: SimulatedVm, id_: int, gfn: int, pages: int) -> str:
+        vm.machine.fill_slot(id_, gfn, gfn + pages)
+        return ""
+
+    def _vmm_close(self, actor: Actor, vm: SimulatedVm) -> str:
+        vm.said_bye = True
+        vm.machine.close()
+        return ""
+
+    def _host_punch(self, name: str, pgoff: int, pages: int) -> str:
+        with self._taking([(name, pgoff + index) for index in range(pages)]):
+            self.world.punch(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT)
+        return ""
+
+    def _host_allocate(self, name: str, pgoff: int, pages: int) -> str:
+        self.world.allocate(name, pgoff, pages)
+        return ""
+
+    def _host_truncate(self, name: str, pages: int) -> str:
+        with self._taking([(name, index) for index in range(pages, self._scenario.files[name])]):
+            self.world.truncate(name, pages)
+        return ""
+
+    def _host_unlink(self, name: str) -> str:
+        self.world.unlink(name)
+        return ""
+
+    def _host_check(self) -> str:
+        findings = self.world.checker.check().findings
+        return "; ".join(f"{rule} {text}" for rule, text in findings)
+
+    def _outside_kill(self, process: str) -> str:
+        self.world.kill(process)
+        return ""
+
+    def _outside_stop(self, process: str, seconds: int) -> str:
+        self.world.stop(process, seconds)
+        return ""
+
+    def _outside_cut(self, process: str) -> str:
+        self.world.cut(process)
+        return ""
+
+    # -- helpers
+
+    @contextlib.contextmanager
+    def _taking(self, pages: list[Page]) -> Iterator[None]:
+        """The contents of these pages are taken back: once it is done, they are zero."""
+        changes = self._history.begin(pages, bytes(MAX_TEXT))
+        try:
+            yield
+        except Refused:
+            raise  # it may have happened in part: the change stays open
+        self._history.end(changes)
+
+    def _page(self, vm: SimulatedVm, gfn: int) -> Page | None:
+        for (name, _), slots in self._slots.items():
+            for file, first, pgoff, pages in slots:
+                if name == vm.name and first <= gfn < first + pages:
+                    return file, pgoff + gfn - first
+        return None
+
+    def _exit(self, actor: Actor, exit_: Exit) -> str:
+        if isinstance(exit_, MmioExit):
+            return "exit MMIO"
+        assert isinstance(exit_, MemoryErrorExit)
+        past_the_end = exit_.errno == errno.EFAULT and not self._scenario.uses("truncate")
+        if exit_.errno and self._peaceful and (exit_.errno in _BROKEN or past_the_end):
+            self._scheduler.fail(f"{actor.name}: exit MEMORY_ERROR, {exit_.why}")
+        return f"exit MEMORY_ERROR {errno_name(exit_.errno) if exit_.errno else ''}".rstrip()
+
+
+def _pages(slot: tuple[str, int, int, int]) -> list[Page]:
+    name, _, pgoff, pages = slot
+    return [(name, pgoff + index) for index in range(pages)]
+
+
+def _open_fds() -> set[str]:
+    return set(os.listdir("/proc/self/fd"))
+
+
+def _close_leaks(before: set[str]) -> list[str]:
+    """What a run left open, and has no more. A dead process leaves fds to its kernel, which are we."""
+    left = []
+    for name in _open_fds() - before:
+        try:
+            what = os.readlink(f"/proc/self/fd/{name}")
+            if what.startswith(("/memfd:", "socket:", "pipe:", "anon_inode:[pidfd]")):
+                os.close(int(name))
+                left.append(what)
+        except OSError:
+            continue
+    return left

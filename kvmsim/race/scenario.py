@@ -1,0 +1,273 @@
+"""Scenarios: what there is before a race, who runs in it, and what is looked at afterwards.
+
+    # fault x punch: the first comment says what it is about
+    store frames=16 resize=any
+    file mem 8
+    vm vm0 vcpus=2
+    before vmm: slot 0 mem 0 0 8
+    before vcpu0: write 1 "old"
+    vcpu0: write 1 "new"; read 1
+    host: punch mem 1 1
+    outside: kill vm0
+    after vcpu0: read 1
+
+Numbers count pages: a page of the file, a GFN. A line without `before` or `after` is an *actor*, a thread of its own.
+`vcpuN` and `vmmN` are threads of a VM (`vm1.vcpu0`; vm0 when it is not said), `hostN` acts on the mount, `outsideN`
+kills, stops and cuts.
+"""
+
+import importlib.resources
+import re
+import shlex
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+MAX_BYTES = 1 << 16
+MAX_ACTORS = 16
+MAX_PAGES = 1 << 12
+MAX_TEXT = 8
+_NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}\Z")
+_ACTOR = re.compile(r"(?:([a-z][a-z0-9_-]*)\.)?(vcpu|vmm|host|outside)([0-9]{0,3})\Z")
+
+
+class ScenarioError(Exception):
+    """A scenario that can not be understood; names the line."""
+
+
+def _number(word: str) -> int:
+    value = int(word, 0)
+    if not 0 <= value <= MAX_PAGES:
+        raise ValueError(f"{word} is not 0 to {MAX_PAGES}")
+    return value
+
+
+def _name(word: str) -> str:
+    if not _NAME.match(word):
+        raise ValueError(f"'{word}' is not a name")
+    return word
+
+
+def _text(word: str) -> str:
+    if not 1 <= len(word.encode()) <= MAX_TEXT or "\0" in word:
+        raise ValueError(f"'{word}' is not 1 to {MAX_TEXT} bytes")
+    return word
+
+
+def _alias(word: str) -> str:
+    if word not in ("private", "shared"):
+        raise ValueError(f"'{word}' is not private or shared")
+    return word
+
+
+Parse = Callable[[str], int | str]
+
+VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
+    "vcpu": {
+        "read": ([("GFN", _number), ("PAGES", _number)], 1, "read the first bytes of each page"),
+        "write": ([("GFN", _number), ("TEXT", _text), ("PAGES", _number)], 2, "write them"),
+        "share": (
+            [("GFN", _number), ("PAGES", _number)],
+            1,
+            "MapGPA to shared; the VMM's policy punch handles the exit",
+        ),
+        "unshare": ([("GFN", _number), ("PAGES", _number)], 1, "MapGPA to private, likewise"),
+    },
+    "vmm": {
+        "slot": (
+            [("ID", _number), ("FILE", _name), ("GFN", _number), ("PGOFF", _number), ("PAGES", _number)],
+            5,
+            "create a private slot; pairs and binds",
+        ),
+        "delete": ([("ID", _number)], 1, "delete a private slot; unbinds"),
+        "hole": ([("ID", _number), ("GFN", _number), ("PAGES", _number)], 3, "punch a hole in a private slot; unbinds"),
+        "fill": ([("ID", _number), ("GFN", _number), ("PAGES", _number)], 3, "fill a hole; binds"),
+        "close": ([], 0, "the VM ends in good order: BYE"),
+    },
+    "host": {
+        "punch": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate(PUNCH_HOLE)"),
+        "allocate": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate"),
+        "truncate": ([("FILE", _name), ("PAGES", _number)], 2, "truncate"),
+        "unlink": ([("FILE", _name)], 1, "unlink"),
+        "check": ([], 0, "memfs check: asks the VMs for their state"),
+    },
+    "outside": {
+        "kill": ([("PROCESS", _name)], 1, "SIGKILL a VM, or the store"),
+        "stop": ([("VM", _name), ("SECONDS", _number)], 2, "SIGSTOP a VM, and SIGCONT later"),
+        "cut": ([("VM", _name)], 1, "its connections end, and it lives"),
+    },
+}
+
+
+@dataclass(frozen=True, slots=True)
+class Command:
+    verb: str
+    arguments: tuple[int | str, ...]
+
+    def __str__(self) -> str:
+        return " ".join(
+            [self.verb, *(f'"{a}"' if isinstance(a, str) and self.verb == "write" else str(a) for a in self.arguments)]
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Actor:
+    """vm: "" for host and outside. index: of the vCPU."""
+
+    name: str
+    vm: str
+    role: str
+    index: int
+    commands: tuple[Command, ...]
+
+
+@dataclass(slots=True)
+class Scenario:
+    name: str
+    about: str = ""
+    text: str = ""
+    frames: int = 64
+    resize_any: bool = False
+    files: dict[str, int] = field(default_factory=dict)
+    vms: dict[str, int] = field(default_factory=dict)
+    """VMs and how many vCPUs each has."""
+    before: list[Actor] = field(default_factory=list)
+    actors: list[Actor] = field(default_factory=list)
+    after: list[Actor] = field(default_factory=list)
+
+    def uses(self, *verbs: str) -> bool:
+        return any(command.verb in verbs for actor in self.actors for command in actor.commands)
+
+
+def shipped() -> list[str]:
+    """Names of the scenarios that come along."""
+    here = importlib.resources.files(__package__) / "scenarios"
+    return sorted(entry.name.removesuffix(".race") for entry in here.iterdir() if entry.name.endswith(".race"))
+
+
+def load(name: str) -> Scenario:
+    """One that comes along, or a path. OSError, ScenarioError."""
+    if name in shipped():
+        text = (importlib.resources.files(__package__) / "scenarios" / f"{name}.race").read_text()
+        return parse(name, text)
+    path = Path(name)
+    if "/" not in name and not path.exists():
+        raise ScenarioError(f"no scenario '{name}': name a file, or one of: {', '.join(shipped())}")
+    with open(path, "rb") as file:
+        data = file.read(MAX_BYTES + 1)
+    if len(data) > MAX_BYTES:
+        raise ScenarioError(f"{name}: more than {MAX_BYTES} bytes")
+    try:
+        return parse(path.stem, data.decode())
+    except UnicodeDecodeError:
+        raise ScenarioError(f"{name}: not text") from None
+
+
+def parse(name: str, text: str) -> Scenario:
+    scenario = Scenario(name, text=text)
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            _line(scenario, line.strip())
+        except (ValueError, KeyError) as error:
+            raise ScenarioError(f"{name}, line {number}: {error}") from None
+    if not scenario.actors:
+        raise ScenarioError(f"{name}: there is no actor")
+    return scenario
+
+
+def _line(scenario: Scenario, line: str) -> None:
+    if line.startswith("#"):
+        scenario.about = scenario.about or line.lstrip("# ")
+        return
+    if not line:
+        return
+    first, _, rest = line.partition(" ")
+    if first in ("store", "file", "vm"):
+        _setting(scenario, first, rest.split("#")[0].split())
+        return
+    phase = scenario.actors
+    if first in ("before", "after"):
+        phase, line = (scenario.before if first == "before" else scenario.after), rest
+    who, colon, commands = line.partition(":")
+    if not colon:
+        raise ValueError(f"'{first}': expected store, file, vm, before, after, or an actor and a colon")
+    actor = _actor(scenario, who.strip(), commands)
+    if phase is scenario.actors:
+        if any(other.name == actor.name for other in phase):
+            raise ValueError(f"{actor.name} is an actor already: give it a number ({actor.role}2)")
+        if len(phase) >= MAX_ACTORS:
+            raise ValueError(f"more than {MAX_ACTORS} actors")
+    phase.append(actor)
+
+
+def _setting(scenario: Scenario, what: str, words: list[str]) -> None:
+    if what == "store":
+        for word in words:
+            key, _, value = word.partition("=")
+            if key == "frames":
+                scenario.frames = max(_number(value), 1)
+            elif word == "resize=any":
+                scenario.resize_any = True
+            else:
+                raise ValueError(f"store has frames=N and resize=any, not '{word}'")
+    elif what == "file":
+        if len(words) != 2:
+            raise ValueError("file NAME PAGES")
+        scenario.files[_name(words[0])] = _number(words[1])
+    else:
+        if not 1 <= len(words) <= 2 or (len(words) == 2 and not words[1].startswith("vcpus=")):
+            raise ValueError("vm NAME [vcpus=N]")
+        count = int(words[1].partition("=")[2]) if len(words) == 2 else 1
+        if not 1 <= count <= 8:
+            raise ValueError("1 to 8 vCPUs")
+        if words[0] in ("store", "outside", "nobody"):
+            raise ValueError(f"a VM can not be named {words[0]}")
+        scenario.vms[_name(words[0])] = count
+
+
+def _actor(scenario: Scenario, who: str, commands: str) -> Actor:
+    match = _ACTOR.match(who)
+    if not match:
+        raise ValueError(f"'{who}' is no actor: vcpuN, vmmN, hostN or outsideN, with a VM's name and a dot before it")
+    vm, role, digits = match[1] or "", match[2], match[3]
+    if role in ("vcpu", "vmm"):
+        vm = vm or "vm0"
+        if vm not in scenario.vms:
+            raise ValueError(f"there is no VM {vm}: say 'vm {vm}' first")
+    elif vm:
+        raise ValueError(f"{role} belongs to no VM")
+    index = int(digits or 0)
+    if role == "vcpu" and index >= scenario.vms[vm]:
+        raise ValueError(f"{vm} has {scenario.vms[vm]} vCPUs: say 'vm {vm} vcpus={index + 1}'")
+    name = f"{vm}.{role}{digits}" if vm else f"{role}{digits}"
+    lexer = shlex.shlex(commands, posix=True, punctuation_chars=";")
+    lexer.whitespace_split = True
+    words, parsed = [], []
+    for word in [*lexer, ";"]:
+        if word != ";":
+            words.append(word)
+        elif words:
+            parsed.append(_command(scenario, role, words))
+            words = []
+    if not parsed:
+        raise ValueError(f"{name} does nothing")
+    return Actor(name, vm, role, index, tuple(parsed))
+
+
+def _command(scenario: Scenario, role: str, words: list[str]) -> Command:
+    verbs = VERBS[role]
+    if words[0] not in verbs:
+        raise ValueError(f"{role} has {', '.join(verbs)}, not '{words[0]}'")
+    parameters, least, _ = verbs[words[0]]
+    given = words[1:]
+    if not least <= len(given) <= len(parameters):
+        raise ValueError(f"{words[0]} {' '.join(name for name, _ in parameters)}")
+    arguments = tuple(kind(word) for word, (_, kind) in zip(given, parameters, strict=False))
+    for value, (what, _) in zip(arguments, parameters, strict=False):
+        if what == "FILE" and value not in scenario.files:
+            raise ValueError(f"there is no file {value}")
+        if (what == "VM" and value not in scenario.vms) or (
+            what == "PROCESS" and value != "store" and value not in scenario.vms
+        ):
+            raise ValueError(f"there is no process {value}")
+    return Command(words[0], arguments)

@@ -1,0 +1,363 @@
+"""One thread at a time: who goes on is decided at each point, by a chooser.
+
+A *task* is a thread under the scheduler. It runs from one point to the next (a *step*) while all others stand still
+at theirs. A task is enabled when what its point waits for is there: the lock is free, a packet has come, the event
+is set. Waits with a deadline fire when nobody is enabled, the earliest first: time is virtual. Nobody enabled, nobody
+with a deadline and an actor not at its end: that is a deadlock.
+
+A run depends on its choices alone, so that the list of choices replays it.
+"""
+
+import threading
+from collections.abc import Callable
+from typing import Any, Protocol
+
+from .accesses import Access, Key, Kind
+
+MAX_STEPS = 20_000
+"""Of one run: more means that it does not come to an end."""
+
+
+OUTLIVES = ("queue", "frame")
+"""What is there when the process that touched it is dead."""
+
+
+class Killed(BaseException):
+    """Ends a thread whose process is dead, or whose run is over."""
+
+
+class Stuck(Exception):
+    """The main task waits for what nobody will do."""
+
+
+class _Worker:
+    """A thread that bodies of tasks run on, one after the other: to make one takes as long as a dozen steps."""
+
+    def __init__(self) -> None:
+        self._wanted = threading.Semaphore(0)
+        self._free = threading.Semaphore(0)
+        self._body: Callable[[], None] = lambda: None
+        threading.Thread(target=self._work, name="race", daemon=True).start()
+
+    def do(self, body: Callable[[], None]) -> None:
+        self._body = body
+        self._wanted.release()
+
+    def is_free(self, timeout_s: float) -> bool:
+        """Wait for the end of what it does."""
+        return self._free.acquire(timeout=timeout_s)
+
+    def _work(self) -> None:
+        while True:
+            self._wanted.acquire()
+            self._body()
+            self._body = lambda: None
+            self._free.release()
+
+
+_idle: list[_Worker] = []
+
+
+class Task:
+    """One thread of one process."""
+
+    def __init__(self, id_: int, name: str, process: str) -> None:
+        self.id = id_
+        self.name = name
+        self.process = process
+        self.is_actor = False
+        self.point = "starts"
+        """Where it stands, or what it did last."""
+        self.ready: Callable[[], bool] | None = None
+        """None: enabled."""
+        self.deadline: float | None = None
+        self.pending: Access | None = None
+        """What it would touch first."""
+        self.done = False
+        self.dead = False
+        self.error: BaseException | None = None
+        self.gate = threading.Lock()
+        self.gate.acquire()
+        self.fired = False
+        self.serves = False
+        """Does what another task asks for, and nothing by itself."""
+        self.looks = False
+        """In a method that only reads under Mmu.lock."""
+        self.section: Any = None
+        """The Mmu.lock that it holds."""
+        self.locks = 0
+        """Held now."""
+        self.asked = 0
+        """The step at which it began what it may have to ask again."""
+        self.yields = False
+        """Goes on when the answer may be another one, or nobody else can go on."""
+        self.worker: _Worker | None = None
+
+    def __repr__(self) -> str:
+        return self.name
+
+
+class Step:
+    """From a point to the next: who, where it began, what it touched, who else could have gone."""
+
+    __slots__ = ("accesses", "enabled", "fired", "name", "note", "task")
+
+    def __init__(self, task: Task, name: str, enabled: list[Task], fired: bool) -> None:
+        self.task = task
+        self.name = name
+        self.enabled = enabled
+        self.fired = fired
+        """Its deadline had passed: nobody else could go."""
+        self.accesses: dict[tuple[Key, Kind], None] = {}
+        self.note = ""
+        """What came of it."""
+
+
+class Chooser(Protocol):
+    def choose(self, steps: list[Step], enabled: list[Task], current: Task | None) -> Task | None:
+        """Who goes on; None ends the run (its rest was seen before)."""
+
+
+class Scheduler:
+    """All tasks of one run. The thread that makes it is its first task, `main`."""
+
+    def __init__(self, chooser: Chooser) -> None:
+        self._chooser = chooser
+        self.main = Task(0, "main", "nobody")
+        self.tasks: list[Task] = [self.main]
+        self.steps: list[Step] = []
+        self.racing = False
+        self.is_over = False
+        self.cut_short = False
+        """The chooser ended the run."""
+        self.endless = False
+        self.now = 0.0
+        self.frozen: set[str] = set()
+        """Processes that are stopped."""
+        self.failures: list[str] = []
+        self._by_thread: dict[int, Task] = {threading.get_ident(): self.main}
+        self._step: Step | None = None
+        self._named: dict[str, int] = {}
+        self._step_count = 0
+        self._limit = MAX_STEPS
+
+    def me(self) -> Task:
+        return self._by_thread[threading.get_ident()]
+
+    def fail(self, what: str) -> None:
+        self.failures.append(what)
+
+    # -- points
+
+    def reach(
+        self,
+        name: str,
+        ready: Callable[[], bool] | None = None,
+        timeout_s: float | None = None,
+        pending: Access | None = None,
+    ) -> bool:
+        """The calling task stands at a point; back when it was chosen. False when its deadline passed first."""
+        task = self.me()
+        if self.is_over and task is self.main:
+            return True  # alone: it only clears away
+        if self.is_over or task.dead:
+            raise Killed
+        task.point, task.ready, task.pending = name, ready, pending
+        task.deadline = None if timeout_s is None else self.now + timeout_s
+        self._hand_over(task)
+        if pending is not None and not task.fired:
+            self.touch(*pending)
+        return not task.fired
+
+    def ask_again(self, name: str) -> None:
+        """A point of a task that would only be told again what it was just told, unless something changed."""
+        task = self.me()
+        task.yields = True
+        self.reach(name)
+        task.yields = False
+        task.asked = len(self.steps)
+
+    def _may_ask(self, task: Task) -> bool:
+        """Since it asked, another task was in a section whose outcome the answer depends on."""
+        return any(
+            kind is Kind.TAKE and (key[1].endswith(" Service.lock") or key[1] == f"{task.process} Mmu.lock")
+            for step in self.steps[task.asked :]
+            if step.task is not task and not step.task.serves
+            for key, kind in step.accesses
+        )
+
+    def touch(self, key: Key, kind: Kind) -> None:
+        """The running step touches something that other tasks may touch."""
+        step = self._step
+        if step is not None:
+            step.accesses[key, kind] = None
+            if key[0] in OUTLIVES:
+                self.is_seen()
+
+    def untouch(self, key: Key, kind: Kind) -> None:
+        if self._step is not None:
+            self._step.accesses.pop((key, kind), None)
+
+    def is_seen(self) -> None:
+        """Other processes can see what the running step does, so that it matters whether its process is dead."""
+        if self._step is not None:
+            self._step.accesses[("process", self._step.task.process), Kind.READ] = None
+
+    def note(self, text: str) -> None:
+        if self._step is not None:
+            self._step.note = f"{self._step.note}; {text}" if self._step.note else text
+
+    def rename(self, name: str) -> None:
+        """The running step turned out to be this one."""
+        if self._step is not None:
+            self._step.name = name
+
+    def unique(self, name: str) -> str:
+        """A name for what the running task makes: it is the same in every run."""
+        maker = self.me()
+        full = name if maker is self.main else f"{name} of {maker.name}"
+        if maker is self.main and maker.process != "nobody":
+            full = f"{maker.process} {name}" if not name.startswith(maker.process) else name
+        count = self._named[full] = self._named.get(full, 0) + 1
+        return full if count == 1 else f"{full} {count}"
+
+    def _hand_over(self, task: Task) -> None:
+        following = self._pick(task)
+        if following is not task:
+            following.gate.release()
+            task.gate.acquire()
+        if self.is_over or task.dead:
+            raise Killed
+        if task is self.main and not self.racing and not task.fired and task.ready is not None and not task.ready():
+            raise Stuck(f"nobody ends the wait at '{task.point}'")
+
+    def _pick(self, current: Task | None) -> Task:
+        self._step = None
+        self._step_count += 1
+        main = self.main
+        if self._step_count > self._limit and not self.endless:
+            self.endless, self.racing = True, False
+        enabled = [
+            task
+            for task in self.tasks
+            if not task.done
+            and not task.dead
+            and task is not main
+            and (task.ready is None or task.ready())
+            and task.process not in self.frozen
+        ]
+        main_can = main.ready is None or main.ready()
+        if not self.racing and main_can and (current is main or not enabled):
+            enabled = [main]
+        busy = [task for task in enabled if not task.yields or self._may_ask(task)]
+        enabled = busy or enabled
+        fired = False
+        if self.endless:
+            enabled = [main]
+        if not enabled:
+            timed = [
+                task
+                for task in self.tasks
+                if task.deadline is not None
+                and not task.done
+                and not task.dead
+                and (task.process not in self.frozen or task.process == "outside")
+            ]
+            if not timed:
+                enabled = [main]  # all is quiet, or stuck
+            else:
+                first = min(timed, key=lambda task: (task.deadline, task.id))
+                assert first.deadline is not None
+                self.now = max(self.now, first.deadline)
+                enabled, fired = [first], True
+        if self.racing and enabled != [main]:
+            chosen = self._chooser.choose(self.steps, enabled, current)
+            if chosen is None:
+                self.cut_short, self.racing = True, False
+                chosen = main
+            else:
+                assert chosen in enabled
+                self._step = Step(chosen, chosen.point, enabled, fired)
+                self.steps.append(self._step)
+        else:
+            chosen = current if current in enabled and current is not None else enabled[0]
+        chosen.fired = fired
+        return chosen
+
+    # -- threads
+
+    def add(self, name: str, process: str, *, actor: bool = False) -> Task:
+        """Names are the same in every run: what they are numbered by is the order of one task's steps."""
+        task = Task(len(self.tasks), self.unique(name), process)
+        task.is_actor = actor
+        task.ready = lambda: False
+        self.tasks.append(task)
+        return task
+
+    def start(self, task: Task, run: Callable[[], Any]) -> None:
+        """The task is enabled from now on."""
+
+        def body() -> None:
+            self._by_thread[threading.get_ident()] = task
+            task.gate.acquire()
+            try:
+                if not self.is_over and not task.dead:
+                    run()
+            except Killed:
+                pass
+            except BaseException as error:
+                task.error = error
+            self._end(task)
+
+        task.worker = _idle.pop() if _idle else _Worker()
+        task.ready = None
+        if task.process != self.me().process:
+            self.is_seen()
+        task.worker.do(body)
+
+    def _end(self, task: Task) -> None:
+        task.done = True
+        if self._step is not None:
+            self._step.accesses[("end", task.name), Kind.SEND] = None
+        if not self.is_over:
+            self._pick(None).gate.release()
+
+    # -- phases, called by the main task
+
+    def race(self) -> None:
+        """Let the tasks run under the chooser until nothing goes on any more."""
+        self.racing = True
+        self.settle()
+        self.racing = False
+        self._step = None
+
+    def settle(self) -> None:
+        """Let the tasks run until nothing goes on any more, deadlines included."""
+        main = self.main
+        self._step_count = 0
+        main.point, main.ready, main.deadline = "waits for the end", lambda: False, None
+        following = self._pick(None)
+        if following is not main:
+            following.gate.release()
+            main.gate.acquire()
+        main.ready = None
+
+    def kill(self, process: str) -> list[Task]:
+        """Threads of a process stop for good where they are."""
+        killed = [task for task in self.tasks if task.process == process and not task.done and not task.dead]
+        for task in killed:
+            task.dead = True
+        return killed
+
+    def end(self) -> None:
+        """Unwind every thread that is left, one after the other."""
+        self.is_over = True
+        for task in self.tasks:
+            if task.worker is None:
+                continue
+            if not task.done:
+                task.gate.release()
+            if task.worker.is_free(10):
+                _idle.append(task.worker)
+            else:
+                self.fail(f"{task.name} does not end: it hangs outside the scheduler at '{task.point}'")

@@ -1,0 +1,344 @@
+"""Both sides in one process: everything of memfsd but FUSE, and VMs of kvmsim, over real sockets.
+
+A file of the store is stood for by a memfd: VMs open that, as they would open the one on a mount, and `pair` knows
+by its inode which file of the store is meant. What FUSE would do on a thread of memfsd is done by a task of the
+store's process, so that a VM which dies in a system call leaves the store whole.
+"""
+
+import contextlib
+import errno
+import itertools
+import os
+import socket
+from collections.abc import Callable, Iterator
+from typing import Any, TypeVar
+
+import kvmsim.link
+from kvmsim.core.vm import Vm
+from kvmsim.guest import Guest
+from kvmsim.link import Callbacks, StoreLink
+from kvmsim.machine import Machine, Translation
+from kvmsim.memory import Memory
+from kvmsim.vmm import Vmm
+from memfsd.backing import Backing
+from memfsd.core.effects import Effect
+from memfsd.core.namespace import Creds
+from memfsd.core.options import StoreOptions
+from memfsd.core.service import Service
+from memfsd.guests.brackets import Brackets
+from memfsd.guests.checker import Checker
+from memfsd.guests.session import Session
+from memfsd.guests.upchannel import set_deadline
+from memfsd.performer import Performer
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import ANSWER_DEADLINE_S
+from memfsd.uapi.messages import Reason
+from memfsd.uapi.names import XATTR_TOKEN
+from memfsd.uapi.seals import Seal
+from memfsd.uapi.units import PAGE_SIZE, Ino
+
+from . import points
+from .accesses import Kind
+from .primitives import LIVES, Connections, Life
+from .scenario import Scenario
+from .scheduler import Scheduler
+
+R = TypeVar("R")
+_PUNCH_HOLE = 1 | 2
+_POLICY = "punch"
+
+
+class SimulatedVm:
+    """A process of kvmsim with one VM."""
+
+    def __init__(self, world: "World", name: str, vcpu_count: int, pid: int) -> None:
+        self.name = name
+        self.life = Life(name, pid)
+        self.is_dead = False
+        self.said_bye = False
+        self.is_cut = False
+        self.vm: Vm[Memory, Translation] = Vm(name)
+        for index in range(1, vcpu_count):
+            self.vm.create_vcpu(index)
+        for index, vcpu in self.vm.vcpus.items():
+            points.labels[id(vcpu.tlb)] = points.labels[id(vcpu)] = f"{name}.vcpu{index}"
+        self.machine = Machine(self.vm, lambda fd, vm, callbacks: world.pair(self, fd, vm, callbacks))
+        self.guest = Guest(self.machine)
+        self.vmm = Vmm(self.machine)
+        self.vmm.set_policy(_POLICY)
+        self.links: list[StoreLink] = []
+        self.handles: list[tuple[Ino, int]] = []
+        """Open files of the mount: as long as there is one, the kernel keeps the inode."""
+
+
+class World:
+    """One store and its VMs."""
+
+    def __init__(self, scenario: Scenario, scheduler: Scheduler, connections: Connections) -> None:
+        self._scheduler = scheduler
+        self.connections = connections
+        self._clock = itertools.count(1)
+        self._creds = Creds(os.geteuid(), os.getegid())
+        options = StoreOptions(pool_bytes=scenario.frames * PAGE_SIZE, resize_any=scenario.resize_any)
+        scheduler.main.process = "store"
+        self.service = Service(options, root_mode=0o755, creds=self._creds, now_ns=1, socket_path="")
+        self.backing = Backing(options.pool_bytes)
+        self.performer = Performer(self.service, self.backing)
+        self.brackets = Brackets(self.service, self.backing, self.performer)
+        self.checker = Checker(self.service, self.backing, self.brackets)
+        self.store_is_dead = False
+        self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
+        self.stand_ins: dict[str, int] = {}
+        self._by_inode: dict[int, Ino] = {}
+        self.inos: dict[str, Ino] = {}
+        self._opened: list[int] = []
+        self._unlinked: set[Ino] = set()
+        self.sockets: list[socket.socket] = []
+        """Who is killed or ended half-way does not close its own."""
+        for name, pages in scenario.files.items():
+            self._create(name, pages)
+        self.vms: dict[str, SimulatedVm] = {}
+        for index, (name, vcpus) in enumerate(scenario.vms.items()):
+            scheduler.main.process = name
+            self.vms[name] = SimulatedVm(self, name, vcpus, 1000 + index)
+        scheduler.main.process = "nobody"
+
+    # -- the store's files
+
+    def _create(self, name: str, pages: int) -> None:
+        service = self.service
+        file, handle = service.create(1, name.encode(), 0o600, os.O_WRONLY, self._creds, next(self._clock))
+        service.release(handle)
+        self.performer.perform(service.add_seals(file.ino, Seal.GUEST, next(self._clock)))
+        effects, _ = service.resize(file.ino, pages * PAGE_SIZE, next(self._clock))
+        self.performer.perform(effects)
+        stand_in = os.memfd_create(f"race-{name}", os.MFD_CLOEXEC)
+        os.truncate(stand_in, pages * PAGE_SIZE)
+        self.stand_ins[name] = stand_in
+        self.inos[name] = file.ino
+        self._by_inode[os.fstat(stand_in).st_ino] = file.ino
+
+    def path(self, name: str) -> str:
+        return f"/proc/self/fd/{self.stand_ins[name]}"
+
+    def fuse(self, call: Callable[[], R]) -> R:
+        """A system call on the mount: memfsd does it, on a thread of its own. ENOTCONN when it is dead."""
+        scheduler = self._scheduler
+        if self.store_is_dead:
+            raise Refused(errno.ENOTCONN, "the store is dead")
+        box: list[R | Refused] = []
+
+        def run() -> None:
+            try:
+                box.append(call())
+            except Refused as refused:
+                box.append(refused)
+
+        task = scheduler.add("fuse", "store")
+        scheduler.start(task, run)
+        scheduler.reach("system call returns", lambda: task.done or task.dead, None, (("end", task.name), Kind.RECEIVE))
+        if task.error is not None:
+            raise task.error
+        if not box:
+            raise Refused(errno.ENOTCONN, "the store died")
+        if isinstance(box[0], Refused):
+            raise box[0]
+        return box[0]
+
+    def punch(self, ino: Ino, offset: int, length: int) -> None:
+        """fallocate(PUNCH_HOLE | KEEP_SIZE), as the FUSE handler does it. In the store."""
+        with self.service.lock:
+            effects, taken = self.service.fallocate(ino, _PUNCH_HOLE, offset, length, next(self._clock))
+        self.performer.perform(effects)
+        if taken is not None:
+            self.brackets.take_back(ino, *taken, Reason.PUNCH)
+
+    def punch_fd(self, fd: int, offset: int, length: int) -> None:
+        """In the place of kvmsim.link.punch_file."""
+        ino = self._by_inode[os.fstat(fd).st_ino]
+        self.fuse(lambda: self.punch(ino, offset, length))
+
+    def allocate(self, name: str, start: int, pages: int) -> None:
+        with self.service.lock:
+            self.service.fallocate(self.inos[name], 1, start * PAGE_SIZE, pages * PAGE_SIZE, next(self._clock))
+
+    def truncate(self, name: str, pages: int) -> None:
+        ino = self.inos[name]
+        with self.service.lock:
+            _, taken = self.service.resize(ino, pages * PAGE_SIZE, next(self._clock))
+        if taken is not None:
+            self.brackets.take_back(
+                ino, *taken, Reason.TRUNCATE, lambda file: self.service.gmem.set_size(file, pages * PAGE_SIZE)
+            )
+
+    def unlink(self, name: str) -> None:
+        with self.service.lock:
+            effects = self.service.unlink(1, name.encode(), next(self._clock))
+            self._unlinked.add(self.inos[name])
+            effects += self._forget(self.inos[name])
+        self.performer.perform(effects)
+
+    def _forget(self, ino: Ino) -> list[Effect]:
+        """The kernel drops an inode that has no name and no open file."""
+        if ino not in self._unlinked or any(opened == ino for vm in self.vms.values() for opened, _ in vm.handles):
+            return []
+        self._unlinked.remove(ino)
+        return self.service.forget(ino, 1)
+
+    def _release(self, vm: SimulatedVm) -> None:
+        """FUSE's RELEASE of all that a VM's process had open. In the store."""
+        while vm.handles:
+            with self.service.lock:
+                ino, handle = vm.handles.pop()
+                effects = self.service.release(handle)
+                effects += self._forget(ino)
+            self.performer.perform(effects)
+
+    # -- pairing
+
+    def pair(self, vm: SimulatedVm, fd: int, name: str, callbacks: Callbacks) -> StoreLink:
+        """In the place of kvmsim.link.pair: a token through the fd, then a connection."""
+        self._opened.append(fd)
+        ino = self._by_inode[os.fstat(fd).st_ino]
+
+        def token_of() -> bytes:
+            with self.service.lock:
+                _, handle, _ = self.service.open(ino, os.O_WRONLY, next(self._clock))
+                vm.handles.append((ino, handle))
+                return self.service.getxattr(ino, XATTR_TOKEN, lambda: os.urandom(16))
+
+        token = self.fuse(token_of)
+        ours, theirs = self.connections.connect(vm.life)
+        set_deadline(theirs, ANSWER_DEADLINE_S)
+        scheduler = self._scheduler
+        task = scheduler.add("session", "store")
+        task.serves = True
+
+        def serve() -> None:
+            Session(
+                ours,
+                os.getuid(),
+                self.service,
+                self.backing,
+                self.performer,
+                self.brackets,
+                self.checker,
+                self._stop_read,
+            ).run()
+
+        scheduler.start(task, serve)
+        link = StoreLink(fd, theirs, token, name, callbacks)
+        vm.links.append(link)
+        points.labels[id(link.memory)] = str(ino)
+        points.labels[id(link)] = f"{vm.name} inode {ino}"
+        return link
+
+    # -- what happens to processes
+
+    def kill(self, process: str) -> None:
+        """SIGKILL: its threads stop where they are, its sockets close; then, a step later, its end can be proven."""
+        scheduler = self._scheduler
+        scheduler.reach(f"{process} killed", None, None, (("process", process), Kind.WRITE))
+        if process == "store":
+            self.store_is_dead = True
+        else:
+            self.vms[process].is_dead = True
+        scheduler.frozen.discard(process)
+        scheduler.kill(process)
+        self.connections.kill(process)
+        if process != "store":
+            scheduler.reach(f"{process} has ended", None, None, (LIVES, Kind.SEND))
+            self.vms[process].life.end()
+            if not self.store_is_dead:
+                self.fuse(lambda: self._release(self.vms[process]))
+
+    def stop(self, process: str, seconds: float) -> None:
+        """SIGSTOP, and SIGCONT when nobody else has anything to do until then."""
+        scheduler = self._scheduler
+        scheduler.reach(f"{process} stopped", None, None, (("process", process), Kind.WRITE))
+        if self.vms[process].is_dead:
+            return
+        scheduler.frozen.add(process)
+        scheduler.reach(f"{process} continued", lambda: False, seconds)
+        scheduler.frozen.discard(process)
+        scheduler.touch(("process", process), Kind.WRITE)
+
+    def cut(self, process: str) -> None:
+        """Its connections end, as if something had shut them; it lives."""
+        self._scheduler.reach(f"connections of {process} cut", None, None, (("process", process), Kind.WRITE))
+        self.vms[process].is_cut = True
+        self.connections.cut(process)
+
+    # -- the end
+
+    def close(self) -> None:
+        """In good order, by the main task, while the other tasks still run: BYE, then every session ends."""
+        scheduler = self._scheduler
+        for vm in self.vms.values():
+            if not vm.is_dead and not vm.said_bye:
+                scheduler.main.process = vm.name
+                vm.machine.close()
+                scheduler.main.process = "nobody"
+            vm.life.end()
+            if not self.store_is_dead:
+                self.fuse(lambda vm=vm: self._release(vm))  # type: ignore[misc]
+        scheduler.settle()
+        os.close(self._stop_write)
+        self._stop_write = -1
+        scheduler.settle()
+
+    def open_sockets(self) -> int:
+        return sum(sock.fileno() >= 0 for sock in self.sockets)
+
+    def discard(self) -> None:
+        """After all tasks have ended: whatever is still open."""
+        inodes = set(self._by_inode)
+        for vm in self.vms.values():
+            for link in vm.links:
+                _close_once(link)
+            vm.vmm.close()
+            vm.life.close()
+        for fd in self._opened:
+            try:
+                if os.fstat(fd).st_ino in inodes and fd not in self.stand_ins.values():
+                    os.close(fd)
+            except OSError:
+                continue
+        for fd in self.stand_ins.values():
+            os.close(fd)
+        self.connections.close()
+        for sock in self.sockets:
+            sock.close()
+        self.backing.close()
+        os.close(self._stop_read)
+        if self._stop_write >= 0:
+            os.close(self._stop_write)
+
+
+def _close_once(link: StoreLink) -> None:
+    """Unmap the window of a VM that could not do it itself."""
+    try:
+        is_open = os.readlink(f"/proc/self/fd/{link.memory.fd}").startswith("/memfd:memfsd-window")
+    except OSError:
+        return
+    if is_open and link.lost != "closed":
+        link.memory.close()
+
+
+@contextlib.contextmanager
+def standing_in(world: World) -> Iterator[None]:
+    """A VMM's fallocate(2) on the mount is the world's, and it knows each socket that is made."""
+    punch, pair = vars(kvmsim.link)["punch_file"], socket.socketpair
+
+    def remembered(*arguments: Any) -> tuple[socket.socket, socket.socket]:
+        ends = pair(*arguments)
+        world.sockets += ends
+        return ends
+
+    vars(kvmsim.link)["punch_file"] = world.punch_fd
+    vars(socket)["socketpair"] = remembered
+    try:
+        yield
+    finally:
+        vars(kvmsim.link)["punch_file"] = punch
+        vars(socket)["socketpair"] = pair

@@ -1,0 +1,255 @@
+"""Seeded bugs: each is a line or two of the real code, changed while a test runs and in no other way.
+
+The function's source is taken, edited, compiled in its own module and put in its place. An edit whose line is not
+there exactly once is an error, so that no mutant silently becomes the code itself.
+"""
+
+import contextlib
+import inspect
+import textwrap
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from kvmsim.race.points import resolve
+
+
+@dataclass(frozen=True, slots=True)
+class Mutant:
+    """scenarios: where it is looked for, in this order."""
+
+    name: str
+    edits: tuple[tuple[str, str, str], ...]
+    """(module:Class.method, what is there, what takes its place)"""
+    scenarios: tuple[str, ...]
+
+
+def _mutant(name: str, where: str, *edits: tuple[str, str], at: str) -> Mutant:
+    return Mutant(name, tuple((where, old, new) for old, new in edits), tuple(at.split()))
+
+
+_MACHINE = "kvmsim.machine:Machine"
+_MMU = "kvmsim.core.mmu:Mmu"
+_BRACKETS = "memfsd.guests.brackets:Brackets"
+_GMEM = "memfsd.core.gmem:GuestMemory"
+
+MUTANTS: tuple[Mutant, ...] = (
+    _mutant(
+        "sequence read after the lookup",
+        f"{_MACHINE}.fault",
+        (
+            "pfn, count = backing.base + granted.pfn, granted.page_count\n",
+            "pfn, count = backing.base + granted.pfn, granted.page_count\n"
+            '                ticket = __import__("msgspec").structs.replace(ticket, seq=mmu.invalidate_seq)\n',
+        ),
+        at="fault-x-punch",
+    ),
+    _mutant(
+        "stale check left out",
+        f"{_MMU}.install",
+        ("if (self.in_progress or ticket.seq != self.invalidate_seq) and self.is_stale(ticket, count):", "if False:"),
+        at="fault-x-punch",
+    ),
+    _mutant(
+        "stale check blind for an open invalidation",
+        f"{_MMU}.is_stale",
+        ("return self.in_progress > 0 and", "return False and"),
+        at="fault-x-punch",
+    ),
+    _mutant(
+        "stale check blind for a sequence that moved",
+        f"{_MMU}.is_stale",
+        ("if ticket.seq != self.invalidate_seq:", "if False:"),
+        at="fault-x-punch",
+    ),
+    _mutant(
+        "stale check without the lock",
+        f"{_MACHINE}.fault",
+        (
+            "                if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, "
+            "count):\n",
+            "                lock.release()\n"
+            "                installed = mmu.install(ticket, pfn, count)\n"
+            "                lock.acquire()\n"
+            "                if installed:\n",
+        ),
+        at="fault-x-punch",
+    ),
+    Mutant(
+        "acknowledgement before the zap",
+        (
+            (
+                f"{_MACHINE}.on_begin",
+                "                    mmu.zap(gfn, gfn + count, private=True)\n",
+                "                    pass\n",
+            ),
+            (
+                f"{_MACHINE}.on_end",
+                "            if self._open.pop(link, None) is not None:\n",
+                "            if (late := self._open.pop(link, None)) is not None:\n"
+                "                self.vm.mmu.zap(*late, private=True)\n",
+            ),
+        ),
+        ("access-x-punch",),
+    ),
+    _mutant(
+        "acknowledgement while a vCPU is inside",
+        f"{_MACHINE}.on_begin",
+        ("self._kick_all()", "pass"),
+        at="access-x-punch",
+    ),
+    _mutant(
+        "END left out",
+        f"{_BRACKETS}.take_back",
+        ("self._end(peer, closing, seq)", "pass"),
+        at="fault-x-punch",
+    ),
+    _mutant(
+        "END twice",
+        f"{_BRACKETS}.take_back",
+        ("self._end(peer, closing, seq)", "self._end(peer, closing, seq), self._end(peer, closing, seq)"),
+        at="fault-x-punch",
+    ),
+    _mutant(
+        "END twice, in the VM",
+        f"{_MACHINE}.on_end",
+        ("self.vm.mmu.invalidate_end()", "self.vm.mmu.invalidate_end(), self.vm.mmu.invalidate_end()"),
+        at="fault-x-punch",
+    ),
+    _mutant(
+        "bindings changed between BEGIN and END: bind",
+        "memfsd.guests.session:Session._on_bind",
+        ("with self._brackets.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
+        at="punch-x-bind",
+    ),
+    _mutant(
+        "bindings changed between BEGIN and END: unbind",
+        "memfsd.guests.session:Session._on_unbind",
+        ("with self._brackets.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
+        at="punch-x-unbind",
+    ),
+    _mutant(
+        "bracket forgotten by an invalidation",
+        f"{_BRACKETS}.take_back",
+        ("with self.hold(guest):", "if True:"),
+        at="punch-x-punch",
+    ),
+    _mutant(
+        "frame freed before the acknowledgement",
+        f"{_BRACKETS}.take_back",
+        ("kept, silent = self._begin(peer, file, closing)", "pass"),
+        (
+            "            finally:\n",
+            "                if peer is not None:\n"
+            "                    kept, silent = self._begin(peer, file, closing)\n"
+            "            finally:\n",
+        ),
+        at="access-x-punch",
+    ),
+    _mutant(
+        "frame not zeroed",
+        "memfsd.performer:Performer.perform",
+        ("self._backing.punch(effect.window, effect.runs)", "pass"),
+        at="access-x-punch",
+    ),
+    _mutant(
+        "TLB flush forgotten",
+        f"{_MMU}._flush",
+        ("if not removed:", "if True:"),
+        at="access-x-punch",
+    ),
+    _mutant(
+        "quarantine skipped",
+        f"{_BRACKETS}._begin",
+        ("self.cut(peer, str(lost))", "peer.hang_up()"),
+        at="punch-x-silence",
+    ),
+    _mutant(
+        "death counted before it is proven, by a punch",
+        f"{_BRACKETS}._begin",
+        ("if peer.said_bye or peer.process.wait_dead(patience):", "if True:"),
+        at="punch-x-silence",
+    ),
+    _mutant(
+        "death counted before it is proven, by a session",
+        "memfsd.guests.session:Session._end_pairing",
+        (
+            "if not peer.said_bye and not peer.process.wait_dead(PROOF_DEADLINE_S, self._stop_fd):",
+            "if False:",
+        ),
+        at="punch-x-cut",
+    ),
+    _mutant(
+        "half-open range off by one: what a BEGIN zaps",
+        f"{_MACHINE}.on_begin",
+        ("_gfn_ranges(link, begin.start, begin.end)", "_gfn_ranges(link, begin.start, begin.end - 1)"),
+        at="access-x-punch",
+    ),
+    _mutant(
+        "half-open range off by one: what is stale, at its end",
+        f"{_MMU}.is_stale",
+        ("ticket.gfn < self.range_end", "ticket.gfn < self.range_end - 1"),
+        at="fault-x-punch",
+    ),
+    _mutant(
+        "half-open range off by one: what is stale, at its start",
+        f"{_MMU}.is_stale",
+        ("self.range_start < ticket.gfn + count", "self.range_start + 1 < ticket.gfn + count"),
+        at="fault-x-punch",
+    ),
+    _mutant(
+        "BEGIN overtakes a slot that goes away",
+        f"{_MACHINE}.on_begin",
+        ("wait_for(lambda: not self._retiring, ACK_DEADLINE_S)", "wait_for(lambda: True, ACK_DEADLINE_S)"),
+        at="end-x-punch convert-x-punch",
+    ),
+    _mutant(
+        "a page visible before it is bound",
+        f"{_MACHINE}.fill_slot",
+        ("with self._change(slot), self._faults_wait(start, end):", "with self._change(slot):"),
+        at="fault-x-bind",
+    ),
+    _mutant(
+        "a refusal believed of a slot that is gone",
+        f"{_MACHINE}.fault",
+        ("if (stale or refused.errno == errno.EAGAIN)", "if (refused.errno == errno.EAGAIN)"),
+        at="fault-x-unbind",
+    ),
+)
+
+
+@contextlib.contextmanager
+def planted(mutant: Mutant) -> Iterator[None]:
+    """The code has this bug until the end."""
+    with contextlib.ExitStack() as stack:
+        for where in dict.fromkeys(where for where, _, _ in mutant.edits):
+            stack.enter_context(_edited(mutant, where))
+        yield
+
+
+@contextlib.contextmanager
+def _edited(mutant: Mutant, where: str) -> Iterator[None]:
+    owner, name = resolve(where)
+    original = owner.__dict__[name]
+    written = inspect.getsource(original)
+    indent = len(written) - len(written.lstrip())
+    source = textwrap.dedent(written)
+    for place, old, new in mutant.edits:
+        if place == where:
+            old, new = (_dedented(part, indent) for part in (old, new))
+            assert source.count(old) == 1, f"{mutant.name}: {old!r} is {source.count(old)} times in {where}"
+            source = source.replace(old, new)
+    module = inspect.getmodule(original)
+    assert module is not None
+    made: dict[str, object] = {}
+    exec(compile(source, f"<mutant: {mutant.name}>", "exec"), vars(module), made)
+    setattr(owner, name, made[name])
+    try:
+        yield
+    finally:
+        setattr(owner, name, original)
+
+
+def _dedented(part: str, indent: int) -> str:
+    """Whole lines of an edit are indented as in the file."""
+    lines = part.split("\n")
+    return "\n".join(line[indent:] if line.startswith(" " * indent) else line for line in lines)

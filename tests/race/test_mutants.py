@@ -1,0 +1,77 @@
+"""Each seeded bug is caught; which scenario does it, after how many runs and in how many steps, is told at the end."""
+
+import itertools
+
+import pytest
+
+from kvmsim.race import explore, minimise
+from kvmsim.race.runner import Result
+from kvmsim.race.scenario import load
+from tests.race.mutants import MUTANTS, Mutant, planted
+from tests.race.numbers import NUMBERS
+
+EXHAUSTIVE_RUNS = 500
+RANDOM_RUNS = 300
+SHORTER_TRIES = 20
+
+
+def hunt(mutant: Mutant) -> tuple[str, int, Result] | None:
+    """The scenario, the number of the run, and the shortest failing run found."""
+    for name in mutant.scenarios:
+        scenario = load(name)
+        with planted(mutant):
+            runs = itertools.chain(
+                explore.seeded(scenario, 5, RANDOM_RUNS // 3),
+                itertools.islice(explore.exhaustive(scenario), EXHAUSTIVE_RUNS),
+                explore.seeded(scenario, 6, RANDOM_RUNS),
+            )
+            for number, result in enumerate(runs, 1):
+                NUMBERS.runs += 1
+                if result.failures:
+                    return name, number, minimise.minimise(scenario, result, SHORTER_TRIES)
+    return None
+
+
+@pytest.mark.parametrize("mutant", MUTANTS, ids=lambda mutant: mutant.name)
+def test_a_mutant_is_caught(mutant: Mutant) -> None:
+    NUMBERS.mutants += 1
+    found = hunt(mutant)
+    assert found is not None, f"'{mutant.name}' survived {', '.join(mutant.scenarios)}"
+    name, number, result = found
+    told = f"{name}, run {number}, {len(result.steps)} steps, {minimise.switches(result.schedule)} switches"
+    NUMBERS.caught[mutant.name] = f"{told}: {result.failures[0][:70]}"
+
+
+def test_what_must_be_caught_is_there() -> None:
+    names = " | ".join(mutant.name for mutant in MUTANTS)
+    for needed in (
+        "sequence read after the lookup",
+        "stale check left out",
+        "stale check without the lock",
+        "acknowledgement before the zap",
+        "acknowledgement while a vCPU is inside",
+        "END left out",
+        "END twice",
+        "bindings changed between BEGIN and END",
+        "frame freed before the acknowledgement",
+        "frame not zeroed",
+        "TLB flush forgotten",
+        "quarantine skipped",
+        "death counted before it is proven",
+        "half-open range off by one",
+    ):
+        assert needed in names
+
+
+def test_a_mutant_is_gone_when_its_test_is() -> None:
+    for mutant in MUTANTS:
+        with planted(mutant):
+            pass
+    result = next(explore.seeded(load("fault-x-punch"), 1, 1))
+    assert result.failures == []
+
+
+def test_an_edit_that_does_not_fit_is_an_error() -> None:
+    mutant = Mutant("x", (("kvmsim.core.mmu:Mmu.install", "no such line", "pass"),), ())
+    with pytest.raises(AssertionError, match="no such line"), planted(mutant):
+        pass

@@ -1,0 +1,66 @@
+"""Every scenario that comes along holds: under random schedules, and under every order as far as there is time.
+
+RACE_SCALE=20 explores that many times more.
+"""
+
+import itertools
+import os
+
+import pytest
+
+from kvmsim.race import diagram, explore
+from kvmsim.race.runner import Result
+from kvmsim.race.scenario import load, shipped
+from tests.race.numbers import NUMBERS
+
+SCALE = int(os.environ.get("RACE_SCALE", "1"))
+RANDOM_RUNS = 40 * SCALE
+EXHAUSTIVE_RUNS = 150 * SCALE
+NEEDED = {
+    "fault-x-punch",
+    "fault-x-fault",
+    "punch-x-punch",
+    "punch-x-bind",
+    "punch-x-unbind",
+    "convert-x-punch",
+    "convert-x-convert",
+    "unlink-x-fault",
+    "truncate-x-fault",
+    "pair-x-pair",
+    "fault-x-death",
+    "punch-x-death",
+    "punch-x-death-of-the-store",
+    "full-x-punch",
+    "two-vms",
+    "punch-x-death-two-vcpus",
+}
+
+
+def held(results: list[Result], name: str) -> set[int]:
+    """The classes of schedules that were run."""
+    classes = set()
+    for result in results:
+        assert result.failures == [], "\n" + diagram.draw(result)
+        if not result.cut_short:
+            classes.add(explore.class_of(result.steps))
+    NUMBERS.runs += len(results)
+    NUMBERS.scenarios.add(name)
+    return classes
+
+
+def test_the_scenarios_that_are_promised_are_there() -> None:
+    assert set(shipped()) >= NEEDED
+
+
+@pytest.mark.timeout(120 * SCALE)
+@pytest.mark.parametrize("name", shipped())
+def test_a_scenario_holds(name: str) -> None:
+    scenario = load(name)
+    assert scenario.about, "the first comment says what it is about"
+    classes = held(list(explore.seeded(scenario, 1, RANDOM_RUNS)), name)
+    every = list(itertools.islice(explore.exhaustive(scenario), EXHAUSTIVE_RUNS + 1))
+    if len(every) <= EXHAUSTIVE_RUNS:
+        NUMBERS.complete.add(name)
+    classes |= held(every, name)
+    assert len(classes) > 1, "nothing of it races"
+    NUMBERS.schedules += len(classes)

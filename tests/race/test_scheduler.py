@@ -1,0 +1,139 @@
+"""One task at a time, in virtual time, and stuck tasks are seen; on small tasks of their own."""
+
+import pytest
+
+from kvmsim.race.explore import Replay, default
+from kvmsim.race.primitives import Connections, Makers
+from kvmsim.race.scheduler import Scheduler, Step, Stuck, Task
+from memfsd.uapi import sync
+
+
+class First:
+    def choose(self, steps: list[Step], enabled: list[Task], current: Task | None) -> Task:
+        return default(enabled, current)
+
+
+def raced(*bodies: object, schedule: list[str] | None = None) -> Scheduler:
+    """Tasks a, b, c... that run these."""
+    scheduler = Scheduler(Replay(schedule) if schedule else First())
+    for name, body in zip("abc", bodies, strict=False):
+        assert callable(body)
+        scheduler.start(scheduler.add(name, name, actor=True), lambda body=body: body(scheduler))
+    scheduler.race()
+    return scheduler
+
+
+def makers(scheduler: Scheduler) -> Makers:
+    return Makers(scheduler, Connections(scheduler))
+
+
+def test_tasks_take_turns_as_the_schedule_says() -> None:
+    told: list[str] = []
+
+    def body(name: str) -> object:
+        def run(scheduler: Scheduler) -> None:
+            for number in (1, 2):
+                scheduler.reach(f"point {number}")
+                told.append(f"{name}{number}")
+
+        return run
+
+    scheduler = raced(body("a"), body("b"), schedule=["a", "b", "b", "a", "a", "b"])
+    scheduler.end()
+    assert told == ["b1", "a1", "a2", "b2"]
+    assert [step.name for step in scheduler.steps][:2] == ["starts", "starts"]
+
+
+def test_a_lock_that_is_held_is_waited_for() -> None:
+    told: list[str] = []
+    scheduler = Scheduler(Replay(["a", "a", "b", "a"]))
+    with sync.use(makers(scheduler)):
+        lock = sync.lock("L")
+
+    def run(name: str) -> None:
+        with lock:
+            told.append(f"{name} in")
+            scheduler.reach("inside")
+            told.append(f"{name} out")
+
+    for name in "ab":
+        scheduler.start(scheduler.add(name, name, actor=True), lambda name=name: run(name))  # type: ignore[misc]
+    scheduler.race()
+    scheduler.end()
+    assert told == ["a in", "a out", "b in", "b out"]
+
+
+def test_two_locks_in_opposite_orders_are_a_deadlock_under_one_schedule() -> None:
+    scheduler = Scheduler(Replay(["a", "b", "a", "b"]))
+    with sync.use(makers(scheduler)):
+        one, two = sync.lock("one"), sync.lock("two")
+
+    def run(first: object, second: object) -> None:
+        with first, second:  # type: ignore[attr-defined]
+            pass
+
+    scheduler.start(scheduler.add("a", "a", actor=True), lambda: run(one, two))
+    scheduler.start(scheduler.add("b", "b", actor=True), lambda: run(two, one))
+    scheduler.race()
+    assert [task.point for task in scheduler.tasks if task.is_actor and not task.done] == ["two taken", "one taken"]
+    scheduler.end()
+
+
+def test_time_passes_only_when_nobody_can_go_on() -> None:
+    told: list[object] = []
+
+    def sleeps(scheduler: Scheduler) -> None:
+        told.append(scheduler.reach("sleeps", lambda: False, 3600.0))
+
+    def works(scheduler: Scheduler) -> None:
+        for _ in range(5):
+            scheduler.reach("works")
+        told.append("worked")
+
+    scheduler = raced(sleeps, works)
+    scheduler.end()
+    assert told == ["worked", False]
+    assert scheduler.now == 3600.0
+    assert [step.fired for step in scheduler.steps][-1]
+
+
+def test_a_killed_task_goes_no_further_and_gives_nothing_back() -> None:
+    told: list[str] = []
+    scheduler = Scheduler(Replay(["a", "a", "b"]))
+    with sync.use(makers(scheduler)):
+        lock = sync.lock("L")
+
+    def victim() -> None:
+        with lock:
+            scheduler.reach("inside")
+            told.append("after its death")
+
+    scheduler.start(scheduler.add("a", "doomed", actor=True), victim)
+    scheduler.start(scheduler.add("b", "other", actor=True), lambda: told.extend(map(str, scheduler.kill("doomed"))))
+    scheduler.race()
+    assert told == ["a"]
+    assert lock.locked()
+    scheduler.end()
+    assert told == ["a"]
+
+
+def test_the_main_task_does_not_wait_for_what_nobody_does() -> None:
+    scheduler = Scheduler(First())
+    with pytest.raises(Stuck, match="a wait"):
+        scheduler.reach("a wait", lambda: False)
+    scheduler.end()
+
+
+def test_names_do_not_depend_on_who_was_first() -> None:
+    def makes(scheduler: Scheduler) -> None:
+        scheduler.reach("point")
+        scheduler.add("child", "p")
+
+    names = []
+    for schedule in (["a", "b", "a", "b"], ["a", "b", "b", "a"]):
+        scheduler = raced(makes, makes, schedule=schedule)
+        names.append(sorted(task.name for task in scheduler.tasks))
+        for task in scheduler.tasks:
+            task.done = task.done or task.worker is None
+        scheduler.end()
+    assert names[0] == names[1]
