@@ -3,7 +3,7 @@
     core           memslots, ept, tlb, mmu, vcpu, kvm_run, vm, exits, hypercalls: the synchronous model
     memory         what slots are backed by: windows, anonymous memory, files
     link           one pairing with the store: the down channel, and a thread for the up channel
-    machine        one VM at work: ioctls, faults, invalidations
+    machine        one VM at work; its layers: backing, unmapping, callbacks, pairings, slots, blocking, faults
     guest          what a guest does: reads, writes, touches, calls
     guestlib       how a guest kernel converts memory, as Linux does
     vmcall         KVM's side of a guest's calls

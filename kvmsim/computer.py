@@ -2,10 +2,11 @@
 
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 
+from .backing import Translation
 from .core.vm import Vm
 from .guest import Guest
 from .journal.record import JournaledMachine, JournaledMmu
-from .machine import Machine, Translation
+from .machine import Machine
 from .memory import Memory
 from .vcpu_commands import VcpuCommands
 from .vmm import Vmm

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
+from .backing import GuestVcpu, backing_of
 from .core.ept import ACCESSED, DIRTY
 from .core.exits import INTR, Exit, HltExit, InternalErrorExit, MemoryErrorExit, MmioExit, ShutdownExit
 from .core.hypercalls import SHARED_BIT, Registers
@@ -24,7 +25,7 @@ from .core.memslots import SlotFlag
 from .core.vcpu import Program
 from .core.vm import GPA_END
 from .guestlib import set_memory
-from .machine import GuestVcpu, Machine, backing_of
+from .machine import Machine
 from .memory import Closed, Memory
 from .vmcall import tdvmcall, vmcall
 

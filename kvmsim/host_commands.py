@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from . import info
+from .backing import backing_of
 from .computer import Computer
 from .core.hva import Vma
 from .host import Host
-from .machine import backing_of
 from .script import commands as c
 from .script.outcome import Outcome
 

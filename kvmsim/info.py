@@ -4,11 +4,11 @@ from typing import Any
 
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
 
+from .backing import backing_of
 from .computer import Computer
 from .core.ept import MAX_GFN_EPT
 from .core.hva import HostAddressSpace
 from .core.kvm_run import exit_of
-from .machine import backing_of
 from .script.outcome import format_exit
 
 Answer = tuple[object, str]

@@ -13,10 +13,11 @@ from memfsd.uapi import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_ACCESS_BYTES
 
+from .backing import GuestVcpu
 from .core.exits import Exit, ExitReason, MemoryErrorExit
 from .core.hypercalls import STATUS_NAMES, SUCCESS, Registers
 from .guest import Guest
-from .machine import GuestVcpu, Machine
+from .machine import Machine
 from .script import commands as c
 from .script.outcome import Outcome
 from .vmm import Vmm

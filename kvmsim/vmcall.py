@@ -11,12 +11,13 @@ from dataclasses import replace
 
 from memfsd.uapi.units import PAGE_SHIFT
 
+from .backing import GuestVcpu
 from .core import hypercalls as h
 from .core.exits import Exit, HypercallExit, MemoryErrorExit
 from .core.hypercalls import Registers
 from .core.vcpu import Program
 from .core.vm import GPA_END
-from .machine import GuestVcpu, Machine
+from .machine import Machine
 
 
 def vmcall(machine: Machine, vcpu: GuestVcpu, nr: int, args: Sequence[int]) -> Program[int]:

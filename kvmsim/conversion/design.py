@@ -4,9 +4,10 @@ from typing import NamedTuple, Protocol
 
 from memfsd.uapi.errors import Refused
 
+from ..backing import Runs, link_of
 from ..core.memslots import Memslot
 from ..core.runs import clip
-from ..machine import Machine, Runs, link_of
+from ..machine import Machine
 
 
 class Piece(NamedTuple):

@@ -7,8 +7,9 @@ The slot keeps its id, its size and the place of every page in its file; data ar
 is never held twice.
 """
 
+from ..backing import Runs
 from ..core.memslots import Memslot
-from ..machine import Machine, Runs
+from ..machine import Machine
 from .design import Piece, Tally, give_back, page_count, visible_private
 from .shared_copy import Range, SharedCopy
 from .transaction import Transaction

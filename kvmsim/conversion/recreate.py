@@ -10,9 +10,10 @@ delete and destroy once more; so a page that was converted once loses no neighbo
 
 from collections.abc import Iterator
 
+from ..backing import Runs
 from ..core.memslots import Memslot
 from ..core.segments import SegmentIndex
-from ..machine import Machine, Runs
+from ..machine import Machine
 from .design import Piece, Tally, give_back, page_count, visible_private
 from .shared_copy import Range, SharedCopy
 from .slot_ids import SlotIds

@@ -4,9 +4,10 @@ from typing import NamedTuple
 
 from memfsd.uapi.units import PAGE_SHIFT
 
+from ..backing import backing_of
 from ..core.memslots import Memslot
 from ..core.vm import GPA_END
-from ..machine import Machine, backing_of
+from ..machine import Machine
 from ..memory import SparseMemory
 from .slot_ids import SlotIds
 from .transaction import Transaction

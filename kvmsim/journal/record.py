@@ -4,11 +4,12 @@ import time
 from collections.abc import Callable
 from typing import cast
 
+from kvmsim.backing import Backing, Translation
 from kvmsim.core.memslots import Memslot
 from kvmsim.core.mmu import Mmu, Ticket
 from kvmsim.core.vm import Vm
 from kvmsim.link import Callbacks, StoreLink, pair
-from kvmsim.machine import Backing, Machine, Translation
+from kvmsim.machine import Machine
 from kvmsim.memory import Memory
 from memfsd.uapi.journal import Journal
 

@@ -107,23 +107,23 @@ POINTS: tuple[Point, ...] = (
     Point("staleness of a large page tested", "kvmsim.core.mmu:Mmu.install_large", "vm", _ept(Kind.READ)),
     Point("large page mapped", "kvmsim.core.ept:Ept.map_large", "vm", _ept(Kind.WRITE)),
     Point("run mapped", "kvmsim.core.ept:Ept.map_run", "vm", _ept(Kind.WRITE)),
-    Point("range zapped", "kvmsim.core.mmu:Mmu.zap", "vm", _ept(Kind.WRITE)),
+    Point("range zapped", "kvmsim.core.mmu:Mmu._unmap", "vm", _ept(Kind.WRITE)),
     Point("untouched zapped", "kvmsim.core.mmu:Mmu.zap_untouched", "vm", _ept(Kind.WRITE)),
     Point("bracket opened", "kvmsim.core.mmu:Mmu.invalidate_begin", "vm", _ept(Kind.WRITE)),
     Point("bracket closed", "kvmsim.core.mmu:Mmu.invalidate_end", "vm", _ept(Kind.WRITE)),
     Point("TLB filled", "kvmsim.core.tlb:Tlb.insert", "vm", _tlb(Kind.WRITE)),
     Point("TLB flushed", "kvmsim.core.tlb:Tlb.flush", "vm", _tlb(Kind.WRITE)),
     Point("TLB entries flushed", "kvmsim.core.tlb:Tlb.flush_keys", "vm", _tlb(Kind.WRITE)),
-    Point("TLB looked up", "kvmsim.machine:Machine.translate", "vm", _translated),
+    Point("TLB looked up", "kvmsim.faults:Faults.translate", "vm", _translated),
     Point("guest reads", "kvmsim.memory:_Mapped.read", "vm", _guest_access(Kind.READ)),
     Point("guest writes", "kvmsim.memory:_Mapped.write", "vm", _guest_access(Kind.WRITE)),
     Point("contents destroyed", "kvmsim.memory:WindowMemory.scrub", "vm", _destroyed),
 )
 
-RETRY = Point("fault retried", "kvmsim.machine:Machine._wait_end", "vm")
+RETRY = Point("fault retried", "kvmsim.faults:Faults._wait_end", "vm")
 """After the wait. A fault asks again only when another thread was in a section that may change the answer."""
 
-LOOKS = ("kvmsim.machine:Machine.translate", "kvmsim.core.vm:Vm.fault")
+LOOKS = ("kvmsim.faults:Faults.translate", "kvmsim.core.vm:Vm.fault")
 """Sections under Mmu.lock that only read (an accessed bit is set by all alike): two of them need no order."""
 
 FIELDS: tuple[Field, ...] = (

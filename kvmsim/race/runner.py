@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kvmsim.backing import GuestVcpu
 from kvmsim.core.exits import Exit, MemoryErrorExit, MmioExit
-from kvmsim.machine import GuestVcpu
 from memfsd.uapi import sync
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE

@@ -14,10 +14,11 @@ from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
 import kvmsim.link
+from kvmsim.backing import Translation
 from kvmsim.core.vm import Vm
 from kvmsim.guest import Guest
 from kvmsim.link import Callbacks, StoreLink
-from kvmsim.machine import Machine, Translation
+from kvmsim.machine import Machine
 from kvmsim.memory import Memory
 from kvmsim.vmm import Vmm
 from memfsd.backing import Backing

@@ -193,7 +193,7 @@ def test_two_pages_in_one_frame_are_the_guests_own_loss(store: ByHand) -> None:
 
 
 def test_a_store_that_always_says_again_ends_as_an_exit(store: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmsim.machine._MAX_RETRIES", 50)
+    monkeypatch.setattr("kvmsim.faults._MAX_RETRIES", 50)
     store.paired()
     write = store.write(0)
     for _ in range(50):

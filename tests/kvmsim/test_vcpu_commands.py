@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+import kvmsim.backing
 import kvmsim.machine
 from kvmsim.script.commands import GuestCommand
 from kvmsim.script.grammar import FORMS
@@ -161,7 +162,7 @@ def held(private: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     machine = private.executor._current.machine
     real = machine.fault
 
-    def fault(vcpu: kvmsim.machine.GuestVcpu, *arguments: object, **named: object) -> object:
+    def fault(vcpu: kvmsim.backing.GuestVcpu, *arguments: object, **named: object) -> object:
         if vcpu.id == 1 and not gate.is_open:
             gate.wait()
         return real(vcpu, *arguments, **named)  # type: ignore[arg-type]

@@ -27,7 +27,9 @@ def _mutant(name: str, where: str, *edits: tuple[str, str], at: str) -> Mutant:
     return Mutant(name, tuple((where, old, new) for old, new in edits), tuple(at.split()))
 
 
-_MACHINE = "kvmsim.machine:Machine"
+_FAULTS = "kvmsim.faults:Faults"
+_CALLBACKS = "kvmsim.callbacks:StoreCallbacks"
+_SLOTS = "kvmsim.slots:Slots"
 _MMU = "kvmsim.core.mmu:Mmu"
 _BRACKETS = "memfsd.guests.brackets:Brackets"
 _GMEM = "memfsd.core.gmem:GuestMemory"
@@ -35,7 +37,7 @@ _GMEM = "memfsd.core.gmem:GuestMemory"
 MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "sequence read after the lookup",
-        f"{_MACHINE}.fault",
+        f"{_FAULTS}.fault",
         (
             "pfn, count = backing.base + granted.pfn, granted.page_count\n",
             "pfn, count = backing.base + granted.pfn, granted.page_count\n"
@@ -63,7 +65,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "stale check without the lock",
-        f"{_MACHINE}.fault",
+        f"{_FAULTS}.fault",
         (
             "                if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, "
             "count):\n",
@@ -78,12 +80,12 @@ MUTANTS: tuple[Mutant, ...] = (
         "acknowledgement before the zap",
         (
             (
-                f"{_MACHINE}.on_begin",
+                f"{_CALLBACKS}.on_begin",
                 "                    mmu.zap(gfn, gfn + count, private=True)\n",
                 "                    pass\n",
             ),
             (
-                f"{_MACHINE}.on_end",
+                f"{_CALLBACKS}.on_end",
                 "            if self._open.pop(link, None) is not None:\n",
                 "            if (late := self._open.pop(link, None)) is not None:\n"
                 "                self.vm.mmu.zap(*late, private=True)\n",
@@ -93,7 +95,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "acknowledgement while a vCPU is inside",
-        f"{_MACHINE}.on_begin",
+        f"{_CALLBACKS}.on_begin",
         ("self._kick_all()", "pass"),
         at="access-x-punch",
     ),
@@ -111,7 +113,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "END twice, in the VM",
-        f"{_MACHINE}.on_end",
+        f"{_CALLBACKS}.on_end",
         ("self.vm.mmu.invalidate_end()", "self.vm.mmu.invalidate_end(), self.vm.mmu.invalidate_end()"),
         at="fault-x-punch",
     ),
@@ -180,7 +182,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "half-open range off by one: what a BEGIN zaps",
-        f"{_MACHINE}.on_begin",
+        f"{_CALLBACKS}.on_begin",
         ("_gfn_ranges(link, begin.start, begin.end)", "_gfn_ranges(link, begin.start, begin.end - 1)"),
         at="access-x-punch",
     ),
@@ -198,19 +200,19 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "BEGIN overtakes a slot that goes away",
-        f"{_MACHINE}.on_begin",
+        f"{_CALLBACKS}.on_begin",
         ("wait_for(lambda: not self._retiring, ACK_DEADLINE_S)", "wait_for(lambda: True, ACK_DEADLINE_S)"),
         at="end-x-punch convert-x-punch",
     ),
     _mutant(
         "a page visible before it is bound",
-        f"{_MACHINE}.fill_slot",
+        f"{_SLOTS}.fill_slot",
         ("with self._change(slot), self._faults_wait(start, end):", "with self._change(slot):"),
         at="fault-x-bind",
     ),
     _mutant(
         "a refusal believed of a slot that is gone",
-        f"{_MACHINE}.fault",
+        f"{_FAULTS}.fault",
         ("if (stale or refused.errno == errno.EAGAIN)", "if (refused.errno == errno.EAGAIN)"),
         at="fault-x-unbind",
     ),

@@ -17,13 +17,14 @@ import kvmsim.link
 import memfsd.guests.brackets
 import memfsd.guests.checker
 import memfsd.guests.session
+from kvmsim.backing import GuestVcpu
 from kvmsim.core.exits import Exit
 from kvmsim.core.hypercalls import SHARED_BIT
 from kvmsim.core.vm import Vm
 from kvmsim.guest import Guest
 from kvmsim.journal.record import JournaledMachine, JournaledMmu
 from kvmsim.link import Callbacks, FileId, StoreLink
-from kvmsim.machine import GuestVcpu, Machine
+from kvmsim.machine import Machine
 from kvmsim.memory import AnonymousMemory
 from kvmsim.vmm import Vmm
 from memfsd.backing import Backing

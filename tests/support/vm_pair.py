@@ -14,10 +14,11 @@ from typing import Any
 
 import pytest
 
+from kvmsim.backing import backing_of
 from kvmsim.core.ept import MAX_GFN_EPT, entry_pfn, entry_writable
 from kvmsim.core.exits import ExitReason
 from kvmsim.execute import Executor
-from kvmsim.machine import Machine, backing_of
+from kvmsim.machine import Machine
 from kvmsim.script import commands as c
 from kvmsim.script.grammar import parse_line
 from kvmsim.script.outcome import Outcome

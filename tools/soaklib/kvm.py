@@ -5,9 +5,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
 
+from kvmsim.backing import GuestVcpu
 from kvmsim.computer import Computer
 from kvmsim.core.exits import Exit, MemoryErrorExit
-from kvmsim.machine import GuestVcpu
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
 

@@ -1,0 +1,101 @@
+"""The pairings of a VM, and what the store is told of its slots."""
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+from memfsd.uapi import sync
+from memfsd.uapi.errors import PeerLost, Refused
+
+from .backing import Backing, Translation, link_of
+from .callbacks import StoreCallbacks
+from .core.memslots import Memslot
+from .core.vm import Vm
+from .link import Callbacks, FileId, StoreLink
+from .memory import Memory
+
+
+class Pairings(StoreCallbacks):
+    """`slots_lock` serialises changes of slots and links; down-calls are made with it, never with Mmu.lock."""
+
+    def __init__(self, vm: Vm[Memory, Translation], pair: Callable[[int, str, Callbacks], StoreLink]) -> None:
+        """pair makes the pairing with the file behind an fd."""
+        super().__init__(vm)
+        self._pair = pair
+        self.slots_lock = sync.lock("Machine.slots_lock")
+        self.links: dict[FileId, StoreLink] = {}
+
+    def _link(self, fd: int, path: str, end: int) -> Backing:
+        """The pairing with this file, made when the VM has none yet; not for a range that ends past the file's end,
+        since pairing is for life. Takes the fd."""
+        status = os.fstat(fd)
+        link = self.links.get(FileId(status.st_dev, status.st_ino))
+        if link is not None:
+            os.close(fd)
+            if link.lost:
+                raise Refused(errno.EHOSTDOWN, f"{path}: {link.lost}")
+            return Backing(link.memory, link.base, link, path=path)
+        if end > status.st_size:
+            os.close(fd)
+            raise Refused(errno.EINVAL, f"{path}: {end} bytes are past the end of the file ({status.st_size} bytes)")
+        try:
+            link = self._pair(fd, self.vm.name, self)
+        except (OSError, PeerLost, Refused) as error:
+            os.close(fd)
+            if isinstance(error, Refused):
+                raise Refused(error.errno, f"{path}: {error.reason}") from None
+            raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{path}: {error}") from None
+        with self.vm.mmu.lock:
+            link.base = self.vm.physmap.add(link.memory, 0, link.frame_count)
+        self.links[link.file] = link
+        link.start()
+        return Backing(link.memory, link.base, link, path=path)
+
+    def _bind(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+        """All of them, or Refused."""
+        link, done = link_of(slot), list[tuple[int, int]]()
+        try:
+            for start, end in segments:
+                link.bind(slot.id, start, slot.pgoff_of(start), end - start)
+                done.append((start, end))
+        except (PeerLost, Refused) as error:
+            with contextlib.suppress(Refused):
+                self._unbind(slot, done)
+            if isinstance(error, Refused):
+                raise
+            raise Refused(errno.EHOSTDOWN, str(error)) from None
+
+    def _unbind(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+        """All of them, or Refused."""
+        link, done = link_of(slot), list[tuple[int, int]]()
+        try:
+            for start, end in segments:
+                link.unbind(slot.pgoff_of(start), end - start)
+                done.append((start, end))
+        except (PeerLost, Refused) as error:
+            with contextlib.suppress(Refused):
+                self._bind(slot, done)
+            if isinstance(error, Refused):
+                raise
+            raise Refused(errno.EHOSTDOWN, str(error)) from None
+
+    @contextlib.contextmanager
+    def _change(self, slot: Memslot) -> Iterator[None]:
+        """A private slot changes, here and in the store; until both know, a report says so. One at a time."""
+        link = link_of(slot)
+        with self.vm.mmu.lock:
+            self._changing[link] = slot.pgoff, slot.pgoff + slot.page_count
+        try:
+            yield
+        finally:
+            with self.vm.mmu.lock:
+                del self._changing[link]
+
+    def _forget(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+        """Tell the store, if it is there, that these GFNs are not bound any more."""
+        for start, end in segments:
+            try:
+                link_of(slot).unbind(slot.pgoff_of(start), end - start)
+            except PeerLost:
+                return
