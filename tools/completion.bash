@@ -62,12 +62,18 @@ _kvmsim() {
     fi
     [[ ${COMP_WORDS[1]} == run ]] && options+=' --keep-going'
     [[ ${COMP_WORDS[1]} == attach ]] && options+=' --gpa'
+    if [[ ${COMP_WORDS[1]} == compare ]]; then
+        options='-h --help --workloads --designs --page-sizes --max-slots --json --plot'
+    fi
     if [[ ${COMP_WORDS[1]} == race ]]; then
         options='-h --help --seed --count --exhaustive --bound --limit --replay --record --list --points --show --json'
     fi
     case $before in
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
         --under) _memfsd_words 'kept freed' "$word" ;;
+        --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
+        --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
+        --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
         --max-slots | --gpa | --journal) ;;
         *) [[ $word == -* ]] && _memfsd_words "$options" "$word" ;;
     esac

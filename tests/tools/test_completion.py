@@ -62,6 +62,8 @@ def test_what_is_typed_narrows_it() -> None:
     assert completed("memfs", "seal", "file", "guest,s") == ["guest,shrink", "guest,seal"]
     assert completed("memfsd", "-o", "guest,open=r") == ["guest,open=rw"]
     assert completed("kvmsim", "run", "--policy", "o") == ["overlay"]
+    assert completed("kvmsim", "compare", "--designs", "punch,r") == ["punch,recreate"]
+    assert completed("kvmsim", "compare", "--p") == ["--page-sizes", "--plot"]
 
 
 def test_values_and_files_are_left_to_the_shell() -> None:
