@@ -68,6 +68,8 @@ def entry_of(model: Model, gfn: int) -> int:
 
 def inside(model: Model, start: int, end: int) -> list[int]:
     """Leaves that map a page of [start, end), in order."""
+    if start == end:
+        return []
     return [first for first in sorted(model) if first < end and first + (1 << model[first][0]) > start]
 
 
