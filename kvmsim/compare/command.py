@@ -63,6 +63,8 @@ def compare(asked: argparse.Namespace) -> int:
     except Refused as refused:
         print(f"kvmsim: {refused.reason} ({errno_name(refused.errno)})", file=sys.stderr)
         return 1
+    except BrokenPipeError:
+        raise  # the reader of our output has gone: the command line knows what to do
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
         print(f"kvmsim: {where}{error.strerror or error}", file=sys.stderr)

@@ -219,3 +219,10 @@ def test_a_reader_that_leaves_is_no_traceback() -> None:
         check=False,
     )
     assert b"Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize("command", ["run --help", "race --list", "race --points"])
+def test_a_reader_that_goes_away_is_no_error_to_tell(command: str) -> None:
+    script = f"set -o pipefail; {Path(sys.executable).with_name('kvmsim')} {command} | head -c 1"
+    done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
+    assert done.stderr == ""
