@@ -122,6 +122,15 @@ class Run:
 def census(bench: Bench, name: str) -> dict[str, int]:
     """How often a scenario reaches each point while its VM runs, with no fault; 0 for a point of what follows."""
     scenario = _BY_NAME[name]
+    reached: dict[str, int] = {}
+    for _ in range(scenario.tries):
+        reached |= _count(bench, scenario)
+        if reached.keys() >= set(scenario.meets):
+            break
+    return reached
+
+
+def _count(bench: Bench, scenario: Scenario) -> dict[str, int]:
     run = Run(bench, scenario, None, 0, Action.NONE)
     try:
         run.wait_vm()

@@ -25,8 +25,10 @@ class Scenario:
     store_ends: bool = False
     stops: bool = False
     """It stops one side by itself: a SIGCONT that comes on top changes how it ends."""
+    meets: tuple[str, ...] = ()
+    """Points at which two threads must meet by chance."""
     tries: int = 1
-    """How often it may have to run until two threads meet at a point of it."""
+    """How often it may have to run until they do."""
 
 
 _PAIR = f"""
@@ -94,7 +96,8 @@ SCENARIOS: tuple[Scenario, ...] = (
             "sh for i in 1 2 3 4 5 6; do fallocate -p -l 256K {file}; done\njoin vcpu=0\njoin vcpu=1\n"
         )
         * 10,
-        tries=10,
+        meets=("fault retried", "Mmu.ended waited for"),
+        tries=20,
     ),
     Scenario(
         "conversion beside a vCPU",
@@ -102,7 +105,8 @@ SCENARIOS: tuple[Scenario, ...] = (
         + _PAIR
         + "vcpu 1\nslot set 0 shared gpa=1G size=64M\n"
         + "start touch vcpu=0 1G 64M shared\nmap vcpu=1 0 64K shared\njoin vcpu=0\nmap 0 64K private\n" * 3,
-        tries=10,
+        meets=("Inhibitor.changed waited for",),
+        tries=20,
     ),
     Scenario(
         "kicks",
@@ -113,6 +117,7 @@ SCENARIOS: tuple[Scenario, ...] = (
             "sh for i in 1 2 3 4 5 6 7 8; do fallocate -p -l 64K {file}; done\njoin vcpu=0\n"
         )
         * 5,
-        tries=10,
+        meets=("Vcpu.go_on waited for",),
+        tries=20,
     ),
 )
