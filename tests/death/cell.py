@@ -14,7 +14,7 @@ from .deadlines import SHORTENED
 from .launcher import Child, TooLate, launch, until
 from .model import NO_CONNECTION, NO_MORE, NO_PEER, Cell, Fault, Outcome
 from .scenarios import SCENARIOS, Scenario
-from .traps import Action, Fired, is_stopped, waits_on_mount
+from .traps import Action, Fired, has_busy_child, is_stopped, waits_on_mount
 
 _MEMFS = f"{sys.executable} {Path(deadlines.__file__)}"
 """memfs, no more patient than the others."""
@@ -239,6 +239,7 @@ def _stopped_vm(run: Run) -> str:
     if not bench.ended() and not run.scenario.store_ends:
         file = run.file
         bench.check_works()
+        until(lambda: not has_busy_child(run.vm.pid), "the command of the VM's script ends", PATIENCE_S)
         if file.exists():
             was, bound = bench.owner_state(file), bench.is_bound(file)
             number = bench.punch(file, FILE_PAGES)

@@ -282,8 +282,13 @@ def _state(thread: str) -> str:
     try:
         with open(f"{thread}/stat") as file:
             return file.read().rpartition(") ")[2][0]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return "T"  # gone meanwhile
+
+
+def has_busy_child(pid: int) -> bool:
+    """A child that has not ended: a command of its script goes on while it is stopped."""
+    return any(_state(f"/proc/{child}") not in "ZT" for child in children(pid))
 
 
 def waits_on_mount(pid: int) -> bool:
@@ -298,7 +303,7 @@ def waits_on_mount(pid: int) -> bool:
 def _threads(pid: int) -> list[str]:
     try:
         return [f"/proc/{pid}/task/{name}" for name in os.listdir(f"/proc/{pid}/task")]
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return []
 
 
