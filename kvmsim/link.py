@@ -201,8 +201,13 @@ class StoreLink:
     def _greet(self, vm: str, token: bytes) -> tuple[WindowMemory, socket.socket, m.PairReply]:
         hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, sorted(m.KVM_OPERATIONS))
         pool_frames = self._ask(Kind.HELLO, hello, m.HelloReply).pool_frames
-        self._down.send(encode_request(self._next_id, Kind.PAIR, m.Pair(token)))
-        packet, fds = _receive_fds(self._down)
+        try:
+            self._down.send(encode_request(self._next_id, Kind.PAIR, m.Pair(token)))
+            packet, fds = _receive_fds(self._down)
+        except BlockingIOError:
+            raise PeerLost("the store does not answer PAIR") from None
+        except OSError as error:
+            raise PeerLost(f"the store is gone: {error.strerror}") from None
         try:
             header = decode_header(packet)
             if header.errno:

@@ -1,0 +1,65 @@
+"""python -m tests.death: run the death table and print it.
+
+python -m tests.death                 the cells of the normal tests, one row a point
+python -m tests.death --all           every cell: the stops at every point, and each point the first time, too
+python -m tests.death --short         one row a class of points
+python -m tests.death --only WORD     points whose name has the word
+python -m tests.death --docs          the short table into docs/reliability.md
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+from .model import Cell, Outcome
+from .pool import Workers
+from .table import UNREACHABLE, cells, render, summary, unexplained
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
+BEGIN, END = "<!-- death table: begin -->\n", "<!-- death table: end -->"
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="python -m tests.death", description=__doc__.splitlines()[0])
+    parser.add_argument("--all", action="store_true", help="every cell (a quarter of an hour)")
+    parser.add_argument("--short", action="store_true", help="one row a class of points")
+    parser.add_argument("--only", default="", metavar="WORD", help="points whose name has the word")
+    parser.add_argument("--docs", action="store_true", help="write the short table into docs/reliability.md")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="mounts side by side (default 2)")
+    asked = parser.parse_args()
+
+    workers = Workers(asked.workers)
+    census = workers.census()
+    wanted = [cell for cell in cells(census, everything=asked.all) if asked.only in cell.point]
+    done = 0
+
+    def progress(cell: Cell, outcome: Outcome) -> None:
+        nonlocal done
+        done += 1
+        if sys.stderr.isatty():
+            print(f"\r{done}/{len(wanted)} ", end="", file=sys.stderr, flush=True)
+        if not outcome.ok:
+            print(f"{describe(cell)}: {outcome.text}", file=sys.stderr, flush=True)
+
+    results = workers.run(wanted, progress)
+    print(render(results, short=asked.short or asked.docs))
+    print()
+    for name, why in UNREACHABLE.items():
+        print(f"not reached: {name} ({why})")
+    for name in unexplained(census):
+        print(f"not reached, or reached in spite of its reason: {name}")
+    print(summary(results))
+    if asked.docs:
+        text = DOCUMENT.read_text()
+        head, _, rest = text.partition(BEGIN)
+        _, _, tail = rest.partition(END)
+        DOCUMENT.write_text(f"{head}{BEGIN}{render(results, short=True)}\n\n{summary(results)}.\n{END}{tail}")
+    return 1 if unexplained(census) or any(not outcome.ok for outcome in results.values()) else 0
+
+
+def describe(cell: Cell) -> str:
+    return f"{cell.point} [{cell.scenario}, time {cell.nth}], {cell.fault.value} of {cell.victim}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,261 @@
+"""One point, one scenario, one fault: run it, and look at what is left."""
+
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+from . import deadlines
+from .bench import FILE_PAGES, SETTLE_S, Bench, must
+from .deadlines import SHORTENED
+from .launcher import Child, TooLate, launch, until
+from .model import NO_CONNECTION, NO_MORE, NO_PEER, Cell, Fault, Outcome
+from .scenarios import SCENARIOS, Scenario
+from .traps import Action, Fired, has_busy_child, is_stopped, waits_on_mount
+
+_MEMFS = f"{sys.executable} {Path(deadlines.__file__)}"
+"""memfs, no more patient than the others."""
+ANSWER_S = SHORTENED["ANSWER_DEADLINE_S"]
+PATIENCE_S = 2 * ANSWER_S + 8
+"""Longest that anybody may need: one deadline of a request, one of the connection that it finds out with, and a
+machine that is busy."""
+
+_ACTIONS = {
+    (Fault.KILL, True): Action.KILL_SELF,
+    (Fault.KILL, False): Action.KILL_PEER,
+    (Fault.STOP, True): Action.STOP_SELF,
+    (Fault.STOP, False): Action.STOP_PEER,
+    (Fault.STOP_LONG, True): Action.STOP_SELF,
+    (Fault.STOP_LONG, False): Action.STOP_PEER,
+    (Fault.CUT, True): Action.CUT,
+    (Fault.CUT, False): Action.CUT,
+}
+_BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
+
+_CLEAR = (None, "EHOSTDOWN", "ENOTCONN", "ECONNABORTED", "ETIMEDOUT")
+"""errnos of a command whose store is gone (the two in the middle: a system call on its mount), or silent."""
+
+
+class Run:
+    """A scenario on a bench, with at most one fault."""
+
+    def __init__(self, bench: Bench, scenario: Scenario, point: str | None, nth: int, action: Action) -> None:
+        self.bench = bench
+        self.scenario = scenario
+        if bench.store is None or bench.ended():
+            bench.start()
+        assert bench.store is not None
+        self.store = bench.store
+        self.level = bench.level()
+        self.file, self.other = bench.sealed("file", FILE_PAGES), bench.sealed("other", FILE_PAGES)
+        names = {"file": self.file, "other": self.other, "mount": bench.mount, "store": self.store.pid, "memfs": _MEMFS}
+        bench.board.arm(point, nth, action, scenario.also)
+        bench.board.set_pid("store", self.store.pid)
+        script = scenario.script.format(**names)
+        self.vm = launch("kvmsim", ["run", "--json", "-"], bench.base, bench.board, stdin=script)
+
+    def both_at_rest(self) -> bool:
+        """The VM has ended, and nothing of it is left in the store."""
+        self.store.poll()
+        return self.vm.poll() is not None
+
+    def wait_vm(self, seconds: float = PATIENCE_S) -> None:
+        def ended() -> bool:
+            self.store.poll()  # a script may wait for its end
+            return self.vm.poll() is not None
+
+        until(ended, "kvmsim ends by itself", seconds)
+
+    def records(self) -> list[dict[str, object]]:
+        return [json.loads(line) for line in self.vm.out.splitlines()]
+
+    def check_vm(self, statuses: tuple[int, ...]) -> str:
+        """It ended as a command does: with a status, and where that is not 0 with a reason."""
+        vm = self.vm
+        must(vm.status in statuses, f"kvmsim ended with {vm.status}: {vm.out[-400:]} {vm.err}")
+        must("Traceback" not in vm.err and "Error" not in vm.err, f"kvmsim's log: {vm.err}")
+        if vm.status == 1:
+            must(vm.out != "", f"kvmsim said nothing: {vm.err}")
+            last = self.records()[-1]
+            why = last.get("reason") or last.get("text") or last.get("status")
+            must(not last["ok"] or bool(last.get("failed")), f"the last record is no failure: {last}")
+            must(bool(why), f"a failure without a reason: {last}")
+            must(last["errno"] in _CLEAR, f"an error of the socket, not of what was asked: {last}")
+            return f"exit 1 ({last['errno'] or last['exit'] or 'sh'})"
+        return f"exit {vm.status}" if vm.status is not None and vm.status >= 0 else "killed"
+
+    def check_store(self) -> None:
+        """The mount works, its rules hold, and nothing of this run is left."""
+        bench = self.bench
+        if self.scenario.store_ends and not bench.ended():
+            self.store.kill(signal.SIGTERM)  # a VM that died early did not get to it
+            until(bench.ended, "memfsd ends", SETTLE_S)
+        if bench.ended():
+            if self.store.status == 0:
+                bench.check_gone()
+            else:
+                must(self.store.status == -signal.SIGKILL, f"memfsd ended with {self.store.status}: {self.store.err}")
+            bench.check_log()
+            bench.start()
+            self.level = bench.level()
+        bench.board.disarm()
+        for path in (self.file, self.other, bench.mount / "filler"):
+            path.unlink(missing_ok=True)
+        bench.settle_at(self.level)
+        bench.check_all()
+        bench.settle_at(self.level)
+        bench.check_processes()
+
+    def end(self) -> None:
+        """Whatever happened: no process of this run stays. Those of its script are ended with it."""
+        for child in (self.vm, self.store):
+            if child.poll() is None:
+                os.kill(child.pid, signal.SIGCONT)
+        if self.vm.poll() is None:
+            self.vm.kill()
+            until(lambda: self.vm.poll() is not None, "kvmsim dies", SETTLE_S)
+
+
+def census(bench: Bench, name: str) -> dict[str, int]:
+    """How often a scenario reaches each point while its VM runs, with no fault; 0 for a point of what follows."""
+    scenario = _BY_NAME[name]
+    reached: dict[str, int] = {}
+    for _ in range(scenario.tries):
+        reached |= _count(bench, scenario)
+        if reached.keys() >= set(scenario.meets):
+            break
+    return reached
+
+
+def _count(bench: Bench, scenario: Scenario) -> dict[str, int]:
+    run = Run(bench, scenario, None, 0, Action.NONE)
+    try:
+        run.wait_vm()
+        in_time = bench.board.reached()
+        if scenario.store_ends:
+            until(bench.ended, "memfsd ends", SETTLE_S)
+        else:
+            until(lambda: bench.counts()["windows"] == run.level["windows"], "its window goes", SETTLE_S)
+            run.file.unlink(missing_ok=True)
+            until(lambda: bench.counts()["threads"] == run.level["threads"], "its threads end", SETTLE_S)
+        reached = bench.board.reached()
+        run.check_vm((scenario.status,))
+        run.check_store()
+    finally:
+        run.end()
+    return {point: in_time.get(point, 0) for point in reached}
+
+
+def run_cell(bench: Bench, cell: Cell) -> Outcome:
+    """Never raises for what the product does wrong: that is an outcome that is not ok."""
+    scenario = _BY_NAME[cell.scenario]
+    for _ in range(scenario.tries):
+        run = Run(bench, scenario, cell.point, cell.nth, _ACTIONS[cell.fault, cell.victim == cell.side])
+        try:
+            text = _with_fault(run, cell)
+            run.check_store()
+        except (AssertionError, TooLate, OSError) as error:
+            return Outcome(False, f"{error}" or repr(error))
+        finally:
+            run.end()
+        if text is not None:
+            return Outcome(True, text)
+    return Outcome(False, "the point was not reached")
+
+
+def _with_fault(run: Run, cell: Cell) -> str | None:
+    """What became of both; None when the point was not reached."""
+    board, bench = run.bench.board, run.bench
+
+    def over() -> bool:
+        """Fired, or nothing goes on any more that could."""
+        run.store.poll()
+        return board.fired is not Fired.NO or (run.vm.poll() is not None and bench.ended())
+
+    def rests() -> bool:
+        return over() or run.vm.poll() is not None
+
+    until(rests, f"{cell.point} is reached", PATIENCE_S)
+    if board.fired is Fired.NO and not bench.ended() and cell.side == "store":
+        # Also what a store does about a VM that is gone. It may die of it.
+        with contextlib.suppress(OSError):
+            run.file.unlink(missing_ok=True)
+        with contextlib.suppress(TooLate):
+            until(over, "", 2.0)
+    if board.fired is Fired.NO:
+        return None
+    if board.fired is Fired.NO_CONNECTION:
+        run.wait_vm()
+        run.check_vm((run.scenario.status,))
+        return NO_CONNECTION
+    if board.fired is Fired.NO_PEER:
+        run.wait_vm()
+        return NO_PEER
+    victim = run.store if cell.victim == "store" else run.vm
+    if cell.fault is Fault.KILL:
+        return _killed(run, victim)
+    if cell.fault is Fault.CUT:
+        run.wait_vm()
+        return f"VM {run.check_vm((0, 1, run.scenario.status))}"
+    until(lambda: victim.poll() is not None or is_stopped(victim.pid), "the victim stops", SETTLE_S)
+    if victim.poll() is not None:
+        run.wait_vm()
+        return NO_MORE
+    if cell.fault is Fault.STOP:
+        victim.kill(signal.SIGCONT)
+        run.wait_vm()
+        return f"VM {run.check_vm((0, 1) if run.scenario.stops else (run.scenario.status,))}"
+    return _stopped_store(run) if cell.victim == "store" else _stopped_vm(run)
+
+
+def _killed(run: Run, victim: Child) -> str:
+    until(lambda: victim.poll() is not None, "the victim dies", SETTLE_S)
+    if victim is run.vm:
+        return "frames free"
+    run.wait_vm()
+    return f"VM {run.check_vm((0, 1, run.scenario.status))}, mount replaced"
+
+
+def _stopped_store(run: Run) -> str:
+    """kvmsim must not wait for it longer than it has patience. A system call on the mount is the kernel's to end."""
+    try:
+        run.wait_vm()
+        waited = ""
+    except TooLate:
+        must(waits_on_mount(run.vm.pid), "kvmsim waits, and not in a system call on the mount")
+        waited = "waits on the mount, then "
+    run.store.kill(signal.SIGCONT)
+    run.wait_vm()
+    return f"VM {waited}{run.check_vm((0, 1, run.scenario.status))}"
+
+
+def _stopped_vm(run: Run) -> str:
+    """Its frames are nobody else's until it is dead; the store goes on without it."""
+    bench = run.bench
+    text = ""
+    if not bench.ended() and not run.scenario.store_ends:
+        file = run.file
+        bench.check_works()
+        until(lambda: not has_busy_child(run.vm.pid), "the command of the VM's script ends", PATIENCE_S)
+        if file.exists():
+            was, bound = bench.owner_state(file), bench.is_bound(file)
+            number = bench.punch(file, FILE_PAGES)
+            asked = bound and was == "paired" and is_stopped(run.vm.pid)
+            must(number in (0, errno.ETIMEDOUT), f"punch of a stopped VM's file: {os.strerror(number)}")
+            state = bench.owner_state(file)
+            must(number == 0 or state == "cut", f"not acknowledged, and the VM is {state}")
+            must(state == "cut" or not asked, "taken from a VM that is stopped, without its acknowledgement")
+            held = bench.quarantined(file)
+            bench.check_zeros()
+            must(bench.quarantined(file) == held, "frames left the quarantine while the VM lives")
+            text = f"{was} -> {state}, {'frames quarantined' if held else 'no frames held'}; "
+    elif run.scenario.store_ends:
+        until(bench.ended, "memfsd ends without the VM", PATIENCE_S)
+        must(run.store.status == 0, f"memfsd ended with {run.store.status}: {run.store.err}")
+        text = "store ended; "
+    run.vm.kill(signal.SIGCONT)
+    run.wait_vm()
+    return f"{text}VM {run.check_vm((0, 1, run.scenario.status))}"

@@ -1,0 +1,128 @@
+"""Cells on several mounts side by side."""
+
+import contextlib
+import json
+import os
+import queue
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from tests.support.real_mount import remove_mount
+
+from .model import Cell, Outcome
+from .scenarios import SCENARIOS
+from .table import Census, Results, merge
+
+WATCHDOG_S = 120.0
+"""For one request; a cell's own deadlines are shorter, so this means that the harness hangs in the mount."""
+_ROOT = Path(__file__).parents[2]
+
+
+class Workers:
+    """Each has a mount of its own. Used as a context: afterwards nothing of them is left."""
+
+    def __init__(self, count: int = 2, defect: str = "") -> None:
+        self._count = count
+        self._defect = defect
+
+    def census(self) -> Census:
+        names = [scenario.name for scenario in SCENARIOS]
+        counted = self._all([{"census": name} for name in names], lambda _: None)
+        return merge(zip(names, counted, strict=True))
+
+    def run(self, cells: list[Cell], shown: Callable[[Cell, Outcome], None] = lambda cell, outcome: None) -> Results:
+        requests = [
+            {"cell": [c.point, c.side, c.scenario, c.nth, c.fault.value, c.victim]} for c in cells
+        ]  # fmt: skip
+        answers = self._all(requests, lambda done: shown(cells[done[0]], Outcome(*done[1])))
+        return {cell: Outcome(*answer) for cell, answer in zip(cells, answers, strict=True)}
+
+    def _all(self, requests: list[dict[str, Any]], told: Callable[[tuple[int, Any]], None]) -> list[Any]:
+        """Each request's answer, in their order."""
+        waiting: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
+        for numbered in enumerate(requests):
+            waiting.put(numbered)
+        answers: list[Any] = [None] * len(requests)
+        errors: list[BaseException] = []
+        told_lock = threading.Lock()
+
+        def serve() -> None:
+            try:
+                with _Worker(self._defect) as worker:
+                    while not errors:
+                        try:
+                            index, request = waiting.get_nowait()
+                        except queue.Empty:
+                            return
+                        answers[index] = worker.ask(request)
+                        with told_lock:
+                            told((index, answers[index]))
+            except BaseException as error:
+                errors.append(error)
+
+        threads = [threading.Thread(target=serve) for _ in range(self._count)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        if errors:
+            raise errors[0]
+        return answers
+
+
+class _Worker:
+    def __init__(self, defect: str) -> None:
+        self._directory = tempfile.TemporaryDirectory(prefix="death-")
+        self._base = Path(self._directory.name)
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "tests.death.worker", self._base, defect],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=_ROOT,
+            env={**os.environ, "OPENBLAS_NUM_THREADS": "1"},
+        )
+
+    def __enter__(self) -> "_Worker":
+        return self
+
+    def ask(self, request: dict[str, Any]) -> Any:
+        assert self._process.stdin is not None and self._process.stdout is not None
+        watchdog = threading.Timer(WATCHDOG_S, self._abort)
+        watchdog.start()
+        try:
+            print(json.dumps(request), file=self._process.stdin, flush=True)
+            answer = self._process.stdout.readline()
+        finally:
+            watchdog.cancel()
+        if not answer:
+            raise RuntimeError(f"the harness itself failed at {request}: its status is {self._process.wait(10)}")
+        return json.loads(answer)
+
+    def __exit__(self, *_: object) -> None:
+        """A worker that ends well has looked for what is left by itself."""
+        assert self._process.stdin is not None
+        watchdog = threading.Timer(WATCHDOG_S, self._abort)
+        watchdog.start()
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
+            status = self._process.wait()
+        finally:
+            watchdog.cancel()
+            remove_mount(self._base / "mnt")
+            self._process.stdout.close()  # type: ignore[union-attr]
+            left = [name for name in os.listdir(self._base) if name.endswith(".sock")]
+            self._directory.cleanup()
+        assert status == 0, f"a worker ended with {status}"
+        assert left == [], f"socket files stay: {left}"
+
+    def _abort(self) -> None:
+        """What hangs in a mount can not be interrupted from within. Its children end with the worker."""
+        remove_mount(self._base / "mnt")
+        self._process.kill()

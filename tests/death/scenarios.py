@@ -1,0 +1,123 @@
+"""What both sides are doing when a point is reached: scripts of kvmsim, on a file of 64 pages in a pool of 256.
+
+{file} and {other} are sealed and have no VM yet, {mount} is the mount point, {store} memfsd's pid, {memfs} the
+command. Each script ends well when nobody dies.
+"""
+
+from dataclasses import dataclass
+
+from .traps import Action
+
+PATTERN = b"\xa5\x5aDEAD VM'S DATA!"
+POOL_PAGES = 256
+FILE_PAGES = 64
+_PATTERN = PATTERN.hex()
+
+
+@dataclass(frozen=True, slots=True)
+class Scenario:
+    name: str
+    script: str
+    status: int = 0
+    """With which kvmsim ends when no fault comes on top."""
+    also: tuple[str, int, Action] | None = None
+    """A first fault that belongs to the scenario."""
+    store_ends: bool = False
+    stops: bool = False
+    """It stops one side by itself: a SIGCONT that comes on top changes how it ends."""
+    meets: tuple[str, ...] = ()
+    """Points at which two threads must meet by chance."""
+    tries: int = 1
+    """How often it may have to run until they do."""
+
+
+_PAIR = f"""
+slot set 0 private gpa=0 size=256K file={{file}}
+write 0x1000 "{_PATTERN}"
+write 0x9000 "{_PATTERN}"
+"""
+_PUNCH = "sh fallocate -p -o 0 -l 64K {file}\n"
+_LOST = "expect exit MEMORY_ERROR\n"
+
+SCENARIOS: tuple[Scenario, ...] = (
+    Scenario("life", _PAIR + "read 0x1000 16\ntouch 0 256K\nslot delete 0 private\n"),
+    Scenario("bye", _PAIR),
+    Scenario("punch", _PAIR + "touch 0 64K\n" + _PUNCH + "read 0x1000 16\n"),
+    Scenario("truncate", _PAIR + "sh truncate -s 32K {file}\nread 0x1000 16\n"),
+    Scenario("hole", _PAIR + "slot punch 0 gpa=0 size=64K\nread 0x19000 16\n"),
+    Scenario("convert", "policy punch\n" + _PAIR + "map 0 64K shared\nmap 0 64K private\nread 0x1000 16\n"),
+    Scenario(
+        "reclaim by a guest",
+        _PAIR + "touch 0 128K\nsh fallocate -l 736K {mount}/filler\n"
+        "slot set 1 private gpa=16M size=256K file={other}\ntouch 16M 64K\n",
+    ),
+    Scenario("reclaim by a file", _PAIR + "touch 0 128K\nsh head -c 4M /dev/zero >{mount}/filler; true\n"),
+    Scenario("check", _PAIR + "sh {memfs} check {mount}\n"),
+    Scenario("unlink", _PAIR + "sh rm {file} {other}\nread 0x1000 16\n"),
+    Scenario(
+        "unmount",
+        _PAIR + "sh kill -TERM {store}; timeout 5 tail -s 0.01 --pid={store} -f /dev/null\nread 0x1000 16\n" + _LOST,
+        store_ends=True,
+    ),
+    Scenario(
+        "silent",
+        _PAIR + "sh kill -STOP $PPID; while grep -h ^State /proc/$PPID/task/*/status | grep -qv stopped; do :; done; "
+        "fallocate -p -l 64K {file}; kill -CONT $PPID; true\n",
+        stops=True,
+    ),
+    Scenario(
+        "half-open",
+        "sh (sleep 3; kill -CONT $PPID) >/dev/null 2>&1 &\n" + _PAIR,
+        status=1,
+        also=("vm down send PAIR", 1, Action.STOP_SELF),
+        stops=True,
+    ),
+    Scenario(
+        "silent store",
+        "sh (sleep 5; kill -CONT {store}) >/dev/null 2>&1 &\n" + _PAIR,
+        status=1,
+        also=("store down receive GET_PFN", 1, Action.STOP_SELF),
+        stops=True,
+    ),
+    Scenario("VM dies", _PAIR + "sh kill -KILL $PPID\n", status=-9),
+    Scenario("no answer", _PAIR, status=1, also=("store down send answer to GET_PFN", 2, Action.CUT)),
+    Scenario(
+        "no acknowledgement",
+        _PAIR + _PUNCH + "read 0x1000 16\n" + _LOST,
+        also=("vm up receive INVALIDATE_BEGIN", 1, Action.CUT),
+        status=1,
+    ),
+    Scenario(
+        "storm",
+        _PAIR
+        + "vcpu 1\n"
+        + (
+            "start touch vcpu=0 0 256K\nstart touch vcpu=1 0 256K\n"
+            "sh for i in 1 2 3 4 5 6; do fallocate -p -l 256K {file}; done\njoin vcpu=0\njoin vcpu=1\n"
+        )
+        * 10,
+        meets=("fault retried", "Mmu.ended waited for"),
+        tries=20,
+    ),
+    Scenario(
+        "conversion beside a vCPU",
+        "policy punch\n"
+        + _PAIR
+        + "vcpu 1\nslot set 0 shared gpa=1G size=64M\n"
+        + "start touch vcpu=0 1G 64M shared\nmap vcpu=1 0 64K shared\njoin vcpu=0\nmap 0 64K private\n" * 3,
+        meets=("Inhibitor.changed waited for",),
+        tries=20,
+    ),
+    Scenario(
+        "kicks",
+        _PAIR
+        + "slot set 0 shared gpa=1G size=64M\ntouch 1G 64M shared\n"
+        + (
+            "start touch vcpu=0 1G 64M shared\n"
+            "sh for i in 1 2 3 4 5 6 7 8; do fallocate -p -l 64K {file}; done\njoin vcpu=0\n"
+        )
+        * 5,
+        meets=("Vcpu.go_on waited for",),
+        tries=20,
+    ),
+)

@@ -1,0 +1,145 @@
+"""Which cells there are, and how they are shown."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from kvmsim.race import points
+from memfsd.uapi.messages import Kind
+
+from .model import Cell, Fault, Outcome
+from .scenarios import SCENARIOS
+from .traps import NAMES
+
+UNREACHABLE = {
+    name: f"no command of kvmsim sends {kind.name}"
+    for kind in (Kind.STAT, Kind.PING)
+    for name, _ in points.message_points()
+    if name.endswith(kind.name)
+} | {"vm up receive nothing in time": "kvmsim waits for the store's calls as long as there is a store"}
+"""Points that no real process comes to, and why."""
+
+WITHOUT_CONNECTION = {"FileMemory.using taken"}
+"""kvmsim comes there when it has ended its pairings: there is nothing to cut."""
+
+Census = dict[str, dict[str, int]]
+"""How often each scenario reaches each point while its VM runs: [point][scenario]."""
+Results = dict[Cell, Outcome]
+
+COLUMNS: tuple[tuple[Fault, str], ...] = (
+    *((fault, victim) for victim in ("vm", "store") for fault in (Fault.KILL, Fault.STOP, Fault.STOP_LONG)),
+    (Fault.CUT, ""),
+)
+"""(fault, victim). A cut connection has two ends, and no victim."""
+
+
+def merge(parts: Iterable[tuple[str, dict[str, int]]]) -> Census:
+    """From (scenario, how often it reaches each point)."""
+    census: Census = {}
+    for scenario, reached in parts:
+        for point, count in reached.items():
+            census.setdefault(point, {})[scenario] = count
+    return census
+
+
+def unexplained(census: Census) -> list[str]:
+    """Points that were not reached without a reason, or reached in spite of it."""
+    return [name for name, _ in NAMES if (name in census) == (name in UNREACHABLE)]
+
+
+def cells(census: Census, *, everything: bool) -> list[Cell]:
+    """Every point with SIGKILL of each and a cut socket; a stop, which costs seconds, once for each group of points.
+
+    everything: the stops at each point too, and all of it the first time that the point is reached, too.
+    """
+    found: list[Cell] = []
+    stopped: set[tuple[str, Fault, str]] = set()
+    for name, side in NAMES:
+        for place, (scenario, nth) in enumerate(_places(census.get(name, {}), everything=everything)):
+            for fault, victim in COLUMNS:
+                if fault in (Fault.STOP, Fault.STOP_LONG) and not everything:
+                    once = (group_of(name), fault, victim)
+                    if once in stopped or (fault is Fault.STOP_LONG and victim != side):
+                        continue
+                    stopped.add(once)
+                if fault is Fault.STOP_LONG and place:
+                    continue
+                found.append(Cell(name, side, scenario, nth, fault, victim or side))
+    return found
+
+
+def _places(reached: dict[str, int], *, everything: bool) -> list[tuple[str, int]]:
+    """(scenario, which time). The scenarios' order is that of preference, those first that come there with a VM."""
+    known = sorted((scenario.name for scenario in SCENARIOS if scenario.name in reached), key=lambda n: not reached[n])
+    if not known:
+        return []
+    name, middle = known[0], _middle(known[0], reached[known[0]])
+    return [(name, nth) for nth in dict.fromkeys((middle, 1) if everything else (middle,))]
+
+
+def _middle(scenario: str, count: int) -> int:
+    """What several threads do differs a little each time: there the first is the only one to rely on."""
+    varies = next(s.tries > 1 for s in SCENARIOS if s.name == scenario)
+    if varies or not count:
+        return 1
+    return 2 if count == 2 else (count + 1) // 2  # the first of two is often before there is a pairing
+
+
+def class_of(point: str) -> str:
+    """A row of the short table."""
+    words = point.split()
+    if words[0] in ("store", "vm") and words[1] in ("down", "up"):
+        return f"{words[1]}: {words[-1]}" if words[-1].isupper() else f"{words[1]}: end of the connection"
+    if point.endswith(" taken"):
+        return f"{_side(point)}: a lock taken"
+    if point.endswith(("waited for", "wait_dead", "fault retried")):
+        return f"{_side(point)}: a wait"
+    if point.endswith((" read", " written")):
+        return f"{_side(point)}: a field without a lock"
+    return f"{_side(point)}: {point}"
+
+
+def group_of(point: str) -> str:
+    """Classes that are alike: all packets sent on a channel by a side, all its locks."""
+    words = point.split()
+    if words[0] in ("store", "vm") and words[1] in ("down", "up"):
+        return " ".join(words[:3])
+    class_ = class_of(point)
+    return _side(point) if class_.endswith(point) else class_
+
+
+def _side(point: str) -> str:
+    return {"store": "memfsd", "vm": "kvmsim"}[dict(NAMES)[point]]
+
+
+def render(results: Results, *, short: bool) -> str:
+    """A Markdown table: point (or class of points) x fault, and what came of it."""
+    rows: dict[str, dict[tuple[str, str], Counter[str]]] = {}
+    for cell, outcome in results.items():
+        row = class_of(cell.point) if short else cell.point
+        column = (cell.fault.value, "" if cell.fault is Fault.CUT else cell.victim)
+        text = outcome.text if outcome.ok else f"**BROKEN**: {outcome.text}"
+        rows.setdefault(row, {}).setdefault(column, Counter())[text] += 1
+    columns = [(fault.value, victim) for fault, victim in COLUMNS]
+    heads = [f"{_VICTIMS[victim]}{fault}" for fault, victim in columns]
+    lines = [f"| point | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    lines += [
+        f"| {row} | {' | '.join(_cell(found.get(column)) for column in columns)} |" for row, found in rows.items()
+    ]
+    return "\n".join(lines)
+
+
+_VICTIMS = {"vm": "kvmsim: ", "store": "memfsd: ", "": ""}
+
+
+def _cell(found: Counter[str] | None) -> str:
+    if not found:
+        return "-"
+    return "; ".join(text if count == 1 else f"{text} ({count})" for text, count in sorted(found.items()))
+
+
+def summary(results: Results) -> str:
+    broken = sum(not outcome.ok for outcome in results.values())
+    points_ = len({cell.point for cell in results})
+    counts = Counter(cell.fault.value for cell in results)
+    kinds = ", ".join(f"{count} {fault}" for fault, count in counts.items())
+    return f"death table: {len(results)} cells at {points_} points ({kinds}), {broken} broken"

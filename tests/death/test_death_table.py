@@ -1,0 +1,49 @@
+"""The death table: whoever dies, stops or is cut off, at whatever point, harms nobody else.
+
+With MEMFSD_LONG=1 every cell: the stops at every point, and each point the first time that it is reached, too.
+"""
+
+import os
+
+import pytest
+
+from .__main__ import describe
+from .conftest import SUMMARY
+from .defects import DEFECTS
+from .model import Fault
+from .pool import Workers
+from .table import WITHOUT_CONNECTION, Census, cells, summary, unexplained
+from .traps import NAMES
+
+LONG = bool(os.environ.get("MEMFSD_LONG"))
+TIMEOUT_S = 2 * 3600 if LONG else 1200
+
+
+@pytest.fixture(scope="module")
+def census() -> Census:
+    return Workers().census()
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+def test_every_point_is_reached_or_it_is_said_why_not(census: Census) -> None:
+    assert unexplained(census) == []
+
+
+@pytest.mark.parametrize("defect", DEFECTS)
+def test_a_mistake_breaks_a_cell(defect: str) -> None:
+    _, cell = DEFECTS[defect]
+    assert Workers(1).run([cell])[cell].ok
+    assert not Workers(1, defect).run([cell])[cell].ok
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+def test_every_cell_holds(census: Census) -> None:
+    wanted = cells(census, everything=LONG)
+    assert {cell.point for cell in wanted} == set(census)
+    assert len(census) > len(NAMES) - 10
+    results = Workers().run(wanted)
+    SUMMARY.append(summary(results))
+    broken = [f"{describe(cell)}: {outcome.text}" for cell, outcome in results.items() if not outcome.ok]
+    assert broken == [], "\n".join(broken)
+    unharmed = {c.point for c, outcome in results.items() if not outcome.harmed and c.fault in (Fault.KILL, Fault.CUT)}
+    assert LONG or unharmed <= WITHOUT_CONNECTION
