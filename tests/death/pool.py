@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import queue
+import signal
 import subprocess
 import sys
 import tempfile
@@ -19,6 +20,8 @@ from .scenarios import SCENARIOS
 from .table import Census, Results, merge
 
 WATCHDOG_S = 120.0
+RESCUE_S = 20.0
+"""No stop of a cell lasts as long: it came when the worker had looked away, and was in a system call on the mount."""
 """For one request; a cell's own deadlines are shorter, so this means that the harness hangs in the mount."""
 _ROOT = Path(__file__).parents[2]
 
@@ -94,12 +97,15 @@ class _Worker:
     def ask(self, request: dict[str, Any]) -> Any:
         assert self._process.stdin is not None and self._process.stdout is not None
         watchdog = threading.Timer(WATCHDOG_S, self._abort)
+        rescue = threading.Timer(RESCUE_S, self._wake)
         watchdog.start()
+        rescue.start()
         try:
             print(json.dumps(request), file=self._process.stdin, flush=True)
             answer = self._process.stdout.readline()
         finally:
             watchdog.cancel()
+            rescue.cancel()
         if not answer:
             raise RuntimeError(f"the harness itself failed at {request}: its status is {self._process.wait(10)}")
         return json.loads(answer)
@@ -121,6 +127,14 @@ class _Worker:
             self._directory.cleanup()
         assert status == 0, f"a worker ended with {status}"
         assert left == [], f"socket files stay: {left}"
+
+    def _wake(self) -> None:
+        """The worker has one thread: it can not wake the memfsd that it waits for."""
+        for task in Path("/proc").glob("[0-9]*/stat"):
+            with contextlib.suppress(OSError):
+                state, parent = task.read_text().rpartition(")")[2].split()[:2]
+                if state == "T" and int(parent) == self._process.pid:
+                    os.kill(int(task.parent.name), signal.SIGCONT)
 
     def _abort(self) -> None:
         """What hangs in a mount can not be interrupted from within. Its children end with the worker."""
