@@ -67,14 +67,14 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "half-open",
-        "sh (sleep 3; kill -CONT $PPID) >/dev/null 2>&1 &\n" + _PAIR,
+        "sh (sleep 8; kill -CONT $PPID) >/dev/null 2>&1 &\n" + _PAIR,
         status=1,
         also=("vm down send PAIR", 1, Action.STOP_SELF),
         stops=True,
     ),
     Scenario(
         "silent store",
-        "sh (sleep 5; kill -CONT {store}) >/dev/null 2>&1 &\n" + _PAIR,
+        "sh (sleep 12; kill -CONT {store}) >/dev/null 2>&1 &\n" + _PAIR,
         status=1,
         also=("store down receive GET_PFN", 1, Action.STOP_SELF),
         stops=True,
