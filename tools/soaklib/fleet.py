@@ -131,9 +131,10 @@ class Fleet:
         return sum(vm.ledger.counters()["verified_pages"] for vm in self.vms)
 
     def finish(self) -> None:
-        """All of them are told to stop, and judged."""
+        """All are told to stop, and judged; those that lose their store have to notice it by themselves."""
         for vm in self.vms:
-            vm.ledger.tell_to_stop()
+            if vm.expected != "lost":
+                vm.ledger.tell_to_stop()
         for vm in self.vms:
             self._judge(vm)
 
