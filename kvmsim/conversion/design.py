@@ -6,7 +6,7 @@ from memfsd.uapi.errors import Refused
 
 from ..backing import Runs, link_of
 from ..core.memslots import Memslot
-from ..core.runs import clip
+from ..core.runs import inside
 from ..machine import Machine
 
 
@@ -72,7 +72,7 @@ def give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Ru
             try:
                 link_of(piece.slot).punch(piece.slot.pgoff_of(start), end - start)
                 lost = True
-                machine.forget([clip(run, start, end) for run in mapped if run[0] < end and start < run[0] + run[2]])
+                machine.forget(inside(mapped, start, end))
             except Refused:
                 if not lost:
                     raise
@@ -83,7 +83,7 @@ def give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Ru
         left += [(Piece(piece.slot, low, high), mapped) for low, high in edges if low < high]
     for piece, mapped in left:
         slot, start, end = piece
-        machine.destroy(slot, [clip(run, start, end) for run in mapped if run[0] < end and start < run[0] + run[2]])
+        machine.destroy(slot, inside(mapped, start, end))
         tally.unreturned_pages += end - start
 
 

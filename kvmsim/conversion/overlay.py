@@ -11,6 +11,7 @@ kept      it is only blocked, as TDH.MEM.RANGE.BLOCK does: its data is back when
 freed     it goes back to the store, whose callback takes it out of the page tables: a new, zero page comes later.
 """
 
+from ..core.ranges import gaps
 from ..machine import Machine
 from .design import Piece, Tally, give_back, page_count, visible_private
 from .shared_copy import SharedCopy
@@ -48,9 +49,5 @@ class Overlay:
 
     def _bare(self, start: int, end: int) -> list[tuple[int, int]]:
         """What of [start, end) no ordinary slot lies over."""
-        bare, at = [], start
-        for _, low, high in self._machine.vm.slots[False].visible(start, end):
-            if low > at:
-                bare.append((at, low))
-            at = high
-        return [*bare, (at, end)] if at < end else bare
+        over = self._machine.vm.slots[False].visible(start, end)
+        return gaps([(low, high) for _, low, high in over], start, end)

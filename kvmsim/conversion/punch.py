@@ -9,6 +9,7 @@ is never held twice.
 
 from ..backing import Runs
 from ..core.memslots import Memslot
+from ..core.ranges import gaps
 from ..machine import Machine
 from .design import Piece, Tally, give_back, page_count, visible_private
 from .shared_copy import Range, SharedCopy
@@ -53,10 +54,5 @@ class Punch:
 
 def _holes(slot: Memslot, start: int, end: int) -> list[Range]:
     """What a punched slot does not show of [start, end)."""
-    holes, at = [], max(slot.gfn, start)
-    stop = min(slot.end, end)
-    for low, high in slot.segments_in(at, stop):
-        if low > at:
-            holes.append((at, low))
-        at = max(at, high)
-    return [*holes, (at, stop)] if at < stop else holes
+    low, high = max(slot.gfn, start), min(slot.end, end)
+    return gaps(slot.segments_in(low, high), low, high)

@@ -12,6 +12,7 @@ from collections.abc import Iterator
 
 from ..backing import Runs
 from ..core.memslots import Memslot
+from ..core.runs import inside
 from ..core.segments import SegmentIndex
 from ..machine import Machine
 from .design import Piece, Tally, give_back, page_count, visible_private
@@ -45,10 +46,10 @@ class Recreate:
                     id_ = self._ids.take() if index else slot.id
                     machine.create_private(id_, low, high, slot)
                     transaction.did(self._drop, id_)
-            mapped = [_inside(old[piece.slot.id][1], piece.start, piece.end) for piece in pieces]
+            mapped = [inside(old[piece.slot.id][1], piece.start, piece.end) for piece in pieces]
             give_back(machine, self._tally, pieces, mapped)
         for slot, runs in old.values():
-            around = [*_inside(runs, 0, start), *_inside(runs, end, 1 << 52)]
+            around = [*inside(runs, 0, start), *inside(runs, end, 1 << 52)]
             machine.destroy(slot, around)
             self._tally.lost_pages += sum(count for _, _, count in around)
         for slot, low, high in pieces:
@@ -91,13 +92,3 @@ def _rest(slot: Memslot, start: int, end: int) -> Iterator[Range]:
         for first, last in ((low, min(high, start)), (max(low, end), high)):
             if first < last:
                 yield first, last
-
-
-def _inside(runs: Runs, start: int, end: int) -> Runs:
-    """The part of runs (gfn, pfn, pages) in GFNs [start, end)."""
-    found = []
-    for gfn, pfn, count in runs:
-        low, high = max(gfn, start), min(gfn + count, end)
-        if low < high:
-            found.append((low, pfn + low - gfn, high - low))
-    return found

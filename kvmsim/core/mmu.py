@@ -15,7 +15,7 @@ from .blocked import BlockedPages
 from .ept import ACCESSED, Ept
 from .memslots import Memslot
 from .ranges import RangeSet
-from .runs import Run, clip
+from .runs import Run, clip, inside
 from .tlb import RANGED_FLUSH_PAGES, Tlb, tlb_key
 
 
@@ -150,7 +150,7 @@ class Mmu:
         self.zapped_count += page_count
         self._flush(removed, page_count, private)
         # More than was asked for goes when a large leaf can not be split: those pages are the slot's as before.
-        return [clip(run, start, end) for run in removed if run[0] < end and start < run[0] + run[2]]
+        return inside(removed, start, end)
 
     def protect(self, start: int, end: int) -> None:
         """The next write to a shared page of [start, end) faults."""

@@ -1,6 +1,7 @@
 """A set of page numbers, kept as disjoint ranges."""
 
 from bisect import bisect_left, bisect_right
+from collections.abc import Iterable
 
 
 class RangeSet:
@@ -36,3 +37,13 @@ class RangeSet:
             (max(low, start), min(high, end))
             for low, high in zip(self._starts[first:last], self._ends[first:last], strict=True)
         ]
+
+
+def gaps(ranges: Iterable[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
+    """What ranges, which come in order, leave out of [start, end)."""
+    found, at = [], start
+    for low, high in ranges:
+        if low > at:
+            found.append((at, low))
+        at = max(at, high)
+    return [*found, (at, end)] if at < end else found

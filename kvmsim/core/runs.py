@@ -37,3 +37,8 @@ def clip(run: Run, start: int, end: int) -> Run:
     low, high = max(gfn, start), min(gfn + count, end)
     assert low < high, (run, start, end)
     return low, pfn + low - gfn, high - low
+
+
+def inside(runs: list[Run], start: int, end: int) -> list[Run]:
+    """What of these runs lies in GFNs [start, end)."""
+    return [clip(run, start, end) for run in runs if run[0] < end and start < run[0] + run[2]]
