@@ -9,7 +9,10 @@ world       a store and its VMs, processes that can be killed, stopped and cut o
 history     what a guest may read
 oracle      R1 to R8 and that everything ends, with both sides in view
 runner      one run of a scenario
-explore     which runs: random, exhaustive, replayed
+order       happens-before: which schedules are equivalent
+explore     which runs: random, with few preemptions, replayed
+exhaustive  which runs: all
+deaths      where a process can die
 minimise, diagram, record, cli   a failure made short, drawn, kept; the command
 
 This package alone of kvmsim knows memfsd beyond its uapi, because it needs both sides. Nothing but the command

@@ -2,16 +2,18 @@
 
 import argparse
 import json
+import math
 import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from . import diagram, explore, minimise, points, record
+from . import diagram, exhaustive, explore, minimise, order, points, record
 from .runner import Result, run_once
 from .scenario import VERBS, Scenario, ScenarioError, load, shipped
 
 HELD, FAILED, USAGE = 0, 1, 2
+_TELL_EVERY_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -71,6 +73,7 @@ def main(asked: argparse.Namespace) -> int:
 def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
     began = time.monotonic()
     runs, classes, complete = 0, set(), True
+    next_told = began + _TELL_EVERY_S if sys.stderr.isatty() else math.inf
     failed: Result | None = None
     for result in _results(asked, scenario):
         runs += 1
@@ -78,7 +81,10 @@ def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
             failed = result
             break
         if not result.cut_short:
-            classes.add(explore.class_of(result.steps))
+            classes.add(order.class_of(result.steps))
+        if time.monotonic() > next_told:
+            print(f"{scenario.name}: {runs} runs, {len(classes)} different schedules so far", file=sys.stderr)
+            next_told += _TELL_EVERY_S
         if asked.limit is not None and runs >= asked.limit:
             complete = False
             break
@@ -114,7 +120,7 @@ def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
 def _results(asked: argparse.Namespace, scenario: Scenario) -> Iterator[Result]:
     if not asked.exhaustive:
         return explore.seeded(scenario, asked.seed, asked.count)
-    return explore.exhaustive(scenario) if asked.bound is None else explore.bounded(scenario, asked.bound)
+    return exhaustive.every(scenario) if asked.bound is None else explore.bounded(scenario, asked.bound)
 
 
 def _mode(asked: argparse.Namespace) -> str:

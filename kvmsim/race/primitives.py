@@ -206,10 +206,12 @@ class Channel:
 
     def send(self, packet: bytes) -> int:
         self._scheduler.reach(self._name("send", packet), None, None, (self._out, Kind.SEND))
+        self._scheduler.say(packet)
         return self._sock.send(packet)
 
     def sendmsg(self, buffers: list[bytes], ancillary: Any = (), flags: int = 0, *rest: Any) -> int:
         self._scheduler.reach(self._name("send", buffers[0]), None, None, (self._out, Kind.SEND))
+        self._scheduler.say(b"".join(buffers))
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._connections.passed(list(data))

@@ -21,6 +21,9 @@ MAX_STEPS = 20_000
 OUTLIVES = ("queue", "frame")
 """What is there when the process that touched it is dead."""
 
+SHARED = (*OUTLIVES, "process", "life", "end")
+"""What processes know of each other by."""
+
 
 class Killed(BaseException):
     """Ends a thread whose process is dead, or whose run is over."""
@@ -100,7 +103,7 @@ class Task:
 class Step:
     """From a point to the next: who, where it began, what it touched, who else could have gone."""
 
-    __slots__ = ("accesses", "enabled", "fired", "name", "note", "task")
+    __slots__ = ("accesses", "enabled", "fired", "killed", "name", "note", "said", "task")
 
     def __init__(self, task: Task, name: str, enabled: list[Task], fired: bool) -> None:
         self.task = task
@@ -108,9 +111,25 @@ class Step:
         self.enabled = enabled
         self.fired = fired
         """Its deadline had passed: nobody else could go."""
-        self.accesses: dict[tuple[Key, Kind], None] = {}
+        self.accesses: dict[Access, None] = {}
         self.note = ""
         """What came of it."""
+        self.said = b""
+        """What it sent."""
+        self.killed = ""
+        """The process that it killed."""
+
+    @property
+    def is_seen(self) -> bool:
+        """Other processes could see what it did."""
+        return (("process", self.task.process), Kind.READ) in self.accesses
+
+    def as_seen(self) -> "Step":
+        """What others could see of it."""
+        seen = Step(self.task, self.name, self.enabled, self.fired)
+        seen.said = self.said
+        seen.accesses = {access: None for access in self.accesses if access[0][0] in SHARED}
+        return seen
 
 
 class Chooser(Protocol):
@@ -193,6 +212,11 @@ class Scheduler:
             step.accesses[key, kind] = None
             if key[0] in OUTLIVES:
                 self.is_seen()
+
+    def say(self, packet: bytes) -> None:
+        """The running step sends it."""
+        if self._step is not None:
+            self._step.said += packet
 
     def untouch(self, key: Key, kind: Kind) -> None:
         if self._step is not None:
@@ -342,12 +366,13 @@ class Scheduler:
             main.gate.acquire()
         main.ready = None
 
-    def kill(self, process: str) -> list[Task]:
+    def kill(self, process: str) -> None:
         """Threads of a process stop for good where they are."""
         killed = [task for task in self.tasks if task.process == process and not task.done and not task.dead]
         for task in killed:
             task.dead = True
-        return killed
+        if self._step is not None:
+            self._step.killed = process
 
     def end(self) -> None:
         """Unwind every thread that is left, one after the other."""

@@ -42,7 +42,7 @@ from . import points
 from .accesses import Kind
 from .primitives import LIVES, Connections, Life
 from .scenario import Scenario
-from .scheduler import Scheduler
+from .scheduler import Scheduler, Task
 
 R = TypeVar("R")
 _PUNCH_HOLE = 1 | 2
@@ -79,6 +79,7 @@ class World:
         self._scheduler = scheduler
         self.connections = connections
         self._clock = itertools.count(1)
+        self._tokens = itertools.count(1)
         self._creds = Creds(os.geteuid(), os.getegid())
         options = StoreOptions(pool_bytes=scenario.frames * PAGE_SIZE, resize_any=scenario.resize_any)
         scheduler.main.process = "store"
@@ -94,6 +95,8 @@ class World:
         self.inos: dict[str, Ino] = {}
         self._opened: list[int] = []
         self._unlinked: set[Ino] = set()
+        self._calls: dict[str, list[Task]] = {}
+        """System calls on the mount, by the process that made them."""
         self.sockets: list[socket.socket] = []
         """Who is killed or ended half-way does not close its own."""
         for name, pages in scenario.files.items():
@@ -134,8 +137,10 @@ class World:
                 box.append(call())
             except Refused as refused:
                 box.append(refused)
+            scheduler.is_seen()
 
         task = scheduler.add("fuse", "store")
+        self._calls.setdefault(scheduler.me().process, []).append(task)
         scheduler.start(task, run)
         scheduler.reach("system call returns", lambda: task.done or task.dead, None, (("end", task.name), Kind.RECEIVE))
         if task.error is not None:
@@ -206,7 +211,7 @@ class World:
             with self.service.lock:
                 _, handle, _ = self.service.open(ino, os.O_WRONLY, next(self._clock))
                 vm.handles.append((ino, handle))
-                return self.service.getxattr(ino, XATTR_TOKEN, lambda: os.urandom(16))
+                return self.service.getxattr(ino, XATTR_TOKEN, lambda: next(self._tokens).to_bytes(16, "little"))
 
         token = self.fuse(token_of)
         ours, theirs = self.connections.connect(vm.life)
@@ -237,7 +242,8 @@ class World:
     # -- what happens to processes
 
     def kill(self, process: str) -> None:
-        """SIGKILL: its threads stop where they are, its sockets close; then, a step later, its end can be proven."""
+        """SIGKILL: its threads stop where they are, its sockets close; then, once memfsd has answered its system
+        calls, its end can be proven."""
         scheduler = self._scheduler
         scheduler.reach(f"{process} killed", None, None, (("process", process), Kind.WRITE))
         if process == "store":
@@ -248,7 +254,12 @@ class World:
         scheduler.kill(process)
         self.connections.kill(process)
         if process != "store":
-            scheduler.reach(f"{process} has ended", None, None, (LIVES, Kind.SEND))
+            calls = self._calls.get(process, [])
+            scheduler.reach(
+                f"{process} has ended", lambda: all(c.done or c.dead for c in calls), None, (LIVES, Kind.SEND)
+            )
+            for call in calls:
+                scheduler.touch(("end", call.name), Kind.RECEIVE)
             self.vms[process].life.end()
             if not self.store_is_dead:
                 self.fuse(lambda: self._release(self.vms[process]))

@@ -14,6 +14,8 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         f"{NUMBERS.schedules} different schedules in {NUMBERS.runs} runs of {len(NUMBERS.scenarios)} scenarios, "
         f"{len(NUMBERS.complete)} of them complete"
     )
+    if NUMBERS.two_vcpus[0]:
+        write("two vCPUs, one punch, one death: all {} schedules, in {} runs".format(*NUMBERS.two_vcpus))
     if NUMBERS.mutants:
         write(f"{len(NUMBERS.caught)} of {NUMBERS.mutants} mutants caught")
         for name, how in NUMBERS.caught.items():

@@ -11,6 +11,8 @@ class Numbers:
     scenarios: set[str] = field(default_factory=set)
     complete: set[str] = field(default_factory=set)
     """Scenarios of which every order was run."""
+    two_vcpus: tuple[int, int] = (0, 0)
+    """Of two vCPUs, one punch and one death: all schedules, and the runs that it took."""
     caught: dict[str, str] = field(default_factory=dict)
     mutants: int = 0
 

@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from kvmsim.race import explore, minimise
+from kvmsim.race import exhaustive, explore, minimise
 from kvmsim.race.runner import Result
 from kvmsim.race.scenario import load
 from tests.race.mutants import MUTANTS, Mutant, planted
@@ -22,7 +22,7 @@ def hunt(mutant: Mutant) -> tuple[str, int, Result] | None:
         with planted(mutant):
             runs = itertools.chain(
                 explore.seeded(scenario, 5, RANDOM_RUNS // 3),
-                itertools.islice(explore.exhaustive(scenario), EXHAUSTIVE_RUNS),
+                itertools.islice(exhaustive.every(scenario), EXHAUSTIVE_RUNS),
                 explore.seeded(scenario, 6, RANDOM_RUNS),
             )
             for number, result in enumerate(runs, 1):

@@ -1,0 +1,113 @@
+"""Happens-before: the order of dependent steps of a run, which tells equivalent schedules from others."""
+
+from .accesses import Access, Key, Kind, can_race, commute
+from .scheduler import Step
+
+Accesses = dict[Access, None]
+_MASK = (1 << 64) - 1
+
+Clock = dict[str, int]
+
+
+class Order:
+    """Happens-before of one run: for each step what came before it in every equivalent schedule."""
+
+    def __init__(self) -> None:
+        self._tasks: dict[str, Clock] = {}
+        self._last: dict[Key, dict[Kind, Clock]] = {}
+        self._sent: dict[Key, list[tuple[int, Clock]]] = {}
+        self._cleared: dict[Key, int] = {}
+        self._received: dict[Key, int] = {}
+        self._racing: dict[Key, list[tuple[int, str, Kind]]] = {}
+        self._numbers: list[int] = []
+        """Of each step: the how many-th of its task it is."""
+        self._counts: dict[str, int] = {}
+        self.state = 0
+        """The same after all schedules of the same steps in the same order of the dependent ones."""
+
+    def clock_of(self, name: str) -> Clock:
+        """Of each task, the last step that is before whatever this one does next."""
+        return self._tasks.get(name, {})
+
+    def races_with(self, name: str, accesses: Accesses) -> set[int]:
+        """Steps that are dependent, could have come after this one, and are not ordered before its task."""
+        clock = self.clock_of(name)
+        found = set()
+        for key, kind in accesses:
+            for index, other, other_kind in reversed(self._racing.get(key, [])):
+                if other == name:
+                    continue
+                if can_race(other_kind, kind):
+                    if clock.get(other, -1) < index:
+                        found.add(index)
+                    if other_kind is Kind.TAKE:
+                        break  # all that took it before are ordered before this one
+        return found
+
+    def _join_sender(self, clock: Clock, key: Key, began: int) -> None:
+        """Before what is received is what was sent: that packet, or the first notice since the wait began."""
+        sent = self._sent.get(key, [])
+        if key[0] == "queue":
+            number = self._received.get(key, 0)
+            if number < len(sent):
+                _join(clock, sent[number][1])
+            return
+        since = self._cleared.get(key, began)
+        for at, other in sent:
+            if at > since:
+                _join(clock, other)
+                return
+        if sent and key[0] != "event":
+            _join(clock, sent[0][1])
+
+    def add(self, index: int, step: Step) -> Clock:
+        """The step's clock: for each task, its last step that is before this one (its own: itself)."""
+        name = step.task.name
+        clock = dict(self._tasks.get(name, {}))
+        if step.fired:
+            for other in self._tasks.values():
+                _join(clock, other)
+        for key, kind in step.accesses:
+            for other_kind, other in self._last.get(key, {}).items():
+                if not commute(other_kind, kind):
+                    _join(clock, other)
+            if kind is Kind.RECEIVE:
+                self._join_sender(clock, key, clock.get(name, -1))
+        clock[name] = index
+        for key, kind in step.accesses:
+            if kind is Kind.SEND:
+                self._sent.setdefault(key, []).append((index, clock))
+            elif kind is Kind.SHUT:
+                self._cleared[key] = index
+            elif kind is Kind.RECEIVE:
+                self._received[key] = self._received.get(key, 0) + 1
+            kinds = self._last.setdefault(key, {})
+            merged = dict(kinds.get(kind, {}))
+            _join(merged, clock)
+            kinds[kind] = merged
+            if kind not in (Kind.RELEASE, Kind.UNLOOK):
+                self._racing.setdefault(key, []).append((index, name, kind))
+        self._tasks[name] = clock
+        number = self._counts[name] = self._counts.get(name, 0) + 1
+        self._numbers.append(number)
+        past = frozenset((task, self._numbers[at]) for task, at in clock.items())
+        self.state = (self.state + hash((name, step.name, step.said, past))) & _MASK
+        return clock
+
+
+def class_of(steps: list[Step]) -> int:
+    """The same number for equivalent schedules (of one process: strings hash otherwise in the next).
+
+    They are equivalent too when they differ only in what a process did that was killed, and nobody saw.
+    """
+    dead = {step.killed for step in steps if step.killed}
+    order = Order()
+    for index, step in enumerate(step for step in steps if step.task.process not in dead or step.is_seen):
+        order.add(index, step if step.task.process not in dead else step.as_seen())
+    return order.state
+
+
+def _join(clock: Clock, other: Clock) -> None:
+    for name, index in other.items():
+        if clock.get(name, -1) < index:
+            clock[name] = index

@@ -1,0 +1,102 @@
+"""Where a process can die: nowhere that others could tell from another place is left out, and none of those twice."""
+
+import pytest
+
+from kvmsim.race import deaths, exhaustive, order
+from kvmsim.race.accesses import Access, Kind
+from kvmsim.race.scenario import load, parse
+from kvmsim.race.scheduler import Step, Task
+
+QUIET = """\
+store frames=16
+file mem 2
+vm vm0 vcpus=2
+vm vm1
+before vmm: slot 0 mem 0 0 2
+before vcpu0: write 0 "x"; write 1 "y"
+vcpu0: read 0
+vcpu1: read 1
+outside: kill vm1
+"""
+
+
+def step(task: Task, *accesses: Access, killed: str = "") -> Step:
+    made = Step(task, "step", [], False)
+    made.accesses = dict.fromkeys(accesses)
+    made.killed = killed
+    return made
+
+
+VICTIM, OTHER, KILLER = Task(1, "victim", "vm0"), Task(2, "other", "vm0"), Task(3, "outside", "outside")
+LOCK: Access = (("lock", "vm0 lock"), Kind.TAKE)
+SEEN: Access = (("process", "vm0"), Kind.READ)
+KILL = step(KILLER, (("process", "vm0"), Kind.WRITE), killed="vm0")
+
+
+def sends(task: Task, packet: bytes) -> Step:
+    made = step(task, (("queue", "to the store"), Kind.SEND), SEEN)
+    made.said = packet
+    return made
+
+
+def test_who_kills() -> None:
+    assert deaths.killer(parse("quiet", QUIET)) == "outside"
+    assert deaths.killer(load("fault-x-punch")) == ""
+    assert deaths.killer(parse("stop", QUIET.replace("kill vm1", "stop vm1 9"))) == ""
+    assert deaths.killer(parse("both", QUIET.replace("kill vm1", "kill vm1; kill vm0"))) == ""
+
+
+def test_a_process_that_shows_nothing_dies_only_once() -> None:
+    """Of the two vCPUs' reads nobody sees anything but by the windows: vm1's death has no order to them."""
+    scenario = parse("quiet", QUIET)
+    results = [result for result in exhaustive.every(scenario) if not result.cut_short]
+    assert len({order.class_of(result.steps) for result in results}) == 1
+
+
+def test_the_beginnings_of_a_run() -> None:
+    """It can die before its first packet, between both, and after the second; the store's receipt makes one more."""
+    receipt = step(Task(4, "session", "store"), (("queue", "to the store"), Kind.SHUT))
+    unseen = step(OTHER, LOCK)
+    found = dict(deaths.beginnings([unseen, sends(VICTIM, b"1"), sends(VICTIM, b"2"), KILL, receipt]))
+    assert sorted(found.values(), key=len) == [
+        ["outside"],
+        ["victim", "outside"],
+        ["victim", "victim", "outside"],
+    ]
+
+
+def test_a_run_without_a_kill_has_none() -> None:
+    assert list(deaths.beginnings([sends(VICTIM, b"1")])) == []
+
+
+def test_what_the_dead_did_unseen_makes_no_difference() -> None:
+    mine, other = step(VICTIM, LOCK), step(OTHER, LOCK)
+    packet = sends(VICTIM, b"1")
+    one, two = [mine, other, packet, KILL], [other, mine, packet, KILL]
+    assert order.class_of(one) == order.class_of(two)
+    assert order.class_of(one[:-1]) != order.class_of(two[:-1]), "while it lives it does"
+
+
+def test_what_the_dead_said_and_in_which_order_makes_one() -> None:
+    first, second = sends(VICTIM, b"1"), sends(OTHER, b"2")
+    assert order.class_of([first, second, KILL]) != order.class_of([second, first, KILL])
+    assert order.class_of([sends(VICTIM, b"1"), KILL]) != order.class_of([sends(VICTIM, b"2"), KILL])
+    assert order.class_of([first, KILL]) != order.class_of([KILL])
+
+
+@pytest.mark.parametrize("name", ["bind-x-death", "fault-x-death", "punch-x-death"])
+def test_to_die_at_every_point_shows_no_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without taking one of those beginnings that nobody can tell apart, but all of them."""
+    scenario = load(name)
+    classes = {order.class_of(r.steps) for r in exhaustive.every(scenario) if not r.cut_short}
+    monkeypatch.setattr(deaths, "class_of", _exactly)
+    results = list(exhaustive.every(scenario))
+    assert not any(result.failures for result in results)
+    assert {order.class_of(r.steps) for r in results if not r.cut_short} == classes
+
+
+def _exactly(steps: list[Step]) -> int:
+    exact = order.Order()
+    for index, one in enumerate(steps):
+        exact.add(index, one)
+    return exact.state
