@@ -43,8 +43,20 @@ class RunningVm:
     def is_running(self) -> bool:
         return self.process.poll() is None
 
-    def signal(self, number: signal.Signals) -> None:
-        self.process.send_signal(number)
+    def stop(self) -> None:
+        self.process.send_signal(signal.SIGSTOP)
+
+    @property
+    def stands_still(self) -> bool:
+        """None of its threads runs any more: kill(2) does not wait for that."""
+        try:
+            stats = [(task / "stat").read_text() for task in Path(f"/proc/{self.process.pid}/task").iterdir()]
+        except OSError:
+            return False  # a thread has just ended
+        return all(stat.rpartition(")")[2].split()[0] == "T" for stat in stats)
+
+    def go_on(self) -> None:
+        self.process.send_signal(signal.SIGCONT)
 
     def kill(self) -> None:
         self.expected = "killed"

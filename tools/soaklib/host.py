@@ -4,7 +4,6 @@ import ctypes
 import errno
 import os
 import random
-import signal
 import threading
 from collections.abc import Callable
 
@@ -73,8 +72,9 @@ class Host:
                     raise
                 holds_frames = False
             vm.expected = "lost"
-            vm.signal(signal.SIGSTOP)
+            vm.stop()
             try:
+                until(lambda: vm.stands_still or not vm.is_running, f"{vm} stops")
                 try:
                     fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, 0, vm.plan.size_bytes)
                 except OSError as error:
@@ -85,7 +85,7 @@ class Host:
                 if holds_frames and not self._daemon.pool()["quarantined"]:
                     raise Failure(f"{vm} was silent for {ACK_DEADLINE_S:.0f} s, and its frames are not quarantined")
             finally:
-                vm.signal(signal.SIGCONT)
+                vm.go_on()
         until(lambda: not vm.is_running, f"{vm} ends once it is cut off")
         until(lambda: self._daemon.pool()["quarantined"] == 0, f"the frames of {vm} leave quarantine once it is dead")
         self._report.count("cut_offs")
@@ -201,7 +201,7 @@ class Host:
     def _stop_shortly(self) -> None:
         """While a punch waits for it."""
         if vm := self._any_vm():
-            vm.signal(signal.SIGSTOP)
+            vm.stop()
             failed: list[BaseException] = []
 
             def punch() -> None:
@@ -213,7 +213,7 @@ class Host:
             thread = threading.Thread(target=punch)
             thread.start()
             thread.join(0.1)
-            vm.signal(signal.SIGCONT)
+            vm.go_on()
             thread.join(DEADLINE_S)
             if failed:
                 raise failed[0]

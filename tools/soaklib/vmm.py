@@ -28,6 +28,7 @@ from soaklib.pattern import PAGE, Stamp, describe, stamps_of
 _SMALL_BLOCK_PAGES = 16
 """A vCPU owns whole blocks, and converts inside them: of 4 KiB frames so many, of larger ones one."""
 _LOSS_DEADLINE_S = 60.0
+_STORE_GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 _TICK_S = 0.05
 _PR_SET_PDEATHSIG = 1
 
@@ -241,6 +242,8 @@ class Vcpu:
     def _tolerate(self, trouble: Trouble, what: str, takings: "Over", number: int | None = None) -> None:
         """The pool may be full; what is behind the end of a file that shrinks just now can not be had. number: one more
         errno, 0 for an exit that the policy leaves."""
+        if trouble.errno in _STORE_GONE:
+            self._await_loss()
         if self._vm.lost:
             raise Lost(self._vm.lost)
         if trouble.refused:
@@ -252,6 +255,12 @@ class Vcpu:
         if (past_the_end and takings.met_any()) or (number is not None and trouble.errno == number):
             return
         raise Wrong(f"vCPU {self._id}, {what}: {trouble.why or trouble}")
+
+    def _await_loss(self) -> None:
+        """A system call on the mount may tell of the end of memfsd before its sockets do."""
+        until = time.monotonic() + _LOSS_DEADLINE_S
+        while not self._vm.lost and time.monotonic() < until:
+            time.sleep(_TICK_S)
 
     def _any_page(self) -> int:
         block = self._random.choice(self._blocks)
