@@ -6,7 +6,6 @@ A command whose vCPU exits leaves the rest under way; `resume` goes on with it a
 
 import errno
 from collections.abc import Callable, Iterator
-from itertools import chain, repeat
 from typing import Any
 
 from memfsd.uapi import sync
@@ -85,10 +84,9 @@ class VcpuCommands:
 
     def _run(self, vcpu: GuestVcpu, begin: Begin, tell: Tell) -> Outcome:
         """User space's loop around KVM_RUN: the policy repairs, and the vCPU goes on where it was."""
-        runs: Iterator[Begin] = chain((begin,), repeat(vcpu.kvm_run))
         before = vcpu.program
         try:
-            result = self._vmm.run(lambda: self._kvm_run(vcpu, runs))
+            result = self._vmm.run(self._vmm.on_a_thread(vcpu, begin, self._wanted_back))
         finally:
             if vcpu.program is not before:  # else it was refused before it began: what was under way still is
                 self._under_way[vcpu.id] = tell
@@ -96,18 +94,10 @@ class VcpuCommands:
             return exited(result)
         return tell(result)
 
-    def _kvm_run(self, vcpu: GuestVcpu, runs: Iterator[Begin]) -> object:
-        while True:
-            with self._vmm.inhibitor.running():
-                try:
-                    return next(runs)()
-                except Refused as refused:
-                    if refused.errno != errno.EINTR:
-                        raise
-                    vcpu.run.immediate_exit = 0
-                    if vcpu.id in self._kicked:
-                        self._kicked.discard(vcpu.id)
-                        raise
+    def _wanted_back(self, vcpu: int) -> bool:
+        wanted = vcpu in self._kicked
+        self._kicked.discard(vcpu)
+        return wanted
 
     # -- what each command does, and tells
 

@@ -3,12 +3,15 @@
 Policy `none` handles nothing. The others convert what the guest asks for, each by a design of `kvmsim.conversion`.
 """
 
+import errno
 from collections.abc import Callable
-from typing import TypeVar
+from itertools import chain, repeat
+from typing import Any, TypeVar
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
+from .backing import GuestVcpu
 from .conversion.design import Design, Tally
 from .conversion.overlay import Overlay
 from .conversion.punch import Punch
@@ -60,6 +63,27 @@ class Vmm:
                 if (alone and result == last) or (not self._handle(result) and alone):
                     return result
             last = result
+
+    def on_a_thread(
+        self, vcpu: GuestVcpu, begin: Callable[[], Any], wanted_back: Callable[[int], bool] = lambda vcpu: False
+    ) -> Callable[[], Any]:
+        """What a vCPU's own thread gives to `run`: KVM_RUN, by `begin` the first time, never while another thread
+        changes slots, and again when it was kicked out for that. `wanted_back` tells who kicked it otherwise: EINTR."""
+        runs = chain((begin,), repeat(vcpu.kvm_run))
+
+        def kvm_run() -> Any:
+            while True:
+                with self.inhibitor.running():
+                    try:
+                        return next(runs)()
+                    except Refused as refused:
+                        if refused.errno != errno.EINTR:
+                            raise
+                        vcpu.run.immediate_exit = 0
+                        if wanted_back(vcpu.id):
+                            raise
+
+        return kvm_run
 
     def _kick_all(self) -> None:
         for vcpu in list(self._machine.vm.vcpus.values()):

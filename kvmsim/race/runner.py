@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import itertools
 import logging
 import os
 from collections.abc import Callable, Iterator
@@ -250,22 +249,8 @@ class _Run:
         return "" if exit_ is None else self._exit(actor, exit_)
 
     def _runs(self, vm: SimulatedVm, vcpu: GuestVcpu, begin: Callable[[], Any]) -> Callable[[], Any]:
-        """KVM_RUN as user space calls it: again after EINTR; not while it changes memslots, if here it ever does."""
-        if not self._scenario.uses("share", "unshare"):
-            return begin
-        runs = itertools.chain((begin,), itertools.repeat(vcpu.kvm_run))
-
-        def run() -> Any:
-            while True:
-                with vm.vmm.inhibitor.running():
-                    try:
-                        return next(runs)()
-                    except Refused as refused:
-                        if refused.errno != errno.EINTR:
-                            raise
-                        vcpu.run.immediate_exit = 0
-
-        return run
+        """KVM_RUN as user space calls it: not while it changes memslots, if here it ever does."""
+        return vm.vmm.on_a_thread(vcpu, begin) if self._scenario.uses("share", "unshare") else begin
 
     def _vmm_slot(self, actor: Actor, vm: SimulatedVm, id_: int, name: str, gfn: int, pgoff: int, pages: int) -> str:
         path = self.world.path(name)

@@ -1,9 +1,7 @@
 """All that the soak uses of kvmsim: a VM with private memory at GPA 0, several vCPUs, and a policy."""
 
-import errno
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from itertools import chain, repeat
 
 from kvmsim.backing import GuestVcpu
 from kvmsim.computer import Computer
@@ -60,9 +58,9 @@ class Vm:
 
     def _run(self, cpu: GuestVcpu, action: Callable[[], bytes | Exit | None]) -> bytes | Trouble | None:
         """User space's loop around KVM_RUN. What is under way after trouble is abandoned by the vCPU's next action."""
-        runs: Iterator[Callable[[], object]] = chain((action,), repeat(cpu.kvm_run))
+        vmm = self._computer.vmm
         try:
-            result = self._computer.vmm.run(lambda: self._kvm_run(cpu, runs))
+            result = vmm.run(vmm.on_a_thread(cpu, action))
         except Refused as refused:
             return Trouble(refused.errno, f"{errno_name(refused.errno)}: {refused.reason}", refused=True)
         if isinstance(result, Exit):
@@ -70,17 +68,6 @@ class Vm:
             return Trouble(number, why or str(result))
         assert result is None or isinstance(result, bytes)
         return result
-
-    def _kvm_run(self, cpu: GuestVcpu, runs: Iterator[Callable[[], object]]) -> object:
-        """Again for as long as another vCPU's thread, which wants to convert, asks this one to leave."""
-        while True:
-            with self._computer.vmm.inhibitor.running():
-                try:
-                    return next(runs)()
-                except Refused as refused:
-                    if refused.errno != errno.EINTR:
-                        raise
-                    cpu.run.immediate_exit = 0
 
     # -- what is known of it, while no conversion is under way
 
