@@ -1,8 +1,6 @@
 """memfs check looks at one moment: no false alarm while everything moves, and it waits for nobody long."""
 
-import contextlib
 import random
-import threading
 import time
 from collections.abc import Callable
 
@@ -14,10 +12,9 @@ from kvmsim.link import StoreLink
 from memfsd.core.guest import PairState
 from memfsd.guests.process import PeerProcess
 from memfsd.uapi import messages as m
-from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
-from tests.support.threads import Beside, Gate, until
+from tests.support.threads import Beside, Gate, over_and_over, until
 from tests.support.wire import Wire
 
 CHECKS = 60
@@ -38,18 +35,6 @@ def test_no_false_alarm_while_guests_fault_slots_change_and_punches_run(small_st
     """Two files of 32 pages in a pool of 32 frames: grants also find the pool full and reclaim."""
     store = small_store
     vms = two_vms(store)
-    stop = threading.Event()
-    counts: dict[int, int] = {}
-
-    def repeat(seed: int, step: Callable[[random.Random], object]) -> Callable[[], None]:
-        def loop() -> None:
-            dice = random.Random(seed)
-            while not stop.is_set():
-                with contextlib.suppress(Refused):
-                    step(dice)
-                counts[seed] = counts.get(seed, 0) + 1
-
-        return loop
 
     def guest(local: LocalVm, vcpu: int) -> Callable[[random.Random], object]:
         return lambda dice: local.guest.write(local.vm.vcpu(vcpu), page(64 + dice.randrange(32)), b"x" * 5000)
@@ -81,12 +66,8 @@ def test_no_false_alarm_while_guests_fault_slots_change_and_punches_run(small_st
 
     steps = [guest(local, vcpu) for local in vms for vcpu in (0, 1)]
     steps += [convert(local) for local in vms] + [punch("one"), punch("two")]
-    loops = [Beside(repeat(seed, step)) for seed, step in enumerate(steps)]
-    alarms = [store.findings() for _ in range(CHECKS)]
-    until(lambda: len(counts) == len(steps) and min(counts.values()) > 5, "every thread gets on")
-    stop.set()
-    for loop in loops:
-        loop.result()
+    with over_and_over(steps, 6):
+        alarms = [store.findings() for _ in range(CHECKS)]
     assert alarms == [[]] * CHECKS
 
 

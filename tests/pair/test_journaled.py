@@ -7,7 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,24 +20,11 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.journaled import read_lines, record_run, recording
-from tests.support.threads import Beside, until
+from tests.support.threads import Beside, over_and_over, until
 
 
 def together(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
     """Faults of two vCPUs, conversions, punches, reclaim and checks, side by side."""
-    stop = threading.Event()
-
-    counts: dict[int, int] = {}
-
-    def repeat(seed: int, step: Callable[[random.Random], object]) -> Callable[[], None]:
-        def loop() -> None:
-            dice = random.Random(seed)
-            while not stop.is_set():
-                with contextlib.suppress(Refused):
-                    step(dice)
-                counts[seed] = counts.get(seed, 0) + 1
-
-        return loop
 
     def guest(local: LocalVm, vcpu: int) -> Callable[[random.Random], object]:
         return lambda dice: local.guest.write(local.vm.vcpu(vcpu), page(16 + dice.randrange(16)), b"x" * 5000)
@@ -60,14 +46,10 @@ def together(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
         lambda dice: store.punch("one", dice.randrange(15), 2),
         lambda dice: store.punch("two", dice.randrange(15), 2),
     ]
-    loops = [Beside(repeat(seed, step)) for seed, step in enumerate(steps)]
-    for _ in range(20):
-        assert store.findings() == []
-        store.brackets.reclaim()
-    until(lambda: len(counts) == len(steps) and min(counts.values()) > 2, "every thread gets on")
-    stop.set()
-    for loop in loops:
-        loop.result()
+    with over_and_over(steps, 3):
+        for _ in range(20):
+            assert store.findings() == []
+            store.brackets.reclaim()
     one.close()
     two.close()
 

@@ -1,9 +1,13 @@
 """Threads in tests: run something beside the test, wait for a condition, never for a time."""
 
+import contextlib
+import random
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Generic, TypeVar
+
+from memfsd.uapi.errors import Refused
 
 T = TypeVar("T")
 
@@ -44,6 +48,30 @@ class Beside(Generic[T]):
         if self._error:
             raise self._error[0]
         return self._result[0]
+
+
+@contextlib.contextmanager
+def over_and_over(steps: list[Callable[[random.Random], object]], times: int) -> Iterator[None]:
+    """Each step on a thread of its own, with a dice of its own, again and again until the end; refusals are no matter.
+    At the end each was done so many times at least."""
+    stop = threading.Event()
+    counts = [0] * len(steps)
+
+    def loop(index: int) -> None:
+        dice = random.Random(index)
+        while not stop.is_set():
+            with contextlib.suppress(Refused):
+                steps[index](dice)
+            counts[index] += 1
+
+    loops = [Beside(lambda index=index: loop(index)) for index in range(len(steps))]  # type: ignore[misc]
+    try:
+        yield
+        until(lambda: min(counts) >= times, "every thread gets on")
+    finally:
+        stop.set()
+    for one in loops:
+        one.result()
 
 
 class Gate:
