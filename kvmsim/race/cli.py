@@ -3,30 +3,33 @@
 import argparse
 import json
 import math
+import shlex
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import diagram, exhaustive, explore, minimise, order, points, record
 from .runner import Result, run_once
 from .scenario import VERBS, Scenario, ScenarioError, load, shipped
 
-HELD, FAILED, USAGE = 0, 1, 2
+HELD, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+_RANDOM_RUNS = 1000
 _TELL_EVERY_S = 5.0
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="one that comes along (--list), or a file")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="of the random schedules (default 0)")
-    parser.add_argument("--count", type=_positive, default=1000, metavar="K", help="random schedules (default 1000)")
+    parser.add_argument("--seed", type=_seed, metavar="N", help="of the random schedules (default 0)")
+    parser.add_argument("--count", type=_positive, metavar="K", help=f"random schedules (default {_RANDOM_RUNS})")
     parser.add_argument("--exhaustive", action="store_true", help="every order of dependent steps, one schedule each")
     parser.add_argument(
         "--bound", type=_bound, metavar="N", help="with --exhaustive: every schedule with at most N preemptions instead"
     )
     parser.add_argument("--limit", type=_positive, metavar="K", help="with --exhaustive: end after K runs")
-    parser.add_argument("--replay", type=Path, metavar="FILE", help="run a recorded schedule again")
-    parser.add_argument("--record", type=Path, metavar="FILE", help="where a failure goes (default SCENARIO.replay)")
+    parser.add_argument("--replay", type=_path, metavar="FILE", help="run a recorded schedule again")
+    parser.add_argument("--record", type=_path, metavar="FILE", help="where a failure goes (default SCENARIO.replay)")
     parser.add_argument("--list", action="store_true", help="the scenarios that come along")
     parser.add_argument("--points", action="store_true", help="the named points")
     parser.add_argument("--show", action="store_true", help="draw the schedule of --replay also when it held")
@@ -41,110 +44,181 @@ def epilog() -> str:
             lines.append(f"  {role:9}{' '.join([verb, *shown]):40}{what}")
     lines += [
         "",
-        "exit status: 0 all held, 1 a failure was found, 2 usage",
+        "exit status: 0 all held, 1 a failure was found, 2 usage, or a scenario that can not be run, 3 nothing failed,",
+        "but --replay could not follow its record, 130 interrupted, and all had held until then",
         "docs/reliability.md tells what is explored, and what is not",
     ]
     return "\n".join(lines)
 
 
 def main(asked: argparse.Namespace) -> int:
-    """Exit status 0 held, 1 failure found, 2 usage."""
+    """Exit status: see epilog()."""
     try:
         if asked.points:
             return _tell([{"point": name, "side": side} for name, side in points.all_names()], asked.json)
         if asked.list:
             return _tell([{"scenario": name, "about": load(name).about} for name in shipped()], asked.json)
+        _refuse_what_does_not_fit(asked)
         if asked.replay is not None:
             return _replay(asked)
-        if asked.scenario is None:
-            raise ScenarioError(f"which scenario? One of: {', '.join(shipped())}; or a file")
-        if (asked.bound is not None or asked.limit is not None) and not asked.exhaustive:
-            raise ScenarioError("--bound and --limit belong to --exhaustive")
         return _explore(asked, load(asked.scenario))
     except ScenarioError as error:
         print(f"kvmsim: {error}", file=sys.stderr)
     except BrokenPipeError:
         raise  # the reader of our output has gone: the command line knows what to do
     except OSError as error:
-        print(f"kvmsim: {error.filename}: {error.strerror}", file=sys.stderr)
+        print(f"kvmsim: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
     return USAGE
+
+
+def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
+    """An option that would be ignored is a misunderstanding."""
+    given = {
+        "SCENARIO": asked.scenario is not None,
+        "--seed": asked.seed is not None,
+        "--count": asked.count is not None,
+        "--exhaustive": asked.exhaustive,
+        "--bound": asked.bound is not None,
+        "--limit": asked.limit is not None,
+        "--record": asked.record is not None,
+        "--show": asked.show,
+    }
+    if asked.replay is not None:
+        unfit, why = given.keys() - {"--show"}, "does not go with --replay, which has it all"
+    elif asked.show:
+        unfit, why = {"--show"}, "belongs to --replay"
+    elif asked.exhaustive:
+        unfit, why = {"--seed", "--count"}, "belongs to random schedules, not to --exhaustive"
+    else:
+        unfit, why = {"--bound", "--limit"}, "belongs to --exhaustive"
+    for name in given:
+        if given[name] and name in unfit:
+            raise ScenarioError(f"{name} {why}")
+    if asked.replay is None and not asked.scenario:
+        raise ScenarioError(f"which scenario? One of: {', '.join(shipped())}; or a file")
+    if asked.record is not None:
+        record.refuse_unusable(asked.record)
+
+
+@dataclass(slots=True)
+class _Found:
+    """What became of the runs."""
+
+    runs: int = 0
+    classes: set[int] = field(default_factory=set)
+    end: str = "complete"
+    """Or "limit", "interrupted"."""
+    failed: Result | None = None
+
+
+def _search(asked: argparse.Namespace, scenario: Scenario, found: _Found) -> None:
+    next_told = time.monotonic() + _TELL_EVERY_S if sys.stderr.isatty() else math.inf
+    for result in _results(asked, scenario):
+        if found.runs == asked.limit:
+            found.end = "limit"
+            return
+        found.runs += 1
+        if result.failures:
+            found.failed = result
+            found.failed = minimise.minimise(scenario, result)
+            return
+        if not result.cut_short:
+            found.classes.add(order.class_of(result.steps))
+        if time.monotonic() > next_told:
+            print(f"{scenario.name}: {found.runs} runs, {len(found.classes)} different so far", file=sys.stderr)
+            next_told += _TELL_EVERY_S
 
 
 def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
     began = time.monotonic()
-    runs, classes, complete = 0, set(), True
-    next_told = began + _TELL_EVERY_S if sys.stderr.isatty() else math.inf
-    failed: Result | None = None
-    for result in _results(asked, scenario):
-        runs += 1
-        if result.failures:
-            failed = result
-            break
-        if not result.cut_short:
-            classes.add(order.class_of(result.steps))
-        if time.monotonic() > next_told:
-            print(f"{scenario.name}: {runs} runs, {len(classes)} different schedules so far", file=sys.stderr)
-            next_told += _TELL_EVERY_S
-        if asked.limit is not None and runs >= asked.limit:
-            complete = False
-            break
+    found = _Found()
+    try:
+        _search(asked, scenario, found)
+    except KeyboardInterrupt:
+        found.end = "interrupted"
+    failed, path = found.failed, None
+    if failed is not None:
+        if not asked.json:
+            print(diagram.draw(failed), flush=True)
+        path = _saved(asked.record or Path(f"{scenario.name}.replay"), scenario, failed)
+    if asked.json:
+        print(json.dumps(_report(asked, scenario, found) | ({} if failed is None else {"replay": path})))
+    else:
+        told = f"{scenario.name}: {found.runs} runs ({_mode(asked)}), {len(found.classes)} different schedules"
+        print(f"{told}, {time.monotonic() - began:.1f} s: {_verdict(asked, found, path)}")
+    if failed is not None:
+        return FAILED
+    return INTERRUPTED if found.end == "interrupted" else HELD
+
+
+def _report(asked: argparse.Namespace, scenario: Scenario, found: _Found) -> dict[str, object]:
+    failed = found.failed
     report: dict[str, object] = {
         "scenario": scenario.name,
         "mode": _mode(asked),
-        "runs": runs,
-        "schedules": len(classes),
+        "runs": found.runs,
+        "schedules": len(found.classes),
         "held": failed is None,
     }
     if asked.exhaustive:
-        report["complete"] = complete and failed is None
-    if failed is not None:
-        shortest = minimise.minimise(scenario, failed)
-        path = asked.record or Path(f"{scenario.name}.replay")
-        record.save(path, scenario, shortest)
-        report |= _failure(shortest) | {"replay": str(path)}
-        if not asked.json:
-            print(diagram.draw(shortest))
-    if asked.json:
-        print(json.dumps(report))
-    else:
-        took = time.monotonic() - began
-        told = f"{scenario.name}: {runs} runs ({_mode(asked)}), {len(classes)} different schedules, {took:.1f} s: "
-        end = "" if not asked.exhaustive else " (complete)" if complete else f" (ended at --limit {asked.limit})"
-        if failed is None:
-            print(f"{told}all held{end}")
-        else:
-            print(f"{told}FAILED, shortest schedule {report['steps']} steps: kvmsim race --replay {report['replay']}")
-    return HELD if failed is None else FAILED
+        report["complete"] = found.end == "complete" and failed is None
+    if found.end == "interrupted":
+        report["interrupted"] = True
+    return report if failed is None else report | _failure(failed)
+
+
+def _verdict(asked: argparse.Namespace, found: _Found, path: str | None) -> str:
+    if found.failed is not None:
+        again = f": kvmsim race --replay {shlex.quote(path)}" if path else ""
+        return f"FAILED, in {len(found.failed.steps)} steps{again}"
+    if found.end == "interrupted":
+        return "all held until it was interrupted"
+    if not asked.exhaustive:
+        return "all held"
+    return "all held (complete)" if found.end == "complete" else f"all held (ended at --limit {asked.limit})"
+
+
+def _saved(path: Path, scenario: Scenario, failed: Result) -> str | None:
+    """Where; None when it could not be, which must not hide the failure."""
+    try:
+        record.save(path, scenario, failed)
+    except OSError as error:
+        print(f"kvmsim: the failure is not recorded: {path}: {error.strerror}", file=sys.stderr)
+        return None
+    return f"./{path}" if str(path).startswith("-") else str(path)
 
 
 def _results(asked: argparse.Namespace, scenario: Scenario) -> Iterator[Result]:
     if not asked.exhaustive:
-        return explore.seeded(scenario, asked.seed, asked.count)
+        return explore.seeded(scenario, asked.seed or 0, asked.count or _RANDOM_RUNS)
     return exhaustive.every(scenario) if asked.bound is None else explore.bounded(scenario, asked.bound)
 
 
 def _mode(asked: argparse.Namespace) -> str:
     if not asked.exhaustive:
-        return f"random, seed {asked.seed}"
+        return f"random, seed {asked.seed or 0}"
     return "exhaustive" if asked.bound is None else f"exhaustive, at most {asked.bound} preemptions"
 
 
 def _replay(asked: argparse.Namespace) -> int:
     scenario, schedule = record.read(asked.replay)
-    replay = explore.Replay(schedule, strict=True)
+    replay = explore.Replay(schedule)
     result = run_once(scenario, replay)
+    diverged = replay.diverged(result.schedule)
     report = {"scenario": scenario.name, "mode": "replay", "held": not result.failures} | _failure(result)
-    if replay.diverged:
-        report["diverged"] = replay.diverged
+    if diverged:
+        report["diverged"] = diverged
     if asked.json:
         print(json.dumps(report))
     else:
         if result.failures or asked.show:
             print(diagram.draw(result))
-        if replay.diverged:
-            print(f"kvmsim: the code is not that of the record: {replay.diverged}", file=sys.stderr)
+        if diverged:
+            print(f"kvmsim: the record can not be followed, the code is another one: {diverged}", file=sys.stderr)
         print(f"{scenario.name}: {'FAILED' if result.failures else 'held'} in {len(result.steps)} steps")
-    return FAILED if result.failures else HELD
+    if result.failures:
+        return FAILED
+    return DIVERGED if diverged else HELD
 
 
 def _failure(result: Result) -> dict[str, object]:
@@ -173,6 +247,18 @@ def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
     return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
+        raise argparse.ArgumentTypeError(f"'{text[:30]}' is not a number")
+    return int(text)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of a file is empty")
+    return Path(text)
 
 
 def _bound(text: str) -> int:

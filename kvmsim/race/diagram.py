@@ -1,5 +1,7 @@
 """A run as a diagram: time goes down, a column for each task, the store's on the left and the VMs' on the right."""
 
+from memfsd.uapi.errors import one_line
+
 from .runner import Result
 from .scheduler import Step
 
@@ -28,7 +30,7 @@ def draw(result: Result) -> str:
         if step.note:
             cells[column] = _cell("> " + step.note)
             lines.append("      " + "".join(cells).rstrip())
-    lines += [f"FAILED {failure}" for failure in result.failures]
+    lines += [f"FAILED {one_line(failure)}" for failure in result.failures]
     return "\n".join(lines)
 
 
@@ -47,4 +49,5 @@ def _short(step: Step) -> str:
 
 
 def _cell(text: str) -> str:
+    text = one_line(text)
     return text.ljust(_WIDTH) if len(text) < _WIDTH - 1 else text[: _WIDTH - 3] + ".. "

@@ -40,12 +40,18 @@ class Random:
 
 
 class Replay:
-    """A recorded schedule. Where it can not be followed the default is taken, or with `strict` the run is wrong."""
+    """A recorded schedule. Where it can not be followed the default is taken."""
 
-    def __init__(self, schedule: list[str], *, strict: bool = False) -> None:
+    def __init__(self, schedule: list[str]) -> None:
         self._schedule = schedule
-        self._strict = strict
-        self.diverged = ""
+        self._diverged = ""
+
+    def diverged(self, schedule: list[str]) -> str:
+        """Why a run was another one than that of the record, "" when it was the same."""
+        if self._diverged or schedule == self._schedule:
+            return self._diverged
+        at = min(len(schedule), len(self._schedule))
+        return f"the run {'ends' if at < len(self._schedule) else 'goes on'} after step {at}"
 
     def choose(self, steps: list[Step], enabled: list[Task], current: Task | None) -> Task:
         at = len(steps)
@@ -53,10 +59,8 @@ class Replay:
             for task in enabled:
                 if task.name == self._schedule[at]:
                     return task
-            if not self.diverged:
-                self.diverged = f"at step {at + 1} {self._schedule[at]} can not go on"
-        elif self._strict and not self.diverged:
-            self.diverged = f"the run goes on after step {at}"
+            if not self._diverged:
+                self._diverged = f"at step {at + 1} {self._schedule[at]} can not go on"
         return default(enabled, current)
 
 

@@ -1,6 +1,7 @@
 """The replay file: a scenario, a schedule, and what it led to."""
 
 import json
+import os
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any
 from .points import all_names
 from .runner import Result
 from .scenario import MAX_BYTES, Scenario, ScenarioError, parse
+from .scheduler import MAX_STEPS
 
 FORMAT = 1
 _MAX_FILE_BYTES = 1 << 24
@@ -26,7 +28,29 @@ def save(path: Path, scenario: Scenario, result: Result) -> None:
         "failures": result.failures,
         "turns": turns,
     }
-    path.write_text(json.dumps(told, indent=1) + "\n")
+    _write(path, json.dumps(told, indent=1) + "\n")
+
+
+def refuse_unusable(path: Path) -> None:
+    """ScenarioError when nothing can be saved there, before hours have gone into what is to be."""
+    if path.is_dir():
+        raise ScenarioError(f"{path}: is a directory, no place for a record")
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise ScenarioError(f"{path}: a record can not be written there")
+
+
+def _write(path: Path, text: str) -> None:
+    """Whole or not at all, unless it is a device or a pipe."""
+    if path.exists() and not path.is_file():
+        path.write_text(text)
+        return
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        beside.write_text(text)
+        beside.replace(path)
+    except OSError:
+        beside.unlink(missing_ok=True)
+        raise
 
 
 def read(path: Path) -> tuple[Scenario, list[str]]:
@@ -40,10 +64,22 @@ def read(path: Path) -> tuple[Scenario, list[str]]:
         text = str(told["text"])
         if len(text) > MAX_BYTES:
             raise ScenarioError(f"{path}: the scenario has more than {MAX_BYTES} bytes")
-        schedule = [str(name) for name, count in told["turns"] for _ in range(int(count))]
-        return parse(str(told["scenario"]), text), schedule
-    except (ValueError, KeyError, TypeError) as error:
+        return parse(str(told["scenario"]), text), _schedule(told["turns"])
+    except KeyError as error:
+        raise ScenarioError(f"{path} is not a replay file: it has no {error}") from None
+    except (ValueError, TypeError, RecursionError) as error:
         raise ScenarioError(f"{path} is not a replay file: {error}") from None
+
+
+def _schedule(turns: Any) -> list[str]:
+    schedule: list[str] = []
+    for turn in turns if isinstance(turns, list) else [turns]:
+        match turn:
+            case [str(name), int(count)] if 0 < count <= MAX_STEPS - len(schedule):
+                schedule += [name] * count
+            case _:
+                raise ValueError(f"its turns are [task, steps], {MAX_STEPS} steps at most, not {str(turn)[:60]}")
+    return schedule
 
 
 def _version() -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import logging
+import math
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -19,8 +20,9 @@ from .accesses import Access
 from .history import History, Page
 from .oracle import Oracle
 from .primitives import Connections, Makers
-from .scenario import MAX_TEXT, Actor, Command, Scenario
+from .scenario import MAX_TEXT, Actor, Command, Scenario, ScenarioError
 from .scheduler import Chooser, Killed, Scheduler, Step, Stuck
+from .shown import Shown
 from .world import SimulatedVm, World, standing_in
 
 _BROKEN = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY}
@@ -82,14 +84,7 @@ class _Run:
         self.world = World(scenario, scheduler, connections)
         self._oracle = Oracle(self.world, scheduler)
         self._history = History()
-        self._slots: dict[tuple[str, int], list[tuple[str, int, int, int]]] = {}
-        """(VM, slot): the file, GFN, page of the file and pages."""
-        for actor in (*scenario.before, *scenario.actors, *scenario.after):
-            for command in actor.commands:
-                if command.verb == "slot":
-                    id_, name, gfn, pgoff, pages = command.arguments
-                    assert isinstance(id_, int)
-                    self._slots.setdefault((actor.vm, id_), []).append((name, gfn, pgoff, pages))  # type: ignore[arg-type]
+        self._shown = Shown(self._history)
         self._peaceful = not any(actor.role == "outside" for actor in scenario.actors)
 
     def go(self) -> Result:
@@ -98,15 +93,9 @@ class _Run:
         try:
             with standing_in(self.world), points.installed(self._at_point, self._retried, self._looking):
                 try:
-                    self._sequence(scenario.before)
-                    if scheduler.failures:
-                        raise AssertionError(f"{scenario.name}: before the race: {scheduler.failures[0]}")
-                    for actor in scenario.actors:
-                        process = actor.vm or ("store" if actor.role == "host" else "outside")
-                        task = scheduler.add(actor.name, process, actor=True)
-                        scheduler.start(task, self._acting(actor))
-                    scheduler.race()
-                    pending = [(t.name, t.pending) for t in scheduler.tasks if not t.done and t.pending is not None]
+                    self._sequence(scenario.before, must=True)
+                    if not scheduler.failures:
+                        pending = self._race()
                     if not scheduler.cut_short:
                         self._finish()
                 except Stuck as stuck:
@@ -120,6 +109,15 @@ class _Run:
         finally:
             self.world.discard()
         return Result(scheduler.steps, list(dict.fromkeys(scheduler.failures)), pending, scheduler.cut_short)
+
+    def _race(self) -> list[tuple[str, Access]]:
+        scheduler = self._scheduler
+        for actor in self._scenario.actors:
+            process = actor.vm or ("store" if actor.role == "host" else "outside")
+            task = scheduler.add(actor.name, process, actor=True)
+            scheduler.start(task, self._acting(actor))
+        scheduler.race()
+        return [(t.name, t.pending) for t in scheduler.tasks if not t.done and t.pending is not None]
 
     def _finish(self) -> None:
         scheduler = self._scheduler
@@ -182,23 +180,26 @@ class _Run:
 
         return run
 
-    def _sequence(self, actors: list[Actor]) -> None:
-        """By the main task, one after the other. A process that is dead does nothing."""
+    def _sequence(self, actors: list[Actor], *, must: bool = False) -> None:
+        """By the main task, one after the other. A process that is dead does nothing. What must happen and is refused
+        is a ScenarioError: the race would be another one than was meant."""
         for actor in actors:
             if (actor.vm and self.world.vms[actor.vm].is_dead) or (not actor.vm and self.world.store_is_dead):
                 continue
             self._scheduler.main.process = actor.vm or "store"
             for command in actor.commands:
-                self._do(actor, command)
+                self._do(actor, command, must=must)
             self._scheduler.main.process = "nobody"
 
-    def _do(self, actor: Actor, command: Command) -> None:
+    def _do(self, actor: Actor, command: Command, *, must: bool = False) -> None:
         vm = self.world.vms[actor.vm] if actor.vm else None
         self._scheduler.me().asked = len(self._scheduler.steps)
         action = getattr(self, f"_{actor.role}_{command.verb}")
         try:
             told = action(actor, vm, *command.arguments) if vm else action(*command.arguments)
         except Refused as refused:
+            if must:
+                raise ScenarioError(f"{self._scenario.name}: before {actor.name}: {command}: {refused}") from None
             told = errno_name(refused.errno)
             if self._peaceful and refused.errno in _BROKEN:
                 self._scheduler.fail(f"{actor.name}: {command}: {refused}")
@@ -216,26 +217,30 @@ class _Run:
         told = []
         for index in range(pages):
             value = data[index * PAGE_SIZE :][:MAX_TEXT]
-            page = self._page(vm, gfn + index)
-            if page is not None:
-                wrong = self._history.check(page, value, start)
-                if wrong:
-                    self._scheduler.fail(f"R8: {actor.name}: {wrong}")
+            shown = self._shown.at(vm.name, gfn + index, start)
+            wrong = [self._history.check(page, value, start) for page in shown]
+            if wrong and all(wrong):
+                self._scheduler.fail(f"R8: {actor.name}: {wrong[0]}")
             told.append(repr(value.rstrip(b"\0").decode(errors="replace")))
         return "read " + " ".join(told)
 
     def _vcpu_write(self, actor: Actor, vm: SimulatedVm, gfn: int, text: str, pages: int = 1) -> str:
         value = text.encode().ljust(MAX_TEXT, b"\0")
         data = value if pages == 1 else value.ljust(PAGE_SIZE, b"\0") * pages
-        touched = [page for index in range(pages) if (page := self._page(vm, gfn + index)) is not None]
+        touched = self._pages(vm, gfn, pages)
         changes = self._history.begin(touched, value)
+        start = self._history.clock
         vcpu = vm.vm.vcpu(actor.index)
         exit_ = self._runs(vm, vcpu, lambda: vm.guest.write(vcpu, gfn << PAGE_SHIFT, data))()
-        self._history.end(changes, happened=exit_ is None)
+        seen = self._pages(vm, gfn, pages, start)
+        if exit_ is not None or (seen == touched and len(seen) <= pages):
+            self._history.end(changes, happened=exit_ is None)
+        else:  # it went to one of them: each such change stays open
+            self._history.begin([page for page in seen if page not in touched], value)
         return "" if exit_ is None else self._exit(actor, exit_)
 
     def _vcpu_share(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
-        with self._taking([page for index in range(pages) if (page := self._page(vm, gfn + index)) is not None]):
+        with self._taking(self._pages(vm, gfn, pages)):
             return self._map(actor, vm, gfn, pages, private=False)
 
     def _vcpu_unshare(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
@@ -254,16 +259,22 @@ class _Run:
 
     def _vmm_slot(self, actor: Actor, vm: SimulatedVm, id_: int, name: str, gfn: int, pgoff: int, pages: int) -> str:
         path = self.world.path(name)
-        vm.machine.set_private_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, 0, path, pgoff << PAGE_SHIFT)
+        slot = self._shown.making(vm.name, id_, name, gfn, pgoff, pages)
+        try:
+            vm.machine.set_private_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, 0, path, pgoff << PAGE_SHIFT)
+        except Refused:
+            self._shown.refused(slot)
+            raise
         return ""
 
     def _vmm_delete(self, actor: Actor, vm: SimulatedVm, id_: int) -> str:
-        with self._taking([page for slot in self._slots.get((vm.name, id_), []) for page in _pages(slot)]):
+        with self._taking(self._shown.of_slot(vm.name, id_)):
             vm.machine.delete_slot(id_, private=True)
+        self._shown.deleted(vm.name, id_)
         return ""
 
     def _vmm_hole(self, actor: Actor, vm: SimulatedVm, id_: int, gfn: int, pages: int) -> str:
-        with self._taking([page for index in range(pages) if (page := self._page(vm, gfn + index)) is not None]):
+        with self._taking(self._pages(vm, gfn, pages)):
             vm.machine.punch_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT)
         return ""
 
@@ -322,12 +333,8 @@ class _Run:
             raise  # it may have happened in part: the change stays open
         self._history.end(changes)
 
-    def _page(self, vm: SimulatedVm, gfn: int) -> Page | None:
-        for (name, _), slots in self._slots.items():
-            for file, first, pgoff, pages in slots:
-                if name == vm.name and first <= gfn < first + pages:
-                    return file, pgoff + gfn - first
-        return None
+    def _pages(self, vm: SimulatedVm, gfn: int, count: int, since: float = math.inf) -> list[Page]:
+        return [page for index in range(count) for page in self._shown.at(vm.name, gfn + index, since)]
 
     def _exit(self, actor: Actor, exit_: Exit) -> str:
         if isinstance(exit_, MmioExit):
@@ -337,11 +344,6 @@ class _Run:
         if exit_.errno and self._peaceful and (exit_.errno in _BROKEN or past_the_end):
             self._scheduler.fail(f"{actor.name}: exit MEMORY_ERROR, {exit_.why}")
         return f"exit MEMORY_ERROR {errno_name(exit_.errno) if exit_.errno else ''}".rstrip()
-
-
-def _pages(slot: tuple[str, int, int, int]) -> list[Page]:
-    name, _, pgoff, pages = slot
-    return [(name, pgoff + index) for index in range(pages)]
 
 
 def _open_fds() -> set[str]:

@@ -36,9 +36,12 @@ class ScenarioError(Exception):
 
 
 def _number(word: str) -> int:
-    value = int(word, 0)
+    try:
+        value = int(word, 0)
+    except ValueError:
+        raise ValueError(f"{word[:30]!r} is not a number") from None
     if not 0 <= value <= MAX_PAGES:
-        raise ValueError(f"{word} is not 0 to {MAX_PAGES}")
+        raise ValueError(f"{word[:30]} is not 0 to {MAX_PAGES}")
     return value
 
 
@@ -50,7 +53,7 @@ def _name(word: str) -> str:
 
 def _text(word: str) -> str:
     if not 1 <= len(word.encode()) <= MAX_TEXT or "\0" in word:
-        raise ValueError(f"'{word}' is not 1 to {MAX_TEXT} bytes")
+        raise ValueError(f"{word[:30]!r} is not 1 to {MAX_TEXT} bytes without a NUL")
     return word
 
 
@@ -158,20 +161,22 @@ def load(name: str) -> Scenario:
     if len(data) > MAX_BYTES:
         raise ScenarioError(f"{name}: more than {MAX_BYTES} bytes")
     try:
-        return parse(path.stem, data.decode())
+        return parse(path.stem, data.decode(), name)
     except UnicodeDecodeError:
         raise ScenarioError(f"{name}: not text") from None
 
 
-def parse(name: str, text: str) -> Scenario:
+def parse(name: str, text: str, where: str = "") -> Scenario:
+    """ScenarioError tells where it stands: the path, if there is one."""
+    where = where or name
     scenario = Scenario(name, text=text)
     for number, line in enumerate(text.splitlines(), 1):
         try:
             _line(scenario, line.strip())
         except (ValueError, KeyError) as error:
-            raise ScenarioError(f"{name}, line {number}: {error}") from None
+            raise ScenarioError(f"{where}, line {number}: {error}") from None
     if not scenario.actors:
-        raise ScenarioError(f"{name}: there is no actor")
+        raise ScenarioError(f"{where}: there is no actor")
     return scenario
 
 
@@ -188,13 +193,16 @@ def _line(scenario: Scenario, line: str) -> None:
     phase = scenario.actors
     if first in ("before", "after"):
         phase, line = (scenario.before if first == "before" else scenario.after), rest
+        if rest.startswith("outside"):
+            raise ValueError("outside acts in the race alone, not before or after it")
     who, colon, commands = line.partition(":")
     if not colon:
         raise ValueError(f"'{first}': expected store, file, vm, before, after, or an actor and a colon")
     actor = _actor(scenario, who.strip(), commands)
     if phase is scenario.actors:
         if any(other.name == actor.name for other in phase):
-            raise ValueError(f"{actor.name} is an actor already: give it a number ({actor.role}2)")
+            way_out = "write its commands in one line" if actor.role == "vcpu" else f"give it a number ({actor.role}2)"
+            raise ValueError(f"{actor.name} is an actor already: {way_out}")
         if len(phase) >= MAX_ACTORS:
             raise ValueError(f"more than {MAX_ACTORS} actors")
     phase.append(actor)
@@ -205,7 +213,9 @@ def _setting(scenario: Scenario, what: str, words: list[str]) -> None:
         for word in words:
             key, _, value = word.partition("=")
             if key == "frames":
-                scenario.frames = max(_number(value), 1)
+                scenario.frames = _number(value)
+                if not scenario.frames:
+                    raise ValueError("a store has one frame at least")
             elif word == "resize=any":
                 scenario.resize_any = True
             else:
@@ -217,7 +227,7 @@ def _setting(scenario: Scenario, what: str, words: list[str]) -> None:
     else:
         if not 1 <= len(words) <= 2 or (len(words) == 2 and not words[1].startswith("vcpus=")):
             raise ValueError("vm NAME [vcpus=N]")
-        count = int(words[1].partition("=")[2]) if len(words) == 2 else 1
+        count = _number(words[1].partition("=")[2]) if len(words) == 2 else 1
         if not 1 <= count <= 8:
             raise ValueError("1 to 8 vCPUs")
         if words[0] in ("store", "outside", "nobody"):
@@ -239,7 +249,8 @@ def _actor(scenario: Scenario, who: str, commands: str) -> Actor:
     index = int(digits or 0)
     if role == "vcpu" and index >= scenario.vms[vm]:
         raise ValueError(f"{vm} has {scenario.vms[vm]} vCPUs: say 'vm {vm} vcpus={index + 1}'")
-    name = f"{vm}.{role}{digits}" if vm else f"{role}{digits}"
+    number = str(index) if digits or role == "vcpu" else ""
+    name = f"{vm}.{role}{number}" if vm else f"{role}{number}"
     lexer = shlex.shlex(commands, posix=True, punctuation_chars=";")
     lexer.whitespace_split = True
     words, parsed = [], []
@@ -269,5 +280,5 @@ def _command(scenario: Scenario, role: str, words: list[str]) -> Command:
         if (what == "VM" and value not in scenario.vms) or (
             what == "PROCESS" and value != "store" and value not in scenario.vms
         ):
-            raise ValueError(f"there is no process {value}")
+            raise ValueError(f"there is no {'VM' if what == 'VM' else 'process'} {value}")
     return Command(words[0], arguments)

@@ -1,6 +1,7 @@
 """kvmsim race: what it prints, its exit status, and a failure from finding it to its replay."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -8,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvmsim.cli import run_command
+from kvmsim.race import explore, minimise, order, record
+from kvmsim.race.scenario import load
 from tests.race.mutants import MUTANTS, planted
 
 STALE = next(mutant for mutant in MUTANTS if mutant.name == "TLB flush forgotten")
@@ -41,7 +44,7 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
         again = json.loads(capsys.readouterr().out)
         assert not again["held"] and "diverged" not in again
         assert again["failures"][0].startswith("R6")
-    assert run_command(["race", "--replay", str(replay), "--show"]) == 0
+    assert run_command(["race", "--replay", str(replay), "--show"]) == 3, "held, but under another schedule"
     assert "access-x-punch: held" in capsys.readouterr().out
 
 
@@ -53,11 +56,93 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
         (["fault-x-punch", "--bound", "1"], "--exhaustive"),
         (["/nowhere/x.race"], "No such file"),
         (["--replay", "/nowhere/x"], "No such file"),
+        ([""], "which scenario"),
+        (["fault-x-fault", "--exhaustive", "--seed", "3"], "--seed belongs to random"),
+        (["fault-x-fault", "--show"], "--show belongs to --replay"),
+        (["fault-x-fault", "--replay", "x"], "SCENARIO does not go with --replay"),
+        (["fault-x-fault", "--record", "/nowhere/x"], "can not be written"),
+        (["fault-x-fault", "--record", "/tmp"], "is a directory"),
     ],
 )
 def test_usage(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["race", *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A command line that finds a failure, in a directory of its own."""
+    monkeypatch.chdir(tmp_path)
+    return ["race", "access-x-punch"]
+
+
+def test_a_failure_that_can_not_be_recorded_is_told_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = failing(tmp_path, monkeypatch)
+    with planted(STALE):
+        assert run_command([*command, "--record", "/dev/full"]) == 1
+        told = capsys.readouterr()
+        assert "FAILED R6: frame" in told.out
+        assert "not recorded: /dev/full: No space left" in told.err
+        assert run_command([*command, "--record", "/dev/full", "--json"]) == 1
+        again = json.loads(capsys.readouterr().out)
+        assert again["replay"] is None and again["failures"]
+
+
+def test_the_command_that_it_tells_can_be_typed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = failing(tmp_path, monkeypatch)
+    with planted(STALE):
+        assert run_command([*command, "--record=-a b"]) == 1
+        typed = shlex.split(capsys.readouterr().out.rpartition(": kvmsim ")[2])
+        assert run_command(typed) == 1
+
+
+def test_an_interruption_tells_what_was_found_until_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = failing(tmp_path, monkeypatch)
+
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(minimise, "minimise", interrupted)
+    with planted(STALE):
+        assert run_command(command) == 1
+    assert "FAILED R6: frame" in capsys.readouterr().out
+    assert (tmp_path / "access-x-punch.replay").exists()
+    monkeypatch.setattr(order, "class_of", interrupted)
+    assert run_command([*command, "--exhaustive", "--json"]) == 130
+    told = json.loads(capsys.readouterr().out)
+    assert told["interrupted"] and told["held"] and not told["complete"]
+
+
+def test_a_limit_that_is_not_reached_is_none(capsys: pytest.CaptureFixture[str]) -> None:
+    run_command(["race", "fault-x-fault", "--exhaustive", "--json"])
+    runs = json.loads(capsys.readouterr().out)["runs"]
+    for limit, complete in ((runs, True), (runs - 1, False)):
+        assert run_command(["race", "fault-x-fault", "--exhaustive", "--json", "--limit", str(limit)]) == 0
+        told = json.loads(capsys.readouterr().out)
+        assert (told["runs"], told["complete"]) == (limit, complete)
+
+
+def test_a_record_of_other_code_is_no_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "a.replay"
+    scenario = load("fault-x-punch")
+    record.save(path, scenario, next(explore.seeded(scenario, 1, 1)))
+    told = json.loads(path.read_text())
+    for turns in (told["turns"][:-1], [*told["turns"], ["host", 3]], [["nobody", 1], *told["turns"]]):
+        path.write_text(json.dumps(told | {"turns": turns}))
+        assert run_command(["race", "--replay", str(path)]) == 3
+        assert "can not be followed" in capsys.readouterr().err
+
+
+def test_a_scenario_that_can_not_be_set_up_is_not_raced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "own.race"
+    path.write_text("file mem 4\nvm vm0\nbefore vmm: slot 0 mem 0 3 4\nvcpu0: read 0\n")
+    assert run_command(["race", str(path)]) == 2
+    assert "before vm0.vmm: slot 0 mem 0 3 4: EINVAL" in capsys.readouterr().err
 
 
 def test_lists(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,5 +1,6 @@
 """Scenario files, what a guest may read, and replay files."""
 
+import errno
 import json
 from pathlib import Path
 
@@ -42,6 +43,14 @@ def test_a_scenario_says_what_there_is_and_who_acts() -> None:
         ("host: punch mem 0 99999", "not 0 to"),
         ("outside: kill vm9", "no process vm9"),
         ("vcpu1: read 1", "is an actor already"),
+        ("vcpu001: read 1", "is an actor already: write its commands in one line"),
+        ("before outside: kill vm0", "in the race alone"),
+        ("after outside: cut vm0", "in the race alone"),
+        ("outside2: stop store 3", "no VM store"),
+        ("host: punch mem zero 1", "'zero' is not a number"),
+        ("host: punch mem " + "9" * 5000 + " 1", "is not a number"),
+        ("store frames=0", "one frame at least"),
+        ("vcpu0: write 1 'a\0b'", r"'a\\x00b' is not 1 to 8 bytes"),
         ("nobody: read 1", "is no actor"),
         ("host: ;", "does nothing"),
         ("nonsense", "expected store, file, vm"),
@@ -63,6 +72,9 @@ def test_a_scenario_that_is_not_there_names_those_that_are(tmp_path: Path) -> No
         load(str(tmp_path / "none.race"))
     (tmp_path / "own.race").write_text(GOOD)
     assert load(str(tmp_path / "own.race")).name == "own"
+    (tmp_path / "own.race").write_text(GOOD + "nonsense\n")
+    with pytest.raises(ScenarioError, match=f"{tmp_path}/own.race, line 10"):
+        load(str(tmp_path / "own.race"))
 
 
 PAGE = ("mem", 1)
@@ -103,7 +115,18 @@ def test_a_record_stands_alone(tmp_path: Path) -> None:
     assert (again.text, schedule) == (scenario.text, result.schedule)
 
 
-@pytest.mark.parametrize("damage", [{"format": 99}, {"turns": 3}, {"text": "nonsense"}, {"turns": [["a"]]}])
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"format": 99},
+        {"turns": 3},
+        {"text": "nonsense"},
+        {"turns": [["a"]]},
+        {"turns": [["host", float("inf")]]},
+        {"turns": [["host", 10**9]]},
+        {"turns": [["host", -1]]},
+    ],
+)
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
     scenario = load("fault-x-punch")
     path = tmp_path / "a.replay"
@@ -111,6 +134,23 @@ def test_a_file_that_is_no_record_is_refused(tmp_path: Path, damage: dict[str, o
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(ScenarioError):
         record.read(path)
-    path.write_text("{")
-    with pytest.raises(ScenarioError, match="not a replay file"):
-        record.read(path)
+    for text in ("{", "[" * 200_000, "[]"):
+        path.write_text(text)
+        with pytest.raises(ScenarioError, match="not a replay file"):
+            record.read(path)
+
+
+def test_a_record_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scenario = load("fault-x-punch")
+    path = tmp_path / "a.replay"
+    path.write_text("the one before")
+
+    def full(self: Path, *_: object) -> None:
+        self.touch()
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(Path, "write_text", full)
+    with pytest.raises(OSError, match="No space"):
+        record.save(path, scenario, next(explore.seeded(scenario, 1, 1)))
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.replay"]
+    assert path.read_text() == "the one before"
