@@ -19,6 +19,8 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_o
 
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
+_NOT_CHECKED = 3
+"""Of `check`, where 1 means that a rule is broken."""
 _STATES = ("free", "shared", "private", "pending", "closing", "quarantined", "poisoned", "device")
 
 
@@ -28,6 +30,7 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     asked = _parser().parse_args(arguments)
+    refused_status = _NOT_CHECKED if asked.command == "check" else 1
     try:
         return int(asked.run(asked))
     except Refused as refused:
@@ -40,9 +43,11 @@ def run(arguments: list[str]) -> int:
         why = memfs_help.WHY.get((asked.command, number))
         said = f"{where}{error.strerror}: {why}" if why else f"{where}{error.strerror}"
         print(f"memfs: {said} ({errno_name(number)})", file=sys.stderr)
-    except (KeyboardInterrupt, BrokenPipeError):
-        return 1
-    return 1
+    except KeyboardInterrupt:
+        return 130
+    except BrokenPipeError:
+        return refused_status
+    return refused_status
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -14,6 +14,7 @@ from pathlib import Path
 from .model import Cell, Outcome
 from .pool import Workers
 from .table import UNREACHABLE, cells, render, summary, unexplained
+from .traps import NAMES
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 BEGIN, END = "<!-- death table: begin -->\n", "<!-- death table: end -->"
@@ -27,6 +28,12 @@ def main() -> int:
     parser.add_argument("--docs", action="store_true", help="write the short table into docs/reliability.md")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="mounts side by side (default 2)")
     asked = parser.parse_args()
+    if asked.workers < 1:
+        parser.error("--workers: one at least")
+    if asked.docs and (asked.only or asked.all):
+        parser.error("--docs writes the table of the normal tests: not with --only or --all")
+    if not any(asked.only in name for name, _ in NAMES):
+        parser.error(f"--only: no point has '{asked.only}' in its name (kvmsim race --points)")
 
     workers = Workers(asked.workers)
     census = workers.census()

@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from .__main__ import describe
+from .__main__ import describe, main
 from .conftest import SUMMARY
 from .defects import DEFECTS
 from .model import Fault
@@ -17,6 +17,14 @@ from .traps import NAMES
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))
 TIMEOUT_S = 2 * 3600 if LONG else 1200
+
+
+@pytest.mark.parametrize("words", ["--only NOSUCH", "--only BEGIN --docs", "--all --docs", "--workers 0"])
+def test_a_table_of_nothing_is_refused(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.argv", ["tests.death", *words.split()])
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
 
 
 @pytest.fixture(scope="module")

@@ -31,7 +31,16 @@ def test_help_tells_what_happens_and_how_to_repeat_it() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", [("--minutes", "0"), ("--minutes", "nan"), ("--round", "-1"), ("--seed", "x"), ("x",)]
+    "wrong",
+    [
+        ("--minutes", "0"),
+        ("--minutes", "nan"),
+        ("--round", "-1"),
+        ("--seed", "x"),
+        ("x",),
+        ("--rounds", "0"),
+        ("--round", "3", "--rounds", "2"),
+    ],
 )
 def test_usage_is_one_line_and_status_2(wrong: tuple[str, ...]) -> None:
     done = run(*wrong)

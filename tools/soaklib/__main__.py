@@ -85,7 +85,7 @@ def _show(as_json: bool, seed: int, seconds: float, report: Report, soak: Soak, 
     for name, value in report.totals().items():
         print(f"{name:>16}  {value}")
     print(f"{'seconds':>16}  {seconds:.0f}")
-    for name in ("rss_kib", "fds", "threads"):
+    for name in ("rss_kib", "fds", "threads") if levels else ():
         print(f"{name:>16}  {' '.join(str(level[name]) for level in levels)}  (after each epoch)")
     print("\n".join(failures) if failures else f"all held (seed {seed})")
 
@@ -110,8 +110,9 @@ def _parser() -> argparse.ArgumentParser:
         help="go on so long, and for 4 rounds at least (default 2)",
     )
     parser.add_argument("--seed", type=int, metavar="N", help="what is done, in which order (default: drawn, and told)")
-    parser.add_argument("--rounds", type=_count, metavar="N", help="stop after so many rounds instead")
-    parser.add_argument("--round", type=_count, metavar="K", help="only this round (they count from 0)")
+    how_many = parser.add_mutually_exclusive_group()
+    how_many.add_argument("--rounds", type=_positive, metavar="N", help="stop after so many rounds instead")
+    how_many.add_argument("--round", type=_count, metavar="K", help="only this round (they count from 0)")
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument(
         "--memfsd", type=Path, default=BIN / "memfsd", metavar="PROGRAM", help="which one to run (default: our own)"
@@ -133,6 +134,13 @@ def _count(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 1 << 20:
         raise argparse.ArgumentTypeError(f"'{text}' is not a count: choose 0 to {1 << 20}")
     return int(text)
+
+
+def _positive(text: str) -> int:
+    count = _count(text)
+    if not count:
+        raise argparse.ArgumentTypeError("no round shows nothing: choose 1 or more")
+    return count
 
 
 if __name__ == "__main__":
