@@ -94,10 +94,10 @@ def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
     for name in given:
         if given[name] and name in unfit:
             raise ScenarioError(f"{name} {why}")
-    if asked.replay is None and not asked.scenario:
-        raise ScenarioError(f"which scenario? One of: {', '.join(shipped())}; or a file")
     if asked.record is not None:
         record.refuse_unusable(asked.record)
+    if asked.replay is None and not asked.scenario:
+        raise ScenarioError(f"which scenario? One of: {', '.join(shipped())}; or a file")
 
 
 @dataclass(slots=True)
@@ -130,6 +130,8 @@ def _search(asked: argparse.Namespace, scenario: Scenario, found: _Found) -> Non
 
 
 def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
+    where = asked.record or Path(f"{scenario.name}.replay")
+    record.refuse_other_file(where)
     began = time.monotonic()
     found = _Found()
     try:
@@ -140,7 +142,7 @@ def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
     if failed is not None:
         if not asked.json:
             print(diagram.draw(failed), flush=True)
-        path = _saved(asked.record or Path(f"{scenario.name}.replay"), scenario, failed)
+        path = _saved(where, scenario, failed)
     if asked.json:
         print(json.dumps(_report(asked, scenario, found) | ({} if failed is None else {"replay": path})))
     else:

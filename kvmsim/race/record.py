@@ -39,6 +39,14 @@ def refuse_unusable(path: Path) -> None:
         raise ScenarioError(f"{path}: a record can not be written there")
 
 
+def refuse_other_file(path: Path) -> None:
+    """ScenarioError when somebody's file is there, which is no record."""
+    if path.is_file() and path.stat().st_size:
+        with path.open("rb") as file:
+            if b'"format"' not in file.read(64):
+                raise ScenarioError(f"{path}: is there, and no record: choose another name with --record")
+
+
 def _write(path: Path, text: str) -> None:
     """Whole or not at all, unless it is a device or a pipe."""
     if path.exists() and not path.is_file():

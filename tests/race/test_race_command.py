@@ -99,6 +99,21 @@ def test_the_command_that_it_tells_can_be_typed(
         assert run_command(typed) == 1
 
 
+def test_a_file_that_is_no_record_is_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = failing(tmp_path, monkeypatch)
+    mine = tmp_path / "access-x-punch.replay"
+    mine.write_text("my notes")
+    assert run_command(command) == 2
+    assert "no record: choose another name" in capsys.readouterr().err
+    assert mine.read_text() == "my notes"
+    mine.write_text("")
+    with planted(STALE):
+        assert run_command(command) == 1
+        assert run_command(command) == 1, "a record of before is replaced"
+
+
 def test_an_interruption_tells_what_was_found_until_then(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
