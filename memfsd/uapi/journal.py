@@ -136,7 +136,8 @@ class Recording(Journal):
         self._room = room_bytes
         self._lock = sync.lock("Recording.lock")
         self._numbers = itertools.count(1)
-        self._append(_encode(Opening(now_ns(), FORMAT_VERSION, side, pid)) + b"\n")
+        with self._lock:
+            self._append(_encode(Opening(now_ns(), FORMAT_VERSION, side, pid)) + b"\n")
 
     def down(self, sock: S) -> S:
         return cast(S, JournaledSocket(self, sock, "down", About(next(self._numbers), _peer_of(sock))))
@@ -202,7 +203,7 @@ class Recording(Journal):
                     self._warn("the journal is full and has ended: nothing is recorded any more")
 
     def _append(self, line: bytes) -> None:
-        """OSError unless the whole line was written."""
+        """Under the lock. OSError unless the whole line was written."""
         written = self._write(line)
         if written != len(line):
             raise OSError(errno.ENOSPC, "the disk is full")
