@@ -35,7 +35,8 @@ examples:
   kvmsim race fault-x-punch --exhaustive     every order of a fault and a punch; --list names the others
   kvmsim compare                             what each design of conversion costs and destroys, as a table
 
-exit status of run: 0 every command did what it should, 1 one did not, 2 the script can not be parsed
+exit status of run: 0 every command did what it should, 1 one did not, 2 the script can not be parsed,
+or standard output can not be written
 """
 
 
@@ -43,13 +44,25 @@ def main() -> None:
     _close_to_inspection()
     try:
         status = run_command(sys.argv[1:])
+        sys.stdout.flush()
     except KeyboardInterrupt:
         status = 130
     except BrokenPipeError:
-        # The reader is gone; the interpreter must not try to flush to it again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _give_up_stdout()
         status = 1
+    except OSError as error:
+        # A file that fails is told where it is used: what has no name is standard output.
+        if error.filename is not None:
+            raise
+        print(f"kvmsim: standard output: {error.strerror}", file=sys.stderr)
+        _give_up_stdout()
+        status = 2
     sys.exit(status)
+
+
+def _give_up_stdout() -> None:
+    """The interpreter must not try to flush to it again."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _close_to_inspection() -> None:

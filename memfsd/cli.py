@@ -1,7 +1,7 @@
 """The command memfsd: mounts, and stays or goes into the background."""
 
 import argparse
-import contextlib
+import errno
 import logging
 import logging.handlers
 import os
@@ -61,7 +61,7 @@ def run(arguments: list[str]) -> int:
     try:
         check_fuse(options.fuse)
         mountpoint = prepare_mountpoint(asked.mountpoint)
-        journal_fd = -1 if asked.journal is None else open_journal(asked.journal)
+        journal_fd = -1 if asked.journal is None else _open_journal(asked.journal, mountpoint)
     except Refused as refused:
         return _fail(refused, 1)
 
@@ -84,6 +84,12 @@ def run(arguments: list[str]) -> int:
     except Refused as refused:
         return _fail(refused, 1)
     return 0
+
+
+def _open_journal(path: str, mountpoint: str) -> int:
+    if os.path.commonpath([os.path.realpath(path), mountpoint]) == mountpoint:
+        raise Refused(errno.EINVAL, f"journal {path}: the mount on {mountpoint} would hide it: choose another place")
+    return open_journal(path)
 
 
 def _fail(refused: Refused, status: int) -> int:
@@ -125,12 +131,9 @@ def _detach_stdio() -> None:
 
 
 def _log_to(foreground: bool, debug: bool) -> None:
-    handler: logging.Handler = logging.NullHandler()
-    if foreground:
-        handler = logging.StreamHandler()
-    else:
-        with contextlib.suppress(OSError):
-            handler = logging.handlers.SysLogHandler("/dev/log")
+    # Where nobody takes the log (no /dev/log, stderr closed), there is nobody to take a traceback about that either.
+    logging.raiseExceptions = False
+    handler: logging.Handler = logging.StreamHandler() if foreground else logging.handlers.SysLogHandler("/dev/log")
     handler.setFormatter(logging.Formatter("memfsd: %(message)s"))
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
     for chatty in ("pyfuse3", "trio"):

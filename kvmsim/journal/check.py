@@ -2,7 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from memfsd.uapi.journal import Message, Note
+from memfsd.uapi.errors import one_line
+from memfsd.uapi.journal import End, Message, Note, Opening
 
 from .conversation import Broken, Conversation
 from .reader import Journals, NotAJournal, Process, Record
@@ -12,18 +13,18 @@ from .vm_rules import VmRules
 
 @dataclass
 class Verdict:
-    """rule is "" when all hold."""
+    """rule is "" when all hold. incomplete: see Journals."""
 
     message_count: int = 0
     note_count: int = 0
     rule: str = ""
     where: str = ""
     why: str = ""
-    torn: list[str] = field(default_factory=list)
+    incomplete: list[str] = field(default_factory=list)
 
 
 def check(paths: list[str]) -> Verdict:
-    """NotAJournal, or OSError, when a file can not be read."""
+    """NotAJournal when a file can not be read, or a record makes no sense."""
     journals, verdict, rules = Journals(paths), Verdict(), _Rules()
     for record in journals.records():
         verdict.message_count += isinstance(record.entry, Message)
@@ -31,11 +32,11 @@ def check(paths: list[str]) -> Verdict:
         try:
             rules.feed(record)
         except Broken as broken:
-            verdict.rule, verdict.where, verdict.why = broken.rule, record.where, broken.why
+            verdict.rule, verdict.where, verdict.why = broken.rule, record.where, one_line(broken.why)
             break
         except (KeyError, TypeError, ValueError) as error:
-            raise NotAJournal(f"{record.where}: a field is missing or makes no sense: {error}") from None
-    verdict.torn = journals.torn
+            raise NotAJournal(f"{record.where}: a field is missing or makes no sense: {one_line(str(error))}") from None
+    verdict.incomplete = journals.incomplete
     return verdict
 
 
@@ -56,10 +57,19 @@ class _Rules:
             self._message(record, entry)
         elif isinstance(entry, Note):
             self._note(process, entry)
-        elif entry.why == "closed":
+        elif isinstance(entry, Opening) and process.side == "memfsd":
+            self._begins(process)
+        elif isinstance(entry, End) and entry.why == "closed":
             for (whose, _), conversation in self._conversations.items():
                 if whose == process:
                     conversation.finish()
+
+    def _begins(self, store: Process) -> None:
+        """Its pid may have been that of a store that died: nothing of that one is in the way of this one."""
+        for (process, _), vm in self._vms.items():
+            for (whose, conn), conversation in self._conversations.items():
+                if whose == process and conversation.peer == store.pid:
+                    vm.gone(conn)
 
     def _message(self, record: Record, message: Message) -> None:
         process = record.process

@@ -12,7 +12,8 @@ from .reader import NotAJournal
 from .show import diagram, events
 
 _HELP = """\
-exit status of check: 0 all rules hold, 1 one is broken (FILE:LINE and why), 2 a file is no journal
+exit status of check: 0 all rules hold, 1 one is broken (FILE:LINE and why), 2 a file is no journal,
+or standard output can not be written
 """
 
 
@@ -38,13 +39,8 @@ def command(asked: argparse.Namespace) -> int:
     try:
         return _check(asked) if asked.action == "check" else _show(asked)
     except NotAJournal as error:
-        why = str(error)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        why = f"{error.filename}: {error.strerror}"
-    print(f"kvmsim: {why}", file=sys.stderr)
-    return 2
+        print(f"kvmsim: {error}", file=sys.stderr)
+        return 2
 
 
 def _check(asked: argparse.Namespace) -> int:
@@ -52,8 +48,8 @@ def _check(asked: argparse.Namespace) -> int:
     if asked.json:
         print(json.dumps(_as_json(asked.files, verdict)))
         return 1 if verdict.rule else 0
-    for torn in verdict.torn:
-        print(f"{torn} (what follows is not known)")
+    for end in verdict.incomplete:
+        print(f"{end} (what follows is not known)")
     if verdict.rule:
         print(f"{verdict.where}: rule '{verdict.rule}' is broken: {verdict.why}")
         return 1
@@ -72,7 +68,7 @@ def _as_json(files: list[str], verdict: Verdict) -> dict[str, Any]:
         "messages": verdict.message_count,
         "notes": verdict.note_count,
         "files": files,
-        "torn": verdict.torn,
+        "incomplete": verdict.incomplete,
         "broken": broken,
     }
 

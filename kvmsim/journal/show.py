@@ -4,8 +4,8 @@ from collections import Counter, deque
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from memfsd.uapi.errors import errno_name
-from memfsd.uapi.journal import Message, Note
+from memfsd.uapi.errors import errno_name, one_line
+from memfsd.uapi.journal import End, Message, Note
 
 from .reader import Journals, Process, Record
 
@@ -25,7 +25,7 @@ class Lifeline(NamedTuple):
     vm: str
 
     def __str__(self) -> str:
-        return f"memfsd {self.pid}" if self.side == "memfsd" else f"{self.vm or 'kvmsim'} {self.pid}"
+        return f"memfsd {self.pid}" if self.side == "memfsd" else f"{one_line(self.vm) or 'kvmsim'} {self.pid}"
 
 
 class Event(NamedTuple):
@@ -59,16 +59,16 @@ def events(paths: list[str]) -> Iterator[Event]:
                     _forget(sent, recent.popleft())
             elif _forget(sent, key):
                 continue
-            yield Event(record, source, target, _label(entry), _fields(entry.body or {}) or entry.raw)
+            yield Event(record, source, target, _label(entry), _fields(entry.body or {}) or one_line(entry.raw))
         elif isinstance(entry, Note):
             here = Lifeline(process.side, process.pid, "" if process.side == "memfsd" else entry.vm)
             data = dict(entry.data)
             if entry.ino >= 0:
                 data = {"ino": entry.ino, **data}
-            yield Event(record, here, None, entry.what, _fields(data))
-        else:
+            yield Event(record, here, None, one_line(entry.what), _fields(data))
+        elif isinstance(entry, End):
             here = last.get(process, Lifeline(process.side, process.pid, ""))
-            yield Event(record, here, None, "journal ends", entry.why)
+            yield Event(record, here, None, "journal ends", one_line(entry.why))
 
 
 def _forget(sent: Counter[tuple[Any, ...]], key: tuple[Any, ...]) -> bool:
@@ -133,12 +133,12 @@ def _label(message: Message) -> str:
     if not message.kind:
         return "(not a packet)"
     if not message.reply:
-        return f"{message.kind} {message.id}"
-    return f"{message.kind} {message.id} {errno_name(message.errno) if message.errno else 'ok'}"
+        return one_line(f"{message.kind} {message.id}")
+    return one_line(f"{message.kind} {message.id} {errno_name(message.errno) if message.errno else 'ok'}")
 
 
 def _fields(data: dict[str, Any]) -> str:
-    return " ".join(f"{name}={_value(name, value)}" for name, value in data.items())
+    return " ".join(f"{one_line(name)}={_value(name, value)}" for name, value in data.items())
 
 
 def _value(name: str, value: Any) -> str:
@@ -146,5 +146,5 @@ def _value(name: str, value: Any) -> str:
         return "..."
     if name in _PAGES and isinstance(value, int) and value >= 0:
         return hex(value)
-    text = str(value)
+    text = one_line(str(value))
     return text if len(text) <= 60 else text[:57] + "..."

@@ -13,6 +13,7 @@ Recording stands in the way of nobody: a `Recording` is installed where a proces
 the `Journal` that records nothing, and wraps the sockets; without it they are the sockets themselves.
 """
 
+import errno
 import itertools
 import struct
 from collections.abc import Callable
@@ -116,8 +117,8 @@ NO_JOURNAL = Journal()
 class Recording(Journal):
     """`write` appends bytes to the journal and answers how many; `now_ns` is CLOCK_MONOTONIC. Safe from any thread.
 
-    After room_bytes the journal ends with a record that says so. When a write fails it ends where it is. `warn` is told
-    once, and the process goes on.
+    OSError when the first record can not be written. Later nothing stops the process, and `warn` is told once: after
+    room_bytes the journal ends with a record that says so, and where it is when a write fails.
     """
 
     def __init__(
@@ -135,7 +136,8 @@ class Recording(Journal):
         self._room = room_bytes
         self._lock = sync.lock("Recording.lock")
         self._numbers = itertools.count(1)
-        self._put(Opening(0, FORMAT_VERSION, side, pid))
+        with self._lock:
+            self._append(_encode(Opening(now_ns(), FORMAT_VERSION, side, pid)) + b"\n")
 
     def down(self, sock: S) -> S:
         return cast(S, JournaledSocket(self, sock, "down", About(next(self._numbers), _peer_of(sock))))
@@ -187,26 +189,25 @@ class Recording(Journal):
             # Taken with the lock held: the order of the lines is that of their times.
             entry.t = self._now_ns()
             line = _encode(entry) + b"\n"
-            if len(line) > self._room - _END_ROOM and not isinstance(entry, End):
+            is_full = len(line) > self._room - _END_ROOM and not isinstance(entry, End)
+            if is_full:
                 line = _encode(End(entry.t, "full: the limit of a journal's size is reached")) + b"\n"
-                self._warn("the journal is full and has ended: nothing is recorded any more")
+            try:
                 self._append(line)
+            except OSError as error:
                 self._room = 0
-                return
-            self._append(line)
+                self._warn(f"the journal can not be written and has ended: {error.strerror}")
+            else:
+                if is_full:
+                    self._room = 0
+                    self._warn("the journal is full and has ended: nothing is recorded any more")
 
     def _append(self, line: bytes) -> None:
-        try:
-            written = self._write(line)
-        except OSError as error:
-            why = error.strerror
-        else:
-            if written == len(line):
-                self._room -= written
-                return
-            why = "the disk is full"
-        self._room = 0
-        self._warn(f"the journal can not be written and has ended: {why}")
+        """Under the lock. OSError unless the whole line was written."""
+        written = self._write(line)
+        if written != len(line):
+            raise OSError(errno.ENOSPC, "the disk is full")
+        self._room -= written
 
 
 @dataclass(slots=True)

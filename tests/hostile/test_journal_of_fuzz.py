@@ -45,7 +45,7 @@ def test_the_journal_of_a_fuzzed_store_keeps_all_rules(tmp_path: Path) -> None:
         until(lambda: store.server.session_count() == 0, "all sessions end")
         store.close()
     verdict = check([str(path)])
-    assert (verdict.rule, verdict.where, verdict.why, verdict.torn) == ("", "", "", [])
+    assert (verdict.rule, verdict.where, verdict.why, verdict.incomplete) == ("", "", "", [])
     assert verdict.message_count > 3 * count
 
 

@@ -1,5 +1,6 @@
 """Recording: whole lines, bounded, and in nobody's way when the disk is full."""
 
+import errno
 import json
 import os
 import socket
@@ -16,6 +17,8 @@ from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_RECORD_BYTES
 from memfsd.uapi.messages import Kind
 from tests.support.journaled import read_lines, recording
+
+OPENING = b'{"type":"journal","t":1,"version":1,"side":"memfsd","pid":7}\n'
 
 
 class Disk:
@@ -122,7 +125,7 @@ def test_at_its_limit_a_journal_ends_with_a_record_that_says_so() -> None:
     assert len(warnings) == 1
 
 
-@pytest.mark.parametrize("room", [0, 50, 200, 500])
+@pytest.mark.parametrize("room", [100, 200, 500])
 def test_a_full_disk_is_one_warning_and_the_end_of_the_journal(room: int) -> None:
     disk, warnings = Disk(room), list[str]()
     journal = recorded(disk, warnings)
@@ -134,12 +137,32 @@ def test_a_full_disk_is_one_warning_and_the_end_of_the_journal(room: int) -> Non
     assert len(disk.data) <= room
 
 
+@pytest.mark.parametrize("room", [0, 50])
+def test_a_first_record_that_can_not_be_written_is_an_error(room: int) -> None:
+    with pytest.raises(OSError, match=r"No space left on device|the disk is full"):
+        recorded(Disk(room), [])
+
+
 def test_a_device_that_is_always_full() -> None:
-    warnings: list[str] = []
     fd = open_journal("/dev/full")
-    start_journal(fd, "memfsd", time.monotonic_ns, warnings.append).note("out")
+    with pytest.raises(Refused, match="the journal can not be written: No space left on device") as caught:
+        start_journal(fd, "memfsd", time.monotonic_ns, print)
+    assert caught.value.errno == errno.ENOSPC
     os.close(fd)
-    assert warnings == ["the journal can not be written and has ended: No space left on device"]
+
+
+def test_a_first_record_that_does_not_fit_leaves_the_file_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, real = tmp_path / "journal", os.write
+    path.write_bytes(OPENING + b'{"type":"no')
+    fd = open_journal(str(path))
+    monkeypatch.setattr(os, "write", lambda fd, data: real(fd, data[:20]))
+    with pytest.raises(Refused, match="the disk is full"):
+        start_journal(fd, "memfsd", time.monotonic_ns, print)
+    monkeypatch.undo()
+    os.close(fd)
+    assert path.read_bytes() == OPENING + b'{"type":"no'
 
 
 def test_a_journal_is_appended_to_and_only_its_owner_reads_it(tmp_path: Path) -> None:
@@ -153,17 +176,17 @@ def test_a_journal_is_appended_to_and_only_its_owner_reads_it(tmp_path: Path) ->
 
 def test_a_line_that_a_crash_tore_is_closed_first(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    path.write_bytes(b'{"type":"jour')
+    path.write_bytes(OPENING + b'{"type":"no')
     with recording(path, "memfsd"):
         pass
-    torn, opening, _ = path.read_bytes().splitlines()
-    assert torn == b'{"type":"jour'
+    _, torn, opening, _ = path.read_bytes().splitlines()
+    assert torn == b'{"type":"no'
     assert json.loads(opening)["type"] == "journal"
 
 
 def test_a_journal_that_is_full_already_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "journal"
-    path.write_bytes(b"x" * 5000)
+    path.write_bytes(OPENING)
     fd = open_journal(str(path))
     with pytest.raises(Refused, match="is full"):
         start_journal(fd, "memfsd", time.monotonic_ns, print, MAX_RECORD_BYTES)
@@ -180,3 +203,81 @@ def test_a_fifo_that_nobody_reads_does_not_hang(tmp_path: Path) -> None:
     os.mkfifo(tmp_path / "fifo")
     with pytest.raises(Refused, match="fifo"):
         open_journal(str(tmp_path / "fifo"))
+
+
+def test_a_journal_belongs_to_one_process_at_a_time(tmp_path: Path) -> None:
+    path = tmp_path / "journal"
+    with recording(path, "memfsd"):
+        before = path.read_bytes()
+        with pytest.raises(Refused, match=f"journal {path}: it is the journal of a running process") as caught:
+            open_journal(str(path))
+        assert caught.value.errno == errno.EBUSY
+        assert path.read_bytes() == before
+    with recording(path, "kvmsim"):
+        pass
+    assert [line.get("side") for line in read_lines(path)] == ["memfsd", None, "kvmsim", None]
+
+
+def test_a_fork_that_lives_on_keeps_the_journal(tmp_path: Path) -> None:
+    """memfsd goes into the background: its parent ends."""
+    path = str(tmp_path / "journal")
+    fd = open_journal(path)
+    told, tell = os.pipe()
+    child = os.fork()
+    if child == 0:
+        os.close(tell)
+        os.read(told, 1)  # the end of file
+        os._exit(0)
+    os.close(fd)
+    with pytest.raises(Refused, match="of a running process"):
+        open_journal(path)
+    os.close(tell)
+    os.close(told)
+    os.waitpid(child, 0)
+    os.close(open_journal(path))
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o660, 0o604])
+def test_a_journal_that_others_can_read_is_closed_to_them(tmp_path: Path, mode: int) -> None:
+    path = tmp_path / "journal"
+    path.write_bytes(OPENING)
+    path.chmod(mode)
+    with recording(path, "memfsd"):
+        assert path.stat().st_mode & 0o777 == 0o600
+
+
+def test_a_journal_that_can_not_be_closed_to_others_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It belongs to another user, who lets this one write."""
+
+    def not_yours(fd: int, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    path = tmp_path / "journal"
+    path.write_bytes(OPENING)
+    path.chmod(0o666)
+    monkeypatch.setattr(os, "fchmod", not_yours)
+    with pytest.raises(Refused, match="others can read it"):
+        open_journal(str(path))
+    monkeypatch.undo()
+    os.close(open_journal(str(path)))
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"slot set 0 private gpa=0 size=512K file=mnt/vm.mem\n",
+        b"\x7fELF\xff\xfe",
+        b"\n",
+        b'{"type":"end","t":9,"why":"closed"}\n' + OPENING,
+        OPENING.replace(b'"version":1', b'"version":2'),
+    ],
+    ids=["script", "binary", "blank", "no opening", "another format"],
+)
+def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "file"
+    path.write_bytes(content)
+    path.chmod(0o644)
+    with pytest.raises(Refused, match=f"journal {path}: the file is there and is no journal"):
+        open_journal(str(path))
+    assert path.read_bytes() == content
+    assert path.stat().st_mode & 0o777 == 0o644

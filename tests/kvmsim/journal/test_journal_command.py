@@ -1,13 +1,20 @@
 """kvmsim journal, as a person uses it."""
 
 import json
+import os
+import socket
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from kvmsim.cli import run_command
+from memfsd.uapi import messages as m
+from memfsd.uapi.framing import encode_request
+from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, page
-from tests.support.journaled import read_lines, record_run, write_lines
+from tests.support.journaled import read_lines, record_run, recording, write_lines
 
 
 def exchange(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
@@ -83,3 +90,63 @@ def test_show_json_is_one_object_per_event(recorded: list[str], capsys: pytest.C
     assert begin["to"].startswith("one ")
     assert begin["body"]["end"] == 1
     assert all(":" in event["where"] for event in told)
+
+
+def test_what_a_peer_calls_itself_is_shown_in_printable_lines(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its name, what it says, and whatever a file may hold that another process wrote."""
+    name = "\x1b[31m\nRED\x07"
+    path = tmp_path / "store.journal"
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with recording(path, "memfsd") as journal, ours, theirs:
+        theirs.send(encode_request(1, Kind.HELLO, m.Hello(1, m.Role.GUEST, name, [])))
+        journal.down(ours).recvmsg(4096)
+        journal.note("cut" + name, vm=name, why=name)
+    lines = read_lines(path)
+    lines[1:1] = [lines[1] | {"id": 7, "kind": name, "raw": name, "body": None}]
+    lines[2:2] = [lines[2] | {"id": 8, "body": {name: name}}]
+    lines[-1]["why"] = "full" + name
+    write_lines(path, lines)
+    assert run_command(["journal", "show", str(path)]) == 0
+    picture = capsys.readouterr().out
+    assert picture.removesuffix("\n").replace("\n", "").isprintable()
+    assert len(picture.splitlines()) == len(lines), "a heading, and a line for each but the first record"
+    assert " [31m RED " in picture
+    assert run_command(["journal", "check", str(path)]) == 1
+    (verdict,) = capsys.readouterr().out.splitlines()
+    assert "rule 'reply' is broken" in verdict
+    assert " [31m RED " in verdict
+    assert verdict.isprintable()
+
+
+def test_an_incomplete_journal_is_told_beside_the_verdict(
+    recorded: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cut = tmp_path / "cut"
+    write_lines(cut, read_lines(Path(recorded[0]))[:20])
+    assert run_command(["journal", "check", str(cut)]) == 0
+    end, verdict = capsys.readouterr().out.splitlines()
+    assert end == (f"{cut}:20: no record 'end' follows: the process was killed, or runs on (what follows is not known)")
+    assert verdict.startswith("all rules hold: ")
+    assert run_command(["journal", "check", str(cut), "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)["incomplete"]) == 1
+
+
+@pytest.mark.parametrize("command", ["journal check {}", "journal show {}", "run {}"])
+def test_an_output_that_can_not_be_written_is_named(recorded: list[str], tmp_path: Path, command: str) -> None:
+    script = tmp_path / "script"
+    script.write_text("info vms\n")
+    words = command.format(script if command == "run {}" else recorded[0]).split()
+    for unbuffered in ({}, {"PYTHONUNBUFFERED": "1"}):
+        environment = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(
+                [Path(sys.executable).parent / "kvmsim", *words],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                env=environment | unbuffered,
+                timeout=30,
+                check=False,
+            )
+        assert (done.returncode, done.stderr) == (2, b"kvmsim: standard output: No space left on device\n")

@@ -36,7 +36,7 @@ def test_a_true_exchange_keeps_all_rules(recorded: tuple[Path, Path]) -> None:
     store, vm = map(str, recorded)
     for files in ([store], [vm], [store, vm], [vm, store]):
         verdict = check(files)
-        assert (verdict.rule, verdict.why, verdict.torn) == ("", "", [])
+        assert (verdict.rule, verdict.why, verdict.incomplete) == ("", "", [])
         assert verdict.message_count > 40
         assert verdict.note_count >= 8
 
@@ -354,6 +354,26 @@ def test_with_both_journals_a_frame_that_is_freed_while_a_vm_maps_it_is_found(
     assert verdict.rule == "freed"
     assert verdict.where.startswith(str(recorded[0]))
     assert "while VM one" in verdict.why
+
+
+def test_a_store_with_the_pid_of_one_that_died_is_another_one(recorded: tuple[Path, Path], tmp_path: Path) -> None:
+    """Both sides were killed while the VM mapped frames, and begin anew, with the same pids, in the same journals."""
+    punched, hour = Journal(recorded[1]).line("INVALIDATE_BEGIN")["t"], 3600 * 10**9
+
+    def an_hour_later(line: Line) -> Line:
+        line["t"] += hour
+        if line.get("what") == "out":
+            line["data"]["since"] += hour
+        return line
+
+    files = []
+    for path in recorded:
+        killed = [line for line in read_lines(path) if line["t"] < punched]
+        files.append(str(tmp_path / path.name))
+        write_lines(Path(files[-1]), killed + [an_hour_later(line) for line in read_lines(path)])
+    verdict = check(files)
+    assert (verdict.rule, verdict.where, verdict.why) == ("", "", "")
+    assert len(verdict.incomplete) == 2
 
 
 def test_a_vm_that_died_owes_nothing(recorded: tuple[Path, Path], tmp_path: Path) -> None:
