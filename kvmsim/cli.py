@@ -26,6 +26,9 @@ from .script.runner import Session, run
 from .script.words import ScriptError
 
 _PR_SET_DUMPABLE = 4
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
+_READER_GONE = 141
+"""As shells tell of SIGPIPE: 1 has a meaning of its own for every command."""
 
 _EPILOG = """\
 examples:
@@ -49,10 +52,10 @@ def main() -> None:
         status = 130
     except BrokenPipeError:
         _give_up_stdout()
-        status = 1
+        status = _READER_GONE
     except OSError as error:
         # A file that fails is told where it is used: what has no name is standard output.
-        if error.filename is not None:
+        if error.filename is not None or error.errno not in _UNWRITABLE:
             raise
         print(f"kvmsim: standard output: {error.strerror}", file=sys.stderr)
         _give_up_stdout()

@@ -64,10 +64,10 @@ def main(asked: argparse.Namespace) -> int:
         return _explore(asked, load(asked.scenario))
     except ScenarioError as error:
         print(f"kvmsim: {error}", file=sys.stderr)
-    except BrokenPipeError:
-        raise  # the reader of our output has gone: the command line knows what to do
     except OSError as error:
-        print(f"kvmsim: {error.filename or 'standard output'}: {error.strerror}", file=sys.stderr)
+        if error.filename is None:
+            raise  # of our output: the command line knows what to do
+        print(f"kvmsim: {error.filename}: {error.strerror}", file=sys.stderr)
     return USAGE
 
 

@@ -226,3 +226,4 @@ def test_a_reader_that_goes_away_is_no_error_to_tell(command: str) -> None:
     script = f"set -o pipefail; {Path(sys.executable).with_name('kvmsim')} {command} | head -c 1"
     done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.stderr == ""
+    assert done.returncode in (0, 141), "141 when it was not done writing; 1 is a failure of what was asked"
