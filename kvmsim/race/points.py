@@ -203,6 +203,7 @@ Watcher = Callable[[str, tuple[Any, ...], Callable[[str], list[Access]]], None]
 """Called at a point with its name, the call's arguments, and what a step from there touches, by its process."""
 
 
+@functools.cache
 def resolve(where: str) -> tuple[type, str]:
     """The class and the attribute's name. Fails when the code has no such thing."""
     module, _, path = where.partition(":")
@@ -243,7 +244,6 @@ def installed(
 
 
 def _before(method: Callable[..., Any], point: Point, watch: Watcher) -> Callable[..., Any]:
-    @functools.wraps(method)
     def watched(*arguments: Any, **named: Any) -> Any:
         watch(point.name, arguments, lambda process: point.touches(process, arguments))
         return method(*arguments, **named)
@@ -252,7 +252,6 @@ def _before(method: Callable[..., Any], point: Point, watch: Watcher) -> Callabl
 
 
 def _within(method: Callable[..., Any], looking: Callable[[], contextlib.AbstractContextManager[None]]) -> Any:
-    @functools.wraps(method)
     def watched(*arguments: Any, **named: Any) -> Any:
         with looking():
             return method(*arguments, **named)
@@ -261,7 +260,6 @@ def _within(method: Callable[..., Any], looking: Callable[[], contextlib.Abstrac
 
 
 def _after(method: Callable[..., Any], call: Callable[[], None]) -> Callable[..., Any]:
-    @functools.wraps(method)
     def watched(*arguments: Any, **named: Any) -> Any:
         result = method(*arguments, **named)
         call()
