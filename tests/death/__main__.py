@@ -22,7 +22,7 @@ BEGIN, END = "<!-- death table: begin -->\n", "<!-- death table: end -->"
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.death", description=__doc__.splitlines()[0])
-    parser.add_argument("--all", action="store_true", help="every cell (a quarter of an hour)")
+    parser.add_argument("--all", action="store_true", help="every cell (ten minutes)")
     parser.add_argument("--short", action="store_true", help="one row a class of points")
     parser.add_argument("--only", default="", metavar="WORD", help="points whose name has the word")
     parser.add_argument("--docs", action="store_true", help="write the short table into docs/reliability.md")
