@@ -45,8 +45,6 @@ def run(arguments: list[str]) -> int:
         print(f"memfs: {said} ({errno_name(number)})", file=sys.stderr)
     except KeyboardInterrupt:
         return 130
-    except BrokenPipeError:
-        return refused_status
     return refused_status
 
 

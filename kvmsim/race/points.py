@@ -9,11 +9,13 @@ as somebody looks.
 import contextlib
 import functools
 import importlib
+import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from memfsd.uapi import messages as m
+from memfsd.uapi.framing import HEADER_BYTES
 from memfsd.uapi.units import PAGE_SHIFT
 
 from .accesses import Access, Kind
@@ -176,6 +178,21 @@ def message_points() -> list[tuple[str, str]]:
                 (f"{asks} {channel} receive answer to {name}", asks),
             ]
     return found
+
+
+def of_packet(where: str, verb: str, packet: Any, *, tell_refusals: bool = False) -> str:
+    """The point of a packet that is sent or received at one end of a channel. A refusal is an answer, unless it is to
+    be told."""
+    if len(packet) < HEADER_BYTES:
+        return f"{where} {verb} end of file"
+    _, word, number = struct.unpack_from("<IHH", packet)
+    try:
+        kind = m.Kind(word & ~m.REPLY).name
+    except ValueError:
+        kind = f"message {word}"
+    if not word & m.REPLY:
+        return f"{where} {verb} {kind}"
+    return f"{where} {verb} {'refusal of' if number and tell_refusals else 'answer to'} {kind}"
 
 
 def all_names() -> list[tuple[str, str]]:

@@ -12,9 +12,8 @@ from typing import Any, TypeVar, cast
 
 from memfsd.uapi import sync
 from memfsd.uapi.framing import HEADER_BYTES
-from memfsd.uapi.messages import REPLY
-from memfsd.uapi.messages import Kind as Message
 
+from . import points
 from .accesses import Kind
 from .scheduler import Scheduler, Task
 
@@ -205,17 +204,19 @@ class Channel:
     # -- points
 
     def send(self, packet: bytes) -> int:
-        self._scheduler.reach(self._name("send", packet), None, None, (self._out, Kind.SEND))
-        self._scheduler.say(packet)
+        self._say(packet)
         return self._sock.send(packet)
 
     def sendmsg(self, buffers: list[bytes], ancillary: Any = (), flags: int = 0, *rest: Any) -> int:
-        self._scheduler.reach(self._name("send", buffers[0]), None, None, (self._out, Kind.SEND))
-        self._scheduler.say(b"".join(buffers))
+        self._say(b"".join(buffers))
         for level, kind, data in ancillary:
             if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
                 self._connections.passed(list(data))
         return self._sock.sendmsg(buffers, ancillary, flags)
+
+    def _say(self, packet: bytes) -> None:
+        self._scheduler.reach(self._name("send", packet), None, None, (self._out, Kind.SEND))
+        self._scheduler.say(packet)
 
     def recv_into(self, buffer: Any, size: int = 0, flags: int = 0) -> int:
         self._await_packet()
@@ -299,17 +300,7 @@ class Channel:
             return b""
 
     def _name(self, verb: str, packet: Any) -> str:
-        """Which point it is: request or acknowledgement, sent or received."""
-        if len(packet) < HEADER_BYTES:
-            return f"{self.side} {self.channel} {verb} end of file"
-        _, word, number = struct.unpack_from("<IHH", packet)
-        try:
-            kind = Message(word & ~REPLY).name
-        except ValueError:
-            kind = f"message {word}"
-        if not word & REPLY:
-            return f"{self.side} {self.channel} {verb} {kind}"
-        return f"{self.side} {self.channel} {verb} {'refusal of' if number else 'answer to'} {kind}"
+        return points.of_packet(f"{self.side} {self.channel}", verb, packet, tell_refusals=True)
 
 
 LIVES = ("life", "processes")

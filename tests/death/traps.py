@@ -9,7 +9,6 @@ import mmap
 import os
 import signal
 import socket
-import struct
 import threading
 from collections.abc import Callable, Iterator
 from enum import IntEnum
@@ -17,9 +16,6 @@ from typing import Any
 
 from kvmsim.race import points
 from memfsd.uapi import sync
-from memfsd.uapi.framing import HEADER_BYTES
-from memfsd.uapi.messages import REPLY
-from memfsd.uapi.messages import Kind as Message
 
 NAMES: list[tuple[str, str]] = points.all_names()
 """(name, side) of every point."""
@@ -263,14 +259,7 @@ class _Channel:
         self._sock.close()
 
     def _name(self, verb: str, packet: Any) -> str:
-        if len(packet) < HEADER_BYTES:
-            return f"{self._where} {verb} end of file"
-        _, word, _ = struct.unpack_from("<IHH", packet)
-        try:
-            kind = Message(word & ~REPLY).name
-        except ValueError:
-            return f"{self._where} {verb} message {word}"
-        return f"{self._where} {verb} {'answer to ' if word & REPLY else ''}{kind}"
+        return points.of_packet(self._where, verb, packet)
 
 
 def is_stopped(pid: int) -> bool:
