@@ -13,6 +13,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
+from memfsd.uapi.stdio import fill_standard_fds
 from memfsd.uapi.units import parse_size
 
 from .compare.command import add_parser as add_compare
@@ -44,6 +45,7 @@ or standard output can not be written
 
 
 def main() -> None:
+    fill_standard_fds()
     _close_to_inspection()
     try:
         status = run_command(sys.argv[1:])

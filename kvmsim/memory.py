@@ -217,7 +217,10 @@ class SparseMemory(FileMemory):
                 if error.errno == errno.ENXIO:
                     return ranges
                 raise
-            at = os.lseek(self.fd, start, os.SEEK_HOLE)
+            end = os.lseek(self.fd, start, os.SEEK_HOLE)
+            if not at <= start < end:
+                raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
+            at = end
             ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))
 
 

@@ -150,5 +150,8 @@ def _data_ranges(fd: int) -> list[FrameRange]:
             if error.errno == errno.ENXIO:
                 return ranges
             raise
-        at = os.lseek(fd, start, os.SEEK_HOLE)
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        if not at <= start < end:
+            raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
+        at = end
         ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))

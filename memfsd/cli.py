@@ -13,6 +13,7 @@ from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.journal import NO_JOURNAL
 from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_POOL_BYTES
+from memfsd.uapi.stdio import fill_standard_fds
 from memfsd.uapi.units import PAGE_SIZE
 
 _HELP = """\
@@ -33,6 +34,7 @@ exit status: 0 mounted (or, with -f, unmounted), 1 could not mount, 2 usage
 
 
 def main() -> None:
+    fill_standard_fds()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -15,6 +15,7 @@ from memfsd.uapi import names
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.messages import CheckReply, Empty, Kind, Map, MapReply
 from memfsd.uapi.seals import parse_seals
+from memfsd.uapi.stdio import fill_standard_fds
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
 _FALLOC_FL_KEEP_SIZE = 1
@@ -25,6 +26,7 @@ _STATES = ("free", "shared", "private", "pending", "closing", "quarantined", "po
 
 
 def main() -> None:
+    fill_standard_fds()
     sys.exit(run(sys.argv[1:]))
 
 

@@ -14,6 +14,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
+from memfsd.uapi.stdio import fill_standard_fds
+
 MEBIBYTE = 1 << 20
 LOADED_AT = MEBIBYTE
 HOLE_AT, HOLE_SIZE = LOADED_AT + 0x10000, 0x10000
@@ -123,6 +125,7 @@ class Attached:
 
 
 def main() -> int:
+    fill_standard_fds()
     started = time.monotonic()
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, _interrupted)

@@ -22,6 +22,7 @@ from memfsd.uapi.messages import (
     Kind,
 )
 from memfsd.uapi.pairing import LEGAL, State
+from memfsd.uapi.stdio import fill_standard_fds
 
 PATH = Path(__file__).parents[1] / "docs" / "wire.md"
 UP_STATES = (State.UP_OPEN, State.UP_CLOSING)
@@ -289,6 +290,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 
 def main() -> int:
+    fill_standard_fds()
     PATH.write_text(render())
     print(f"{PATH} is written")
     return 0

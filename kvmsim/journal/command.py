@@ -12,7 +12,7 @@ from .reader import NotAJournal
 from .show import diagram, events
 
 _HELP = """\
-exit status of check: 0 all rules hold, 1 one is broken (FILE:LINE and why), 2 a file is no journal,
+exit status of check: 0 no rule is broken, 1 one is broken (FILE:LINE and why), 2 a file is no journal,
 or standard output can not be written
 """
 
@@ -53,7 +53,8 @@ def _check(asked: argparse.Namespace) -> int:
     if verdict.rule:
         print(f"{verdict.where}: rule '{verdict.rule}' is broken: {verdict.why}")
         return 1
-    print(f"all rules hold: {verdict.message_count} messages and {verdict.note_count} notes of {_count(asked.files)}")
+    held = "no rule is broken in what was recorded" if verdict.incomplete else "all rules hold"
+    print(f"{held}: {verdict.message_count} messages and {verdict.note_count} notes of {_count(asked.files)}")
     return 0
 
 

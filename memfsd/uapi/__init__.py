@@ -8,6 +8,7 @@
     messages   wire messages: kinds, operations, bodies and their bounds
     framing    header and body to bytes and back
     pairing    the table of states and legal messages
+    stdio      descriptors 0 to 2 of a program that was started without them
 
 memfsd and kvmsim both import this package, and it is the only thing they share.
 """

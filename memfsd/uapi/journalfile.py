@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import fcntl
+import functools
 import os
 import stat
 from collections.abc import Callable
@@ -92,18 +93,41 @@ def start_journal(
     EFBIG when it is full; what write(2) says when there is no room for the first record: the file is as it was then.
     """
     status = os.fstat(fd)
-    size = status.st_size if stat.S_ISREG(status.st_mode) else 0
+    is_regular = stat.S_ISREG(status.st_mode)
+    size = status.st_size if is_regular else 0
     if limit_bytes - size < MAX_RECORD_BYTES:
         raise Refused(errno.EFBIG, f"the journal has {size} bytes already, and is full: name another file")
     try:
         if size and _read_at(fd, 1, size - 1) != b"\n":
             os.write(fd, b"\n")
-        return Recording(side, os.getpid(), lambda line: os.write(fd, line), now_ns, warn, limit_bytes - size)
+        append = _appending(fd) if is_regular else functools.partial(os.write, fd)
+        return Recording(side, os.getpid(), append, now_ns, warn, limit_bytes - size)
     except OSError as error:
-        if stat.S_ISREG(status.st_mode):
+        if is_regular:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, size)
         raise Refused(error.errno or errno.EIO, f"the journal can not be written: {error.strerror}") from None
+
+
+def _appending(fd: int) -> Callable[[bytes], int]:
+    """write(2), and OSError when the file does not hold all that was written: what is recorded would be lost unseen."""
+    begun = os.fstat(fd)
+    size = begun.st_size
+
+    def append(line: bytes) -> int:
+        nonlocal size
+        written = os.write(fd, line)
+        size += written
+        now = os.fstat(fd)
+        if (now.st_dev, now.st_ino) != (begun.st_dev, begun.st_ino):
+            raise OSError(errno.EBADF, "its descriptor leads to another file")
+        if now.st_size != size:
+            raise OSError(errno.EIO, f"its file holds {now.st_size} bytes, not {size}: another process changed it")
+        if begun.st_nlink and not now.st_nlink:
+            raise OSError(errno.ENOENT, "its file was removed")
+        return written
+
+    return append
 
 
 def _read_at(fd: int, size_bytes: int, offset: int) -> bytes:

@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from memfsd.uapi.stdio import fill_standard_fds
 from tests.attack.all_attacks import ATTACKS, GROUPS
 from tests.attack.table import Attack
 
@@ -76,5 +77,6 @@ def _others(attack: Attack) -> str:
 
 
 if __name__ == "__main__":
+    fill_standard_fds()
     DOCUMENT.write_text(document())
     sys.stdout.write(f"{DOCUMENT.relative_to(DOCUMENT.parents[1])}: {len(ATTACKS)} attacks\n")

@@ -11,6 +11,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from memfsd.uapi.stdio import fill_standard_fds
+
 from .model import Cell, Outcome
 from .pool import Workers
 from .table import UNREACHABLE, cells, render, summary, unexplained
@@ -21,6 +23,7 @@ BEGIN, END = "<!-- death table: begin -->\n", "<!-- death table: end -->"
 
 
 def main() -> int:
+    fill_standard_fds()
     parser = argparse.ArgumentParser(prog="python -m tests.death", description=__doc__.splitlines()[0])
     parser.add_argument("--all", action="store_true", help="every cell (ten minutes)")
     parser.add_argument("--short", action="store_true", help="one row a class of points")

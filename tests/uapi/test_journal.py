@@ -5,6 +5,7 @@ import json
 import os
 import socket
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -281,3 +282,42 @@ def test_a_file_that_is_no_journal_is_left_alone(tmp_path: Path, content: bytes)
         open_journal(str(path))
     assert path.read_bytes() == content
     assert path.stat().st_mode & 0o777 == 0o644
+
+
+def _overwrite_descriptor(fd: int, path: Path) -> None:
+    with path.with_name("other").open("wb") as other:
+        os.dup2(other.fileno(), fd)
+
+
+def _overwrite_with_null(fd: int, path: Path) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, fd)
+    os.close(null)
+
+
+@pytest.mark.parametrize(
+    ("lose", "why"),
+    [
+        (_overwrite_with_null, "its descriptor leads to another file"),
+        (_overwrite_descriptor, "its descriptor leads to another file"),
+        (lambda fd, path: os.truncate(path, 0), "another process changed it"),
+        (lambda fd, path: path.write_bytes(b"x" * 1000), "another process changed it"),
+        (lambda fd, path: path.unlink(), "its file was removed"),
+    ],
+)
+def test_a_journal_whose_file_loses_what_was_written_says_so_and_ends(
+    tmp_path: Path, lose: Callable[[int, Path], None], why: str
+) -> None:
+    path, warnings = tmp_path / "journal", list[str]()
+    fd = open_journal(str(path))
+    journal = start_journal(fd, "memfsd", time.monotonic_ns, warnings.append)
+    journal.note("freed", ino=1)
+    assert warnings == []
+    lose(fd, path)
+    for number in range(3):
+        journal.note("freed", ino=number)
+    journal.close()
+    (warning,) = warnings
+    assert warning.startswith("the journal can not be written and has ended: ")
+    assert why in warning
+    os.close(fd)

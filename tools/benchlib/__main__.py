@@ -23,6 +23,7 @@ from benchlib import (
 )
 from benchlib.figure import Figure, Progress, table
 from benchlib.machine import describe
+from memfsd.uapi.stdio import fill_standard_fds
 
 Measure = Callable[[Progress], Figure]
 
@@ -52,6 +53,7 @@ QUICK: dict[str, Measure] = {
 
 
 def main() -> int:
+    fill_standard_fds()
     asked = _parser().parse_args()
     measures = QUICK if asked.quick else FIGURES
     progress = Progress()

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
 
+from memfsd.uapi.stdio import fill_standard_fds
 from soaklib.curve import BOUNDS
 from soaklib.daemon import BIN, Failure
 from soaklib.report import Progress, Report
@@ -35,6 +36,7 @@ exit status: 0 all held, 1 something did not, 2 usage
 
 
 def main() -> int:
+    fill_standard_fds()
     asked = _parser().parse_args()
     seed = asked.seed if asked.seed is not None else int.from_bytes(os.urandom(4))
     print(f"soak: --seed {seed}", file=sys.stderr, flush=True)

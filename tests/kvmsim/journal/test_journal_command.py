@@ -128,7 +128,7 @@ def test_an_incomplete_journal_is_told_beside_the_verdict(
     assert run_command(["journal", "check", str(cut)]) == 0
     end, verdict = capsys.readouterr().out.splitlines()
     assert end == (f"{cut}:20: no record 'end' follows: the process was killed, or runs on (what follows is not known)")
-    assert verdict.startswith("all rules hold: ")
+    assert verdict.startswith("no rule is broken in what was recorded: ")
     assert run_command(["journal", "check", str(cut), "--json"]) == 0
     assert len(json.loads(capsys.readouterr().out)["incomplete"]) == 1
 

@@ -1,0 +1,25 @@
+"""The memfds of the store, where the system calls on them do not do what they do on a memfd."""
+
+import os
+
+import pytest
+
+from kvmsim.memory import SparseMemory
+from memfsd.backing import Backing
+
+
+def overwrite_with_null(fd: int) -> None:
+    null = os.open(os.devnull, os.O_RDWR)
+    os.dup2(null, fd)
+    os.close(null)
+
+
+def test_a_search_for_data_ends_where_the_descriptor_was_overwritten() -> None:
+    """lseek(2) on /dev/null returns 0 for everything: `memfs check` never ended, and held Service.lock meanwhile."""
+    backing, shared = Backing(1 << 20), SparseMemory(1 << 20)
+    for fd, populated in ((backing.pool_fd, lambda: backing.populated(None)), (shared.fd, shared.populated)):
+        overwrite_with_null(fd)
+        with pytest.raises(OSError, match="leads to something else"):
+            populated()
+    backing.close()
+    shared.close()
