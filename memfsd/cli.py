@@ -13,6 +13,7 @@ from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.journal import NO_JOURNAL
 from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_POOL_BYTES
+from memfsd.uapi.names import FSTYPE
 from memfsd.uapi.stdio import fill_standard_fds
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -27,7 +28,11 @@ options (-o, comma separated):
   open=strict|rw          sealed files open write-only (default), or read-write for fallocate(1) and xfs_io
   fixed_gfn=on|off        a file page keeps its GFN for ever (default on)
   socket=PATH             where kvmsim connects (default: under /run/memfsd; read it as user.memfsd.socket)
-and FUSE's: allow_other, ro, noexec, nosuid, nodev, noatime, auto_unmount, fsname=, ...
+  relatime|strictatime|noatime, nodiratime
+                          when reading sets the access time (default relatime)
+and FUSE's and mount(8)'s: allow_other, ro, noexec, nosuid, nodev, nosymfollow, auto_unmount, fsname=, ...
+
+also: mount -t fuse.memfsd SOURCE MOUNTPOINT -o ..., and fstab(5), where memfsd is in mount's PATH (/usr/local/bin)
 
 exit status: 0 mounted (or, with -f, unmounted), 1 could not mount, 2 usage
 """
@@ -50,6 +55,7 @@ def run(arguments: list[str]) -> int:
     parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT[,OPT]...")
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from VMs; see kvmsim journal")
     parser.add_argument("--version", action="version", version=f"memfsd {_version()}")
+    parser.add_argument("source", metavar="SOURCE", nargs="?", default=FSTYPE, help="any word, as mount(8) gives it")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     asked = parser.parse_args(arguments)
 
@@ -57,11 +63,11 @@ def run(arguments: list[str]) -> int:
     from memfsd.fuse.mount import check_fuse, parse_options, prepare_mountpoint
 
     try:
-        options = parse_options(asked.options, _half_of_memory())
+        options = parse_options(asked.options, _half_of_memory(), asked.source)
     except Refused as refused:
         return _fail(refused, 2)
     try:
-        check_fuse(options.fuse)
+        check_fuse(options.fuse | options.attributes)
         mountpoint = prepare_mountpoint(asked.mountpoint)
         journal_fd = -1 if asked.journal is None else _open_journal(asked.journal, mountpoint)
     except Refused as refused:

@@ -19,7 +19,8 @@ from memfsd.core.namespace import Creds
 from memfsd.core.service import Service
 from memfsd.fuse import hook
 from memfsd.fuse.hook import pyfuse3
-from memfsd.fuse.mount import MountOptions, default_socket_path
+from memfsd.fuse.mount import MountOptions, default_socket_path, mounting_at
+from memfsd.fuse.mounting import set_attributes
 from memfsd.fuse.operations import Operations
 from memfsd.guests.server import GuestServer
 from memfsd.performer import Performer
@@ -59,13 +60,18 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], jou
         early: list[int] = []
         for number in _ENDING:
             signal.signal(number, lambda number, _: early.append(number))
-        try:
-            pyfuse3.init(operations, mountpoint, set(options.fuse))
-        except RuntimeError as error:
-            guests.stop()
-            raise Refused(errno.EIO, f"{mountpoint} can not be mounted: {error}") from None
+        with contextlib.ExitStack() as failing:
+            failing.callback(guests.stop)
+            try:
+                with mounting_at(mountpoint):
+                    pyfuse3.init(operations, mountpoint, set(options.fuse))
+            except RuntimeError as error:
+                raise Refused(errno.EIO, f"{mountpoint} can not be mounted: {error}") from None
+            failing.pop_all()
         ending.callback(pyfuse3.close, unmount=True)
         ending.callback(guests.stop)
+        if os.geteuid() == 0:
+            set_attributes(mountpoint, options.attributes)
         hook.check_active()
         performer.forget_cache = _forget_cache
         guests.start()

@@ -14,6 +14,7 @@ class FileHandle:
     file: Regular
     readable: bool
     writable: bool
+    noatime: bool = False
 
 
 @dataclass(slots=True, eq=False)
@@ -34,8 +35,8 @@ class HandleTable:
     def __len__(self) -> int:
         return len(self._handles)
 
-    def open_file(self, file: Regular, *, readable: bool, writable: bool) -> int:
-        number = self._add(FileHandle(file, readable, writable))
+    def open_file(self, file: Regular, *, readable: bool, writable: bool, noatime: bool = False) -> int:
+        number = self._add(FileHandle(file, readable, writable, noatime))
         file.opens += 1
         file.readers += readable
         file.mappable_writers += readable and writable

@@ -14,6 +14,7 @@ _I = TypeVar("_I", bound=Inode)
 
 RENAME_NOREPLACE = 1
 RENAME_EXCHANGE = 2
+RENAME_WHITEOUT = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,9 +37,10 @@ class Namespace:
         inodes.add(Directory(ino, mode, creds.uid, creds.gid, now_ns, now_ns, now_ns, nlink=2, parent=ino))
 
     def lookup(self, parent: int, name: bytes) -> Inode:
-        directory = self._inodes.directory(parent)
         if name == b".":
-            return directory
+            # Of any inode: open_by_handle_at(2) asks so, once the kernel has forgotten it.
+            return self._inodes.get(parent)
+        directory = self._inodes.directory(parent)
         if name == b"..":
             return self._inodes.get(directory.parent)
         found = directory.entries.get(name)
@@ -137,11 +139,12 @@ class Namespace:
         return inode
 
     def rename(
-        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, now_ns: int
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, now_ns: int, creds: Creds
     ) -> Inode | None:
-        """rename(2), RENAME_NOREPLACE, RENAME_EXCHANGE. Returns the inode that lost its name to it."""
-        if flags & ~(RENAME_NOREPLACE | RENAME_EXCHANGE) or flags == RENAME_NOREPLACE | RENAME_EXCHANGE:
-            raise Refused(errno.EINVAL, f"rename flags {flags:#x} are not NOREPLACE or EXCHANGE")
+        """rename(2), RENAME_NOREPLACE, RENAME_EXCHANGE, RENAME_WHITEOUT. Returns the inode that lost its name to it."""
+        known = RENAME_NOREPLACE | RENAME_EXCHANGE | RENAME_WHITEOUT
+        if flags & ~known or (flags & RENAME_EXCHANGE and flags != RENAME_EXCHANGE):
+            raise Refused(errno.EINVAL, f"rename flags {flags:#x} are not NOREPLACE, WHITEOUT or EXCHANGE")
         source = self._inodes.directory(parent)
         target = self._inodes.directory(new_parent)
         moved = self.lookup(parent, name)
@@ -160,6 +163,9 @@ class Namespace:
             return None
         if isinstance(moved, Directory) and source is not target and not isinstance(replaced, Directory):
             self._check_room_for_directory(target)
+        if replaced is not None and not flags & RENAME_EXCHANGE:
+            self._check_replace(moved, replaced, new_name)
+        whiteout_ino = self._inodes.next_ino() if flags & RENAME_WHITEOUT else None
         if flags & RENAME_EXCHANGE:
             assert replaced is not None
             self._place(source, name, replaced, target)
@@ -167,7 +173,6 @@ class Namespace:
             replaced.ctime_ns = now_ns
         else:
             if replaced is not None:
-                self._check_replace(moved, replaced, new_name)
                 del target.entries[new_name]
                 if isinstance(replaced, Directory):
                     target.nlink -= 1
@@ -177,6 +182,10 @@ class Namespace:
                     self._lose_name(replaced, now_ns)
             del source.entries[name]
             self._place(target, new_name, moved, source)
+        if whiteout_ino is not None:
+            # What overlayfs takes for "this name is gone": a character device 0/0 (WHITEOUT_MODE, WHITEOUT_DEV).
+            mode, gid = self._inherit(source, stat.S_IFCHR, creds)
+            self._enter(source, name, Special(whiteout_ino, mode, creds.uid, gid, now_ns, now_ns, now_ns), now_ns)
         moved.ctime_ns = now_ns
         for directory in (source, target):
             directory.mtime_ns = directory.ctime_ns = now_ns

@@ -1,11 +1,21 @@
 """What the mount says: the store's own options of `memfsd -o`."""
 
+import enum
 import errno
 from dataclasses import dataclass, replace
+from typing import Any
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
 from memfsd.uapi.units import PAGE_SIZE, format_size, parse_size
+
+
+class Atime(enum.Enum):
+    """When reading sets the access time. The kernel leaves this to a FUSE server."""
+
+    NEVER = "noatime"
+    RELATIVE = "relatime"
+    ALWAYS = "strictatime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -19,6 +29,8 @@ class StoreOptions:
     truncate_nonempty: bool = False
     open_rw: bool = False
     fixed_gfn: bool = True
+    atime: Atime = Atime.RELATIVE
+    diratime: bool = True
 
 
 _CHOICES: dict[str, tuple[str, dict[str, bool]]] = {
@@ -27,15 +39,20 @@ _CHOICES: dict[str, tuple[str, dict[str, bool]]] = {
     "open": ("open_rw", {"strict": False, "rw": True}),
     "fixed_gfn": ("fixed_gfn", {"on": True, "off": False, "1": True, "0": False}),
 }
-NAMES = ("size", "nodes", "guest", *_CHOICES)
+_ATIMES: dict[str, Atime] = {
+    **{word.value: word for word in Atime},
+    **dict.fromkeys(("atime", "norelatime", "nostrictatime"), Atime.RELATIVE),
+}
+_FLAGS = ("guest", "diratime", "nodiratime", *_ATIMES)
+NAMES = ("size", "nodes", *_CHOICES, *_FLAGS)
 
 
 def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOptions:
     """The options with one more; Refused(EINVAL) names a value that makes no sense and those that do."""
-    if name == "guest":
+    if name in _FLAGS:
         if value is not None:
-            raise Refused(errno.EINVAL, "option guest takes no value")
-        return replace(options, born_guest=True)
+            raise Refused(errno.EINVAL, f"option {name} takes no value")
+        return _with_flag(options, name)
     if value is None or value == "":
         raise Refused(errno.EINVAL, f"option {name} needs a value: {name}=...")
     if name == "size":
@@ -47,7 +64,16 @@ def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOpt
     field, choices = _CHOICES[name]
     if value not in choices:
         raise Refused(errno.EINVAL, f"{name}={value}: choose {' or '.join(choices)}")
-    return replace(options, **{field: choices[value]})
+    chosen: dict[str, Any] = {field: choices[value]}
+    return replace(options, **chosen)
+
+
+def _with_flag(options: StoreOptions, name: str) -> StoreOptions:
+    if name == "guest":
+        return replace(options, born_guest=True)
+    if name in _ATIMES:
+        return replace(options, atime=_ATIMES[name])
+    return replace(options, diratime=name == "diratime")
 
 
 def _pool_bytes(text: str) -> int:

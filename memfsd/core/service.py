@@ -22,7 +22,7 @@ from .gmem import GuestMemory, PageRange
 from .handles import HandleTable
 from .inodes import Directory, Inode, InodeTable, Regular, Symlink
 from .namespace import Creds, Namespace
-from .options import StoreOptions
+from .options import Atime, StoreOptions
 from .ordinary import Contents, OrdinaryData, Plan
 from .sealing import check_add
 from .xattrs import Xattrs
@@ -120,9 +120,9 @@ class Service:
         return self._reap(self.names.rmdir(parent, name, now_ns))
 
     def rename(
-        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, now_ns: int
+        self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, now_ns: int, creds: Creds
     ) -> list[Effect]:
-        replaced = self.names.rename(parent, name, new_parent, new_name, flags, now_ns)
+        replaced = self.names.rename(parent, name, new_parent, new_name, flags, now_ns, creds)
         return [] if replaced is None else self._reap(replaced)
 
     def readlink(self, ino: int) -> bytes:
@@ -216,7 +216,8 @@ class Service:
 
     def _open(self, file: Regular, flags: int) -> int:
         readable, writable = _access(flags)
-        return self.handles.open_file(file, readable=readable, writable=writable)
+        noatime = flags & os.O_NOATIME != 0
+        return self.handles.open_file(file, readable=readable, writable=writable, noatime=noatime)
 
     def release(self, handle: int) -> list[Effect]:
         return self._reap(self.handles.release_file(handle))
@@ -242,16 +243,24 @@ class Service:
 
     def read(self, handle: int, offset: int, size: int, now_ns: int) -> Plan:
         """EPERM on a sealed file, whoever asks."""
-        file = self.handles.file(handle).file
+        opened = self.handles.file(handle)
+        file = opened.file
         if file.guest is not None:
             raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory")
-        self.accessed(file, now_ns)
+        if not opened.noatime:
+            self.accessed(file, now_ns)
         return self.data.read(file, offset, size)
 
-    @staticmethod
-    def accessed(inode: Inode, now_ns: int) -> None:
-        """It was read: mount(8)'s relatime."""
-        if inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns) or now_ns - inode.atime_ns > _DAY_NS:
+    def accessed(self, inode: Inode, now_ns: int) -> None:
+        """It was read: what mount(8) says of noatime, relatime, strictatime and nodiratime."""
+        rule = self.options.atime
+        if rule is Atime.NEVER or (isinstance(inode, Directory) and not self.options.diratime):
+            return
+        if (
+            rule is Atime.ALWAYS
+            or inode.atime_ns <= max(inode.mtime_ns, inode.ctime_ns)
+            or now_ns - inode.atime_ns > _DAY_NS
+        ):
             inode.atime_ns = now_ns
 
     def place_write(self, handle: int, offset: int, size: int, now_ns: int) -> int | None:

@@ -44,12 +44,10 @@ class Xattrs:
         return value
 
     def list(self, inode: Inode) -> list[bytes]:
-        """What getfattr -d shows. Ordinary files do not list ours, or `cp -a` would try to copy them."""
+        """What getfattr -d shows. Only guest memory lists ours: `cp -a` would copy those of a file that it can read."""
         listed = [*inode.xattrs]
-        if isinstance(inode, Regular) and inode.seals:
+        if isinstance(inode, Regular) and inode.guest is not None:
             listed += _FILE_NAMES
-        elif inode.ino == ROOT_INO:
-            listed += (names.XATTR_POOL, names.XATTR_COUNTS, names.XATTR_SOCKET)
         return listed
 
     def set(self, inode: Inode, name: bytes, value: bytes, flags: int = 0) -> None:

@@ -1,23 +1,34 @@
 """Mount options, and what must be true of a mount point before and after."""
 
+import contextlib
 import ctypes
 import errno
 import os
 import shutil
 import subprocess
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from memfsd.core.options import NAMES, StoreOptions, with_option
+from memfsd.core.options import NAMES, Atime, StoreOptions, with_option
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import FSTYPE
+
+from .mounting import ATTRIBUTES, alone_at
 
 _FLAGS = frozenset(
     (
         *("allow_other", "allow_root", "auto_unmount", "default_permissions", "ro", "rw", "suid", "nosuid"),
-        *("dev", "nodev", "exec", "noexec", "atime", "noatime", "sync", "async", "dirsync"),
+        *("dev", "nodev", "exec", "noexec", "sync", "async", "dirsync"),
     )
 )
+_OF_MOUNT = frozenset(
+    (
+        *("defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev"),
+        *("silent", "loud", "quiet", "lazytime", "nolazytime", "mand", "nomand", "iversion", "noiversion", "symfollow"),
+    )
+)
+"""Words that mount(8) and fstab(5) pass on to any file system, and that change nothing here."""
 _VALUES = frozenset(("fsname", "subtype"))
 _MNT_DETACH = 2
 _STAT_DEADLINE_S = 5.0
@@ -25,23 +36,44 @@ _STAT_DEADLINE_S = 5.0
 
 @dataclass(frozen=True, slots=True)
 class MountOptions:
-    """store: for the core; fuse: for libfuse, as written; socket: where guests connect ("": a default)."""
+    """store: for the core; fuse: for libfuse, as written; socket: where guests connect ("": a default).
+
+    attributes: names in mounting.ATTRIBUTES, to be set once it is mounted. All but nosymfollow are only for show.
+    """
 
     store: StoreOptions = field(default_factory=StoreOptions)
     fuse: frozenset[str] = frozenset()
     socket: str = ""
+    attributes: frozenset[str] = frozenset()
 
 
-def parse_options(words: list[str], default_pool_bytes: int) -> MountOptions:
+def parse_options(words: list[str], default_pool_bytes: int, source: str = FSTYPE) -> MountOptions:
     """Options of all -o words. Refused(EINVAL) names the one that makes no sense."""
     store = StoreOptions(pool_bytes=default_pool_bytes)
-    fuse = {"default_permissions", f"fsname={FSTYPE}", f"subtype={FSTYPE}"}
-    socket = ""
+    # libfuse splits options at commas.
+    escaped = source.replace("\\", "\\\\").replace(",", "\\,")
+    fuse = {"default_permissions", f"fsname={escaped}", f"subtype={FSTYPE}"}
+    socket, attributes = "", set[str]()
     for text in (option for word in words for option in word.split(",")):
         name, equals, tail = text.partition("=")
         value = tail if equals else None
         if name in NAMES:
             store = with_option(store, name, value)
+            fuse = fuse - {"noatime"} | ({"noatime"} if store.atime is Atime.NEVER else set())
+            if name in ATTRIBUTES:
+                attributes.add(name)
+        elif name in _OF_MOUNT and value is None:
+            attributes -= {"nosymfollow"} if name == "symfollow" else set()
+        elif name == "nosymfollow" and value is None:
+            attributes.add(name)
+        elif name.lower().startswith("x-") or name == "comment":
+            pass  # mount(8) keeps these for others
+        elif name == "remount":
+            raise Refused(
+                errno.EOPNOTSUPP,
+                "remount: umount and mount again; ro, nosuid, nodev and noexec alone the kernel changes without memfsd:"
+                " mount -i -o remount,... (with -i)",
+            )
         elif name == "socket":
             socket = _socket_path(value)
         elif (name in _FLAGS and value is None) or (name in _VALUES and value):
@@ -49,9 +81,12 @@ def parse_options(words: list[str], default_pool_bytes: int) -> MountOptions:
         elif name in _FLAGS | _VALUES:
             raise Refused(errno.EINVAL, f"option {name} {'takes no' if name in _FLAGS else 'needs a'} value")
         else:
-            known = ", ".join(sorted({*NAMES, "socket", *_FLAGS, *_VALUES}))
+            known = ", ".join(sorted({*NAMES, "socket", "nosymfollow", *_FLAGS, *_VALUES}))
             raise Refused(errno.EINVAL, f"unknown option '{text}': choose from {known}")
-    return MountOptions(store, frozenset(fuse), socket)
+    # strictatime that a later word took back, and the like.
+    attributes -= {"strictatime"} if store.atime is not Atime.ALWAYS else set()
+    attributes -= {"nodiratime"} if store.diratime else set()
+    return MountOptions(store, frozenset(fuse), socket, frozenset(attributes))
 
 
 def _socket_path(value: str | None) -> str:
@@ -81,6 +116,8 @@ def check_fuse(options: frozenset[str] = frozenset()) -> None:
         raise Refused(error.errno or errno.EIO, f"/dev/fuse can not be opened: {error.strerror}{way_out}") from None
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise Refused(errno.ENOENT, "fusermount3 is missing: install the package fuse3, or mount as root")
+    if os.geteuid() != 0 and "nosymfollow" in options:
+        raise Refused(errno.EPERM, "nosymfollow is root's: fusermount3 does not know it")
     if os.geteuid() != 0 and options & {"allow_other", "allow_root"} and not _users_may_allow_others():
         raise Refused(errno.EPERM, f"allow_other and allow_root are root's: put user_allow_other into {_FUSE_CONF}")
 
@@ -98,10 +135,11 @@ def prepare_mountpoint(path: str) -> str:
     if not path:
         raise Refused(errno.ENOENT, "the mount point has no name: give a directory")
     path = os.path.realpath(path)
-    if mounted_type(path) == f"fuse.{FSTYPE}":
-        if _is_alive(path):
-            raise Refused(errno.EBUSY, f"{path} is mounted already: umount it first")
-        detach(path)
+    with alone_at(path):
+        if mounted_type(path) == f"fuse.{FSTYPE}":
+            if _is_alive(path):
+                raise Refused(errno.EBUSY, f"{path} is mounted already: umount it first")
+            detach(path)
     try:
         entries = os.listdir(path)
     except OSError as error:
@@ -111,6 +149,15 @@ def prepare_mountpoint(path: str) -> str:
     if entries:
         raise Refused(errno.ENOTEMPTY, f"mount point {path} is not empty: choose an empty directory")
     return path
+
+
+@contextlib.contextmanager
+def mounting_at(path: str) -> Iterator[None]:
+    """Mount in it. EBUSY when another memfsd was faster since `prepare_mountpoint`: the mounts would be stacked."""
+    with alone_at(path):
+        if mounted_type(path) == f"fuse.{FSTYPE}":
+            raise Refused(errno.EBUSY, f"{path}: another memfsd has just mounted there: umount it first")
+        yield
 
 
 def mounted_type(path: str) -> str | None:

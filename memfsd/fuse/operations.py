@@ -204,7 +204,7 @@ class Operations(pyfuse3.Operations):
     @_door
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any) -> None:
         with self._lock:
-            effects = self._service.rename(parent, name, new_parent, new_name, flags, time.time_ns())
+            effects = self._service.rename(parent, name, new_parent, new_name, flags, time.time_ns(), _creds(ctx))
         await self._perform(effects)
 
     @_door

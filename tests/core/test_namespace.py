@@ -6,7 +6,7 @@ import stat
 import pytest
 
 from memfsd.core.inodes import ROOT_INO, Directory
-from memfsd.core.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, Creds
+from memfsd.core.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, Creds
 from memfsd.core.service import NAMELESS
 from memfsd.uapi.limits import LINK_MAX, NAME_MAX, SYMLINK_MAX
 from memfsd.uapi.units import Ino
@@ -32,7 +32,7 @@ def nlink(store: CoreStore, ino: int) -> int:
 
 
 def rename(store: CoreStore, old: str, new: str, flags: int = 0, source: int = ROOT, target: int = ROOT) -> None:
-    store.perform(store.service.rename(source, old.encode(), target, new.encode(), flags, store.tick()))
+    store.perform(store.service.rename(source, old.encode(), target, new.encode(), flags, store.tick(), ME))
 
 
 def tree(store: CoreStore) -> dict[int, tuple[int, int, list[tuple[bytes, int]]]]:
@@ -75,7 +75,7 @@ def test_names_are_up_to_255_bytes(store: CoreStore) -> None:
         lambda: store.names.mkdir(ROOT, too_long, 0o755, ME, 1),
         lambda: store.names.symlink(ROOT, too_long, b"x", ME, 1),
         lambda: store.names.link(store.service.inodes.directory(ROOT).entries[LONGEST.encode()].ino, ROOT, too_long, 1),
-        lambda: store.names.rename(ROOT, LONGEST.encode(), ROOT, too_long, 0, 1),
+        lambda: store.names.rename(ROOT, LONGEST.encode(), ROOT, too_long, 0, 1, ME),
         lambda: store.names.unlink(ROOT, too_long, 1),
     ):
         with refused("ENAMETOOLONG"):
@@ -284,11 +284,44 @@ def test_rename_exchange_needs_both(store: CoreStore) -> None:
         rename(store, "none", "one", RENAME_EXCHANGE)
 
 
-@pytest.mark.parametrize("flags", [RENAME_NOREPLACE | RENAME_EXCHANGE, 4, 8, 1 << 31])
+@pytest.mark.parametrize("flags", [RENAME_NOREPLACE | RENAME_EXCHANGE, RENAME_WHITEOUT | RENAME_EXCHANGE, 8, 1 << 31])
 def test_other_rename_flags_are_einval(store: CoreStore, flags: int) -> None:
     store.make("one")
     with refused("EINVAL"):
         rename(store, "one", "two", flags)
+
+
+@pytest.mark.parametrize("replaced", [True, False])
+def test_a_whiteout_is_left_where_the_name_was(store: CoreStore, replaced: bool) -> None:
+    file = store.make("old")
+    if replaced:
+        store.make("new")
+    rename(store, "old", "new", RENAME_WHITEOUT)
+    assert store.names.lookup(ROOT, b"new") is file
+    whiteout = store.names.lookup(ROOT, b"old")
+    assert (whiteout.mode, whiteout.rdev, whiteout.nlink, whiteout.uid) == (stat.S_IFCHR, 0, 1, ME.uid)
+    store.make("other")
+    with refused("EEXIST"):
+        rename(store, "other", "new", RENAME_WHITEOUT | RENAME_NOREPLACE)
+    with refused("ENOTEMPTY"):
+        directory, full = store.mkdir("d"), store.mkdir("full")
+        store.mkdir("inner", parent=full)
+        rename(store, "d", "full", RENAME_WHITEOUT)
+    assert store.names.lookup(ROOT, b"d") is store.service.inodes.get(directory)
+
+
+def test_the_names_dot_and_dot_dot_lead_from_any_inode(store: CoreStore) -> None:
+    """The kernel looks them up when it opens a file handle whose inode it has forgotten."""
+    inner = store.mkdir("inner")
+    file = store.make("file")
+    assert store.service.lookup(file.ino, b".") is file
+    assert store.service.lookup(inner, b".") is store.service.inodes.get(inner)
+    assert store.service.lookup(inner, b"..") is store.service.inodes.get(ROOT)
+    assert store.service.lookup(ROOT, b"..") is store.service.inodes.get(ROOT)
+    with refused("ENOTDIR"):
+        store.service.lookup(file.ino, b"..")
+    with refused("ESTALE"):
+        store.service.lookup(12345, b".")
 
 
 @pytest.mark.parametrize("flags", [0, RENAME_NOREPLACE])

@@ -2,7 +2,7 @@
 
 import pytest
 
-from memfsd.core.options import NAMES, StoreOptions, with_option
+from memfsd.core.options import NAMES, Atime, StoreOptions, with_option
 from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
 from tests.support.core_store import refused
 
@@ -18,6 +18,8 @@ def test_the_defaults_are_the_strict_ones() -> None:
         truncate_nonempty=False,
         open_rw=False,
         fixed_gfn=True,
+        atime=Atime.RELATIVE,
+        diratime=True,
     )
 
 
@@ -31,6 +33,12 @@ def test_the_defaults_are_the_strict_ones() -> None:
         ("nodes", "4", "nodes", 4),
         ("nodes", str(MAX_NODES), "nodes", MAX_NODES),
         ("guest", None, "born_guest", True),
+        ("noatime", None, "atime", Atime.NEVER),
+        ("relatime", None, "atime", Atime.RELATIVE),
+        ("strictatime", None, "atime", Atime.ALWAYS),
+        ("atime", None, "atime", Atime.RELATIVE),
+        ("nodiratime", None, "diratime", False),
+        ("diratime", None, "diratime", True),
         ("resize", "any", "resize_any", True),
         ("resize", "once", "resize_any", False),
         ("seal_nonempty", "truncate", "truncate_nonempty", True),
@@ -85,4 +93,5 @@ def test_a_value_that_makes_no_sense_is_einval_and_names_option_and_choices(name
 
 
 def test_all_options_of_the_contract_exist() -> None:
-    assert set(NAMES) == {"size", "nodes", "guest", "resize", "seal_nonempty", "open", "fixed_gfn"}
+    times = {"atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime"}
+    assert set(NAMES) == {"size", "nodes", "guest", "resize", "seal_nonempty", "open", "fixed_gfn"} | times

@@ -338,7 +338,7 @@ def test_chmod_chown_utimens_rename_link_stat_and_xattrs_are_as_on_any_file(stor
     store.service.setattr(file.ino, Changes(mode=0o600, uid=7, gid=8, atime_ns=9, mtime_ns=10), store.tick())
     assert (file.mode, file.uid, file.gid, file.atime_ns, file.mtime_ns) == (stat.S_IFREG | 0o600, 7, 8, 9, 10)
     store.service.link(file.ino, ROOT_INO, b"second", store.tick())
-    store.perform(store.service.rename(ROOT_INO, b"file", ROOT_INO, b"moved", 0, store.tick()))
+    store.perform(store.service.rename(ROOT_INO, b"file", ROOT_INO, b"moved", 0, store.tick(), ME))
     assert store.names.lookup(ROOT_INO, b"moved") is file
     store.perform(store.service.setxattr(file.ino, b"user.note", b"kept", 0, store.tick()))
     assert store.service.getxattr(file.ino, b"user.note", lambda: b"") == b"kept"

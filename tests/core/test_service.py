@@ -180,7 +180,7 @@ class Chaos:
     def rename(self) -> None:
         source, target, flags = self.directory(), self.directory(), self.rng.choice([0, 0, 1, 2])
         service = self.store.service
-        effects = service.rename(source.ino, self.name(), target.ino, self.name(), flags, self.store.tick())
+        effects = service.rename(source.ino, self.name(), target.ino, self.name(), flags, self.store.tick(), ME)
         self.store.perform(effects)
 
     def guest_file(self) -> Regular:

@@ -7,6 +7,7 @@ import pytest
 from memfsd.core.inodes import ROOT_INO, Inode
 from memfsd.core.xattrs import XATTR_CREATE, XATTR_REPLACE
 from memfsd.uapi.limits import XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
+from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.core_store import ME, CoreStore, refused
 
@@ -95,16 +96,19 @@ def test_an_empty_ordinary_file_tells_its_facts(store: CoreStore) -> None:
     }
 
 
-def test_ordinary_files_do_not_list_ours_and_sealed_files_and_the_root_do(store: CoreStore) -> None:
+def test_only_guest_memory_lists_ours(store: CoreStore) -> None:
     """Else `cp -a` would try to copy them."""
     file = store.make("file")
     assert store.service.xattrs.list(file) == []
+    store.service.add_seals(file.ino, Seal.WRITE, store.tick())
+    assert store.service.xattrs.list(file) == []
+    file = store.make("guest")
     store.seal(file)
     assert store.service.xattrs.list(file) == [
         b"user.memfsd." + name for name in (b"seals", b"page_size", b"numa", b"owner", b"frames", b"socket")
     ]
     root = store.service.inodes.get(ROOT_INO)
-    assert b"user.memfsd.pool" in store.service.xattrs.list(root)
+    assert store.service.xattrs.list(root) == []
     assert b"user.memfsd.token" not in store.service.xattrs.list(file)
 
 

@@ -9,7 +9,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from memfsd.core.inodes import ROOT_INO
 from memfsd.uapi.units import PAGE_SIZE
-from tests.support.core_store import KEEP_SIZE, NO_LEAKS, PUNCH, CoreStore, refused
+from tests.support.core_store import KEEP_SIZE, ME, NO_LEAKS, PUNCH, CoreStore, refused
 
 P = PAGE_SIZE
 POOL = 24
@@ -82,7 +82,9 @@ class ServiceMachine(RuleBasedStateMachine):
     @rule(old=NAMES, new=NAMES)
     def rename(self, old: str, new: str) -> None:
         with nullcontext() if old in self.names else refused("ENOENT"):
-            effects = self.store.service.rename(ROOT_INO, old.encode(), ROOT_INO, new.encode(), 0, self.store.tick())
+            effects = self.store.service.rename(
+                ROOT_INO, old.encode(), ROOT_INO, new.encode(), 0, self.store.tick(), ME
+            )
             self.store.perform(effects)
         if old in self.names and self.names[old] is not self.names.get(new):
             self.names[new] = self.names.pop(old)
