@@ -15,6 +15,7 @@ import stat
 from dataclasses import dataclass
 
 from tests.reference.world import AT_FDCWD, MAPPINGS_MAX, Mapping, Outcome, World, as_user, checked, elsewhere, libc
+from tests.support.file_handles import drop_inodes, handle_of, opened_by_handle
 
 UTIME_NOW, UTIME_OMIT = (1 << 30) - 1, (1 << 30) - 2
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
@@ -49,6 +50,22 @@ class Open(Operation):
 
     def run(self, world: World) -> Outcome:
         return world.keep(os.open(world.path(self.name), self.flags | os.O_NONBLOCK, self.mode))
+
+
+@dataclass(frozen=True)
+class OpenByHandle(Operation):
+    """name_to_handle_at(2) and open_by_handle_at(2). forgotten: the kernel drops what it knows of inodes between."""
+
+    name: bytes
+    flags: int
+    forgotten: bool = False
+
+    def run(self, world: World) -> Outcome:
+        handle = handle_of(world.path(self.name))
+        if self.forgotten:
+            drop_inodes()
+        with opened_by_handle(world.root, handle, self.flags | os.O_NONBLOCK) as fd:
+            return world.keep(os.dup(fd))
 
 
 @dataclass(frozen=True)

@@ -78,7 +78,7 @@ simple: tuple[tuple[int, st.SearchStrategy[Operation]], ...] = (
     (3, st.builds(op.Mkdir, directories, modes)),
     (2, st.builds(op.Rmdir, directories)),
     (3, st.builds(op.Unlink, names)),
-    (3, st.builds(op.Rename, names, names, st.sampled_from((0, 0, 0, 1, 2, 3, 8)))),
+    (3, st.builds(op.Rename, names, names, st.sampled_from((0, 0, 0, 1, 2, 3, 4, 4, 5, 6, 8)))),
     (1, st.builds(op.Rename, files, files)),
     (2, st.builds(op.Link, names, names)),
     (2, st.builds(op.Symlink, targets, st.sampled_from((b"l", b"m", b"d/l", b"a", TOO_LONG)))),
@@ -155,6 +155,15 @@ as_others = st.builds(
     weighted(*simple, *on_handles),
 )
 rare = (
+    (
+        2,
+        st.builds(
+            op.OpenByHandle,
+            st.sampled_from((*FILES, *FILES, *DIRECTORIES, b"l", b"missing", b"")),
+            st.builds(int.__or__, accesses, st.sampled_from((0, 0, os.O_TRUNC, os.O_APPEND, os.O_DIRECTORY))),
+            st.sampled_from((False, True)),
+        ),
+    ),
     (
         2,
         st.builds(

@@ -29,7 +29,7 @@ def reference() -> Iterator[Reference]:
     with (
         one_core(),
         memfsd_mount("size=64M,allow_other", wedged_s=100 + OPERATIONS / 50) as memfsd,
-        tmpfs_mount("size=64M,nr_inodes=100000,mode=755") as tmpfs,
+        tmpfs_mount("size=64M,nr_inodes=100000,mode=755,nodev") as tmpfs,
     ):
         yield Reference(memfsd, tmpfs)
 

@@ -14,7 +14,7 @@ _MAX_BYTES = 128
 _libc = ctypes.CDLL(None, use_errno=True)
 
 
-def handle_of(path: Path) -> Handle:
+def handle_of(path: Path | bytes) -> Handle:
     """struct file_handle: bytes, type, and what the file system made of the inode."""
     handle = ctypes.create_string_buffer(struct.pack("Ii", _MAX_BYTES, 0) + bytes(_MAX_BYTES))
     mount_id = ctypes.c_int()
@@ -23,7 +23,7 @@ def handle_of(path: Path) -> Handle:
 
 
 @contextlib.contextmanager
-def opened_by_handle(mounted: Path, handle: Handle, flags: int) -> Iterator[int]:
+def opened_by_handle(mounted: Path | bytes, handle: Handle, flags: int) -> Iterator[int]:
     """mounted: anything on the mount."""
     anchor = os.open(mounted, os.O_RDONLY | os.O_CLOEXEC)
     try:
