@@ -114,6 +114,8 @@ class Executor:
         path, offset = command.file or "", command.offset
         existing = self._current.vm.slots[False].get(command.id)
         if command.hva is not None and command.size:
+            if existing is None:
+                machine.check_shared_slot(command.id, command.gpa, command.size, command.flags, command.hva)
             vma = space.backing(command.hva, command.size)
             memory, path, offset = memory_of(vma), str(vma), vma.memory_offset + command.hva - vma.start
         elif existing is None and command.size:

@@ -8,7 +8,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_HOST_PROCESSES
 from memfsd.uapi.units import PAGE_SIZE
 
-from .core.hva import HostAddressSpace, Vma
+from .core.hva import TASK_SIZE, HostAddressSpace, Vma
 from .link import FileId, socket_of_sealed
 from .memory import AnonymousMemory
 
@@ -43,6 +43,8 @@ class Host:
         """length: bytes, rounded up to pages. EINVAL 0."""
         if length <= 0:
             raise Refused(errno.EINVAL, "a mapping of 0 bytes: give a length")
+        if length > TASK_SIZE:
+            raise Refused(errno.ENOMEM, f"{length:#x} bytes are more than an address space holds: give less")
         length = -(-length // PAGE_SIZE) * PAGE_SIZE
         memory = AnonymousMemory(length)
         try:

@@ -27,18 +27,20 @@ class Pairings(StoreCallbacks):
         self.links: dict[FileId, StoreLink] = {}
 
     def _link(self, fd: int, path: str, end: int) -> Backing:
-        """The pairing with this file, made when the VM has none yet; not for a range that ends past the file's end,
-        since pairing is for life. Takes the fd."""
+        """The pairing with this file, made when the VM has none yet. EINVAL for a range that ends past the file's end:
+        before pairing, which is for life, and before the wire, which carries no such page. Takes the fd."""
         status = os.fstat(fd)
         link = self.links.get(FileId(status.st_dev, status.st_ino))
         if link is not None:
             os.close(fd)
             if link.lost:
                 raise Refused(errno.EHOSTDOWN, f"{path}: {link.lost}")
+            if end > status.st_size:
+                raise _past_end(path, end, status.st_size)
             return Backing(link.memory, link.base, link, path=path)
         if end > status.st_size:
             os.close(fd)
-            raise Refused(errno.EINVAL, f"{path}: {end} bytes are past the end of the file ({status.st_size} bytes)")
+            raise _past_end(path, end, status.st_size)
         try:
             link = self._pair(fd, self.vm.name, self)
         except (OSError, PeerLost, Refused) as error:
@@ -99,3 +101,7 @@ class Pairings(StoreCallbacks):
                 link_of(slot).unbind(slot.pgoff_of(start), end - start)
             except PeerLost:
                 return
+
+
+def _past_end(path: str, end: int, size: int) -> Refused:
+    return Refused(errno.EINVAL, f"{path}: offset + size is {end:#x}, and the file ends at {size:#x}: give less")

@@ -15,6 +15,7 @@ from memfsd.uapi.limits import MAX_ACCESS_BYTES
 from .backing import GuestVcpu
 from .core.exits import Exit, ExitReason, MemoryErrorExit
 from .core.hypercalls import STATUS_NAMES, SUCCESS, Registers
+from .core.kvm_run import MEMORY_ERROR_EXPLICIT
 from .guest import Guest
 from .machine import Machine
 from .script import commands as c
@@ -86,7 +87,7 @@ class VcpuCommands:
         """User space's loop around KVM_RUN: the policy repairs, and the vCPU goes on where it was."""
         before = vcpu.program
         try:
-            result = self._vmm.run(self._vmm.on_a_thread(vcpu, begin, self._wanted_back))
+            result = self._vmm.run(vcpu, begin, self._wanted_back)
         finally:
             if vcpu.program is not before:  # else it was refused before it began: what was under way still is
                 self._under_way[vcpu.id] = tell
@@ -163,9 +164,16 @@ class VcpuCommands:
                 raise Refused(errno.EINVAL, f"the MMIO read is of {run.mmio.len} bytes, not {len(command.data)}")
             run.mmio.data[: len(command.data)] = list(command.data)
         if command.ret is not None:
-            if reason != ExitReason.HYPERCALL:
+            if reason == ExitReason.HYPERCALL:
+                run.hypercall.ret = command.ret
+            elif reason == ExitReason.MEMORY_ERROR and run.memory_error.flags & MEMORY_ERROR_EXPLICIT:
+                if command.ret or run.memory_error.error:
+                    raise Refused(
+                        errno.EINVAL, "a map request is answered with ret=0, where no memory is: see info run"
+                    )
+                run.memory_error.answered = 1
+            else:
                 raise Refused(errno.EINVAL, f"ret= answers a hypercall, and vCPU {vcpu.id} is at none: see info run")
-            run.hypercall.ret = command.ret
         return vcpu.kvm_run, self._under_way.get(vcpu.id, _done)
 
 

@@ -123,7 +123,8 @@ class Rig:
         computer = self._computer
         begin = time.perf_counter()
         try:
-            result = computer.vmm.run(lambda: computer.guest.map(computer.vm.vcpu(0), gpa, size, private=private))
+            vcpu = computer.vm.vcpu(0)
+            result = computer.vmm.run(vcpu, lambda: computer.guest.map(vcpu, gpa, size, private=private))
         except Refused as refused:
             self.measured.stopped = f"{errno_name(refused.errno)}: {refused.reason}"
             return False
@@ -160,7 +161,8 @@ class Rig:
 
     def _write(self, gpa: int, data: bytes, *, shared: bool) -> Exit | None:
         computer = self._computer
-        return computer.vmm.run(lambda: computer.guest.write(computer.vm.vcpu(0), gpa, data, shared=shared))
+        vcpu = computer.vm.vcpu(0)
+        return computer.vmm.run(vcpu, lambda: computer.guest.write(vcpu, gpa, data, shared=shared))
 
     def _sample(self) -> None:
         slots = sum(len(space) for space in self._computer.vm.slots)

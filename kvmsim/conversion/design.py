@@ -1,13 +1,18 @@
 """What a design of conversion is, and what all of them do alike."""
 
+from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
 from memfsd.uapi.errors import Refused
 
 from ..backing import Runs, link_of
 from ..core.memslots import Memslot
+from ..core.ranges import gaps
 from ..core.runs import inside
 from ..machine import Machine
+
+Range = tuple[int, int]
+"""GFNs [start, end)."""
 
 
 class Piece(NamedTuple):
@@ -19,17 +24,18 @@ class Piece(NamedTuple):
 
 
 class Design(Protocol):
-    """Each call converts GFNs [start, end) and answers how many pages changed: all that can, or Refused and none.
+    """Each call converts GFNs [start, end), all of them or none, and returns how many pages changed.
 
-    A conversion that is refused leaves slots, bindings and data of both aliases as they were.
+    None, or Refused: slots, bindings and data of both aliases are as they were. None when a page of the range would
+    not be in the wanted alias afterwards, so that the guest's request could not complete.
     """
 
     name: str
 
-    def to_shared(self, start: int, end: int) -> int:
-        """Pages that private slots show are shown by ordinary slots now; they read as zeros."""
+    def to_shared(self, start: int, end: int) -> int | None:
+        """Pages that only private slots showed are shown by ordinary slots now; they read as zeros."""
 
-    def to_private(self, start: int, end: int) -> int:
+    def to_private(self, start: int, end: int) -> int | None:
         """The inverse. The shared copy's bytes are gone."""
 
 
@@ -51,6 +57,35 @@ class Tally:
 
 def visible_private(machine: Machine, start: int, end: int) -> list[Piece]:
     return [Piece(*segment) for segment in machine.vm.slots[True].visible(start, end)]
+
+
+def visible_shared(machine: Machine, start: int, end: int) -> list[Range]:
+    return [(low, high) for _, low, high in machine.vm.slots[False].visible(start, end)]
+
+
+def not_shared(machine: Machine, start: int, end: int) -> list[Range]:
+    """What of [start, end) no ordinary slot shows."""
+    return gaps(visible_shared(machine, start, end), start, end)
+
+
+def not_private(machine: Machine, start: int, end: int) -> list[Range]:
+    """What of [start, end) no private slot shows."""
+    return gaps(((low, high) for _, low, high in machine.vm.slots[True].visible(start, end)), start, end)
+
+
+def all_shared_or(pieces: list[Piece], machine: Machine, start: int, end: int) -> bool:
+    """Every page of [start, end) is in an ordinary slot, or in one of these pieces."""
+    return _all_in([*visible_shared(machine, start, end), *((low, high) for _, low, high in pieces)], start, end)
+
+
+def all_private_or(pieces: list[Piece], machine: Machine, start: int, end: int) -> bool:
+    """Every page of [start, end) is in a private slot, or in one of these pieces."""
+    known = [*visible_private(machine, start, end), *pieces]
+    return _all_in(((low, high) for _, low, high in known), start, end)
+
+
+def _all_in(ranges: Iterable[Range], start: int, end: int) -> bool:
+    return not gaps(sorted(ranges), start, end)
 
 
 def page_count(pieces: list[Piece]) -> int:

@@ -11,9 +11,18 @@ kept      it is only blocked, as TDH.MEM.RANGE.BLOCK does: its data is back when
 freed     it goes back to the store, whose callback takes it out of the page tables: a new, zero page comes later.
 """
 
-from ..core.ranges import gaps
 from ..machine import Machine
-from .design import Piece, Tally, give_back, page_count, visible_private
+from .design import (
+    Piece,
+    Tally,
+    all_shared_or,
+    give_back,
+    not_private,
+    not_shared,
+    page_count,
+    visible_private,
+    visible_shared,
+)
 from .shared_copy import SharedCopy
 from .transaction import Transaction
 
@@ -27,12 +36,14 @@ class Overlay:
         self._tally = tally
         self._freed = freed
 
-    def to_shared(self, start: int, end: int) -> int:
+    def to_shared(self, start: int, end: int) -> int | None:
         pieces = [
             Piece(slot, low, high)
             for slot, first, last in visible_private(self._machine, start, end)
-            for low, high in self._bare(first, last)
+            for low, high in not_shared(self._machine, first, last)
         ]
+        if not all_shared_or(pieces, self._machine, start, end):
+            return None
         mapped = [self._machine.mapped_private(low, high) for _, low, high in pieces] if self._freed else []
         with Transaction() as transaction:
             for _, low, high in pieces:
@@ -42,12 +53,10 @@ class Overlay:
                 give_back(self._machine, self._tally, pieces, mapped)
         return page_count(pieces)
 
-    def to_private(self, start: int, end: int) -> int:
+    def to_private(self, start: int, end: int) -> int | None:
+        under = self._copy.ranges(start, end)
+        if not_private(self._machine, start, end) or under != visible_shared(self._machine, start, end):
+            return None
         taken = self._copy.remove(start, end)
         self._copy.discard(taken)
         return sum(high - low for low, high in taken)
-
-    def _bare(self, start: int, end: int) -> list[tuple[int, int]]:
-        """What of [start, end) no ordinary slot lies over."""
-        over = self._machine.vm.slots[False].visible(start, end)
-        return gaps([(low, high) for _, low, high in over], start, end)

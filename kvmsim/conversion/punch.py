@@ -11,8 +11,19 @@ from ..backing import Runs
 from ..core.memslots import Memslot
 from ..core.ranges import gaps
 from ..machine import Machine
-from .design import Piece, Tally, give_back, page_count, visible_private
-from .shared_copy import Range, SharedCopy
+from .design import (
+    Piece,
+    Range,
+    Tally,
+    all_private_or,
+    all_shared_or,
+    give_back,
+    not_private,
+    not_shared,
+    page_count,
+    visible_private,
+)
+from .shared_copy import SharedCopy
 from .transaction import Transaction
 
 
@@ -24,11 +35,13 @@ class Punch:
         self._copy = copy
         self._tally = tally
 
-    def to_shared(self, start: int, end: int) -> int:
+    def to_shared(self, start: int, end: int) -> int | None:
         machine, pieces = self._machine, visible_private(self._machine, start, end)
+        if not all_shared_or(pieces, machine, start, end):
+            return None
         runs: list[Runs] = []
         with Transaction() as transaction:
-            for _, low, high in pieces:
+            for low, high in not_shared(machine, start, end):
                 self._copy.add(low, high)
                 transaction.did(self._copy.remove, low, high)
             for slot, low, high in pieces:
@@ -37,9 +50,16 @@ class Punch:
             give_back(machine, self._tally, pieces, runs)
         return page_count(pieces)
 
-    def to_private(self, start: int, end: int) -> int:
+    def to_private(self, start: int, end: int) -> int | None:
         machine = self._machine
-        holes = [Piece(slot, low, high) for slot in machine.vm.slots[True] for low, high in _holes(slot, start, end)]
+        holes = [
+            Piece(slot, low, high)
+            for slot in machine.vm.slots[True]
+            for first, last in _holes(slot, start, end)
+            for low, high in not_private(machine, first, last)
+        ]
+        if not all_private_or(holes, machine, start, end):
+            return None
         taken: list[Range] = []
         with Transaction() as transaction:
             for slot, low, high in holes:

@@ -15,8 +15,19 @@ from ..core.memslots import Memslot
 from ..core.runs import inside
 from ..core.segments import SegmentIndex
 from ..machine import Machine
-from .design import Piece, Tally, give_back, page_count, visible_private
-from .shared_copy import Range, SharedCopy
+from .design import (
+    Piece,
+    Range,
+    Tally,
+    all_private_or,
+    all_shared_or,
+    give_back,
+    not_private,
+    not_shared,
+    page_count,
+    visible_private,
+)
+from .shared_copy import SharedCopy
 from .slot_ids import SlotIds
 from .transaction import Transaction
 
@@ -32,11 +43,13 @@ class Recreate:
         self._ram: SegmentIndex[Memslot] = SegmentIndex()
         """What was converted: GFNs, and the slot that they were in, which tells their file and place."""
 
-    def to_shared(self, start: int, end: int) -> int:
+    def to_shared(self, start: int, end: int) -> int | None:
         machine, pieces = self._machine, visible_private(self._machine, start, end)
+        if not all_shared_or(pieces, machine, start, end):
+            return None
         old: dict[int, tuple[Memslot, Runs]] = {}
         with Transaction() as transaction:
-            for _, low, high in pieces:
+            for low, high in not_shared(machine, start, end):
                 self._copy.add(low, high)
                 transaction.did(self._copy.remove, low, high)
             for slot in {piece.slot.id: piece.slot for piece in pieces}.values():
@@ -57,22 +70,27 @@ class Recreate:
             self._ram.add(slot, low, high)
         return page_count(pieces)
 
-    def to_private(self, start: int, end: int) -> int:
-        machine, taken, made = self._machine, list[Range](), list[Piece]()
-        known = list(self._ram.overlapping(start, end))
+    def to_private(self, start: int, end: int) -> int | None:
+        machine, taken = self._machine, list[Range]()
+        missing = [
+            Piece(slot, low, high)
+            for slot, first, last in self._ram.overlapping(start, end)
+            for copy_start, copy_end in self._copy.ranges(max(first, start), min(last, end))
+            for low, high in not_private(machine, copy_start, copy_end)
+        ]
+        if not all_private_or(missing, machine, start, end):
+            return None
         with Transaction() as transaction:
-            for slot, first, last in known:
-                for low, high in self._copy.ranges(max(first, start), min(last, end)):
-                    id_ = self._ids.take()
-                    machine.create_private(id_, low, high, slot)
-                    transaction.did(self._drop, id_)
-                    removed = self._copy.remove(low, high)
-                    transaction.did(self._copy.restore, removed)
-                    taken += removed
-                    made.append(Piece(slot, low, high))
+            for slot, low, high in missing:
+                id_ = self._ids.take()
+                machine.create_private(id_, low, high, slot)
+                transaction.did(self._drop, id_)
+                removed = self._copy.remove(low, high)
+                transaction.did(self._copy.restore, removed)
+                taken += removed
         self._copy.discard(taken)
         self._forget(start, end)
-        return page_count(made)
+        return page_count(missing)
 
     def _forget(self, start: int, end: int) -> None:
         for slot, first, last in list(self._ram.overlapping(start, end)):

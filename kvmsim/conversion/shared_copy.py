@@ -9,11 +9,9 @@ from ..core.memslots import Memslot
 from ..core.vm import GPA_END
 from ..machine import Machine
 from ..memory import SparseMemory
+from .design import Range
 from .slot_ids import SlotIds
 from .transaction import Transaction
-
-Range = tuple[int, int]
-"""GFNs [start, end)."""
 
 
 class _Log(NamedTuple):
@@ -30,8 +28,8 @@ _NO_LOG = _Log(0, [])
 
 
 class SharedCopy:
-    """One sparse memory in which byte GPA lies at offset GPA. Its slots never touch each other: an explicit request
-    is handled only where one slot covers all of it, however its pages came to be shared."""
+    """One sparse memory in which byte GPA lies at offset GPA. Its slots never touch each other, so that page after page
+    of a range takes one slot id."""
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine

@@ -5,9 +5,10 @@
            32       the union: what its exit reason says is valid
           288       the rest of the kernel's struct, unused here
 
-User space answers in mmio.data (a read) and hypercall.ret; the next KVM_RUN takes it. `memory_error` is laid out as
+User space answers in mmio.data (a read), hypercall.ret, and memory_error.answered (an explicit request that no slot
+has to cover, since no memory is there); the next KVM_RUN takes it. `memory_error` is laid out as
 memory_fault, which the thread's KVM_EXIT_MEMORY_ERROR became upstream: its PRIVATE bit is upstream's, EXPLICIT and
-ILLEGAL are ours, and so is `error` behind it.
+ILLEGAL are ours, and so are `error` and `answered` behind it.
 """
 
 import ctypes
@@ -66,6 +67,7 @@ class MemoryFault(ctypes.Structure):
         ("gpa", c_uint64),
         ("size", c_uint64),
         ("error", c_uint32),
+        ("answered", c_uint32),
     )
 
 

@@ -24,6 +24,7 @@ from memfsd.uapi.units import ORDERS, PAGE_SHIFT, page_aligned
 
 from .dirty import DirtyLog
 from .ept import MAX_GFN_EPT
+from .ranges import gaps
 from .segments import SegmentIndex
 
 MAX_SLOT_PAGES = (1 << 31) - 1
@@ -144,11 +145,10 @@ class Memslots:
         segment = self.segment(gfn)
         return segment[0] if segment else None
 
-    def covers(self, start: int, end: int) -> Memslot | None:
-        """The slot of which one segment holds all of [start, end)."""
+    def covers(self, start: int, end: int) -> bool:
+        """Every page of [start, end) is visible in some slot."""
         assert start < end, (start, end)
-        segment = self.segment(start)
-        return segment[0] if segment and end <= segment[2] else None
+        return not gaps(((low, high) for _, low, high in self._visible.overlapping(start, end)), start, end)
 
     def overlaps(self, start: int, end: int) -> list[Memslot]:
         """Slots with a visible page in [start, end), in the order of their first one."""
@@ -309,8 +309,9 @@ def check_region(
         offset_bytes = 0  # no guest_memfd is spoken of, and so nobody looks at its offset
     if not page_aligned(offset_bytes):
         raise _invalid(f"offset {offset_bytes:#x}", "make it a multiple of 4096")
-    if not 0 <= offset_bytes < 1 << 64 or offset_bytes + size_bytes >= 1 << 64:
-        raise _invalid(f"offset {offset_bytes:#x}", "offset + size must stay below 2^64")
+    limit = 64 if private else 63  # guest_memfd_offset must not wrap; a userspace_addr must pass access_ok()
+    if not 0 <= offset_bytes < 1 << limit or offset_bytes + size_bytes >= 1 << limit:
+        raise _invalid(f"offset {offset_bytes:#x} + size {size_bytes:#x}", f"it must stay below 2^{limit}")
     if as_id not in (AddressSpaceId.SHARED, AddressSpaceId.PRIVATE):
         raise _invalid(f"address space {as_id}", "take 0 (shared) or 1 (private)")
     if not 0 <= slot_id < max_slots:

@@ -40,7 +40,7 @@ class RangeSet:
 
 
 def gaps(ranges: Iterable[tuple[int, int]], start: int, end: int) -> list[tuple[int, int]]:
-    """What ranges, which come in order, leave out of [start, end)."""
+    """What ranges, which come in order of their starts, leave out of [start, end)."""
     found, at = [], start
     for low, high in ranges:
         if low > at:

@@ -249,8 +249,7 @@ class _Run:
     def _map(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int, *, private: bool) -> str:
         vcpu = vm.vm.vcpu(actor.index)
         size = pages << PAGE_SHIFT
-        runs = self._runs(vm, vcpu, lambda: vm.guest.map(vcpu, gfn << PAGE_SHIFT, size, private=private))
-        exit_ = vm.vmm.run(runs)
+        exit_ = vm.vmm.run(vcpu, lambda: vm.guest.map(vcpu, gfn << PAGE_SHIFT, size, private=private))
         return "" if exit_ is None else self._exit(actor, exit_)
 
     def _runs(self, vm: SimulatedVm, vcpu: GuestVcpu, begin: Callable[[], Any]) -> Callable[[], Any]:

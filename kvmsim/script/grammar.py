@@ -123,7 +123,7 @@ def _register(name: str) -> Term:
 
 FORMS: tuple[Form, ...] = (
     Form("vm", commands.CreateVm, (Term("vm", "NAME", values.vm_name),), "create a VM and make it current"),
-    Form("vcpu", commands.CreateVcpu, (Term("vcpu", "N", values.number),), "create a vCPU of the current VM"),
+    Form("vcpu", commands.CreateVcpu, (Term("vcpu", "N", values.long_number),), "create a vCPU of the current VM"),
     Form(
         "slot set",
         SlotSet,
@@ -182,7 +182,7 @@ FORMS: tuple[Form, ...] = (
             Term("data", "DATA", values.data, option=True, required=False),
             Term("ret", "N", values.register, option=True, required=False),
         ),
-        "KVM_RUN again: what the last exit interrupted goes on, with data= for an MMIO read, ret= for a hypercall",
+        "KVM_RUN again: what the last exit interrupted goes on, with data= for an MMIO read, ret= for a hypercall or (0) a map request",
     ),
     Form(
         "start",

@@ -39,41 +39,31 @@ def unknown(thing: str, text: str, choices: Sequence[str]) -> str:
 
 
 def number(word: Word) -> int:
-    """A count or an id of 32 bits, decimal or hex."""
+    """An id of 32 bits, decimal or hex: what the ABI's struct holds."""
     return _number(word.text, 32)
+
+
+def long_number(word: Word) -> int:
+    """An argument of an ioctl, an unsigned long."""
+    return _number(word.text, 64)
 
 
 def register(word: Word) -> int:
     """64 bits, decimal, hex or sized; a negative number as a register holds it."""
     if word.text.startswith("-"):
         return -_number(word.text[1:], 63) & (1 << 64) - 1
-    if _NUMBER.fullmatch(word.text):
-        return _number(word.text, 64)
-    try:
-        return size(word)
-    except ValueError:
-        raise ValueError(
-            f"{shown(word.text)} is not a number: write hex with 0x, or decimal with or without K, M, G or T"
-        ) from None
+    return _u64(word, "a number")
 
 
 def address(word: Word) -> int:
     """A guest physical address: up to 64 bits, so that KVM is the one to refuse those that do not exist."""
-    if word.text[:2] in ("0x", "0X"):
-        return _number(word.text, 64)
-    try:
-        return size(word)
-    except ValueError:
-        raise ValueError(
-            f"{shown(word.text)} is not an address: write hex with 0x, or a number with K, M, G or T"
-        ) from None
+    return _u64(word, "an address")
 
 
 def size(word: Word) -> int:
-    """Bytes. Zero too: an ABI answers it with an errno that a script may want to see."""
-    if len(word.text) > _MOST_SHOWN:
-        raise ValueError(f"{shown(word.text)} is too long for a size")
-    return parse_size(word.text)
+    """Bytes, or an offset: any 64 bits, zero too. An ABI answers what it refuses with an errno, which a script may
+    want to see."""
+    return _u64(word, "a size")
 
 
 def length(word: Word) -> int:
@@ -165,6 +155,20 @@ def choice(thing: str, choices: Sequence[str]) -> Callable[[Word], str]:
         return word.text
 
     return convert
+
+
+def _u64(word: Word, thing: str) -> int:
+    """64 bits: hex, or decimal with or without a unit."""
+    if word.text[:2] in ("0x", "0X") or _NUMBER.fullmatch(word.text):
+        return _number(word.text, 64)
+    try:
+        return parse_size(word.text[: _MOST_SHOWN + 1], 64)
+    except ValueError as error:
+        if str(error).endswith("64 bits"):
+            raise
+        raise ValueError(
+            f"{shown(word.text)} is not {thing}: write hex with 0x, or decimal with or without K, M, G or T"
+        ) from None
 
 
 def _number(text: str, bits: int) -> int:

@@ -26,7 +26,11 @@ _SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTkmgt])(?:i?[bB])?)?")
 
 
-def parse_size(text: str) -> int:
+FILE_SIZE_BITS = 63
+"""off_t is signed."""
+
+
+def parse_size(text: str, bits: int = FILE_SIZE_BITS) -> int:
     """Bytes of "4096", "0x1000", "64M", "2GiB". ValueError names what is wrong."""
     match = _SIZE.fullmatch(text)
     if not match:
@@ -34,8 +38,9 @@ def parse_size(text: str) -> int:
     digits, suffix = match.groups()
     base = 16 if digits[:2] in ("0x", "0X") else 10
     size = int(digits, base) * _SUFFIX[(suffix or "").upper()]
-    if size >= 1 << 63:
-        raise ValueError(f"'{text}' is larger than any file (2^63 - 1 bytes)")
+    if size >> bits:
+        limit = "is larger than any file (2^63 - 1 bytes)" if bits == FILE_SIZE_BITS else f"does not fit in {bits} bits"
+        raise ValueError(f"'{text}' {limit}")
     return size
 
 

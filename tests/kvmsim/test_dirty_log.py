@@ -113,7 +113,7 @@ def test_a_conversion_keeps_the_log_of_what_stays_shared(store: LocalStore) -> N
 
     def convert(first: int, pages: int, *, private: bool) -> None:
         guest, vcpu = local.guest, local.vcpu
-        assert local.vmm.run(lambda: guest.map(vcpu, page(first), page(pages), private=private)) is None
+        assert local.vmm.run(local.vcpu, lambda: guest.map(vcpu, page(first), page(pages), private=private)) is None
 
     convert(4, 8, private=False)
     (slot,) = local.vm.slots[False]

@@ -71,6 +71,26 @@ def test_host_addresses_end_at_2_to_the_40_frames() -> None:
     assert physmap.find(both + 3) == ("two gaps that are neighbours", 3)
 
 
+def test_a_memory_never_gets_frames_of_another() -> None:
+    """After the fresh frames have run out, gaps are searched: each memory has its own frames still."""
+    physmap: PhysMap[str] = PhysMap()
+    bases = {name: physmap.add(name, 0, 10) for name in ("one", "two", "three")}
+    rest_frames = (1 << 40) - 6 * GIB
+    rest = physmap.add("rest", 0, rest_frames)
+    bases["last"] = physmap.add("last", 0, 10)
+    physmap.remove(bases.pop("two"))
+    physmap.remove(rest)
+    bases["wide"] = physmap.add("wide", 0, GIB + 10)
+    assert errno_of(physmap.add, "rest again", 0, rest_frames) == "ENOSPC"
+    bases["up to the last"] = physmap.add("up to the last", 0, rest_frames - 2 * GIB)
+    bases["at the end"] = physmap.add("at the end", 0, 10)
+    bases["in the first gap"] = physmap.add("in the first gap", 0, 10)
+    assert errno_of(physmap.add, "more", 0, 10) == "ENOSPC"
+    for name, base in bases.items():
+        assert physmap.find(base) == (name, 0)
+        assert physmap.find(base + 9) == (name, 9)
+
+
 def test_slots_of_one_memory_share_its_range_until_the_last_goes() -> None:
     physmap: PhysMap[str] = PhysMap()
     base = physmap.share("copy", 10)

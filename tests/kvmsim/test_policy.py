@@ -28,15 +28,15 @@ def punching(store: LocalStore) -> LocalVm:
 
 
 def run_write(local: LocalVm, gpa: int, data: bytes, *, shared: bool) -> object:
-    return local.vmm.run(lambda: local.write(gpa, data, shared=shared))
+    return local.vmm.run(local.vcpu, lambda: local.write(gpa, data, shared=shared))
 
 
 def run_read(local: LocalVm, gpa: int, length: int, *, shared: bool) -> object:
-    return local.vmm.run(lambda: local.read(gpa, length, shared=shared))
+    return local.vmm.run(local.vcpu, lambda: local.read(gpa, length, shared=shared))
 
 
 def run_map(local: LocalVm, first: int, pages: int, *, private: bool) -> object:
-    return local.vmm.run(lambda: local.guest.map(local.vcpu, page(first), page(pages), private=private))
+    return local.vmm.run(local.vcpu, lambda: local.guest.map(local.vcpu, page(first), page(pages), private=private))
 
 
 def private_bytes(local: LocalVm) -> list[int | None]:
@@ -226,7 +226,7 @@ def test_a_conversion_that_was_taken_back_loses_nothing_later(
 
         patch.setattr(kvmsim.link, "punch_file", refuse)
         with pytest.raises(Refused, match="does not take it"):
-            local.vmm.run(lambda: local.guest.map(local.vcpu, page(2), page(4), private=False))
+            local.vmm.run(local.vcpu, lambda: local.guest.map(local.vcpu, page(2), page(4), private=False))
     store.brackets.reclaim()
     assert [local.read(page(number), 6) for number in range(8)] == [b"data %d" % number for number in range(8)]
     local.vm.mmu.block(0, 8)

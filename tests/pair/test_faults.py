@@ -235,7 +235,10 @@ def test_pages_under_an_overlay_are_not_given_back(small_store: LocalStore) -> N
     for number in range(12):
         assert local.write(page(number), bytes([number + 1])) is None
     for private in (False, True):
-        assert local.vmm.run(lambda private=private: local.guest.map(local.vcpu, 0, page(12), private=private)) is None
+        assert (
+            local.vmm.run(local.vcpu, lambda private=private: local.guest.map(local.vcpu, 0, page(12), private=private))
+            is None
+        )
         small_store.brackets.reclaim()
     assert [local.read(page(number), 1) for number in range(12)] == [bytes([number + 1]) for number in range(12)]
     assert small_store.findings() == []
@@ -259,7 +262,7 @@ def test_pages_of_a_conversion_that_was_taken_back_are_not_given_back(
     with monkeypatch.context() as patch:
         patch.setattr(local.link(), "punch", refuse)
         with pytest.raises(Refused, match="does not end"):
-            local.vmm.run(lambda: local.guest.map(local.vcpu, page(2), page(8), private=False))
+            local.vmm.run(local.vcpu, lambda: local.guest.map(local.vcpu, page(2), page(8), private=False))
     small_store.brackets.reclaim()
     assert [local.read(page(number), 1) for number in range(12)] == [bytes([number + 1]) for number in range(12)]
     assert small_store.findings() == []

@@ -105,15 +105,12 @@ class VmModel:
         return gfn in self.private and not self.is_shaded(gfn)
 
     def covers(self, start: int, end: int, private: bool) -> bool:
-        """One slot shows all of it."""
+        """Slots show all of it."""
+        shows = self.shows_private if private else self.is_shared
+        return all(shows(gfn) for gfn in range(start, end))
 
-        def slot(gfn: int) -> object:
-            if private:
-                return None if self.is_shaded(gfn) else self.private.get(gfn)
-            return "copy" if gfn in self.copied else self.own.get(gfn)
-
-        first = slot(start)
-        return first is not None and all(slot(gfn) is first for gfn in range(start, end))
+    def is_hole(self, start: int, end: int) -> bool:
+        return not any(start <= gfn < end for gfn in [*self.private, *self.shared_pages()])
 
     def _bytes(self, gfn: int, shared: bool) -> bytes:
         return bytes(self._page(gfn, shared, False) or bytes(PAGE_SIZE))
@@ -258,7 +255,8 @@ class VmModel:
     def _map(self, vcpu: VcpuModel, start: int, end: int, private: bool) -> Program:
         """Of ranges shorter than a chunk, unless no slot covers them."""
         while not self.covers(start // PAGE_SIZE, end // PAGE_SIZE, private):
-            yield memory_error(start // PAGE_SIZE, private, end - start, explicit=True)
+            if (yield memory_error(start // PAGE_SIZE, private, end - start, explicit=True)) == 0:
+                return h.SUCCESS, end
             yield from entry(vcpu)
         assert end - start <= h.CHUNK_BYTES
         # Not explicit: it is mapped, and taken back before the guest accepts it, since it has not been touched.
@@ -267,7 +265,8 @@ class VmModel:
             yield memory_error(gfn, private, explicit=True, errno=errno.ENOSPC)
             yield from entry(vcpu)
             while not self.covers(start // PAGE_SIZE, end // PAGE_SIZE, private):
-                yield memory_error(start // PAGE_SIZE, private, end - start, explicit=True)
+                if (yield memory_error(start // PAGE_SIZE, private, end - start, explicit=True)) == 0:
+                    return h.SUCCESS, end
                 yield from entry(vcpu)
         return h.SUCCESS, end
 
@@ -370,7 +369,9 @@ class VmModel:
         if data is not None and (reason != "MMIO" or fields["is_write"] or len(data) != fields["len"]):
             raise Refused(errno.EINVAL, "data")
         if command.ret is not None and reason != "HYPERCALL":
-            raise Refused(errno.EINVAL, "ret")
+            explicit = reason == "MEMORY_ERROR" and fields["explicit"] and "errno" not in fields
+            if not explicit or command.ret:
+                raise Refused(errno.EINVAL, "ret")
         if vcpu.program is None:
             raise Refused(errno.EINVAL, "nothing is under way")
         return command.ret if data is None else data
@@ -392,31 +393,49 @@ class VmModel:
             if isinstance(came_to, str):
                 vcpu.kicked = False
                 raise Refused(errno.EINTR, "kicked")
-            if came_to[0] != "MEMORY_ERROR" or came_to == last or not self._convert(came_to[1]):
+            if self.policy == "none" or came_to == last:
                 return Stopped(*came_to)
-            last = came_to
+            wanted = wanted_by(*came_to)
+            if wanted is None:
+                return Stopped(*came_to)
+            if wanted.explicit and not wanted.private and self.is_hole(wanted.start, wanted.end):
+                answer = 0
+            elif not self._convert(wanted):
+                return Stopped(*came_to)
+            last = came_to if came_to[0] == "MEMORY_ERROR" else None
 
     # -- conversions
 
-    def _convert(self, wanted: dict[str, Any]) -> bool:
-        if self.policy == "none" or wanted["illegal"] or wanted.get("errno"):
+    def _convert(self, wanted: "Wanted") -> bool:
+        """All of it, or nothing."""
+        start, end = wanted.start, wanted.end
+        shown = sum(start <= gfn < end for gfn in {*self.private, *self.shared_pages()})
+        if shown < end - start:
             return False
-        start, end = wanted["gpa"] // PAGE_SIZE, (wanted["gpa"] + wanted["size"]) // PAGE_SIZE
-        if not all(gfn in self.private or self.is_shared(gfn) for gfn in range(start, end)):
+        can = {"punch": self._punch_can, "overlay": self._overlay_can, "recreate": self._recreate_can}[self.policy]
+        if wanted.private and not all(can(gfn) for gfn in range(start, end)):
             return False
-        to: dict[str, tuple[Callable[[int, int], int], Callable[[int, int], int]]] = {
+        to: dict[str, tuple[Callable[[int, int], None], Callable[[int, int], None]]] = {
             "punch": (self._punch_to_shared, self._punch_to_private),
             "overlay": (self._overlay_to_shared, self._overlay_to_private),
             "recreate": (self._recreate_to_shared, self._recreate_to_private),
         }
-        return to[self.policy][wanted["private"]](start, end) > 0
+        to[self.policy][wanted.private](start, end)
+        return True
+
+    def _punch_can(self, gfn: int) -> bool:
+        return gfn in self.private or any(slot.gfn <= gfn < slot.gfn + slot.count for slot in self._all_private())
+
+    def _overlay_can(self, gfn: int) -> bool:
+        return gfn in self.private and gfn not in self.own
+
+    def _recreate_can(self, gfn: int) -> bool:
+        return gfn in self.private or (gfn in self.copied and any(low <= gfn < high for low, high in self.recreated))
 
     def _share(self, start: int, end: int) -> list[int]:
-        """Private pages of the range that get an ordinary slot; EEXIST where one is."""
+        """Private pages of the range; those that no ordinary slot shows get one."""
         gfns = [gfn for gfn in range(start, end) if gfn in self.private]
-        if any(self.is_shared(gfn) for gfn in gfns):
-            raise Refused(errno.EEXIST, "an ordinary slot is there")
-        self.copied.update(gfns)
+        self.copied.update(gfn for gfn in gfns if not self.is_shared(gfn))
         return gfns
 
     def _unshare(self, gfns: Iterable[int]) -> None:
@@ -430,36 +449,30 @@ class VmModel:
             self.private.pop(gfn)
         self._destroy(gfns)
 
-    def _punch_to_shared(self, start: int, end: int) -> int:
-        gfns = self._share(start, end)
-        self._hide(gfns)
-        return len(gfns)
+    def _punch_to_shared(self, start: int, end: int) -> None:
+        self._hide(self._share(start, end))
 
-    def _punch_to_private(self, start: int, end: int) -> int:
+    def _punch_to_private(self, start: int, end: int) -> None:
         filled: dict[int, Private] = {}
         for slot in self._all_private():
             for gfn in range(max(start, slot.gfn), min(end, slot.gfn + slot.count)):
-                if self.private.get(gfn) is not slot:
-                    if gfn in self.private or gfn in filled:
-                        raise Refused(errno.EEXIST, "another slot is in the hole")
+                if gfn not in self.private:
+                    if gfn in filled:
+                        raise Refused(errno.EEXIST, "two slots have a hole here")
                     filled[gfn] = slot
         self.private |= filled
         self._unshare(gfn for gfn in filled if gfn in self.copied)
-        return len(filled)
 
-    def _overlay_to_shared(self, start: int, end: int) -> int:
+    def _overlay_to_shared(self, start: int, end: int) -> None:
         gfns = [gfn for gfn in range(start, end) if gfn in self.private and not self.is_shared(gfn)]
         self.copied.update(gfns)
         if self.under == "freed":
             self._destroy(gfns)
-        return len(gfns)
 
-    def _overlay_to_private(self, start: int, end: int) -> int:
-        gfns = [gfn for gfn in range(start, end) if gfn in self.copied]
-        self._unshare(gfns)
-        return len(gfns)
+    def _overlay_to_private(self, start: int, end: int) -> None:
+        self._unshare([gfn for gfn in range(start, end) if gfn in self.copied])
 
-    def _recreate_to_shared(self, start: int, end: int) -> int:
+    def _recreate_to_shared(self, start: int, end: int) -> None:
         gfns = self._share(start, end)
         for slot in {self.private[gfn] for gfn in gfns}:
             rest = [gfn for gfn in sorted(self.private) if self.private[gfn] is slot]
@@ -475,19 +488,16 @@ class VmModel:
             for low, high in runs_of(converted):
                 self.recreated = cut(self.recreated, low, high)
                 self.recreated.append((low, high))
-        return len(gfns)
 
-    def _recreate_to_private(self, start: int, end: int) -> int:
+    def _recreate_to_private(self, start: int, end: int) -> None:
         made = []
         for first, last in sorted(self.recreated):
-            made += runs_of(gfn for gfn in range(max(first, start), min(last, end)) if gfn in self.copied)
-        if any(gfn in self.private for low, high in made for gfn in range(low, high)):
-            raise Refused(errno.EEXIST, "a private slot is there")
+            pages = range(max(first, start), min(last, end))
+            made += runs_of(gfn for gfn in pages if gfn in self.copied and gfn not in self.private)
         for low, high in made:
             self._make_private(None, low, high)
             self._unshare(range(low, high))
         self.recreated = cut(self.recreated, start, end)
-        return sum(high - low for low, high in made)
 
     # -- slots
 
@@ -512,7 +522,8 @@ class VmModel:
         gfn, count, pgoff = gpa // PAGE_SIZE, size // PAGE_SIZE, offset // PAGE_SIZE
         for_guest = command.private if size else bool(flags & 4)
         bad = flags & ~(4 if for_guest else 3) or (gpa | size) % PAGE_SIZE or id_ >= self._max_slots
-        if bad or gpa + size >= 1 << 64 or count > MAX_SLOT_PAGES or (for_guest and offset % PAGE_SIZE):
+        wraps = gpa + size >= 1 << 64 or (for_guest and offset + size >= 1 << 64)
+        if bad or wraps or count > MAX_SLOT_PAGES or (for_guest and offset % PAGE_SIZE):
             raise Refused(errno.EINVAL, "malformed")
         if not size:
             self.delete_slot(id_, command.private)
@@ -592,6 +603,27 @@ class VmModel:
     def file_punched(self, file: str, pgoff: int, count: int) -> None:
         home = self.homes[file]
         self._destroy(range(home.gfn + pgoff, home.gfn + min(pgoff + count, home.count)))
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a guest asks user space for."""
+
+    start: int
+    end: int
+    private: bool
+    explicit: bool
+
+
+def wanted_by(reason: str, fields: dict[str, Any]) -> Wanted | None:
+    if reason == "MEMORY_ERROR" and not fields["illegal"] and "errno" not in fields:
+        start, end = fields["gpa"] // PAGE_SIZE, (fields["gpa"] + fields["size"]) // PAGE_SIZE
+        return Wanted(start, end, fields["private"], fields["explicit"])
+    if reason == "HYPERCALL" and fields["nr"] == h.KVM_HC_MAP_GPA_RANGE:
+        start = fields["a0"] // PAGE_SIZE
+        private = bool(fields["a2"] & h.MAP_GPA_RANGE_ENCRYPTED)
+        return Wanted(start, start + fields["a1"], private, True)
+    return None
 
 
 @dataclass(frozen=True)

@@ -274,10 +274,23 @@ class Shape:
     """Of the page size of the files, which is 4096 << order."""
 
 
-SMALL = Shape({"A": [Home("a", 2, 12), Home("b", (1 << 36) - 8, 8)], "B": [Home("c", (1 << 18) - 5, 14)]}, 20)
-"""At the corners of the page tables."""
-LARGE = Shape({"A": [Home("a", 512, 1024), Home("b", 2053, 512)], "B": [Home("c", (1 << 18) - 512, 1024)]}, 3 * 512, 9)
-"""In leaves of 2 MiB, but for file b, whose GFNs do not lie as its frames do."""
+SMALL = Shape(
+    {
+        "A": [Home("a", 2, 12), Home("d", 14, 6), Home("b", (1 << 36) - 8, 8)],
+        "B": [Home("e", (1 << 18) - 9, 4), Home("c", (1 << 18) - 5, 14)],
+    },
+    24,
+)
+"""At the corners of the page tables; two pairs of files lie side by side."""
+LARGE = Shape(
+    {
+        "A": [Home("a", 512, 1024), Home("d", 1536, 512), Home("b", 2053, 512)],
+        "B": [Home("c", (1 << 18) - 512, 1024)],
+    },
+    3 * 512,
+    9,
+)
+"""In leaves of 2 MiB, but for file b, whose GFNs do not lie as its frames do; files a and d lie side by side."""
 
 
 class World:

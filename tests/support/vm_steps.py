@@ -63,6 +63,15 @@ class Steps:
         gfn = min(max(home.gfn + self._random.randint(first, last), 0), GPA_END // PAGE_SIZE - 1)
         return gfn, self._random.randint(1, most)
 
+    def _across(self) -> tuple[int, int]:
+        """Over the border between two files that lie side by side, or all of both; else at a file's end."""
+        home, rnd = self._home(), self._random
+        after = [other for other in self._homes[self._vm] if other.gfn == home.gfn + home.count]
+        if after and rnd.random() < 0.3:
+            return home.gfn, home.count + after[0].count
+        before = rnd.randint(1, 3)
+        return home.gfn + home.count - before, before + rnd.randint(1, 3)
+
     def _span(self) -> tuple[str, int]:
         """GPA and bytes of an access: up to three pages, at any offset."""
         rnd = self._random
@@ -103,7 +112,9 @@ class Steps:
 
     def _map(self) -> str:
         gfn, count = self._pages()
-        if self._page > 1 and self._random.random() < 0.3:
+        if self._random.random() < 0.3:
+            gfn, count = self._across()
+        elif self._page > 1 and self._random.random() < 0.3:
             gfn, count = gfn & -self._page, self._page
         return f"map {self._on()} {gfn * PAGE_SIZE:#x} {count * 4}K {self._random.choice(['private', 'shared'])}"
 
@@ -113,7 +124,7 @@ class Steps:
         leaf = rnd.choice([MAP_GPA, MAP_GPA, MAP_GPA, rnd.getrandbits(64), 0])
         gpa = rnd.choice([0, SHARED_BIT]) | gfn * PAGE_SIZE
         gpa = rnd.choice([gpa, gpa, gpa, gpa + rnd.randint(1, 4095), rnd.getrandbits(64), rnd.choice(CORNERS)])
-        sizes = [0, rnd.randint(1, 9000), rnd.getrandbits(64), 5 << 20, 1 << 40]
+        sizes = [0, rnd.randint(1, 9000), rnd.getrandbits(64), 5 << 20, 1 << 30]
         size = rnd.choice([count * PAGE_SIZE] * 5 + sizes)
         return f"tdvmcall {self._on()} {leaf:#x} {gpa:#x} {size:#x}"
 
@@ -143,11 +154,12 @@ class Steps:
                 f"write {self._on()} {gpa:#x} {self._data(length)}{self._shared()}",
                 f"touch {self._on()} {gpa:#x} {huge}{self._shared()}",
                 f"sha256 {self._on()} {gpa:#x} {huge}",
-                f"map {self._on()} {gpa:#x} {huge} {rnd.choice(['private', 'shared'])}",
+                f"map {self._on()} {gpa:#x} {min(huge, 1 << 30)} {rnd.choice(['private', 'shared'])}",
                 f"host read {gpa:#x} {length}",
                 f"host write {gpa:#x} {self._data(length)}",
                 f"{private} gpa={gpa:#x} size={huge} file={file}",
                 f"{private} gpa={gpa & -PAGE_SIZE:#x} size=8K file={file}",
+                f"{private} gpa={self._pages()[0] * PAGE_SIZE:#x} size=4K file={file} offset={gpa & -PAGE_SIZE:#x}",
                 f"{shared} gpa={gpa:#x} size={length}",
                 f"slot punch {rnd.randint(0, 5)} gpa={gpa:#x} size={huge}",
             ]

@@ -99,6 +99,6 @@ def _first_spare(computer: Computer) -> int:
 
 def _map(computer: Computer, page: int, *, private: bool) -> None:
     vcpu, gpa = computer.vm.vcpu(0), page << PAGE_SHIFT
-    stopped = computer.vmm.run(lambda: computer.guest.map(vcpu, gpa, PAGE_SIZE, private=private))
+    stopped = computer.vmm.run(vcpu, lambda: computer.guest.map(vcpu, gpa, PAGE_SIZE, private=private))
     if stopped is not None:
         raise RuntimeError(f"the guest stopped: {stopped}")

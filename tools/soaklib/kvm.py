@@ -60,7 +60,7 @@ class Vm:
         """User space's loop around KVM_RUN. What is under way after trouble is abandoned by the vCPU's next action."""
         vmm = self._computer.vmm
         try:
-            result = vmm.run(vmm.on_a_thread(cpu, action))
+            result = vmm.run(cpu, action)
         except Refused as refused:
             return Trouble(refused.errno, f"{errno_name(refused.errno)}: {refused.reason}", refused=True)
         if isinstance(result, Exit):

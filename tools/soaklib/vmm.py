@@ -217,10 +217,7 @@ class Vcpu:
         was = [self._shared[page] for page in range(first, first + count)]
         now = self._vm.shared_pages(first, count)
         if trouble is not None:
-            tolerated = None
-            if private and self._plan.policy == "recreate" and not any(now):
-                tolerated = 0  # done, but no one slot covers all of it: slots once split are never joined
-            self._tolerate(trouble, what, before, tolerated)
+            self._tolerate(trouble, what, before)
             if trouble.refused and now != was:
                 raise Wrong(f"{what} was refused, and yet changed them: {trouble.why}")
         elif now != [not private] * count:
@@ -239,9 +236,8 @@ class Vcpu:
     def _takings_over(self, first: int, count: int) -> "Over":
         return Over(self._ledger.moments, first, count)
 
-    def _tolerate(self, trouble: Trouble, what: str, takings: "Over", number: int | None = None) -> None:
-        """The pool may be full; what is behind the end of a file that shrinks just now can not be had. number: one more
-        errno, 0 for an exit that the policy leaves."""
+    def _tolerate(self, trouble: Trouble, what: str, takings: "Over") -> None:
+        """The pool may be full; what is behind the end of a file that shrinks just now can not be had."""
         if trouble.errno in _STORE_GONE:
             self._await_loss()
         if self._vm.lost:
@@ -252,7 +248,7 @@ class Vcpu:
             self.counts["pool_full"] += 1
             return
         past_the_end = trouble.errno == (errno.EINVAL if trouble.refused else errno.EFAULT)
-        if (past_the_end and takings.met_any()) or (number is not None and trouble.errno == number):
+        if past_the_end and takings.met_any():
             return
         raise Wrong(f"vCPU {self._id}, {what}: {trouble.why or trouble}")
 

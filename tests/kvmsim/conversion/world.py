@@ -41,14 +41,14 @@ class World:
     def map(self, first: int, pages: int, *, private: bool) -> Exit | None:
         """The explicit request, under the policy."""
         local = self.local
-        return local.vmm.run(lambda: local.guest.map(local.vcpu, page(first), page(pages), private=private))
+        return local.vmm.run(local.vcpu, lambda: local.guest.map(local.vcpu, page(first), page(pages), private=private))
 
     def touch(self, number: int, *, shared: bool, data: bytes | None = None) -> object:
         """The implicit request, under the policy: read a byte, or write."""
         local, gpa = self.local, page(number)
         if data is None:
-            return local.vmm.run(lambda: local.read(gpa, 1, shared=shared))
-        return local.vmm.run(lambda: local.write(gpa, data, shared=shared))
+            return local.vmm.run(local.vcpu, lambda: local.read(gpa, 1, shared=shared))
+        return local.vmm.run(local.vcpu, lambda: local.write(gpa, data, shared=shared))
 
     def private_bytes(self) -> list[int | None]:
         """The first byte of each page, None where a private access is an exit."""
