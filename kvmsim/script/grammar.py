@@ -182,7 +182,7 @@ FORMS: tuple[Form, ...] = (
             Term("data", "DATA", values.data, option=True, required=False),
             Term("ret", "N", values.register, option=True, required=False),
         ),
-        "KVM_RUN again: what the last exit interrupted goes on, with data= for an MMIO read, ret= for a hypercall or (0) a map request",
+        "KVM_RUN again: goes on after the last exit, with data= for an MMIO read, ret= for a hypercall, or 0 for a map",
     ),
     Form(
         "start",
