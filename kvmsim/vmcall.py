@@ -1,6 +1,6 @@
 """KVM's side of a guest's calls: MapGPA the thread's way or Linux's way, and KVM's own hypercalls.
 
-The thread's way: a range that slots cover is mapped without an exit; else the vCPU exits with KVM_EXIT_MEMORY_ERROR
+The thread's way: a range that one slot covers is mapped without an exit; else the vCPU exits with KVM_EXIT_MEMORY_ERROR
 for all that is left, and looks again when it is run again, unless user space has answered for the range. Linux's way,
 when user space has asked for KVM_HC_MAP_GPA_RANGE (KVM_CAP_EXIT_HYPERCALL): each chunk of 2 MiB is user space's to
 answer.

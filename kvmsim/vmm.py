@@ -128,11 +128,14 @@ class Vmm:
             self.tally.to_private_pages += changed
         else:
             self.tally.to_shared_pages += changed
+        if isinstance(exit_, MemoryErrorExit) and wanted.explicit:
+            covered = self._machine.vm.covers(wanted.start, wanted.end, private=wanted.private)
+            vcpu.run.memory_error.answered = not covered  # several slots do: KVM would ask again
         return True
 
     def _convert(self, wanted: "_Wanted") -> int | None:
         design = self._design()
-        if design is None:
+        if design is None or not self._is_known(wanted.start, wanted.end):
             return None
         way = design.to_private if wanted.private else design.to_shared
         return way(wanted.start, wanted.end)
@@ -143,6 +146,16 @@ class Vmm:
         if self.policy == "overlay":
             return Overlay(self._machine, self._copy, self.tally, freed=self.under == "freed")
         return self._recreate if self.policy == "recreate" else None
+
+    def _is_known(self, start: int, end: int) -> bool:
+        """Every page is the guest's memory in one alias or the other; what a person has punched is not."""
+        vm, at = self._machine.vm, start
+        while at < end:
+            segment = vm.slots[True].segment(at) or vm.slots[False].segment(at)
+            if segment is None:
+                return False
+            at = segment[2]
+        return True
 
     def _is_hole(self, start: int, end: int) -> bool:
         """No page is memory. A guest maps its devices' addresses shared, and QEMU answers that with success."""

@@ -5,8 +5,8 @@
            32       the union: what its exit reason says is valid
           288       the rest of the kernel's struct, unused here
 
-User space answers in mmio.data (a read), hypercall.ret, and memory_error.answered (an explicit request that no slot
-has to cover, since no memory is there); the next KVM_RUN takes it. `memory_error` is laid out as
+User space answers in mmio.data (a read), hypercall.ret, and memory_error.answered (it has seen to the range of an
+explicit request, which no one slot covers); the next KVM_RUN takes it. `memory_error` is laid out as
 memory_fault, which the thread's KVM_EXIT_MEMORY_ERROR became upstream: its PRIVATE bit is upstream's, EXPLICIT and
 ILLEGAL are ours, and so are `error` and `answered` behind it.
 """

@@ -24,7 +24,6 @@ from memfsd.uapi.units import ORDERS, PAGE_SHIFT, page_aligned
 
 from .dirty import DirtyLog
 from .ept import MAX_GFN_EPT
-from .ranges import gaps
 from .segments import SegmentIndex
 
 MAX_SLOT_PAGES = (1 << 31) - 1
@@ -145,10 +144,11 @@ class Memslots:
         segment = self.segment(gfn)
         return segment[0] if segment else None
 
-    def covers(self, start: int, end: int) -> bool:
-        """Every page of [start, end) is visible in some slot."""
+    def covers(self, start: int, end: int) -> Memslot | None:
+        """The slot of which one segment holds all of [start, end)."""
         assert start < end, (start, end)
-        return not gaps(((low, high) for _, low, high in self._visible.overlapping(start, end)), start, end)
+        segment = self.segment(start)
+        return segment[0] if segment and end <= segment[2] else None
 
     def overlaps(self, start: int, end: int) -> list[Memslot]:
         """Slots with a visible page in [start, end), in the order of their first one."""

@@ -81,8 +81,8 @@ class Vm(Generic[M, V]):
         return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)
 
     def covers(self, start: int, end: int, *, private: bool) -> bool:
-        """Slots show all of [start, end) in this alias: an explicit request for it is handled."""
-        if not self.slots[private].covers(start, end):
+        """One slot shows all of [start, end) in this alias: an explicit request for it is handled."""
+        if self.slots[private].covers(start, end) is None:
             return False
         return not (private and self.overlay and self.slots[False].overlaps(start, end))
 

@@ -105,9 +105,15 @@ class VmModel:
         return gfn in self.private and not self.is_shaded(gfn)
 
     def covers(self, start: int, end: int, private: bool) -> bool:
-        """Slots show all of it."""
-        shows = self.shows_private if private else self.is_shared
-        return all(shows(gfn) for gfn in range(start, end))
+        """One slot shows all of it."""
+
+        def slot(gfn: int) -> object:
+            if private:
+                return None if self.is_shaded(gfn) else self.private.get(gfn)
+            return "copy" if gfn in self.copied else self.own.get(gfn)
+
+        first = slot(start)
+        return first is not None and all(slot(gfn) is first for gfn in range(start, end))
 
     def is_hole(self, start: int, end: int) -> bool:
         return not any(start <= gfn < end for gfn in [*self.private, *self.shared_pages()])
@@ -402,6 +408,8 @@ class VmModel:
                 answer = 0
             elif not self._convert(wanted):
                 return Stopped(*came_to)
+            elif wanted.explicit and not self.covers(wanted.start, wanted.end, wanted.private):
+                answer = 0
             last = came_to if came_to[0] == "MEMORY_ERROR" else None
 
     # -- conversions

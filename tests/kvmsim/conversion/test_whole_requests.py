@@ -40,8 +40,8 @@ def test_a_request_over_two_files_happens_both_ways(world: World) -> None:
 
 
 def test_private_slots_side_by_side_need_no_conversion(world: World) -> None:
-    world.local.vmm.set_policy("none")
     assert world.map(0, END, private=True) is None
+    assert world.local.vmm.converted_count == 0
 
 
 def test_a_request_in_part_under_a_persons_slot_happens_to_shared(world: World) -> None:
