@@ -104,4 +104,4 @@ class Pairings(StoreCallbacks):
 
 
 def _past_end(path: str, end: int, size: int) -> Refused:
-    return Refused(errno.EINVAL, f"{path}: offset + size is {end:#x}, and the file ends at {size:#x}: give less")
+    return Refused(errno.EINVAL, f"{path}: offset + size, {end:#x}, is past the end of the file ({size:#x}): give less")
