@@ -24,6 +24,7 @@
 
 #include <dlfcn.h>
 #include <errno.h>
+#include <fcntl.h>
 #include <poll.h>
 #include <stdlib.h>
 #include <string.h>
@@ -259,10 +260,14 @@ static void tmpfile_as_creation(void *buf, size_t size)
         in->opcode = FUSE_CREATE;
 }
 
+/* The descriptor does not block: a caller killed after poll(2) reported its request takes the request along, and this
+   read, made with the GIL held, would sleep until the next one. libfuse's callers retry on EINTR, and on nothing else. */
 static ssize_t receive(int fd, void *buf, size_t size, void *userdata)
 {
     (void)userdata;
     ssize_t got = read(fd, buf, size);
+    if (got < 0 && errno == EAGAIN)
+        errno = EINTR;
     if (got > 0)
         tmpfile_as_creation(buf, (size_t)got);
     kill_suidgid = got > 0 && says_kill(buf, (size_t)got);
@@ -376,6 +381,8 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
     conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
     /* Only now is the session's descriptor the mounted one. If it fails, the kernel clears the bits itself. */
     answers_init = fuse_session_custom_io(session, &io, fuse_session_fd(session)) == 0;
+    if (answers_init)
+        fcntl(fuse_session_fd(session), F_SETFL, fcntl(fuse_session_fd(session), F_GETFL) | O_NONBLOCK);
 }
 
 /* The two names under which callers make a session; the headers have macros and inlines for them. */

@@ -57,6 +57,7 @@ class Mounted:
         self.mountpoint = mountpoint
         self.process = subprocess.Popen(
             [sys.executable, "-X", "dev", "-W", "error", __file__, str(mountpoint), mode],
+            stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,
@@ -71,6 +72,12 @@ class Mounted:
         """The next line on stdout, "" at its end; the watchdog ends the wait for a daemon that is stuck."""
         assert self.process.stdout is not None
         return self.process.stdout.readline().strip()
+
+    def go_on(self) -> None:
+        """Mode "paused": let it read what poll(2) reported."""
+        assert self.process.stdin is not None
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
 
     def open(self, name: str = "file", flags: int = os.O_RDWR) -> int:
         return os.open(self.mountpoint / name, flags)
@@ -130,6 +137,11 @@ def unserved(mountpoint: Path) -> Iterator[Mounted]:
 @pytest.fixture
 def raw(mountpoint: Path) -> Iterator[Mounted]:
     yield from start(mountpoint, "raw")
+
+
+@pytest.fixture
+def paused(mountpoint: Path) -> Iterator[Mounted]:
+    yield from start(mountpoint, "paused")
 
 
 @pytest.fixture
@@ -291,6 +303,20 @@ def test_a_killed_daemon_leaves_nobody_waiting(served: Mounted, fd: int) -> None
     assert outcome == [errno.ECONNABORTED]
 
 
+def test_a_request_that_vanishes_after_poll_reported_it_does_not_stop_the_daemon(paused: Mounted) -> None:
+    """A caller that is killed before the daemon reads takes its request along (FUSE's queue holds nothing then)."""
+    assert paused.line() == "readable", "INIT"
+    paused.go_on()
+    assert paused.line() == "read"
+    for _ in range(3):
+        caller = subprocess.Popen(["stat", str(paused.mountpoint / "file")])
+        assert paused.line() == "readable"
+        caller.kill()
+        caller.wait(TIMEOUT_S)
+        paused.go_on()
+        assert paused.line() == "read", "the loop runs on, though no request came"
+
+
 def test_requests_without_a_server_get_enotconn(unserved: Mounted, fd: int) -> None:
     with pytest.raises(OSError, match="fallocate") as refused:
         fallocate(fd, 0, 0, 4096)
@@ -350,7 +376,8 @@ def test_handlers_must_be_callable_and_unknown_requests_are_refused() -> None:
 
 
 def daemon(mountpoint: str, mode: str) -> None:
-    """One directory with the files `file` and `other`; modes: served, unserved, raw (handlers in _hook itself)."""
+    """One directory with the files `file` and `other`; modes: served, unserved, raw (handlers in _hook itself), paused
+    (between poll(2) and read(2), until a line comes on stdin)."""
     import stat
 
     from memfsd.fuse import hook
@@ -448,6 +475,20 @@ def daemon(mountpoint: str, mode: str) -> None:
 
     def raw_ioctl(*_: object) -> None:
         raise ZeroDivisionError("raw")
+
+    wait_readable = trio.lowlevel.wait_readable
+
+    async def wait_readable_and_pause(fd: int) -> None:
+        await wait_readable(fd)
+        say("readable")
+        sys.stdin.readline()
+        trio.lowlevel.spawn_system_task(say_read)
+
+    async def say_read() -> None:
+        say("read")
+
+    if mode == "paused":
+        trio.lowlevel.wait_readable = wait_readable_and_pause  # type: ignore[assignment]
 
     async def until_signalled() -> None:
         with trio.open_signal_receiver(signal.SIGTERM) as signals:
