@@ -324,6 +324,21 @@ class Service:
         hole = file.pages.next_hole(page) if file.guest else self.data.next_unwritten(file, page, contents)
         return min(max(hole << PAGE_SHIFT, offset), file.size)
 
+    def doubtful_hole(self, ino: int, offset: int, whence: int, contents: Contents) -> tuple[int, int] | None:
+        """The hole, in bytes, from which `lseek` with these arguments takes its answer, if it may hold data after all:
+        what was stored through a shared mapping and not yet written back. Only a read-write handle has one.
+        """
+        file = self.inodes.regular(ino)
+        if file.guest is not None or not file.mappable_writers or not 0 <= offset < file.size:
+            return None
+        page = Pgoff(offset >> PAGE_SHIFT)
+        if whence == os.SEEK_HOLE:
+            page = self.data.next_unwritten(file, page, contents)
+        data = self.data.next_written(file, page, contents)
+        start = max(page << PAGE_SHIFT, offset)
+        end = file.size if data is None else min(data << PAGE_SHIFT, file.size)
+        return (start, end) if start < end else None
+
     # -- seals and attributes
 
     def add_seals(

@@ -379,6 +379,9 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
     /* Else a file that was written is read again: its new time looks to the kernel like another's write. But all
        data of cached files goes through this kernel. */
     conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
+    /* When an asynchronous direct write completes, the kernel drops no cached pages (fuse_aio_complete in
+       fs/fuse/file.c): what a buffered reader cached meanwhile would stay stale. It drops them after a synchronous one. */
+    conn->want &= ~(unsigned)FUSE_CAP_ASYNC_DIO;
     /* Only now is the session's descriptor the mounted one. If it fails, the kernel clears the bits itself. */
     answers_init = fuse_session_custom_io(session, &io, fuse_session_fd(session)) == 0;
     if (answers_init)
@@ -505,6 +508,26 @@ static PyObject *queued(PyObject *self, PyObject *args)
     return PyBool_FromLong(poll(&ready, 1, 0) == 1 && ready.revents & POLLIN);
 }
 
+static PyObject *write_back(PyObject *self, PyObject *args)
+{
+    unsigned long long ino;
+    long long offset, length;
+    int result;
+    (void)self;
+    if (!PyArg_ParseTuple(args, "KLL:write_back", &ino, &offset, &length))
+        return NULL;
+    if (session == NULL)
+        Py_RETURN_NONE;
+    Py_BEGIN_ALLOW_THREADS
+    result = fuse_lowlevel_notify_inval_inode(session, (fuse_ino_t)ino, (off_t)offset, (off_t)length);
+    Py_END_ALLOW_THREADS
+    if (result < 0 && result != -ENOENT) { /* ENOENT: the kernel does not know the inode, and so caches nothing of it */
+        errno = -result;
+        return PyErr_SetFromErrno(PyExc_OSError);
+    }
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"set_handlers", set_handlers, METH_VARARGS, "Callables for fallocate, lseek, ioctl, write; None: ENOTCONN, but for write."},
     {"reply_err", reply_err, METH_VARARGS, "Answer a request with an errno, 0 for success."},
@@ -513,6 +536,7 @@ static PyMethodDef methods[] = {
     {"kills", kills, METH_NOARGS, "Whether the request just received clears setuid and setgid bits."},
     {"stores", stores, METH_NOARGS, "Whether the request just received writes back what a mapping stored."},
     {"queued", queued, METH_NOARGS, "Whether the kernel has requests for us that were not received yet."},
+    {"write_back", write_back, METH_VARARGS, "Have the kernel write back and drop what it caches of a range of a file."},
     {"active", active, METH_NOARGS, "Whether a session was made through this module."},
     {NULL, NULL, 0, NULL},
 };

@@ -51,8 +51,8 @@ class Handlers(Protocol):
         The kernel lets through the modes KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE with offset >= 0, length > 0.
         """
 
-    def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
-        """The offset for SEEK_DATA or SEEK_HOLE, the only ones that reach a FUSE server."""
+    async def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
+        """The offset for SEEK_DATA or SEEK_HOLE, the only ones that reach a FUSE server. A task too."""
 
     async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
         """At most out_size bytes for the caller; data and out_size follow from the number cmd. A task too.
@@ -93,6 +93,15 @@ def queued() -> bool:
     return _hook.queued()
 
 
+def write_back(ino: int, offset: int, length: int) -> None:
+    """Have the kernel write back what was stored through mappings in a range, and drop its pages; length 0: to the end.
+
+    Waits for our answers to those writes and to reads of the same pages: never call it on the loop. What can not be
+    written (ENOSPC) stays in the kernel's cache.
+    """
+    _hook.write_back(ino, offset, length)
+
+
 @asynccontextmanager
 async def serving(handlers: Handlers) -> AsyncIterator[None]:
     """Serve the three operations for the body of the `async with`; leave it before pyfuse3.close()."""
@@ -131,10 +140,16 @@ class _Server:
             _hook.reply_err(request, 0)
 
     def lseek(self, request: int, ino: int, fh: int, offset: int, whence: int) -> None:
+        self._nursery.start_soon(self._lseek, request, ino, fh, offset, whence, name="lseek")
+
+    async def _lseek(self, request: int, ino: int, fh: int, offset: int, whence: int) -> None:
         try:
-            _hook.reply_lseek(request, self._handlers.lseek(ino, fh, offset, whence))
+            _hook.reply_lseek(request, await self._handlers.lseek(ino, fh, offset, whence))
         except Exception as error:
             _hook.reply_err(request, _errno_of(error, "lseek"))
+        except BaseException:
+            _hook.reply_err(request, errno.ENOTCONN)
+            raise
 
     def ioctl(self, request: int, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> None:
         self._nursery.start_soon(self._ioctl, request, ino, fh, cmd, flags, data, out_size, name="ioctl")

@@ -32,7 +32,7 @@ from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
 
-from .hook import kills, pyfuse3, queued, stores
+from .hook import kills, pyfuse3, queued, stores, write_back
 
 log = logging.getLogger("memfsd.fuse")
 
@@ -223,7 +223,11 @@ class Operations(pyfuse3.Operations):
                 found = self._service.inodes.get(inode)
                 if isinstance(found, Regular) and found.guest is not None:
                     return self._sealed_attributes(found)
-                return _attributes(found)
+                if not _seems_empty(found):
+                    return _attributes(found)
+            await self._write_back(inode, 0, found.size)
+            with self._lock:
+                return _attributes(self._service.inodes.get(inode))
         except Exception as error:
             raise _fuse_error("getattr", error) from None
 
@@ -364,7 +368,10 @@ class Operations(pyfuse3.Operations):
         with self._lock:
             file, handle, effects = self._service.open(inode, flags, time.time_ns())
             info = _file_info(file, handle, flags)
+            seems_empty = _seems_empty(file)
         await self._perform(effects)
+        if seems_empty:
+            self._forget_attributes(inode)  # from here on it is for us to say how many blocks it has
         return info
 
     @_door
@@ -454,9 +461,22 @@ class Operations(pyfuse3.Operations):
             return refused.errno
         return None if at is None else (self._backing.pool_fd, at)
 
-    def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
-        with self._lock:
-            return self._service.lseek(ino, offset, whence, self._backing)
+    async def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
+        """What mappings stored is data, also before the kernel writes it back: holes are answered after it did."""
+        written_back_to = 0
+        while True:
+            with self._lock:
+                hole = self._service.doubtful_hole(ino, offset, whence, self._backing)
+                if hole is None or hole[1] <= written_back_to:
+                    return self._service.lseek(ino, offset, whence, self._backing)
+                if not self._service.pool.free_count:
+                    # Nothing can be written back: what may be data is data, and a file always ends with a hole.
+                    return hole[0] if whence == os.SEEK_DATA else self._service.inodes.regular(ino).size
+            await self._write_back(ino, *hole)
+            written_back_to = hole[1]
+
+    async def _write_back(self, ino: int, start: int, end: int) -> None:
+        await trio.to_thread.run_sync(write_back, ino, start, end - start, limiter=self._workers)
 
     async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
         with self._lock:
@@ -490,8 +510,14 @@ def _attributes(inode: Inode) -> EntryAttributes:
     attr.st_mtime_ns = inode.mtime_ns
     attr.st_ctime_ns = inode.ctime_ns
     attr.entry_timeout = _CACHE_S
-    attr.attr_timeout = 0.0 if isinstance(inode, Regular) and inode.guest is not None else _CACHE_S
+    is_sealed = isinstance(inode, Regular) and inode.guest is not None
+    attr.attr_timeout = 0.0 if is_sealed or _seems_empty(inode) else _CACHE_S
     return attr
+
+
+def _seems_empty(inode: Inode) -> bool:
+    """A size and no blocks, but the kernel may hold what a mapping stored. tar takes such a file for one hole."""
+    return isinstance(inode, Regular) and inode.size > 0 and inode.mappable_writers > 0 and not inode.pages.page_count
 
 
 def _is_chown(fields: Any) -> bool:

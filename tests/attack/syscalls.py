@@ -38,6 +38,12 @@ def syscall(number: int | str, *arguments: Any) -> int:
     return _checked(libc.syscall, f"syscall {number}", (resolved, *arguments))
 
 
+def is_in(task: int, name: str) -> bool:
+    """Whether a thread, by its id, is blocked in a system call that the architectures number differently."""
+    with open(f"/proc/{task}/syscall") as file:
+        return file.read().split()[0] == str(_OLD_NUMBERS[platform.machine()][name])
+
+
 def _checked(function: Any, name: str, arguments: tuple[Any, ...]) -> int:
     function.restype = ctypes.c_long
     ctypes.set_errno(0)
@@ -106,23 +112,39 @@ class IoUring:
         return int(result)
 
 
+class Aio:
+    """Linux AIO: requests under way at the same time. Their buffers must live until they are waited for."""
+
+    def __init__(self, depth: int) -> None:
+        self._context = ctypes.c_ulong(0)
+        syscall("io_setup", depth, ctypes.byref(self._context))
+
+    def close(self) -> None:
+        syscall("io_destroy", self._context.value)
+
+    def submit(self, command: int, fd: int, address: int, length: int, offset: int = 0, data: int = 0) -> None:
+        block = struct.pack("QIIHhIQQqQII", data, 0, 0, command, 0, fd, address, length, offset, 0, 0, 0)
+        kept = ctypes.create_string_buffer(block)
+        syscall("io_submit", self._context.value, 1, ctypes.byref(ctypes.c_void_p(ctypes.addressof(kept))))
+
+    def wait(self) -> tuple[int, int]:
+        """One that is done: its data and its result."""
+        event = bytearray(32)
+        syscall("io_getevents", self._context.value, 1, 1, _from(event), 0)
+        data, _, result = struct.unpack_from("QQq", event)
+        if result < 0:
+            raise OSError(-result, "io_submit")
+        return int(data), int(result)
+
+
 def aio(command: int, fd: int, address: int, length: int) -> int:
     """One request of Linux AIO at offset 0, waited for; its result."""
-    context = ctypes.c_ulong(0)
-    syscall("io_setup", 1, ctypes.byref(context))
+    context = Aio(1)
     try:
-        block = ctypes.create_string_buffer(
-            struct.pack("QIIHhIQQqQII", 0, 0, 0, command, 0, fd, address, length, 0, 0, 0, 0)
-        )
-        syscall("io_submit", context.value, 1, ctypes.byref(ctypes.c_void_p(ctypes.addressof(block))))
-        event = bytearray(32)
-        syscall("io_getevents", context.value, 1, 1, _from(event), 0)
+        context.submit(command, fd, address, length)
+        return context.wait()[1]
     finally:
-        syscall("io_destroy", context.value)
-    (result,) = struct.unpack_from("q", event, 16)
-    if result < 0:
-        raise OSError(-result, "io_submit")
-    return int(result)
+        context.close()
 
 
 class FileHandle:

@@ -292,6 +292,31 @@ def test_allocated_and_never_written_is_a_hole(store: CoreStore) -> None:
     assert store.seek(file, 2 * P, os.SEEK_HOLE) == 3 * P
 
 
+def test_the_hole_of_an_answer_is_doubtful_while_a_handle_can_be_mapped_to_write(store: CoreStore) -> None:
+    file = store.make("file")
+    handle = store.open(file)
+    store.write(handle, 2 * P, b"x" * 2 * P)
+    store.write(handle, 8 * P, b"y")
+    store.resize(file, 10 * P + 1)
+
+    def doubtful(offset: int, whence: int) -> tuple[int, int] | None:
+        return store.service.doubtful_hole(file.ino, offset, whence, store)
+
+    for offset, data, hole in (
+        (5, (5, 2 * P), (5, 2 * P)),
+        (2 * P + 7, None, (4 * P, 8 * P)),
+        (8 * P, None, (9 * P, 10 * P + 1)),
+        (9 * P + 3, (9 * P + 3, 10 * P + 1), (9 * P + 3, 10 * P + 1)),
+    ):
+        assert (doubtful(offset, os.SEEK_DATA), doubtful(offset, os.SEEK_HOLE)) == (data, hole)
+    assert doubtful(10 * P + 1, os.SEEK_HOLE) is None
+    store.close(handle)
+    readers = [store.open(file, os.O_RDONLY), store.open(file, os.O_WRONLY)]
+    assert doubtful(5, os.SEEK_DATA) is None
+    for reader in readers:
+        store.close(reader)
+
+
 @pytest.mark.parametrize("offset", [-1, P, P + 1, 1 << 62])
 def test_seeking_from_outside_the_file_is_enxio(store: CoreStore, offset: int) -> None:
     file = store.make("file")

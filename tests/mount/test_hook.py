@@ -423,7 +423,7 @@ def daemon(mountpoint: str, mode: str) -> None:
             say(f"place {fh=} {offset}+{size} behind {os.pread(placed, 4, 100)!r}")
             return placed, 100
 
-        def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
+        async def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
             misbehave(offset)
             say(f"lseek {ino=} {fh=} {offset} {whence=}")
             return FOUND if whence == os.SEEK_DATA else FOUND_HOLE
