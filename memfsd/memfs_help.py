@@ -29,7 +29,7 @@ seals, one-way and for ever:
   guest          guest private memory: nobody on the host reads, writes or maps it again. The file must be empty
                  and not open for reading (EBUSY); guest,truncate empties it first
   shrink, grow   the size can not change in that direction
-  write          the contents can not change; EBUSY while a read-write handle is open
+  write          the contents can not change; EBUSY while any read-write handle is open
   future-write   the same, beside handles that are open
   seal           no more seals
 

@@ -8,10 +8,9 @@ from memfsd.uapi.seals import ALL_SEALS, Seal
 from .inodes import Regular
 
 
-def check_add(file: Regular, new: Seal, *, truncate: bool, own_writer: bool = False) -> bool:
+def check_add(file: Regular, new: Seal, *, truncate: bool) -> bool:
     """Refuse, or say whether the file's contents must be dropped first.
 
-    own_writer: the request came through a read-write handle of its own (F_ADD_SEALS needs a writable fd).
     EINVAL unknown bits; EPERM sealed against more seals, or against the truncation asked for; EBUSY
     contents or handles in the way.
     """
@@ -21,8 +20,10 @@ def check_add(file: Regular, new: Seal, *, truncate: bool, own_writer: bool = Fa
     if Seal.SEAL in file.seals:
         raise Refused(errno.EPERM, f"inode {file.ino} is sealed against more seals")
     adding = new & ~file.seals
-    if Seal.WRITE in adding and file.mappable_writers > own_writer:
-        raise Refused(errno.EBUSY, "the file is open read-write and may be mapped: close it before sealing")
+    if Seal.WRITE in adding and file.mappable_writers:
+        raise Refused(
+            errno.EBUSY, "the file is open read-write and may be mapped: close every such handle, seal through O_WRONLY"
+        )
     if Seal.GUEST not in adding:
         return False
     if file.readers > 0:

@@ -346,19 +346,15 @@ class Service:
     ) -> list[Effect]:
         """Add seals (xattr, ioctl and creation flag all end here)."""
         file = self.inodes.regular(ino)
-        own = own_handle is not None and self.handles.file(own_handle)
-        if own and not own.writable:
+        if own_handle is not None and not self.handles.file(own_handle).writable:
             raise Refused(errno.EPERM, "seals need a handle that can write")
-        drop = check_add(
-            file,
-            seals,
-            truncate=truncate or self.options.truncate_nonempty,
-            own_writer=bool(own and own.readable),
-        )
+        drop = check_add(file, seals, truncate=truncate or self.options.truncate_nonempty)
         effects: list[Effect] = self.data.drop_all(file) if drop else []
+        if seals & ~file.seals & (Seal.GUEST | Seal.WRITE):
+            # Pages that someone pinned through a mapping that is gone leave the cache: no reader sees them change.
+            effects.append(ForgetCache(file.ino))
         if Seal.GUEST in seals and file.guest is None:
             self.gmem.seal(file)
-            effects.append(ForgetCache(file.ino))
         file.seals |= seals
         file.ctime_ns = now_ns
         return effects

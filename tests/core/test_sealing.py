@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from memfsd.core.effects import ForgetCache
 from memfsd.uapi.seals import ALL_SEALS, Seal
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.core_store import KEEP_SIZE, ME, PUNCH, RDONLY, RDWR, WRONLY, CoreStore, errno_of, refused
@@ -98,16 +99,24 @@ def test_a_list_of_seals_that_makes_no_sense_is_einval_and_adds_none(store: Core
     assert not file.seals
 
 
-def test_write_is_busy_while_another_handle_may_have_a_shared_mapping(store: CoreStore) -> None:
+def test_write_is_busy_while_any_handle_may_have_a_shared_mapping(store: CoreStore) -> None:
+    """Also the one that asks: nobody knows whether it is mapped, or will be."""
     file = store.make("file")
-    mine, other = store.open(file, RDWR), store.open(file, RDWR)
-    with refused("EBUSY"):
-        store.seal(file, WRITE, own_handle=mine)
-    store.close(other)
-    with refused("EBUSY"):
-        store.seal(file, WRITE)
-    store.seal(file, WRITE, own_handle=mine)
+    handle, writer = store.open(file, RDWR), store.open(file, WRONLY)
+    for way in ({"own_handle": handle}, {"own_handle": writer}, {}):
+        with refused("EBUSY"):
+            store.seal(file, WRITE, **way)
+        assert not file.seals
+    store.close(handle)
+    store.seal(file, WRITE, own_handle=writer)
     assert file.seals == WRITE
+
+
+def test_a_write_seal_drops_what_the_kernel_cached(store: CoreStore) -> None:
+    """A page pinned through a mapping that is gone could change there, for every reader."""
+    file = store.make("file")
+    assert store.service.add_seals(file.ino, WRITE, 1) == [ForgetCache(file.ino)]
+    assert store.service.add_seals(file.ino, WRITE | SHRINK, 1) == []
 
 
 def test_handles_that_can_not_map_shared_writable_do_not_hinder_a_write_seal(store: CoreStore) -> None:
