@@ -32,6 +32,7 @@ from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
 
+from .closing import after_closing
 from .hook import kills, pyfuse3, queued, stores, write_back
 
 log = logging.getLogger("memfsd.fuse")
@@ -41,8 +42,6 @@ _CACHE_S = 3600.0
 _WORKERS = 32
 _WAITERS = 64
 _MAX_SEALED = 256
-_CLOSING_DEADLINE_S = 1.0
-_CLOSING_STEP_S = 0.0005
 
 EntryAttributes = pyfuse3.EntryAttributes
 FileInfo = pyfuse3.FileInfo
@@ -132,22 +131,13 @@ class Operations(pyfuse3.Operations):
             return call()
 
     async def _without_the_closed(self, add_seals: Callable[[], R]) -> R:
-        """Add seals; EBUSY only for handles that are still open, not for those whose RELEASE is under way.
+        """Add seals; EBUSY only for handles that are still open, not for those whose RELEASE is under way."""
 
-        close(2) does not wait for RELEASE. The kernel queues it at once as a rule, but behind reads ahead and writes
-        back of the same handle, and behind other background requests when there are many; each answer of ours
-        queues what waited for it. So what was closed before is released when the queue is empty.
-        """
-        deadline = trio.current_time() + _CLOSING_DEADLINE_S
-        while True:
-            try:
-                with self._lock:
-                    return add_seals()
-            except Refused as refused:
-                settled = not self._background and not queued()
-                if refused.errno != errno.EBUSY or settled or trio.current_time() > deadline:
-                    raise
-            await trio.sleep(_CLOSING_STEP_S)
+        def locked() -> R:
+            with self._lock:
+                return add_seals()
+
+        return await after_closing(locked, lambda: self._background > 0 or queued())
 
     async def _made_room(self) -> bool:
         with self._lock:

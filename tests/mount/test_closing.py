@@ -1,0 +1,63 @@
+"""Sealing waits for the RELEASE of what was closed, however busy the machine is, and not for what stays open."""
+
+import errno
+import itertools
+
+import pytest
+import trio
+import trio.testing
+
+from memfsd.fuse.closing import after_closing
+from memfsd.uapi.errors import Refused
+
+
+class Sealing:
+    """EBUSY until it was asked `busy` times; each time the daemon then gets no CPU for `stall_s`."""
+
+    def __init__(self, busy: int, stall_s: float = 0, number: int = errno.EBUSY) -> None:
+        self.clock = trio.testing.MockClock(autojump_threshold=0)
+        self.asked = 0
+        self._busy, self._stall_s, self._number = busy, stall_s, number
+
+    def __call__(self) -> str:
+        self.asked += 1
+        if self.asked > self._busy:
+            return "sealed"
+        self.clock.jump(self._stall_s)
+        raise Refused(self._number, "the file is open for reading")
+
+
+def seal(sealing: Sealing, *, pending: bool = True, step_s: float = 0.0) -> str:
+    served = itertools.count()
+    return trio.run(
+        lambda: after_closing(sealing, lambda: pending, lambda: next(served) * step_s),
+        clock=sealing.clock,
+    )
+
+
+def test_a_daemon_that_did_not_get_to_run_has_not_waited() -> None:
+    """On the wall's clock a single stall of a second was the whole wait: 39 of 1,024 files, on a busy machine."""
+    assert seal(Sealing(busy=5, stall_s=3), step_s=0.001) == "sealed"
+
+
+def test_a_handle_that_stays_open_is_busy_when_the_queue_is_empty() -> None:
+    sealing = Sealing(busy=1000)
+    with pytest.raises(Refused):
+        seal(sealing, pending=False)
+    assert sealing.asked == 1
+
+
+@pytest.mark.parametrize("how", [{"stall_s": 0, "step_s": 0.01}, {"stall_s": 1, "step_s": 0}])
+def test_on_a_mount_that_is_never_idle_the_wait_ends(how: dict[str, float]) -> None:
+    sealing = Sealing(busy=1000, stall_s=how["stall_s"])
+    with pytest.raises(Refused) as refused:
+        seal(sealing, step_s=how["step_s"])
+    assert refused.value.errno == errno.EBUSY
+    assert 20 < sealing.asked < 200
+
+
+def test_other_refusals_are_answered_at_once() -> None:
+    sealing = Sealing(busy=1000, number=errno.EPERM)
+    with pytest.raises(Refused):
+        seal(sealing)
+    assert sealing.asked == 1
