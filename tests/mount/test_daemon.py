@@ -263,7 +263,7 @@ def test_a_bad_option_is_usage_and_one_line_that_names_it(mnt: Path, options: st
     assert mount_minor(mnt) is None
 
 
-@pytest.mark.parametrize("words", ["", "one two", "-o", "-x mnt", "-o size=16M"])
+@pytest.mark.parametrize("words", ["", "one two three", "-o", "-x mnt", "-o size=16M"])
 def test_a_command_line_without_sense_is_usage(tmp_path: Path, words: str) -> None:
     refusal = memfsd(words, tmp_path)
     assert refusal.returncode == 2
