@@ -20,7 +20,7 @@ from .compare.command import add_parser as add_compare
 from .compare.command import compare
 from .execute import Executor
 from .journal import command as journal
-from .link import socket_of_sealed
+from .link import store_of_sealed
 from .script.grammar import POLICIES, UNDER, help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
 from .script.runner import Session, run
@@ -198,7 +198,7 @@ def _attach(asked: argparse.Namespace) -> int:
         return 2
     try:
         size = os.stat(asked.file).st_size
-        socket_of_sealed(asked.file)
+        store_of_sealed(asked.file)
         if size == 0:
             raise Refused(errno.EINVAL, f"the file is empty: give it a size first (truncate -s 64M {asked.file})")
         command = parse_line(f"slot set 0 private gpa={asked.gpa:#x} size={size} file={_quoted(asked.file)}", 1)

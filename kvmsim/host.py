@@ -9,7 +9,7 @@ from memfsd.uapi.limits import MAX_HOST_PROCESSES
 from memfsd.uapi.units import PAGE_SIZE
 
 from .core.hva import TASK_SIZE, HostAddressSpace, Vma
-from .link import FileId, socket_of_sealed
+from .link import FileId, store_of_sealed
 from .memory import AnonymousMemory
 
 VMM = "vmm"
@@ -29,7 +29,7 @@ class Host:
         fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
         try:
             status = os.fstat(fd)
-            socket_of_sealed(fd)
+            store_of_sealed(fd)
             wanted = status.st_size if length is None else length
             file = FileId(status.st_dev, status.st_ino)
             return self.current.map_encrypted(

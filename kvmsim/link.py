@@ -28,8 +28,11 @@ from memfsd.uapi.framing import (
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.mounts import Mount, check_serves, mount_of
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
 from memfsd.uapi.pairing import State, next_state
+from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves, split_token
+from memfsd.uapi.sockets import peer_of
 from memfsd.uapi.units import PAGE_SHIFT
 
 from .memory import WindowMemory, punch_file
@@ -66,7 +69,7 @@ class StoreLink:
         self,
         fd: int,
         down: socket.socket,
-        token: bytes,
+        token: Token,
         vm: str,
         callbacks: Callbacks,
         journal: Journal = NO_JOURNAL,
@@ -198,11 +201,16 @@ class StoreLink:
                     sock.shutdown(socket.SHUT_RDWR)
         return PeerLost(why)
 
-    def _greet(self, vm: str, token: bytes) -> tuple[WindowMemory, socket.socket, m.PairReply]:
-        hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, sorted(m.KVM_OPERATIONS))
-        pool_frames = self._ask(Kind.HELLO, hello, m.HelloReply).pool_frames
+    def _greet(self, vm: str, token: Token) -> tuple[WindowMemory, socket.socket, m.PairReply]:
+        nonce = os.urandom(NONCE_BYTES)
+        hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, sorted(m.KVM_OPERATIONS), token.id, nonce)
+        store = self._ask(Kind.HELLO, hello, m.HelloReply)
+        if not proves(store.proof, STORE, token, nonce, store.nonce):
+            raise Refused(errno.EPERM, "who answers there is not the store of this file: it cannot prove its token")
+        pool_frames = store.pool_frames
+        pair = m.Pair(prove(KVM, token, nonce, store.nonce))
         try:
-            self._down.send(encode_request(self._next_id, Kind.PAIR, m.Pair(token)))
+            self._down.send(encode_request(self._next_id, Kind.PAIR, pair))
             packet, fds = _receive_fds(self._down)
         except BlockingIOError:
             raise PeerLost("the store does not answer PAIR") from None
@@ -289,30 +297,38 @@ class StoreLink:
 def pair(fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) -> StoreLink:
     """Pair with the store of the file behind fd, and take the fd when all went well.
 
-    EINVAL the file is not sealed for a guest; EPERM it belongs to another VM; EHOSTDOWN its store is gone.
+    EINVAL the file is not sealed for a guest; EPERM it belongs to another VM, or who listens is not its store;
+    EHOSTDOWN its store is gone.
     """
-    token, path = _credentials(fd)
-    return StoreLink(fd, _connect(path), token, vm, callbacks, journal)
-
-
-def _credentials(fd: int) -> tuple[bytes, str]:
-    """Proof of possession and where to present it; EINVAL when the file is not guest private memory."""
-    path = socket_of_sealed(fd)
-    return os.getxattr(fd, XATTR_TOKEN), path
-
-
-def socket_of_sealed(file: int | str) -> str:
-    """Where the store of a sealed file listens; EINVAL when it is not guest private memory."""
+    mount, path = store_of_sealed(fd)
     try:
+        token = split_token(os.getxattr(fd, XATTR_TOKEN))
+    except ValueError as error:
+        raise Refused(errno.EPROTONOSUPPORT, f"{error}: another version of memfsd serves this file") from None
+    down = _connect(path)
+    try:
+        check_serves(mount, peer_of(down).uid, path)
+    except Refused:
+        down.close()
+        raise
+    return StoreLink(fd, down, token, vm, callbacks, journal)
+
+
+def store_of_sealed(file: int | str) -> tuple[Mount, str]:
+    """The mount of a sealed file, and where its store listens; EINVAL when it is not guest private memory."""
+    try:
+        mount = mount_of(file)
         seals = os.getxattr(file, XATTR_SEALS).split(b",")
         path = os.fsdecode(os.getxattr(file, XATTR_SOCKET))
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             raise Refused(errno.EHOSTDOWN, "the store of this file is gone") from None
-        raise Refused(errno.EINVAL, "not a file on a memfsd mount: it can not be a private slot") from None
+        raise Refused(
+            errno.EINVAL, "not a file on a memfsd mount that can be guest memory: use a regular file"
+        ) from None
     if b"guest" not in seals:
         raise Refused(errno.EINVAL, "the file is not sealed for a guest: setfattr -n user.memfsd.seals -v guest")
-    return path
+    return mount, path
 
 
 def _connect(path: str) -> socket.socket:

@@ -82,13 +82,15 @@ class Backing:
         start = pfn << PAGE_SHIFT
         return min(os.lseek(self._pool, start, os.SEEK_HOLE) - start >> PAGE_SHIFT, count)
 
-    def window(self, ino: Ino) -> int:
-        """The fd of a sealed file's window, made when first asked for; it stays ours."""
+    def make_window(self, ino: Ino) -> int:
+        """An fd for a sealed file's window, the caller's until it is adopted."""
+        return self._make(f"memfsd-window-{ino}")
+
+    def adopt_window(self, ino: Ino, fd: int) -> None:
+        """It is the file's now, until `drop_window`: exactly as long as a VM may hold memory of the file."""
         with self._lock:
-            fd = self._windows.get(ino)
-            if fd is None:
-                fd = self._windows[ino] = self._make(f"memfsd-window-{ino}")
-            return fd
+            assert ino not in self._windows
+            self._windows[ino] = fd
 
     def drop_window(self, ino: Ino) -> None:
         with self._lock:
@@ -115,6 +117,11 @@ class Backing:
     def window_count(self) -> int:
         with self._lock:
             return len(self._windows)
+
+    def windows(self) -> list[Ino]:
+        """The files that have one."""
+        with self._lock:
+            return list(self._windows)
 
     def populated_count(self, window: Ino) -> int:
         """Pages of a window that hold memory."""

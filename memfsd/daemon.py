@@ -19,9 +19,10 @@ from memfsd.core.namespace import Creds
 from memfsd.core.service import Service
 from memfsd.fuse import hook
 from memfsd.fuse.hook import pyfuse3
-from memfsd.fuse.mount import MountOptions, default_socket_path, mounting_at
+from memfsd.fuse.mount import MountOptions, mounting_at
 from memfsd.fuse.mounting import set_attributes
 from memfsd.fuse.operations import Operations
+from memfsd.guests.rundir import default_socket_path
 from memfsd.guests.server import GuestServer
 from memfsd.performer import Performer
 from memfsd.uapi.errors import Refused

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from memfsd import memfs_help, top
-from memfsd.observer import Observer, socket_of
+from memfsd.observer import Observer, store_of
 from memfsd.uapi import names
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.messages import CheckReply, Empty, Kind, Map, MapReply
@@ -144,7 +144,7 @@ def _print(asked: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
 
 def _create(asked: argparse.Namespace) -> int:
     path = asked.file
-    socket_of(os.path.dirname(os.path.abspath(path)))
+    store_of(os.path.dirname(os.path.abspath(path)))
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
         if asked.guest and b"guest" not in os.getxattr(fd, names.XATTR_SEALS).split(b","):
@@ -165,7 +165,7 @@ def _create(asked: argparse.Namespace) -> int:
 
 
 def _seal(asked: argparse.Namespace) -> int:
-    socket_of(asked.file)
+    store_of(asked.file)
     os.setxattr(asked.file, names.XATTR_SEALS, asked.seals.encode())
     seals = os.getxattr(asked.file, names.XATTR_SEALS).decode()
     _print(asked, {"file": asked.file, "seals": seals.split(",")}, f"{asked.file}: {seals}")
@@ -173,7 +173,7 @@ def _seal(asked: argparse.Namespace) -> int:
 
 
 def _stat(asked: argparse.Namespace) -> int:
-    socket = socket_of(asked.file)
+    store = store_of(asked.file)
     status = os.stat(asked.file)
     try:
         pool = os.getxattr(asked.file, names.XATTR_POOL).decode()
@@ -181,7 +181,7 @@ def _stat(asked: argparse.Namespace) -> int:
         facts = _file_facts(asked.file, status)
     else:
         counts = os.getxattr(asked.file, names.XATTR_COUNTS).decode()
-        facts = {"mount": asked.file, "socket": socket, **_fields(pool), **_fields(counts)}
+        facts = {"mount": asked.file, "socket": store.socket, **_fields(pool), **_fields(counts)}
     width = max(len(key) for key in facts)
     _print(asked, facts, "\n".join(f"{key:>{width}}  {value}" for key, value in facts.items()))
     return 0
@@ -216,7 +216,7 @@ def _fields(line: str) -> dict[str, Any]:
 def _map(asked: argparse.Namespace) -> int:
     runs: list[dict[str, Any]] = []
     pgoff = 0
-    with Observer(socket_of(asked.file)) as observer:
+    with Observer(store_of(asked.file)) as observer:
         ino = os.stat(asked.file).st_ino
         while pgoff >= 0:
             reply = observer.ask(Kind.MAP, Map(ino, Pgoff(pgoff)), MapReply)
@@ -262,16 +262,15 @@ def _fallocate(asked: argparse.Namespace) -> int:
 
 
 def _top(asked: argparse.Namespace) -> int:
-    socket = socket_of(asked.mountpoint)
+    store = store_of(asked.mountpoint)
     try:
-        return top.run(asked.mountpoint, socket, interval_s=asked.delay, count=asked.count, as_json=asked.json)
+        return top.run(asked.mountpoint, store, interval_s=asked.delay, count=asked.count, as_json=asked.json)
     except KeyboardInterrupt:
         return 0  # how it is meant to end
 
 
 def _check(asked: argparse.Namespace) -> int:
-    path = socket_of(asked.mountpoint)
-    with Observer(path) as observer:
+    with Observer(store_of(asked.mountpoint)) as observer:
         reply = observer.ask(Kind.CHECK, Empty(), CheckReply)
     if asked.json:
         print(

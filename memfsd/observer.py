@@ -4,31 +4,43 @@ import errno
 import os
 import socket
 from types import TracebackType
-from typing import TypeVar, cast
+from typing import NamedTuple, TypeVar, cast
 
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_reply, encode_request
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import PROTOCOL_VERSION, Body, Hello, HelloReply, Kind, Role
+from memfsd.uapi.mounts import Mount, check_serves, mount_of
 from memfsd.uapi.names import XATTR_SOCKET
+from memfsd.uapi.proof import NONCE_BYTES
+from memfsd.uapi.sockets import peer_of
 
 _Reply = TypeVar("_Reply", bound=Body)
 
 
-def socket_of(path: str) -> str:
-    """The socket of the memfsd that serves this path. Refused when none does."""
+class Store(NamedTuple):
+    """The memfsd that serves a mount, and where it listens."""
+
+    mount: Mount
+    socket: str
+
+
+def store_of(path: str) -> Store:
+    """The memfsd that serves this path. Refused when none does."""
     try:
-        return os.fsdecode(os.getxattr(path, XATTR_SOCKET))
+        return Store(mount_of(path), os.fsdecode(os.getxattr(path, XATTR_SOCKET)))
     except OSError as error:
-        if error.errno in (errno.ENODATA, errno.EOPNOTSUPP):
-            raise Refused(errno.EOPNOTSUPP, f"{path} is not on a memfsd mount") from None
         raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
+    except Refused:
+        raise Refused(errno.EOPNOTSUPP, f"{path} is not on a memfsd mount") from None
 
 
 class Observer:
     """One connection; PeerLost when memfsd is gone, silent, or breaks the protocol."""
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, store: Store) -> None:
+        """EPERM when who listens there cannot be the mount's memfsd."""
+        path = store.socket
         self._sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self._sock.settimeout(ANSWER_DEADLINE_S)
         try:
@@ -36,7 +48,14 @@ class Observer:
         except OSError as error:
             self._sock.close()
             raise PeerLost(f"memfsd does not listen at {path}: {error.strerror}") from None
-        self.ask(Kind.HELLO, Hello(PROTOCOL_VERSION, Role.OBSERVER, "observer", []), HelloReply)
+        try:
+            check_serves(store.mount, peer_of(self._sock).uid, path)
+        except Refused:
+            self._sock.close()
+            raise
+        self.ask(
+            Kind.HELLO, Hello(PROTOCOL_VERSION, Role.OBSERVER, "observer", [], b"", os.urandom(NONCE_BYTES)), HelloReply
+        )
 
     def __enter__(self) -> "Observer":
         return self

@@ -7,7 +7,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from memfsd.observer import Observer
+from memfsd.observer import Observer, Store
 from memfsd.uapi.messages import Empty, FileReport, Kind, ListReply
 from memfsd.uapi.units import PAGE_SIZE, format_size
 
@@ -15,9 +15,9 @@ _CLEAR = "\033[H\033[2J"
 Facts = dict[str, Any]
 
 
-def run(mountpoint: str, socket: str, *, interval_s: float, count: int, as_json: bool) -> int:
+def run(mountpoint: str, store: Store, *, interval_s: float, count: int, as_json: bool) -> int:
     """Print a view each interval_s: over the last one on a terminal, else one after the other. 0 counts: for ever."""
-    with Observer(socket) as observer:
+    with Observer(store) as observer:
         for number, facts in enumerate(_samples(observer, interval_s), 1):
             if as_json:
                 print(json.dumps({"mount": mountpoint, **facts}), flush=True)

@@ -54,7 +54,8 @@ INVALIDATE_BEGIN has not acknowledged, and is cut off.
 | a kind that is not legal in the channel's state | EPROTO |
 | HELLO with another version | EPROTONOSUPPORT |
 | PAIR without the required operations | EOPNOTSUPP |
-| PAIR with a token that was not given out, or was used; or from a uid that does not own the file | EACCES |
+| HELLO with a token that no file made; HELLO or PAIR from a uid that does not own the file | EACCES |
+| PAIR with a proof that does not prove the token | EACCES |
 | PAIR with a file that has or had a VM | EPERM |
 | BIND or UNBIND that the memory does not allow | EINVAL, EEXIST, ENOSPC; ENOTCONN after the VM was cut off |
 | GET_PFN of a page that is not bound or past the end | EFAULT |
@@ -71,15 +72,19 @@ file never pairs again.
 FLOWS = """\
 ## Sequences
 
-Pairing: the token proves possession of the fd.
+Pairing: the token proves possession of the fd, and to kvmsim that the store is the one that serves the file
+([decision 17](decisions/0017-who-is-at-the-other-end.md)). Its key never goes over the socket.
 
 ```
 kvmsim                                             memfsd
-  fgetxattr(fd, user.memfsd.socket, .token)  ---->   one-shot token
-  connect                                    ---->
-  HELLO version, role, vm, operations        ---->
-                                             <----   HELLO version, operations, pool_frames
-  PAIR token                                 ---->   uid owns the file? never paired? operations suffice?
+  fd's device in mountinfo: fuse.memfsd, user_id
+  fgetxattr(fd, user.memfsd.socket, .token)  ---->   token: id, key
+  connect; SO_PEERCRED: user_id or root?     ---->
+  HELLO version, role, vm, operations,
+        token's id, nonce                    ---->   uid owns the file?
+                                             <----   HELLO version, operations, pool_frames, nonce, proof
+  the store's proof holds? else: no store
+  PAIR proof                                 ---->   proof holds? never paired? operations suffice?
                                              <----   PAIR ino, size, order, seq + fds: window, up channel
   BIND slot, gfn, pgoff, page_count          ---->   not bound yet? same GFN as ever?
                                              <----   BIND

@@ -142,7 +142,7 @@ def _fields(data: dict[str, Any]) -> str:
 
 
 def _value(name: str, value: Any) -> str:
-    if name == "token":
+    if name in ("token", "nonce", "proof"):
         return "..."
     if name in _PAGES and isinstance(value, int) and value >= 0:
         return hex(value)

@@ -35,6 +35,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.names import XATTR_TOKEN
+from memfsd.uapi.proof import Token, split_token
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
@@ -207,11 +208,12 @@ class World:
         self._opened.append(fd)
         ino = self._by_inode[os.fstat(fd).st_ino]
 
-        def token_of() -> bytes:
+        def token_of() -> Token:
             with self.service.lock:
                 _, handle, _ = self.service.open(ino, os.O_WRONLY, next(self._clock))
                 vm.handles.append((ino, handle))
-                return self.service.getxattr(ino, XATTR_TOKEN, lambda: next(self._tokens).to_bytes(16, "little"))
+                random_bytes = next(self._tokens).to_bytes(16, "little")
+                return split_token(self.service.getxattr(ino, XATTR_TOKEN, lambda: random_bytes))
 
         token = self.fuse(token_of)
         ours, theirs = self.connections.connect(vm.life)

@@ -46,11 +46,13 @@ class PeerReport:
 class Facts:
     """populated: of the pool of ordinary files. windows: populated frame ranges of each sealed file's window.
 
+    held_windows: files whose window the store holds.
     moving: sealed files whose invalidation lock the caller does not hold.
     """
 
     populated: list[FrameRange] = field(default_factory=list)
     windows: dict[Ino, list[FrameRange]] = field(default_factory=dict)
+    held_windows: list[Ino] = field(default_factory=list)
     reports: dict[Ino, PeerReport] = field(default_factory=dict)
     moving: set[Ino] = field(default_factory=set)
 
@@ -65,6 +67,7 @@ def audit(service: Service, facts: Facts) -> list[Finding]:
     findings += _quarantined(service, owner)
     findings += _pool_sums(service, owner)
     findings += _leaked(service, "the pool of ordinary files", None, facts.populated, owner, {FrameState.SHARED})
+    findings += _leaked_windows(service, facts.held_windows)
     for file in service.inodes.sealed_files():
         assert file.guest is not None
         if file.readers and not service.options.open_rw:
@@ -110,6 +113,14 @@ def _quarantined(service: Service, owner: np.ndarray) -> Iterator[Finding]:
                 at = pfn + int(wrong.nonzero()[0][0])
                 state = service.pool.state(at).name.lower()
                 yield "R6", f"frame {at:#x}, in the quarantine of inode {file.ino}, is {state}"
+
+
+def _leaked_windows(service: Service, held: list[Ino]) -> Iterator[Finding]:
+    """R6: a window is there as long as a VM may reach frames through it, and no longer."""
+    for ino in held:
+        file = service.inodes.find(ino)
+        if not isinstance(file, Regular) or file.guest is None or not file.guest.holds_memory:
+            yield "R6", f"window {ino} is held, and no VM may reach frames through it"
 
 
 def _pool_sums(service: Service, owner: np.ndarray) -> Iterator[Finding]:

@@ -5,7 +5,6 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from memfsd.uapi import sync
-from memfsd.uapi.limits import MAX_TOKENS_PER_FILE
 from memfsd.uapi.messages import Kind, Reason
 from memfsd.uapi.units import Pgoff, Seq
 
@@ -73,7 +72,8 @@ class Guest:
     quarantine: Runs = field(default_factory=list)
     grant_count: int = 0
     invalidation_count: int = 0
-    _tokens: dict[bytes, None] = field(default_factory=dict)
+    secret: bytes = b""
+    """Makes the file's tokens (uapi.proof); empty until the first is read."""
 
     @property
     def active(self) -> Pairing | None:
@@ -89,16 +89,3 @@ class Guest:
         """Granted and never touched. A frame becomes memory in the window at the guest's first touch, so of
         the PENDING ones no more can be untouched than pages that the window does not hold."""
         return self.pending if populated is None else min(self.pending, max(page_count - populated, 0))
-
-    def add_token(self, token: bytes) -> None:
-        """Remember a one-shot token; the oldest goes when there are too many."""
-        if len(self._tokens) >= MAX_TOKENS_PER_FILE:
-            del self._tokens[next(iter(self._tokens))]
-        self._tokens[token] = None
-
-    def take_token(self, token: bytes) -> bool:
-        """True once for each token that was given out."""
-        if token in self._tokens:
-            del self._tokens[token]
-            return True
-        return False

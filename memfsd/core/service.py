@@ -13,6 +13,7 @@ from typing import TypeVar
 
 from memfsd.uapi import names, sync
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.proof import ID_BYTES, Token, ino_of, key_of, make_token
 from memfsd.uapi.seals import Seal, parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
 
@@ -359,13 +360,13 @@ class Service:
         file.ctime_ns = now_ns
         return effects
 
-    def getxattr(self, ino: int, name: bytes, new_token: Callable[[], bytes], populated: int | None = None) -> bytes:
-        """new_token makes 16 random bytes when a pairing token is asked for."""
+    def getxattr(self, ino: int, name: bytes, random_bytes: Callable[[], bytes], populated: int | None = None) -> bytes:
+        """random_bytes makes 16 of them, for a pairing token."""
         inode = self.inodes.get(ino)
         if name == names.XATTR_TOKEN and isinstance(inode, Regular) and inode.guest is not None:
-            token = new_token()
-            inode.guest.add_token(token)
-            return token
+            guest = inode.guest
+            guest.secret = guest.secret or random_bytes()
+            return b"".join(make_token(guest.secret, inode.ino, random_bytes()))
         return self.xattrs.get(inode, name, populated)
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int, now_ns: int) -> list[Effect]:
@@ -404,12 +405,12 @@ class Service:
         for pfn, count in effect.runs:
             self.pool.free(pfn, count)
 
-    def file_by_token(self, token: bytes) -> Regular:
-        """EACCES when no sealed file gave this token out, or it was used."""
-        for file in self.inodes.sealed_files():
-            if file.guest is not None and file.guest.take_token(token):
-                return file
-        raise Refused(errno.EACCES, "this token was not given out, or was used already")
+    def file_by_token(self, token_id: bytes) -> tuple[Regular, Token]:
+        """The file that a token's id names, and the token. EACCES when no file can have made it."""
+        file = self.inodes.find(Ino(ino_of(token_id))) if len(token_id) == ID_BYTES else None
+        if not isinstance(file, Regular) or file.guest is None or not file.guest.secret:
+            raise Refused(errno.EACCES, "no file gave out this token: read user.memfsd.token through an fd of the file")
+        return file, Token(token_id, key_of(file.guest.secret, token_id))
 
     def release_guest(self, ino: Ino) -> list[Effect]:
         """The VM of a sealed file is gone; the file itself may go with it."""

@@ -95,13 +95,6 @@ def _socket_path(value: str | None) -> str:
     return os.path.abspath(value)
 
 
-def default_socket_path() -> str:
-    if os.geteuid() == 0:
-        return f"/run/{FSTYPE}/{os.getpid()}.sock"
-    base = os.environ.get("XDG_RUNTIME_DIR") or f"/tmp/{FSTYPE}-{os.getuid()}"
-    return f"{base}/{FSTYPE}/{os.getpid()}.sock"
-
-
 _FUSE_CONF = "/etc/fuse.conf"
 
 

@@ -314,7 +314,7 @@ class Operations(pyfuse3.Operations):
             return self._counts()
         populated = self._backing.populated_count(Ino(inode)) if name == names.XATTR_FRAMES else None
         with self._lock:
-            return self._service.getxattr(inode, name, _new_token, populated)
+            return self._service.getxattr(inode, name, _random_bytes, populated)
 
     def _counts(self) -> bytes:
         with self._lock:
@@ -530,5 +530,5 @@ def _creds(ctx: Any) -> Creds:
     return Creds(ctx.uid, ctx.gid)
 
 
-def _new_token() -> bytes:
+def _random_bytes() -> bytes:
     return os.urandom(16)

@@ -57,6 +57,7 @@ class Checker:
         service, facts = self._service, Facts()
         with service.lock:
             files = service.inodes.sealed_files()
+        windows = set(self._backing.windows())
         with self._brackets.hold_all(files) as held:
             ours = {file.ino for file in held}
             findings = [_endless(file) for file in files if file.ino not in ours]
@@ -68,6 +69,9 @@ class Checker:
                 sealed = service.inodes.sealed_files()
                 facts.moving = {file.ino for file in sealed} - ours
                 facts.populated = self._backing.populated(None)
+                # One that is about to be dropped is so under its bracket.
+                unheld = {file.ino for file in files} - ours | facts.moving
+                facts.held_windows = [ino for ino in self._backing.windows() if ino in windows - unheld]
                 findings += audit(service, facts)
                 pairings = sum(guest_of(file).active is not None for file in sealed)
                 told = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]

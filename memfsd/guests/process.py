@@ -3,19 +3,11 @@
 import os
 import select
 import socket
-import struct
 
 from memfsd.uapi import sync
+from memfsd.uapi.sockets import peer_of
 
 _SO_PEERPIDFD = 77  # linux/asm-generic/socket.h; Linux 6.5 and later
-_CREDENTIALS = struct.Struct("iii")
-
-
-def peer_uid(connection: socket.socket) -> int:
-    """Of who connected."""
-    raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-    uid: int = _CREDENTIALS.unpack(raw)[1]
-    return uid
 
 
 class PeerProcess:
@@ -23,8 +15,7 @@ class PeerProcess:
 
     def __init__(self, connection: socket.socket) -> None:
         """OSError (ESRCH) when the process is gone already."""
-        raw = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size)
-        self.pid, self.uid, self.gid = _CREDENTIALS.unpack(raw)
+        self.pid, self.uid, self.gid = peer_of(connection)
         try:
             self._pidfd = connection.getsockopt(socket.SOL_SOCKET, _SO_PEERPIDFD)
         except OSError:

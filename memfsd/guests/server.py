@@ -19,10 +19,11 @@ from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_UID, MAX_HALF_OPEN_PER_UID
 from memfsd.uapi.messages import Empty, Kind, Revoke
+from memfsd.uapi.sockets import peer_of
 
+from . import rundir
 from .brackets import Brackets
 from .checker import Checker
-from .process import peer_uid
 from .session import Session
 
 log = logging.getLogger("memfsd.guests")
@@ -97,7 +98,7 @@ class GuestServer:
                 if error.errno in (errno.ECONNABORTED, errno.EPERM):
                     continue
                 return
-            uid = peer_uid(sock)
+            uid = peer_of(sock).uid
             why = self._too_many(uid)
             if why:
                 # One line until the next that is let in: who floods does not fill the log, too.
@@ -155,7 +156,11 @@ def _listen(path: str) -> socket.socket:
     directory = os.path.dirname(path) or "."
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        os.makedirs(directory, mode=0o755, exist_ok=True)
+        if path == rundir.default_socket_path():
+            rundir.make_default()
+        else:
+            os.makedirs(directory, mode=0o755, exist_ok=True)
+            rundir.check_chosen(directory)
         _sweep(directory)
         if os.path.lexists(path):
             if not stat.S_ISSOCK(os.lstat(path).st_mode):

@@ -7,7 +7,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 from memfsd.backing import Backing
 from memfsd.core.gmem import guest_of
@@ -32,6 +32,7 @@ from memfsd.uapi.framing import (
 from memfsd.uapi.limits import ACK_DEADLINE_S, GREETING_DEADLINE_S, MAX_PACKET_BYTES, PROOF_DEADLINE_S
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.pairing import LEGAL, State
+from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves
 
 from .brackets import Brackets, Peer
 from .checker import Checker, file_list, page_map
@@ -47,6 +48,14 @@ _ENDED = State.ENDED
 _Handler = Callable[[Any], m.Body]
 _Step = tuple[Kind, Callable[[Packet], m.Body], _Handler, State]
 """How a request is served: its kind, the decoder of its body, who answers, the state after that."""
+
+
+class _Claim(NamedTuple):
+    """What a guest said in HELLO, and must prove in PAIR."""
+
+    token: Token
+    kvm_nonce: bytes
+    store_nonce: bytes
 
 
 class Session:
@@ -73,6 +82,7 @@ class Session:
         self._checker = checker
         self._stop_fd = stop_fd
         self._hello: m.Hello | None = None
+        self._claim: _Claim | None = None
         self._file: Regular | None = None
         self._peer: Peer | None = None
         self._fds: list[int] = []
@@ -191,39 +201,58 @@ class Session:
     def _on_hello(self, hello: m.Hello) -> m.Body:
         if hello.version != m.PROTOCOL_VERSION:
             raise Refused(errno.EPROTONOSUPPORT, f"protocol {hello.version}: this store speaks {m.PROTOCOL_VERSION}")
+        nonce, proof = os.urandom(NONCE_BYTES), b""
+        if hello.role is m.Role.GUEST:
+            with self._service.lock:
+                file, token = self._service.file_by_token(hello.token)
+                self._check_owner(file)
+            self._claim = _Claim(token, hello.nonce, nonce)
+            proof = prove(STORE, *self._claim)
         self._hello = hello
-        return m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), self._service.pool.frame_count)
+        return m.HelloReply(
+            m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), self._service.pool.frame_count, nonce, proof
+        )
+
+    def _check_owner(self, file: Regular) -> None:
+        uid = self._process.uid
+        if uid not in (0, file.uid):
+            raise Refused(errno.EACCES, f"uid {uid} does not own inode {file.ino} (uid {file.uid} does)")
 
     def _on_pair(self, pair: m.Pair) -> m.Body:
-        assert self._hello is not None
+        assert self._hello is not None and self._claim is not None
         hello, process = self._hello, self._process
+        if not proves(pair.proof, KVM, *self._claim):
+            raise Refused(errno.EACCES, "this does not prove the token of HELLO: read user.memfsd.token again")
         if not m.REQUIRED_KVM_OPERATIONS.issubset(hello.operations):
             raise Refused(errno.EOPNOTSUPP, "a VM that can not be invalidated can not pair")
         vm = _plain(hello.vm)
         pairing = Pairing(vm, process.pid, process.uid, frozenset(hello.operations))
         with self._service.lock:
-            file = self._service.file_by_token(pair.token)
-            if process.uid not in (0, file.uid):
-                raise Refused(errno.EACCES, f"uid {process.uid} does not own inode {file.ino} (uid {file.uid} does)")
+            file, _ = self._service.file_by_token(self._claim.token.id)
+            self._check_owner(file)
             self._service.gmem.check_unpaired(file)
+        window = -1
         try:
-            window = self._backing.window(file.ino)
+            window = self._backing.make_window(file.ino)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
-            raise Refused(error.errno or errno.EIO, f"no window for inode {file.ino}: {error.strerror}") from None
+            if window >= 0:
+                os.close(window)
+            number = error.errno or errno.EIO
+            raise Refused(number, f"memfsd cannot make a window for inode {file.ino}: {error.strerror}") from None
         journaled = self._brackets.journal.up(self._sock, ours)
         peer = Peer(file.ino, vm, UpChannel(journaled), process, self.stop)
         try:
             with self._service.lock:
                 self._service.inodes.get(file.ino)  # who showed the token may have let go of the file since
                 self._service.gmem.pair(file, pairing)
+                self._backing.adopt_window(file.ino, window)
                 self._brackets.peers[file.ino] = peer
                 seq = guest_of(file).seq
         except Refused:
             ours.close()
             theirs.close()
-            if self._service.inodes.find(file.ino) is None:
-                self._backing.drop_window(file.ino)
+            os.close(window)
             raise
         self._file, self._peer = file, peer
         self._fds = [window, theirs.detach()]

@@ -29,7 +29,6 @@ MAX_CONNECTIONS_PER_UID = 512
 """Of one user, but for root and the one who mounted: one user can not take all places."""
 MAX_HALF_OPEN_PER_UID = 128
 """Of one user, root included, before PAIR or as long as no role is known: each ends at GREETING_DEADLINE_S."""
-MAX_TOKENS_PER_FILE = 16
 MAX_BINDINGS_PER_FILE = 32768
 MAX_RUNS_PER_REPORT = 1024
 MAX_FILES_PER_LIST = 32

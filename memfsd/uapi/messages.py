@@ -21,8 +21,9 @@ from .limits import (
     MAX_RUNS_PER_REPORT,
     MAX_SLOTS,
 )
+from .proof import ID_BYTES, NONCE_BYTES, PROOF_BYTES
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 
 
 class Kind(IntEnum):
@@ -92,7 +93,10 @@ Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_BYTES)]
 Text = Annotated[str, Meta(max_length=4096)]
 Line = Annotated[str, Meta(max_length=MAX_LINE_CHARS)]
 Word = Annotated[str, Meta(max_length=16)]
-Token = Annotated[bytes, Meta(min_length=16, max_length=16)]
+TokenId = Annotated[bytes, Meta(min_length=0, max_length=ID_BYTES)]
+Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
+Proof = Annotated[bytes, Meta(min_length=PROOF_BYTES, max_length=PROOF_BYTES)]
+ProofOrNone = Annotated[bytes, Meta(min_length=0, max_length=PROOF_BYTES)]
 Operations = Annotated[list[U16], Meta(max_length=64)]
 PageRange = tuple[PgoffField, PgoffField]
 Ranges = Annotated[list[PageRange], Meta(max_length=MAX_RUNS_PER_REPORT)]
@@ -113,26 +117,38 @@ class Failure(Body):
 
 
 class Hello(Body):
-    """First message of a connection: version, role and the operations kvmsim implements."""
+    """First message of a connection: version, role and the operations kvmsim implements.
+
+    token: the id of the token that a guest read with fgetxattr from the fd of a sealed file, 16 bytes; an observer has
+    none. nonce: 16 bytes that kvmsim uses once.
+    """
 
     version: U32
     role: Role
     vm: Name
     operations: Operations
+    token: TokenId
+    nonce: Nonce
 
 
 class HelloReply(Body):
-    """The store's version and operations, and the size of every window (frames)."""
+    """The store's version and operations, the size of every window (frames), and its proof that it made the token.
+
+    proof: HMAC-SHA-256 with the token's key of "memfsd store", the token's id, kvmsim's nonce and this one; empty for
+    an observer, which has no token.
+    """
 
     version: U32
     operations: Operations
     pool_frames: U63
+    nonce: Nonce
+    proof: ProofOrNone
 
 
 class Pair(Body):
-    """Present the one-shot token read with fgetxattr from the fd of a sealed file."""
+    """Prove possession of the fd: the HMAC of HELLO's answer, with "memfsd kvm" instead of "memfsd store"."""
 
-    token: Token
+    proof: Proof
 
 
 class PairReply(Body):

@@ -11,7 +11,7 @@ XATTR_POOL = b"user.memfsd.pool"
 XATTR_COUNTS = b"user.memfsd.counts"
 """On the root: inodes, handles, lookups, windows, fds and threads that memfsd holds now."""
 XATTR_TOKEN = b"user.memfsd.token"
-"""One-shot 128-bit pairing token, made by each read. Not listed."""
+"""Pairing token, another one each time it is read: an id of 16 bytes and a key of 16. Not listed."""
 
 _IOC_WRITE, _IOC_READ, _IOC_TYPE, _U32 = 1, 2, 0xB7, 4
 

@@ -1,5 +1,6 @@
 """user.memfsd.* tell and steer; the rest are kept as tmpfs keeps them."""
 
+import os
 import stat
 
 import pytest
@@ -7,6 +8,7 @@ import pytest
 from memfsd.core.inodes import ROOT_INO, Inode
 from memfsd.core.xattrs import XATTR_CREATE, XATTR_REPLACE
 from memfsd.uapi.limits import XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
+from memfsd.uapi.proof import split_token
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.core_store import ME, CoreStore, refused
@@ -153,29 +155,17 @@ def test_the_root_tells_the_pool_and_nothing_else_does(store: CoreStore) -> None
         get(store, file, b"user.memfsd.pool")
 
 
-def test_a_token_is_new_each_time_and_works_once(store: CoreStore) -> None:
-    file = store.guest_file("file")
-    tokens = [bytes([n]) * 16 for n in range(3)]
-    supply = iter(tokens)
+def test_a_token_is_new_each_time_and_names_its_file(store: CoreStore) -> None:
+    file, other = store.guest_file("file"), store.guest_file("other")
+    tokens = [
+        split_token(store.service.getxattr(file.ino, b"user.memfsd.token", lambda: os.urandom(16))) for _ in range(3)
+    ]
+    assert len({token.id for token in tokens}) == len({token.key for token in tokens}) == 3
     for token in tokens:
-        assert store.service.getxattr(file.ino, b"user.memfsd.token", lambda: next(supply)) == token
-    assert store.service.file_by_token(tokens[1]) is file
-    with refused("EACCES"):
-        store.service.file_by_token(tokens[1])
-    with refused("EACCES"):
-        store.service.file_by_token(b"?" * 16)
-    assert store.service.file_by_token(tokens[0]) is file
-
-
-def test_of_many_tokens_the_oldest_go(store: CoreStore) -> None:
-    file = store.guest_file("file")
-    tokens = [bytes([n]) * 16 for n in range(17)]
-    supply = iter(tokens)
-    for _ in tokens:
-        store.service.getxattr(file.ino, b"user.memfsd.token", lambda: next(supply))
-    with refused("EACCES"):
-        store.service.file_by_token(tokens[0])
-    assert store.service.file_by_token(tokens[1]) is file
+        assert store.service.file_by_token(token.id) == (file, token), "the key is found again, none is kept"
+    for wrong in (b"", tokens[0].id[:-1], b"?" * 16, other.ino.to_bytes(8, "little") + tokens[0].id[8:]):
+        with refused("EACCES"):
+            store.service.file_by_token(wrong)
 
 
 def test_only_sealed_files_give_tokens(store: CoreStore) -> None:

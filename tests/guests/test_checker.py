@@ -27,6 +27,9 @@ class Windows:
     def __init__(self, store: CoreStore) -> None:
         self._store = store
 
+    def windows(self) -> list[int]:
+        return []
+
     def populated(self, window: int | None) -> list[tuple[int, int]]:
         facts = self._store.facts()
         return facts.populated if window is None else facts.windows.get(window, [])  # type: ignore[call-overload]

@@ -1,11 +1,13 @@
 """Who gets a connection: places are bounded, for all and for each user."""
 
 import logging
+import os
 
 import pytest
 
 import memfsd.guests.server
 from memfsd.uapi import messages as m
+from memfsd.uapi.sockets import Credentials
 from tests.support.both_sides import LocalStore
 from tests.support.threads import until
 from tests.support.wire import Wire
@@ -15,7 +17,7 @@ from tests.support.wire import Wire
 def users(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Who connects next: the last entry."""
     now = [1000]
-    monkeypatch.setattr(memfsd.guests.server, "peer_uid", lambda _: now[-1])
+    monkeypatch.setattr(memfsd.guests.server, "peer_of", lambda _: Credentials(os.getpid(), now[-1], 0))
     monkeypatch.setattr(memfsd.guests.server, "MAX_HALF_OPEN_PER_UID", 3)
     monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS_PER_UID", 5)
     monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS", 9)

@@ -14,8 +14,8 @@ from memfsd.uapi import messages as m
 from memfsd.uapi.framing import encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.names import XATTR_TOKEN
 from tests.hostile.packets import Hostile
+from tests.support.greeting import hello
 
 KINDS = [Kind.HELLO, Kind.PAIR, Kind.PING, Kind.CHECK, Kind.MAP, Kind.LIST, Kind.GET_PFN, Kind.MOVE]
 PAIRED = [*[Kind.BIND, Kind.UNBIND, Kind.GET_PFN] * 6, Kind.STAT, Kind.PING, Kind.PAIR]
@@ -32,10 +32,10 @@ def pair(path: str, file: str) -> tuple[socket.socket, list[int]]:
     """Paired and bound, with all that came along."""
     sock = connect(path)
     fd = os.open(file, os.O_WRONLY)
-    hello = m.Hello(1, m.Role.GUEST, "attacker", sorted(m.KVM_OPERATIONS))
+    to_pair = hello(sock, fd, "attacker", sorted(m.KVM_OPERATIONS))
+    assert isinstance(to_pair, m.Pair)
     for id_, kind, body in (
-        (1, Kind.HELLO, hello),
-        (2, Kind.PAIR, m.Pair(os.getxattr(fd, XATTR_TOKEN))),
+        (2, Kind.PAIR, to_pair),
         (3, Kind.BIND, m.Bind(0, 0, 0, 4)),
         (4, Kind.GET_PFN, m.GetPfn(0, 4)),
     ):

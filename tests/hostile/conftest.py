@@ -2,14 +2,18 @@
 
 import gc
 import os
+import shutil
+import tempfile
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from tests.hostile.tally import SEED, tried
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.both_sides import store as store
+from tests.support.real_mount import Mount
 from tests.support.threads import until
 
 
@@ -34,6 +38,20 @@ def nothing_left(bystander: LocalVm) -> Iterator[None]:
     before = _held()
     yield
     until(lambda: _held() == before, f"fds and threads are {before} again, as before the test")
+
+
+@pytest.fixture
+def mounted() -> Iterator[Mount]:
+    """Reachable for all users: pytest's own directories are not."""
+    base = Path(tempfile.mkdtemp(prefix="memfsd-hostile-"))
+    base.chmod(0o755)
+    made = Mount(base, "size=64M,allow_other")
+    try:
+        yield made
+    finally:
+        made.remove()
+        made.check_log()
+        shutil.rmtree(base)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -15,11 +15,13 @@ from memfsd.uapi import messages as m
 from memfsd.uapi.framing import decode_header, decode_reply, decode_request, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.proof import ID_BYTES, NONCE_BYTES, STORE, Token, prove
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.threads import DEADLINE_S, Beside
 
 FRAMES = 64
 PAGES = 16
+TOKEN = Token(bytes(ID_BYTES), b"known to both   ")
 
 
 def window(size: int = FRAMES * PAGE_SIZE, seals: int = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL) -> int:
@@ -43,7 +45,7 @@ class ByHand:
         self.id = 0
 
     def _link(self, fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
-        return StoreLink(fd, self._theirs, bytes(16), vm, callbacks)
+        return StoreLink(fd, self._theirs, TOKEN, vm, callbacks)
 
     # -- the VM's side
 
@@ -70,9 +72,17 @@ class ByHand:
         self.down.send(encode_reply(id_, kind, body))
         return asked
 
+    def hello(self, pool_frames: int = FRAMES, key: bytes = TOKEN.key) -> None:
+        id_, kind, hello = self.asked()
+        assert isinstance(hello, m.Hello)
+        nonce = bytes(NONCE_BYTES)
+        proof = prove(STORE, Token(hello.token, key), hello.nonce, nonce)
+        reply = m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), pool_frames, nonce, proof)
+        self.down.send(encode_reply(id_, kind, reply))
+
     def greet(self, pool_frames: int = FRAMES, fds: list[int] | None = None, **changes: int) -> None:
         """HELLO and PAIR."""
-        self.answer(m.HelloReply(1, sorted(m.STORE_OPERATIONS), pool_frames))
+        self.hello(pool_frames)
         id_, kind, _ = self.asked()
         fields = {"ino": 7, "size_bytes": PAGES * PAGE_SIZE, "order": 0, "seq": 0, **changes}
         reply = encode_reply(id_, kind, m.PairReply(**fields))

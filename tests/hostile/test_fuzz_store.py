@@ -12,6 +12,7 @@ from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.framing import decode_header, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.proof import NONCE_BYTES
 from tests.hostile.packets import HEADER, Hostile
 from tests.hostile.tally import SEED, check_bystander, resident_bytes, share, tried
 from tests.support.both_sides import LocalStore, LocalVm
@@ -69,7 +70,10 @@ def test_anything_before_pairing_and_to_an_observer(store: LocalStore, bystander
         if sock is None:
             sock = store.connect()
             if role != "nobody":
-                hello = m.Hello(1, m.Role.OBSERVER if role == "observer" else m.Role.GUEST, "fuzz", [32, 33])
+                guest = role == "guest"
+                token = store.token(store.last_sealed() or "").id if guest else b""
+                named = m.Role.GUEST if guest else m.Role.OBSERVER
+                hello = m.Hello(m.PROTOCOL_VERSION, named, "fuzz", [32, 33], token, bytes(NONCE_BYTES))
                 assert exchange(sock, encode_request(1, Kind.HELLO, hello))
         packet = hostile.anything(left)
         answer = exchange(sock, packet)
@@ -95,8 +99,8 @@ def test_anything_that_a_paired_vm_could_say(store: LocalStore, bystander: Local
         store.create(name, 16)
         hostile = Hostile(SEED + number, PAIRED)
         with Wire(store) as wire:
-            wire.hello(operations=sorted(m.REQUIRED_KVM_OPERATIONS))
-            assert isinstance(wire.pair(name), m.PairReply)
+            wire.hello(store.token(name), operations=sorted(m.REQUIRED_KVM_OPERATIONS))
+            assert isinstance(wire.pair(), m.PairReply)
             for id_ in range(2, min(per_vm, total) + 2):
                 packet = hostile.answerable(id_)
                 check_answer(packet, exchange(wire.down, packet))
@@ -159,8 +163,8 @@ def test_a_vm_that_answers_up_calls_with_anything(store: LocalStore, bystander: 
         name = f"file{number}"
         store.create(name, 4)
         with Wire(store) as wire:
-            wire.hello(operations=sorted(m.REQUIRED_KVM_OPERATIONS))
-            wire.pair(name)
+            wire.hello(store.token(name), operations=sorted(m.REQUIRED_KVM_OPERATIONS))
+            wire.pair()
             wire.ask(Kind.BIND, m.Bind(0, 0, 0, 4))
             pfn = wire.get_pfn(0).pfn
             punch = Beside(lambda name=name: _punch(store, name))  # type: ignore[misc]

@@ -18,6 +18,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.proof import PROOF_BYTES
 from memfsd.uapi.units import PAGE_SIZE
 from tests.hostile.packets import HEADER, Hostile
 from tests.hostile.store_by_hand import FRAMES, PAGES, ByHand, window
@@ -97,8 +98,23 @@ def test_more_or_fewer_descriptors_than_two_are_refused(store: ByHand, count: in
 
 
 def answer_pair_without_fds(store: ByHand) -> None:
-    store.answer(m.HelloReply(1, [], FRAMES))
+    store.hello()
     store.answer(m.PairReply(7, PAGES * PAGE_SIZE, 0, 0))
+
+
+def test_a_store_that_cannot_prove_the_token_is_told_nothing_more(store: ByHand) -> None:
+    """It learns an id that opens nothing: PAIR is not said, and no window of its making is touched."""
+    slot = store.set_slot()
+    store.hello(key=b"a guess of the k")
+    refused_as(slot, errno.EPERM)
+    assert store.down.recv(MAX_PACKET_BYTES) == b"", "the VM has hung up"
+
+
+@pytest.mark.parametrize("proof", [b"", bytes(PROOF_BYTES)])
+def test_a_store_without_a_proof_is_no_store(store: ByHand, proof: bytes) -> None:
+    slot = store.set_slot()
+    store.answer(m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), FRAMES, bytes(16), proof))
+    refused_as(slot, errno.EPERM)
 
 
 @pytest.mark.parametrize("kind", ["window", "stream", "datagram", "internet", "pipe"])
@@ -140,7 +156,7 @@ def test_a_pool_that_is_not_as_long_as_its_window_is_refused(store: ByHand, fram
         HEADER.pack(1, Kind.HELLO | m.REPLY, 0) + b"\xc0",
         HEADER.pack(1, Kind.HELLO | m.REPLY, 0) + bytes(MAX_PACKET_BYTES),
         HEADER.pack(1, Kind.HELLO | m.REPLY, 7) + b"\xff",
-        encode_request(1, Kind.HELLO, m.Hello(1, m.Role.GUEST, "me too", [])),
+        encode_request(1, Kind.HELLO, m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, "me too", [], b"", bytes(16))),
     ],
     ids=["byte", "zeros", "request", "other id", "other kind", "nil", "oversized", "no reason", "HELLO back"],
 )

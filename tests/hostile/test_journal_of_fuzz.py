@@ -26,7 +26,7 @@ def test_the_journal_of_a_fuzzed_store_keeps_all_rules(tmp_path: Path) -> None:
         anything, paired = Hostile(SEED, GREETING), Hostile(SEED, PAIRED)
         with Wire(store) as wire:
             wire.hello(operations=sorted(m.REQUIRED_KVM_OPERATIONS))
-            wire.pair("file")
+            wire.pair()
             for id_ in range(count):
                 assert exchange(wire.down, paired.answerable(id_)) is not None
                 with store.connect() as sock:

@@ -17,6 +17,7 @@ from memfsd.uapi import messages as m
 from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES, MAX_RUNS_PER_REPORT
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.proof import KVM, PROOF_BYTES, Token, prove
 from memfsd.uapi.units import PAGE_SIZE
 from tests.hostile.packets import HEADER
 from tests.support.both_sides import LocalStore, errno_of, page
@@ -44,7 +45,7 @@ def liar(store: LocalStore) -> Wire:
     store.create("file", 64)
     wire = Wire(store)
     wire.hello(operations=sorted(m.REQUIRED_KVM_OPERATIONS))
-    wire.pair("file")
+    wire.pair()
     wire.ask(Kind.BIND, m.Bind(0, 0, 0, 64))
     return wire
 
@@ -178,7 +179,7 @@ def test_an_operations_table_that_lies(store: LocalStore) -> None:
     store.create("file", 4)
     with Wire(store) as wire:
         wire.hello(operations=[*m.KVM_OPERATIONS, *range(1000, 1050)])
-        assert isinstance(wire.pair("file"), m.PairReply)
+        assert isinstance(wire.pair(), m.PairReply)
         check = Beside(store.findings)
         _, id_, _ = wire.called()
         assert wire.up is not None
@@ -205,8 +206,8 @@ def test_who_never_reads_its_answers_is_cut_off(store: LocalStore, liar: Wire, m
     store.create("slow", 8)
     monkeypatch.setattr(memfsd.guests.session, "ACK_DEADLINE_S", 0.2)
     with liar, Wire(store) as slow:
-        slow.hello()
-        slow.pair("slow")
+        slow.hello(store.token("slow"))
+        slow.pair()
         slow.down.setblocking(False)
         packet, sent = encode_request(1, Kind.STAT, m.Empty()), 0
 
@@ -263,16 +264,17 @@ def test_what_a_vm_binds_is_bounded(store: LocalStore, liar: Wire, monkeypatch: 
         liar.ask(Kind.BYE)
 
 
-def test_tokens_that_are_wrong_used_or_old_open_nothing(store: LocalStore) -> None:
+def test_tokens_that_are_wrong_or_of_another_file_open_nothing(store: LocalStore) -> None:
     store.create("file", 4)
-    tokens = [store.token("file") for _ in range(40)]
+    store.create("other", 4)
+    own, others = store.token("file"), store.token("other")
     with Wire(store) as wire:
-        wire.hello()
-        for token in (bytes(16), b"\xff" * 16, tokens[0], tokens[-17]):
-            assert wire.pair("file", token) == "EACCES"
-        assert isinstance(wire.pair("file", tokens[-1]), m.PairReply)
+        mixed = Token(own.id, others.key)
+        wire.hello(own)
+        assert wire.pair(prove(KVM, mixed, wire.nonce, wire.store_nonce)) == "EACCES"
+        assert wire.pair(bytes(PROOF_BYTES)) == "EACCES"
+        assert isinstance(wire.pair(), m.PairReply)
         wire.ask(Kind.BYE)
     with Wire(store) as again:
-        again.hello()
-        assert again.pair("file", tokens[-1]) == "EACCES"
-        assert again.pair("file", tokens[-2]) == "EPERM"
+        again.hello(store.token("file"))
+        assert again.pair() == "EPERM"

@@ -3,16 +3,12 @@
 import contextlib
 import json
 import os
-import shutil
 import socket
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from memfsd.uapi.limits import GREETING_DEADLINE_S, MAX_HALF_OPEN_PER_UID
 from tests.hostile.tally import SEED, share, tried
@@ -36,20 +32,6 @@ for number in range(count):
 print("held", flush=True)
 sys.stdin.read()
 """
-
-
-@pytest.fixture
-def mounted() -> Iterator[Mount]:
-    """Reachable for all users: pytest's own directories are not."""
-    base = Path(tempfile.mkdtemp(prefix="memfsd-hostile-"))
-    base.chmod(0o755)
-    made = Mount(base, "size=64M,allow_other")
-    try:
-        yield made
-    finally:
-        made.remove()
-        made.check_log()
-        shutil.rmtree(base)
 
 
 def counts(mount: Mount) -> dict[str, int]:
@@ -129,20 +111,23 @@ import socket
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import decode_header, encode_request
 from memfsd.uapi.messages import Kind
+from tests.support.greeting import hello
 os.setgroups([]); os.setgid({SOMEBODY}); os.setuid({SOMEBODY})
 fd = os.open({str(mounted.path / "vm.mem")!r}, os.O_WRONLY)
-token = os.getxattr(fd, "user.memfsd.token")
-for role, kind, body in ((0, Kind.PAIR, m.Pair(token)), (1, Kind.CHECK, m.Empty()), (1, Kind.LIST, m.Empty()),
-                         (1, Kind.MAP, m.Map(os.fstat(fd).st_ino, 0))):
+def connect():
     sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     sock.connect({str(mounted.socket)!r})
-    sock.send(encode_request(1, Kind.HELLO, m.Hello(1, m.Role(role), "thief", [32, 33])))
+    return sock
+print("HELLO", os.strerror(hello(connect(), fd, "thief", [32, 33])))
+for kind, body in ((Kind.CHECK, m.Empty()), (Kind.LIST, m.Empty()), (Kind.MAP, m.Map(os.fstat(fd).st_ino, 0))):
+    sock = connect()
+    sock.send(encode_request(1, Kind.HELLO, m.Hello(m.PROTOCOL_VERSION, m.Role.OBSERVER, "thief", [], b"", bytes(16))))
     assert decode_header(sock.recv(65536)).errno == 0
     sock.send(encode_request(2, kind, body))
     print(kind.name, os.strerror(decode_header(sock.recv(65536)).errno))
 """
     told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
-    assert told.stdout.splitlines() == [f"{kind} Permission denied" for kind in ("PAIR", "CHECK", "LIST", "MAP")], told
+    assert told.stdout.splitlines() == [f"{kind} Permission denied" for kind in ("HELLO", "CHECK", "LIST", "MAP")], told
     assert os.getxattr(mounted.path / "vm.mem", "user.memfsd.owner") == b"none"
 
 

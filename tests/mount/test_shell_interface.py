@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from memfsd.uapi import names
+from memfsd.uapi.proof import TOKEN_BYTES
 from memfsd.uapi.seals import Seal
 from tests.support.real_mount import (
     PAGE,
@@ -317,7 +318,7 @@ def test_each_read_of_the_token_makes_another_and_none_is_listed(place: Path) ->
     path = make(place, "guest", PAGE)
     with opened(path, os.O_WRONLY) as fd:
         tokens = {os.getxattr(fd, TOKEN) for _ in range(100)}
-        assert len(tokens) == 100 and {len(token) for token in tokens} == {16}
+        assert len(tokens) == 100 and {len(token) for token in tokens} == {TOKEN_BYTES}
         assert TOKEN not in os.listxattr(fd)
     assert TOKEN not in sh("getfattr -d -m - f", place)
 

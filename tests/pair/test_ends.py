@@ -181,6 +181,7 @@ def test_a_window_that_could_shrink_is_refused(store: LocalStore, monkeypatch: p
 CHILD = """
 import os, sys
 from kvmsim import link
+from memfsd.uapi.proof import split_token
 from kvmsim.core.vm import Vm
 from kvmsim.guest import Guest
 from kvmsim.machine import Machine
@@ -188,7 +189,7 @@ from kvmsim.machine import Machine
 path, socket_path, token = sys.argv[1:]
 
 def pair(fd, vm, callbacks):
-    return link.StoreLink(fd, link._connect(socket_path), bytes.fromhex(token), vm, callbacks)
+    return link.StoreLink(fd, link._connect(socket_path), split_token(bytes.fromhex(token)), vm, callbacks)
 
 machine = Machine(Vm("child"), pair)
 machine.set_private_slot(0, 0, 64 << 12, 0, path, 0)
@@ -202,7 +203,7 @@ sys.stdin.read()
 def child(store: LocalStore) -> Iterator["subprocess.Popen[bytes]"]:
     """Another process with the file paired and 15 pages written; killed at the latest at the end."""
     store.create("file", 64)
-    command = [sys.executable, "-c", CHILD, store.path("file"), store.socket_path, store.token("file").hex()]
+    command = [sys.executable, "-c", CHILD, store.path("file"), store.socket_path, b"".join(store.token("file")).hex()]
     process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT)
     assert process.stdout is not None
     assert process.stdout.readline() == b"ready\n"

@@ -112,12 +112,13 @@ from kvmsim.core.vm import Vm
 from kvmsim.guest import Guest
 from kvmsim.journal.record import JournaledMachine, JournaledMmu
 from kvmsim import link
+from memfsd.uapi.proof import split_token
 from tests.support.journaled import recording
 
 path, socket_path, token, journal_path = sys.argv[1:]
 
 def pair(fd, vm, callbacks, journal):
-    return link.StoreLink(fd, link._connect(socket_path), bytes.fromhex(token), vm, callbacks, journal)
+    return link.StoreLink(fd, link._connect(socket_path), split_token(bytes.fromhex(token)), vm, callbacks, journal)
 
 with recording(Path(journal_path), "kvmsim") as journal:
     machine = JournaledMachine(Vm("child", mmu=JournaledMmu(journal, "child")), journal, pair)
@@ -137,7 +138,14 @@ def test_a_death_and_a_silence_in_the_middle_keep_all_rules(
     with recording(store_path, "memfsd") as journal:
         store = LocalStore(tmp_path, 64, journal)
         store.create("file", 16)
-        command = [sys.executable, "-c", CHILD, store.path("file"), store.socket_path, store.token("file").hex()]
+        command = [
+            sys.executable,
+            "-c",
+            CHILD,
+            store.path("file"),
+            store.socket_path,
+            b"".join(store.token("file")).hex(),
+        ]
         child = subprocess.Popen(
             [*command, str(vm_path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=Path(__file__).parents[2]
         )

@@ -8,11 +8,13 @@ import pytest
 
 import kvmsim.link
 import memfsd.guests.session
+from memfsd.core.inodes import InodeTable
 from memfsd.guests.process import PeerProcess
 from memfsd.uapi import messages as m
 from memfsd.uapi import names
-from memfsd.uapi.limits import MAX_TOKENS_PER_FILE
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.mounts import Mount
+from memfsd.uapi.proof import KEY_BYTES, KVM, PROOF_BYTES, STORE, TOKEN_BYTES, Token, prove
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, errno_of, page
 from tests.support.wire import Wire, settled
@@ -23,7 +25,7 @@ def test_pairing_hands_over_a_window_as_long_as_the_pool_and_an_up_channel(store
     with Wire(store) as wire:
         hello = wire.hello()
         assert (hello.version, hello.pool_frames) == (m.PROTOCOL_VERSION, 1024)
-        reply = wire.pair("file")
+        reply = wire.pair()
         assert (reply.ino, reply.size_bytes, reply.order, reply.seq) == (file.ino, page(8), 0, 0)
         assert os.fstat(wire.window).st_size == 1024 * PAGE_SIZE
         assert fcntl.fcntl(wire.window, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK, "no SIGBUS for who maps it"
@@ -38,38 +40,67 @@ def test_hello_exchanges_the_operation_tables(store: LocalStore) -> None:
         assert not m.RESERVED_KINDS & (m.STORE_OPERATIONS | m.KVM_OPERATIONS), "no reserved one is offered"
 
 
-def test_a_token_works_once(store: LocalStore) -> None:
+def test_a_token_pairs_one_vm(store: LocalStore) -> None:
     store.create("file", 8)
     token = store.token("file")
     with Wire(store) as first, Wire(store) as second:
-        first.hello()
-        assert isinstance(first.pair("file", token), m.PairReply)
-        second.hello()
-        assert second.pair("file", token) == "EACCES"
+        first.hello(token)
+        assert isinstance(first.pair(), m.PairReply)
+        second.hello(token)
+        assert second.pair() == "EPERM"
         first.ask(Kind.BYE)
 
 
-def test_a_wrong_token_is_eacces_and_the_right_one_still_works(store: LocalStore) -> None:
+def test_a_wrong_proof_is_eacces_and_the_right_one_still_works(store: LocalStore) -> None:
     store.create("file", 8)
-    with Wire(store) as wire:
+    with Wire(store) as wire, Wire(store) as other:
         wire.hello()
-        assert wire.pair("file", os.urandom(16)) == "EACCES"
-        assert wire.pair("file", bytes(16)) == "EACCES"
-        assert isinstance(wire.pair("file"), m.PairReply)
+        assert wire.pair(b"") == "EINVAL"
+        assert wire.pair(bytes(PROOF_BYTES)) == "EACCES"
+        assert wire.pair(prove(STORE, wire.token, wire.nonce, wire.store_nonce)) == "EACCES", (
+            "the store's own, reflected"
+        )
+        other.hello(wire.token)
+        assert wire.pair(prove(KVM, other.token, other.nonce, other.store_nonce)) == "EACCES", "of another connection"
+        thief = Token(wire.token.id, bytes(KEY_BYTES))
+        assert wire.pair(prove(KVM, thief, wire.nonce, wire.store_nonce)) == "EACCES", "the id without the key"
+        assert isinstance(wire.pair(), m.PairReply)
         wire.ask(Kind.BYE)
 
 
-def test_only_the_last_tokens_are_remembered(store: LocalStore) -> None:
+@pytest.mark.parametrize("id_", [b"", bytes(16), b"\xff" * 16, (1).to_bytes(8, "little") + bytes(8)])
+def test_a_token_that_no_file_made_is_eacces(store: LocalStore, id_: bytes) -> None:
     store.create("file", 8)
-    oldest = store.token("file")
-    second = store.token("file")
-    for _ in range(MAX_TOKENS_PER_FILE - 1):
-        store.token("file")
+    store.token("file")
     with Wire(store) as wire:
-        wire.hello()
-        assert wire.pair("file", oldest) == "EACCES"
-        assert isinstance(wire.pair("file", second), m.PairReply)
+        assert wire.hello(token=Token(id_, bytes(16))) == "EACCES"
+        assert isinstance(wire.hello(), m.HelloReply)
+
+
+def test_tokens_of_others_use_up_nothing(store: LocalStore) -> None:
+    """A reader of the file may read as many as he likes: the owner's first one still pairs, and the store grows by
+    nothing. Decision 17."""
+    store.create("file", 8)
+    first = store.token("file")
+    assert len({store.token("file").id for _ in range(2000)}) == 2000
+    with Wire(store) as wire:
+        wire.hello(first)
+        assert isinstance(wire.pair(), m.PairReply)
         wire.ask(Kind.BYE)
+
+
+def test_a_token_is_looked_up_without_a_look_at_other_files(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each HELLO once went through all inodes with the store's lock held, and every stat(2) waited for that."""
+    store.create("file", 8)
+    token = store.token("file")
+    with monkeypatch.context() as patched:
+        patched.setattr(InodeTable, "__iter__", lambda _: pytest.fail("all inodes were visited"))
+        patched.setattr(InodeTable, "sealed_files", lambda _: pytest.fail("all sealed files were visited"))
+        with Wire(store) as wire:
+            assert wire.hello(token=Token(bytes(16), bytes(16))) == "EACCES"
+            assert isinstance(wire.hello(token), m.HelloReply)
+            assert isinstance(wire.pair(), m.PairReply)
+            wire.ask(Kind.BYE)
 
 
 def test_a_second_vm_is_eperm_while_the_first_lives_and_ever_after(store: LocalStore) -> None:
@@ -77,11 +108,11 @@ def test_a_second_vm_is_eperm_while_the_first_lives_and_ever_after(store: LocalS
     with Wire(store) as first, Wire(store) as second:
         first.paired("file", 8)
         second.hello(vm="second")
-        assert second.pair("file") == "EPERM"
+        assert second.pair() == "EPERM"
         assert first.ask(Kind.PING) == m.Empty(), "the first one does not notice"
         first.ask(Kind.BYE)
         assert first.ended()
-        assert second.pair("file") == "EPERM"
+        assert second.pair() == "EPERM"
 
 
 def test_a_vm_that_lost_its_connection_is_a_second_vm(store: LocalStore) -> None:
@@ -91,10 +122,10 @@ def test_a_vm_that_lost_its_connection_is_a_second_vm(store: LocalStore) -> None
         first.ask(Kind.BYE)
     with Wire(store) as again:
         again.hello()
-        assert again.pair("file") == "EPERM"
+        assert again.pair() == "EPERM"
 
 
-@pytest.mark.parametrize("version", [0, 2, 0xFFFFFFFF])
+@pytest.mark.parametrize("version", [0, 1, 3, 0xFFFFFFFF])
 def test_another_version_is_refused_and_the_right_one_may_be_said_then(store: LocalStore, version: int) -> None:
     with Wire(store) as wire:
         assert wire.hello(version=version) == "EPROTONOSUPPORT"
@@ -111,7 +142,7 @@ def test_hello_twice_is_eproto(store: LocalStore) -> None:
 @pytest.mark.parametrize(
     ("kind", "body"),
     [
-        (Kind.PAIR, m.Pair(bytes(16))),
+        (Kind.PAIR, m.Pair(bytes(32))),
         (Kind.BIND, m.Bind(0, 0, 0, 1)),
         (Kind.UNBIND, m.Unbind(0, 1)),
         (Kind.GET_PFN, m.GetPfn(0, 1)),
@@ -142,7 +173,7 @@ def test_pair_twice_is_eproto(store: LocalStore) -> None:
     store.create("other", 8)
     with Wire(store) as wire:
         wire.paired("file", 8)
-        assert wire.pair("other") == "EPROTO"
+        assert wire.pair() == "EPROTO"
         assert store.guest("other").pairing is None
         wire.ask(Kind.BYE)
 
@@ -152,7 +183,7 @@ def test_an_observer_can_look_but_not_pair(store: LocalStore) -> None:
     with Wire(store) as wire:
         wire.hello(role=m.Role.OBSERVER)
         assert wire.ask(Kind.CHECK).findings == []
-        assert wire.pair("file") == "EPROTO"
+        assert wire.pair() == "EPROTO"
         assert wire.get_pfn(0) == "EPROTO"
 
 
@@ -161,7 +192,7 @@ def test_a_vm_that_can_not_be_invalidated_can_not_pair(store: LocalStore, missin
     store.create("file", 8)
     with Wire(store) as wire:
         wire.hello(operations=sorted(m.KVM_OPERATIONS - {missing}))
-        assert wire.pair("file") == "EOPNOTSUPP"
+        assert wire.pair() == "EOPNOTSUPP"
     assert store.guest("file").pairing is None
 
 
@@ -169,7 +200,7 @@ def test_a_vm_without_report_is_never_asked_for_it(store: LocalStore) -> None:
     store.create("file", 8)
     with Wire(store) as wire:
         wire.hello(operations=sorted(m.REQUIRED_KVM_OPERATIONS))
-        wire.pair("file")
+        wire.pair()
         assert store.findings() == []
         assert wire.up is not None
         wire.up.setblocking(False)
@@ -187,11 +218,14 @@ def test_only_the_owner_of_the_file_or_root_may_pair(store: LocalStore, monkeypa
     monkeypatch.setattr(memfsd.guests.session, "PeerProcess", Stranger)
     file = store.create("file", 8)
     with Wire(store) as wire:
-        wire.hello()
-        assert wire.pair("file") == "EACCES"
+        assert wire.hello() == "EACCES"
+        file.uid = 4242
+        assert isinstance(wire.hello(), m.HelloReply)
+        file.uid = 0
+        assert wire.pair() == "EACCES", "it was given away since"
         assert store.guest("file").pairing is None
         file.uid = 4242
-        assert isinstance(wire.pair("file"), m.PairReply)
+        assert isinstance(wire.pair(), m.PairReply)
         wire.ask(Kind.BYE)
 
 
@@ -253,7 +287,8 @@ def test_a_file_of_a_store_that_is_gone_is_ehostdown(store: LocalStore, monkeypa
     """The attributes are cached by nobody, so this needs a daemon that dies between them and the connection."""
     store.create("file", 8)
     local = store.vm()
-    attributes = {names.XATTR_SEALS: b"guest", names.XATTR_SOCKET: b"/gone", names.XATTR_TOKEN: bytes(16)}
+    attributes = {names.XATTR_SEALS: b"guest", names.XATTR_SOCKET: b"/gone", names.XATTR_TOKEN: bytes(TOKEN_BYTES)}
     monkeypatch.setattr(os, "getxattr", lambda fd, name: attributes[name])
+    monkeypatch.setattr(kvmsim.link, "mount_of", lambda fd: Mount(os.fstat(fd).st_dev, "/mnt", os.getuid()))
     with open(store.path("file"), "wb") as file:
         assert errno_of(kvmsim.link.pair, file.fileno(), "vm", local.machine) == "EHOSTDOWN"

@@ -44,6 +44,7 @@ from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
+from memfsd.uapi.proof import Token, split_token
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
@@ -107,10 +108,19 @@ class LocalStore:
         assert guest is not None
         return guest
 
-    def token(self, name: str) -> bytes:
+    def token(self, name: str) -> Token:
         """What fgetxattr(2) on the file's fd answers."""
+        return self._token(self._inos[name])
+
+    def _token(self, ino: Ino) -> Token:
         with self.service.lock:
-            return self.service.getxattr(self._inos[name], XATTR_TOKEN, lambda: os.urandom(16))
+            return split_token(self.service.getxattr(ino, XATTR_TOKEN, lambda: os.urandom(16)))
+
+    def last_sealed(self) -> str | None:
+        """The file that was made last."""
+        with self.service.lock:
+            sealed = {file.ino for file in self.service.inodes.sealed_files()}
+        return next((name for name, ino in reversed(self._inos.items()) if ino in sealed), None)
 
     def allocate(self, name: str, start: int, pages: int) -> None:
         with self.service.lock:
@@ -173,9 +183,7 @@ class LocalStore:
     def pair(self, fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) -> StoreLink:
         """For Machine, in the place of kvmsim.link.pair."""
         status = os.fstat(fd)
-        ino = self._by_file[FileId(status.st_dev, status.st_ino)]
-        with self.service.lock:
-            token = self.service.getxattr(ino, XATTR_TOKEN, lambda: os.urandom(16))
+        token = self._token(self._by_file[FileId(status.st_dev, status.st_ino)])
         return StoreLink(fd, self.connect(), token, vm, callbacks, journal)
 
     def vm(self, name: str = "vm0", max_slots: int = MAX_SLOTS, journal: Journal = NO_JOURNAL) -> "LocalVm":

@@ -12,6 +12,7 @@ from memfsd.uapi.errors import errno_name
 from memfsd.uapi.framing import decode_failure, decode_header, decode_reply, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves
 from memfsd.uapi.units import PAGE_SIZE
 
 from .both_sides import LocalStore
@@ -29,6 +30,8 @@ class Wire:
         self.up: socket.socket | None = None
         self.window = -1
         self.id = 0
+        self.token = Token(b"", b"")
+        self.nonce = self.store_nonce = b""
 
     def __enter__(self) -> "Wire":
         return self
@@ -44,18 +47,31 @@ class Wire:
             os.close(self.window)
             self.window = -1
 
-    def hello(self, **changes: Any) -> Any:
-        fields = {
+    def hello(self, token: Token | None = None, **changes: Any) -> Any:
+        """Of a guest with this token, else with one of the sealed file that was made last. Checks the store's proof."""
+        if token is None and self.store.last_sealed() is None:
+            self.store.create("of the wire", 1)
+        self.token = token or self.store.token(self.store.last_sealed() or "")
+        self.nonce = os.urandom(NONCE_BYTES)
+        fields: dict[str, Any] = {
             "version": m.PROTOCOL_VERSION,
             "role": m.Role.GUEST,
             "vm": "wire",
             "operations": sorted(m.KVM_OPERATIONS),
+            "token": self.token.id,
+            "nonce": self.nonce,
         }
-        return self.ask(Kind.HELLO, m.Hello(**{**fields, **changes}))
+        reply = self.ask(Kind.HELLO, m.Hello(**{**fields, **changes}))
+        if isinstance(reply, m.HelloReply):
+            self.store_nonce = reply.nonce
+            is_guest = changes.get("role", m.Role.GUEST) is m.Role.GUEST
+            assert bool(reply.proof) is is_guest
+            assert not is_guest or proves(reply.proof, STORE, self.token, self.nonce, reply.nonce)
+        return reply
 
-    def pair(self, name: str, token: bytes | None = None) -> Any:
+    def pair(self, proof: bytes | None = None) -> Any:
         """PAIR after HELLO; keeps the window and the up channel."""
-        body = m.Pair(self.store.token(name) if token is None else token)
+        body = m.Pair(prove(KVM, self.token, self.nonce, self.store_nonce) if proof is None else proof)
         self.id += 1
         self.down.send(encode_request(self.id, Kind.PAIR, body))
         packet, fds, _, _ = socket.recv_fds(self.down, MAX_PACKET_BYTES, 2)
@@ -67,8 +83,8 @@ class Wire:
 
     def paired(self, name: str, pages: int) -> "Wire":
         """HELLO, PAIR, and BIND of the first pages at GFN 0 in slot 0."""
-        assert isinstance(self.hello(), m.HelloReply)
-        assert isinstance(self.pair(name), m.PairReply)
+        assert isinstance(self.hello(self.store.token(name)), m.HelloReply)
+        assert isinstance(self.pair(), m.PairReply)
         assert isinstance(self.ask(Kind.BIND, m.Bind(0, 0, 0, pages)), m.Empty)
         return self
 

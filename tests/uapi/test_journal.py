@@ -66,7 +66,9 @@ def test_packets_of_both_directions_are_recorded_with_what_is_known(ends: list[s
     disk, warnings = Disk(), list[str]()
     journal = recorded(disk, warnings)
     mine, other = journal.down(ends[0]), ends[1]
-    mine.send(encode_request(1, Kind.HELLO, m.Hello(1, m.Role.GUEST, "alice", [32, 33])))
+    mine.send(
+        encode_request(1, Kind.HELLO, m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, "alice", [32, 33], b"", bytes(16)))
+    )
     other.recv(4096)
     pair = encode_reply(2, Kind.PAIR, m.PairReply(9, 4096, 0, 5))
     socket.send_fds(other, [pair], [0, 1])

@@ -100,7 +100,7 @@ def test_what_a_peer_calls_itself_is_shown_in_printable_lines(
     path = tmp_path / "store.journal"
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with recording(path, "memfsd") as journal, ours, theirs:
-        theirs.send(encode_request(1, Kind.HELLO, m.Hello(1, m.Role.GUEST, name, [])))
+        theirs.send(encode_request(1, Kind.HELLO, m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, name, [], b"", bytes(16))))
         journal.down(ours).recvmsg(4096)
         journal.note("cut" + name, vm=name, why=name)
     lines = read_lines(path)
