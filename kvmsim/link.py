@@ -15,6 +15,7 @@ from memfsd.uapi import messages as m
 from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused, one_line
 from memfsd.uapi.framing import (
+    NOT_LET_IN,
     BadBody,
     decode_failure,
     decode_header,
@@ -169,7 +170,7 @@ class StoreLink:
             except BlockingIOError:
                 raise self._broken(f"the store does not answer {kind.name}") from None
             except OSError as error:
-                raise self._broken(f"the store is gone: {error.strerror}") from None
+                raise self._last_words() or self._broken(f"the store is gone: {error.strerror}") from None
             if not 0 < size <= MAX_PACKET_BYTES:
                 raise self._broken("the store is gone" if size == 0 else f"the store sent {size} bytes")
             try:
@@ -187,10 +188,23 @@ class StoreLink:
     def _refusal(self, packet: bytearray, id_: int, kind: Kind) -> Refused | PeerLost:
         """What a packet that is no success means; BadBody when it has no reason."""
         header = decode_header(packet)
+        if header.id == NOT_LET_IN and kind is Kind.HELLO and header.is_reply and header.errno:
+            return Refused(header.errno, one_line(decode_failure(packet).reason))
         if header.id != id_ or header.kind is not kind or not header.is_reply:
             return self._broken(f"the store answered {header.kind.name} {header.id} to {kind.name} {id_}")
         self.request_count += 1
         return Refused(header.errno, one_line(decode_failure(packet).reason))
+
+    def _last_words(self) -> Refused | None:
+        """A store that has no place for us says so and hangs up, before or after our first request reaches it."""
+        if self._next_id != 2:
+            return None
+        try:
+            size = self._down.recv_into(self._buffer, 0, socket.MSG_TRUNC)
+            said = self._refusal(self._buffer[:size], NOT_LET_IN, Kind.HELLO)
+        except (BadBody, OSError, PeerLost):
+            return None
+        return said if isinstance(said, Refused) else None
 
     def _broken(self, why: str) -> PeerLost:
         """The connection can not be used any more; the up thread sees its end and tells the machine."""

@@ -1,5 +1,6 @@
 """A tool's connection to a running memfsd: HELLO as an observer, then questions."""
 
+import contextlib
 import errno
 import os
 import socket
@@ -68,8 +69,12 @@ class Observer:
     def ask(self, kind: Kind, body: Body, reply: type[_Reply]) -> _Reply:
         """Refused when memfsd says no."""
         try:
-            self._sock.send(encode_request(1, kind, body))
-            packet = self._sock.recv(MAX_PACKET_BYTES)
+            with contextlib.suppress(BrokenPipeError):  # it may have said why it hangs up
+                self._sock.send(encode_request(1, kind, body))
+            try:
+                packet = self._sock.recv(MAX_PACKET_BYTES)
+            except ConnectionResetError:
+                packet = self._sock.recv(MAX_PACKET_BYTES)
         except OSError as error:
             raise PeerLost(f"{kind.name}: {error.strerror or 'no answer in time'}") from None
         if not packet:

@@ -17,24 +17,24 @@ Facts = dict[str, Any]
 
 def run(mountpoint: str, store: Store, *, interval_s: float, count: int, as_json: bool) -> int:
     """Print a view each interval_s: over the last one on a terminal, else one after the other. 0 counts: for ever."""
-    with Observer(store) as observer:
-        for number, facts in enumerate(_samples(observer, interval_s), 1):
-            if as_json:
-                print(json.dumps({"mount": mountpoint, **facts}), flush=True)
-            else:
-                clear = _CLEAR if sys.stdout.isatty() else ""
-                print(clear + _view(mountpoint, facts), flush=True)
-            if number == count:
-                break
-            time.sleep(interval_s)
+    for number, facts in enumerate(_samples(store, interval_s), 1):
+        if as_json:
+            print(json.dumps({"mount": mountpoint, **facts}), flush=True)
+        else:
+            clear = _CLEAR if sys.stdout.isatty() else ""
+            print(clear + _view(mountpoint, facts), flush=True)
+        if number == count:
+            break
+        time.sleep(interval_s)
     return 0
 
 
-def _samples(observer: Observer, interval_s: float) -> Iterator[Facts]:
+def _samples(store: Store, interval_s: float) -> Iterator[Facts]:
     before: dict[int, FileReport] = {}
     at = time.monotonic()
     while True:
-        reply = observer.ask(Kind.LIST, Empty(), ListReply)
+        with Observer(store) as observer:  # a connection each: one that waits for its next question is ended
+            reply = observer.ask(Kind.LIST, Empty(), ListReply)
         now = time.monotonic()
         elapsed = max(now - at, 1e-9) if before else interval_s
         yield _facts(reply, before, elapsed)

@@ -101,7 +101,7 @@ POINTS: tuple[Point, ...] = (
     Point("frames freed", "memfsd.core.service:Service.scrubbed", "store"),
     # memfsd: the world outside the core
     Point("frames zeroed", "memfsd.backing:Backing.punch", "store", _zeroed),
-    Point("window made", "memfsd.backing:Backing.window", "store"),
+    Point("window made", "memfsd.backing:Backing.make_window", "store"),
     Point("window dropped", "memfsd.backing:Backing.drop_window", "store"),
     # kvmsim
     Point("staleness tested", "kvmsim.core.mmu:Mmu.install", "vm", _ept(Kind.READ)),

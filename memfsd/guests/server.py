@@ -17,14 +17,14 @@ from memfsd.performer import Performer
 from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
-from memfsd.uapi.limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_UID, MAX_HALF_OPEN_PER_UID
+from memfsd.uapi.limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_UID, MAX_UNPAIRED_PER_UID, RESERVED_CONNECTIONS
 from memfsd.uapi.messages import Empty, Kind, Revoke
 from memfsd.uapi.sockets import peer_of
 
 from . import rundir
 from .brackets import Brackets
 from .checker import Checker
-from .session import Session
+from .session import Session, refuse
 
 log = logging.getLogger("memfsd.guests")
 
@@ -51,6 +51,7 @@ class GuestServer:
         """Users whose last connection was refused; the acceptor's own."""
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._listener = _listen(path)
+        self._spare = _spare_fd()
         self._acceptor = sync.thread(self._accept, "accept")
 
     def start(self) -> None:
@@ -74,6 +75,9 @@ class GuestServer:
                 with contextlib.suppress(PeerLost):
                     peer.up.call(Kind.REVOKE, Revoke("the store is unmounted"), Empty)
         os.close(self._stop_write)
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
         with self._lock:
             sessions = dict(self._sessions)
         for session in sessions.values():
@@ -92,12 +96,14 @@ class GuestServer:
                 sock, _ = self._listener.accept()
             except OSError as error:
                 if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
-                    log.warning("a connection was refused: %s", error.strerror)
-                    time.sleep(0.1)
+                    spared = self._accept_without_fds(error)
+                    if spared is None:
+                        continue
+                    sock = spared
+                elif error.errno in (errno.ECONNABORTED, errno.EPERM):
                     continue
-                if error.errno in (errno.ECONNABORTED, errno.EPERM):
-                    continue
-                return
+                else:
+                    return
             uid = peer_of(sock).uid
             why = self._too_many(uid)
             if why:
@@ -105,7 +111,7 @@ class GuestServer:
                 if uid not in self._refusing:
                     log.warning("a connection of uid %d was refused: %s", uid, why)
                     self._refusing.add(uid)
-                sock.close()
+                refuse(sock, errno.EUSERS, why)
                 continue
             self._refusing.discard(uid)
             self._begin(sock, uid)
@@ -115,11 +121,34 @@ class GuestServer:
         with self._lock:
             sessions = list(self._sessions.values())
         theirs = [session for session in sessions if session.uid == uid]
-        if sum(session.is_half_open for session in theirs) >= MAX_HALF_OPEN_PER_UID:
-            return f"{MAX_HALF_OPEN_PER_UID} have not paired yet"
-        if uid not in (0, os.getuid()) and len(theirs) >= MAX_CONNECTIONS_PER_UID:
-            return f"{MAX_CONNECTIONS_PER_UID} of a user are open"
-        return f"{MAX_CONNECTIONS} are open" if len(sessions) >= MAX_CONNECTIONS else ""
+        if sum(not session.is_paired for session in theirs) >= MAX_UNPAIRED_PER_UID:
+            return f"{MAX_UNPAIRED_PER_UID} have not paired yet"
+        places = MAX_CONNECTIONS
+        if uid not in (0, os.getuid()):
+            if len(theirs) >= MAX_CONNECTIONS_PER_UID:
+                return f"{MAX_CONNECTIONS_PER_UID} of a user are open"
+            places -= RESERVED_CONNECTIONS
+        return f"{places} are open" if len(sessions) >= places else ""
+
+    def _accept_without_fds(self, error: OSError) -> socket.socket | None:
+        """Over the descriptor that is kept for it, to say why it is not let in; None when that was done."""
+        log.warning("a connection was refused: %s", error.strerror)
+        if self._spare >= 0:
+            os.close(self._spare)
+            self._spare = -1
+        try:
+            sock, _ = self._listener.accept()
+        except OSError:
+            time.sleep(0.1)
+            return None
+        try:
+            self._spare = _spare_fd()
+        except OSError:
+            refuse(sock, error.errno or errno.ENFILE, f"it has no resources left ({error.strerror})")
+            with contextlib.suppress(OSError):
+                self._spare = _spare_fd()
+            return None
+        return sock  # there was one again by the time somebody connected
 
     def _begin(self, sock: socket.socket, uid: int) -> None:
         session = Session(
@@ -149,6 +178,10 @@ class GuestServer:
         finally:
             with self._lock:
                 del self._sessions[threading.current_thread()]
+
+
+def _spare_fd() -> int:
+    return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
 
 
 def _listen(path: str) -> socket.socket:

@@ -21,6 +21,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import (
     HEADER_BYTES,
     NO_BODY,
+    NOT_LET_IN,
     REQUEST_DECODERS,
     BadPacket,
     Packet,
@@ -42,8 +43,9 @@ from .upchannel import UpChannel, set_deadline, timeval
 log = logging.getLogger("memfsd.guests")
 
 BYE = "BYE"
-_HALF_OPEN = frozenset({State.CONNECTED, State.GREETED})
+_SHORT_LIVED = frozenset({State.CONNECTED, State.GREETED, State.OBSERVING})
 _ENDED = State.ENDED
+_QUESTIONS = frozenset({Kind.CHECK, Kind.MAP, Kind.LIST})
 
 _Handler = Callable[[Any], m.Body]
 _Step = tuple[Kind, Callable[[Packet], m.Body], _Handler, State]
@@ -106,7 +108,7 @@ class Session:
     def _enter(self, state: State) -> None:
         if state is State.GREETED and self._hello is not None and self._hello.role is m.Role.OBSERVER:
             state = State.OBSERVING
-        self._state, self._half_open = state, state in _HALF_OPEN
+        self._state, self._short_lived = state, state in _SHORT_LIVED
         # What is legal now, by the word in the header: a fault finds all that it needs in one look-up.
         self._steps: dict[int, _Step] = {
             kind: (kind, REQUEST_DECODERS[kind], self._handlers[kind], following)
@@ -118,8 +120,8 @@ class Session:
         """Serve until the end; whatever happens, frames, fds and the process handle are settled."""
         try:
             process = PeerProcess(self._sock)
-        except OSError:
-            self._sock.close()
+        except OSError as error:
+            refuse(self._sock, error.errno or errno.EIO, f"no handle on its process ({error.strerror})")
             return
         try:
             try:
@@ -136,9 +138,9 @@ class Session:
             process.close()
 
     @property
-    def is_half_open(self) -> bool:
-        """Not paired yet, and no observer; from any thread."""
-        return self._state in _HALF_OPEN
+    def is_paired(self) -> bool:
+        """Or was, until its end is settled; from any thread."""
+        return self._file is not None
 
     def stop(self) -> None:
         """From another thread: the store ends."""
@@ -149,7 +151,7 @@ class Session:
         """Requests and replies until the connection ends; why it did."""
         self._process = process
         set_deadline(self._sock, GREETING_DEADLINE_S)
-        half_open_until = time.monotonic() + GREETING_DEADLINE_S
+        self._until = time.monotonic() + GREETING_DEADLINE_S
         buffer = bytearray(MAX_PACKET_BYTES)
         sock = self._sock
         receive, send = sock.recv_into, sock.send
@@ -158,13 +160,13 @@ class Session:
                 size = receive(buffer, 0, socket.MSG_TRUNC)
                 if not HEADER_BYTES <= size <= MAX_PACKET_BYTES:
                     return f"it sent a packet of {size} bytes" if size else "it closed the connection"
+                if self._short_lived and time.monotonic() > self._until:
+                    return "it did not pair, or ask anything, in time"
                 reply = self._answer(buffer, size)
                 if self._fds:
                     self._send_with_fds(reply)
                 else:
                     send(reply)
-                if self._half_open and time.monotonic() > half_open_until:
-                    return "it did not pair in time"
             return BYE
         except BlockingIOError:
             return "it did not answer in time"
@@ -187,6 +189,8 @@ class Session:
             return encode_failure(id_, kind, refused.errno, refused.reason)
         if following is not self._state:
             self._enter(following)
+        elif kind in _QUESTIONS:  # PING, and what is refused, keep no place
+            self._until = time.monotonic() + GREETING_DEADLINE_S
         return encode_reply(id_, kind, reply)
 
     def _refusal(self, packet: bytearray) -> bytes:
@@ -358,6 +362,14 @@ class Session:
                 del self._brackets.peers[peer.ino]
             self._performer.perform(effects)
         log.info("inode %d: VM %s is gone (%s), its frames are free", peer.ino, peer.vm, why)
+
+
+def refuse(sock: socket.socket, number: int, why: str) -> None:
+    """To a connection that has said nothing: why it is not let in. A new socket has room for a packet: no wait."""
+    reason = f"memfsd lets no more connections in: {why}: end some, or try again later"
+    with contextlib.suppress(OSError):
+        sock.send(encode_failure(NOT_LET_IN, Kind.HELLO, number, reason))
+    sock.close()
 
 
 def _plain(name: str) -> str:

@@ -12,6 +12,9 @@ from .errors import PeerLost
 from .limits import MAX_PACKET_BYTES
 from .messages import REPLIES, REPLY, REQUESTS, Body, Failure, Kind
 
+NOT_LET_IN = 0
+"""The id of a failure that answers no request: the store has no place for this connection, and says why."""
+
 Packet = bytes | bytearray | memoryview
 
 _HEADER = struct.Struct("<IHH")

@@ -27,8 +27,11 @@ MAX_AHEAD_PAGES = 4096
 MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_PER_UID = 512
 """Of one user, but for root and the one who mounted: one user can not take all places."""
-MAX_HALF_OPEN_PER_UID = 128
-"""Of one user, root included, before PAIR or as long as no role is known: each ends at GREETING_DEADLINE_S."""
+RESERVED_CONNECTIONS = 64
+"""Of MAX_CONNECTIONS: places that only root and the one who mounted get, however many users take all others."""
+MAX_UNPAIRED_PER_UID = 128
+"""Of one user, root included, that have not paired, observers among them: each ends at GREETING_DEADLINE_S, but for
+observers that go on asking."""
 MAX_BINDINGS_PER_FILE = 32768
 MAX_RUNS_PER_REPORT = 1024
 MAX_FILES_PER_LIST = 32
@@ -40,7 +43,7 @@ MAX_GFN = 1 << 40
 """52-bit guest physical addresses; bit 51 is the SHARED bit, so private GFNs end at 2^39."""
 
 GREETING_DEADLINE_S = 5.0
-"""From connect to PAIR: half-open connections end here."""
+"""From connect to PAIR: half-open connections end here, and observers that long after their last question but PING."""
 ACK_DEADLINE_S = 5.0
 """A peer that has not acknowledged an up-call by then is cut off."""
 ANSWER_DEADLINE_S = 30.0

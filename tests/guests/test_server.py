@@ -1,14 +1,24 @@
 """Who gets a connection: places are bounded, for all and for each user."""
 
+import contextlib
+import errno
 import logging
 import os
+import resource
+import socket
+from types import SimpleNamespace
 
 import pytest
 
 import memfsd.guests.server
+import memfsd.guests.session
 from memfsd.uapi import messages as m
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.framing import NOT_LET_IN, decode_failure, decode_header, encode_request
+from memfsd.uapi.limits import GREETING_DEADLINE_S, MAX_PACKET_BYTES
+from memfsd.uapi.messages import Kind
 from memfsd.uapi.sockets import Credentials
-from tests.support.both_sides import LocalStore
+from tests.support.both_sides import LocalStore, page
 from tests.support.threads import until
 from tests.support.wire import Wire
 
@@ -18,9 +28,10 @@ def users(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Who connects next: the last entry."""
     now = [1000]
     monkeypatch.setattr(memfsd.guests.server, "peer_of", lambda _: Credentials(os.getpid(), now[-1], 0))
-    monkeypatch.setattr(memfsd.guests.server, "MAX_HALF_OPEN_PER_UID", 3)
+    monkeypatch.setattr(memfsd.guests.server, "MAX_UNPAIRED_PER_UID", 6)
     monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS_PER_UID", 5)
-    monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS", 9)
+    monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS", 11)
+    monkeypatch.setattr(memfsd.guests.server, "RESERVED_CONNECTIONS", 2)
     return now
 
 
@@ -34,9 +45,14 @@ def observers(store: LocalStore, count: int) -> list[Wire]:
     return made
 
 
-def is_refused(store: LocalStore) -> bool:
+def refusal(store: LocalStore) -> str:
+    """Why one more is not let in."""
     with Wire(store) as wire:
-        return wire.ended()
+        packet = wire.down.recv(MAX_PACKET_BYTES)
+        assert wire.ended()
+    header = decode_header(packet)
+    assert (header.id, header.kind, header.errno) == (NOT_LET_IN, Kind.HELLO, errno.EUSERS)
+    return decode_failure(packet).reason
 
 
 def close(store: LocalStore, wires: list[Wire]) -> None:
@@ -45,42 +61,108 @@ def close(store: LocalStore, wires: list[Wire]) -> None:
     until(lambda: store.server.session_count() == 0, "all sessions end")
 
 
-def test_half_open_connections_of_a_user_are_few_and_those_of_another_are_his(
-    store: LocalStore, users: list[int]
+def test_unpaired_connections_of_a_user_are_few_and_those_of_another_are_his(
+    store: LocalStore, users: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wires = [Wire(store) for _ in range(3)]
+    """Observers among them: two users with 512 each that said PING once locked out root's memfs check."""
+    monkeypatch.setattr(memfsd.guests.server, "MAX_UNPAIRED_PER_UID", 3)
+    wires = [Wire(store), *observers(store, 2)]
     until(lambda: store.server.session_count() == 3, "they are let in")
-    assert is_refused(store)
+    assert "3 have not paired yet" in refusal(store)
     users.append(2000)
     wires += observers(store, 1)
-    users.append(1000)
-    assert isinstance(wires[0].hello(role=m.Role.OBSERVER), m.HelloReply)
-    wires += observers(store, 1)
     close(store, wires)
 
 
-def test_root_has_no_more_half_open_ones_but_all_places(store: LocalStore, users: list[int]) -> None:
-    users.append(0)
-    wires = observers(store, 9)
-    assert is_refused(store)
-    close(store, wires)
+def test_a_vm_that_has_paired_makes_room_for_another(
+    store: LocalStore, users: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memfsd.guests.server, "MAX_UNPAIRED_PER_UID", 1)
+    store.create("file", 4)
+    with Wire(store) as wire:
+        wire.paired("file", 4)
+        close_me = observers(store, 1)
+        wire.ask(Kind.BYE)
+    close(store, close_me)
 
 
-def test_a_user_can_not_take_all_places(store: LocalStore, users: list[int]) -> None:
+def test_a_user_can_not_take_all_places_and_all_users_not_those_of_root(store: LocalStore, users: list[int]) -> None:
     wires = observers(store, 5)
-    assert is_refused(store)
+    assert "5 of a user are open" in refusal(store)
     users.append(2000)
     wires += observers(store, 4)
-    assert is_refused(store), "these are all there are"
+    assert "9 are open" in refusal(store), "but for two"
+    users.append(0)
+    wires += observers(store, 2)
+    assert "11 are open" in refusal(store)
     close(store, wires)
 
 
-def test_a_flood_is_one_line_in_the_log(store: LocalStore, users: list[int], caplog: pytest.LogCaptureFixture) -> None:
+def test_an_observer_that_only_says_ping_is_ended(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PING keeps no place; a question does, until it is old."""
+    clock = [100.0]
+    monkeypatch.setattr(memfsd.guests.session, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    with Wire(store) as pinging, Wire(store) as asking:
+        pinging.hello(role=m.Role.OBSERVER)
+        asking.hello(role=m.Role.OBSERVER)
+        clock[0] += GREETING_DEADLINE_S - 1
+        assert pinging.ask(Kind.PING) == m.Empty()
+        assert isinstance(asking.ask(Kind.LIST), m.ListReply)
+        clock[0] += 2
+        pinging.down.send(encode_request(9, Kind.PING, m.Empty()))
+        assert pinging.ended()
+        assert isinstance(asking.ask(Kind.LIST), m.ListReply)
+        clock[0] += GREETING_DEADLINE_S + 1
+        asking.down.send(encode_request(9, Kind.LIST, m.Empty()))
+        assert asking.ended()
+
+
+def test_a_store_without_descriptors_says_so(store: LocalStore, users: list[int]) -> None:
+    """It was 'HELLO: Broken pipe', or silence until one was free."""
+    store.create("file", 4)
+    files = [os.open("/dev/null", os.O_RDONLY)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    down = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    down.settimeout(10)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, hard))
+        with contextlib.suppress(OSError):
+            while True:
+                files.append(os.dup(files[0]))
+        down.connect(store.socket_path)
+        packet = down.recv(MAX_PACKET_BYTES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+        for fd in files:
+            os.close(fd)
+        down.close()
+    assert decode_header(packet).errno == errno.EMFILE
+    assert "Too many open files" in decode_failure(packet).reason
+    with Wire(store) as wire:
+        assert isinstance(wire.hello(), m.HelloReply)
+
+
+def test_kvmsim_says_why_it_was_not_let_in(
+    store: LocalStore, users: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was 'the store is gone'."""
+    monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS_PER_UID", 0)
+    store.create("file", 4)
+    local = store.vm()
+    with pytest.raises(Refused, match="0 of a user are open: end some, or try again later") as refused:
+        local.private_slot(0, 0, page(4), "file")
+    assert refused.value.errno == errno.EUSERS
+
+
+def test_a_flood_is_one_line_in_the_log(
+    store: LocalStore, users: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memfsd.guests.server, "MAX_UNPAIRED_PER_UID", 3)
     wires = [Wire(store) for _ in range(3)]
     until(lambda: store.server.session_count() == 3, "they are let in")
     with caplog.at_level(logging.WARNING, "memfsd.guests"):
         for _ in range(20):
-            assert is_refused(store)
+            assert refusal(store)
     assert [record.message for record in caplog.records] == [
         "a connection of uid 1000 was refused: 3 have not paired yet"
     ]

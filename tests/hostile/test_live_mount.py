@@ -10,7 +10,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from memfsd.uapi.limits import GREETING_DEADLINE_S, MAX_HALF_OPEN_PER_UID
+from memfsd.uapi.limits import GREETING_DEADLINE_S, MAX_UNPAIRED_PER_UID
 from tests.hostile.tally import SEED, share, tried
 from tests.support.real_mount import BIN, ENVIRONMENT, Mount, sh
 from tests.support.threads import until
@@ -83,7 +83,7 @@ def test_a_thousand_half_open_connections_of_one_user_shut_nobody_out(mounted: M
         use_it(mounted, "meanwhile")
         held = counts(mounted)
         if time.monotonic() - begun < GREETING_DEADLINE_S:
-            assert held["threads"] - before["threads"] <= MAX_HALF_OPEN_PER_UID + 2
+            assert held["threads"] - before["threads"] <= MAX_UNPAIRED_PER_UID + 2
         assert resident(mounted) - memory < MAX_GROWTH_BYTES
         assert mounted.log.count(f"a connection of uid {NOBODY} was refused") >= 1
         assert mounted.log.count("was refused") < 20, "one line for a flood, not one for each"

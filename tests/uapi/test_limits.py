@@ -86,7 +86,7 @@ def test_a_check_holds_brackets_for_less_than_an_invalidation_waits_for_one() ->
 
 
 def test_no_user_can_take_all_connections() -> None:
-    assert limits.MAX_HALF_OPEN_PER_UID < limits.MAX_CONNECTIONS_PER_UID < limits.MAX_CONNECTIONS
+    assert limits.MAX_UNPAIRED_PER_UID < limits.MAX_CONNECTIONS_PER_UID < limits.MAX_CONNECTIONS
 
 
 def test_the_largest_packet_fits_in_a_record_of_a_journal() -> None:
