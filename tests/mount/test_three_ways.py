@@ -151,6 +151,25 @@ def test_memfd_encrypted_passes_over_the_mount_of_a_dead_daemon(
         memfd_encrypted("vm", PAGE)
 
 
+def test_memfd_encrypted_does_not_choose_among_mounts(
+    mount: MountFactory, place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first that answers may be another user's, who would get the memory."""
+    other = mount("size=16M")
+    monkeypatch.delenv("MEMFSD_MOUNT", raising=False)
+    monkeypatch.setattr(encrypted, "_mounts", lambda: [str(other.path), str(place)])
+    with pytest.raises(OSError, match="several memfsd mounts answer: set MEMFSD_MOUNT to one of ") as caught:
+        memfd_encrypted("vm", PAGE)
+    assert caught.value.errno == errno.ENOTUNIQ
+    assert str(other.path) in str(caught.value)
+    assert str(place) in str(caught.value)
+    fd = memfd_encrypted("vm", PAGE, mount=str(place))
+    try:
+        assert os.fstat(fd).st_dev == os.stat(place).st_dev
+    finally:
+        os.close(fd)
+
+
 # -- -o guest
 
 
