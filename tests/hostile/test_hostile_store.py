@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+import kvmsim.link
 from kvmsim.core.exits import MemoryErrorExit
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
@@ -414,3 +415,23 @@ def fuzz_faults(store: ByHand, hostile: Hostile, budget: int) -> int:
 def is_asked(store: ByHand) -> bool:
     """A request of the VM lies in the down channel."""
     return bool(select.select([store.down], [], [], 0)[0])
+
+
+def test_a_store_that_is_stopped_while_its_queue_is_full_is_ehostdown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """connect(2) waits for a place in the queue, and has a deadline as every other wait."""
+    monkeypatch.setattr(kvmsim.link, "ANSWER_DEADLINE_S", 1)
+    path = str(tmp_path / "socket")
+    waiting: list[socket.socket] = []
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen(0)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+                waiting[-1].setblocking(False)
+                waiting[-1].connect(path)
+        refused_as(Beside(lambda: kvmsim.link._connect(path).close()), errno.EHOSTDOWN)
+    for sock in waiting:
+        sock.close()
