@@ -55,7 +55,7 @@ class Run:
         bench.board.arm(point, nth, action, scenario.also)
         bench.board.set_pid("store", self.store.pid)
         script = scenario.script.format(**names)
-        self.vm = launch("kvmsim", ["run", "--json", "-"], bench.base, bench.board, stdin=script)
+        self.vm = launch("kvmsim", ["run", "--json", "-"], bench.base, bench.board, script, scenario.holds)
 
     def both_at_rest(self) -> bool:
         """The VM has ended, and nothing of it is left in the store."""
@@ -122,15 +122,6 @@ class Run:
 def census(bench: Bench, name: str) -> dict[str, int]:
     """How often a scenario reaches each point while its VM runs, with no fault; 0 for a point of what follows."""
     scenario = _BY_NAME[name]
-    reached: dict[str, int] = {}
-    for _ in range(scenario.tries):
-        reached |= _count(bench, scenario)
-        if reached.keys() >= set(scenario.meets):
-            break
-    return reached
-
-
-def _count(bench: Bench, scenario: Scenario) -> dict[str, int]:
     run = Run(bench, scenario, None, 0, Action.NONE)
     try:
         run.wait_vm()
@@ -151,19 +142,15 @@ def _count(bench: Bench, scenario: Scenario) -> dict[str, int]:
 
 def run_cell(bench: Bench, cell: Cell) -> Outcome:
     """Never raises for what the product does wrong: that is an outcome that is not ok."""
-    scenario = _BY_NAME[cell.scenario]
-    for _ in range(scenario.tries):
-        run = Run(bench, scenario, cell.point, cell.nth, _ACTIONS[cell.fault, cell.victim == cell.side])
-        try:
-            text = _with_fault(run, cell)
-            run.check_store()
-        except (AssertionError, TooLate, OSError) as error:
-            return Outcome(False, f"{error}" or repr(error))
-        finally:
-            run.end()
-        if text is not None:
-            return Outcome(True, text)
-    return Outcome(False, "the point was not reached")
+    run = Run(bench, _BY_NAME[cell.scenario], cell.point, cell.nth, _ACTIONS[cell.fault, cell.victim == cell.side])
+    try:
+        text = _with_fault(run, cell)
+        run.check_store()
+    except (AssertionError, TooLate, OSError) as error:
+        return Outcome(False, f"{error}" or repr(error))
+    finally:
+        run.end()
+    return Outcome(False, "the point was not reached") if text is None else Outcome(True, text)
 
 
 def _with_fault(run: Run, cell: Cell) -> str | None:

@@ -20,7 +20,7 @@ import memfsd.cli
 import memfsd.daemon
 import memfsd.memfs
 
-from .traps import Board, Trap
+from .traps import Board, Hold, Trap
 
 _PR_SET_PDEATHSIG = 1
 _POLL_S = 0.002
@@ -64,7 +64,14 @@ class Child:
         return self._err.read_text()
 
 
-def launch(name: str, arguments: list[str], base: Path, board: Board | None = None, stdin: str = "") -> Child:
+def launch(
+    name: str,
+    arguments: list[str],
+    base: Path,
+    board: Board | None = None,
+    stdin: str = "",
+    holds: tuple[Hold, ...] = (),
+) -> Child:
     """memfsd, kvmsim or memfs with these arguments. With a board its points are wired to it."""
     out, err = base / f"{name}.out", base / f"{name}.err"
     source = base / f"{name}.in"
@@ -85,7 +92,7 @@ def launch(name: str, arguments: list[str], base: Path, board: Board | None = No
         os.closerange(3, 4096)
         sys.stdin, sys.stdout, sys.stderr = open(0), open(1, "w"), open(2, "w", buffering=1)  # noqa: SIM115
         sys.argv = [name, *arguments]
-        status = _run(name, board)
+        status = _run(name, board, holds)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -94,14 +101,14 @@ def launch(name: str, arguments: list[str], base: Path, board: Board | None = No
         os._exit(status)
 
 
-def _run(name: str, board: Board | None) -> int:
+def _run(name: str, board: Board | None, holds: tuple[Hold, ...]) -> int:
     try:
         if board is None:
             MAINS[name]()
         else:
             side = "store" if name == "memfsd" else "vm"
             board.set_pid(side, os.getpid())
-            with Trap(board, side).installed():
+            with Trap(board, side, holds).installed():
                 MAINS[name]()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else int(ended.code is not None)

@@ -6,7 +6,7 @@ command. Each script ends well when nobody dies.
 
 from dataclasses import dataclass
 
-from .traps import Action
+from .traps import Action, Hold
 
 PATTERN = b"\xa5\x5aDEAD VM'S DATA!"
 POOL_PAGES = 256
@@ -25,10 +25,8 @@ class Scenario:
     store_ends: bool = False
     stops: bool = False
     """It stops one side by itself: a SIGCONT that comes on top changes how it ends."""
-    meets: tuple[str, ...] = ()
-    """Points at which two threads must meet by chance."""
-    tries: int = 1
-    """How often it may have to run until they do."""
+    holds: tuple[Hold, ...] = ()
+    """What makes two of the VM's threads meet."""
 
 
 _PAIR = f"""
@@ -38,6 +36,8 @@ write 0x9000 "{_PATTERN}"
 """
 _PUNCH = "sh fallocate -p -o 0 -l 64K {file}\n"
 _LOST = "expect exit MEMORY_ERROR\n"
+_KICKING = "Vcpu.kick_lock taken"
+"""The first time before a kick, the second time at its end."""
 
 SCENARIOS: tuple[Scenario, ...] = (
     Scenario("life", _PAIR + "read 0x1000 16\ntouch 0 256K\nslot delete 0 private\n"),
@@ -88,36 +88,32 @@ SCENARIOS: tuple[Scenario, ...] = (
         status=1,
     ),
     Scenario(
-        "storm",
-        _PAIR
-        + "vcpu 1\n"
-        + (
-            "start touch vcpu=0 0 256K\nstart touch vcpu=1 0 256K\n"
-            "sh for i in 1 2 3 4 5 6; do fallocate -p -l 256K {file}; done\njoin vcpu=0\njoin vcpu=1\n"
-        )
-        * 10,
-        meets=("fault retried", "Mmu.ended waited for"),
-        tries=20,
+        "fault meets invalidation",
+        # Whichever comes first, the fault cannot end before the invalidation begins, nor that before the fault waits.
+        _PAIR + "start touch vcpu=0 0 64K\n" + _PUNCH + "join vcpu=0\n",
+        holds=(
+            Hold("vm down receive answer to GET_PFN", 3, "bracket opened"),
+            Hold("vm up receive INVALIDATE_END", 1, "Mmu.ended waited for"),
+        ),
     ),
     Scenario(
-        "conversion beside a vCPU",
+        "conversion meets vCPU",
+        # Either the conversion finds the vCPU in KVM_RUN and waits for it, or the vCPU finds the conversion.
         "policy punch\n"
         + _PAIR
-        + "vcpu 1\nslot set 0 shared gpa=1G size=64M\n"
-        + "start touch vcpu=0 1G 64M shared\nmap vcpu=1 0 64K shared\njoin vcpu=0\nmap 0 64K private\n" * 3,
-        meets=("Inhibitor.changed waited for",),
-        tries=20,
+        + "vcpu 1\nstart touch vcpu=0 64K 192K\nmap vcpu=1 0 64K shared\njoin vcpu=0\nmap 0 64K private\n",
+        holds=(
+            Hold("vm down send GET_PFN", 3, "Inhibitor.changed waited for"),
+            Hold("vm down send UNBIND", 1, "Inhibitor.changed waited for"),
+        ),
     ),
     Scenario(
-        "kicks",
-        _PAIR
-        + "slot set 0 shared gpa=1G size=64M\ntouch 1G 64M shared\n"
-        + (
-            "start touch vcpu=0 1G 64M shared\n"
-            "sh for i in 1 2 3 4 5 6 7 8; do fallocate -p -l 64K {file}; done\njoin vcpu=0\n"
-        )
-        * 5,
-        meets=("Vcpu.go_on waited for",),
-        tries=20,
+        "kick meets vCPU",
+        # The vCPU is out of the guest and wants in while it is being kicked, for pages that it does not touch.
+        _PAIR + "start touch vcpu=0 64K 64K\n" + _PUNCH + "join vcpu=0\n",
+        holds=(
+            Hold("vm down receive answer to GET_PFN", 3, _KICKING, 2),
+            Hold(_KICKING, 2, "Vcpu.go_on waited for"),
+        ),
     ),
 )

@@ -77,8 +77,8 @@ def _places(reached: dict[str, int], *, everything: bool) -> list[tuple[str, int
 
 
 def _middle(scenario: str, count: int) -> int:
-    """What several threads do differs a little each time: there the first is the only one to rely on."""
-    varies = next(s.tries > 1 for s in SCENARIOS if s.name == scenario)
+    """Threads that are held meet once: there the first time is the one to rely on."""
+    varies = next(bool(s.holds) for s in SCENARIOS if s.name == scenario)
     if varies or not count:
         return 1
     return 2 if count == 2 else (count + 1) // 2  # the first of two is often before there is a pairing

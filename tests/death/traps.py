@@ -1,5 +1,7 @@
 """What happens at one named point of one process. The product has no switch for it: the launcher wires it in.
 
+A scenario may also hold threads at points until others have come to theirs, so that they meet by design.
+
 The names are those of the race scheduler's table (kvmsim.race.points). A board in shared memory, made before the
 processes are forked, tells which point is meant and counts how often each is reached.
 """
@@ -10,7 +12,8 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
@@ -42,6 +45,23 @@ class Fired(IntEnum):
     """There was nothing to cut yet, or no more."""
     NO_PEER = 3
     """The other process had not begun, or was gone."""
+
+
+HOLD_DEADLINE_S = 30.0
+"""Whom nobody meets goes on, and the point that needed it is missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """From the nth time on that a thread comes to `point`, it waits there until `until` has been reached `count` times.
+
+    Of kvmsim's threads; counted since the board was armed.
+    """
+
+    point: str
+    nth: int
+    until: str
+    count: int = 1
 
 
 class Board:
@@ -78,12 +98,15 @@ class Board:
 
 
 class Trap:
-    """One process's: counts, and acts."""
+    """One process's: counts, acts, and holds."""
 
-    def __init__(self, board: Board, side: str) -> None:
+    def __init__(self, board: Board, side: str, holds: Iterable[Hold] = ()) -> None:
         self._words = board.words
         self._side = side
-        self._lock = threading.Lock()
+        self._counted = threading.Condition(threading.Lock())
+        self._holds: dict[str, list[Hold]] = {}
+        for hold in holds:
+            self._holds.setdefault(hold.point, []).append(hold)
         self.connections: list[socket.socket] = []
 
     def at(self, name: str) -> None:
@@ -91,8 +114,9 @@ class Trap:
         index = INDEX.get(name)
         if index is None or not words[_ARMED]:
             return
-        with self._lock:
+        with self._counted:
             words[_WORDS + index] += 1
+            self._counted.notify_all()
             count = words[_WORDS + index]
             also = words[_TARGET2] == index and words[_NTH2] == count
             meant = words[_TARGET] == index and words[_NTH] == count and not words[_FIRED]
@@ -101,6 +125,13 @@ class Trap:
         if meant:
             words[_FIRED] = Fired.YES
             words[_FIRED] = self._do(Action(words[_ACTION]))
+        for hold in self._holds.get(name, ()):
+            if count >= hold.nth:
+                self._hold(hold)
+
+    def _hold(self, hold: Hold) -> None:
+        with self._counted:
+            self._counted.wait_for(lambda: self._words[_WORDS + INDEX[hold.until]] >= hold.count, HOLD_DEADLINE_S)
 
     def _do(self, action: Action) -> Fired:
         if action is Action.CUT:
