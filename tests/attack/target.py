@@ -31,7 +31,7 @@ LOOT_BYTES = 16 * PAGE
 
 WORKS = "works"
 ENDLESS = "endless"
-DEADLINE_S = 20.0
+DEADLINE_S = 60.0
 SHORT_DEADLINE_S = 0.3
 
 

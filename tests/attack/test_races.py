@@ -7,6 +7,7 @@ the buffer must not be the file's old contents.
 import contextlib
 import errno
 import fcntl
+import itertools
 import mmap
 import os
 import signal
@@ -23,6 +24,7 @@ from tests.attack.conftest import MountFactory
 from tests.attack.syscalls import MAP_PRIVATE, PROT_READ, call, mapped
 from tests.attack.target import PAGE
 from tests.support.real_mount import Mount, refused
+from tests.support.threads import DEADLINE_S, Beside
 
 ROUNDS = 40
 READERS = 3
@@ -63,7 +65,7 @@ class Race:
         for attempt in range(400):
             was_sealed = self._sealed.is_set()
             if self._stop.is_set() and not was_sealed:
-                self._sealed.wait(10)
+                self._sealed.wait(DEADLINE_S)
                 continue
             self._look(was_sealed, map_it=(attempt + number) % 2 == 0)
             if was_sealed:
@@ -204,7 +206,7 @@ def forked(body: Callable[[], int]) -> int:
     child = os.fork()
     if child == 0:
         signal.signal(signal.SIGALRM, signal.SIG_DFL)
-        signal.alarm(20)
+        signal.alarm(int(DEADLINE_S))
         os._exit(body())
     return child
 
@@ -233,33 +235,27 @@ def test_writers_that_race_with_the_seal_write_before_it_or_not_at_all(
 ) -> None:
     """Their handles, write-only, do not hinder it. What they wrote goes, and they never add to a sealed file."""
     place = directory(mount(f"open={open_mode}"))
-    refusals = 0
     for number in range(ROUNDS):
         path = place / f"file{number}"
         fd = os.open(path, os.O_WRONLY | os.O_CREAT, 0o600)
         started = threading.Event()
-        outcome: list[int] = []
 
-        def write(fd: int = fd, started: threading.Event = started, outcome: list[int] = outcome) -> None:
-            for offset in range(0, 1000 * PAGE, PAGE):
+        def write_until_refused(fd: int = fd, started: threading.Event = started) -> int | None:
+            for offset in itertools.count(step=PAGE):
                 try:
                     os.pwrite(fd, OLD[:PAGE], offset % (16 * PAGE))
                 except OSError as error:
-                    outcome.append(error.errno or 0)
-                    return
+                    return error.errno
                 started.set()
+            raise AssertionError
 
-        writer = threading.Thread(target=write)
-        writer.start()
-        assert started.wait(10)
+        writer = Beside(write_until_refused)
+        assert started.wait(DEADLINE_S)
         assert seal_truncating(path)
-        writer.join()
-        refusals += outcome == [errno.EPERM]
-        assert outcome in ([], [errno.EPERM])
+        assert writer.result() == errno.EPERM
         assert path.stat().st_size == 0 and path.stat().st_blocks == 0
         os.close(fd)
         path.unlink()
-    assert refusals > 0, "no writer was there when the file was sealed: the race was not run"
 
 
 @pytest.mark.parametrize("seal", [seal_truncating, seal_by_ioctl], ids=["setxattr", "ioctl"])

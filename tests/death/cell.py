@@ -1,6 +1,5 @@
 """One point, one scenario, one fault: run it, and look at what is left."""
 
-import contextlib
 import errno
 import json
 import os
@@ -8,9 +7,10 @@ import signal
 import sys
 from pathlib import Path
 
+from memfsd.uapi.limits import ANSWER_DEADLINE_S
+
 from . import deadlines
-from .bench import FILE_PAGES, SETTLE_S, Bench, must
-from .deadlines import SHORTENED
+from .bench import FILE_PAGES, SETTLE_S, Bench, must, now
 from .launcher import Child, TooLate, launch, until
 from .model import NO_CONNECTION, NO_MORE, NO_PEER, Cell, Fault, Outcome
 from .scenarios import SCENARIOS, Scenario
@@ -18,10 +18,10 @@ from .traps import Action, Fired, has_busy_child, is_stopped, waits_on_mount
 
 _MEMFS = f"{sys.executable} {Path(deadlines.__file__)}"
 """memfs, no more patient than the others."""
-ANSWER_S = SHORTENED["ANSWER_DEADLINE_S"]
-PATIENCE_S = 2 * ANSWER_S + 8
-"""Longest that anybody may need: one deadline of a request, one of the connection that it finds out with, and a
-machine that is busy."""
+OUTLAST_S = 2 * ANSWER_DEADLINE_S
+"""Longest that anybody waits for one that is silent: one deadline of a request, one of the connection that it finds
+out with."""
+PATIENCE_S = OUTLAST_S + SETTLE_S
 
 _ACTIONS = {
     (Fault.KILL, True): Action.KILL_SELF,
@@ -42,8 +42,9 @@ _CLEAR = (None, "EHOSTDOWN", "ENOTCONN", "ECONNABORTED", "ETIMEDOUT")
 class Run:
     """A scenario on a bench, with at most one fault."""
 
-    def __init__(self, bench: Bench, scenario: Scenario, point: str | None, nth: int, action: Action) -> None:
+    def __init__(self, bench: Bench, scenario: Scenario, cell: Cell | None) -> None:
         self.bench = bench
+        self.cell = cell
         self.scenario = scenario
         if bench.store is None or bench.ended():
             bench.start()
@@ -52,22 +53,32 @@ class Run:
         self.level = bench.level()
         self.file, self.other = bench.sealed("file", FILE_PAGES), bench.sealed("other", FILE_PAGES)
         names = {"file": self.file, "other": self.other, "mount": bench.mount, "store": self.store.pid, "memfs": _MEMFS}
-        bench.board.arm(point, nth, action, scenario.also)
+        if cell is None:
+            bench.board.arm(None, 0, Action.NONE, scenario.also)
+        else:
+            action = _ACTIONS[cell.fault, cell.victim == cell.side]
+            bench.board.arm(cell.point, cell.nth, action, scenario.also)
         bench.board.set_pid("store", self.store.pid)
         script = scenario.script.format(**names)
         self.vm = launch("kvmsim", ["run", "--json", "-"], bench.base, bench.board, script, scenario.holds)
 
-    def both_at_rest(self) -> bool:
-        """The VM has ended, and nothing of it is left in the store."""
-        self.store.poll()
-        return self.vm.poll() is not None
+        self._begin = now()
 
-    def wait_vm(self, seconds: float = PATIENCE_S) -> None:
-        def ended() -> bool:
-            self.store.poll()  # a script may wait for its end
-            return self.vm.poll() is not None
+    def vm_ended(self) -> bool:
+        """Also lets others see that the store has, and lets go on whom the scenario has stopped."""
+        ended = self.vm.poll() is not None
+        store_ended = self.store.poll() is not None
+        match self.scenario.goes_on:
+            case "store" if ended or is_stopped(self.vm.pid):
+                self.store.kill(signal.SIGCONT)
+            case "vm" if not self.cell or (self.cell.fault, self.cell.victim) != (Fault.STOP_LONG, "vm"):
+                given_up = store_ended or self.bench.board.count("store down closed") > 0
+                if given_up or now() > self._begin + OUTLAST_S:
+                    self.vm.kill(signal.SIGCONT)
+        return ended
 
-        until(ended, "kvmsim ends by itself", seconds)
+    def wait_vm(self) -> None:
+        until(self.vm_ended, "kvmsim ends by itself", PATIENCE_S)
 
     def records(self) -> list[dict[str, object]]:
         return [json.loads(line) for line in self.vm.out.splitlines()]
@@ -122,7 +133,7 @@ class Run:
 def census(bench: Bench, name: str) -> dict[str, int]:
     """How often a scenario reaches each point while its VM runs, with no fault; 0 for a point of what follows."""
     scenario = _BY_NAME[name]
-    run = Run(bench, scenario, None, 0, Action.NONE)
+    run = Run(bench, scenario, None)
     try:
         run.wait_vm()
         in_time = bench.board.reached()
@@ -142,7 +153,7 @@ def census(bench: Bench, name: str) -> dict[str, int]:
 
 def run_cell(bench: Bench, cell: Cell) -> Outcome:
     """Never raises for what the product does wrong: that is an outcome that is not ok."""
-    run = Run(bench, _BY_NAME[cell.scenario], cell.point, cell.nth, _ACTIONS[cell.fault, cell.victim == cell.side])
+    run = Run(bench, _BY_NAME[cell.scenario], cell)
     try:
         text = _with_fault(run, cell)
         run.check_store()
@@ -159,19 +170,16 @@ def _with_fault(run: Run, cell: Cell) -> str | None:
 
     def over() -> bool:
         """Fired, or nothing goes on any more that could."""
-        run.store.poll()
-        return board.fired is not Fired.NO or (run.vm.poll() is not None and bench.ended())
+        return (run.vm_ended() and bench.ended()) or board.fired is not Fired.NO
 
     def rests() -> bool:
-        return over() or run.vm.poll() is not None
+        return over() or run.vm_ended()
 
     until(rests, f"{cell.point} is reached", PATIENCE_S)
     if board.fired is Fired.NO and not bench.ended() and cell.side == "store":
         # Also what a store does about a VM that is gone. It may die of it.
-        with contextlib.suppress(OSError):
-            run.file.unlink(missing_ok=True)
-        with contextlib.suppress(TooLate):
-            until(over, "", 2.0)
+        bench.unlink_beside(run.file)
+        until(over, f"{cell.point} is reached", SETTLE_S)
     if board.fired is Fired.NO:
         return None
     if board.fired is Fired.NO_CONNECTION:
@@ -208,12 +216,13 @@ def _killed(run: Run, victim: Child) -> str:
 
 def _stopped_store(run: Run) -> str:
     """kvmsim must not wait for it longer than it has patience. A system call on the mount is the kernel's to end."""
-    try:
-        run.wait_vm()
-        waited = ""
-    except TooLate:
-        must(waits_on_mount(run.vm.pid), "kvmsim waits, and not in a system call on the mount")
-        waited = "waits on the mount, then "
+    begin = now()
+
+    def at_rest() -> bool:
+        return run.vm_ended() or (now() > begin + OUTLAST_S and waits_on_mount(run.vm.pid))
+
+    until(at_rest, "kvmsim ends by itself, or waits in a system call on the mount", PATIENCE_S)
+    waited = "" if run.vm.poll() is not None else "waits on the mount, then "
     run.store.kill(signal.SIGCONT)
     run.wait_vm()
     return f"VM {waited}{run.check_vm((0, 1, run.scenario.status))}"

@@ -3,6 +3,10 @@
 from dataclasses import dataclass
 from enum import Enum
 
+DEADLINES = "MEMFSD_DEATH_DEADLINES"
+"""In the environment of a worker and of what it starts: SHORT, or nothing."""
+SHORT = "short"
+
 NO_CONNECTION, NO_PEER, NO_MORE = "no connection then", "no peer then", "ended before it could stop"
 NOBODY = {NO_CONNECTION, NO_PEER, NO_MORE}
 

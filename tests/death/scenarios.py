@@ -5,6 +5,7 @@ command. Each script ends well when nobody dies.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 from .traps import Action, Hold
 
@@ -24,7 +25,9 @@ class Scenario:
     """A first fault that belongs to the scenario."""
     store_ends: bool = False
     stops: bool = False
-    """It stops one side by itself: a SIGCONT that comes on top changes how it ends."""
+    """It stops one side by itself, until deadlines have passed: a SIGCONT that comes on top changes how it ends."""
+    goes_on: Literal["", "vm", "store"] = ""
+    """Whom the harness lets go on: the VM when the store has given it up, the store when the VM has ended."""
     holds: tuple[Hold, ...] = ()
     """What makes two of the VM's threads meet."""
 
@@ -47,6 +50,10 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("hole", _PAIR + "slot punch 0 gpa=0 size=64K\nread 0x19000 16\n"),
     Scenario("convert", "policy punch\n" + _PAIR + "map 0 64K shared\nmap 0 64K private\nread 0x1000 16\n"),
     Scenario(
+        "large pages",
+        _PAIR + "slot set 0 shared gpa=1G size=4M\ntouch 1G 4M shared\nslot delete 0 shared\n",
+    ),
+    Scenario(
         "reclaim by a guest",
         _PAIR + "touch 0 128K\nsh fallocate -l 736K {mount}/filler\n"
         "slot set 1 private gpa=16M size=256K file={other}\ntouch 16M 64K\n",
@@ -56,7 +63,7 @@ SCENARIOS: tuple[Scenario, ...] = (
     Scenario("unlink", _PAIR + "sh rm {file} {other}\nread 0x1000 16\n"),
     Scenario(
         "unmount",
-        _PAIR + "sh kill -TERM {store}; timeout 5 tail -s 0.01 --pid={store} -f /dev/null\nread 0x1000 16\n" + _LOST,
+        _PAIR + "sh kill -TERM {store}; timeout 60 tail -s 0.01 --pid={store} -f /dev/null\nread 0x1000 16\n" + _LOST,
         store_ends=True,
     ),
     Scenario(
@@ -67,17 +74,19 @@ SCENARIOS: tuple[Scenario, ...] = (
     ),
     Scenario(
         "half-open",
-        "sh (sleep 8; kill -CONT $PPID) >/dev/null 2>&1 &\n" + _PAIR,
+        _PAIR,
         status=1,
         also=("vm down send PAIR", 1, Action.STOP_SELF),
         stops=True,
+        goes_on="vm",
     ),
     Scenario(
         "silent store",
-        "sh (sleep 12; kill -CONT {store}) >/dev/null 2>&1 &\n" + _PAIR,
+        _PAIR,
         status=1,
         also=("store down receive GET_PFN", 1, Action.STOP_SELF),
         stops=True,
+        goes_on="store",
     ),
     Scenario("VM dies", _PAIR + "sh kill -KILL $PPID\n", status=-9),
     Scenario("no answer", _PAIR, status=1, also=("store down send answer to GET_PFN", 2, Action.CUT)),

@@ -67,6 +67,11 @@ def cells(census: Census, *, everything: bool) -> list[Cell]:
     return found
 
 
+def outlasts(cell: Cell) -> bool:
+    """Somebody is silent for longer than the deadlines: they are shortened for it."""
+    return cell.fault is Fault.STOP_LONG or next(s.stops for s in SCENARIOS if s.name == cell.scenario)
+
+
 def _places(reached: dict[str, int], *, everything: bool) -> list[tuple[str, int]]:
     """(scenario, which time). The scenarios' order is that of preference, those first that come there with a VM."""
     known = sorted((scenario.name for scenario in SCENARIOS if scenario.name in reached), key=lambda n: not reached[n])

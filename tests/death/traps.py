@@ -12,6 +12,7 @@ import os
 import signal
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import IntEnum
@@ -92,6 +93,10 @@ class Board:
     def set_pid(self, side: str, pid: int) -> None:
         self.words[_STORE if side == "store" else _VM] = pid
 
+    def count(self, name: str) -> int:
+        """How often it was reached, since it was armed."""
+        return self.words[_WORDS + INDEX[name]]
+
     def reached(self) -> dict[str, int]:
         """How often each point was, since it was armed."""
         return {name: count for name, index in INDEX.items() if (count := self.words[_WORDS + index])}
@@ -138,7 +143,8 @@ class Trap:
             return self._cut()
         number = signal.SIGKILL if action in (Action.KILL_SELF, Action.KILL_PEER) else signal.SIGSTOP
         if action in (Action.KILL_SELF, Action.STOP_SELF):
-            os.kill(os.getpid(), number)
+            # To this thread: one to the process is another thread's to take, and this one would go on until then.
+            signal.pthread_kill(threading.get_ident(), number)
             return Fired.YES
         peer = self._words[_VM if self._side == "store" else _STORE]
         if not peer:
@@ -147,6 +153,10 @@ class Trap:
             os.kill(peer, number)
         except ProcessLookupError:
             return Fired.NO_PEER
+        if number == signal.SIGSTOP:
+            end = time.monotonic() + HOLD_DEADLINE_S
+            while not is_stopped(peer, or_dead=True) and time.monotonic() < end:
+                time.sleep(0.001)
         return Fired.YES
 
     def _cut(self) -> Fired:
@@ -293,9 +303,9 @@ class _Channel:
         return points.of_packet(self._where, verb, packet)
 
 
-def is_stopped(pid: int) -> bool:
-    """Every thread of it stands still."""
-    return all(_state(thread) == "T" for thread in _threads(pid))
+def is_stopped(pid: int, *, or_dead: bool = False) -> bool:
+    """Every thread of it is stopped."""
+    return all(_state(thread) in ("TZX" if or_dead else "T") for thread in _threads(pid))
 
 
 def _state(thread: str) -> str:

@@ -13,7 +13,7 @@ from pathlib import Path
 from memfsd.uapi.limits import GREETING_DEADLINE_S, MAX_UNPAIRED_PER_UID
 from tests.hostile.tally import SEED, share, tried
 from tests.support.real_mount import BIN, ENVIRONMENT, Mount, sh
-from tests.support.threads import until
+from tests.support.threads import DEADLINE_S, until
 
 ROOT = Path(__file__).parents[2]
 NOBODY, SOMEBODY = 65534, 65533
@@ -36,7 +36,7 @@ sys.stdin.read()
 
 def counts(mount: Mount) -> dict[str, int]:
     told = subprocess.run(
-        [BIN / "memfs", "stat", mount.path, "--json"], capture_output=True, text=True, check=True, timeout=30
+        [BIN / "memfs", "stat", mount.path, "--json"], capture_output=True, text=True, check=True, timeout=DEADLINE_S
     ).stdout
     return {name: value for name, value in json.loads(told).items() if isinstance(value, int) and name != "lookups"}
 
@@ -56,7 +56,7 @@ def holding(mount: Mount, uid: int, count: int) -> Iterator[None]:
         yield
     finally:
         holder.kill()
-        holder.communicate(timeout=10)
+        holder.communicate(timeout=DEADLINE_S)
 
 
 def use_it(mount: Mount, name: str) -> None:
@@ -70,7 +70,7 @@ def use_it(mount: Mount, name: str) -> None:
         text=True,
         cwd=mount.path.parent,
         env=ENVIRONMENT,
-        timeout=30,
+        timeout=DEADLINE_S,
         capture_output=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -94,7 +94,7 @@ def test_a_thousand_half_open_connections_of_one_user_shut_nobody_out(mounted: M
 def until_counts(mount: Mount, wanted: dict[str, int], what: str) -> None:
     """Descriptors, threads, windows and frames; the names of files that a test made may stay."""
     keys = wanted.keys() - {"inodes", "handles"}
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + DEADLINE_S
     while any(counts(mount)[key] != wanted[key] for key in keys):
         now = counts(mount)
         assert time.monotonic() < deadline, f"{what}: {[(k, wanted[k], now[k]) for k in keys if now[k] != wanted[k]]}"
@@ -126,7 +126,7 @@ for kind, body in ((Kind.CHECK, m.Empty()), (Kind.LIST, m.Empty()), (Kind.MAP, m
     sock.send(encode_request(2, kind, body))
     print(kind.name, os.strerror(decode_header(sock.recv(65536)).errno))
 """
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=30)
+    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_S)
     assert told.stdout.splitlines() == [f"{kind} Permission denied" for kind in ("HELLO", "CHECK", "LIST", "MAP")], told
     assert os.getxattr(mounted.path / "vm.mem", "user.memfsd.owner") == b"none"
 
@@ -156,7 +156,7 @@ def test_a_process_that_says_anything_and_is_killed_leaves_nothing(mounted: Moun
         use_it(mounted, "afterwards")
     finally:
         attacker.kill()
-        attacker.communicate(timeout=10)
+        attacker.communicate(timeout=DEADLINE_S)
     until_counts(mounted, before, "all that it held is given back")
     assert resident(mounted) - memory < MAX_GROWTH_BYTES
     assert "hold" in sh("memfs check mnt", base)

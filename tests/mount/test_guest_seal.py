@@ -30,7 +30,7 @@ from tests.support.real_mount import (
     seals_of,
     sh,
 )
-from tests.support.threads import until
+from tests.support.threads import DEADLINE_S, until
 
 STRICT = "size=64M"
 OPEN_RW = "size=64M,open=rw"
@@ -284,7 +284,7 @@ def touch_private_mapping(path: Path) -> int:
         "fd = os.open(sys.argv[1], os.O_RDWR)\n"
         "print(mmap.mmap(fd, 4096, flags=mmap.MAP_PRIVATE)[0])\n"
     )
-    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, timeout=30, check=False)
+    done = subprocess.run([sys.executable, "-c", script, path], capture_output=True, timeout=DEADLINE_S, check=False)
     assert done.stdout == b""
     return done.returncode
 

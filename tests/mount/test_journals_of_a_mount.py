@@ -11,7 +11,7 @@ import pytest
 from tests.reference.mounts import tmpfs_mount
 from tests.support.journaled import read_lines
 from tests.support.real_mount import BIN, ENVIRONMENT, Mount, MountFactory, remove_mount, run, sh
-from tests.support.threads import until
+from tests.support.threads import DEADLINE_S, until
 
 SCRIPT = """\
 slot set 0 private gpa=0 size=512K file=mnt/vm.mem
@@ -59,7 +59,7 @@ def test_a_killed_vm_leaves_journals_that_keep_all_rules(tmp_path: Path, journal
         vm.stdin.flush()
         until(lambda: b"installed" in (tmp_path / "vm.journal").read_bytes(), "the guest runs")
         vm.send_signal(signal.SIGKILL)
-        vm.communicate(timeout=10)
+        vm.communicate(timeout=DEADLINE_S)
         until(lambda: b'"gone"' in (tmp_path / "store.journal").read_bytes(), "the store knows")
         assert journaled.stop() == 0
         end, verdict = sh("kvmsim journal check store.journal vm.journal", tmp_path).splitlines()
@@ -114,7 +114,7 @@ def test_a_journal_that_can_not_begin_is_an_error(tmp_path: Path, command: str) 
 def test_a_log_that_nobody_takes_is_no_traceback() -> None:
     """As on a machine without /dev/log, where memfsd is in the background."""
     done = subprocess.run(
-        [sys.executable, "-c", NOBODY_LISTENS], capture_output=True, timeout=30, check=False, env=ENVIRONMENT
+        [sys.executable, "-c", NOBODY_LISTENS], capture_output=True, timeout=DEADLINE_S, check=False, env=ENVIRONMENT
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
 

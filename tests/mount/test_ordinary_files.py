@@ -34,7 +34,7 @@ from tests.support.real_mount import (
     seal,
     sh,
 )
-from tests.support.threads import until
+from tests.support.threads import DEADLINE_S, until
 
 OTHERS = "size=64M,allow_other"
 NOBODY = "setpriv --reuid 65534 --regid 65534 --clear-groups"
@@ -188,7 +188,9 @@ def test_a_private_mapping_keeps_its_stores_to_itself(place: Path) -> None:
 def test_a_mapping_behind_the_end_of_the_file_is_sigbus(place: Path) -> None:
     (place / "f").write_bytes(b"a" * PAGE)
     script = "import mmap; f = open('f', 'r+b'); m = mmap.mmap(f.fileno(), 4096); f.truncate(0); print(m[0])"
-    done = subprocess.run([sys.executable, "-c", script], cwd=place, capture_output=True, timeout=30, check=False)
+    done = subprocess.run(
+        [sys.executable, "-c", script], cwd=place, capture_output=True, timeout=DEADLINE_S, check=False
+    )
     assert (done.returncode, done.stdout) == (-signal.SIGBUS, b"")
 
 

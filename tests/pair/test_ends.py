@@ -17,7 +17,7 @@ from memfsd.guests.upchannel import set_deadline
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
-from tests.support.threads import Beside, Gate, until
+from tests.support.threads import DEADLINE_S, Beside, Gate, until
 from tests.support.wire import Wire, settled
 
 ROOT = Path(__file__).parents[2]
@@ -209,7 +209,7 @@ def child(store: LocalStore) -> Iterator["subprocess.Popen[bytes]"]:
     assert process.stdout.readline() == b"ready\n"
     yield process
     process.kill()
-    process.communicate(timeout=10)
+    process.communicate(timeout=DEADLINE_S)
 
 
 def test_a_killed_vm_gives_its_frames_back_and_the_file_stays_its_own(

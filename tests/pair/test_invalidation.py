@@ -17,7 +17,7 @@ from memfsd.uapi.framing import decode_failure, decode_header, encode_failure
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
-from tests.support.threads import Beside, Gate, until
+from tests.support.threads import DEADLINE_S, Beside, Gate, until
 from tests.support.wire import HEADER, Wire
 
 
@@ -403,7 +403,7 @@ def test_a_peer_that_is_silent_at_end_is_cut_off_but_the_memory_came_back(
 def test_reserved_operations_are_never_sent_and_kvmsim_refuses_them(store: LocalStore, running: LocalVm) -> None:
     """A store that knows MOVE speaks to a VM that does not."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    ours.settimeout(10)
+    ours.settimeout(DEADLINE_S)
     link = running.link()
     real, link._up = link._up, theirs
     up = Beside(link._serve_up)

@@ -20,7 +20,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.journaled import read_lines, record_run, recording
-from tests.support.threads import Beside, over_and_over, until
+from tests.support.threads import DEADLINE_S, Beside, over_and_over, until
 
 
 def together(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
@@ -160,7 +160,7 @@ def test_a_death_and_a_silence_in_the_middle_keep_all_rules(
         with contextlib.suppress(Refused):
             punch.result()
         child.kill()
-        child.communicate(timeout=10)
+        child.communicate(timeout=DEADLINE_S)
         until(lambda: store.free_count == 64, "all frames come back")
         store.close()
     for files in ([store_path, vm_path], [store_path], [vm_path]):

@@ -21,6 +21,7 @@ import pytest
 from tests.programs.conftest import LONG
 from tests.support.real_mount import (
     BIN,
+    DEADLINE_S,
     ENVIRONMENT,
     KEEP_SIZE,
     PAGE,
@@ -36,13 +37,13 @@ from tests.support.threads import until
 OPERATIONS = 20_000 if LONG else 1500
 GUESTS = 40 if LONG else 4
 FILE_BYTES = 1 << 20
-SETTLING_S = 30.0
+SETTLING_S = 60.0
 """The daemon's idle worker threads end after ten seconds."""
 
 
 def counts(mount: Mount) -> dict[str, int]:
     done = subprocess.run(
-        [BIN / "memfs", "stat", mount.path, "--json"], capture_output=True, text=True, check=True, timeout=30
+        [BIN / "memfs", "stat", mount.path, "--json"], capture_output=True, text=True, check=True, timeout=DEADLINE_S
     )
     told = json.loads(done.stdout)
     return {name: value for name, value in told.items() if isinstance(value, int)}
@@ -68,7 +69,7 @@ def used(mount: MountFactory) -> Iterator[Mount]:
         time.sleep(0.05)
     left = {name: (before[name], after[name]) for name in before if after[name] != before[name]}
     assert not left, f"(before, after): {left}"
-    checked = subprocess.run([BIN / "memfs", "check", mounted.path], capture_output=True, text=True, timeout=30)
+    checked = subprocess.run([BIN / "memfs", "check", mounted.path], capture_output=True, text=True, timeout=DEADLINE_S)
     assert checked.returncode == 0, checked.stdout + checked.stderr
 
 
@@ -240,12 +241,12 @@ class Guest:
         self.process.stdin.flush()
 
     def end(self) -> None:
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=DEADLINE_S)
         assert self.process.returncode == 0
 
     def kill(self) -> None:
         self.process.kill()
-        self.process.communicate(timeout=30)
+        self.process.communicate(timeout=DEADLINE_S)
 
 
 def test_guests_that_say_bye_that_die_and_that_are_silent(used: Mount) -> None:
@@ -273,7 +274,7 @@ def cut_off_while_punches_wait(used: Mount) -> None:
     waiting[0].send_signal(signal.SIGINT)  # the kernel tells the daemon FUSE_INTERRUPT
     waiting[0].kill()
     for process in waiting:
-        process.wait(30)
+        process.wait(DEADLINE_S)
     assert counts(used)["quarantined"] > 0, "who stops and goes on again could still reach it"
     os.kill(guest.process.pid, signal.SIGCONT)
     guest.kill()

@@ -12,6 +12,7 @@ from kvmsim.cli import run_command
 from kvmsim.race import explore, minimise, order, record
 from kvmsim.race.scenario import load
 from tests.race.mutants import MUTANTS, planted
+from tests.support.threads import DEADLINE_S
 
 STALE = next(mutant for mutant in MUTANTS if mutant.name == "TLB flush forgotten")
 
@@ -171,4 +172,4 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_the_other_commands_do_not_load_it() -> None:
     code = "import kvmsim.cli, sys; sys.exit(any(m.startswith(('kvmsim.race', 'memfsd.core')) for m in sys.modules))"
-    assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=DEADLINE_S, check=False).returncode == 0

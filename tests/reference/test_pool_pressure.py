@@ -14,7 +14,7 @@ import pytest
 
 from tests.reference.mounts import memfsd_mount, tmpfs_mount
 from tests.reference.world import elsewhere
-from tests.support.threads import until
+from tests.support.threads import DEADLINE_S, until
 
 PAGE = 4096
 POOL = 16
@@ -277,7 +277,7 @@ def run_guest(script: str, tmp_path: Path) -> list[dict[str, int]]:
         [programs / "kvmsim", "run", "--json", tmp_path / "script"],
         capture_output=True,
         text=True,
-        timeout=30,
+        timeout=DEADLINE_S,
         env={**os.environ, "PATH": f"{programs}:{os.environ['PATH']}"},
         check=False,
     )

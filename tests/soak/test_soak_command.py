@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from soaklib.ledger import COUNTERS, Ledger
 
+from tests.support.threads import DEADLINE_S
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -18,7 +20,7 @@ def run(*arguments: str) -> subprocess.CompletedProcess[str]:
         env={**os.environ, "PYTHONPATH": str(ROOT / "tools")},
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=DEADLINE_S,
         check=False,
     )
 

@@ -16,7 +16,7 @@ from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves
 from memfsd.uapi.units import PAGE_SIZE
 
 from .both_sides import LocalStore
-from .threads import until
+from .threads import DEADLINE_S, until
 
 HEADER = struct.Struct("<IHH")
 
@@ -78,7 +78,7 @@ class Wire:
         if fds:
             self.window, up = fds
             self.up = socket.socket(fileno=up)
-            self.up.settimeout(10)
+            self.up.settimeout(DEADLINE_S)
         return self._reply(Kind.PAIR, packet)
 
     def paired(self, name: str, pages: int) -> "Wire":

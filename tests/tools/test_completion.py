@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.threads import DEADLINE_S
+
 FILE = Path(__file__).parents[2] / "tools/completion.bash"
 BIN = Path(sys.executable).parent
 
@@ -18,21 +20,23 @@ def completed(*words: str) -> list[str]:
         'function=$(complete -p "$1"); function=${function#*-F }; function=${function%% *};'
         '"$function" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"; printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, timeout=30)
+    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, timeout=DEADLINE_S)
     assert done.stderr == ""
     return done.stdout.split()
 
 
 def options(*command: str) -> set[str]:
     """Those that --help lists."""
-    said = subprocess.run([BIN / command[0], *command[1:], "--help"], capture_output=True, text=True, timeout=30).stdout
+    said = subprocess.run(
+        [BIN / command[0], *command[1:], "--help"], capture_output=True, text=True, timeout=DEADLINE_S
+    ).stdout
     listed = said[said.index("\noptions:") :].partition("\n\n")[0]
     lines = re.findall(r"^  (-.*?)(?:  |$)", listed, re.MULTILINE)
     return {option for line in lines for option in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", line)}
 
 
 def commands(program: str) -> set[str]:
-    said = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, timeout=30).stdout
+    said = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, timeout=DEADLINE_S).stdout
     return set(re.findall(r"^    ([a-z]+)(?: |$)", said, re.MULTILINE))
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.real_mount import ENVIRONMENT
-from tests.support.threads import until
+from tests.support.threads import DEADLINE_S, until
 
 DEMO = Path(__file__).parents[2] / "tools" / "demo.py"
 
@@ -56,5 +56,5 @@ def test_it_leaves_nothing_when_it_is_ended(tmp_path: Path, number: int, at: str
     os.killpg(demo.pid, number) if number == signal.SIGINT else demo.send_signal(number)
     demo.stdout.read()
     demo.stdout.close()
-    assert demo.wait(60) == (-number if number == signal.SIGKILL else 130)
+    assert demo.wait(DEADLINE_S) == (-number if number == signal.SIGKILL else 130)
     until(lambda: leftovers(tmp_path) == [], "nothing is left")

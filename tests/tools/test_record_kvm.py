@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.threads import DEADLINE_S
+
 sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
 
 from fidelity import cli, kvm
@@ -88,7 +90,12 @@ def test_a_recording_tells_kernel_machine_and_date(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize(("arguments", "status"), [(["--help"], 0), ([], 2), (["--render", "--date", "x"], 2)])
 def test_the_command_runs_by_itself_from_anywhere(arguments: list[str], status: int, tmp_path: Path) -> None:
     done = subprocess.run(
-        [str(TOOLS / "record-kvm"), *arguments], cwd=tmp_path, capture_output=True, text=True, timeout=30, check=False
+        [str(TOOLS / "record-kvm"), *arguments],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
     )
     assert done.returncode == status, done.stderr
     assert "tools/record-kvm" in done.stdout + done.stderr

@@ -15,6 +15,7 @@ from memfsd.uapi.framing import encode_request
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.journaled import read_lines, record_run, recording, write_lines
+from tests.support.threads import DEADLINE_S
 
 
 def exchange(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
@@ -146,7 +147,7 @@ def test_an_output_that_can_not_be_written_is_named(recorded: list[str], tmp_pat
                 stdout=full,
                 stderr=subprocess.PIPE,
                 env=environment | unbuffered,
-                timeout=30,
+                timeout=DEADLINE_S,
                 check=False,
             )
         assert (done.returncode, done.stderr) == (2, b"kvmsim: standard output: No space left on device\n")
