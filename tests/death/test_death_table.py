@@ -16,7 +16,7 @@ from .table import WITHOUT_CONNECTION, Census, cells, summary, unexplained
 from .traps import NAMES
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))
-TIMEOUT_S = 2 * 3600 if LONG else 1200
+TIMEOUT_S = 2 * 3600 if LONG else 3600
 
 
 @pytest.mark.parametrize("words", ["--only NOSUCH", "--only BEGIN --docs", "--all --docs", "--workers 0"])

@@ -15,7 +15,8 @@ from memfsd.uapi.limits import MAX_FILES_PER_LIST
 from tests.support.real_mount import BIN, DEADLINE_S, ENVIRONMENT, PAGE, Mount, MountFactory, run, seal, sh
 
 FILE_BYTES = 1 << 20
-MANY_VIEWS = 200
+MANY_VIEWS = 1_000_000
+"""More than there will be."""
 """More views than it takes to see what has happened before."""
 
 

@@ -23,7 +23,7 @@ PAGE_BYTES = (4096, 2 << 20)
 DESIGNS = tuple(itertools.product(POLICIES, PAGE_BYTES))
 VMS, VCPUS = 4, 3
 STEADY_ACTIONS, LOSS_ACTIONS = 40, 10
-SETTLING_S = 20.0
+SETTLING_S = 60.0
 KINDS = 4
 """Of four rounds one is a loss, and in one of the others a VM is cut off."""
 _STUCK_S = 150.0
