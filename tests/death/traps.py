@@ -128,8 +128,10 @@ class Trap:
         if also:
             self._do(Action(words[_ACTION2]))
         if meant:
-            words[_FIRED] = Fired.YES
-            words[_FIRED] = self._do(Action(words[_ACTION]))
+            action = Action(words[_ACTION])
+            if action is not Action.STOP_PEER:  # it is told when the peer has stopped: then the harness may wake it
+                words[_FIRED] = Fired.YES
+            words[_FIRED] = self._do(action)
         for hold in self._holds.get(name, ()):
             if count >= hold.nth:
                 self._hold(hold)
