@@ -157,6 +157,10 @@ def page_at_another_gfn_than_before(world: World) -> None:
     world.report.mappings = [(gfn + 0x100, pfn, count) for gfn, pfn, count in world.report.mappings]
 
 
+def binding_without_a_past(world: World) -> None:
+    world.guest.bindings._history._ranges.clear()
+
+
 def bindings_that_overlap(world: World) -> None:
     world.guest.bindings._sorted.append(Binding(1, Pgoff(15), Pgoff(17), Gfn(0x900)))
     world.guest.bindings._starts.append(15)
@@ -259,6 +263,7 @@ DAMAGE: list[tuple[str, Callable[[World], None]]] = [
     ("R3", mapping_after_the_page_was_unbound),
     ("R4", gfn_for_two_pages),
     ("R4", page_at_another_gfn_than_before),
+    ("R4", binding_without_a_past),
     ("R5", bindings_that_overlap),
     ("R6", frame_that_no_file_owns),
     ("R6", frame_that_a_file_forgot),

@@ -149,6 +149,24 @@ def test_without_fixed_gfn_a_page_moves_freely() -> None:
     bind(table, 1, 0, 10, 0x200, fixed=False)
 
 
+@pytest.mark.parametrize("start", [0, 8, 12, 30])
+def test_a_binding_without_a_past_is_at_a_gfn_that_nothing_fixed(start: int) -> None:
+    """Before the first range of the past, across its end, and after it."""
+    table = Bindings()
+    assert table.moved() is None
+    bind(table, 1, 10, 10, 0x110)
+    assert table.moved() is None
+    stray = bound(2, start, 10, 0x100 + start)
+    table._sorted[:] = [stray]
+    assert table.moved() == stray
+
+
+def test_without_any_past_every_binding_has_moved() -> None:
+    table = Bindings()
+    bind(table, 1, 4, 4, 0x104, fixed=False)
+    assert table.moved() == bound(1, 4, 4, 0x104)
+
+
 def test_a_refused_binding_leaves_no_past() -> None:
     table = Bindings()
     bind(table, 1, 0, 10, 0x100)

@@ -110,6 +110,10 @@ def a_page_at_a_second_gfn(live: Live) -> None:
     live.guest.bindings._sorted[0] = Binding(0, Pgoff(0), Pgoff(16), Gfn(32))
 
 
+def a_binding_without_a_past(live: Live) -> None:
+    live.guest.bindings._history._ranges.clear()
+
+
 def bindings_that_overlap(live: Live) -> None:
     live.guest.bindings._sorted.append(Binding(0, Pgoff(8), Pgoff(16), Gfn(900)))
     live.guest.bindings._starts.append(8)
@@ -179,6 +183,7 @@ INJECTED: list[tuple[str, Callable[[Live], Undo | None]]] = [
     ("R3", a_slot_that_the_vm_lost),
     ("R4", a_gfn_for_two_pages),
     ("R4", a_page_at_a_second_gfn),
+    ("R4", a_binding_without_a_past),
     ("R5", bindings_that_overlap),
     ("R6", a_frame_that_nobody_owns),
     ("R6", a_lost_quarantine),
