@@ -81,6 +81,28 @@ def test_a_hole_in_large_frames_leaves_the_rest(pages: FilePages, hole: tuple[in
     assert pages.next_data(low) == high
 
 
+@pytest.mark.parametrize("form", ["page", "chunk", "gig"])
+def test_a_gap_is_its_length_and_the_frame_that_would_go_on(pages: FilePages, form: str) -> None:
+    count = {"page": 3, "chunk": CHUNK, "gig": GIG}[form]
+    pages.map_run(GIG, 7 * GIG, count)
+    end = GIG + count
+    pages.map_run(end + 9, 5, 1)
+    assert pages.gap_at(end, 4) == (4, 7 * GIG + count)
+    assert pages.gap_at(end, 100) == (9, 7 * GIG + count)
+    assert pages.gap_at(end + 1, 100) == (8, None)
+    assert pages.gap_at(end + 10, 600) == (600, 6)
+    assert pages.gap_at(0, 7) == (7, None)
+    assert pages.gap_at(GIG - 2, 7) == (2, None)
+
+
+def test_a_gap_after_frame_zero_and_after_a_full_chunk(pages: FilePages) -> None:
+    pages.map_run(0, 0, 1)
+    assert pages.gap_at(1, 5) == (5, 1)
+    for page in range(CHUNK):
+        pages.map_run(CHUNK + page, 9 * CHUNK - page, 1)
+    assert pages.gap_at(2 * CHUNK, 5) == (5, 8 * CHUNK + 2)
+
+
 def test_runs_stop_where_frames_jump(pages: FilePages) -> None:
     pages.map_run(0, 100, 4)
     pages.map_run(4, 200, 4)

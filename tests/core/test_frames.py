@@ -161,6 +161,7 @@ def test_without_a_preference_nodes_fill_in_order() -> None:
         with pytest.raises(Refused) as refusal:
             refused()
         assert refusal.value.errno == errno.ENOSPC
+        assert refusal.value.reason.startswith("no room for 1 frames: 0 of 4 are free;")
 
 
 def test_too_much_is_refused_and_changes_nothing() -> None:
