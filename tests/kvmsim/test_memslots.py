@@ -232,7 +232,6 @@ def test_an_offset_and_a_size_that_wrap_are_refused(private: bool, bits: int) ->
         ({"size": 1 << 43}, "EINVAL"),
         ({"size": (1 << 43) - 0x1000}, RegionChange.CREATE),
         ({"size": 1 << 63}, "EINVAL"),
-        ({"offset": (1 << 64) - 0x5000}, RegionChange.CREATE),
         ({"offset": (1 << 64) - 0x4000}, "EINVAL"),
         ({"offset": (1 << 64) - 0x1000}, "EINVAL"),
         ({"offset": 1 << 64}, "EINVAL"),
