@@ -81,6 +81,16 @@ def test_a_hole_in_large_frames_leaves_the_rest(pages: FilePages, hole: tuple[in
     assert pages.next_data(low) == high
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_a_chunk_filled_page_by_page_is_one_number_again(pages: FilePages, order: int) -> None:
+    """What `metadata stays small` depends on: a guest that touches page after page ends with a large frame's entry."""
+    for page in range(CHUNK)[::order]:
+        assert pages._chunks.get(1) != 7 * CHUNK
+        pages.map_page(CHUNK + page, 7 * CHUNK + page)
+    assert pages._chunks[1] == 7 * CHUNK
+    assert pages.run_at(CHUNK, END) == (7 * CHUNK, CHUNK)
+
+
 @pytest.mark.parametrize("form", ["page", "chunk", "gig"])
 def test_a_gap_is_its_length_and_the_frame_that_would_go_on(pages: FilePages, form: str) -> None:
     count = {"page": 3, "chunk": CHUNK, "gig": GIG}[form]

@@ -45,6 +45,8 @@ def inside(*body: str) -> list[str]:
         ("b = a(True)", ["b = a(False)"]),
         ("b = 0", ["b = (0 + 1)"]),
         ("return a", ["return None"]),
+        ("return 0", ["return None", "return (0 + 1)"]),
+        ("return False", ["return True"]),
         ("a.close()", ["pass"]),
         ("await a.close()", ["pass"]),
         ("a.b = b", ["pass"]),

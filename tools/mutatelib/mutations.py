@@ -203,7 +203,9 @@ class _Finder(ast.NodeVisitor):
         self.generic_visit(node)
 
     def visit_Return(self, node: ast.Return) -> None:
-        if node.value and not (isinstance(node.value, ast.Constant) and node.value.value is None):
+        value = node.value.value if isinstance(node.value, ast.Constant) else ...
+        # None for False differs only in its type, which mypy sees.
+        if node.value and value is not None and value is not False:
             self._replace("returns None", node, "return None")
         self.generic_visit(node)
 
