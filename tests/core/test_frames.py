@@ -164,6 +164,13 @@ def test_without_a_preference_nodes_fill_in_order() -> None:
         assert refusal.value.reason.startswith("no room for 1 frames: 0 of 4 are free;")
 
 
+@pytest.mark.parametrize("nodes", [1, 2, 4])
+def test_a_run_goes_on_where_it_is_wanted_in_whichever_node(nodes: int) -> None:
+    pool = FramePool(4 * BLOCK, nodes)
+    for after in range(0, 4 * BLOCK, BLOCK):
+        assert pool.alloc_run(3, SHARED, after=Pfn(after + 5)) == (after + 5, 3)
+
+
 def test_too_much_is_refused_and_changes_nothing() -> None:
     pool = FramePool(4 * BLOCK, 2)
     pool.alloc_one(SHARED, node=0)

@@ -20,6 +20,14 @@ from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, alias, page
 
 ENOSYS = (1 << 64) - 1000
+
+
+def test_numbers_are_those_of_the_ghci_and_of_kvm() -> None:
+    assert (SUCCESS, RETRY, INVALID_OPERAND) == (0, 1, 0x8000_0000_0000_0000)
+    assert (ALIGN_ERROR, SUBFUNC_UNSUPPORTED) == (0x8000_0000_0000_0002, 0x8000_0000_0000_0003)
+    assert (MAP_GPA, KVM_HC_MAP_GPA_RANGE) == (0x10001, 12)
+
+
 EINVAL = (1 << 64) - errno.EINVAL
 MIB = 1 << 20
 

@@ -148,6 +148,13 @@ def test_what_executes_the_function_is_run_the_modules_own_tests_first() -> None
     assert known.tests_for(fault("C.h")) == {}
 
 
+def test_a_constant_is_for_all_tests_of_a_file_that_imports_it() -> None:
+    file = coverage.TestFile("", {"n::a": 1.0, "n::b": 1.0}, {"memfsd/core/m.py:<module>": [""]})
+    known = coverage.Coverage({"tests/core/test_n.py": file})
+    assert list(known.tests_for(fault(""))) == ["n::a", "n::b"]
+    assert known.tests_for(fault()) == {}
+
+
 class Place:
     """Of a workplace, what a trial uses."""
 

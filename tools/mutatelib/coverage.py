@@ -44,12 +44,11 @@ class Coverage:
 
 
 def _executing(file: TestFile, mutation: Mutation) -> set[str]:
-    """A module's or class's own code runs once, on import: for it, the tests that execute anything of the module."""
+    """A module's or class's own code runs once, on import: for it, all tests of the files that import the module."""
     if mutation.function:
         return set(file.functions.get(f"{mutation.path}:{mutation.function}", ()))
     ours = (tests for function, tests in file.functions.items() if function.startswith(f"{mutation.path}:"))
-    executing = {test for tests in ours for test in tests}
-    return executing - {""} or executing
+    return {test for tests in ours for test in tests}
 
 
 def _mirrors(test_file: str, path: str) -> bool:
