@@ -51,8 +51,7 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], jou
     backing = Backing(options.store.pool_bytes)
     performer = Performer(service, backing, journal)
     guests = GuestServer(socket_path, service, backing, performer, journal)
-    brackets = guests.brackets
-    operations = Operations(service, backing, performer, brackets.take_back, brackets.reclaim)
+    operations = Operations(service, backing, performer, guests.brackets, guests.reclaimer.reclaim, creds.uid)
     with contextlib.ExitStack() as ending:
         ending.callback(journal.close)
         ending.callback(backing.close)
@@ -78,21 +77,23 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], jou
         guests.start()
         # What the imports made lives for ever: a collection of the garbage of requests need not go through it.
         gc.freeze()
-        trio.run(_main, operations, ready, early)
+        trio.run(_main, operations, guests, ready, early)
 
 
-async def _main(operations: Operations, ready: Callable[[], None], early: list[int]) -> None:
+async def _main(operations: Operations, guests: GuestServer, ready: Callable[[], None], early: list[int]) -> None:
     async with hook.serving(operations), trio.open_nursery() as nursery:
-        nursery.start_soon(_terminate_on_signal, early)
+        nursery.start_soon(_terminate_on_signal, guests, early)
         nursery.start_soon(_when_looping, ready)
         await pyfuse3.main(max_tasks=_MAX_REQUESTS)
         nursery.cancel_scope.cancel()
 
 
-async def _terminate_on_signal(early: list[int]) -> None:
+async def _terminate_on_signal(guests: GuestServer, early: list[int]) -> None:
     with trio.open_signal_receiver(*_ENDING) as signals:
         number = early[0] if early else await anext(signals)
     log.info("%s: unmounting", signal.Signals(number).name)
+    # The mount answers as long as VMs may take to let go.
+    await trio.to_thread.run_sync(guests.stop)
     pyfuse3.terminate()
 
 

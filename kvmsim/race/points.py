@@ -144,6 +144,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("Backing.lock", "store"),
     ("GuestServer.lock", "store"),
     ("Checker.turn", "store"),
+    ("Reclaimer.lock", "store"),
     ("Recording.lock", "store"),
     ("Machine.slots_lock", "vm"),
     ("StoreLink.lock", "vm"),
@@ -155,6 +156,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("FileMemory.using", "vm"),
 )
 WAITS: tuple[tuple[str, str], ...] = (
+    ("Reclaimer.progress waited for", "store"),
     ("Mmu.ended waited for", "vm"),
     ("Vcpu.go_on waited for", "vm"),
     ("Inhibitor.changed waited for", "vm"),

@@ -28,6 +28,7 @@ from memfsd.core.options import StoreOptions
 from memfsd.core.service import Service
 from memfsd.guests.brackets import Brackets
 from memfsd.guests.checker import Checker
+from memfsd.guests.reclaim import Reclaimer
 from memfsd.guests.session import Session
 from memfsd.guests.upchannel import set_deadline
 from memfsd.performer import Performer
@@ -88,6 +89,7 @@ class World:
         self.backing = Backing(options.pool_bytes)
         self.performer = Performer(self.service, self.backing)
         self.brackets = Brackets(self.service, self.backing, self.performer)
+        self.reclaimer = Reclaimer(self.service, self.brackets, os.geteuid())
         self.checker = Checker(self.service, self.backing, self.brackets)
         self.store_is_dead = False
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
@@ -210,7 +212,7 @@ class World:
 
         def token_of() -> Token:
             with self.service.lock:
-                _, handle, _ = self.service.open(ino, os.O_WRONLY, next(self._clock))
+                _, handle, _ = self.service.open(ino, os.O_WRONLY, self._creds.uid, next(self._clock))
                 vm.handles.append((ino, handle))
                 random_bytes = next(self._tokens).to_bytes(16, "little")
                 return split_token(self.service.getxattr(ino, XATTR_TOKEN, lambda: random_bytes))
@@ -230,6 +232,7 @@ class World:
                 self.backing,
                 self.performer,
                 self.brackets,
+                self.reclaimer.reclaim,
                 self.checker,
                 self._stop_read,
             ).run()

@@ -5,6 +5,7 @@
     inodes           what the names stand for, and the table of them
     namespace        directories, names, links
     handles          open files and directories
+    shares           how much of a bounded resource each user has
     options          what the mount says
     effects          what an adapter must do in the world for the core
     ordinary         data of files that are not sealed

@@ -4,9 +4,10 @@ import errno
 from dataclasses import dataclass, field
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import MAX_HANDLES
+from memfsd.uapi.limits import MAX_HANDLES, MAX_HANDLES_PER_UID, RESERVED_HANDLES
 
 from .inodes import Directory, Regular
+from .shares import Shares
 
 
 @dataclass(slots=True, eq=False)
@@ -14,6 +15,8 @@ class FileHandle:
     file: Regular
     readable: bool
     writable: bool
+    uid: int
+    """Of who opened it."""
     noatime: bool = False
 
 
@@ -22,42 +25,50 @@ class DirectoryHandle:
     """names: what the directory held when it was opened or rewound; offsets index into it."""
 
     directory: Directory
+    uid: int
     names: list[bytes] = field(default_factory=list)
 
 
 class HandleTable:
     """A handle lives from open to release; a mapping keeps its handle open."""
 
-    def __init__(self) -> None:
+    def __init__(self, owner_uid: int) -> None:
+        self._shares = Shares(MAX_HANDLES, MAX_HANDLES_PER_UID, RESERVED_HANDLES, owner_uid)
         self._handles: dict[int, FileHandle | DirectoryHandle] = {}
         self._next = 1
 
     def __len__(self) -> int:
         return len(self._handles)
 
-    def open_file(self, file: Regular, *, readable: bool, writable: bool, noatime: bool = False) -> int:
-        number = self._add(FileHandle(file, readable, writable, noatime))
+    def open_file(self, file: Regular, uid: int, *, readable: bool, writable: bool, noatime: bool = False) -> int:
+        number = self._add(FileHandle(file, readable, writable, uid, noatime))
         file.opens += 1
         file.readers += readable
         file.mappable_writers += readable and writable
         return number
 
-    def open_directory(self, directory: Directory) -> int:
-        number = self._add(DirectoryHandle(directory))
+    def open_directory(self, directory: Directory, uid: int) -> int:
+        number = self._add(DirectoryHandle(directory, uid))
         directory.opens += 1
         return number
 
-    def check_room(self) -> None:
-        """ENFILE when no more can be opened."""
-        if len(self._handles) >= MAX_HANDLES:
-            raise Refused(errno.ENFILE, f"{MAX_HANDLES} open handles are the limit")
+    def check_room(self, uid: int) -> None:
+        """ENFILE when this user can open no more."""
+        if not self._shares.take(uid):
+            mine, all_ = self._shares.held(uid), self._shares.used
+            raise Refused(errno.ENFILE, f"uid {uid} has {mine} of {all_} open handles, gets no more: close some")
+        self._shares.give(uid)
 
     def _add(self, handle: FileHandle | DirectoryHandle) -> int:
-        self.check_room()
+        self.check_room(handle.uid)
+        self._shares.take(handle.uid)
         number = self._next
         self._next += 1
         self._handles[number] = handle
         return number
+
+    def _remove(self, number: int) -> None:
+        self._shares.give(self._handles.pop(number).uid)
 
     def file(self, number: int) -> FileHandle:
         handle = self._handles.get(number)
@@ -73,7 +84,7 @@ class HandleTable:
 
     def release_file(self, number: int) -> Regular:
         handle = self.file(number)
-        del self._handles[number]
+        self._remove(number)
         file = handle.file
         file.opens -= 1
         file.readers -= handle.readable
@@ -83,7 +94,7 @@ class HandleTable:
 
     def release_directory(self, number: int) -> Directory:
         handle = self.directory(number)
-        del self._handles[number]
+        self._remove(number)
         handle.directory.opens -= 1
         assert handle.directory.opens >= 0
         return handle.directory

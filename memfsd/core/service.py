@@ -54,7 +54,7 @@ class Service:
         self.pool = FramePool(options.pool_bytes >> PAGE_SHIFT, options.nodes)
         self.inodes = InodeTable()
         self.names = Namespace(self.inodes, root_mode, creds, now_ns)
-        self.handles = HandleTable()
+        self.handles = HandleTable(creds.uid)
         self.data = OrdinaryData(self.pool)
         self.gmem = GuestMemory(self.pool, self.data, options)
         self.xattrs = Xattrs(self.pool, socket_path)
@@ -90,14 +90,14 @@ class Service:
         readable, _ = _access(flags)
         if self.options.born_guest and readable and not self.options.open_rw:
             raise Refused(errno.EPERM, "files here are born sealed: create them write-only")
-        self.handles.check_room()
+        self.handles.check_room(creds.uid)
         mode = stat.S_IFREG | stat.S_IMODE(mode)
         if name == NAMELESS:
             inode: Inode = self._born(self.names.create_nameless(parent, mode, creds, now_ns))
         else:
             inode = self.mknod(parent, name, mode, 0, creds, now_ns)
         assert isinstance(inode, Regular)
-        return inode, self._open(inode, flags)
+        return inode, self._open(inode, flags, creds.uid)
 
     def mkdir(self, parent: int, name: bytes, mode: int, creds: Creds, now_ns: int) -> Inode:
         inode = self.names.mkdir(parent, name, mode, creds, now_ns)
@@ -200,31 +200,31 @@ class Service:
 
     # -- open files
 
-    def open(self, ino: int, flags: int, now_ns: int) -> tuple[Regular, int, list[Effect]]:
+    def open(self, ino: int, flags: int, uid: int, now_ns: int) -> tuple[Regular, int, list[Effect]]:
         """EPERM for reading a sealed file (open=strict); O_TRUNC truncates, with all its refusals."""
         file = self.inodes.regular(ino)
         readable, _ = _access(flags)
         if file.guest is not None and readable and not self.options.open_rw:
             raise Refused(errno.EPERM, f"inode {ino} is guest private memory: open it write-only")
-        self.handles.check_room()
+        self.handles.check_room(uid)
         effects: list[Effect] = []
         # Also of a handle that only reads: the kernel has asked for the right to write.
         if flags & os.O_TRUNC and (file.size or file.guest is None):
             if file.guest is not None:
                 raise Refused(errno.EPERM, f"inode {ino} is guest private memory: O_TRUNC can not empty it")
             effects, _ = self.resize(ino, 0, now_ns)
-        return file, self._open(file, flags), effects
+        return file, self._open(file, flags, uid), effects
 
-    def _open(self, file: Regular, flags: int) -> int:
+    def _open(self, file: Regular, flags: int, uid: int) -> int:
         readable, writable = _access(flags)
         noatime = flags & os.O_NOATIME != 0
-        return self.handles.open_file(file, readable=readable, writable=writable, noatime=noatime)
+        return self.handles.open_file(file, uid, readable=readable, writable=writable, noatime=noatime)
 
     def release(self, handle: int) -> list[Effect]:
         return self._reap(self.handles.release_file(handle))
 
-    def opendir(self, ino: int) -> int:
-        return self.handles.open_directory(self.inodes.directory(ino))
+    def opendir(self, ino: int, uid: int) -> int:
+        return self.handles.open_directory(self.inodes.directory(ino), uid)
 
     def entries(self, handle: int, offset: int) -> Iterator[tuple[int, bytes, Inode]]:
         """Directory entries from an offset, "." and ".." first: (next offset, name, inode). Offset 0 reads anew."""

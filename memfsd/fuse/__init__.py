@@ -3,6 +3,7 @@
     hook        fallocate, lseek and ioctl: loads _hook, calls handlers, answers each request once
     _hook       the C extension that adds them to libfuse's operation table
     operations  the pyfuse3 handlers: requests to calls of the core, refusals to errnos
+    waiters     whose turn it is to wait for a VM
     mount       options and mounting
 
 Import `hook` before pyfuse3: the extension must be there when pyfuse3 is bound to libfuse.

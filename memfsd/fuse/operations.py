@@ -13,13 +13,14 @@ import os
 import threading
 import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, ParamSpec, Protocol, TypeVar
 
 import trio
 
 from memfsd.backing import Backing
 from memfsd.core.effects import Effect
 from memfsd.core.frames import FrameState
+from memfsd.core.gmem import guest_of
 from memfsd.core.inodes import ROOT_INO, Inode, Regular
 from memfsd.core.namespace import Creds
 from memfsd.core.ordinary import Plan
@@ -34,13 +35,13 @@ from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
 
 from .closing import after_closing
 from .hook import kills, pyfuse3, queued, stores, write_back
+from .waiters import Waiters
 
 log = logging.getLogger("memfsd.fuse")
 
 _CACHE_S = 3600.0
 """Names, and attributes of what only the kernel changes, may be cached; sealed files change behind its back."""
 _WORKERS = 32
-_WAITERS = 64
 _MAX_SEALED = 256
 
 EntryAttributes = pyfuse3.EntryAttributes
@@ -49,7 +50,16 @@ FUSEError = pyfuse3.FUSEError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-TakeBack = Callable[[Ino, Pgoff, Pgoff, Reason, Callable[[Regular], None]], None]
+Finish = Callable[[Regular], None]
+
+
+class Invalidations(Protocol):
+    """What waits for VMs: blocks, and so runs in worker threads."""
+
+    def take_back(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish, /) -> None: ...
+
+    def take_back_at_once(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish, /) -> bool:
+        """False, and nothing done, when it would wait."""
 
 
 def _door(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -76,7 +86,7 @@ def _fuse_error(name: str, error: Exception) -> Exception:
 
 
 class Operations(pyfuse3.Operations):
-    """take_back and reclaim are the brackets of memfsd.guests: they block, and run in worker threads."""
+    """reclaim: take back what no guest touched; True if any frame came free. It blocks, as `invalidations` do."""
 
     enable_writeback_cache = False
 
@@ -85,19 +95,20 @@ class Operations(pyfuse3.Operations):
         service: Service,
         backing: Backing,
         performer: Performer,
-        take_back: TakeBack,
+        invalidations: Invalidations,
         reclaim: Callable[[], bool],
+        owner_uid: int,
     ) -> None:
         super().__init__()
         self._service = service
         self._lock = service.lock
         self._backing = backing
         self._performer = performer
-        self._take_back = take_back
+        self._invalidations = invalidations
         self._reclaim = reclaim
+        self._reclaiming: trio.Event | None = None
         self._workers = trio.CapacityLimiter(_WORKERS)
-        self._waiters = trio.CapacityLimiter(_WAITERS)
-        """For what waits for VMs. Silent ones hold up each other, and nothing else."""
+        self._waiters = Waiters(owner_uid)
         self._background = 0
         """Requests under way that the kernel sends behind its callers' backs, and only some at a time."""
         self._sealed: dict[Ino, tuple[tuple[object, ...], EntryAttributes]] = {}
@@ -140,10 +151,20 @@ class Operations(pyfuse3.Operations):
         return await after_closing(locked, lambda: self._background > 0 or queued())
 
     async def _made_room(self) -> bool:
+        if self._reclaiming is None:
+            with self._lock:
+                if self._service.pool.count(FrameState.PENDING) == 0:
+                    return False
+            self._reclaiming = trio.Event()
+            try:
+                return await trio.to_thread.run_sync(self._reclaim, limiter=trio.CapacityLimiter(1))
+            finally:
+                self._reclaiming.set()
+                self._reclaiming = None
+        # All who find the pool full wait for the same: one thread, however many they are.
+        await self._reclaiming.wait()
         with self._lock:
-            if self._service.pool.count(FrameState.PENDING) == 0:
-                return False
-        return await trio.to_thread.run_sync(self._reclaim, limiter=self._waiters)
+            return self._service.pool.free_count > 0
 
     # -- names
 
@@ -240,7 +261,7 @@ class Operations(pyfuse3.Operations):
         elif _is_chown(fields):
             self._clear_setid_by_chown(inode, fields, ctx)
         if fields.update_size:
-            await self._resize(inode, attr.st_size, now, opened=fh is not None)
+            await self._resize(inode, attr.st_size, ctx.uid, now, opened=fh is not None)
         changes = Changes(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -276,7 +297,7 @@ class Operations(pyfuse3.Operations):
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_inode(inode, attr_only=True)
 
-    async def _resize(self, inode: int, size: int, now_ns: int, *, opened: bool) -> None:
+    async def _resize(self, inode: int, size: int, uid: int, now_ns: int, *, opened: bool) -> None:
         with self._lock:
             effects, taken = self._service.resize(inode, size, now_ns, opened=opened)
         await self._perform(effects)
@@ -286,14 +307,23 @@ class Operations(pyfuse3.Operations):
                 self._service.gmem.set_size(file, size)
                 file.mtime_ns = file.ctime_ns = now_ns
 
-            await self._invalidate(inode, taken, Reason.TRUNCATE, finish)
+            await self._invalidate(inode, uid, taken, Reason.TRUNCATE, finish)
 
     async def _invalidate(
-        self, inode: int, taken: tuple[Pgoff, Pgoff], reason: Reason, finish: Callable[[Regular], None]
+        self, inode: int, uid: int, taken: tuple[Pgoff, Pgoff], reason: Reason, finish: Finish
     ) -> None:
-        await trio.to_thread.run_sync(
-            self._take_back, Ino(inode), taken[0], taken[1], reason, finish, limiter=self._waiters
-        )
+        """For the user uid. What needs no VM does not queue with what does."""
+        arguments = Ino(inode), taken[0], taken[1], reason, finish
+        if not self._has_vm(inode) and await trio.to_thread.run_sync(
+            self._invalidations.take_back_at_once, *arguments, limiter=self._workers
+        ):
+            return
+        async with self._waiters.turn(uid):
+            await trio.to_thread.run_sync(self._invalidations.take_back, *arguments, limiter=trio.CapacityLimiter(1))
+
+    def _has_vm(self, inode: int) -> bool:
+        with self._lock:
+            return guest_of(self._service.inodes.regular(inode)).active is not None
 
     @_door
     async def statfs(self, ctx: Any) -> Any:
@@ -356,7 +386,7 @@ class Operations(pyfuse3.Operations):
         if kills():
             self._clear_setid(inode)
         with self._lock:
-            file, handle, effects = self._service.open(inode, flags, time.time_ns())
+            file, handle, effects = self._service.open(inode, flags, ctx.uid, time.time_ns())
             info = _file_info(file, handle, flags)
             seems_empty = _seems_empty(file)
         await self._perform(effects)
@@ -409,7 +439,7 @@ class Operations(pyfuse3.Operations):
     @_door
     async def opendir(self, inode: int, ctx: Any) -> int:
         with self._lock:
-            return self._service.opendir(inode)
+            return self._service.opendir(inode, ctx.uid)
 
     @_door
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
@@ -440,7 +470,9 @@ class Operations(pyfuse3.Operations):
             def finish(file: Regular) -> None:
                 file.mtime_ns = file.ctime_ns = now
 
-            await self._invalidate(ino, taken, Reason.PUNCH, finish)
+            with self._lock:
+                uid = self._service.handles.file(fh).uid
+            await self._invalidate(ino, uid, taken, Reason.PUNCH, finish)
 
     def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:
         try:

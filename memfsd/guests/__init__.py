@@ -2,7 +2,8 @@
 
 process     a peer's process, and the proof of its death
 upchannel   calls from the store to a VM, each with a deadline
-brackets    invalidations: BEGIN, acknowledged, scrub, END; and reclaim
+brackets    invalidations: BEGIN, acknowledged, scrub, END
+reclaim     pages that were never touched, taken back when the pool is full
 session     one connection, from HELLO to the end of its VM
 checker     memfs check and memfs map
 server      the listening socket and all sessions

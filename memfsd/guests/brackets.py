@@ -36,6 +36,11 @@ from .upchannel import PeerSilent, UpChannel
 log = logging.getLogger("memfsd.guests")
 
 Ranges = list[tuple[Pgoff, Pgoff]]
+Finish = Callable[[Regular], None]
+
+
+def _nothing(file: Regular) -> None:
+    pass
 
 
 @dataclass(slots=True, eq=False)
@@ -89,14 +94,7 @@ class Brackets:
             for file in held:
                 guest_of(file).bracket.release()
 
-    def take_back(
-        self,
-        ino: Ino,
-        start: Pgoff,
-        end: Pgoff,
-        reason: Reason,
-        finish: Callable[[Regular], None] = lambda file: None,
-    ) -> None:
+    def take_back(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish = _nothing) -> None:
         """Take pages [start, end) out of the file and of its VM; free them; only then return.
 
         finish runs with Service.lock held, before the bracket closes. ETIMEDOUT when the VM lives but did not
@@ -104,46 +102,50 @@ class Brackets:
         """
         with self._service.lock:
             file = self._service.inodes.regular(ino)
-        guest = guest_of(file)
-        with self.hold(guest):
+        with self.hold(guest_of(file)):
+            self._take_back(file, start, end, reason, finish)
+
+    def take_back_at_once(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish = _nothing) -> bool:
+        """`take_back` of a file without a live VM, which waits for nobody. False, and nothing done, if it might."""
+        with self._service.lock:
+            file = self._service.inodes.regular(ino)
+        bracket = guest_of(file).bracket
+        if not bracket.acquire(blocking=False):
+            return False
+        try:
+            if guest_of(file).active is not None:  # BIND, too, needs the bracket: none can come from here on
+                return False
+            self._take_back(file, start, end, reason, finish)
+            return True
+        finally:
+            bracket.release()
+
+    def _take_back(self, file: Regular, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish) -> None:
+        with self._service.lock:
+            closing = self._service.gmem.invalidate_begin(file, start, end, reason)
+            peer = self.peers.get(file.ino) if closing.upcall else None
+        kept: Ranges = []
+        silent: PeerLost | None = None
+        try:
+            if peer is not None:
+                kept, silent = self._begin(peer, file, closing)
+            # What the guest has touched is memory in its window, also where its VM shows it nowhere just now: under
+            # an overlay, or in the middle of a conversion that may yet be taken back.
+            touched = self._backing.populated(file.ino) if reason is Reason.RECLAIM else []
             with self._service.lock:
-                closing = self._service.gmem.invalidate_begin(file, start, end, reason)
-                peer = self.peers.get(ino) if closing.upcall else None
-            kept: Ranges = []
-            silent: PeerLost | None = None
-            try:
-                if peer is not None:
-                    kept, silent = self._begin(peer, file, closing)
-                # What the guest has touched is memory in its window, also where its VM shows it nowhere just now: under
-                # an overlay, or in the middle of a conversion that may yet be taken back.
-                touched = self._backing.populated(ino) if reason is Reason.RECLAIM else []
-                with self._service.lock:
-                    if touched:
-                        self._service.gmem.settle(file, touched)
-                    scrub = self._service.gmem.unmap(file, kept)
-                if scrub is not None:
-                    self._performer.perform([scrub])
-            finally:
-                with self._service.lock:
-                    finish(file)
-                    seq = self._service.gmem.invalidate_end(file)
-                if peer is not None and silent is None:
-                    self._end(peer, closing, seq)
+                if touched:
+                    self._service.gmem.settle(file, touched)
+                scrub = self._service.gmem.unmap(file, kept)
+            if scrub is not None:
+                self._performer.perform([scrub])
+        finally:
+            with self._service.lock:
+                finish(file)
+                seq = self._service.gmem.invalidate_end(file)
+            if peer is not None and silent is None:
+                self._end(peer, closing, seq)
         if silent is not None:
             raise Refused(errno.ETIMEDOUT, f"VM {peer and peer.vm} did not acknowledge: {silent}")
-
-    def reclaim(self) -> bool:
-        """Take back granted pages that no guest touched; True when any frame came free."""
-        with self._service.lock:
-            before = self._service.pool.free_count
-            ranges = self._service.gmem.reclaimable(self._service.inodes.sealed_files())
-        for ino, start, end in ranges:
-            try:
-                self.take_back(ino, start, end, Reason.RECLAIM)
-            except Refused as refused:
-                log.warning("reclaim from inode %d: %s", ino, refused.reason)
-        with self._service.lock:
-            return self._service.pool.free_count > before
 
     def cut(self, peer: Peer, why: str) -> None:
         """Cut off a VM that lives but broke its word. Call with the bracket held."""

@@ -17,13 +17,20 @@ from memfsd.performer import Performer
 from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
-from memfsd.uapi.limits import MAX_CONNECTIONS, MAX_CONNECTIONS_PER_UID, MAX_UNPAIRED_PER_UID, RESERVED_CONNECTIONS
+from memfsd.uapi.limits import (
+    MAX_CONNECTIONS,
+    MAX_CONNECTIONS_PER_UID,
+    MAX_UNPAIRED_PER_UID,
+    RESERVED_CONNECTIONS,
+    REVOKE_DEADLINE_S,
+)
 from memfsd.uapi.messages import Empty, Kind, Revoke
 from memfsd.uapi.sockets import peer_of
 
 from . import rundir
-from .brackets import Brackets
+from .brackets import Brackets, Peer
 from .checker import Checker
+from .reclaim import Reclaimer
 from .session import Session, refuse
 
 log = logging.getLogger("memfsd.guests")
@@ -44,6 +51,7 @@ class GuestServer:
         self._backing = backing
         self._performer = performer
         self.brackets = Brackets(service, backing, performer, journal)
+        self.reclaimer = Reclaimer(service, self.brackets, os.getuid())
         self._checker = Checker(service, backing, self.brackets)
         self._sessions: dict[threading.Thread, Session] = {}
         self._lock = sync.lock("GuestServer.lock")
@@ -52,6 +60,7 @@ class GuestServer:
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._listener = _listen(path)
         self._spare = _spare_fd()
+        self._stopped = False
         self._acceptor = sync.thread(self._accept, "accept")
 
     def start(self) -> None:
@@ -59,21 +68,16 @@ class GuestServer:
         self._acceptor.start()
 
     def stop(self) -> None:
-        """Revoke every pairing, end every session, remove the socket. Bounded by deadlines."""
+        """Revoke every pairing, end every session, remove the socket. Bounded by deadlines. Once."""
+        if self._stopped:
+            return
+        self._stopped = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
-        with self._service.lock:
-            peers = list(self.brackets.peers.values())
-        for peer in peers:
-            with self._service.lock:
-                file = self._service.inodes.find(peer.ino)  # its VM, and the file with it, may be gone by now
-                active = guest_of(file).active if isinstance(file, Regular) else None
-            if active is not None and active.implements(Kind.REVOKE):
-                with contextlib.suppress(PeerLost):
-                    peer.up.call(Kind.REVOKE, Revoke("the store is unmounted"), Empty)
+        self._revoke_all()
         os.close(self._stop_write)
         if self._spare >= 0:
             os.close(self._spare)
@@ -82,9 +86,27 @@ class GuestServer:
             sessions = dict(self._sessions)
         for session in sessions.values():
             session.stop()
-        until = time.monotonic() + _STOP_DEADLINE_S
-        for thread in sessions:
-            thread.join(max(until - time.monotonic(), 0.01))
+        _join(list(sessions), _STOP_DEADLINE_S)
+
+    def _revoke_all(self) -> None:
+        """Every VM hears it at the same time, so that silent ones take no time from others."""
+        with self._service.lock:
+            peers = list(self.brackets.peers.values())
+        threads = [sync.thread(self._revoke, "revoke", (peer,)) for peer in peers]
+        for thread in threads:
+            try:
+                thread.start()
+            except RuntimeError:
+                break  # no more threads: the others see the end of their connections
+        _join([thread for thread in threads if thread.is_alive()], REVOKE_DEADLINE_S)
+
+    def _revoke(self, peer: Peer) -> None:
+        with self._service.lock:
+            file = self._service.inodes.find(peer.ino)  # its VM, and the file with it, may be gone by now
+            active = guest_of(file).active if isinstance(file, Regular) else None
+        if active is not None and active.implements(Kind.REVOKE):
+            with contextlib.suppress(PeerLost):
+                peer.up.call(Kind.REVOKE, Revoke("the store is unmounted"), Empty)
 
     def session_count(self) -> int:
         with self._lock:
@@ -158,6 +180,7 @@ class GuestServer:
             self._backing,
             self._performer,
             self.brackets,
+            self.reclaimer.reclaim,
             self._checker,
             self._stop_read,
         )
@@ -182,6 +205,12 @@ class GuestServer:
 
 def _spare_fd() -> int:
     return os.open("/dev/null", os.O_RDONLY | os.O_CLOEXEC)
+
+
+def _join(threads: list[threading.Thread], deadline_s: float) -> None:
+    until = time.monotonic() + deadline_s
+    for thread in threads:
+        thread.join(max(until - time.monotonic(), 0))
 
 
 def _listen(path: str) -> socket.socket:

@@ -34,6 +34,7 @@ from memfsd.uapi.limits import ACK_DEADLINE_S, GREETING_DEADLINE_S, MAX_PACKET_B
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.pairing import LEGAL, State
 from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves
+from memfsd.uapi.units import Ino
 
 from .brackets import Brackets, Peer
 from .checker import Checker, file_list, page_map
@@ -71,6 +72,7 @@ class Session:
         backing: Backing,
         performer: Performer,
         brackets: Brackets,
+        reclaim: Callable[[Ino | None, int | None], bool],
         checker: Checker,
         stop_fd: int,
     ) -> None:
@@ -81,6 +83,7 @@ class Session:
         self._backing = backing
         self._performer = performer
         self._brackets = brackets
+        self._reclaim = reclaim
         self._checker = checker
         self._stop_fd = stop_fd
         self._hello: m.Hello | None = None
@@ -302,7 +305,7 @@ class Session:
             finally:
                 self._lock.release()
         except Refused as refused:
-            if refused.errno != errno.ENOSPC or not self._brackets.reclaim():
+            if refused.errno != errno.ENOSPC or not self._reclaim(file.ino, None if file.order else 1):
                 raise
         with self._lock:
             return self._gmem.get_pfn(file, want.pgoff, want.max_pages)

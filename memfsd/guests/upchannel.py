@@ -100,7 +100,7 @@ class UpChannel:
         return memoryview(self._buffer)[:size]
 
     def _arm(self, left_s: float) -> None:
-        """The kernel's timeout for one packet is what is left of the call; as a rule it is all of it, and set already."""
+        """The kernel's timeout for the next packet is what is left of the call: as a rule all of it, and set."""
         if left_s <= 0:
             raise BlockingIOError
         wanted = self._deadline_s if left_s > 0.9 * self._deadline_s else left_s

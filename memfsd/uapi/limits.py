@@ -9,6 +9,10 @@ MAX_NODES = 64
 MAX_FILE_BYTES = (1 << 63) - 1
 MAX_INODES = 1 << 22
 MAX_HANDLES = 1 << 18
+MAX_HANDLES_PER_UID = 1 << 17
+"""Of one user, but for root and the one who mounted."""
+RESERVED_HANDLES = 1 << 15
+"""Of them, for root and the one who mounted only."""
 NAME_MAX = 255
 SYMLINK_MAX = 4095
 LINK_MAX = MAX_INODES
@@ -32,6 +36,16 @@ RESERVED_CONNECTIONS = 64
 MAX_UNPAIRED_PER_UID = 128
 """Of one user, root included, that have not paired, observers among them: each ends at GREETING_DEADLINE_S, but for
 observers that go on asking."""
+MAX_WAITERS_PER_UID = 32
+"""System calls on the mount that wait for VMs, of one user; the others of this user queue for TURN_DEADLINE_S."""
+MAX_WAITERS = 96
+"""Of all users together but for root and the one who mounted, who have MAX_WAITERS_PER_UID each besides."""
+MAX_RECLAIMS = 64
+"""VMs that are asked at a time for pages they never touched."""
+MAX_RECLAIMS_PER_UID = 16
+"""Of them, VMs of one user, but for root and the one who mounted."""
+RESERVED_RECLAIMS = 16
+"""Of them, for VMs of root and the one who mounted only."""
 MAX_BINDINGS_PER_FILE = 32768
 MAX_RUNS_PER_REPORT = 1024
 MAX_FILES_PER_LIST = 32
@@ -50,6 +64,12 @@ ANSWER_DEADLINE_S = 30.0
 """kvmsim's patience with the store; longer than ACK_DEADLINE_S, since a grant may wait for one."""
 BRACKET_DEADLINE_S = 25.0
 """Patience for another invalidation of the same file, each step of which has a deadline of its own."""
+TURN_DEADLINE_S = 10.0
+"""Patience of a system call that has to wait for a VM, for its turn among those of its user."""
+RECLAIM_DEADLINE_S = 3.0
+"""The pool is full: patience for all VMs together that are asked for pages they never touched."""
+REVOKE_DEADLINE_S = 3.0
+"""The store ends: patience for all VMs together."""
 CHECK_TURN_DEADLINE_S = 4.0
 """memfs check: patience for another check to end."""
 CHECK_BRACKETS_DEADLINE_S = 8.0

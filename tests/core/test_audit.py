@@ -100,7 +100,7 @@ def quarantined_frame_still_in_the_file(world: World) -> None:
 
 
 def sealed_and_open_for_reading(world: World) -> None:
-    world.store.service.handles.open_file(world.file, readable=True, writable=False)
+    world.store.service.handles.open_file(world.file, 0, readable=True, writable=False)
 
 
 def guest_state_without_the_seal(world: World) -> None:

@@ -1,14 +1,11 @@
 """Open files and directories."""
 
-import errno
 import os
 
 import pytest
 
-from memfsd.core import handles
-from memfsd.core.handles import HandleTable
 from memfsd.core.inodes import ROOT_INO
-from memfsd.uapi.errors import Refused
+from memfsd.core.shares import Shares
 from tests.support.core_store import ME, RDONLY, RDWR, WRONLY, CoreStore, refused
 
 
@@ -32,7 +29,7 @@ def test_a_number_is_never_used_twice(store: CoreStore) -> None:
 
 def test_a_directory_is_no_file_and_a_file_no_directory(store: CoreStore) -> None:
     file = store.open(store.make("file"))
-    directory = store.service.opendir(ROOT_INO)
+    directory = store.service.opendir(ROOT_INO, 0)
     with refused("EBADF"):
         store.read(directory, 0, 1)
     with refused("EBADF"):
@@ -47,17 +44,38 @@ def test_a_directory_is_no_file_and_a_file_no_directory(store: CoreStore) -> Non
 @pytest.fixture
 def full(store: CoreStore, monkeypatch: pytest.MonkeyPatch) -> CoreStore:
     """A store with no handle left."""
-    monkeypatch.setattr(handles, "MAX_HANDLES", 1)
+    monkeypatch.setattr(store.service.handles, "_shares", Shares(1, 1, 0, owner_uid=0))
     store.open(store.make("other"))
     return store
 
 
 def test_handles_are_limited(full: CoreStore) -> None:
-    with refused("ENFILE", match="1 open handles are the limit"):
-        full.service.opendir(ROOT_INO)
-    with pytest.raises(Refused) as caught:
-        HandleTable.check_room(full.service.handles)
-    assert caught.value.errno == errno.ENFILE
+    with refused("ENFILE", match="uid 0 has 0 of 1 open handles"):
+        full.service.opendir(ROOT_INO, 0)
+
+
+def test_one_user_can_not_take_the_handles_of_others_nor_all_users_those_of_root(
+    store: CoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store.service.handles, "_shares", Shares(12, 5, 2, owner_uid=7))
+    file = store.make("file")
+    mine = [store.open(file, uid=1001) for _ in range(4)]
+    mine.append(store.service.opendir(ROOT_INO, 1001))
+    for call in (lambda: store.open(file, uid=1001), lambda: store.service.opendir(ROOT_INO, 1001)):
+        with refused("ENFILE", match="uid 1001 has 5 of 5"):
+            call()
+    others = [store.open(file, uid=1002) for _ in range(5)]
+    with refused("ENFILE", match="uid 1003 has 0 of 10"):
+        store.open(file, uid=1003)
+    store.open(file, uid=7)
+    root = store.open(file, uid=0)
+    with refused("ENFILE"):
+        store.open(file, uid=0)
+    for handle in (mine[0], others[0], root):
+        store.close(handle)
+    store.open(file, uid=1001)
+    store.perform(store.service.releasedir(mine[-1]))
+    store.service.opendir(ROOT_INO, 1001)
 
 
 def test_a_create_without_a_handle_creates_nothing(full: CoreStore) -> None:
@@ -74,7 +92,8 @@ def test_a_truncating_open_without_a_handle_truncates_nothing(
     file = store.make("file")
     handle = store.open(file)
     store.write(handle, 0, b"kept")
-    monkeypatch.setattr(handles, "MAX_HANDLES", 1)
+    monkeypatch.setattr(store.service.handles, "_shares", Shares(1, 1, 0, owner_uid=0))
+    store.service.handles.open_file(file, 0, readable=False, writable=True)
     with refused("ENFILE"):
         store.open(file, RDWR | os.O_TRUNC)
     assert store.read(handle, 0, 10) == b"kept"
@@ -83,7 +102,7 @@ def test_a_truncating_open_without_a_handle_truncates_nothing(
 def test_reading_a_directory_goes_on_where_it_stopped_whatever_changed(store: CoreStore) -> None:
     for name in "abcd":
         store.make(name)
-    handle = store.service.opendir(ROOT_INO)
+    handle = store.service.opendir(ROOT_INO, 0)
     listing = list(store.service.entries(handle, 0))
     assert [name for _, name, _ in listing] == [b".", b"..", b"a", b"b", b"c", b"d"]
     store.unlink("c")
@@ -95,10 +114,10 @@ def test_reading_a_directory_goes_on_where_it_stopped_whatever_changed(store: Co
 
 def test_dot_and_dot_dot_are_the_directory_and_its_parent(store: CoreStore) -> None:
     inner = store.mkdir("inner")
-    handle = store.service.opendir(inner)
+    handle = store.service.opendir(inner, 0)
     assert [(name, inode.ino) for _, name, inode in store.service.entries(handle, 0)] == [
         (b".", inner),
         (b"..", ROOT_INO),
     ]
-    at_root = store.service.opendir(ROOT_INO)
+    at_root = store.service.opendir(ROOT_INO, 0)
     assert [inode.ino for _, _, inode in store.service.entries(at_root, 0)][:2] == [ROOT_INO, ROOT_INO]

@@ -63,7 +63,7 @@ def test_special_files_keep_type_and_device(store: CoreStore, kind: int) -> None
     node = store.names.create(ROOT, b"node", kind | 0o600, ME, 1, rdev=0x501)
     assert (stat.S_IFMT(node.mode), node.rdev, node.size) == (kind, 0x501, 0)
     with refused("EINVAL"):
-        store.service.open(node.ino, os.O_RDWR, 1)
+        store.service.open(node.ino, os.O_RDWR, 0, 1)
 
 
 def test_names_are_up_to_255_bytes(store: CoreStore) -> None:
@@ -125,7 +125,7 @@ def test_nothing_is_made_in_what_is_no_directory_or_was_removed(store: CoreStore
     with refused("ENOTDIR"):
         store.service.lookup(file.ino, b"below")
     gone = store.mkdir("gone")
-    handle = store.service.opendir(gone)
+    handle = store.service.opendir(gone, 0)
     store.service.rmdir(ROOT, b"gone", 1)
     with refused("ENOENT", match="removed"):
         store.make("below", parent=gone)

@@ -94,7 +94,7 @@ def test_a_directory_keeps_its_setgid(store: CoreStore) -> None:
 
 def test_only_regular_files_are_opened_read_and_resized(store: CoreStore) -> None:
     for call in (
-        lambda: store.service.open(ROOT_INO, RDWR, 1),
+        lambda: store.service.open(ROOT_INO, RDWR, 0, 1),
         lambda: store.service.resize(ROOT_INO, 0, 1),
         lambda: store.service.fallocate(ROOT_INO, 0, 0, 1, 1),
         lambda: store.service.lseek(ROOT_INO, 0, os.SEEK_DATA, store),
@@ -153,7 +153,7 @@ class Chaos:
                 self.rename,
                 lambda: service.lookup(self.directory().ino, self.name()),
                 lambda: store.perform(service.forget(self.file().ino, rng.randrange(3))),
-                lambda: self.directory_handles.append(service.opendir(self.directory().ino)),
+                lambda: self.directory_handles.append(service.opendir(self.directory().ino, 0)),
                 lambda: store.perform(service.releasedir(self.directory_handles.pop())),
             ]
         )

@@ -118,7 +118,7 @@ def test_reclaim_leaves_what_a_vm_claims_to_have_touched_and_no_more(store: Loca
             pgoff += liar.get_pfn(pgoff).page_count
         pending = store.count(FrameState.PENDING)
         assert pending > 20
-        reclaim = Beside(store.brackets.reclaim)
+        reclaim = Beside(store.reclaim)
         kind, id_, begin = liar.called()
         assert isinstance(begin, m.InvalidateBegin)
         assert begin.reason is m.Reason.RECLAIM

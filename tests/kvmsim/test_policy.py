@@ -203,7 +203,7 @@ def test_what_is_kept_under_an_overlay_is_not_reclaimed(store: LocalStore) -> No
         local.write(page(number), b"data %d" % number)
     local.vmm.set_policy("overlay")
     local.shared_slot(0, 0, page(8))
-    store.brackets.reclaim()
+    store.reclaim()
     local.delete(0, private=False)
     assert [local.read(page(number), 6) for number in range(8)] == [b"data %d" % number for number in range(8)]
 
@@ -227,7 +227,7 @@ def test_a_conversion_that_was_taken_back_loses_nothing_later(
         patch.setattr(kvmsim.link, "punch_file", refuse)
         with pytest.raises(Refused, match="does not take it"):
             local.vmm.run(local.vcpu, lambda: local.guest.map(local.vcpu, page(2), page(4), private=False))
-    store.brackets.reclaim()
+    store.reclaim()
     assert [local.read(page(number), 6) for number in range(8)] == [b"data %d" % number for number in range(8)]
     local.vm.mmu.block(0, 8)
     local.delete(0, private=True)

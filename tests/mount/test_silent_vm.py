@@ -7,7 +7,20 @@ import signal
 import subprocess
 from pathlib import Path
 
-from tests.support.real_mount import BIN, ENVIRONMENT, PAGE, Mount, MountFactory, seal
+from tests.support.real_mount import (
+    BIN,
+    DEADLINE_S,
+    ENVIRONMENT,
+    KEEP_SIZE,
+    PAGE,
+    PUNCH_HOLE,
+    Mount,
+    MountFactory,
+    block_count,
+    fallocate,
+    opened,
+    seal,
+)
 from tests.support.threads import Beside, until
 
 FILES = 120
@@ -48,16 +61,26 @@ def test_many_requests_that_wait_for_a_silent_vm_hold_up_no_other(mount: MountFa
     mounted = mount("size=64M,resize=any")
     large = mounted.path / "large"
     large.write_bytes(bytes(16 << 20))
+    without_vm = mounted.path / "without_vm"
+    without_vm.touch()
+    seal(without_vm)
+    os.truncate(without_vm, 2 * PAGE)
+    with opened(without_vm, os.O_WRONLY) as fd:
+        fallocate(fd, 0, 0, 2 * PAGE)
     vm, paths = stopped_vm(mounted)
     try:
         truncating = [Beside(functools.partial(os.truncate, path, PAGE)) for path in paths]
-        until(lambda: in_the_kernel() == FILES, "all wait for the VM")
+        until(lambda: in_the_kernel() == FILES, "all wait for the VM, or for their turn")
         assert os.stat(paths[0]).st_blocks == 2 * PAGE // 512
         assert not (mounted.path / "nothing").exists()
         assert os.getxattr(paths[0], "user.memfsd.owner").startswith(b"vm=vm0")
         large.unlink()
         (mounted.path / "new").write_text("written")
         os.statvfs(mounted.path)
+        with opened(without_vm, os.O_WRONLY) as fd:
+            fallocate(fd, KEEP_SIZE | PUNCH_HOLE, 0, PAGE)
+        os.truncate(without_vm, PAGE)
+        assert block_count(without_vm) == 0
         assert all(each.running for each in truncating), "they wait still"
     finally:
         vm.kill()
@@ -65,3 +88,18 @@ def test_many_requests_that_wait_for_a_silent_vm_hold_up_no_other(mount: MountFa
     for each in truncating:
         each.result()
     assert os.stat(paths[0]).st_size == PAGE
+
+
+def test_the_mount_answers_while_silent_vms_are_told_of_its_end(mount: MountFactory) -> None:
+    """More VMs than deadlines fit into the patience of whoever sent SIGTERM."""
+    mounted = mount("size=64M")
+    vm, paths = stopped_vm(mounted)
+    try:
+        mounted.process.send_signal(signal.SIGTERM)
+        until(lambda: not mounted.socket.exists(), "it has begun to end")
+        assert os.stat(paths[0]).st_blocks == 2 * PAGE // 512
+        assert mounted.process.poll() is None
+        assert mounted.process.wait(DEADLINE_S) == 0, "all of them together take one deadline"
+    finally:
+        vm.kill()
+        vm.wait()

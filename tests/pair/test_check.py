@@ -37,7 +37,7 @@ def test_check_is_clean_after_every_kind_of_change(store: LocalStore, running: L
         lambda: running.machine.punch_slot(0, page(20), page(4)),
         lambda: running.machine.fill_slot(0, 21, 23),
         lambda: running.touch(page(21), page(2)),
-        lambda: store.brackets.reclaim(),
+        lambda: store.reclaim(),
         lambda: running.delete(0, private=True),
         lambda: running.private_slot(9, page(16), page(8), "file"),
     ):

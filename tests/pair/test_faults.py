@@ -239,7 +239,7 @@ def test_pages_under_an_overlay_are_not_given_back(small_store: LocalStore) -> N
             local.vmm.run(local.vcpu, lambda private=private: local.guest.map(local.vcpu, 0, page(12), private=private))
             is None
         )
-        small_store.brackets.reclaim()
+        small_store.reclaim()
     assert [local.read(page(number), 1) for number in range(12)] == [bytes([number + 1]) for number in range(12)]
     assert small_store.findings() == []
 
@@ -263,7 +263,7 @@ def test_pages_of_a_conversion_that_was_taken_back_are_not_given_back(
         patch.setattr(local.link(), "punch", refuse)
         with pytest.raises(Refused, match="does not end"):
             local.vmm.run(local.vcpu, lambda: local.guest.map(local.vcpu, page(2), page(8), private=False))
-    small_store.brackets.reclaim()
+    small_store.reclaim()
     assert [local.read(page(number), 1) for number in range(12)] == [bytes([number + 1]) for number in range(12)]
     assert small_store.findings() == []
 
@@ -273,9 +273,9 @@ def test_fallocate_takes_back_pending_pages_through_reclaim(small_store: LocalSt
     local = small_store.vm()
     local.private_slot(0, 0, page(32), "file")
     grow_stream(local, 0, 17)
-    assert small_store.brackets.reclaim(), "some came free"
+    assert small_store.reclaim(), "some came free"
     assert small_store.free_count == 32 - 17
-    assert not small_store.brackets.reclaim(), "there is nothing left to take"
+    assert not small_store.reclaim(), "there is nothing left to take"
 
 
 def test_touched_pages_that_are_not_bound_just_now_are_not_reclaimed(small_store: LocalStore) -> None:
@@ -286,7 +286,7 @@ def test_touched_pages_that_are_not_bound_just_now_are_not_reclaimed(small_store
     assert vm.write(0, b"data" * page(2)) is None
     assert small_store.guest("file").pending > 0, "granted ahead, and touched since"
     vm.machine.hide(0, 0, 8)
-    small_store.brackets.reclaim()
+    small_store.reclaim()
     vm.machine.fill_slot(0, 0, 8)
     assert vm.read(0, page(8)) == b"data" * page(2)
 
@@ -297,7 +297,7 @@ def test_memory_that_was_allocated_on_purpose_is_never_reclaimed(small_store: Lo
     local = small_store.vm()
     local.private_slot(0, 0, page(32), "file")
     local.touch(0, page(2))
-    assert not small_store.brackets.reclaim()
+    assert not small_store.reclaim()
     assert small_store.free_count == 0
 
 
@@ -308,7 +308,7 @@ def test_a_vm_that_keeps_what_it_never_touched_harms_nobody_but_itself(small_sto
         liar.paired("file", 32)
         for at in (0, 1, 3, 7):
             liar.get_pfn(at)
-        reclaim = Beside(small_store.brackets.reclaim)
+        reclaim = Beside(small_store.reclaim)
         kind, id_, begin = liar.called()
         assert kind is Kind.INVALIDATE_BEGIN and isinstance(begin, m.InvalidateBegin)
         assert begin.reason is m.Reason.RECLAIM

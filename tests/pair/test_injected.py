@@ -66,7 +66,7 @@ def a_pairing_without_its_connection(live: Live) -> Undo:
 
 
 def a_readable_handle(live: Live) -> None:
-    live.store.service.handles.open_file(live.file, readable=True, writable=False)
+    live.store.service.handles.open_file(live.file, 0, readable=True, writable=False)
 
 
 def a_guest_file_without_the_seal(live: Live) -> None:

@@ -49,7 +49,7 @@ def together(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
     with over_and_over(steps, 3):
         for _ in range(20):
             assert store.findings() == []
-            store.brackets.reclaim()
+            store.reclaim()
     one.close()
     two.close()
 

@@ -101,13 +101,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "END left out",
-        f"{_BRACKETS}.take_back",
+        f"{_BRACKETS}._take_back",
         ("self._end(peer, closing, seq)", "pass"),
         at="fault-x-punch",
     ),
     _mutant(
         "END twice",
-        f"{_BRACKETS}.take_back",
+        f"{_BRACKETS}._take_back",
         ("self._end(peer, closing, seq)", "self._end(peer, closing, seq), self._end(peer, closing, seq)"),
         at="fault-x-punch",
     ),
@@ -132,18 +132,18 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "bracket forgotten by an invalidation",
         f"{_BRACKETS}.take_back",
-        ("with self.hold(guest):", "if True:"),
+        ("with self.hold(guest_of(file)):", "if True:"),
         at="punch-x-punch",
     ),
     _mutant(
         "frame freed before the acknowledgement",
-        f"{_BRACKETS}.take_back",
+        f"{_BRACKETS}._take_back",
         ("kept, silent = self._begin(peer, file, closing)", "pass"),
         (
-            "            finally:\n",
-            "                if peer is not None:\n"
-            "                    kept, silent = self._begin(peer, file, closing)\n"
-            "            finally:\n",
+            "        finally:\n",
+            "            if peer is not None:\n"
+            "                kept, silent = self._begin(peer, file, closing)\n"
+            "        finally:\n",
         ),
         at="access-x-punch",
     ),

@@ -67,6 +67,7 @@ class LocalStore:
         self.socket_path = str(place / "socket")
         self.server = GuestServer(self.socket_path, self.service, self.backing, self.performer, journal)
         self.brackets = self.server.brackets
+        self.reclaim = self.server.reclaimer.reclaim
         self.checker = Checker(self.service, self.backing, self.brackets)
         self.vms: list[LocalVm] = []
         self.is_broken = False

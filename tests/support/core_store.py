@@ -103,8 +103,8 @@ class CoreStore:
         assert isinstance(file, Regular)
         return file
 
-    def open(self, file: Regular, flags: int = RDWR) -> int:
-        _, handle, effects = self.service.open(file.ino, flags, self.tick())
+    def open(self, file: Regular, flags: int = RDWR, uid: int = ME.uid) -> int:
+        _, handle, effects = self.service.open(file.ino, flags, uid, self.tick())
         self.perform(effects)
         return handle
 

@@ -331,7 +331,7 @@ class World:
 
     def _store_step(self, words: list[str]) -> None:
         if words == ["reclaim"]:
-            self.store.brackets.reclaim()
+            self.store.reclaim()
             return
         what, file, start, count = words[0], words[1], int(words[2]) * self._page, int(words[3]) * self._page
         if what == "punch":

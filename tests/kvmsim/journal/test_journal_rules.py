@@ -20,7 +20,7 @@ def exchange(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
     one.machine.punch_slot(0, page(20), page(2))
     one.machine.fill_slot(0, 20, 22)
     one.touch(page(20), page(2))
-    store.brackets.reclaim()
+    store.reclaim()
     store.punch("one", 0, 2)
     assert store.findings() == []
     one.close()

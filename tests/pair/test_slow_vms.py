@@ -1,0 +1,240 @@
+"""VMs that answer late or never: who waits for one waits for it alone, and others not at all."""
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+
+import kvmsim.callbacks
+import memfsd.guests.brackets
+import memfsd.guests.reclaim
+import memfsd.guests.server
+from memfsd.core.frames import FrameState
+from memfsd.core.shares import Shares
+from memfsd.uapi import messages as m
+from memfsd.uapi.limits import MAX_FILE_BYTES
+from memfsd.uapi.messages import Kind, Reason
+from memfsd.uapi.units import PAGE_SIZE
+from tests.support.both_sides import PUNCH_HOLE, LocalStore, errno_of, page
+from tests.support.threads import Beside, until
+from tests.support.wire import Wire
+
+SLOW = 6
+
+
+@pytest.fixture
+def slow(small_store: LocalStore) -> Iterator[list[Wire]]:
+    """VMs of which each holds a page that it never touched, and does not answer by itself."""
+    with contextlib.ExitStack() as ending:
+        wires = []
+        for number in range(SLOW):
+            small_store.create(f"slow{number}", 16)
+            wire = ending.enter_context(Wire(small_store)).paired(f"slow{number}", 16)
+            wire.get_pfn(0)
+            assert wire.get_pfn(1).page_count == 2, "one of them ahead"
+            wires.append(wire)
+        yield wires
+        for wire in wires:
+            with contextlib.suppress(OSError, AssertionError):
+                wire.ask(Kind.BYE)
+
+
+def fill(store: LocalStore) -> None:
+    """No frame is free."""
+    store.create("filler", store.free_count, sealed=False)
+    store.allocate("filler", 0, store.free_count)
+
+
+def give_back(wire: Wire) -> None:
+    """BEGIN and END, answered."""
+    for body in (m.InvalidateBeginReply([]), m.Empty()):
+        kind, id_, _ = wire.called()
+        wire.answer(kind, id_, body)
+
+
+def asker_of(store: LocalStore, name: str = "asker") -> Wire:
+    store.create(name, 16)
+    return Wire(store).paired(name, 16)
+
+
+def test_the_pool_is_full_and_all_vms_are_asked_before_one_has_answered(
+    small_store: LocalStore, slow: list[Wire]
+) -> None:
+    fill(small_store)
+    reclaim = Beside(small_store.reclaim)
+    begun = [wire.called() for wire in slow]
+    assert {kind for kind, _, _ in begun} == {Kind.INVALIDATE_BEGIN}
+    assert reclaim.running
+    for wire, (kind, id_, _) in zip(slow, begun, strict=True):
+        wire.answer(kind, id_, m.InvalidateBeginReply([]))
+        kind, id_, _ = wire.called()
+        wire.answer(kind, id_)
+    assert reclaim.result()
+    assert small_store.free_count == SLOW
+
+
+def test_a_guest_that_needs_a_page_waits_for_the_first_vm_that_gives_one(
+    small_store: LocalStore, slow: list[Wire]
+) -> None:
+    fill(small_store)
+    with asker_of(small_store) as asker:
+        fault = Beside(lambda: asker.get_pfn(0))
+        begun = [wire.called() for wire in slow[1:]]
+        give_back(slow[0])
+        assert fault.result().page_count == 1
+        assert all(small_store.guest(f"slow{number}").closing for number in range(1, SLOW)), "the others go on alone"
+        for wire, (kind, id_, _) in zip(slow[1:], begun, strict=True):
+            wire.answer(kind, id_, m.InvalidateBeginReply([]))
+            kind, id_, _ = wire.called()
+            wire.answer(kind, id_)
+        until(lambda: small_store.free_count == SLOW - 1, "and what they give comes free")
+        asker.ask(Kind.BYE)
+
+
+def test_a_guest_that_needs_a_page_waits_for_all_silent_vms_together(
+    small_store: LocalStore, slow: list[Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The deadline passes once, and before any of them is cut off."""
+    monkeypatch.setattr(memfsd.guests.reclaim, "RECLAIM_DEADLINE_S", 0.05)
+    fill(small_store)
+    with asker_of(small_store) as asker:
+        assert asker.get_pfn(0) == "ENOSPC"
+        assert all(small_store.guest(f"slow{number}").active for number in range(SLOW))
+        for wire in slow:
+            give_back(wire)
+        until(lambda: small_store.free_count == SLOW, "late, but it comes free")
+        assert asker.get_pfn(0).page_count == 1
+        asker.ask(Kind.BYE)
+
+
+def test_slow_vms_of_one_user_leave_threads_for_those_of_others(small_store: LocalStore, slow: list[Wire]) -> None:
+    nobody, other = 65534, 65533
+    small_store.server.reclaimer._shares = Shares(4, 2, 1, owner_uid=0)
+    for number in range(SLOW):
+        peer = small_store.brackets.peers[small_store.file(f"slow{number}").ino]
+        peer.process.uid = nobody if number < SLOW - 1 else other
+        peer.up.last_call_s = number
+    fill(small_store)
+    reclaim = Beside(small_store.reclaim)
+    begun = [slow[number].called() for number in (0, 1)]
+    give_back(slow[SLOW - 1])
+    until(lambda: small_store.free_count == 1, "the VM of the other user was asked")
+    asked = [small_store.guest(f"slow{number}").closing is not None for number in range(SLOW)]
+    assert asked == [True, True, *[False] * (SLOW - 2)]
+    for wire, (kind, id_, _) in zip(slow, begun, strict=False):
+        wire.answer(kind, id_, m.InvalidateBeginReply([]))
+        kind, id_, _ = wire.called()
+        wire.answer(kind, id_)
+    for wire in slow[2 : SLOW - 1]:
+        give_back(wire)
+    assert reclaim.result()
+    assert small_store.free_count == SLOW
+
+
+def test_all_vms_hear_of_the_end_of_the_store_before_one_has_answered(
+    small_store: LocalStore, slow: list[Wire]
+) -> None:
+    stop = Beside(small_store.unmount)
+    revoked = [wire.called() for wire in slow]
+    assert {kind for kind, _, _ in revoked} == {Kind.REVOKE}
+    assert stop.running
+    for wire, (kind, id_, _) in zip(slow, revoked, strict=True):
+        wire.answer(kind, id_)
+    stop.result()
+    small_store.is_broken = True  # these VMs are this process, which lives: their frames stay in quarantine
+
+
+def test_the_end_of_the_store_waits_for_all_silent_vms_together(
+    small_store: LocalStore, slow: list[Wire], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memfsd.guests.server, "REVOKE_DEADLINE_S", 0.05)
+    small_store.unmount()
+    assert {wire.called()[0] for wire in slow} == {Kind.REVOKE}
+    assert all(wire.ended() for wire in slow)
+    small_store.is_broken = True
+
+
+def test_memory_of_a_file_without_a_vm_is_taken_back_while_nobody_answers(
+    small_store: LocalStore, slow: list[Wire]
+) -> None:
+    small_store.create("plain", 8)
+    small_store.allocate("plain", 0, 8)
+    free = small_store.free_count
+    punch = Beside(lambda: small_store.punch("slow0", 0, 8))
+    kind, id_, _ = slow[0].called()
+    at_once = small_store.brackets.take_back_at_once
+    assert at_once(small_store.file("plain").ino, 0, 4, Reason.PUNCH)  # type: ignore[arg-type]
+    assert small_store.free_count == free + 4
+    for name in ("slow0", "slow1"):
+        assert not at_once(small_store.file(name).ino, 0, 8, Reason.PUNCH), "it would wait"  # type: ignore[arg-type]
+    assert small_store.free_count == free + 4
+    slow[0].answer(kind, id_, m.InvalidateBeginReply([]))
+    kind, id_, _ = slow[0].called()
+    slow[0].answer(kind, id_)
+    punch.result()
+    small_store.create("held", 8)
+    with small_store.guest("held").bracket:
+        assert not at_once(small_store.file("held").ino, 0, 8, Reason.PUNCH)  # type: ignore[arg-type]
+
+
+# -- refusals after a deadline
+
+
+def test_an_invalidation_whose_turn_does_not_come_changes_nothing(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(memfsd.guests.brackets, "BRACKET_DEADLINE_S", 0.01)
+    store.create("file", 16)
+    with Wire(store) as wire:
+        wire.paired("file", 16)
+        pfn = wire.get_pfn(3).pfn
+        with store.guest("file").bracket:
+            assert errno_of(store.punch, "file", 0, 16) == "EBUSY"
+            assert wire.ask(Kind.BIND, m.Bind(1, 100, 0, 1)) == "EBUSY"
+            assert wire.ask(Kind.UNBIND, m.Unbind(0, 16)) == "EBUSY"
+            assert store.guest("file").closing is None
+        assert (wire.get_pfn(3).pfn, store.count(FrameState.PRIVATE), store.guest("file").seq) == (pfn, 1, 0)
+        assert wire.up is not None
+        wire.up.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            wire.called()
+        wire.up.settimeout(10)
+        wire.ask(Kind.BYE)
+
+
+def test_begin_is_not_acknowledged_while_a_slot_does_not_go_away(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would be of pages that are still mapped (R6): the VM breaks off instead, and its frames are quarantined."""
+    monkeypatch.setattr(kvmsim.callbacks, "ACK_DEADLINE_S", 0.02)
+    store.create("file", 16)
+    vm = store.vm()
+    vm.private_slot(0, 0, page(16), "file")
+    assert vm.write(page(3), b"mapped") is None
+    with vm.machine._retirement():
+        assert errno_of(store.punch, "file", 0, 16) == "ETIMEDOUT"
+        assert store.count(FrameState.QUARANTINED) == 1
+        assert store.free_count == 1023
+    until(lambda: bool(vm.link().lost), "the VM knows that it was cut off")
+
+
+def test_pages_and_bytes_beyond_every_number_are_refused(store: LocalStore) -> None:
+    store.create("file", 16)
+    with Wire(store) as wire:
+        wire.paired("file", 8)
+        ends = (1 << 52, (1 << 63) - 1, 1 << 63, (1 << 64) - 1, (1 << 64) - 8)
+        for far in ends:
+            assert wire.ask(Kind.BIND, m.Bind(1, 100, far, 16)) == "EINVAL"
+            assert wire.ask(Kind.BIND, m.Bind(1, 100, 8, far)) == "EINVAL"
+            assert wire.ask(Kind.BIND, m.Bind(1, far, 8, 4)) == "EINVAL"
+            assert wire.get_pfn(far) in ("EFAULT", "EINVAL")
+            assert wire.ask(Kind.UNBIND, m.Unbind(far, 16)) in ("EINVAL", m.Empty())
+        assert len(store.guest("file").bindings) == 1
+        assert wire.get_pfn(7).page_count == 1
+        wire.ask(Kind.BYE)
+    ino, service = store.file("file").ino, store.service
+    top = 1 << 63
+    for offset, length in ((top - PAGE_SIZE, PAGE_SIZE), (top, PAGE_SIZE), ((1 << 64) - PAGE_SIZE, 2 * PAGE_SIZE)):
+        assert errno_of(service.fallocate, ino, PUNCH_HOLE, offset, length, 1) == "EFBIG"
+        assert errno_of(service.fallocate, ino, 1, offset, length, 1) == "EFBIG"
+    assert top > MAX_FILE_BYTES
