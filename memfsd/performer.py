@@ -1,15 +1,18 @@
 """Does in the world what the core's effects say, in their order."""
 
+import time
 from collections.abc import Callable, Sequence
 
 from memfsd.backing import Backing
-from memfsd.core.effects import DropWindow, Effect, Scrub, ZeroBytes
+from memfsd.core.effects import Discard, DropWindow, Effect, Scrub, ZeroBytes
 from memfsd.core.service import Service
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import Ino
 
 _INLINE_FRAMES = 1024
+_PAUSE_S = 0.0001
+"""Between parts of long work: who waits for Service.lock gets it."""
 
 
 class Performer:
@@ -33,6 +36,10 @@ class Performer:
             for e in effects
         )
 
+    def _next_of(self, effect: Discard) -> list[Scrub]:
+        with self._service.lock:
+            return self._service.discard(effect)
+
     def perform(self, effects: Sequence[Effect]) -> None:
         for effect in effects:
             if isinstance(effect, Scrub):
@@ -43,6 +50,10 @@ class Performer:
                 self._backing.punch(effect.window, effect.runs)
                 with self._service.lock:
                     self._service.scrubbed(effect)
+            elif isinstance(effect, Discard):
+                while scrubs := self._next_of(effect):
+                    self.perform(scrubs)
+                    time.sleep(_PAUSE_S)
             elif isinstance(effect, ZeroBytes):
                 self._backing.zero(effect.offset, effect.length)
             elif isinstance(effect, DropWindow):

@@ -16,6 +16,7 @@ from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
 
 from .bindings import Binding
+from .filepages import FilePages
 from .frames import FrameState
 from .gmem import guest_of
 from .guest import Guest, PairState
@@ -63,7 +64,10 @@ def audit(service: Service, facts: Facts) -> list[Finding]:
     owner = np.zeros(service.pool.frame_count, dtype=np.uint32)
     for inode in service.inodes:
         if isinstance(inode, Regular):
-            findings += _own_frames(service, inode, owner)
+            legal = _PRIVATE_STATES if inode.guest is not None else (FrameState.SHARED,)
+            findings += _own_frames(service, inode.ino, inode.pages, legal, owner)
+    for discard in service.data.discards:
+        findings += _own_frames(service, discard.ino, discard.pages, (FrameState.SHARED,), owner)
     findings += _quarantined(service, owner)
     findings += _pool_sums(service, owner)
     findings += _leaked(service, "the pool of ordinary files", None, facts.populated, owner, {FrameState.SHARED})
@@ -83,20 +87,21 @@ def audit(service: Service, facts: Facts) -> list[Finding]:
     return findings
 
 
-def _own_frames(service: Service, file: Regular, owner: np.ndarray) -> Iterator[Finding]:
+def _own_frames(
+    service: Service, ino: Ino, pages: FilePages, legal: tuple[FrameState, ...], owner: np.ndarray
+) -> Iterator[Finding]:
     """R1 and R2: a frame is in one file, in a state that fits the file."""
-    legal = _PRIVATE_STATES if file.guest is not None else (FrameState.SHARED,)
-    for pgoff, pfn, count in file.pages.extents(Pgoff(0), Pgoff(1 << 51)):
+    for pgoff, pfn, count in pages.extents(Pgoff(0), Pgoff(1 << 51)):
         taken = owner[pfn : pfn + count]
         if taken.any():
             at = pfn + int(taken.nonzero()[0][0])
-            yield "R1", f"frame {at:#x} belongs to inodes {owner[at]} and {file.ino}"
-        owner[pfn : pfn + count] = file.ino & 0xFFFFFFFF
+            yield "R1", f"frame {at:#x} belongs to inodes {owner[at]} and {ino}"
+        owner[pfn : pfn + count] = ino & 0xFFFFFFFF
         wrong = ~np.isin(service.pool.states(pfn, count), legal)
         if wrong.any():
             at = pfn + int(wrong.nonzero()[0][0])
             state = service.pool.state(at).name.lower()
-            yield "R2", f"frame {at:#x} of inode {file.ino} (page {pgoff:#x}) is {state}"
+            yield "R2", f"frame {at:#x} of inode {ino} (page {pgoff:#x}) is {state}"
 
 
 def _quarantined(service: Service, owner: np.ndarray) -> Iterator[Finding]:

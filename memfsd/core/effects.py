@@ -4,6 +4,8 @@ from dataclasses import dataclass
 
 from memfsd.uapi.units import Ino, Pfn
 
+from .filepages import FilePages
+
 Runs = list[tuple[Pfn, int]]
 """Frame runs: (first frame, frames)."""
 
@@ -21,6 +23,14 @@ class Scrub:
     @property
     def frame_count(self) -> int:
         return sum(count for _, count in self.runs)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Discard:
+    """Pages that an ordinary file has lost, too many to free at once: ``Service.discard`` gives the Scrubs."""
+
+    ino: Ino
+    pages: FilePages
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,4 +55,4 @@ class ForgetCache:
     ino: Ino
 
 
-Effect = Scrub | ZeroBytes | DropWindow | ForgetCache
+Effect = Scrub | Discard | ZeroBytes | DropWindow | ForgetCache

@@ -30,6 +30,9 @@ Node: TypeAlias = "int | Entries"
 _CHUNK = 1 << ORDER_2M
 _GIG = 1 << ORDER_1G
 _LAST = _CHUNK - 1
+_SHORT = 2
+"""Arrays, of up to 256 runs each, whose pages are unmapped at once."""
+_TAKEN = 128
 _NOTHING = array("I", bytes(4 * _CHUNK))
 _COUNTING = np.arange(_CHUNK, dtype=np.uint32)
 END = 1 << 51
@@ -189,6 +192,65 @@ class FilePages:
                     self._remove(first, size)
         self.page_count -= sum(count for _, _, count in runs)
         return runs
+
+    def is_long(self, start: int, end: int) -> bool:
+        """Whether to unmap [start, end) could take more than some milliseconds: then `detach`, and `take` in parts."""
+        arrays = 0
+        for _, _, node in self._nodes(start, end):
+            arrays += not isinstance(node, int)
+            if arrays > _SHORT:
+                return True
+        return False
+
+    def detach(self, start: int, end: int) -> "FilePages":
+        """Take the pages of [start, end) out, as a table of their own. A step for each node, not for each run."""
+        other = FilePages()
+        for first, size, node in list(self._nodes(start, end)):
+            low, high = max(start, first), min(end, first + size)
+            if high - low == size:
+                self._remove(first, size)
+                if size == _GIG and isinstance(node, int):
+                    other._gigs[first >> 18] = node
+                else:
+                    other._chunks[first >> 9] = node
+            elif isinstance(node, int):
+                self._remove(first, size)
+                if first < low:
+                    self._map(first, node, low - first)
+                if high < first + size:
+                    self._map(high, node + high - first, first + size - high)
+                other._map(low, node + low - first, high - low)
+            else:
+                part = _NOTHING[:]
+                part[low - first : high - first] = node[low - first : high - first]
+                _view(node)[low - first : high - first] = 0
+                if node == _NOTHING:
+                    self._remove(first, size)
+                if part != _NOTHING:
+                    other._chunks[first >> 9] = part
+        other.page_count = other._count()
+        self.page_count -= other.page_count
+        return other
+
+    def take(self) -> list[Run]:
+        """Take some nodes out: their runs, in order, about as many as can be freed in a millisecond. [] when empty."""
+        runs: list[Run] = []
+        while len(runs) < _TAKEN and (self._chunks or self._gigs):
+            table, bits = (self._chunks, 9) if self._chunks else (self._gigs, 18)
+            number, node = table.popitem()  # the last one: to take from the front of a dict gets slow
+            first, size = number << bits, 1 << bits
+            if isinstance(node, int):
+                runs.append((Pgoff(first), Pfn(node), size))
+            else:
+                runs += _array_runs(node, 0, size, first)
+        self._starts = None
+        self.page_count -= sum(count for _, _, count in runs)
+        return list(_merged(iter(sorted(runs))))
+
+    def _count(self) -> int:
+        arrays = [node for node in self._chunks.values() if not isinstance(node, int)]
+        whole = (len(self._chunks) - len(arrays) << 9) + (len(self._gigs) << 18)
+        return whole + sum(int(np.count_nonzero(_view(node))) for node in arrays)
 
     def _unmap_page(self, pgoff: int, chunk: Entries) -> list[Run]:
         entry = chunk[pgoff & _LAST]

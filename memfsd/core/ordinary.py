@@ -5,6 +5,7 @@ the adapter reads and writes there. A fresh frame is a hole in that memfd and so
 """
 
 import errno
+from collections.abc import Sequence
 from typing import Protocol
 
 from memfsd.uapi.errors import Refused
@@ -12,7 +13,8 @@ from memfsd.uapi.limits import MAX_FILE_BYTES
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff
 
-from .effects import Effect, Runs, Scrub, ZeroBytes
+from .effects import Discard, Effect, Runs, Scrub, ZeroBytes
+from .filepages import Run
 from .frames import FramePool, FrameState
 from .inodes import Regular
 
@@ -39,6 +41,8 @@ def _page_after(offset: int) -> int:
 class OrdinaryData:
     def __init__(self, pool: FramePool) -> None:
         self._pool = pool
+        self.discards: list[Discard] = []
+        """Pages that no file has any more, and that are not free yet."""
 
     def read(self, file: Regular, offset: int, size: int) -> Plan:
         """Where the bytes [offset, offset + size) are, ending at end of file."""
@@ -165,7 +169,7 @@ class OrdinaryData:
     def drop_all(self, file: Regular) -> list[Effect]:
         """The last name and handle are gone: give every frame back."""
         file.size = 0
-        return self._drop(file, 0, 1 << 51)
+        return list(self._drop(file, 0, 1 << 51))
 
     def _locate(self, file: Regular, offset: int, size: int) -> Plan:
         if size <= 0:
@@ -225,10 +229,24 @@ class OrdinaryData:
             return []
         return [ZeroBytes((pfn << PAGE_SHIFT) + (start & (PAGE_SIZE - 1)), end - start)]
 
-    def _drop(self, file: Regular, start: int, end: int) -> list[Effect]:
+    def _drop(self, file: Regular, start: int, end: int) -> Sequence[Effect]:
         if start >= end or file.pages.page_count == 0:
             return []
-        runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(start), Pgoff(end))]
+        if file.pages.is_long(start, end):
+            discard = Discard(file.ino, file.pages.detach(start, end))
+            self.discards.append(discard)
+            return [discard]
+        return self._scrub(file.pages.unmap(Pgoff(start), Pgoff(end)))
+
+    def discard(self, effect: Discard) -> list[Scrub]:
+        """The next part of it; [] when all is done."""
+        scrub = self._scrub(effect.pages.take())
+        if not scrub:
+            self.discards.remove(effect)
+        return scrub
+
+    def _scrub(self, taken: list[Run]) -> list[Scrub]:
+        runs = [(pfn, count) for _, pfn, count in taken]
         for pfn, count in runs:
             self._pool.set_state(pfn, count, FrameState.CLOSING)
         return [Scrub(None, runs)] if runs else []

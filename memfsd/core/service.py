@@ -17,7 +17,7 @@ from memfsd.uapi.proof import ID_BYTES, Token, ino_of, key_of, make_token
 from memfsd.uapi.seals import Seal, parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
 
-from .effects import Effect, ForgetCache, Scrub
+from .effects import Discard, Effect, ForgetCache, Scrub
 from .frames import FramePool
 from .gmem import GuestMemory, PageRange
 from .handles import HandleTable
@@ -399,6 +399,10 @@ class Service:
         }
 
     # -- after the effects
+
+    def discard(self, effect: Discard) -> list[Scrub]:
+        """The next part of the pages that a file has lost; [] when there are no more."""
+        return self.data.discard(effect)
 
     def scrubbed(self, effect: Scrub) -> None:
         """The frames are zero in their window: now, and only now, they are free (R6, R8)."""

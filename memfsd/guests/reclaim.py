@@ -45,7 +45,7 @@ class Reclaimer:
             questions = self._questions(ino)
         if len(questions) == 1:
             self._ask(*questions[0])
-        else:
+        elif questions or self._asking:
             with self._lock:
                 self._ask_all(questions, before, frame_count)
         return self._free_count() > before

@@ -15,7 +15,11 @@ UNREACHABLE = {
     for kind in (Kind.STAT, Kind.PING)
     for name, _ in points.message_points()
     if name.endswith(kind.name)
-} | {"vm up receive nothing in time": "kvmsim waits for the store's calls as long as there is a store"}
+} | {
+    "vm up receive nothing in time": "kvmsim waits for the store's calls as long as there is a store",
+    "Reclaimer.lock taken": "no scenario has two files with pages that were never touched: one VM is asked without it",
+    "Reclaimer.progress waited for": "as the lock",
+}
 """Points that no real process comes to, and why."""
 
 WITHOUT_CONNECTION = {"FileMemory.using taken"}

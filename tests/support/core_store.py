@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from memfsd.core.audit import Facts, Finding, PeerReport, audit
-from memfsd.core.effects import DropWindow, Effect, ForgetCache, Scrub, ZeroBytes
+from memfsd.core.effects import Discard, DropWindow, Effect, ForgetCache, Scrub, ZeroBytes
 from memfsd.core.gmem import PageRange, guest_of
 from memfsd.core.guest import Guest, Pairing
 from memfsd.core.inodes import ROOT_INO, Regular
@@ -66,6 +66,9 @@ class CoreStore:
                     for frame in range(pfn, pfn + count):
                         self.memory.pop((effect.window, frame), None)
                 self.service.scrubbed(effect)
+            elif isinstance(effect, Discard):
+                while scrubs := self.service.discard(effect):
+                    self.perform(scrubs)
             elif isinstance(effect, ZeroBytes):
                 self._store(effect.offset, bytes(effect.length))
             elif isinstance(effect, DropWindow):

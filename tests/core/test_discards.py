@@ -1,0 +1,119 @@
+"""Files of very many extents are freed in parts, so that no one waits for all of it."""
+
+import random
+
+import pytest
+
+from memfsd.core.audit import Facts, audit
+from memfsd.core.effects import Discard, Effect
+from memfsd.core.filepages import END, FilePages
+from memfsd.core.frames import FrameState
+from memfsd.core.inodes import ROOT_INO, Regular
+from memfsd.uapi.units import PAGE_SIZE, Pfn, Pgoff
+from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore
+
+CHUNK, GIG = 512, 1 << 18
+PAGES = 8 * CHUNK
+MOST_RUNS = 400
+"""In one part: what the lock is held for."""
+
+
+@pytest.fixture
+def store() -> CoreStore:
+    return CoreStore(PAGES)
+
+
+def comb(store: CoreStore) -> Regular:
+    """Every second page: as many extents as can be."""
+    file = store.make("comb")
+    for page in range(0, PAGES, 2):
+        store.service.fallocate(file.ino, KEEP_SIZE, page * PAGE_SIZE, PAGE_SIZE, store.tick())
+    file.size = PAGES * PAGE_SIZE
+    assert len(list(file.pages.extents(0, PAGES))) == PAGES // 2
+    return file
+
+
+def parts_of(store: CoreStore, effects: list[Effect]) -> list[int]:
+    """Frees them part by part; how many runs each had. At each moment every frame is accounted for."""
+    (discard,) = effects
+    assert isinstance(discard, Discard)
+    parts = []
+    while scrubs := store.service.discard(discard):
+        parts.append(sum(len(scrub.runs) for scrub in scrubs))
+        assert audit(store.service, Facts()) == []
+        store.perform(scrubs)
+    return parts
+
+
+def test_the_end_of_a_file_of_many_extents_is_done_in_parts(store: CoreStore) -> None:
+    file = comb(store)
+    effects = store.service.unlink(ROOT_INO, b"comb", store.tick())
+    effects += store.service.forget(file.ino, file.lookups)
+    assert store.pool.count(FrameState.SHARED) == PAGES // 2, "nothing was done yet"
+    parts = parts_of(store, effects)
+    assert sum(parts) == PAGES // 2
+    assert max(parts) <= MOST_RUNS
+    assert store.pool.free_count == PAGES
+    assert store.service.data.discards == []
+
+
+@pytest.mark.parametrize("what", ["truncate", "punch"])
+def test_what_a_file_loses_is_out_of_it_at_once(store: CoreStore, what: str) -> None:
+    file, kept = comb(store), 2 * CHUNK + 6
+    if what == "truncate":
+        effects, _ = store.service.resize(file.ino, kept * PAGE_SIZE, store.tick())
+    else:
+        effects, _ = store.service.fallocate(
+            file.ino, PUNCH, kept * PAGE_SIZE, (PAGES - kept) * PAGE_SIZE, store.tick()
+        )
+    assert file.pages.page_count == kept // 2
+    assert file.pages.next_data(kept) is None
+    assert max(parts_of(store, effects)) <= MOST_RUNS
+    assert store.pool.free_count == PAGES - kept // 2
+
+
+def test_a_large_file_in_contiguous_frames_goes_at_once(store: CoreStore) -> None:
+    file = store.make("large")
+    store.service.fallocate(file.ino, 0, 0, PAGES * PAGE_SIZE, store.tick())
+    effects, _ = store.service.resize(file.ino, 0, store.tick())
+    assert [len(effect.runs) for effect in effects] == [1]  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_detached_pages_are_those_that_unmap_would_give(seed: int) -> None:
+    dice = random.Random(seed)
+    one, other = FilePages(), FilePages()
+    at = pfn = 0
+    while at < GIG + 40 * CHUNK:
+        at += dice.choice((0, 1, 7, CHUNK, 3 * CHUNK + 1))
+        if dice.random() < 0.1:
+            at = -(-at // GIG) * GIG
+        pfn += dice.choice((0, 1, 100))
+        count = dice.choice((1, 2, CHUNK, CHUNK + 5, 4 * CHUNK, GIG if at % GIG == 0 else 1))
+        for pages in (one, other):
+            pages.map_run(at, pfn, count)
+        at, pfn = at + count, pfn + count
+    low = dice.randrange(at)
+    high = dice.choice((dice.randrange(low, at + 1) + 1, END))
+    detached = one.detach(low, high)
+    runs = other.unmap(low, high)
+    assert list(one.extents(0, END)) == list(other.extents(0, END))
+    assert (one.page_count, detached.page_count) == (other.page_count, sum(count for _, _, count in runs))
+    assert list(detached.extents(0, END)) == runs
+    taken: dict[int, tuple[Pgoff, Pfn, int]] = {}
+    while part := detached.take():
+        assert len(part) <= MOST_RUNS
+        for run in part:
+            taken[run[0]] = run
+    assert detached.page_count == 0
+    assert merged([taken[pgoff] for pgoff in sorted(taken)]) == runs
+
+
+def merged(parts: list[tuple[Pgoff, Pfn, int]]) -> list[tuple[int, int, int]]:
+    found: list[tuple[int, int, int]] = []
+    for pgoff, pfn, count in parts:
+        if found and (found[-1][0] + found[-1][2], found[-1][1] + found[-1][2]) == (pgoff, pfn):
+            found[-1] = (*found[-1][:2], found[-1][2] + count)
+        else:
+            found.append((pgoff, pfn, count))
+    return found
