@@ -15,6 +15,8 @@
     script         the language of `kvmsim run`
     vcpu_commands  script commands that run vCPUs
     execute        script commands to calls of the above
+    interrupt      SIGINT: the command that runs ends, and nothing else does
+    script_command kvmsim run and kvmsim attach; prompt is the latter's at a terminal
     race           both sides under a scheduler: `kvmsim race`
     cli            the command kvmsim
 

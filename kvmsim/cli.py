@@ -1,35 +1,18 @@
-"""The command kvmsim: run a script, attach to a file and prompt, or compare designs."""
+"""The command kvmsim. What a command needs is loaded for it alone: --help needs next to nothing."""
 
 import argparse
-import contextlib
-import ctypes
-import errno
 import os
 import sys
-import time
-from pathlib import Path
+from collections.abc import Callable
+from typing import Any
 
-from memfsd.uapi.errors import Refused
-from memfsd.uapi.journal import NO_JOURNAL, Journal
-from memfsd.uapi.journalfile import open_journal, start_journal
-from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
+from memfsd.uapi.arguments import Parser
+from memfsd.uapi.starting import INTERRUPTED, be_quiet_when_interrupted, take_interrupts
 from memfsd.uapi.stdio import fill_standard_fds
-from memfsd.uapi.units import parse_size
+from memfsd.uapi.version import VERSION
 
-from .compare.command import add_parser as add_compare
-from .compare.command import compare
-from .execute import Executor
-from .journal import command as journal
-from .link import store_of_sealed
-from .script.grammar import POLICIES, UNDER, help_text, parse_line, parse_script
-from .script.output import HumanPrinter, JsonPrinter
-from .script.runner import Session, run
-from .script.words import ScriptError
-
-_PR_SET_DUMPABLE = 4
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO)
 _READER_GONE = 141
-"""As shells tell of SIGPIPE: 1 has a meaning of its own for every command."""
+"""As shells report SIGPIPE: 1 has another meaning for every command."""
 
 _EPILOG = """\
 examples:
@@ -39,30 +22,65 @@ examples:
   kvmsim race fault-x-punch --exhaustive     every order of a fault and a punch; --list names the others
   kvmsim compare                             what each design of conversion costs and destroys, as a table
 
-exit status of run: 0 every command did what it should, 1 one did not, 2 the script can not be parsed,
-or standard output can not be written
+exit status: 0 done, 1 not (run: a command did not do what it should), 2 usage, a script that cannot be parsed, or
+standard output or the journal cannot be written, 130 interrupted, 141 the reader of standard output went away
 """
 
 
 def main() -> None:
     fill_standard_fds()
-    _close_to_inspection()
+    status: int
     try:
+        _require_stdout()
+        _close_to_inspection()
         status = run_command(sys.argv[1:])
         sys.stdout.flush()
+    except SystemExit as end:
+        status = _flushed(int(end.code or 0))
     except KeyboardInterrupt:
-        status = 130
+        status = INTERRUPTED
     except BrokenPipeError:
         _give_up_stdout()
         status = _READER_GONE
+    except MemoryError:
+        status = _failed("out of memory: raise the limit (ulimit -v), or give the host more", 1)
     except OSError as error:
-        # A file that fails is told where it is used: what has no name is standard output.
-        if error.filename is not None or error.errno not in _UNWRITABLE:
-            raise
-        print(f"kvmsim: standard output: {error.strerror}", file=sys.stderr)
-        _give_up_stdout()
-        status = 2
+        status = _os_error(error)
+    be_quiet_when_interrupted()
     sys.exit(status)
+
+
+def _require_stdout() -> None:
+    """Python makes nothing of a closed descriptor, and print() then prints nothing."""
+    if sys.stdout is None:
+        sys.exit(_failed("standard output is closed: open it, or send it to /dev/null", 2))
+
+
+def _flushed(status: int) -> int:
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _give_up_stdout()
+        return _READER_GONE
+    except OSError as error:
+        return _os_error(error)
+    except AttributeError:
+        pass  # it is closed, and that was said
+    return status
+
+
+def _os_error(error: OSError) -> int:
+    """What has no name is standard output: every other file is named where it is used."""
+    why = error.strerror or str(error)
+    if error.filename is not None:
+        return _failed(f"{error.filename}: {why}", 1)
+    _give_up_stdout()
+    return _failed(f"standard output cannot be written: {why}", 2)
+
+
+def _failed(what: str, status: int) -> int:
+    print(f"kvmsim: {what}", file=sys.stderr)
+    return status
 
 
 def _give_up_stdout() -> None:
@@ -73,185 +91,78 @@ def _give_up_stdout() -> None:
 def _close_to_inspection() -> None:
     """A guest's memory is mapped here, in the kernel's stead: other processes of the same user must not attach to this
     one or open its window through /proc/PID/fd. A Linux that could not do this would be older than memfds."""
-    ctypes.CDLL(None).prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0)
+    import ctypes
+
+    pr_set_dumpable = 4
+    ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)
 
 
 def run_command(arguments: list[str]) -> int:
-    if arguments[:1] == ["race"]:
-        return _race(arguments[1:])
-    asked = _parser().parse_args(arguments)
-    if asked.command == "journal":
-        return journal.command(asked)
-    if asked.command == "compare":
-        return compare(asked)
-    return _run(asked) if asked.command == "run" else _attach(asked)
+    asked, unknown = _parser(arguments[0] if arguments else "").parse_known_args(arguments)
+    if unknown:
+        asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
+    command: Callable[[argparse.Namespace], int] = asked.execute
+    take_interrupts()
+    return command(asked)
 
 
-def _race(arguments: list[str]) -> int:
-    """Its package is loaded for it alone: it brings the whole of memfsd along."""
-    from .race import cli
-
-    parser = argparse.ArgumentParser(
-        prog="kvmsim race",
-        description="Run the real code of both sides under chosen schedules and check R1 to R8.",
-        epilog=cli.epilog(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    cli.add_arguments(parser)
-    return cli.main(parser.parse_args(arguments))
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="kvmsim",
-        description="A simulated KVM for guest private memory.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def _parser(command: str) -> argparse.ArgumentParser:
+    """Knows the arguments of this command, and only the names of the others."""
+    parser = Parser(prog="kvmsim", description="A simulated KVM for guest private memory.", epilog=_EPILOG)
+    parser.add_argument("--version", action="version", version=f"kvmsim {VERSION}")
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    run_ = commands.add_parser(
-        "run",
-        help="run a script, a line a command",
-        epilog="script commands:\n" + help_text(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    run_.add_argument("script", nargs="?", default="-", metavar="SCRIPT", help="a file, or - for standard input")
-    run_.add_argument("--keep-going", action="store_true", help="run on after a command that failed")
-    attach = commands.add_parser("attach", help="pair with a sealed file and prompt")
-    attach.add_argument("file", metavar="FILE")
-    attach.add_argument("--gpa", type=_address, default=0, metavar="G", help="where its memory begins (default 0)")
-    commands.add_parser("race", help="run a scenario of both sides under chosen schedules", add_help=False)
-    for sub in (run_, attach):
-        sub.add_argument("--policy", choices=POLICIES, default="none", help="how exits are handled (default none)")
-        sub.add_argument(
-            "--under",
-            choices=UNDER,
-            default="kept",
-            help="with policy overlay: what becomes of the private page under an ordinary slot (default kept)",
-        )
-        sub.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
-        sub.add_argument("--json", action="store_true", help="one JSON object per command")
-        sub.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
-    journal.add_parser(commands)
-    add_compare(commands)
+    for name, (help_, add_arguments) in _COMMANDS.items():
+        sub = commands.add_parser(name, help=help_)
+        if name == command:
+            sub.set_defaults(execute=add_arguments(sub), parser=sub)
     return parser
 
 
-def _address(text: str) -> int:
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+Adder = Callable[[Any], Callable[[argparse.Namespace], int]]
+"""Adds a command's arguments to its parser; returns what runs it."""
 
 
-def _slots(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_SLOTS:
-        raise argparse.ArgumentTypeError(f"'{text}' is not 1 to {MAX_SLOTS}")
-    return int(text)
+def _run(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .script_command import add_run_arguments, run
+
+    add_run_arguments(parser)
+    return run
 
 
-def _run(asked: argparse.Namespace) -> int:
-    try:
-        commands = parse_script(_read(asked.script))
-    except ScriptError as error:
-        print(f"kvmsim: {error}", file=sys.stderr)
-        return 2
-    except OSError as error:
-        print(f"kvmsim: {asked.script}: {error.strerror}", file=sys.stderr)
-        return 2
-    printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout)
-    executor = _executor(asked)
-    if executor is None:
-        return 2
-    try:
-        return run(commands, executor, printer.emit, keep_going=asked.keep_going)
-    finally:
-        executor.close()
+def _attach(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .script_command import add_attach_arguments, attach
+
+    add_attach_arguments(parser)
+    return attach
 
 
-def _read(path: str) -> bytes:
-    if path == "-":
-        return sys.stdin.buffer.read(MAX_SCRIPT_BYTES + 1)
-    with open(path, "rb") as file:
-        return file.read(MAX_SCRIPT_BYTES + 1)
+def _race(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .race import cli
+
+    parser.description = "Run the real code of both sides under chosen schedules and check R1 to R8."
+    parser.epilog = cli.epilog()
+    cli.add_arguments(parser)
+    return cli.main
 
 
-def _executor(asked: argparse.Namespace) -> Executor | None:
-    try:
-        return Executor(asked.max_slots, asked.policy, asked.under, _journal(asked.journal))
-    except Refused as refused:
-        print(f"kvmsim: {refused.reason}", file=sys.stderr)
-        return None
+def _journal(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .journal import command
+
+    command.add_arguments(parser)
+    return command.command
 
 
-def _journal(path: str | None) -> Journal:
-    if path is None:
-        return NO_JOURNAL
-    return start_journal(
-        open_journal(path), "kvmsim", time.monotonic_ns, lambda text: print(f"kvmsim: {text}", file=sys.stderr)
-    )
+def _compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .compare import command
+
+    command.add_arguments(parser)
+    return command.compare
 
 
-def _attach(asked: argparse.Namespace) -> int:
-    executor = _executor(asked)
-    if executor is None:
-        return 2
-    try:
-        size = os.stat(asked.file).st_size
-        store_of_sealed(asked.file)
-        if size == 0:
-            raise Refused(errno.EINVAL, f"the file is empty: give it a size first (truncate -s 64M {asked.file})")
-        command = parse_line(f"slot set 0 private gpa={asked.gpa:#x} size={size} file={_quoted(asked.file)}", 1)
-        assert command is not None
-        executor(command)
-    except (OSError, Refused, ScriptError) as error:
-        reason = error.reason if isinstance(error, Refused) else getattr(error, "strerror", None) or str(error)
-        print(f"kvmsim: {asked.file}: {reason.removeprefix(asked.file + ': ')}", file=sys.stderr)
-        executor.close()
-        return 1
-    try:
-        _prompt(executor, asked)
-    finally:
-        executor.close()
-    return 0
-
-
-def _quoted(path: str) -> str:
-    return "'" + path.replace("'", "'\\''") + "'"
-
-
-def _prompt(executor: Executor, asked: argparse.Namespace) -> None:
-    printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout, echo=False)
-    session = Session(executor, printer.emit)
-    interactive = sys.stdin.isatty()
-    if interactive:
-        _load_history()
-        print(f"{asked.file} is private slot 0 at gpa {asked.gpa:#x}. 'help' lists the commands, 'quit' leaves.")
-    while True:
-        try:
-            line = input("(kvmsim) " if interactive else "")
-        except EOFError:
-            return
-        except KeyboardInterrupt:
-            print()
-            continue
-        if not session.feed(line):
-            return
-
-
-def _load_history() -> None:
-    """Arrow keys and a history that outlives the session, where readline is there."""
-    with contextlib.suppress(ImportError):
-        import atexit
-        import readline
-
-        path = Path.home() / ".kvmsim_history"
-        with contextlib.suppress(OSError):
-            readline.read_history_file(path)
-        readline.set_history_length(1000)
-
-        def save() -> None:
-            with contextlib.suppress(OSError):
-                readline.write_history_file(path)
-
-        atexit.register(save)
+_COMMANDS: dict[str, tuple[str, Adder]] = {
+    "run": ("run a script, a line a command", _run),
+    "attach": ("pair with a sealed file and prompt", _attach),
+    "race": ("run a scenario of both sides under chosen schedules", _race),
+    "journal": ("verify and show what --journal recorded", _journal),
+    "compare": ("run the same guests over all designs of conversion and measure", _compare),
+}

@@ -2,9 +2,10 @@
 
 import errno
 import os
+import signal
 import subprocess
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
@@ -15,10 +16,14 @@ from .computer import Computer
 from .host import VMM, Host, encrypted_of, memory_of
 from .host_commands import HostCommands
 from .info import Answer
+from .interrupt import Interrupt
 from .memory import AnonymousMemory, FileMemory, Memory
 from .script import commands as c
 from .script.outcome import Outcome
 from .vcpu_commands import GUEST_COMMANDS, exited
+
+_SHELL_ENDS_S = 2.0
+"""After an interrupt, which a terminal sends to the shell, too."""
 
 
 class Executor:
@@ -30,10 +35,11 @@ class Executor:
         self._max_slots = max_slots
         self._policy = policy, under
         self._journal = journal
+        self.interrupt = Interrupt()
         self._computers: dict[str, Computer] = {}
         self._host = Host()
         self._doers: dict[type[c.Command], Callable[[Any], Outcome]] = {
-            c.CreateVm: self._vm,
+            c.SwitchVm: self._vm,
             c.CreateVcpu: self._vcpu,
             c.SlotSet: self._slot_set,
             c.SlotDelete: self._slot_delete,
@@ -52,19 +58,21 @@ class Executor:
         }
         self._doers |= HostCommands(self._host, self._computers).doers()
         self._topics: dict[str, Callable[[], Answer]] = {
-            "slots": lambda: info.slots(self._current),
-            "ept": lambda: info.ept(self._current),
-            "mmu": lambda: info.mmu(self._current),
-            "memory": lambda: info.memory(self._current),
-            "run": lambda: info.run(self._current),
-            "stats": lambda: info.stats(self._current),
+            "slots": lambda: info.slots(self._target),
+            "ept": lambda: info.ept(self._target),
+            "mmu": lambda: info.mmu(self._target),
+            "memory": lambda: info.memory(self._target),
+            "run": lambda: info.run(self._target),
+            "stats": lambda: info.stats(self._target),
             "vms": self._vms,
             "hva": lambda: info.hva(list(self._host.processes.values())),
         }
-        self._current = self._create("vm0")
+        self._current = self._target = self._create("vm0")
+        """The current VM, and the one that the command is about: its vm=, or else the current one."""
 
     def __call__(self, command: c.Command) -> Outcome:
         """Do one command; every failure is an Outcome or Refused."""
+        self._target = self._current if command.vm is None else self._find(command.vm)
         try:
             return self._doers[type(command)](command)
         except PeerLost as lost:
@@ -81,26 +89,29 @@ class Executor:
 
     # -- VMs, vCPUs, slots
 
+    def _find(self, name: str) -> Computer:
+        if name not in self._computers:
+            raise Refused(errno.ENOENT, f"there is no VM {name}: 'vm {name}' makes it")
+        return self._computers[name]
+
     def _create(self, name: str) -> Computer:
-        if name in self._computers:
-            raise Refused(errno.EEXIST, f"VM {name} exists")
         if len(self._computers) >= MAX_VMS:
-            raise Refused(errno.ENOSPC, f"{MAX_VMS} VMs are the limit")
-        computer = Computer(name, self._max_slots, self._journal)
+            raise Refused(errno.ENOSPC, f"VM {name}: {MAX_VMS} VMs are the limit of one kvmsim: start another one")
+        computer = Computer(name, self._max_slots, self._journal, self.interrupt)
         computer.vmm.set_policy(*self._policy)
         self._computers[name] = computer
         return computer
 
-    def _vm(self, command: c.CreateVm) -> Outcome:
-        self._current = self._create(command.vm)
+    def _vm(self, command: c.SwitchVm) -> Outcome:
+        self._current = self._computers.get(command.to) or self._create(command.to)
         return Outcome(ok=True)
 
     def _vcpu(self, command: c.CreateVcpu) -> Outcome:
-        self._current.vm.create_vcpu(command.vcpu)
+        self._target.vm.create_vcpu(command.vcpu)
         return Outcome(ok=True)
 
     def _slot_set(self, command: c.SlotSet) -> Outcome:
-        machine = self._current.machine
+        machine = self._target.machine
         space = self._host.processes[VMM]
         if command.private:
             path, fd = command.file or "", None
@@ -112,7 +123,7 @@ class Executor:
             return Outcome(ok=True)
         memory: Memory | None = None
         path, offset = command.file or "", command.offset
-        existing = self._current.vm.slots[False].get(command.id)
+        existing = self._target.vm.slots[False].get(command.id)
         if command.hva is not None and command.size:
             if existing is None:
                 machine.check_shared_slot(command.id, command.gpa, command.size, command.flags, command.hva)
@@ -133,58 +144,69 @@ class Executor:
         return FileMemory(os.open(command.file, os.O_RDWR | os.O_CLOEXEC)), command.file
 
     def _slot_delete(self, command: c.SlotDelete) -> Outcome:
-        self._current.machine.delete_slot(command.id, private=command.private)
+        self._target.machine.delete_slot(command.id, private=command.private)
         return Outcome(ok=True)
 
     def _slot_dirty(self, command: c.SlotDirty) -> Outcome:
-        facts, text = info.dirty(self._current.machine.get_dirty_log(command.id))
+        facts, text = info.dirty(self._target.machine.get_dirty_log(command.id))
         return Outcome(ok=True, info=facts, text=text)
 
     def _slot_punch(self, command: c.SlotPunch) -> Outcome:
-        self._current.machine.punch_slot(command.id, command.gpa, command.size)
+        self._target.machine.punch_slot(command.id, command.gpa, command.size)
         return Outcome(ok=True)
 
     # -- vCPUs, and KVM's own accesses
 
     def _run(self, command: c.GuestCommand) -> Outcome:
-        return self._current.vcpu_commands.do(command)
+        return self._target.vcpu_commands.do(command)
 
     def _start(self, command: c.Start) -> Outcome:
-        return self._current.vcpu_commands.start(command.command)
+        return self._target.vcpu_commands.start(command.command)
 
     def _join(self, command: c.Join) -> Outcome:
-        return self._current.vcpu_commands.join(command.vcpu)
+        return self._target.vcpu_commands.join(command.vcpu)
 
     def _kick(self, command: c.Kick) -> Outcome:
-        return self._current.vcpu_commands.kick(command.vcpu)
+        return self._target.vcpu_commands.kick(command.vcpu)
 
     def _cap_exit_hypercall(self, command: c.CapExitHypercall) -> Outcome:
-        self._current.vm.exit_hypercalls = command.mask
+        self._target.vm.exit_hypercalls = command.mask
         return Outcome(ok=True)
 
     def _host_read(self, command: c.HostRead) -> Outcome:
-        result = self._current.guest.host_access(command.gpa, command.length, None)
+        result = self._target.guest.host_access(command.gpa, command.length, None)
         if isinstance(result, bytes):
             return Outcome(ok=True, data=result, address=command.gpa)
         return exited(result)
 
     def _host_write(self, command: c.HostWrite) -> Outcome:
-        result = self._current.guest.host_access(command.gpa, len(command.data), command.data)
+        result = self._target.guest.host_access(command.gpa, len(command.data), command.data)
         return Outcome(ok=True) if isinstance(result, bytes) else exited(result)
 
     # -- around it
 
     def _set_policy(self, command: c.SetPolicy) -> Outcome:
-        self._current.vmm.set_policy(command.policy, command.under)
-        self._policy = command.policy, command.under
+        """Also of the VMs that are made later, unless it names one."""
+        self._target.vmm.set_policy(command.policy, command.under)
+        if command.vm is None:
+            self._policy = command.policy, command.under
         return Outcome(ok=True)
 
     def _sh(self, command: c.Sh) -> Outcome:
-        done = subprocess.run(
-            ["/bin/sh", "-c", command.command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, check=False
-        )
-        text = done.stdout.decode(errors="replace").rstrip("\n")
-        return Outcome(ok=done.returncode == 0, status=done.returncode, text=text)
+        """An interrupt reaches the shell by the terminal; one that it outlives ends it."""
+        with subprocess.Popen(
+            ["/bin/sh", "-c", command.command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as shell:
+            try:
+                with self.interrupt.stops(_interrupted):
+                    said, _ = shell.communicate()
+            except _Interrupted:
+                said = _end(shell)
+        text = said.decode(errors="replace").rstrip("\n")
+        status, reason = shell.returncode, ""
+        if status < 0:
+            status, reason = 128 - status, f"the shell was ended by {signal.Signals(-status).name}"
+        return Outcome(ok=status == 0, status=status, text=text, reason=reason)
 
     def _info(self, command: c.Info) -> Outcome:
         facts, text = self._topics[command.what]()
@@ -192,3 +214,23 @@ class Executor:
 
     def _vms(self) -> Answer:
         return info.vms(self._computers, self._current)
+
+
+class _Interrupted(Exception):
+    """While a shell command ran."""
+
+
+def _interrupted() -> NoReturn:
+    raise _Interrupted
+
+
+def _end(shell: "subprocess.Popen[bytes]") -> bytes:
+    """What it has said until its end. What it left in the background and holds its output open is not waited for."""
+    try:
+        return shell.communicate(timeout=_SHELL_ENDS_S)[0]
+    except subprocess.TimeoutExpired:
+        shell.kill()
+    try:
+        return shell.communicate(timeout=_SHELL_ENDS_S)[0]
+    except subprocess.TimeoutExpired as late:
+        return late.output or b""

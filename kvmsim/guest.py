@@ -146,7 +146,8 @@ class Guest:
         return vcpu.start(self._touching(vcpu, first, last, shared))
 
     def load(self, vcpu: GuestVcpu, gpa: int, chunks: Iterable[bytes]) -> int | Exit:
-        """Write the chunks one behind the other into private memory; how many bytes it were."""
+        """Writes the chunks back to back into private memory; returns the number of bytes. An empty chunk is one that
+        has not come yet."""
         return vcpu.start(self._loading(vcpu, gpa, chunks))
 
     def sha256(self, vcpu: GuestVcpu, gpa: int, length: int) -> bytes | Exit:
@@ -251,6 +252,9 @@ class Guest:
     def _loading(self, vcpu: GuestVcpu, gpa: int, chunks: Iterable[bytes]) -> Program[int]:
         at = gpa
         for chunk in chunks:
+            if not chunk:
+                yield from vcpu.entry()
+                continue
             to, shared = _alias(at, len(chunk), False)
             yield from self._writing(_to_write(vcpu, to, chunk, shared), chunk)
             at += len(chunk)

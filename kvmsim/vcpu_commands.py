@@ -5,6 +5,10 @@ A command whose vCPU exits leaves the rest under way; `resume` goes on with it a
 """
 
 import errno
+import os
+import queue
+import select
+import stat
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -17,6 +21,7 @@ from .core.exits import Exit, ExitReason, MemoryErrorExit
 from .core.hypercalls import STATUS_NAMES, SUCCESS, Registers
 from .core.kvm_run import MEMORY_ERROR_EXPLICIT
 from .guest import Guest
+from .interrupt import Interrupt
 from .machine import Machine
 from .script import commands as c
 from .script.outcome import Outcome
@@ -27,15 +32,18 @@ Begin = Callable[[], object]
 Tell = Callable[[Any], Outcome]
 """The result of a command, once it has one."""
 Do = Callable[[], Outcome]
+_LOOK_UP_MS = 100
+"""Between two looks at immediate_exit while a pipe that is loaded has nothing to read."""
 
 
 class VcpuCommands:
     """Those of one VM. Commands are prepared on the thread of the script, and done there or on one of their own."""
 
-    def __init__(self, machine: Machine, guest: Guest, vmm: Vmm) -> None:
+    def __init__(self, machine: Machine, guest: Guest, vmm: Vmm, interrupt: Interrupt) -> None:
         self._vm = machine.vm
         self._guest = guest
         self._vmm = vmm
+        self._interrupt = interrupt
         self._under_way: dict[int, Tell] = {}
         """By vCPU: how the result of what is under way is told. Written by the thread that runs the vCPU."""
         self._started: dict[int, _Thread] = {}
@@ -43,7 +51,14 @@ class VcpuCommands:
         """vCPUs that the script wants back: EINTR of others was user space's own doing."""
 
     def do(self, command: c.GuestCommand) -> Outcome:
-        return self._prepare(command)()
+        """An interrupt kicks the vCPU: EINTR, and `resume` goes on."""
+        do = self._prepare(command)
+        try:
+            with self._interrupt.stops(lambda: self._want_back(command.vcpu)):
+                return do()
+        finally:
+            if self._interrupt.asked and self._wanted_back(command.vcpu):  # it came when the command had ended already
+                self._vm.vcpu(command.vcpu).run.immediate_exit = 0
 
     def start(self, command: c.GuestCommand) -> Outcome:
         """EBUSY until what was started on that vCPU before is joined."""
@@ -56,22 +71,24 @@ class VcpuCommands:
         started = self._started.get(vcpu)
         if started is None:
             raise Refused(errno.EINVAL, f"nothing was started on vCPU {vcpu}: write for example start read 0 4")
-        started.wait()
+        with self._interrupt.stops(started.stop_waiting):
+            ended = started.wait()
+        if not ended:
+            raise Refused(errno.EINTR, f"vCPU {vcpu} runs on: join it later, or kick and join it")
         del self._started[vcpu]
         return started.outcome()
 
     def kick(self, vcpu: int) -> Outcome:
         """Its KVM_RUN ends with EINTR: the one under way, or the next."""
-        kicked = self._vm.vcpu(vcpu)
-        self._kicked.add(vcpu)
-        kicked.request_exit()
+        self._want_back(vcpu)
         return Outcome(ok=True)
 
     def close(self) -> None:
         """Every vCPU leaves, and what is under way is abandoned."""
         for id_, started in self._started.items():
-            self.kick(id_)
-            started.wait()
+            self._want_back(id_)
+            while not started.wait():
+                pass
         for vcpu in self._vm.vcpus.values():
             vcpu.take()
             vcpu.release()
@@ -94,6 +111,11 @@ class VcpuCommands:
         if isinstance(result, Exit):
             return exited(result)
         return tell(result)
+
+    def _want_back(self, vcpu: int) -> None:
+        kicked = self._vm.vcpu(vcpu)
+        self._kicked.add(vcpu)
+        kicked.request_exit()
 
     def _wanted_back(self, vcpu: int) -> bool:
         wanted = vcpu in self._kicked
@@ -200,6 +222,8 @@ class _Thread:
         self._do = do
         self._outcome: Outcome | None = None
         self._error: BaseException | None = None
+        self._ended: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """True: it has ended; False: the waiter has had enough."""
         self._thread = sync.thread(self._run, name)
         self._thread.start()
 
@@ -208,9 +232,19 @@ class _Thread:
             self._outcome = self._do()
         except BaseException as error:
             self._error = error
+        finally:
+            self._ended.put(True)
 
-    def wait(self) -> None:
-        self._thread.join()
+    def wait(self) -> bool:
+        """True when it has ended; False after `stop_waiting`."""
+        ended = self._ended.get()
+        if ended:
+            self._thread.join()
+        return ended
+
+    def stop_waiting(self) -> None:
+        """From a signal handler of the waiting thread."""
+        self._ended.put(False)
 
     def outcome(self) -> Outcome:
         """After the wait."""
@@ -236,6 +270,18 @@ def _done(_: object) -> Outcome:
 
 
 def _chunks(path: str) -> Iterator[bytes]:
-    with open(path, "rb") as file:
-        while chunk := file.read(MAX_ACCESS_BYTES):
-            yield chunk
+    """Of a host file; b"" now and then while a pipe or a terminal has nothing to read, so that a kick gets through."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        waits = not stat.S_ISREG(os.fstat(fd).st_mode)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while True:
+            if waits and not poll.poll(_LOOK_UP_MS):
+                yield b""
+            elif chunk := os.read(fd, MAX_ACCESS_BYTES):
+                yield chunk
+            else:
+                return
+    finally:
+        os.close(fd)

@@ -8,6 +8,18 @@ guests     adapter to the sockets
 daemon     composes them; cli and memfs are the two commands
 """
 
-from memfsd.encrypted import memfd_encrypted
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from memfsd.encrypted import memfd_encrypted
 
 __all__ = ["memfd_encrypted"]
+
+
+def __getattr__(name: str) -> object:
+    """Loaded when it is used: every program imports this package, and most of them do not need it."""
+    if name in __all__:
+        from memfsd import encrypted
+
+        return getattr(encrypted, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

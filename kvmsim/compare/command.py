@@ -30,14 +30,9 @@ exit status: 0 measured, 1 something could not be measured, 2 usage
 """
 
 
-def add_parser(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    parser = commands.add_parser(
-        "compare",
-        help="run the same guests over all designs of conversion and measure",
-        description="Run the same guests over all designs of conversion and page sizes; print what each costs.",
-        epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Run the same guests over all designs of conversion and page sizes; print what each costs."
+    parser.epilog = _EPILOG
     parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="on a memfsd mount, pool of 2 GiB or more")
     parser.add_argument("--workloads", type=_workloads, default=list(WORKLOADS), metavar="W[,W]", help="default: all")
     parser.add_argument("--designs", type=_designs, default=list(DESIGNS), metavar="D[,D]", help="default: all")

@@ -17,14 +17,8 @@ or standard output can not be written
 """
 
 
-def add_parser(commands: Any) -> None:
-    """`journal` beside `run` and `attach`."""
-    journal = commands.add_parser(
-        "journal",
-        help="verify and show what --journal recorded",
-        epilog=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+def add_arguments(journal: argparse.ArgumentParser) -> None:
+    journal.epilog = _HELP
     actions = journal.add_subparsers(dest="action", metavar="ACTION", required=True)
     for name, text in (
         ("check", "verify the protocol's rules; several journals are merged by time"),

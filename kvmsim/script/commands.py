@@ -15,13 +15,17 @@ class Command:
     """The words that select it: "read", "slot set"."""
     source: str = field(default="", compare=False)
     """The line as it was written, without the blanks around it."""
+    vm: str | None = None
+    """The VM that it is about; None: the current one."""
     columns: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
     """Where the word of a field starts, from 1; a field that kept its default is missing."""
 
 
 @dataclass(frozen=True, slots=True)
-class CreateVm(Command):
-    vm: str
+class SwitchVm(Command):
+    """Makes the VM if there is none of that name."""
+
+    to: str
 
 
 @dataclass(frozen=True, slots=True)

@@ -24,6 +24,8 @@ EXIT_PREFIX = "KVM_EXIT_"
 POLICIES = ("none", "recreate", "punch", "overlay")
 UNDER = ("kept", "freed")
 """What becomes of a private page under an ordinary slot, with policy overlay."""
+_ABOUT_NO_VM = ("vm", "sh", "hva", "expect", "start")
+"""`start` leaves it to the command that it starts."""
 INFO_TOPICS = ("slots", "ept", "mmu", "memory", "run", "stats", "vms", "hva")
 
 
@@ -37,6 +39,15 @@ class Term:
     option: bool = False
     required: bool = True
     default: object = None
+
+    @property
+    def choices(self) -> tuple[str, ...]:
+        """The words that it takes, if they are words: what a metavar in lower case lists."""
+        return tuple(self.metavar.split("|")) if self.metavar.islower() else ()
+
+    @property
+    def is_path(self) -> bool:
+        return self.metavar == "PATH"
 
     def __str__(self) -> str:
         text = f"{self.field}={self.metavar}" if self.option else self.metavar
@@ -55,6 +66,15 @@ class Form:
     """What no single word shows: the field at fault ("" is the end of the line) and the message."""
     free_fields: bool = False
     """Any other key=value is kept, in order, as ``fields``."""
+
+    @property
+    def is_about_a_vm(self) -> bool:
+        """It takes vm=NAME."""
+        return self.name.split()[0] not in _ABOUT_NO_VM
+
+    @property
+    def all_terms(self) -> tuple[Term, ...]:
+        return (*self.terms, _VM) if self.is_about_a_vm else self.terms
 
     @property
     def synopsis(self) -> str:
@@ -100,6 +120,7 @@ def _under_overlay(policy: commands.SetPolicy) -> tuple[str, str] | None:
     return None
 
 
+_VM = Term("vm", "NAME", values.vm_name, option=True, required=False)
 _VCPU = Term("vcpu", "N", values.number, option=True, required=False, default=0)
 _GPA = Term("gpa", "GPA", values.address)
 _LEN = Term("length", "LEN", values.access_length)
@@ -122,7 +143,12 @@ def _register(name: str) -> Term:
 
 
 FORMS: tuple[Form, ...] = (
-    Form("vm", commands.CreateVm, (Term("vm", "NAME", values.vm_name),), "create a VM and make it current"),
+    Form(
+        "vm",
+        commands.SwitchVm,
+        (Term("to", "NAME", values.vm_name),),
+        "switch to a VM, which is made if there is none of that name; vm=NAME makes one command about another VM",
+    ),
     Form("vcpu", commands.CreateVcpu, (Term("vcpu", "N", values.long_number),), "create a vCPU of the current VM"),
     Form(
         "slot set",
@@ -334,14 +360,15 @@ def _command(form: Form, words: list[Word], end: int, line: int, source: str) ->
 
 
 def _started(words: list[Word], end: int, line: int, source: str) -> Command:
-    """`start`, and the command behind it, which is parsed as on a line of its own."""
+    """`start`, and the command after it, which is parsed as on a line of its own."""
     form, rest = _form_of(words[1:], line)
     if form not in _STARTABLE:
         names = ", ".join(startable.name for startable in _STARTABLE)
-        raise ScriptError(line, words[1].column, f"'{form.name}' runs no vCPU, so it can not be started: {names} do")
+        raise ScriptError(line, words[1].column, f"'{form.name}' runs no vCPU, so it cannot be started: {names} do")
     command = _command(form, rest, end, line, source)
     assert isinstance(command, GuestCommand)
-    return Start(line=line, name="start", source=source, columns={"command": words[1].column}, command=command)
+    columns = {"command": words[1].column}
+    return Start(line=line, name="start", source=source, columns=columns, command=command, vm=command.vm)
 
 
 def help_text(topic: str = "") -> str:
@@ -350,6 +377,21 @@ def help_text(topic: str = "") -> str:
     if not forms:
         raise ValueError(unknown("command", topic, _FIRST_WORDS))
     return "\n".join(f"{form.synopsis}\n    {form.help}" for form in forms)
+
+
+def help_names(width: int = 76) -> str:
+    """The names of all commands, in a few lines."""
+    seconds: dict[str, list[str]] = {}
+    for form in FORMS:
+        first, *second = form.name.split()
+        seconds.setdefault(first, []).extend(second)
+    names = [f"{first} {'|'.join(rest)}" if rest else first for first, rest in seconds.items()]
+    lines = [""]
+    for name in names:
+        if lines[-1] and len(lines[-1]) + 2 + len(name) > width:
+            lines.append("")
+        lines[-1] += f", {name}" if lines[-1] else name
+    return ",\n".join(lines)
 
 
 def _decode(script: bytes) -> str:
@@ -390,7 +432,7 @@ def _form_of(words: list[Word], line: int) -> tuple[Form, list[Word]]:
 
 def _fields_of(form: Form, words: list[Word], end: int, line: int) -> tuple[dict[str, object], dict[str, int]]:
     """The values of a form's fields and where each was written."""
-    options = {term.field: term for term in form.terms if term.option}
+    options = {term.field: term for term in form.all_terms if term.option}
     positionals = iter([term for term in form.terms if not term.option])
     fields: dict[str, object] = {term.field: term.default for term in form.terms}
     columns: dict[str, int] = {}
@@ -433,6 +475,8 @@ def _option(word: Word) -> tuple[str | None, Word]:
 
 
 def _no_such_option(form: Form, key: str, known: list[str]) -> str:
+    if key == _VM.field:
+        return f"'{form.name}' is about no VM, so it takes no vm=: leave it out"
     if not known:
         return f"'{form.name}' has no options, so not {key}=: quote the word if it is an argument"
     return f"{unknown(f'{form.name} option', key, known)} (if it is an argument, quote the word)"

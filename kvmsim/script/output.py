@@ -16,7 +16,7 @@ class JsonPrinter:
     """One object per line: "line", "cmd", "source", "ok", "errno", "exit", "exit_fields" and "data" always;
     "ret", "status", "text", "info", "reason" and "failed" when there is something to say.
 
-    "cmd" is the words that select the command ("slot set"), "data" hex digits or null.
+    "cmd" is the words that select the command ("slot set"), null for a line that is none, "data" hex digits or null.
     """
 
     def __init__(self, stream: TextIO) -> None:
@@ -26,7 +26,7 @@ class JsonPrinter:
         command, outcome = record.command, record.outcome
         fields: dict[str, object] = {
             "line": command.line,
-            "cmd": command.name,
+            "cmd": command.name or None,
             "source": command.source,
             "ok": outcome.ok,
             "errno": outcome.errno,

@@ -9,6 +9,7 @@
     framing    header and body to bytes and back
     pairing    the table of states and legal messages
     stdio      descriptors 0 to 2 of a program that was started without them
+    version, starting, arguments   what the command lines of all programs share
 
 memfsd and kvmsim both import this package, and it is the only thing they share.
 """

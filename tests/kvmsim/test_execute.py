@@ -84,8 +84,31 @@ def test_vm_makes_a_vm_and_it_is_current(do: Lines) -> None:
     ]
 
 
-def test_vms_have_one_name_each_and_are_limited(do: Lines) -> None:
-    assert do("vm vm0").errno == "EEXIST"
+def test_vm_goes_back_to_a_vm_that_is_there(do: Lines) -> None:
+    do.ok("slot set 0 shared gpa=0 size=4K", "write 0 aa shared", "vm other", "vm vm0")
+    assert do("read 0 1 shared").data == b"\xaa"
+    do.ok("vm other")
+    assert do("read 0 1 shared").exit == "KVM_EXIT_MMIO"
+
+
+def test_a_command_names_its_vm_and_the_current_one_stays(do: Lines) -> None:
+    do.ok("vm other", "slot set 0 shared gpa=0 size=8K vm=vm0", "vcpu 2 vm=vm0", "write vm=vm0 0 aa shared")
+    assert do("read 0 1 shared").exit == "KVM_EXIT_MMIO"
+    do.ok("start touch 0 8K shared vcpu=2 vm=vm0")
+    assert do("join vcpu=2").errno == "EINVAL", "nothing was started in the current VM"
+    do.ok("join vcpu=2 vm=vm0", "host write 1 bb vm=vm0", "policy punch vm=vm0")
+    assert do("read vcpu=2 0 2 shared vm=vm0").data == b"\xaa\xbb"
+    assert do("info slots").info == []
+    assert len(do("info slots vm=vm0").info) == 1  # type: ignore[arg-type]
+    do.ok("vm third")
+    vms = do("info vms").info
+    assert [vm["policy"] for vm in vms] == ["punch", "none", "none"]  # type: ignore[attr-defined]
+    missing = do("read 0 1 vm=nobody")
+    assert (missing.errno, missing.reason) == ("ENOENT", "there is no VM nobody: 'vm nobody' makes it")
+    assert len(do("info vms").info) == 3, "vm= makes none"  # type: ignore[arg-type]
+
+
+def test_vms_are_limited(do: Lines) -> None:
     for number in range(1, MAX_VMS):
         do.ok(f"vm vm{number}")
     assert do("vm one-more").errno == "ENOSPC"

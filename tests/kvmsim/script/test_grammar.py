@@ -10,7 +10,7 @@ from kvmsim.script.words import ScriptError
 from memfsd.uapi import limits
 
 CONTRACT: list[tuple[str, c.Command]] = [
-    ("vm guest1", c.CreateVm("guest1")),
+    ("vm guest1", c.SwitchVm("guest1")),
     ("vcpu 1", c.CreateVcpu(1)),
     (
         "slot set 0 private gpa=0x100000 size=64M file=/mnt/g",
@@ -124,7 +124,7 @@ MISTAKES: list[tuple[str, int, str]] = [
     ("start", 6, "'start' needs COMMAND"),
     ("start read 0", 13, "'read' needs LEN"),
     ("start raed 0 1", 7, "did you mean 'read'?"),
-    ("start vcpu 1", 7, "'vcpu' runs no vCPU, so it can not be started: read, write"),
+    ("start vcpu 1", 7, "'vcpu' runs no vCPU, so it cannot be started: read, write"),
     ("start start read 0 1", 7, "'start' runs no vCPU"),
     ("start sh true", 7, "'sh' runs no vCPU"),
     ("hypercall", 10, "'hypercall' needs NR"),
@@ -230,7 +230,7 @@ def test_exit_reasons_with_and_without_prefix_in_any_case(reason: str) -> None:
 def test_a_script_is_its_commands_in_order_with_their_lines() -> None:
     parsed = parse_script(b"\xef\xbb\xbf# a script\r\n\nvm a # one\r\n\n  expect ok\nexpect ok\nvcpu 1")
     assert [(command.line, command) for command in parsed] == [
-        (3, c.CreateVm("a")),
+        (3, c.SwitchVm("a")),
         (5, c.ExpectOk()),
         (6, c.ExpectOk()),
         (7, c.CreateVcpu(1)),

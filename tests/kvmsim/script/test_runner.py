@@ -1,13 +1,16 @@
 """When a run fails, where it stops, and what a prompt makes of a line."""
 
 import errno
-from collections.abc import Callable
+import json
+import re
+import sys
 
 import pytest
 
-from kvmsim.script.commands import Command, CreateVm, Read, Sh
+from kvmsim.script.commands import Command, Read, Sh, SwitchVm
 from kvmsim.script.grammar import parse_script
 from kvmsim.script.outcome import Outcome, Record
+from kvmsim.script.output import JsonPrinter
 from kvmsim.script.runner import Session, run
 from memfsd.uapi.errors import Refused
 
@@ -27,7 +30,7 @@ class Machine:
                 return Outcome(ok=True, data=b"abc")
             case Read():
                 return EXIT
-            case CreateVm():
+            case SwitchVm():
                 raise Refused(errno.EEXIST, "there is one")
             case Sh():
                 status = int(command.command)
@@ -121,43 +124,101 @@ def test_what_is_no_refusal_passes_through(exception: type[BaseException]) -> No
         run(parse_script(b"sh 0"), execute, lambda record: None, keep_going=True)
 
 
-def session() -> tuple[Callable[[str], bool], list[str]]:
-    said: list[str] = []
+class Prompt:
+    """Lines in; records and complaints out."""
 
-    def emit(record: Record) -> None:
-        said.append(f"{record.command.line} {'FAILED' if record.failed else record.outcome.ok}")
+    def __init__(self) -> None:
+        self.said: list[str] = []
+        self.records: list[Record] = []
+        self.complaints: list[str] = []
+        self.session = Session(Machine().execute, self._emit, self.complaints.append)
 
-    return Session(Machine().execute, emit, said.append).feed, said
+    def _emit(self, record: Record) -> None:
+        self.records.append(record)
+        self.said.append(f"{record.command.line} {'FAILED' if record.failed else record.outcome.ok}")
+
+    def feed(self, *lines: str) -> bool:
+        return [True, *map(self.session.feed, lines)][-1]
 
 
 def test_a_prompt_runs_lines_and_remembers_the_previous_command() -> None:
-    feed, said = session()
-    lines = ("read 1 3", "", "# a note", "expect exit MMIO", "expect ok", "read 0 3", "expect data 'abc'")
-    assert all(feed(line) for line in lines)
-    assert said == ["1 False", "4 True", "5 FAILED", "6 True", "7 True"]
+    prompt = Prompt()
+    assert prompt.feed("read 1 3", "", "# a note", "expect exit MMIO", "expect ok", "read 0 3", "expect data 'abc'")
+    assert prompt.said == ["1 False", "4 True", "5 FAILED", "6 True", "7 True"]
 
 
-def test_a_mistake_at_a_prompt_is_said_and_changes_nothing() -> None:
-    feed, said = session()
-    assert feed("  expect ok")
-    assert feed("read 0")
-    assert said[0] == "column 3: expect is about the previous command, and there is none: put one before it"
-    assert said[1].startswith("column 7: 'read' needs LEN")
-    assert feed("read 0 3")
-    assert feed("raed 0 3")
-    assert feed("expect data 'abc'")
-    assert (said[2], said[4]) == ("3 True", "5 True")
+def test_a_mistake_at_a_prompt_is_answered_and_changes_nothing() -> None:
+    prompt = Prompt()
+    assert prompt.feed("  expect ok", "read 0", "read 0 3", "raed 0 3", "expect data 'abc'")
+    first, second, *_ = (record.outcome.reason for record in prompt.records)
+    assert first == "column 3: expect is about the previous command, and there is none: put one before it"
+    assert second.startswith("column 7: 'read' needs LEN")
+    assert prompt.said == ["1 False", "2 False", "3 True", "4 False", "5 True"]
 
 
-def test_help_and_leaving() -> None:
-    feed, said = session()
-    assert feed("help")
-    assert "slot punch ID gpa=G size=S" in said[0]
-    assert "quit" in said[0]
-    assert feed("help host")
-    assert said[1].count("\n") == 3
-    assert feed("help raed")
-    assert said[2] == "unknown command 'raed': did you mean 'read'?"
-    assert not feed("quit")
-    assert not feed(" exit ")
-    assert len(said) == 3
+def test_help_is_short_and_explains_one_command_or_all() -> None:
+    prompt = Prompt()
+    assert prompt.feed("help", "?", "help host", "help raed", "help all", "help slot punch")
+    short, again, host, unknown, everything, punch = (record.outcome for record in prompt.records)
+    assert short == again
+    assert len(short.text.splitlines()) < 12
+    assert max(map(len, short.text.splitlines())) <= 80
+    assert {"touch", "punch", "exit_hypercall", "quit"} <= set(re.findall(r"\w+", short.text))
+    assert host.text.count("\n") == 3
+    assert unknown == Outcome(ok=False, reason="unknown command 'raed': did you mean 'read'?")
+    assert "slot punch ID gpa=G size=S" in everything.text and len(everything.text) > 10 * len(short.text)
+    assert punch.text.startswith("slot punch ID")
+
+
+@pytest.mark.parametrize("word", ["quit", " exit ", "q"])
+def test_leaving(word: str) -> None:
+    prompt = Prompt()
+    assert not prompt.feed(word)
+    assert [record.command.name for record in prompt.records] == ["quit"]
+
+
+@pytest.mark.parametrize(
+    ("lines", "status", "complained"),
+    [
+        ([], 0, []),
+        (["read 0 3", "", "# nothing"], 0, []),
+        (["read 1 3", "# so it should be", "", "expect exit MMIO"], 0, []),
+        (["read 1 3"], 1, ["line 1"]),
+        (["read 1 3", "read 0 3"], 1, ["line 1"]),
+        (["vm a", "help", "expect errno EEXIST"], 0, []),
+        (["sh 3", "quit"], 1, ["line 1"]),
+        (["read 0 3", "expect data 'abd'", "read 0 3"], 1, []),
+        (["read 0 3", "raed 0 3", "read 1 3"], 2, ["line 2, column 1", "line 3"]),
+        (["help nonsense"], 0, []),
+    ],
+    ids=lambda value: ";".join(value) if isinstance(value, list) else str(value),
+)
+def test_a_pipe_has_the_exit_status_of_run(lines: list[str], status: int, complained: list[str]) -> None:
+    prompt = Prompt()
+    prompt.feed(*lines)
+    assert prompt.session.end() == status
+    assert [complaint.split(":")[0] for complaint in prompt.complaints] == complained
+
+
+def test_every_line_is_one_json_object(capsys: pytest.CaptureFixture[str]) -> None:
+    session = Session(Machine().execute, JsonPrinter(sys.stdout).emit)
+    lines = [
+        "read 0 3",
+        "read 1 3",
+        "expect ok",
+        "raed",
+        "expect",
+        'write 0 "open',
+        "help",
+        "? read",
+        "help raed",
+        "quit",
+    ]
+    for line in lines:
+        session.feed(line)
+    records = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [record["source"] for record in records] == lines
+    assert [record["ok"] for record in records] == [True, False, False, False, False, False, True, True, False, True]
+    assert records[3] | {"cmd": None, "line": 4} == records[3]
+    assert "did you mean 'read'" in records[3]["reason"]
+    assert "touch" in records[6]["text"]

@@ -1,0 +1,14 @@
+"""python -m kvmsim, and the command kvmsim."""
+
+from memfsd.uapi.starting import be_quiet_when_interrupted
+
+
+def main() -> None:
+    be_quiet_when_interrupted()
+    from kvmsim import cli
+
+    cli.main()
+
+
+if __name__ == "__main__":
+    main()

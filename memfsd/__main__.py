@@ -1,0 +1,21 @@
+"""python -m memfsd, and the commands memfsd and memfs."""
+
+from memfsd.uapi.starting import be_quiet_when_interrupted
+
+
+def main() -> None:
+    be_quiet_when_interrupted()
+    from memfsd import cli
+
+    cli.main()
+
+
+def memfs() -> None:
+    be_quiet_when_interrupted()
+    from memfsd import memfs
+
+    memfs.main()
+
+
+if __name__ == "__main__":
+    main()
