@@ -75,7 +75,7 @@ def _os_error(error: OSError) -> int:
     if error.filename is not None:
         return _failed(f"{error.filename}: {why}", 1)
     _give_up_stdout()
-    return _failed(f"standard output cannot be written: {why}", 2)
+    return _failed(f"standard output: {why}", 2)
 
 
 def _failed(what: str, status: int) -> int:
