@@ -1,9 +1,11 @@
 """The command kvmsim. What a command needs is loaded for it alone: --help needs next to nothing."""
 
 import argparse
+import errno
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from memfsd.uapi.arguments import Parser
@@ -11,6 +13,8 @@ from memfsd.uapi.starting import INTERRUPTED, be_quiet_when_interrupted, take_in
 from memfsd.uapi.stdio import fill_standard_fds
 from memfsd.uapi.version import VERSION
 
+_NO_MEMORY = "out of memory: raise the limit (ulimit -v), or give the host more"
+_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _READER_GONE = 141
 """As shells report SIGPIPE: 1 has another meaning for every command."""
 
@@ -43,7 +47,7 @@ def main() -> None:
         _give_up_stdout()
         status = _READER_GONE
     except MemoryError:
-        status = _failed("out of memory: raise the limit (ulimit -v), or give the host more", 1)
+        status = _failed(_NO_MEMORY, 1)
     except OSError as error:
         status = _os_error(error)
     be_quiet_when_interrupted()
@@ -70,10 +74,12 @@ def _flushed(status: int) -> int:
 
 
 def _os_error(error: OSError) -> int:
-    """What has no name is standard output: every other file is named where it is used."""
+    """What cannot be written and has no name is standard output: every other file is named where it is used."""
     why = error.strerror or str(error)
-    if error.filename is not None:
-        return _failed(f"{error.filename}: {why}", 1)
+    if error.errno == errno.ENOMEM:
+        return _failed(_NO_MEMORY, 1)
+    if error.filename is not None or error.errno not in _UNWRITABLE:
+        return _failed(f"{error.filename}: {why}" if error.filename is not None else why, 1)
     _give_up_stdout()
     return _failed(f"standard output: {why}", 2)
 
@@ -98,12 +104,27 @@ def _close_to_inspection() -> None:
 
 
 def run_command(arguments: list[str]) -> int:
-    asked, unknown = _parser(arguments[0] if arguments else "").parse_known_args(arguments)
+    with _small_numpy():
+        parser = _parser(arguments[0] if arguments else "")
+    asked, unknown = parser.parse_known_args(arguments)
     if unknown:
         asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     command: Callable[[argparse.Namespace], int] = asked.execute
     take_interrupts()
     return command(asked)
+
+
+@contextmanager
+def _small_numpy() -> Iterator[None]:
+    """What a command imports may be numpy, whose OpenBLAS would start threads and take memory for each core."""
+    mine = "OPENBLAS_NUM_THREADS" not in os.environ
+    if mine:
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        if mine:
+            del os.environ["OPENBLAS_NUM_THREADS"]
 
 
 def _parser(command: str) -> argparse.ArgumentParser:

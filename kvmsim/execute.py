@@ -75,6 +75,8 @@ class Executor:
         self._target = self._current if command.vm is None else self._find(command.vm)
         try:
             return self._doers[type(command)](command)
+        except MemoryError:
+            raise Refused(errno.ENOMEM, "out of memory: raise the limit (ulimit -v), or give the host more") from None
         except PeerLost as lost:
             raise Refused(errno.EHOSTDOWN, str(lost)) from None
         except OSError as error:

@@ -13,7 +13,7 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from memfsd.uapi.errors import Refused
+from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .backing import GuestVcpu, backing_of
@@ -432,7 +432,9 @@ def _act(runs: list[Run], start: int, at: int, end: int, action: RunAction) -> i
 
 def _failed(gpa: int, shared: bool, error: OSError) -> MemoryErrorExit:
     """The page is mapped, and its memory can not be had."""
-    return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=error.errno or errno.EIO)
+    number = error.errno or errno.EIO
+    why = f"{errno_name(number)}: the memory of this page cannot be reached: {error.strerror or error}"
+    return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=number, why=why)
 
 
 def _halting(vcpu: GuestVcpu) -> Program[None]:

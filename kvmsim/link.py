@@ -260,6 +260,7 @@ class StoreLink:
         view = memoryview(buffer)
         state = State.UP_OPEN
         why = "the store is gone"
+        asked = ""
         try:
             while state is not State.ENDED:
                 size = self._up.recv_into(buffer, 0, socket.MSG_TRUNC)
@@ -267,17 +268,20 @@ class StoreLink:
                     break
                 header = decode_header(view[:size])
                 following = next_state(state, header.kind)
+                asked = header.kind.name
                 if header.is_reply:
                     raise PeerLost(f"a reply to {header.kind.name} that nobody asked for")
                 answer, ok = self._answer(header.id, header.kind, view[:size], legal=following is not None)
                 self._up.send(answer)
+                asked = ""
                 self.callback_count += 1
                 if ok and following is not None:
                     state = following
         except PeerLost as lost:
             why = str(lost)
         except OSError as error:
-            why = f"the store cut this VM off ({error.strerror})"
+            late = f"{asked} was not answered in time" if asked else str(error.strerror)
+            why = f"the store cut this VM off: {late}"
         finally:
             if not self.lost:
                 self.lost = why

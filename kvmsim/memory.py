@@ -135,7 +135,8 @@ class AnonymousMemory(_Mapped):
             super().__init__(fd, size)
         except (OSError, ValueError, OverflowError) as error:
             os.close(fd)
-            raise Refused(errno.ENOMEM, f"{size} bytes of anonymous memory: {error}") from None
+            why = getattr(error, "strerror", None) or str(error)
+            raise Refused(errno.ENOMEM, f"{size} bytes of anonymous memory: {why}: ask for less") from None
 
 
 class FileMemory:

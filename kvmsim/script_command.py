@@ -14,7 +14,6 @@ from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.starting import INTERRUPTED
-from memfsd.uapi.units import parse_size
 
 from .execute import Executor
 from .link import store_of_sealed
@@ -22,7 +21,8 @@ from .script.grammar import POLICIES, UNDER, help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
 from .script.runner import Session
 from .script.runner import run as run_script
-from .script.words import ScriptError
+from .script.values import address
+from .script.words import ScriptError, Word
 
 _RUN_EPILOG = """\
 exit status: 0 every command did what it should, 1 one did not, 2 the script cannot be parsed, or standard output or
@@ -68,7 +68,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _address(text: str) -> int:
     try:
-        return parse_size(text)
+        return address(Word(text, 1, 1))
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 

@@ -225,7 +225,10 @@ class _Thread:
         self._ended: queue.SimpleQueue[bool] = queue.SimpleQueue()
         """True: it has ended; False: the waiter has had enough."""
         self._thread = sync.thread(self._run, name)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise Refused(errno.EAGAIN, f"{name}: {error}: raise ulimit -u or -v, or join what runs") from None
 
     def _run(self) -> None:
         try:

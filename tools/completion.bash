@@ -49,14 +49,19 @@ _memfs() {
 _kvmsim() {
     local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach race compare journal -h --help' "$word"
+        _memfsd_words 'run attach race compare journal -h --help --version' "$word"
         return
     fi
     if [[ ${COMP_WORDS[1]} == journal ]]; then
         if ((COMP_CWORD == 2)); then
             _memfsd_words 'check show -h --help' "$word"
+        elif [[ $before == --kind && ${COMP_WORDS[2]} == show ]]; then
+            _memfsd_list 'hello pair bind unbind get_pfn stat ping bye invalidate_begin invalidate_end revoke report
+                check map list zapped out freed cut gone' "$word"
         elif [[ $word == -* ]]; then
-            _memfsd_words '-h --help --json' "$word"
+            options='-h --help --json'
+            [[ ${COMP_WORDS[2]} == show ]] && options+=' -f --follow --vm --file --kind'
+            _memfsd_words "$options" "$word"
         fi
         return
     fi
@@ -74,8 +79,14 @@ _kvmsim() {
         --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
         --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
-        --max-slots | --gpa | --journal) ;;
-        *) [[ $word == -* ]] && _memfsd_words "$options" "$word" ;;
+        --max-slots | --gpa | --journal | --seed | --count | --bound | --limit | --replay | --record | --plot) ;;
+        *)
+            if [[ $word == -* ]]; then
+                _memfsd_words "$options" "$word"
+            elif [[ ${COMP_WORDS[1]} == race ]]; then
+                _memfsd_words "$(kvmsim race --list 2>/dev/null | cut -d' ' -f1)" "$word"
+            fi
+            ;;
     esac
 }
 

@@ -48,7 +48,7 @@ def compare(asked: argparse.Namespace) -> int:
     """Exit status."""
     try:
         if asked.plot:
-            check_plot()
+            check_plot(asked.plot, asked.workloads)
         with _directory(asked.directory) as directory:
             rows = [_print(row, asked.json) for row in _rows(asked, directory)]
         if not asked.json:

@@ -1,36 +1,42 @@
 """Slots and cost against live conversions, as a picture."""
 
 import errno
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import format_size
 
 from .table import Row
 
-if TYPE_CHECKING:
-    pass
+DRAWN = "misbehave"
+"""The workload that is drawn: the others have few conversions live."""
 
 
-_STYLES = ("-", "--", ":", "-.")
-
-
-def check_plot() -> None:
-    """EOPNOTSUPP where matplotlib is not installed."""
+def check_plot(path: str, workloads: list[str]) -> None:
+    """Before anything is measured. EOPNOTSUPP where matplotlib is not installed; EINVAL for a format that does not
+    exist, or nothing to draw; ENOENT for a directory that does not."""
     try:
-        import matplotlib  # noqa: F401 - takes half a second, and only this needs it
+        from matplotlib.figure import Figure  # takes half a second, and only this needs it
     except ImportError:
-        raise Refused(errno.EOPNOTSUPP, "--plot needs matplotlib: pip install 'memfsd[plot]'") from None
+        way_out = "install it (pip install matplotlib), or leave --plot out"
+        raise Refused(errno.EOPNOTSUPP, f"--plot needs matplotlib: {way_out}") from None
+    if DRAWN not in workloads:
+        raise Refused(errno.EINVAL, f"--plot draws workload {DRAWN}, which --workloads leaves out: add it")
+    formats = Figure().canvas.get_supported_filetypes()
+    suffix = Path(path).suffix[1:]
+    if suffix.lower() not in formats:
+        raise Refused(errno.EINVAL, f"--plot {path}: '{suffix}' is no format: choose {', '.join(sorted(formats))}")
+    if not Path(path).parent.is_dir():
+        raise Refused(errno.ENOENT, f"--plot {path}: there is no directory {Path(path).parent}: make it first")
 
 
 def draw(rows: list[Row], path: str) -> None:
-    """Two panels of the misbehaving guest, one line for each design and page size. OSError, or EINVAL for a format
-    that does not exist."""
+    """Two panels of the misbehaving guest, one line for each design and page size. After `check_plot`."""
     from matplotlib.figure import Figure
 
     figure: Figure = Figure(figsize=(9, 8), layout="constrained")
     slots, cost = figure.subplots(2, 1, sharex=True)
-    for index, row in enumerate(row for row in rows if row.workload == "misbehave"):
+    for index, row in enumerate(row for row in rows if row.workload == DRAWN):
         samples = row.measured.samples
         style = {
             "label": f"{row.design}, {format_size(row.page_bytes)} pages",
@@ -44,7 +50,4 @@ def draw(rows: list[Row], path: str) -> None:
     cost.set_ylabel("one conversion (microseconds)")
     cost.set_xlabel("conversions that are live")
     cost.set_ylim(bottom=0)
-    try:
-        figure.savefig(path, dpi=120)
-    except ValueError as error:
-        raise Refused(errno.EINVAL, f"{path}: {error}") from None
+    figure.savefig(path, dpi=120)

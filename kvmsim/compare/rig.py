@@ -9,18 +9,40 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memfsd.uapi.errors import Refused, errno_name
-from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_SEALS
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_SEALS, XATTR_SOCKET
+from memfsd.uapi.units import PAGE_SIZE, format_size
 
 from ..computer import Computer
-from ..core.exits import Exit
+from ..core.exits import Exit, MemoryErrorExit
 from ..info import stats
 
 RAM_BYTES = 1 << 30
 """A whole number of pages of every size."""
+_POOL_BYTES = 2 * RAM_BYTES
 _SAMPLE_EVERY = 64
 """Conversions of which one sample is made."""
 _names = itertools.count()
+
+
+def _is_memfsd(directory: Path) -> bool:
+    try:
+        os.getxattr(directory, XATTR_SOCKET)
+    except OSError:
+        return False  # which is said when the file cannot be sealed
+    return True
+
+
+def _check_room(directory: Path) -> None:
+    """ENOSPC where no pool can hold the guest's memory, in pages of any size, and as much shared."""
+    try:
+        pool = os.statvfs(directory)
+    except OSError as error:
+        raise Refused(error.errno or errno.EIO, f"{directory}: {error.strerror}") from None
+    size = pool.f_blocks * pool.f_frsize
+    if size < _POOL_BYTES and _is_memfsd(directory):
+        have, need = format_size(size), format_size(_POOL_BYTES)
+        way_out = f"mount with size={need} or more"
+        raise Refused(errno.ENOSPC, f"{directory}: its pool has {have} and {need} are needed: {way_out}")
 
 
 class Design(NamedTuple):
@@ -68,6 +90,7 @@ class Rig:
 
     def __init__(self, directory: Path, design: Design, page_bytes: int, max_slots: int) -> None:
         self._path = directory / f"compare-{os.getpid()}-{next(_names)}.mem"
+        _check_room(directory)
         self._make_file(page_bytes)
         self._computer = Computer("compare", max_slots)
         self.measured = Measured()
@@ -80,6 +103,8 @@ class Rig:
         except BaseException:
             self.close()
             raise
+        finally:
+            self._path.unlink()  # the slot holds it: nothing is left behind, however this process ends
 
     def _make_file(self, page_bytes: int) -> None:
         """Refused names the directory when it is not on a memfsd mount, or can not hold the file."""
@@ -157,7 +182,6 @@ class Rig:
 
     def close(self) -> None:
         self._computer.close()
-        self._path.unlink()
 
     def _write(self, gpa: int, data: bytes, *, shared: bool) -> Exit | None:
         computer = self._computer
@@ -177,7 +201,9 @@ class Rig:
 
     @staticmethod
     def _must_not_exit(result: object) -> None:
-        assert result is None, f"the policy left an exit: {result}"
+        if result is not None:
+            why = result.why if isinstance(result, MemoryErrorExit) else ""
+            raise Refused(errno.EIO, f"the guest cannot go on: {why or result}")
 
 
 def _median_us(times: list[float]) -> float:

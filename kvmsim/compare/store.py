@@ -19,6 +19,14 @@ from memfsd.uapi.names import FSTYPE
 _POOL = "4G"
 _DEADLINE_S = 30.0
 _PR_SET_PDEATHSIG = 1
+_SERVE = """
+directory=$1; shift
+"$@" & memfsd=$!
+trap 'kill $memfsd 2>/dev/null' TERM
+while kill -0 $memfsd 2>/dev/null; do wait $memfsd; done
+rmdir "$directory"
+"""
+"""memfsd, and the end of its mount point also when this process is killed: the shell outlives it."""
 
 
 @contextlib.contextmanager
@@ -31,7 +39,7 @@ def mounted() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="kvmsim-compare.")).resolve()
     try:
         daemon = subprocess.Popen(
-            [program, "-f", "-o", f"size={_POOL}", directory],
+            ["/bin/sh", "-c", _SERVE, "sh", directory, program, "-f", "-o", f"size={_POOL}", directory],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
@@ -47,7 +55,7 @@ def mounted() -> Iterator[Path]:
             daemon.communicate(timeout=_DEADLINE_S)
     finally:
         with contextlib.suppress(OSError):
-            os.rmdir(directory)
+            os.rmdir(directory)  # unless the shell has done it
 
 
 def _end_with_parent() -> None:

@@ -4,6 +4,7 @@ import errno
 import heapq
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_SLOTS
 
 from ..core.memslots import Memslots
 
@@ -23,7 +24,8 @@ class SlotIds:
         """The highest id that no slot has; ENOSPC at the cap."""
         if len(self._slots) >= self._max_slots:
             name = self._slots.as_id.name.lower()
-            raise Refused(errno.ENOSPC, f"all {self._max_slots} {name} slots are in use: raise --max-slots")
+            more = "raise --max-slots" if self._max_slots < MAX_SLOTS else "delete some, or convert in larger ranges"
+            raise Refused(errno.ENOSPC, f"all {self._max_slots} {name} slots are in use: {more}")
         while True:
             while self._returned:
                 id_ = -heapq.heappop(self._returned)

@@ -20,6 +20,7 @@ from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import ORDERS, PAGE_SHIFT, page_aligned
 
 from .dirty import DirtyLog
@@ -300,7 +301,7 @@ def check_region(
     allowed = int(SlotFlag.GUEST_MEMFD if kind_is_private else SlotFlag.LOG_DIRTY_PAGES | SlotFlag.READONLY)
     if flags & ~allowed:
         kind = "private" if kind_is_private else "shared"
-        raise _invalid(f"flags {flags:#x}", f"a {kind} slot takes at most {allowed:#x}")
+        raise _invalid(f"flags {_flag_names(flags)}", f"a {kind} slot takes {_flag_names(allowed) or 'none'}")
     if not page_aligned(size_bytes):
         raise _invalid(f"size {size_bytes:#x}", "make it a multiple of 4096")
     if not page_aligned(gpa):
@@ -315,7 +316,8 @@ def check_region(
     if as_id not in (AddressSpaceId.SHARED, AddressSpaceId.PRIVATE):
         raise _invalid(f"address space {as_id}", "take 0 (shared) or 1 (private)")
     if not 0 <= slot_id < max_slots:
-        raise _invalid(f"slot {slot_id}", f"ids end at {max_slots - 1}: take a free one, or raise --max-slots")
+        more = ", or raise --max-slots" if slot_id < MAX_SLOTS else ""
+        raise _invalid(f"slot {slot_id}", f"ids end at {max_slots - 1}: take a free one{more}")
     if gpa < 0 or size_bytes < 0 or gpa + size_bytes >= 1 << 64:
         raise _invalid(f"gpa {gpa:#x} + size {size_bytes:#x}", "it must stay below 2^64")
     page_count = size_bytes >> PAGE_SHIFT
@@ -351,6 +353,14 @@ def check_addressable(gfn: int, page_count: int) -> None:
     if gfn + page_count > MAX_GFN_EPT:
         what = f"gpa {gfn << PAGE_SHIFT:#x} + size {page_count << PAGE_SHIFT:#x}"
         raise _invalid(what, "guest physical addresses end at 2^48")
+
+
+def _flag_names(flags: int) -> str:
+    """ "READONLY|0x10 (0x12)": names, the bits without one, and in which number."""
+    names = [flag.name or "" for flag in SlotFlag if flags & flag]
+    unnamed = flags & ~sum(SlotFlag)
+    words = names + [hex(unnamed)] * bool(unnamed)
+    return f"{'|'.join(words)} ({flags:#x})" if names else "".join(words)
 
 
 def _invalid(what: str, way_out: str) -> Refused:

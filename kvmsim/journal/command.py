@@ -3,14 +3,17 @@
 import argparse
 import json
 import sys
+import time
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
 
 from .check import Verdict, check
-from .reader import NotAJournal
-from .show import diagram, events
+from .reader import NotAJournal, follow
+from .show import Event, Wanted, diagram, events, events_of, growing_diagram
 
+_LOOK_AGAIN_S = 0.2
 _HELP = """\
 exit status of check: 0 no rule is broken, 1 one is broken (FILE:LINE and why), 2 a file is no journal,
 or standard output can not be written
@@ -25,7 +28,20 @@ def add_arguments(journal: argparse.ArgumentParser) -> None:
         ("show", "a diagram of the exchange"),
     ):
         action = actions.add_parser(name, help=text, epilog=_HELP if name == "check" else None)
-        action.add_argument("files", nargs="+", metavar="FILE", help="journals of memfsd and kvmsim, of one run")
+        action.add_argument(
+            "files", nargs="+", metavar="FILE", help="journals of memfsd and kvmsim, of one run; - is standard input"
+        )
+        if name == "show":
+            action.add_argument("-f", "--follow", action="store_true", help="go on as the journal (one) grows")
+            action.add_argument("--vm", default="", metavar="NAME", help="only what is about this VM")
+            action.add_argument("--file", type=_inode, default=-1, metavar="INODE", help="only what is about this file")
+            action.add_argument(
+                "--kind",
+                type=_kinds,
+                default=frozenset(),
+                metavar="K[,K]",
+                help="only these, as in get_pfn,zapped",
+            )
         action.add_argument("--json", action="store_true", help="one JSON object (check) or one per event (show)")
 
 
@@ -68,13 +84,35 @@ def _as_json(files: list[str], verdict: Verdict) -> dict[str, Any]:
     }
 
 
+def _wait() -> None:
+    time.sleep(_LOOK_AGAIN_S)
+
+
+def _inode(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or len(text) > 20:
+        raise argparse.ArgumentTypeError(f"'{text[:30]}' is no inode number: ls -i, or memfs stat, shows it")
+    return int(text)
+
+
+def _kinds(text: str) -> frozenset[str]:
+    return frozenset(text.upper().split(","))
+
+
 def _show(asked: argparse.Namespace) -> int:
+    wanted = Wanted(asked.vm, asked.file, asked.kind)
+    if asked.follow:
+        if len(asked.files) != 1:
+            raise NotAJournal("--follow shows one journal as it grows: name one")
+        shown: Iterator[Event] = filter(wanted.__call__, events_of(follow(asked.files[0], _wait)))
+    else:
+        shown = events(asked.files, wanted)
     if not asked.json:
-        for line in diagram(asked.files):
-            print(line)
+        for line in growing_diagram(shown) if asked.follow else diagram(asked.files, wanted):
+            print(line, flush=asked.follow)
         return 0
-    for event in events(asked.files):
+    for event in shown:
         record = msgspec.to_builtins(event.record.entry)
         target = None if event.target is None else str(event.target)
-        print(json.dumps({"where": event.record.where, "from": str(event.source), "to": target, **record}))
+        told = {"where": event.record.where, "from": str(event.source), "to": target, **record}
+        print(json.dumps(told), flush=asked.follow)
     return 0

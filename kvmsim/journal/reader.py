@@ -7,8 +7,10 @@ opening and is in the order of its times; the runs of all files are merged.
 import contextlib
 import heapq
 import itertools
+import os
+import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple, cast
 
@@ -108,20 +110,81 @@ class Journals:
             self.incomplete.append(f"{where}: no record 'end' follows: the process was killed, or runs on")
 
 
+def _open(path: str) -> BinaryIO:
+    """- is standard input."""
+    if path != "-":
+        return open(path, "rb")
+    if sys.stdin is None:
+        raise NotAJournal("standard input is closed: name a file, or open it")
+    return cast(BinaryIO, sys.stdin.buffer)
+
+
 @contextlib.contextmanager
 def _opened(path: str) -> Iterator[BinaryIO]:
     """For reading at any place: what comes from a pipe is copied."""
-    with open(path, "rb") as file:
-        if file.seekable():
-            yield file
-            return
+    file = _open(path)
+    try:
+        if not file.seekable():
+            file = _copied(path, file)
+        file.seek(0)
+        yield file
+    finally:
+        if file.fileno() > 2:
+            file.close()
+
+
+_copies: dict[tuple[int, int], int] = {}
+"""fds of what came from pipes, by device and inode: it comes once, and a diagram reads it twice."""
+
+
+def _copied(path: str, pipe: BinaryIO) -> BinaryIO:
+    status = os.fstat(pipe.fileno())
+    key = status.st_dev, status.st_ino
+    if key not in _copies:
         with tempfile.TemporaryFile() as copy:
-            for chunk in iter(lambda: file.read(_CHUNK_BYTES), b""):
+            for chunk in iter(lambda: pipe.read(_CHUNK_BYTES), b""):
                 copy.write(chunk)
                 if copy.tell() > MAX_JOURNAL_BYTES:
                     raise NotAJournal(f"{path}: more than {MAX_JOURNAL_BYTES} bytes come from this pipe: give a file")
-            copy.seek(0)
-            yield cast(BinaryIO, copy)
+            copy.flush()
+            _copies[key] = os.dup(copy.fileno())
+    if pipe.fileno() > 2:
+        pipe.close()
+    return os.fdopen(os.dup(_copies[key]), "rb")
+
+
+def follow(path: str, wait: Callable[[], None]) -> Iterator[Record]:
+    """The records of one journal, and those that are appended to it: `wait` is called when there is none yet. A pipe
+    ends, a file does not. NotAJournal as `Journals`."""
+    try:
+        with _open(path) as file:
+            numbers, line = itertools.count(1), b""
+            number = 0
+            process: Process | None = None
+            while True:
+                more = file.readline(MAX_RECORD_BYTES)
+                line += more
+                if not line.endswith(b"\n"):
+                    if not more and not file.seekable():
+                        return
+                    if len(line) >= MAX_RECORD_BYTES:
+                        raise NotAJournal(f"{path}:{number + 1}: no record of a journal: the line does not end")
+                    wait()
+                    continue
+                number += 1
+                where = f"{path}:{number}"
+                opening = _opening(where, line, is_first=process is None)
+                if opening is not None:
+                    process = Process(next(numbers), opening.side, opening.pid)
+                assert process is not None, "the first line is an opening, or no journal"
+                try:
+                    entry = opening or decode_entry(line)
+                except _UNDECODABLE as error:
+                    raise NotAJournal(_no_record(where, error)) from None
+                yield Record(entry.t, where, process, entry)
+                line = b""
+    except OSError as error:
+        raise NotAJournal(f"{error.filename or path}: {error.strerror}") from None
 
 
 def _runs(path: str, file: BinaryIO) -> list[_Run]:

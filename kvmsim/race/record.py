@@ -75,6 +75,8 @@ def read(path: Path) -> tuple[Scenario, list[str]]:
         return parse(str(told["scenario"]), text), _schedule(told["turns"])
     except KeyError as error:
         raise ScenarioError(f"{path} is not a replay file: it has no {error}") from None
+    except (json.JSONDecodeError, UnicodeDecodeError):
+        raise ScenarioError(f"{path} is not a replay file, which is one JSON object: --record writes one") from None
     except (ValueError, TypeError, RecursionError) as error:
         raise ScenarioError(f"{path} is not a replay file: {error}") from None
 

@@ -460,10 +460,17 @@ def _fields_of(form: Form, words: list[Word], end: int, line: int) -> tuple[dict
         columns[term.field] = word.column
     for term in form.terms:
         if term.required and term.field not in columns:
-            raise ScriptError(line, end, f"'{form.name}' needs {term}: write {form.synopsis}")
+            raise ScriptError(line, end, _missing(form, term))
     if form.free_fields:
         fields["fields"] = tuple(free.items())
     return fields, columns
+
+
+def _missing(form: Form, term: Term) -> str:
+    if term.choices and not term.option:
+        choices = " or ".join([", ".join(term.choices[:-1]), term.choices[-1]])
+        return f"'{form.name}' needs one more word: {choices}"
+    return f"'{form.name}' needs {term}: write {form.synopsis}"
 
 
 def _option(word: Word) -> tuple[str | None, Word]:

@@ -2,12 +2,14 @@
 
 import json
 import os
+import signal
 import subprocess
 from pathlib import Path
 
 import pytest
 
 from tests.support.real_mount import BIN, ENVIRONMENT, MountFactory
+from tests.support.threads import until
 
 DEADLINE_S = 110
 CAP = 600
@@ -124,3 +126,54 @@ def test_a_picture_that_can_not_be_written_says_so(large: Path) -> None:
     )
     assert done.returncode == 1
     assert "/dev/null/x.png" in done.stderr
+
+
+def test_a_pool_that_is_too_small_is_one_line(shared_mount: MountFactory) -> None:
+    path = shared_mount("size=1G").path
+    done = compare(path, "--workloads", "boot", "--designs", "punch", "--page-sizes", "4K")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == f"kvmsim: {path}: its pool has 1G and 2G are needed: mount with size=2G or more (ENOSPC)\n"
+    assert not list(path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--plot", "picture.pgn"], "'pgn' is no format: choose "),
+        (["--plot", "picture"], "'' is no format: choose "),
+        (["--plot", "/no/such/picture.png"], "there is no directory /no/such"),
+        (["--plot", "picture.png", "--workloads", "boot"], "--plot draws workload misbehave"),
+    ],
+)
+def test_a_picture_that_cannot_be_drawn_is_refused_before_anything_is_run(arguments: list[str], said: str) -> None:
+    done = compare("/no/such/mount", *arguments)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert said in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
+def test_a_comparison_that_is_killed_leaves_nothing(number: int, tmp_path: Path) -> None:
+    running = subprocess.Popen(
+        [BIN / "kvmsim", "compare", "--page-sizes", "4K", "--json"],
+        env={**ENVIRONMENT, "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    with running:
+        assert running.stdout is not None
+        running.stdout.readline()  # a row: it is under way
+        running.send_signal(number)
+        running.wait(DEADLINE_S)
+    until(lambda: not list(tmp_path.iterdir()), "its mount point goes")
+
+
+def test_a_file_on_a_named_mount_is_gone_while_it_is_used(large: Path) -> None:
+    running = subprocess.Popen(
+        [BIN / "kvmsim", "compare", large, "--page-sizes", "4K", "--json"], env=ENVIRONMENT, stdout=subprocess.PIPE
+    )
+    with running:
+        assert running.stdout is not None
+        running.stdout.readline()
+        running.kill()
+    until(lambda: not list(large.glob("compare-*")), "no file stays")

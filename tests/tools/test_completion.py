@@ -1,5 +1,7 @@
 """tools/completion.bash offers what the commands take, and nothing else."""
 
+import json
+import os
 import re
 import subprocess
 import sys
@@ -11,6 +13,7 @@ from tests.support.threads import DEADLINE_S
 
 FILE = Path(__file__).parents[2] / "tools/completion.bash"
 BIN = Path(sys.executable).parent
+ENVIRONMENT = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}"}
 
 
 def completed(*words: str) -> list[str]:
@@ -20,7 +23,9 @@ def completed(*words: str) -> list[str]:
         'function=$(complete -p "$1"); function=${function#*-F }; function=${function%% *};'
         '"$function" "$1" "${COMP_WORDS[COMP_CWORD]}" "${COMP_WORDS[COMP_CWORD-1]}"; printf "%s\\n" "${COMPREPLY[@]}"'
     )
-    done = subprocess.run(["bash", "-c", script, "bash", *words], capture_output=True, text=True, timeout=DEADLINE_S)
+    done = subprocess.run(
+        ["bash", "-c", script, "bash", *words], capture_output=True, text=True, timeout=DEADLINE_S, env=ENVIRONMENT
+    )
     assert done.stderr == ""
     return done.stdout.split()
 
@@ -42,7 +47,7 @@ def commands(program: str) -> set[str]:
 
 @pytest.mark.parametrize("program", ["memfs", "kvmsim"])
 def test_the_commands_are_offered(program: str) -> None:
-    assert set(completed(program, "")) - {"-h", "--help"} == commands(program)
+    assert set(completed(program, "")) - {"-h", "--help", "--version"} == commands(program)
     assert len(commands(program)) >= 2
 
 
@@ -50,7 +55,8 @@ def test_the_commands_are_offered(program: str) -> None:
     "command",
     [
         *(("memfs", name) for name in ("create", "seal", "stat", "map", "fallocate", "check", "top")),
-        *(("kvmsim", name) for name in ("run", "attach", "race")),
+        *(("kvmsim", name) for name in ("run", "attach", "race", "compare")),
+        *(("kvmsim", "journal", name) for name in ("check", "show")),
         ("memfsd",),
     ],
     ids=" ".join,
@@ -68,6 +74,14 @@ def test_what_is_typed_narrows_it() -> None:
     assert completed("kvmsim", "run", "--policy", "o") == ["overlay"]
     assert completed("kvmsim", "compare", "--designs", "punch,r") == ["punch,recreate"]
     assert completed("kvmsim", "compare", "--p") == ["--page-sizes", "--plot"]
+
+
+def test_the_scenarios_are_those_that_there_are() -> None:
+    listed = subprocess.run([BIN / "kvmsim", "race", "--list", "--json"], capture_output=True, timeout=60, check=True)
+    names = {next(iter(row.values())) for row in json.loads(listed.stdout)}
+    assert set(completed("kvmsim", "race", "")) == names
+    assert completed("kvmsim", "race", "fault-x-p") == [name for name in names if name.startswith("fault-x-p")]
+    assert completed("kvmsim", "journal", "show", "--kind", "get_pfn,z") == ["get_pfn,zapped"]
 
 
 def test_values_and_files_are_left_to_the_shell() -> None:

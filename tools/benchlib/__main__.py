@@ -18,6 +18,7 @@ from benchlib import (
     page_tables,
     repeated_stat,
     requests,
+    starting,
     taking_back,
     throughput,
 )
@@ -36,6 +37,7 @@ FIGURES: dict[str, Measure] = {
     "P5b": repeated_stat.measure,
     "P6": conversions.measure,
     "P7": huge_file.measure,
+    "P9": starting.measure,
     "T1": throughput.measure,
 }
 QUICK: dict[str, Measure] = {
@@ -47,6 +49,7 @@ QUICK: dict[str, Measure] = {
     "P5b": lambda progress: repeated_stat.measure(progress, rounds=1, count=20),
     "P6": lambda progress: conversions.measure(progress, rounds=1, live=(2, 4), count=2),
     "P7": lambda progress: huge_file.measure(progress, rounds=1, size_bytes=4 << 30),
+    "P9": lambda progress: starting.measure(progress, rounds=1),
     "T1": lambda progress: throughput.measure(progress, rounds=1, count=2),
 }
 """So small that the values mean nothing: for tests of this program."""

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -81,6 +82,100 @@ def test_show_tells_a_punch_in_its_order(recorded: list[str], capsys: pytest.Cap
     found = [next(n for n, line in enumerate(picture) if word in line) for word in story]
     assert found == sorted(found)
     assert "start=0x0 end=0x1 seq=0" in picture[found[0]]
+
+
+def shown(capsys: pytest.CaptureFixture[str], *arguments: str) -> list[str]:
+    assert run_command(["journal", "show", *arguments]) == 0
+    return capsys.readouterr().out.splitlines()
+
+
+def test_show_names_what_numbers_mean(recorded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    picture = shown(capsys, recorded[1])
+    assert "reason=PUNCH" in next(line for line in picture if "INVALIDATE_BEGIN 1 " in line)
+    hello = next(line for line in picture if " HELLO 1 " in line and "role=" in line)
+    assert "role=GUEST" in hello and "INVALIDATE_BEGIN" in hello.split("operations=")[1]
+
+
+def test_show_filters_by_vm_file_and_kind(recorded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    everything = shown(capsys, *recorded)
+    one = shown(capsys, "--vm", "one", *recorded)
+    assert "one" in one[0] and "two" not in one[0]
+    assert 2 < len(one) < len(everything)
+    (begin, answer) = shown(capsys, "--kind", "invalidate_begin", *recorded)[1:]
+    assert "INVALIDATE_BEGIN 1 " in begin and " ok " in answer
+    assert all("* zapped" in line for line in shown(capsys, "--kind", "zapped", *recorded)[1:])
+    events = [json.loads(line) for line in shown(capsys, "--json", recorded[0])]
+    ino = next(event["ino"] for event in events if event.get("ino", -1) > 0)
+    of_file = [json.loads(line) for line in shown(capsys, "--json", "--file", str(ino), recorded[0])]
+    assert {event["ino"] for event in of_file if event["type"] != "end"} == {ino}
+    assert run_command(["journal", "show", *recorded, "--kind", "nonsense"]) == 0
+
+
+@pytest.mark.parametrize("option", ["--file=many", "--file=-1"])
+def test_a_file_is_an_inode_number(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        run_command(["journal", "show", option, "file"])
+    assert ended.value.code == 2
+    assert "no inode number" in capsys.readouterr().err
+
+
+def test_those_who_ask_and_are_gone_share_a_lifeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "store.journal"
+    with recording(path, "memfsd") as journal:
+        for _ in range(20):
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+            with ours, theirs:
+                theirs.send(encode_request(1, Kind.HELLO, m.Hello(1, m.Role.OBSERVER, "observer", [])))
+                journal.down(ours).recvmsg(4096)
+    lines = read_lines(path)
+    hellos = [line for line in lines if line.get("kind") == "HELLO"]
+    for pid, hello in enumerate(hellos, 1000):
+        hello["peer"] = pid
+    write_lines(path, lines)
+    heading, *rows = shown(capsys, str(path))
+    assert heading.split()[1:3] == ["memfsd", heading.split()[2]] and heading.split()[3:] == ["others"]
+    assert [f"pid={pid}" in row for pid, row in zip(range(1000, 1020), rows, strict=False)] == [True] * 20
+    assert all("<" in row for row in rows[:20])
+
+
+@pytest.mark.parametrize("action", ["show", "check"])
+def test_a_journal_may_come_from_standard_input(action: str, recorded: list[str]) -> None:
+    program = Path(sys.executable).parent / "kvmsim"
+    told = [
+        subprocess.check_output(["/bin/sh", "-c", line, "sh", recorded[0], program, action], timeout=60)
+        for line in ('"$2" journal "$3" "$1"', '"$2" journal "$3" - <"$1"', 'cat "$1" | "$2" journal "$3" -')
+    ]
+    assert told[0] == told[1] == told[2]
+
+
+def test_show_follows_a_journal_that_grows(recorded: list[str], tmp_path: Path) -> None:
+    lines = Path(recorded[1]).read_text().splitlines(keepends=True)
+    growing = tmp_path / "growing"
+    half = len(lines) // 2
+    growing.write_text("".join(lines[:half]) + lines[half][:5])
+    follower = subprocess.Popen(
+        [Path(sys.executable).parent / "kvmsim", "journal", "show", "-f", "--json", growing],
+        stdout=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    assert follower.stdout is not None
+    with follower, growing.open("a") as more:
+        try:
+            said = [follower.stdout.readline() for _ in range(half - 1)]
+            more.write(lines[half][5:] + "".join(lines[half + 1 :]))
+            more.flush()
+            while b'"type": "end"' not in said[-1]:
+                said.append(follower.stdout.readline())
+            assert len(said) == len(lines) - 1
+            follower.send_signal(signal.SIGINT)
+            assert follower.wait(30) == 130
+        finally:
+            follower.kill()
+
+
+def test_show_follows_one_journal(recorded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert run_command(["journal", "show", "-f", *recorded]) == 2
+    assert capsys.readouterr().err == "kvmsim: --follow shows one journal as it grows: name one\n"
 
 
 def test_show_json_is_one_object_per_event(recorded: list[str], capsys: pytest.CaptureFixture[str]) -> None:

@@ -166,7 +166,7 @@ def test_help_is_short_and_explains_one_command_or_all() -> None:
     assert {"touch", "punch", "exit_hypercall", "quit"} <= set(re.findall(r"\w+", short.text))
     assert host.text.count("\n") == 3
     assert unknown == Outcome(ok=False, reason="unknown command 'raed': did you mean 'read'?")
-    assert "slot punch ID gpa=G size=S" in everything.text and len(everything.text) > 10 * len(short.text)
+    assert "slot punch ID gpa=G size=S" in everything.text and len(everything.text) > 5 * len(short.text)
     assert punch.text.startswith("slot punch ID")
 
 

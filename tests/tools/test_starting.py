@@ -1,0 +1,129 @@
+"""Programs while they start: Ctrl-C, closed streams, little memory; and what they load."""
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+BIN = Path(sys.executable).parent
+ROOT = Path(__file__).parents[2]
+DEADLINE_S = 60
+SLOW_MODULE = """
+import os
+os.write({fd}, b"loading")
+while True:
+    os.read({until}, 1)
+"""
+
+
+@pytest.mark.parametrize(
+    ("command", "module"),
+    [
+        (["kvmsim", "run", "/dev/null"], "numpy"),
+        (["kvmsim", "journal", "check", "x"], "msgspec"),
+        (["kvmsim", "race", "--list"], "msgspec"),
+        (["memfs", "check", "/"], "msgspec"),
+        (["memfsd", "-f", "/nowhere"], "msgspec"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else value,
+)
+def test_ctrl_c_while_a_program_is_loading_is_no_traceback(command: list[str], module: str, tmp_path: Path) -> None:
+    """In the place of a module there is one that takes forever to load."""
+    loading, told = os.pipe()
+    never, held = os.pipe()
+    (tmp_path / f"{module}.py").write_text(SLOW_MODULE.format(fd=told, until=never))
+    program = subprocess.Popen(
+        [BIN / command[0], *command[1:]],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        pass_fds=(told, never),
+        stderr=subprocess.PIPE,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    try:
+        assert os.read(loading, 7) == b"loading"
+        program.send_signal(signal.SIGINT)
+        _, said = program.communicate(timeout=DEADLINE_S)
+        assert (program.returncode, said) == (130, b"")
+    finally:
+        program.kill()
+        program.wait()
+        for fd in (loading, told, never, held):
+            os.close(fd)
+
+
+def loaded(*command: str) -> set[str]:
+    """The modules that a command imports."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", *command],
+        stderr=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        cwd=ROOT,
+    )
+    return {line.split("|")[-1].strip() for line in done.stderr.decode().splitlines()}
+
+
+HEAVY = {"numpy", "trio", "pyfuse3", "matplotlib", "kvmsim.compare.command", "kvmsim.race.cli", "msgspec", "subprocess"}
+
+
+@pytest.mark.parametrize(
+    ("command", "needed"),
+    [
+        (("kvmsim", "--help"), set()),
+        (("kvmsim", "--version"), set()),
+        (("kvmsim", "run", "/dev/null"), {"numpy", "msgspec", "subprocess"}),
+        (("memfsd", "--help"), {"msgspec"}),
+    ],
+)
+def test_a_command_loads_what_it_needs(command: tuple[str, ...], needed: set[str]) -> None:
+    assert loaded(*command) & HEAVY <= needed
+
+
+@pytest.mark.parametrize("module", ["kvmsim", "memfsd"])
+def test_a_package_runs_as_a_module_and_tells_its_version(module: str) -> None:
+    said = [
+        subprocess.run(
+            [*program, "--version"], capture_output=True, text=True, cwd=ROOT, timeout=DEADLINE_S, check=True
+        ).stdout
+        for program in ([sys.executable, "-m", module], [str(BIN / module)])
+    ]
+    assert said[0] == said[1]
+    assert said[0].startswith(f"{module} ")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("kvmsim run <&-", "kvmsim: standard input is closed"),
+        ("kvmsim run /dev/null >&-", "kvmsim: standard output is closed"),
+        ("kvmsim --help >&-", "kvmsim: standard output is closed"),
+        ("kvmsim --help >/dev/full", "kvmsim: standard output: No space left on device"),
+        ("kvmsim --help 1</dev/null", "kvmsim: standard output: Bad file descriptor"),
+        ("kvmsim run --bogus", "kvmsim run: unrecognized arguments: --bogus: see kvmsim run --help"),
+        ("kvmsim", "kvmsim: the following arguments are required: COMMAND: see kvmsim --help"),
+    ],
+)
+def test_what_is_wrong_with_a_command_line_is_one_line(command: str, said: str) -> None:
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"{BIN}/{command}"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 2
+    assert done.stderr.startswith(said) and done.stderr.count("\n") == 1, done.stderr
+
+
+@pytest.mark.parametrize("limit", ["-f 0", "-f 8", "-v 100000", "-v 200000", "-v 400000"])
+def test_limits_of_the_shell_are_no_traceback(limit: str) -> None:
+    script = "slot set 0 shared gpa=0 size=1G\\nwrite 0 aa shared\\ntouch 0 64M shared"
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"ulimit {limit}; printf '{script}' | {BIN}/kvmsim run -"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    assert done.returncode in (0, 1), (done.returncode, done.stdout, done.stderr)
