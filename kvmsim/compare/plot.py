@@ -20,14 +20,14 @@ def check_plot(path: str, workloads: list[str]) -> None:
     except ImportError:
         way_out = "install it (pip install matplotlib), or leave --plot out"
         raise Refused(errno.EOPNOTSUPP, f"--plot needs matplotlib: {way_out}") from None
-    if DRAWN not in workloads:
-        raise Refused(errno.EINVAL, f"--plot draws workload {DRAWN}, which --workloads leaves out: add it")
     formats = Figure().canvas.get_supported_filetypes()
     suffix = Path(path).suffix[1:]
     if suffix.lower() not in formats:
         raise Refused(errno.EINVAL, f"--plot {path}: '{suffix}' is no format: choose {', '.join(sorted(formats))}")
     if not Path(path).parent.is_dir():
         raise Refused(errno.ENOENT, f"--plot {path}: there is no directory {Path(path).parent}: make it first")
+    if DRAWN not in workloads:
+        raise Refused(errno.EINVAL, f"--plot draws workload {DRAWN}, which --workloads leaves out: add it")
 
 
 def draw(rows: list[Row], path: str) -> None:
