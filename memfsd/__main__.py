@@ -1,6 +1,6 @@
 """python -m memfsd, and the commands memfsd and memfs."""
 
-from memfsd.uapi.starting import be_quiet_when_interrupted
+from memfsd.uapi.starting import be_quiet_when_interrupted, take_interrupts
 
 
 def main() -> None:
@@ -14,6 +14,7 @@ def memfs() -> None:
     be_quiet_when_interrupted()
     from memfsd import memfs
 
+    take_interrupts()
     memfs.main()
 
 
