@@ -1,6 +1,6 @@
 """python -m kvmsim, and the command kvmsim."""
 
-from memfsd.uapi.starting import be_quiet_when_interrupted
+from memfsd.common.starting import be_quiet_when_interrupted
 
 
 def main() -> None:

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from memfsd.common.starting import INTERRUPTED, be_quiet_when_interrupted, take_interrupts
 from memfsd.uapi.arguments import Parser
-from memfsd.uapi.starting import INTERRUPTED, be_quiet_when_interrupted, take_interrupts
 from memfsd.uapi.stdio import fill_standard_fds
 from memfsd.uapi.version import VERSION
 

@@ -9,8 +9,8 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+from memfsd.common.starting import INTERRUPTED
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
-from memfsd.uapi.starting import INTERRUPTED
 
 
 class Interrupt:

@@ -9,11 +9,11 @@ import sys
 import time
 from collections.abc import Iterator
 
+from memfsd.common.starting import INTERRUPTED
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
-from memfsd.uapi.starting import INTERRUPTED
 
 from .execute import Executor
 from .link import store_of_sealed

@@ -1,6 +1,6 @@
 """python -m memfsd, and the commands memfsd and memfs."""
 
-from memfsd.uapi.starting import be_quiet_when_interrupted, take_interrupts
+from memfsd.common.starting import be_quiet_when_interrupted, take_interrupts
 
 
 def main() -> None:
