@@ -12,7 +12,7 @@ import pytest
 import memfsd.guests.server
 import memfsd.guests.session
 from memfsd.uapi import messages as m
-from memfsd.uapi.framing import encode_reply, encode_request
+from memfsd.uapi.framing import NOT_LET_IN, decode_failure, decode_header, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES, MAX_RUN_PAGES
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, page
@@ -214,6 +214,9 @@ def test_connections_are_limited_and_a_place_that_is_free_can_be_taken(
     for wire in open_ones:
         wire.hello()
     with Wire(store) as one_too_many:
+        said = one_too_many.down.recv(MAX_PACKET_BYTES)
+        assert decode_header(said).id == NOT_LET_IN
+        assert "3 are open" in decode_failure(said).reason
         assert one_too_many.ended()
     open_ones.pop().close()
     until(lambda: store.server.session_count() == 2, "the place is free")
