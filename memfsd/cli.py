@@ -1,21 +1,23 @@
 """The command memfsd: mounts, and stays or goes into the background."""
 
-import argparse
 import errno
 import logging
 import logging.handlers
 import os
 import sys
 import time
-from importlib.metadata import version
+from argparse import Namespace
 
+from memfsd.uapi.arguments import Parser
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.journal import NO_JOURNAL
 from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_POOL_BYTES
 from memfsd.uapi.names import FSTYPE
-from memfsd.uapi.stdio import fill_standard_fds
+from memfsd.uapi.quote import printable, quoted
+from memfsd.uapi.stdio import fill_standard_fds, with_stdout
 from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.version import VERSION
 
 _HELP = """\
 options (-o, comma separated):
@@ -43,21 +45,26 @@ def main() -> None:
     sys.exit(run(sys.argv[1:]))
 
 
-def run(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        prog="memfsd",
-        description="Mount a filesystem whose sealed files are guest private memory.",
-        epilog=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+def _parser() -> Parser:
+    parser = Parser(
+        prog="memfsd", description="Mount a filesystem whose sealed files are guest private memory.", epilog=_HELP
     )
     parser.add_argument("-f", action="store_true", dest="foreground", help="stay in the foreground")
     parser.add_argument("-d", action="store_true", dest="debug", help="log each refusal; stay in the foreground")
     parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT[,OPT]...")
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from VMs; see kvmsim journal")
-    parser.add_argument("--version", action="version", version=f"memfsd {_version()}")
+    parser.add_argument("--version", action="version", version=f"memfsd {VERSION}")
     parser.add_argument("source", metavar="SOURCE", nargs="?", default=FSTYPE, help="any word, as mount(8) gives it")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
-    asked = parser.parse_args(arguments)
+    return parser
+
+
+def run(arguments: list[str]) -> int:
+    asked = Namespace()
+    # --help and --version write to it, and the mount does not.
+    status = with_stdout("memfsd", lambda: _parser().parse_args(arguments, asked) is None)
+    if status:
+        return status
 
     # Imported late: the FUSE stack takes longer to load than --help may take.
     from memfsd.fuse.mount import check_fuse, parse_options, prepare_mountpoint
@@ -96,17 +103,16 @@ def run(arguments: list[str]) -> int:
 
 def _open_journal(path: str, mountpoint: str) -> int:
     if os.path.commonpath([os.path.realpath(path), mountpoint]) == mountpoint:
-        raise Refused(errno.EINVAL, f"journal {path}: the mount on {mountpoint} would hide it: choose another place")
+        raise Refused(
+            errno.EINVAL,
+            f"journal {quoted(path)}: the mount on {quoted(mountpoint)} would hide it: choose another place",
+        )
     return open_journal(path)
 
 
 def _fail(refused: Refused, status: int) -> int:
-    print(f"memfsd: {refused.reason} ({errno_name(refused.errno)})", file=sys.stderr)
+    print(f"memfsd: {printable(refused.reason)} ({errno_name(refused.errno)})", file=sys.stderr)
     return status
-
-
-def _version() -> str:
-    return version("memfsd")
 
 
 def _half_of_memory() -> int:
@@ -138,11 +144,18 @@ def _detach_stdio() -> None:
     os.close(null)
 
 
+class _OneLine(logging.Formatter):
+    """A message may hold names of files and VMs. A traceback after it keeps its lines."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        return printable(super().formatMessage(record))
+
+
 def _log_to(foreground: bool, debug: bool) -> None:
     # Where nobody takes the log (no /dev/log, stderr closed), there is nobody to take a traceback about that either.
     logging.raiseExceptions = False
     handler: logging.Handler = logging.StreamHandler() if foreground else logging.handlers.SysLogHandler("/dev/log")
-    handler.setFormatter(logging.Formatter("memfsd: %(message)s"))
+    handler.setFormatter(_OneLine("memfsd: %(message)s"))
     logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
     for chatty in ("pyfuse3", "trio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

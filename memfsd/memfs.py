@@ -2,6 +2,7 @@
 
 import argparse
 import ctypes
+import errno
 import json
 import os
 import stat
@@ -12,90 +13,100 @@ from typing import Any
 from memfsd import memfs_help, top
 from memfsd.observer import Observer, store_of
 from memfsd.uapi import names
+from memfsd.uapi.arguments import Parser
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.messages import CheckReply, Empty, Kind, Map, MapReply
+from memfsd.uapi.quote import printable, quoted
 from memfsd.uapi.seals import parse_seals
-from memfsd.uapi.stdio import fill_standard_fds
+from memfsd.uapi.stdio import fill_standard_fds, with_stdout
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
+from memfsd.uapi.version import VERSION
 
 _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 _NOT_CHECKED = 3
 """Of `check`, where 1 means that a rule is broken."""
+_NAMES = ("file", "mount", "socket")
+"""Facts that are names of files."""
 _STATES = ("free", "shared", "private", "pending", "closing", "quarantined", "poisoned", "device")
 
 
 def main() -> None:
     fill_standard_fds()
-    sys.exit(run(sys.argv[1:]))
+    arguments = sys.argv[1:]
+    sys.exit(with_stdout("memfs", lambda: run(arguments), _NOT_CHECKED if arguments[:1] == ["check"] else 1))
 
 
 def run(arguments: list[str]) -> int:
+    """The exit status. OSErrors of standard output come out."""
     asked = _parser().parse_args(arguments)
     refused_status = _NOT_CHECKED if asked.command == "check" else 1
     try:
         return int(asked.run(asked))
     except Refused as refused:
-        print(f"memfs: {refused.reason} ({errno_name(refused.errno)})", file=sys.stderr)
+        _complain(f"{refused.reason} ({errno_name(refused.errno)})")
     except PeerLost as lost:
-        print(f"memfs: {lost}", file=sys.stderr)
+        _complain(f"{quoted(asked.target)}: {lost}")
     except OSError as error:
+        if error.filename is None:
+            raise
         number = error.errno or 0
-        where = f"{error.filename}: " if error.filename is not None else ""
         why = memfs_help.WHY.get((asked.command, number))
-        said = f"{where}{error.strerror}: {why}" if why else f"{where}{error.strerror}"
-        print(f"memfs: {said} ({errno_name(number)})", file=sys.stderr)
+        said = f"{quoted(error.filename)}: {error.strerror}" + (f": {why}" if why else "")
+        _complain(f"{said} ({errno_name(number)})")
     except KeyboardInterrupt:
         return 130
     return refused_status
 
 
+def _complain(said: str) -> None:
+    print(f"memfs: {printable(said)}", file=sys.stderr)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="memfs",
-        description="Work with files on a memfsd mount.",
-        epilog=memfs_help.OVERVIEW,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
+    parser = Parser(prog="memfs", description="Work with files on a memfsd mount.", epilog=memfs_help.OVERVIEW)
+    parser.add_argument("--version", action="version", version=f"memfs {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[Any], int], help_: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
-            name,
-            help=help_,
-            description=help_[0].upper() + help_[1:] + ".",
-            epilog=memfs_help.COMMANDS[name],
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            name, help=help_, description=help_[0].upper() + help_[1:] + ".", epilog=memfs_help.COMMANDS[name]
         )
         sub.add_argument("--json", action="store_true", help="print one JSON object")
         sub.set_defaults(run=run, command=name)
         return sub
 
     create = command("create", _create, "create a file; with --guest, a sealed one")
-    create.add_argument("file", metavar="FILE")
+    create.add_argument("target", type=_path, metavar="FILE")
     create.add_argument("--size", type=_size, default=0, help="bytes, or with K, M, G, T")
     create.add_argument("--guest", action="store_true", help="seal it: guest private memory")
     create.add_argument("--page-size", type=_page_size, metavar="4K|2M|1G", help="frames to allocate")
     seal = command("seal", _seal, "add seals: guest, shrink, grow, write, future-write, seal")
-    seal.add_argument("file", metavar="FILE")
+    seal.add_argument("target", type=_path, metavar="FILE")
     seal.add_argument("seals", metavar="SEAL[,SEAL]", type=_seals)
     about = command("stat", _stat, "show a file's seals, owner and frames, or a mount's pool")
-    about.add_argument("file", metavar="FILE|MOUNTPOINT")
+    about.add_argument("target", type=_path, metavar="FILE|MOUNTPOINT")
     show = command("map", _map, "show which frames hold which pages, and at which GFNs")
-    show.add_argument("file", metavar="FILE")
+    show.add_argument("target", type=_path, metavar="FILE")
     fallocate = command("fallocate", _fallocate, "allocate or punch; works on sealed files (opens write-only)")
     fallocate.add_argument("-p", "--punch-hole", action="store_true", help="take the range back")
     fallocate.add_argument("-n", "--keep-size", action="store_true", help="do not grow the file")
     fallocate.add_argument("-o", "--offset", type=_size, default=0, help="where to start (default 0)")
     fallocate.add_argument("-l", "--length", type=_size, required=True, help="how much")
-    fallocate.add_argument("file", metavar="FILE")
+    fallocate.add_argument("target", type=_path, metavar="FILE")
     check = command("check", _check, "verify R1 to R8 now, on both sides")
-    check.add_argument("mountpoint", metavar="MOUNTPOINT")
+    check.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view = command("top", _top, "a live view of pool, sealed files, owners, faults and invalidations per second")
-    view.add_argument("mountpoint", metavar="MOUNTPOINT")
+    view.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view.add_argument("-d", "--delay", type=_delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
     view.add_argument("-n", "--count", type=_count, default=0, metavar="N", help="stop after N views (default: never)")
     return parser
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty: give a path")
+    return text
 
 
 def _delay(text: str) -> float:
@@ -143,7 +154,7 @@ def _print(asked: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
 
 
 def _create(asked: argparse.Namespace) -> int:
-    path = asked.file
+    path = asked.target
     store_of(os.path.dirname(os.path.abspath(path)))
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
     try:
@@ -160,30 +171,31 @@ def _create(asked: argparse.Namespace) -> int:
         os.close(fd)
     kind = "sealed" if asked.guest else "ordinary"
     facts = {"file": path, "size": asked.size, "guest": asked.guest}
-    _print(asked, facts, f"{path}: {kind}, {format_size(asked.size)}")
+    _print(asked, facts, f"{quoted(path)}: {kind}, {format_size(asked.size)}")
     return 0
 
 
 def _seal(asked: argparse.Namespace) -> int:
-    store_of(asked.file)
-    os.setxattr(asked.file, names.XATTR_SEALS, asked.seals.encode())
-    seals = os.getxattr(asked.file, names.XATTR_SEALS).decode()
-    _print(asked, {"file": asked.file, "seals": seals.split(",")}, f"{asked.file}: {seals}")
+    store_of(asked.target)
+    os.setxattr(asked.target, names.XATTR_SEALS, asked.seals.encode())
+    seals = os.getxattr(asked.target, names.XATTR_SEALS).decode()
+    _print(asked, {"file": asked.target, "seals": seals.split(",")}, f"{quoted(asked.target)}: {seals}")
     return 0
 
 
 def _stat(asked: argparse.Namespace) -> int:
-    store = store_of(asked.file)
-    status = os.stat(asked.file)
+    store = store_of(asked.target)
+    status = os.stat(asked.target)
     try:
-        pool = os.getxattr(asked.file, names.XATTR_POOL).decode()
+        pool = os.getxattr(asked.target, names.XATTR_POOL).decode()
     except OSError:
-        facts = _file_facts(asked.file, status)
+        facts = _file_facts(asked.target, status)
     else:
-        counts = os.getxattr(asked.file, names.XATTR_COUNTS).decode()
-        facts = {"mount": asked.file, "socket": store.socket, **_fields(pool), **_fields(counts)}
+        counts = os.getxattr(asked.target, names.XATTR_COUNTS).decode()
+        facts = {"mount": asked.target, "socket": store.socket, **_fields(pool), **_fields(counts)}
     width = max(len(key) for key in facts)
-    _print(asked, facts, "\n".join(f"{key:>{width}}  {value}" for key, value in facts.items()))
+    shown = {key: quoted(value) if key in _NAMES else value for key, value in facts.items()}
+    _print(asked, facts, "\n".join(printable(f"{key:>{width}}  {value}") for key, value in shown.items()))
     return 0
 
 
@@ -216,8 +228,13 @@ def _fields(line: str) -> dict[str, Any]:
 def _map(asked: argparse.Namespace) -> int:
     runs: list[dict[str, Any]] = []
     pgoff = 0
-    with Observer(store_of(asked.file)) as observer:
-        ino = os.stat(asked.file).st_ino
+    store = store_of(asked.target)
+    status = os.stat(asked.target)
+    ino = status.st_ino
+    if not stat.S_ISREG(status.st_mode):
+        number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+        raise Refused(number, f"{quoted(asked.target)}: only regular files have pages: name one")
+    with Observer(store) as observer:
         while pgoff >= 0:
             reply = observer.ask(Kind.MAP, Map(ino, Pgoff(pgoff)), MapReply)
             for first, pfn, count, gfn, state in reply.runs:
@@ -232,12 +249,16 @@ def _map(asked: argparse.Namespace) -> int:
                 )
             pgoff = reply.next_pgoff
     if asked.json:
-        print(json.dumps({"file": asked.file, "inode": ino, "runs": runs}))
+        print(json.dumps({"file": asked.target, "inode": ino, "runs": runs}))
         return 0
-    print(f"{'OFFSET':>14} {'LENGTH':>10} {'GPA':>14} {'PFN':>10} STATE")
-    for run in runs:
-        gpa = "-" if run["gpa"] is None else f"{run['gpa']:#x}"
-        print(f"{run['offset']:>#14x} {run['length']:>#10x} {gpa:>14} {run['pfn']:>#10x} {run['state']}")
+    columns = ("offset", "length", "gpa", "pfn")
+    rows = [["-" if run[name] is None else f"{run[name]:#x}" for name in columns] for run in runs]
+    widths = [max([least, *map(len, cells)]) for least, *cells in zip((14, 10, 14, 10), *rows, strict=True)]
+    for row, state in [
+        ([name.upper() for name in columns], "STATE"),
+        *zip(rows, (run["state"] for run in runs), strict=True),
+    ]:
+        print(*(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)), state)
     return 0
 
 
@@ -247,30 +268,40 @@ def _fallocate(asked: argparse.Namespace) -> int:
         mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
     elif asked.keep_size:
         mode = _FALLOC_FL_KEEP_SIZE
+    _check_on_a_mount(asked.target)
     libc = ctypes.CDLL(None, use_errno=True)
-    fd = os.open(asked.file, os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(asked.target, os.O_WRONLY | os.O_CLOEXEC)
     try:
         offset, length = ctypes.c_longlong(asked.offset), ctypes.c_longlong(asked.length)
         if libc.fallocate(fd, mode, offset, length) != 0:
             number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), asked.file)
+            raise OSError(number, os.strerror(number), asked.target)
     finally:
         os.close(fd)
     if asked.json:
-        print(json.dumps({"file": asked.file, "mode": mode, "offset": asked.offset, "length": asked.length}))
+        print(json.dumps({"file": asked.target, "mode": mode, "offset": asked.offset, "length": asked.length}))
     return 0
 
 
-def _top(asked: argparse.Namespace) -> int:
-    store = store_of(asked.mountpoint)
+def _check_on_a_mount(path: str) -> None:
+    """EOPNOTSUPP elsewhere. Who may write but not read the file, may not read its attributes either."""
     try:
-        return top.run(asked.mountpoint, store, interval_s=asked.delay, count=asked.count, as_json=asked.json)
+        store_of(path)
+    except Refused as refused:
+        if refused.errno != errno.EACCES:
+            raise
+
+
+def _top(asked: argparse.Namespace) -> int:
+    store = store_of(asked.target)
+    try:
+        return top.run(asked.target, store, interval_s=asked.delay, count=asked.count, as_json=asked.json)
     except KeyboardInterrupt:
         return 0  # how it is meant to end
 
 
 def _check(asked: argparse.Namespace) -> int:
-    with Observer(store_of(asked.mountpoint)) as observer:
+    with Observer(store_of(asked.target)) as observer:
         reply = observer.ask(Kind.CHECK, Empty(), CheckReply)
     if asked.json:
         print(

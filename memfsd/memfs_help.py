@@ -39,7 +39,7 @@ seals, one-way and for ever:
     "stat": """\
 of a file:
   seals, page_size, numa     as its attributes user.memfsd.*; settable with setfattr
-  owner                      the VM it is paired with, for life: active, cut (silent, not yet dead) or ended
+  owner                      the VM it is paired with, for life: paired, cut (silent, not yet dead) or ended
   private, pending           frames the guest uses; frames granted ahead of it and not touched yet
   quarantined                frames that a silent VM could still reach
   shared                     frames of an ordinary file

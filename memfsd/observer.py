@@ -14,6 +14,7 @@ from memfsd.uapi.messages import PROTOCOL_VERSION, Body, Hello, HelloReply, Kind
 from memfsd.uapi.mounts import Mount, check_serves, mount_of
 from memfsd.uapi.names import XATTR_SOCKET
 from memfsd.uapi.proof import NONCE_BYTES
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.sockets import peer_of
 
 _Reply = TypeVar("_Reply", bound=Body)
@@ -31,9 +32,9 @@ def store_of(path: str) -> Store:
     try:
         return Store(mount_of(path), os.fsdecode(os.getxattr(path, XATTR_SOCKET)))
     except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
+        raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}") from None
     except Refused:
-        raise Refused(errno.EOPNOTSUPP, f"{path} is not on a memfsd mount") from None
+        raise Refused(errno.EOPNOTSUPP, f"{quoted(path)} is not on a memfsd mount") from None
 
 
 class Observer:
@@ -48,7 +49,7 @@ class Observer:
             self._sock.connect(path)
         except OSError as error:
             self._sock.close()
-            raise PeerLost(f"memfsd does not listen at {path}: {error.strerror}") from None
+            raise PeerLost(f"memfsd does not listen at {quoted(path)} ({error.strerror}): is it running?") from None
         try:
             check_serves(store.mount, peer_of(self._sock).uid, path)
         except Refused:
@@ -76,9 +77,17 @@ class Observer:
             except ConnectionResetError:
                 packet = self._sock.recv(MAX_PACKET_BYTES)
         except OSError as error:
-            raise PeerLost(f"{kind.name}: {error.strerror or 'no answer in time'}") from None
+            if isinstance(error, TimeoutError):
+                reason = f"memfsd did not answer {kind.name} within {ANSWER_DEADLINE_S:g} s: it is stopped, or busy"
+                raise PeerLost(f"{reason}: try again") from None
+            if error.errno not in (errno.EPIPE, errno.ECONNRESET):
+                raise PeerLost(f"{kind.name}: {error.strerror}") from None
+            packet = b""
         if not packet:
-            raise PeerLost(f"memfsd closed the connection before it answered {kind.name}")
+            raise PeerLost(
+                f"memfsd closed the connection before it answered {kind.name}: it ends, or is out of connections"
+                " or descriptors: see its log, and try again"
+            )
         header = decode_header(packet)
         try:
             if header.errno:

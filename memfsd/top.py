@@ -1,17 +1,23 @@
 """memfs top: the pool, the sealed files and their owners, with faults and invalidations per second."""
 
 import json
+import os
+import re
 import shutil
 import sys
 import time
+import unicodedata
 from collections.abc import Iterator
 from typing import Any
 
 from memfsd.observer import Observer, Store
 from memfsd.uapi.messages import Empty, FileReport, Kind, ListReply
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import PAGE_SIZE, format_size
 
 _CLEAR = "\033[H\033[2J"
+_OWNER = re.compile(r"vm=(?P<vm>.*) pid=(?P<pid>\d+) uid=(?P<uid>\d+) state=(?P<state>\w+)", re.DOTALL)
+"""user.memfsd.owner. A VM's name may hold anything, so that only what follows it can be told for sure."""
 Facts = dict[str, Any]
 
 
@@ -48,8 +54,8 @@ def _facts(reply: ListReply, before: dict[int, FileReport], elapsed_s: float) ->
         files.append(
             {
                 "inode": file.ino,
-                "name": file.name,
-                "owner": file.owner,
+                "name": os.fsdecode(file.name),
+                "owner": _owner(file.owner),
                 "size": file.size_bytes,
                 "frames": file.frames,
                 "pending": file.pending,
@@ -60,19 +66,69 @@ def _facts(reply: ListReply, before: dict[int, FileReport], elapsed_s: float) ->
     return {"pool": reply.states, "sealed_files": reply.file_count, "files": files}
 
 
+def _owner(line: str) -> Facts | None:
+    match = _OWNER.fullmatch(line)
+    return match and {"vm": match["vm"], "pid": int(match["pid"]), "uid": int(match["uid"]), "state": match["state"]}
+
+
+_HEAD = ("INODE", "SIZE", "HELD", "PENDING", "FAULTS/s", "INVAL/s", "STATE", "PID", "VM", "NAME")
+_WIDTHS = (5, 5, 5, 7, 8, 7, -6, 5, -4)
+"""The least of all columns but the last, negative for one of words: names have the rest of 80."""
+
+
 def _view(mountpoint: str, facts: Facts) -> str:
     total = sum(facts["pool"].values())
     used = "  ".join(f"{state} {format_size(frames * PAGE_SIZE)}" for state, frames in facts["pool"].items() if frames)
     columns, rows = shutil.get_terminal_size()
+    table = [_HEAD, *(_row(file) for file in facts["files"][: max(rows - 4, 1)])]
+    widths = [max(abs(least), *(_columns(row[at]) for row in table)) for at, least in enumerate(_WIDTHS)]
     lines = [
-        f"memfsd {mountpoint}: pool {format_size(total * PAGE_SIZE)}: {used}",
+        f"memfsd {quoted(mountpoint)}: pool {format_size(total * PAGE_SIZE)}: {used}",
         f"{facts['sealed_files']} sealed files",
-        f"{'INODE':>7} {'SIZE':>7} {'HELD':>8} {'PENDING':>8} {'FAULTS/s':>9} {'INVAL/s':>8}  {'NAME':16} OWNER",
     ]
-    for file in facts["files"][: max(rows - 4, 1)]:
-        lines.append(
-            f"{file['inode']:>7} {format_size(file['size']):>7} {format_size(file['frames'] * PAGE_SIZE):>8} "
-            f"{format_size(file['pending'] * PAGE_SIZE):>8} {file['faults_per_s']:>9} "
-            f"{file['invalidations_per_s']:>8}  {file['name'] or '(unlinked)':16} {file['owner']}"
-        )
-    return "\n".join(line[:columns] for line in lines)
+    for row in table:
+        cells = [
+            " " * (width - _columns(cell)) + cell if least > 0 else cell + " " * (width - _columns(cell))
+            for cell, width, least in zip(row, widths, _WIDTHS, strict=False)
+        ]
+        lines.append(" ".join([*cells, row[-1]]))
+    return "\n".join(_cut(line, columns) for line in lines)
+
+
+def _row(file: Facts) -> tuple[str, ...]:
+    owner = file["owner"] or {"vm": "-", "pid": "-", "state": "-"}
+    return (
+        str(file["inode"]),
+        *(_rounded(size) for size in (file["size"], file["frames"] * PAGE_SIZE, file["pending"] * PAGE_SIZE)),
+        f"{file['faults_per_s']:.5g}",
+        f"{file['invalidations_per_s']:.5g}",
+        owner["state"],
+        str(owner["pid"]),
+        _cut(quoted(owner["vm"]), 16),
+        quoted(file["name"]) if file["name"] else "(unlinked)",
+    )
+
+
+def _rounded(size_bytes: int) -> str:
+    """Three digits and a unit, as ls -h: 1M, 63.9M, 512G."""
+    size, unit = float(size_bytes), 0
+    while size >= 999.5 and unit < 5:
+        size, unit = size / 1024, unit + 1
+    digits = f"{size:.1f}".removesuffix(".0") if size < 99.95 else f"{size:.0f}"
+    return digits + "BKMGTP"[unit] if size_bytes else "0"
+
+
+def _columns(text: str) -> int:
+    return sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    return 0 if unicodedata.combining(character) else 1 + (unicodedata.east_asian_width(character) in "WF")
+
+
+def _cut(text: str, columns: int) -> str:
+    for end, character in enumerate(text):
+        columns -= _width(character)
+        if columns < 0:
+            return text[:end]
+    return text

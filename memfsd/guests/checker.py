@@ -21,6 +21,7 @@ from memfsd.uapi.limits import (
     MAX_FINDINGS,
     MAX_LINE_CHARS,
     MAX_RUNS_PER_REPORT,
+    NAME_MAX,
     PROOF_DEADLINE_S,
 )
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
@@ -167,7 +168,7 @@ def _file_report(service: Service, file: Regular) -> FileReport:
     guest = guest_of(file)
     return FileReport(
         file.ino,
-        service.names.name_of(file).decode(errors="replace")[-MAX_LINE_CHARS:],
+        service.names.name_of(file)[-NAME_MAX:],
         owner_line(file),
         file.size,
         file.pages.page_count,

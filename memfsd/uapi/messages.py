@@ -20,6 +20,7 @@ from .limits import (
     MAX_RUN_PAGES,
     MAX_RUNS_PER_REPORT,
     MAX_SLOTS,
+    NAME_MAX,
 )
 from .proof import ID_BYTES, NONCE_BYTES, PROOF_BYTES
 
@@ -92,6 +93,7 @@ Slot = Annotated[int, Meta(ge=0, lt=MAX_SLOTS)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_BYTES)]
 Text = Annotated[str, Meta(max_length=4096)]
 Line = Annotated[str, Meta(max_length=MAX_LINE_CHARS)]
+FileName = Annotated[bytes, Meta(max_length=NAME_MAX)]
 Word = Annotated[str, Meta(max_length=16)]
 TokenId = Annotated[bytes, Meta(min_length=0, max_length=ID_BYTES)]
 Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
@@ -232,7 +234,7 @@ class FileReport(Body):
     """One sealed file: counts of pages are frames held, the rest are totals since it was sealed."""
 
     ino: U63
-    name: Line
+    name: FileName
     owner: Line
     size_bytes: U63
     frames: U63

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from .errors import Refused
 from .names import FSTYPE
+from .quote import quoted
 
 _MOUNTINFO = "/proc/self/mountinfo"
 _ESCAPED = re.compile(rb"\\([0-7]{3})")
@@ -49,7 +50,7 @@ def check_serves(mount: Mount, uid: int, path: str) -> None:
     if not mount.serves(uid):
         raise Refused(
             errno.EPERM,
-            f"who listens at {path} is uid {uid}, and not the memfsd of {mount.path} (uid {mount.owner}): "
+            f"who listens at {quoted(path)} is uid {uid}, and not the memfsd of {quoted(mount.path)} (uid {mount.owner}): "
             "an impostor: remove that socket and mount again",
         )
 

@@ -5,6 +5,7 @@ import os
 import pty
 import signal
 import subprocess
+import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 from memfsd.uapi.limits import MAX_FILES_PER_LIST
 from tests.support.real_mount import BIN, DEADLINE_S, ENVIRONMENT, PAGE, Mount, MountFactory, run, seal, sh
 
+_HEAD = ["INODE", "SIZE", "HELD", "PENDING", "FAULTS/s", "INVAL/s", "STATE", "PID", "VM", "NAME"]
 FILE_BYTES = 1 << 20
 MANY_VIEWS = 1_000_000
 """More than there will be."""
@@ -73,7 +75,7 @@ def test_one_view_shows_the_pool_and_no_files(mounted: Mount) -> None:
     lines = sh(f"memfs top {mounted.path} -n 1", mounted.path).splitlines()
     assert lines[0].startswith(f"memfsd {mounted.path}: pool 16M: free 16372K  shared 12K"[:79])
     assert lines[1] == "0 sealed files"
-    assert lines[2].split() == ["INODE", "SIZE", "HELD", "PENDING", "FAULTS/s", "INVAL/s", "NAME", "OWNER"]
+    assert lines[2].split() == _HEAD
     assert len(lines) == 3
 
 
@@ -82,8 +84,37 @@ def test_a_sealed_file_is_a_line_with_its_owner(mounted: Mount, guest: Attached)
     row = sh(f"COLUMNS=200 memfs top {mounted.path} -n 1", mounted.path).splitlines()[3].split()
     ino = str((mounted.path / "vm.mem").stat().st_ino)
     assert row[:3] == [ino, "1M", "1M"]
-    assert row[6:8] == ["vm.mem", "vm=vm0"]
-    assert f"pid={guest.process.pid}" in row
+    assert row[6:] == ["paired", str(guest.process.pid), "vm0", "vm.mem"]
+
+
+def test_the_view_fits_80_columns_and_its_columns_line_up(mounted: Mount, guest: Attached) -> None:
+    guest.tell(f"touch 0 {FILE_BYTES:#x}")
+    sealed_file(mounted, "a name that is longer than the rest of a line " * 3)
+    sealed_file(mounted, "名前" * 30)
+    done = run(f"env COLUMNS=80 memfs top {mounted.path} -n 1", mounted.path.parent)
+    lines = done.stdout.splitlines()
+    assert len(lines) == 6
+    head, rows = lines[2], lines[3:]
+    for line in lines:
+        assert sum(1 + (unicodedata.east_asian_width(c) == "W") for c in line) <= 80
+    for word in ("SIZE", "HELD", "PENDING", "FAULTS/s", "INVAL/s", "PID"):
+        end = head.index(word) + len(word)
+        assert all(row[end - 1] != " " and row[end] == " " for row in rows), word
+    assert head.index("NAME") < 65
+    assert any("vm.mem" in row and " paired " in row for row in rows)
+
+
+def test_a_name_does_not_control_the_terminal_and_json_has_it_exactly(mounted: Mount) -> None:
+    names = [b"a\033[2Jb", b"\xff\n", "\u202eevil".encode()]
+    for name in names:
+        sealed_file(mounted, os.fsdecode(name))
+    done = run(f"env COLUMNS=200 memfs top {mounted.path} -n 1", mounted.path)
+    assert len(done.stdout.splitlines()) == 3 + len(names)
+    assert all(line.isprintable() for line in done.stdout.splitlines())
+    assert "'a'$'\\033''[2Jb'" in done.stdout
+    assert "$'\\377\\n'" in done.stdout
+    (view,) = views(mounted, "-n 1")
+    assert sorted(os.fsencode(file["name"]) for file in view["files"]) == sorted(names)
 
 
 def test_json_is_one_object_a_view(mounted: Mount, guest: Attached) -> None:
@@ -97,7 +128,8 @@ def test_json_is_one_object_a_view(mounted: Mount, guest: Attached) -> None:
     assert first["sealed_files"] == 1
     assert (file["name"], file["size"], file["frames"]) == ("vm.mem", FILE_BYTES, FILE_BYTES // PAGE)
     assert (file["faults_per_s"], file["invalidations_per_s"]) == (0, 0)
-    assert "vm=vm0" in file["owner"]
+    uid = os.getuid()
+    assert file["owner"] == {"vm": "vm0", "pid": guest.process.pid, "uid": uid, "state": "paired"}
 
 
 def test_faults_and_invalidations_of_a_running_guest_are_rates(mounted: Mount, guest: Attached) -> None:
@@ -129,7 +161,7 @@ def test_an_unlinked_file_and_an_ended_vm_are_shown(mounted: Mount) -> None:
     other = sealed_file(mounted, "other")
     Attached(other).process.communicate(timeout=DEADLINE_S)
     (file,) = views(mounted, "-n 1")[0]["files"]
-    assert "state=ended" in file["owner"]
+    assert file["owner"]["state"] == "ended"
 
 
 def test_more_files_than_lines_are_counted(mounted: Mount) -> None:

@@ -195,7 +195,7 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.CheckReply([("R1", "frame 0x1 is in two files")], 1, 1, 64),
         m.Map(2, 0),
         m.MapReply([(0, 5, 8, -1, 2)], -1),
-        m.ListReply({"free": 64}, [m.FileReport(2, "vm.mem", "none", 0, 0, 0, 0, 0)], 1),
+        m.ListReply({"free": 64}, [m.FileReport(2, b"vm.mem", "none", 0, 0, 0, 0, 0)], 1),
         m.InvalidateBegin(0, 8, 3, m.Reason.PUNCH),
         m.InvalidateBeginReply([(0, 4)]),
         m.InvalidateEnd(0, 8, 4),
