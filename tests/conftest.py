@@ -1,8 +1,13 @@
-"""For all tests: they can run in the background, and say nothing about time."""
+"""For all tests: they can run in the background, say nothing about time, and those that need root say so without it."""
 
+import os
 import signal
+from collections import Counter
 
+import pytest
 from hypothesis import settings
+
+from tests.needs_root import reason
 
 settings.register_profile("no deadline", settings.default, deadline=None)
 settings.load_profile("no deadline")
@@ -10,3 +15,22 @@ settings.load_profile("no deadline")
 # A shell starts what runs in its background with SIGINT ignored, which the processes under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+_LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if os.geteuid() == 0:
+        return
+    left_out = [item for item in items if reason(item.nodeid)]
+    items[:] = [item for item in items if not reason(item.nodeid)]
+    config.hook.pytest_deselected(items=left_out)
+    config.stash[_LEFT_OUT] = Counter(f"{item.nodeid.partition('::')[0]}: {reason(item.nodeid)}" for item in left_out)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    left_out = config.stash.get(_LEFT_OUT, None)
+    if left_out:
+        terminalreporter.section("not run, since they need root (sudo tools/test)")
+        for what, count in sorted(left_out.items()):
+            terminalreporter.line(f"{what} ({count})")

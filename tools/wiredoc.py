@@ -9,6 +9,7 @@ from types import ModuleType
 from msgspec import inspect
 
 from memfsd.uapi import framing, limits, messages, pairing
+from memfsd.uapi.arguments import Parser
 from memfsd.uapi.messages import (
     KVM_OPERATIONS,
     PROTOCOL_VERSION,
@@ -296,6 +297,7 @@ def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
 
 def main() -> int:
     fill_standard_fds()
+    Parser(prog="tools/render-wire", description="Write docs/wire.md from memfsd/uapi.").parse_args()
     PATH.write_text(render())
     print(f"{PATH} is written")
     return 0

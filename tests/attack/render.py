@@ -3,6 +3,7 @@
 import sys
 from pathlib import Path
 
+from memfsd.uapi.arguments import Parser
 from memfsd.uapi.stdio import fill_standard_fds
 from tests.attack.all_attacks import ATTACKS, GROUPS
 from tests.attack.table import Attack
@@ -78,5 +79,7 @@ def _others(attack: Attack) -> str:
 
 if __name__ == "__main__":
     fill_standard_fds()
+    about = "Write docs/semantics-guest-seal.md from the tables of tests/attack."
+    Parser(prog="tools/render-seal", description=about).parse_args()
     DOCUMENT.write_text(document())
     sys.stdout.write(f"{DOCUMENT.relative_to(DOCUMENT.parents[1])}: {len(ATTACKS)} attacks\n")

@@ -8,7 +8,6 @@ import datetime
 import json
 import sys
 from collections.abc import Callable
-from typing import NoReturn
 
 from benchlib import (
     conversions,
@@ -24,6 +23,7 @@ from benchlib import (
 )
 from benchlib.figure import Figure, Progress, table
 from benchlib.machine import describe
+from memfsd.uapi.arguments import Parser
 from memfsd.uapi.stdio import fill_standard_fds
 
 Measure = Callable[[Progress], Figure]
@@ -81,13 +81,8 @@ def main() -> int:
     return 1 if failures else 0
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="tools/bench",
         description="Measure speed, each figure against its peer in the same run.",
         epilog="exit status: 0 measured (also when a figure does not hold), 1 one could not be measured, 2 usage",

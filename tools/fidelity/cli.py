@@ -1,8 +1,9 @@
 """tools/record-kvm: record what a real KVM answers, or write docs/fidelity.md from what was recorded."""
 
-import argparse
 import sys
 from pathlib import Path
+
+from memfsd.uapi.arguments import Parser
 
 from . import kvm
 from .cases import CASES
@@ -16,7 +17,7 @@ DOCUMENT = ROOT / "docs" / "fidelity.md"
 
 def main(arguments: list[str] | None = None) -> int:
     """0 done, 1 this machine can not be asked, 2 usage."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="tools/record-kvm",
         description="Run the memslot cases on this machine's /dev/kvm and keep the answers.",
     )

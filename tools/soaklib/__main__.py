@@ -13,8 +13,8 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
 
+from memfsd.uapi.arguments import Parser
 from memfsd.uapi.stdio import fill_standard_fds
 from soaklib.curve import BOUNDS
 from soaklib.daemon import BIN, Failure
@@ -92,17 +92,11 @@ def _show(as_json: bool, seed: int, seconds: float, report: Report, soak: Soak, 
     print("\n".join(failures) if failures else f"all held (seed {seed})")
 
 
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> NoReturn:
-        self.exit(2, f"{self.prog}: {message}\n")
-
-
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
+    parser = Parser(
         prog="tools/soak",
         description="Guests verify their memory while it is taken back and processes die, for as long as you like.",
         epilog=_HELP,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
         "--minutes",
