@@ -10,6 +10,7 @@ from typing import Any
 
 from memfsd.common.starting import INTERRUPTED, be_quiet_when_interrupted, take_interrupts
 from memfsd.uapi.arguments import Parser
+from memfsd.uapi.quote import printable, quoted
 from memfsd.uapi.stdio import fill_standard_fds
 from memfsd.uapi.version import VERSION
 
@@ -79,13 +80,13 @@ def _os_error(error: OSError) -> int:
     if error.errno == errno.ENOMEM:
         return _failed(_NO_MEMORY, 1)
     if error.filename is not None or error.errno not in _UNWRITABLE:
-        return _failed(f"{error.filename}: {why}" if error.filename is not None else why, 1)
+        return _failed(f"{quoted(error.filename)}: {why}" if error.filename is not None else why, 1)
     _give_up_stdout()
     return _failed(f"standard output: {why}", 2)
 
 
 def _failed(what: str, status: int) -> int:
-    print(f"kvmsim: {what}", file=sys.stderr)
+    print(f"kvmsim: {printable(what)}", file=sys.stderr)
     return status
 
 

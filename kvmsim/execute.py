@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import MAX_VMS
+from memfsd.uapi.quote import quoted
 
 from . import info
 from .computer import Computer
@@ -80,7 +81,7 @@ class Executor:
         except PeerLost as lost:
             raise Refused(errno.EHOSTDOWN, str(lost)) from None
         except OSError as error:
-            where = f"{error.filename}: " if error.filename else ""
+            where = f"{quoted(error.filename)}: " if error.filename else ""
             raise Refused(error.errno or errno.EIO, f"{where}{error.strerror or error}") from None
 
     def close(self) -> None:
@@ -93,12 +94,15 @@ class Executor:
 
     def _find(self, name: str) -> Computer:
         if name not in self._computers:
-            raise Refused(errno.ENOENT, f"there is no VM {name}: 'vm {name}' makes it")
+            shown = quoted(name)
+            raise Refused(errno.ENOENT, f"there is no VM {shown}: 'vm {shown}' makes it")
         return self._computers[name]
 
     def _create(self, name: str) -> Computer:
         if len(self._computers) >= MAX_VMS:
-            raise Refused(errno.ENOSPC, f"VM {name}: {MAX_VMS} VMs are the limit of one kvmsim: start another one")
+            raise Refused(
+                errno.ENOSPC, f"VM {quoted(name)}: {MAX_VMS} VMs are the limit of one kvmsim: start another one"
+            )
         computer = Computer(name, self._max_slots, self._journal, self.interrupt)
         computer.vmm.set_policy(*self._policy)
         self._computers[name] = computer

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_HOST_PROCESSES
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import PAGE_SIZE
 
 from .core.hva import TASK_SIZE, HostAddressSpace, Vma
@@ -37,7 +38,8 @@ class Host:
             )
         except Refused as refused:
             os.close(fd)
-            raise Refused(refused.errno, f"{path}: {refused.reason.removeprefix(f'{path}: ')}") from None
+            name = quoted(path)
+            raise Refused(refused.errno, f"{name}: {refused.reason.removeprefix(f'{name}: ')}") from None
 
     def map_anonymous(self, length: int, at: int | None) -> Vma:
         """length: bytes, rounded up to pages. EINVAL 0."""
@@ -72,7 +74,7 @@ class Host:
     def fork(self, name: str) -> None:
         """A child of the current process; it becomes the current one."""
         if name in self.processes:
-            raise Refused(errno.EEXIST, f"process {name} exists")
+            raise Refused(errno.EEXIST, f"process {quoted(name)} exists")
         if len(self.processes) >= MAX_HOST_PROCESSES:
             raise Refused(errno.EAGAIN, f"{MAX_HOST_PROCESSES} processes are the limit")
         self.current = self.processes[name] = self.current.fork(name)

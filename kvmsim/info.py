@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
 
 from .backing import backing_of
@@ -37,7 +38,8 @@ def slots(computer: Computer) -> Answer:
     lines = [f"{'SPACE':8} {'ID':>6} {'GPA':>14} {'SIZE':>8} {'OFFSET':>10}  FILE"]
     for f in facts:
         lines.append(
-            f"{f['space']:8} {f['id']:>6} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['offset']:>#10x}  {f['file']}"
+            f"{f['space']:8} {f['id']:>6} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['offset']:>#10x}"
+            f"  {_file(f['file'])}"
         )
         if len(f["segments"]) != 1 or f["segments"][0] != [f["gpa"], f["gpa"] + f["size"]]:
             lines += [f"{'':8} {'shows':>6} {low:>#14x} {format_size(high - low):>8}" for low, high in f["segments"]]
@@ -172,7 +174,9 @@ def hva(spaces: list[HostAddressSpace], *, dump: bool = False) -> Answer:
     lines = [f"{'PROCESS':8} {'HVA':>14} {'SIZE':>8}  FILE, FLAGS"]
     for f in facts:
         flags = "|".join(f["flags"])
-        lines.append(f"{f['process']:8} {f['hva']:>#14x} {format_size(f['size']):>8}  {f['file']}, {flags}")
+        lines.append(
+            f"{quoted(f['process']):8} {f['hva']:>#14x} {format_size(f['size']):>8}  {_file(f['file'])}, {flags}"
+        )
     return facts, "\n".join(lines)
 
 
@@ -190,11 +194,16 @@ def vms(computers: dict[str, Computer], current: Computer) -> Answer:
         for name, computer in computers.items()
     ]
     lines = [
-        f"{'*' if f['current'] else ' '} {f['vm']}: vcpus {f['vcpus']}, {f['slots']} slots, policy {f['policy']}"
+        f"{'*' if f['current'] else ' '} {quoted(f['vm'])}:"
+        f" vcpus {f['vcpus']}, {f['slots']} slots, policy {f['policy']}"
         + "".join(f", store {store}" for store in f["stores"])
         for f in facts
     ]
     return facts, "\n".join(lines)
+
+
+def _file(name: str) -> str:
+    return name if name.endswith("(anonymous)") else quoted(name)
 
 
 def _lines(facts: dict[str, Any]) -> str:

@@ -33,6 +33,7 @@ from memfsd.uapi.mounts import Mount, check_serves, mount_of
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
 from memfsd.uapi.pairing import State, next_state
 from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves, split_token
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.sockets import peer_of
 from memfsd.uapi.units import PAGE_SHIFT
 
@@ -358,7 +359,7 @@ def _connect(path: str) -> socket.socket:
         sock.connect(path)
     except OSError as error:
         sock.close()
-        raise Refused(errno.EHOSTDOWN, f"no memfsd listens at {path}: {error.strerror}") from None
+        raise Refused(errno.EHOSTDOWN, f"no memfsd listens at {quoted(path)}: {error.strerror}") from None
     return sock
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 
 from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.quote import quoted
 
 from .backing import Backing, Translation, link_of
 from .callbacks import StoreCallbacks
@@ -34,7 +35,7 @@ class Pairings(StoreCallbacks):
         if link is not None:
             os.close(fd)
             if link.lost:
-                raise Refused(errno.EHOSTDOWN, f"{path}: {link.lost}")
+                raise Refused(errno.EHOSTDOWN, f"{quoted(path)}: {link.lost}")
             if end > status.st_size:
                 raise _past_end(path, end, status.st_size)
             return Backing(link.memory, link.base, link, path=path)
@@ -46,8 +47,8 @@ class Pairings(StoreCallbacks):
         except (OSError, PeerLost, Refused) as error:
             os.close(fd)
             if isinstance(error, Refused):
-                raise Refused(error.errno, f"{path}: {error.reason}") from None
-            raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{path}: {error}") from None
+                raise Refused(error.errno, f"{quoted(path)}: {error.reason}") from None
+            raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{quoted(path)}: {error}") from None
         with self.vm.mmu.lock:
             link.base = self.vm.physmap.add(link.memory, 0, link.frame_count)
         self.links[link.file] = link
@@ -104,4 +105,6 @@ class Pairings(StoreCallbacks):
 
 
 def _past_end(path: str, end: int, size: int) -> Refused:
-    return Refused(errno.EINVAL, f"{path}: offset + size, {end:#x}, is past the end of the file ({size:#x}): give less")
+    return Refused(
+        errno.EINVAL, f"{quoted(path)}: offset + size, {end:#x}, is past the end of the file ({size:#x}): give less"
+    )

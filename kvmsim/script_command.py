@@ -2,6 +2,7 @@
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import functools
 import os
@@ -14,9 +15,11 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
+from memfsd.uapi.quote import printable, quoted
 
 from .execute import Executor
 from .link import store_of_sealed
+from .script.commands import SlotSet
 from .script.grammar import POLICIES, UNDER, help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
 from .script.runner import Session
@@ -83,9 +86,9 @@ def run(asked: argparse.Namespace) -> int:
     try:
         commands = parse_script(_read(asked.script))
     except ScriptError as error:
-        return _say(f"{'standard input' if asked.script == '-' else asked.script}: {error}", 2)
+        return _say(f"{'standard input' if asked.script == '-' else quoted(asked.script)}: {error}", 2)
     except OSError as error:
-        where = "" if asked.script == "-" else f"{asked.script}: "
+        where = "" if asked.script == "-" else f"{quoted(asked.script)}: "
         return _say(f"{where}{error.strerror}", 2)
     run_ = Run(asked)
     with run_ as executor:
@@ -103,7 +106,8 @@ def attach(asked: argparse.Namespace) -> int:
             _plug(executor, asked.file, asked.gpa)
         except (OSError, Refused, ScriptError) as error:
             reason = error.reason if isinstance(error, Refused) else getattr(error, "strerror", None) or str(error)
-            run_.status = _say(f"{asked.file}: {reason.removeprefix(asked.file + ': ')}", 1)
+            name = quoted(asked.file)
+            run_.status = _say(f"{name}: {reason.removeprefix(f'{name}: ')}", 1)
         else:
             run_.status = _commands(executor, asked)
     return run_.status
@@ -146,11 +150,11 @@ class Run:
 
     def _lose(self, path: str, why: str) -> None:
         self._journal_lost = True
-        _say(f"{path}: {why}", 2)
+        _say(f"{quoted(path)}: {why}", 2)
 
 
 def _say(what: str, status: int) -> int:
-    print(f"kvmsim: {what}", file=sys.stderr)
+    print(f"kvmsim: {printable(what)}", file=sys.stderr)
     return status
 
 
@@ -167,11 +171,10 @@ def _plug(executor: Executor, path: str, gpa: int) -> None:
     size = os.stat(path).st_size
     store_of_sealed(path)
     if size == 0:
-        raise Refused(errno.EINVAL, f"the file is empty: give it a size first (truncate -s 64M {path})")
-    quoted = "'" + path.replace("'", "'\\''") + "'"
-    command = parse_line(f"slot set 0 private gpa={gpa:#x} size={size} file={quoted}", 1)
-    assert command is not None
-    executor(command)
+        raise Refused(errno.EINVAL, f"the file is empty: give it a size first (truncate -s 64M {quoted(path)})")
+    command = parse_line(f"slot set 0 private gpa={gpa:#x} size={size} file=-", 1)
+    assert isinstance(command, SlotSet)
+    executor(dataclasses.replace(command, file=path))  # which may hold what no line of a script does
 
 
 def _commands(executor: Executor, asked: argparse.Namespace) -> int:
@@ -182,10 +185,12 @@ def _commands(executor: Executor, asked: argparse.Namespace) -> int:
     if sys.stdin.isatty():
         from .prompt import prompt
 
-        greeting = f"{asked.file} is private slot 0 at gpa {asked.gpa:#x}. 'help' lists the commands, 'quit' leaves."
+        greeting = (
+            f"{quoted(asked.file)} is private slot 0 at gpa {asked.gpa:#x}. 'help' lists the commands, 'quit' leaves."
+        )
         prompt(Session(executor, printer.emit), executor.interrupt, "" if asked.json else greeting)
         return 0
-    session = Session(executor, printer.emit, lambda why: print(f"kvmsim: {why}", file=sys.stderr))
+    session = Session(executor, printer.emit, lambda why: print(f"kvmsim: {printable(why)}", file=sys.stderr))
     for line in _lines():
         if not session.feed(line) or executor.interrupt.asked:
             break

@@ -5,6 +5,7 @@ import os
 from dataclasses import replace
 
 from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .backing import Backing, Runs, backing_of, link_of
@@ -267,7 +268,7 @@ def _open(path: str) -> int:
     try:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
+        raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}") from None
 
 
 def check_loose(slot: Memslot) -> None:

@@ -27,6 +27,7 @@ from memfsd.guests.server import GuestServer
 from memfsd.performer import Performer
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import Ino
 
 log = logging.getLogger("memfsd")
@@ -66,7 +67,7 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], jou
                 with mounting_at(mountpoint):
                     pyfuse3.init(operations, mountpoint, set(options.fuse))
             except RuntimeError as error:
-                raise Refused(errno.EIO, f"{mountpoint} can not be mounted: {error}") from None
+                raise Refused(errno.EIO, f"{quoted(mountpoint)} can not be mounted: {error}") from None
             failing.pop_all()
         ending.callback(pyfuse3.close, unmount=True)
         ending.callback(guests.stop)

@@ -7,6 +7,7 @@ import secrets
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.mounts import memfsd_mounts, mount_of
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET
+from memfsd.uapi.quote import quoted
 
 MOUNT_VARIABLE = "MEMFSD_MOUNT"
 _NOT_OURS = (errno.ENOTCONN, errno.ECONNABORTED, errno.EACCES, errno.EPERM, errno.ENOENT)
@@ -48,7 +49,7 @@ def _mount(named: str | None) -> str:
         try:
             mount_of(named)
         except Refused:
-            raise OSError(errno.ENODEV, f"{named} is not on a memfsd mount: set {MOUNT_VARIABLE}") from None
+            raise OSError(errno.ENODEV, f"{quoted(named)} is not on a memfsd mount: set {MOUNT_VARIABLE}") from None
         return named
     answering = [path for path in _mounts() if _answers(path)]
     if not answering:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
+from memfsd.uapi.quote import printable, quoted
 from memfsd.uapi.units import ORDERS, PAGE_SIZE, format_size, order_of_page_size, parse_size
 
 from .plot import check_plot, draw
@@ -56,12 +57,12 @@ def compare(asked: argparse.Namespace) -> int:
         if asked.plot:
             draw(rows, asked.plot)
     except Refused as refused:
-        print(f"kvmsim: {refused.reason} ({errno_name(refused.errno)})", file=sys.stderr)
+        print(f"kvmsim: {printable(refused.reason)} ({errno_name(refused.errno)})", file=sys.stderr)
         return 1
     except BrokenPipeError:
         raise  # the reader of our output has gone: the command line knows what to do
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{quoted(error.filename)}: " if error.filename else ""
         print(f"kvmsim: {where}{error.strerror or error}", file=sys.stderr)
         return 1
     return 0

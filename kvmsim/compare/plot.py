@@ -4,6 +4,7 @@ import errno
 from pathlib import Path
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import format_size
 
 from .table import Row
@@ -21,11 +22,14 @@ def check_plot(path: str, workloads: list[str]) -> None:
         way_out = "install it (pip install matplotlib), or leave --plot out"
         raise Refused(errno.EOPNOTSUPP, f"--plot needs matplotlib: {way_out}") from None
     formats = Figure().canvas.get_supported_filetypes()
-    suffix = Path(path).suffix[1:]
+    suffix, shown, parent = Path(path).suffix[1:], quoted(path), Path(path).parent
     if suffix.lower() not in formats:
-        raise Refused(errno.EINVAL, f"--plot {path}: '{suffix}' is no format: choose {', '.join(sorted(formats))}")
-    if not Path(path).parent.is_dir():
-        raise Refused(errno.ENOENT, f"--plot {path}: there is no directory {Path(path).parent}: make it first")
+        raise Refused(errno.EINVAL, f"--plot {shown}: '{suffix}' is no format: choose {', '.join(sorted(formats))}")
+    if not parent.is_dir():
+        raise Refused(
+            errno.ENOENT,
+            f"--plot {shown}: there is no directory {quoted(str(parent))}: make it first",
+        )
     if DRAWN not in workloads:
         raise Refused(errno.EINVAL, f"--plot draws workload {DRAWN}, which --workloads leaves out: add it")
 

@@ -19,6 +19,7 @@ from dataclasses import dataclass, replace
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_VMAS
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import PAGE_SIZE, page_aligned
 
 TASK_SIZE = (1 << 47) - PAGE_SIZE
@@ -51,7 +52,7 @@ class Vma:
         return ("VM_SHARED", "VM_DONTCOPY", "VM_DONTDUMP") if self.file is not None else ("VM_SHARED",)
 
     def __str__(self) -> str:
-        return f"{self.start:#x}-{self.end:#x} ({self.name})"
+        return f"{self.start:#x}-{self.end:#x} ({self.name if self.file is None else quoted(self.name)})"
 
 
 class HostAddressSpace:
@@ -82,17 +83,20 @@ class HostAddressSpace:
         """mmap(2) of a sealed file: EINVAL private, a part, or an empty file; EBUSY it is mapped already; EEXIST at a
         place that is taken (MAP_FIXED_NOREPLACE)."""
         if not shared:
-            raise Refused(errno.EINVAL, f"{name}: encrypted memory is mapped MAP_SHARED only")
+            raise Refused(errno.EINVAL, f"{quoted(name)}: encrypted memory is mapped MAP_SHARED only")
         if file_size == 0:
-            raise Refused(errno.EINVAL, f"{name}: an empty file can not be mapped: set its size first")
+            raise Refused(errno.EINVAL, f"{quoted(name)}: an empty file can not be mapped: set its size first")
         if offset or length != file_size:
             raise Refused(
                 errno.EINVAL,
-                f"{name}: encrypted memory is mapped whole: leave offset and length out ({file_size:#x})",
+                f"{quoted(name)}: encrypted memory is mapped whole: leave offset and length out ({file_size:#x})",
             )
         owner = self._owners.get(file)
         if owner is not None:
-            raise Refused(errno.EBUSY, f"{name}: process {owner} maps it already, and each page is mapped exactly once")
+            raise Refused(
+                errno.EBUSY,
+                f"{quoted(name)}: process {quoted(owner)} maps it already, and each page is mapped exactly once",
+            )
         vma = self._place(length, at, file, name, memory)
         self._owners[file] = self.process
         return vma

@@ -5,6 +5,7 @@ from typing import Generic, TypeVar
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE
 
 from .ept import MAX_GFN_EPT
@@ -42,7 +43,7 @@ class Vm(Generic[M, V]):
         if not 0 <= id_ < MAX_VCPUS:
             raise Refused(errno.EINVAL, f"vCPU {id_}: choose 0 to {MAX_VCPUS - 1}")
         if id_ in self.vcpus:
-            raise Refused(errno.EEXIST, f"vCPU {id_} of VM {self.name} exists")
+            raise Refused(errno.EEXIST, f"vCPU {id_} of VM {quoted(self.name)} exists")
         vcpu: Vcpu[V] = Vcpu(id_)
         with self.mmu.lock:
             self.mmu.tlbs.append(vcpu.tlb)
@@ -52,7 +53,7 @@ class Vm(Generic[M, V]):
     def vcpu(self, id_: int) -> Vcpu[V]:
         found = self.vcpus.get(id_)
         if found is None:
-            raise Refused(errno.EINVAL, f"VM {self.name} has no vCPU {id_}: create it with 'vcpu {id_}'")
+            raise Refused(errno.EINVAL, f"VM {quoted(self.name)} has no vCPU {id_}: create it with 'vcpu {id_}'")
         return found
 
     def fault(self, gfn: int, *, private: bool, write: bool, offset: int, length: int) -> Ticket | Exit:

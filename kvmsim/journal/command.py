@@ -9,6 +9,8 @@ from typing import Any
 
 import msgspec
 
+from memfsd.uapi.quote import printable
+
 from .check import Verdict, check
 from .reader import NotAJournal, follow
 from .show import Event, Wanted, diagram, events, events_of, growing_diagram
@@ -49,7 +51,7 @@ def command(asked: argparse.Namespace) -> int:
     try:
         return _check(asked) if asked.action == "check" else _show(asked)
     except NotAJournal as error:
-        print(f"kvmsim: {error}", file=sys.stderr)
+        print(f"kvmsim: {printable(str(error))}", file=sys.stderr)
         return 2
 
 
@@ -59,9 +61,9 @@ def _check(asked: argparse.Namespace) -> int:
         print(json.dumps(_as_json(asked.files, verdict)))
         return 1 if verdict.rule else 0
     for end in verdict.incomplete:
-        print(f"{end} (what follows is not known)")
+        print(f"{printable(end)} (what follows is not known)")
     if verdict.rule:
-        print(f"{verdict.where}: rule '{verdict.rule}' is broken: {verdict.why}")
+        print(f"{printable(verdict.where)}: rule '{verdict.rule}' is broken: {verdict.why}")
         return 1
     held = "no rule is broken in what was recorded" if verdict.incomplete else "all rules hold"
     print(f"{held}: {verdict.message_count} messages and {verdict.note_count} notes of {_count(asked.files)}")

@@ -19,6 +19,7 @@ import msgspec
 from memfsd.uapi.errors import one_line
 from memfsd.uapi.journal import FORMAT_VERSION, End, Entry, Opening, decode_entry
 from memfsd.uapi.limits import MAX_JOURNAL_BYTES, MAX_RECORD_BYTES
+from memfsd.uapi.quote import quoted
 
 _SIDES = ("memfsd", "kvmsim")
 _CHUNK_BYTES = 1 << 20
@@ -80,7 +81,9 @@ class Journals:
                 _refuse_twins(runs)
                 yield from heapq.merge(*map(self._read, runs, itertools.count(1)), key=lambda record: record.t)
         except OSError as error:
-            raise NotAJournal(f"{error.filename or ', '.join(self.paths)}: {error.strerror}") from None
+            raise NotAJournal(
+                f"{', '.join(map(quoted, [error.filename] if error.filename else self.paths))}: {error.strerror}"
+            ) from None
 
     def _read(self, run: _Run, process_number: int) -> Iterator[Record]:
         """A line that is no record is a torn one if the file ends within it, or another process began to append."""
@@ -145,7 +148,9 @@ def _copied(path: str, pipe: BinaryIO) -> BinaryIO:
             for chunk in iter(lambda: pipe.read(_CHUNK_BYTES), b""):
                 copy.write(chunk)
                 if copy.tell() > MAX_JOURNAL_BYTES:
-                    raise NotAJournal(f"{path}: more than {MAX_JOURNAL_BYTES} bytes come from this pipe: give a file")
+                    raise NotAJournal(
+                        f"{quoted(path)}: more than {MAX_JOURNAL_BYTES} bytes come from this pipe: give a file"
+                    )
             copy.flush()
             _copies[key] = os.dup(copy.fileno())
     if pipe.fileno() > 2:
@@ -184,7 +189,7 @@ def follow(path: str, wait: Callable[[], None]) -> Iterator[Record]:
                 yield Record(entry.t, where, process, entry)
                 line = b""
     except OSError as error:
-        raise NotAJournal(f"{error.filename or path}: {error.strerror}") from None
+        raise NotAJournal(f"{quoted(error.filename or path)}: {error.strerror}") from None
 
 
 def _runs(path: str, file: BinaryIO) -> list[_Run]:
@@ -201,7 +206,7 @@ def _runs(path: str, file: BinaryIO) -> list[_Run]:
                 starts.append((opening, number, end))
         end += len(line)
     if not starts:
-        raise NotAJournal(f"{path}: no record: this is no journal")
+        raise NotAJournal(f"{quoted(path)}: no record: this is no journal")
     ends = [offset for _, _, offset in starts[1:]] + [end]
     return [
         _Run(path, file, opening, number, offset, stop, stop == end)

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from memfsd.uapi.errors import errno_name, one_line
 from memfsd.uapi.journal import End, Message, Note
 from memfsd.uapi.messages import Kind, Reason, Role
+from memfsd.uapi.quote import quoted
 
 from .reader import Journals, Process, Record
 
@@ -30,7 +31,11 @@ class Lifeline(NamedTuple):
     def __str__(self) -> str:
         if self == OTHERS:
             return self.vm
-        return f"memfsd {self.pid}" if self.side == "memfsd" else f"{one_line(self.vm) or 'kvmsim'} {self.pid}"
+        return (
+            f"memfsd {self.pid}"
+            if self.side == "memfsd"
+            else f"{quoted(self.vm[:300]) if self.vm else 'kvmsim'} {self.pid}"
+        )
 
 
 OTHERS = Lifeline("kvmsim", 0, "others")
@@ -230,5 +235,5 @@ def _value(name: str, value: Any) -> str:
         return hex(value)
     if name in _NAMED:
         value = _name(_NAMED[name], value)
-    text = one_line(str(value))
+    text = quoted(value[:300]) if name == "vm" and isinstance(value, str) else one_line(str(value))
     return text if len(text) <= 60 else text[:57] + "..."

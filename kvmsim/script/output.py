@@ -4,6 +4,8 @@ import json
 from collections.abc import Iterator
 from typing import TextIO
 
+from memfsd.uapi.quote import printable
+
 from .commands import Expect
 from .outcome import Outcome, Record, format_exit
 
@@ -62,7 +64,7 @@ class HumanPrinter:
 
     def emit(self, record: Record) -> None:
         command = record.command
-        lines = [self._paint(_DIM, f"{command.line}> {command.source}")] if self._echo else []
+        lines = [self._paint(_DIM, f"{command.line}> {printable(command.source)}")] if self._echo else []
         lines += [_INDENT + line for line in self._result(record)]
         for line in lines:
             print(line, file=self._stream)
@@ -70,7 +72,7 @@ class HumanPrinter:
 
     def _result(self, record: Record) -> Iterator[str]:
         outcome = record.outcome
-        yield from outcome.text.splitlines()
+        yield from map(printable, outcome.text.splitlines())
         if outcome.data is not None and not outcome.text:
             if outcome.address is not None:
                 yield from hexdump(outcome.data, outcome.address)
@@ -79,9 +81,9 @@ class HumanPrinter:
         if outcome.info is not None and not outcome.text and outcome.ok:
             yield from json.dumps(outcome.info, indent=2).splitlines()
         if record.failed:
-            yield self._paint(_RED, f"FAILED: {_trouble(outcome)}")
+            yield self._paint(_RED, f"FAILED: {printable(_trouble(outcome))}")
         elif not outcome.ok:
-            yield _trouble(outcome)
+            yield printable(_trouble(outcome))
         elif isinstance(record.command, Expect):
             yield self._paint(_GREEN, "ok")
 
@@ -100,8 +102,8 @@ def hexdump(data: bytes, address: int) -> Iterator[str]:
             repeating = True
             continue
         previous, repeating = row, False
-        printable = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
-        yield f"{address + at:#014x}  {row.hex(' '):<{_ROW_BYTES * 3 - 1}}  |{printable}|"
+        characters = "".join(chr(byte) if 0x20 <= byte < 0x7F else "." for byte in row)
+        yield f"{address + at:#014x}  {row.hex(' '):<{_ROW_BYTES * 3 - 1}}  |{characters}|"
 
 
 def _trouble(outcome: Outcome) -> str:

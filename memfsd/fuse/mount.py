@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from memfsd.core.options import NAMES, Atime, StoreOptions, with_option
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import FSTYPE
+from memfsd.uapi.quote import quoted
 
 from .mounting import ATTRIBUTES, alone_at
 
@@ -131,16 +132,16 @@ def prepare_mountpoint(path: str) -> str:
     with alone_at(path):
         if mounted_type(path) == f"fuse.{FSTYPE}":
             if _is_alive(path):
-                raise Refused(errno.EBUSY, f"{path} is mounted already: umount it first")
+                raise Refused(errno.EBUSY, f"{quoted(path)} is mounted already: umount it first")
             detach(path)
     try:
         entries = os.listdir(path)
     except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"mount point {path}: {error.strerror}") from None
+        raise Refused(error.errno or errno.EIO, f"mount point {quoted(path)}: {error.strerror}") from None
     if not os.access(path, os.W_OK):
-        raise Refused(errno.EACCES, f"mount point {path}: you may not write there, and so not mount there")
+        raise Refused(errno.EACCES, f"mount point {quoted(path)}: you may not write there, and so not mount there")
     if entries:
-        raise Refused(errno.ENOTEMPTY, f"mount point {path} is not empty: choose an empty directory")
+        raise Refused(errno.ENOTEMPTY, f"mount point {quoted(path)} is not empty: choose an empty directory")
     return path
 
 
@@ -149,7 +150,7 @@ def mounting_at(path: str) -> Iterator[None]:
     """Mount in it. EBUSY when another memfsd was faster since `prepare_mountpoint`: the mounts would be stacked."""
     with alone_at(path):
         if mounted_type(path) == f"fuse.{FSTYPE}":
-            raise Refused(errno.EBUSY, f"{path}: another memfsd has just mounted there: umount it first")
+            raise Refused(errno.EBUSY, f"{quoted(path)}: another memfsd has just mounted there: umount it first")
         yield
 
 
@@ -175,12 +176,12 @@ def detach(path: str) -> None:
             check=False,
         )
         if done.returncode != 0:
-            raise Refused(errno.EPERM, f"the dead mount at {path} can not be removed: {done.stderr.strip()}")
+            raise Refused(errno.EPERM, f"the dead mount at {quoted(path)} can not be removed: {done.stderr.strip()}")
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
         number = ctypes.get_errno()
-        raise Refused(number, f"the dead mount at {path} can not be removed: {os.strerror(number)}")
+        raise Refused(number, f"the dead mount at {quoted(path)} can not be removed: {os.strerror(number)}")
 
 
 def _is_alive(path: str) -> bool:

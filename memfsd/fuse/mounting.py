@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterable, Iterator
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.quote import quoted
 
 _LOCK_DEADLINE_S = 5.0
 _LOCK_STEP_S = 0.01
@@ -60,4 +61,4 @@ def set_attributes(path: str, names: Iterable[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path), 0, attr, len(attr)) != 0:
         number = ctypes.get_errno()
-        raise Refused(number, f"{path}: {', '.join(sorted(names))} can not be set: {os.strerror(number)}")
+        raise Refused(number, f"{quoted(path)}: {', '.join(sorted(names))} can not be set: {os.strerror(number)}")

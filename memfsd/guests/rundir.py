@@ -10,6 +10,7 @@ import stat
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import FSTYPE
+from memfsd.uapi.quote import quoted
 
 _ROOT, _TMP = "/run", "/tmp"
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -30,7 +31,7 @@ def make_default() -> str:
     except FileExistsError:
         pass
     except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}: choose a socket=PATH") from None
+        raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}: choose a socket=PATH") from None
     _check(path, owners={os.geteuid()}, sticky_is_enough=False)
     return path
 
@@ -39,7 +40,7 @@ def check_chosen(path: str) -> None:
     """Refused when everybody may replace a socket in this directory."""
     mode = os.stat(path).st_mode
     if mode & stat.S_IWOTH and not mode & stat.S_ISVTX:
-        raise Refused(errno.EPERM, f"{path} is writable by everybody: choose another socket=PATH, or chmod it")
+        raise Refused(errno.EPERM, f"{quoted(path)} is writable by everybody: choose another socket=PATH, or chmod it")
 
 
 def _default() -> tuple[str, str]:
@@ -58,14 +59,14 @@ def _check(path: str, *, owners: set[int], sticky_is_enough: bool) -> None:
         why = error.strerror
         if error.errno in (errno.ELOOP, errno.ENOTDIR):
             why = "it is not a directory but a link or a file"
-        raise Refused(error.errno or errno.EIO, f"{path}: {why}: {_way_out(path)}") from None
+        raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {why}: {_way_out(path)}") from None
     try:
         status = os.fstat(fd)
         mode = stat.S_IMODE(status.st_mode)
         if status.st_uid not in owners:
-            raise Refused(errno.EPERM, f"{path} belongs to uid {status.st_uid}: {_way_out(path)}")
+            raise Refused(errno.EPERM, f"{quoted(path)} belongs to uid {status.st_uid}: {_way_out(path)}")
         if mode & _OTHERS_WRITE and not (sticky_is_enough and mode & stat.S_ISVTX):
-            raise Refused(errno.EPERM, f"{path} is writable by others (mode {mode:o}): {_way_out(path)}")
+            raise Refused(errno.EPERM, f"{quoted(path)} is writable by others (mode {mode:o}): {_way_out(path)}")
         if not sticky_is_enough and os.geteuid() != 0 and mode & 0o077:
             os.fchmod(fd, 0o700)
     finally:
@@ -73,4 +74,4 @@ def _check(path: str, *, owners: set[int], sticky_is_enough: bool) -> None:
 
 
 def _way_out(path: str) -> str:
-    return f"remove {path}, or choose a socket=PATH in a directory of yours"
+    return f"remove {quoted(path)}, or choose a socket=PATH in a directory of yours"

@@ -25,6 +25,7 @@ from memfsd.uapi.limits import (
     REVOKE_DEADLINE_S,
 )
 from memfsd.uapi.messages import Empty, Kind, Revoke
+from memfsd.uapi.quote import quoted
 from memfsd.uapi.sockets import peer_of
 
 from . import rundir
@@ -226,16 +227,16 @@ def _listen(path: str) -> socket.socket:
         _sweep(directory)
         if os.path.lexists(path):
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise Refused(errno.EEXIST, f"socket={path}: a file is there that is not a socket")
+                raise Refused(errno.EEXIST, f"socket={quoted(path)}: a file is there that is not a socket")
             if _is_live(path):
-                raise Refused(errno.EADDRINUSE, f"socket={path}: another memfsd listens there")
+                raise Refused(errno.EADDRINUSE, f"socket={quoted(path)}: another memfsd listens there")
             os.unlink(path)
         sock.bind(path)
         os.chmod(path, 0o666)
         sock.listen(128)
     except OSError as error:
         sock.close()
-        raise Refused(error.errno or errno.EIO, f"socket={path}: {error.strerror or error}") from None
+        raise Refused(error.errno or errno.EIO, f"socket={quoted(path)}: {error.strerror or error}") from None
     except Refused:
         sock.close()
         raise

@@ -4,6 +4,8 @@ import argparse
 import sys
 from typing import Any, NoReturn
 
+from .quote import printable
+
 
 class Parser(argparse.ArgumentParser):
     """A usage error is one line that says where the usage is explained; --help keeps line breaks."""
@@ -12,7 +14,7 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**{"formatter_class": argparse.RawDescriptionHelpFormatter, **given})  # type: ignore[arg-type]
 
     def error(self, message: str) -> NoReturn:
-        message = " ".join(message.split())
+        message = printable(" ".join(message.split()))
         print(f"{self.prog}: {message}: see {self.prog} --help", file=sys.stderr)
         sys.exit(2)
 

@@ -14,6 +14,7 @@ from .errors import Refused
 from .journal import FORMAT_VERSION, Opening, Recording, decode_entry
 from .limits import MAX_JOURNAL_BYTES, MAX_RECORD_BYTES
 from .names import XATTR_SOCKET
+from .quote import quoted
 
 _OPENING_BYTES = 4096
 """More than the first record of a journal needs."""
@@ -31,14 +32,14 @@ def open_journal(path: str) -> int:
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"journal {path}: {error.strerror}") from None
+        raise Refused(error.errno or errno.EIO, f"journal {quoted(path)}: {error.strerror}") from None
     try:
         _refuse_memfsd(fd, path)
         if stat.S_ISREG(os.fstat(fd).st_mode):
             _claim(fd, path)
     except OSError as error:
         os.close(fd)
-        raise Refused(error.errno or errno.EIO, f"journal {path}: {error.strerror}") from None
+        raise Refused(error.errno or errno.EIO, f"journal {quoted(path)}: {error.strerror}") from None
     except Refused:
         os.close(fd)
         raise
@@ -51,7 +52,9 @@ def _refuse_memfsd(file: int | str, path: str) -> None:
         os.getxattr(file, XATTR_SOCKET)
     except OSError:
         return
-    raise Refused(errno.EINVAL, f"journal {path}: on a memfsd mount it would wait for itself: choose another place")
+    raise Refused(
+        errno.EINVAL, f"journal {quoted(path)}: on a memfsd mount it would wait for itself: choose another place"
+    )
 
 
 def _claim(fd: int, path: str) -> None:
@@ -63,17 +66,19 @@ def _claim(fd: int, path: str) -> None:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise Refused(
-            errno.EBUSY, f"journal {path}: it is the journal of a running process: name another file, or end that one"
+            errno.EBUSY,
+            f"journal {quoted(path)}: it is the journal of a running process: name another file, or end that one",
         ) from None
     status = os.fstat(fd)
     if status.st_size and not _is_journal(fd):
-        raise Refused(errno.EEXIST, f"journal {path}: the file is there and is no journal: name another file")
+        raise Refused(errno.EEXIST, f"journal {quoted(path)}: the file is there and is no journal: name another file")
     if status.st_mode & 0o077:
         try:
             os.fchmod(fd, status.st_mode & 0o700)
         except PermissionError:
             raise Refused(
-                errno.EACCES, f"journal {path}: others can read it, and you can not change that: name another file"
+                errno.EACCES,
+                f"journal {quoted(path)}: others can read it, and you can not change that: name another file",
             ) from None
 
 

@@ -227,3 +227,51 @@ def test_a_reader_that_goes_away_is_no_error_to_tell(command: str) -> None:
     done = subprocess.run(["/bin/bash", "-c", script], capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.stderr == ""
     assert done.returncode in (0, 141), "141 when it was not done writing; 1 is a failure of what was asked"
+
+
+ESCAPE = "\033[2J"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["run", f"/nope/{ESCAPE}"],
+        ["run", "-", "--journal", f"/nope/{ESCAPE}"],
+        ["run", "-", ESCAPE],
+        ["attach", f"/nope/{ESCAPE}"],
+        ["journal", "show", f"/nope/{ESCAPE}"],
+        ["journal", "check", "FILE"],
+        ["compare", "--plot", f"/nope/{ESCAPE}.png"],
+        ["compare", "--plot", f"/nope/{ESCAPE}"],
+        ["compare", f"/nope/{ESCAPE}"],
+    ],
+)
+def test_names_in_refusals_do_not_control_the_terminal(
+    here: Callable[..., Done], tmp_path: Path, words: list[str]
+) -> None:
+    no_journal = tmp_path / f"{ESCAPE}.journal"
+    no_journal.write_text("no journal\n")
+    status, said, complaint = here(*(str(no_journal) if word == "FILE" else word for word in words))
+    assert (status in (1, 2), said) == (True, "")
+    assert complaint.endswith("\n")
+    assert complaint[:-1].isprintable()
+    assert "\\033" in complaint
+
+
+def test_what_a_shell_says_does_not_control_the_terminal(here: Callable[..., Done]) -> None:
+    script = "sh printf 'a\\tb\\033[2J\\n'"
+    status, said, _ = here("run", script=script)
+    assert (status, said) == (0, f"1> {script}\n    a\tb\\033[2J\n")
+    assert json.loads(here("run", "--json", script=script)[1])["text"] == f"a\tb{ESCAPE}"
+
+
+def test_names_of_vms_are_quoted(here: Callable[..., Done]) -> None:
+    """What a script may hold and a terminal should not get: marks that turn the direction of writing."""
+    name, shown = "vm\u202e1 x", "'vm'$'\\342\\200\\256''1 x'"
+    script = f"vm '{name}'\ninfo vms\ninfo ept vm='{name}y'\n"
+    _, said, _ = here("run", script=script)
+    assert f"* {shown}: vcpus" in said
+    assert f"there is no VM {shown[:-1]}y'" in said
+    assert all(line.isprintable() for line in said.splitlines())
+    _, said, _ = here("run", "--json", script=script)
+    assert json.loads(said.splitlines()[1])["info"][-1]["vm"] == name

@@ -19,7 +19,6 @@ _HEAD = ["INODE", "SIZE", "HELD", "PENDING", "FAULTS/s", "INVAL/s", "STATE", "PI
 FILE_BYTES = 1 << 20
 MANY_VIEWS = 1_000_000
 """More than there will be."""
-"""More views than it takes to see what has happened before."""
 
 
 @pytest.fixture

@@ -14,6 +14,7 @@ from kvmsim.cli import run_command
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import encode_request
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.proof import NONCE_BYTES
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.journaled import read_lines, record_run, recording, write_lines
 from tests.support.threads import DEADLINE_S
@@ -119,13 +120,17 @@ def test_a_file_is_an_inode_number(option: str, capsys: pytest.CaptureFixture[st
     assert "no inode number" in capsys.readouterr().err
 
 
+def greeting(name: str, role: m.Role) -> bytes:
+    return encode_request(1, Kind.HELLO, m.Hello(m.PROTOCOL_VERSION, role, name, [], b"", bytes(NONCE_BYTES)))
+
+
 def test_those_who_ask_and_are_gone_share_a_lifeline(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "store.journal"
     with recording(path, "memfsd") as journal:
         for _ in range(20):
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with ours, theirs:
-                theirs.send(encode_request(1, Kind.HELLO, m.Hello(1, m.Role.OBSERVER, "observer", [])))
+                theirs.send(greeting("observer", m.Role.OBSERVER))
                 journal.down(ours).recvmsg(4096)
     lines = read_lines(path)
     hellos = [line for line in lines if line.get("kind") == "HELLO"]
@@ -136,6 +141,21 @@ def test_those_who_ask_and_are_gone_share_a_lifeline(tmp_path: Path, capsys: pyt
     assert heading.split()[1:3] == ["memfsd", heading.split()[2]] and heading.split()[3:] == ["others"]
     assert [f"pid={pid}" in row for pid, row in zip(range(1000, 1020), rows, strict=False)] == [True] * 20
     assert all("<" in row for row in rows[:20])
+
+
+def test_names_of_vms_do_not_control_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Only the diagram quotes them."""
+    name, path = "a\033[2J", tmp_path / "store.journal"
+    with recording(path, "memfsd") as journal:
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours, theirs:
+            theirs.send(greeting(name, m.Role.GUEST))
+            journal.down(ours).recvmsg(4096)
+    lines = shown(capsys, str(path))
+    assert all(line.isprintable() for line in lines)
+    assert "'a'$'\\033''[2J'" in lines[0]
+    assert "vm='a'$'\\033''[2J'" in lines[1]
+    assert json.loads(shown(capsys, str(path), "--json")[0])["vm"] == name
 
 
 @pytest.mark.parametrize("action", ["show", "check"])
