@@ -69,5 +69,5 @@ class Battlefield:
 
 
 def open_for_everyone(directory: Path) -> Path:
-    os.chmod(directory, 0o777)
+    os.chmod(directory, 0o1777)
     return directory
