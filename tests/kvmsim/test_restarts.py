@@ -168,7 +168,9 @@ def test_memory_error_of_a_short_file_is_at_the_page_that_is_missing(vm: LocalVm
         file.write(b"x" * page(2))
     fd = os.open(path, os.O_RDWR)
     vm.machine.set_shared_slot(0, 0, page(4), 0, FileMemory(fd), 0, owned=True)
-    assert vm.write(0, b"y" * page(3), shared=True) == MemoryErrorExit(page(2), PAGE_SIZE, False, errno=errno.EFAULT)
+    why = "EFAULT: the memory of this page cannot be reached: past the end of the file"
+    expected = MemoryErrorExit(page(2), PAGE_SIZE, False, errno=errno.EFAULT, why=why)
+    assert vm.write(0, b"y" * page(3), shared=True) == expected
     os.truncate(path, page(4))
     assert run(vm) is None
     with open(path, "rb") as file:

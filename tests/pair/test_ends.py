@@ -168,7 +168,7 @@ def test_a_window_that_could_shrink_is_refused(store: LocalStore, monkeypatch: p
     loose = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
     os.ftruncate(loose, page(1024))
     store.create("file", 8)
-    monkeypatch.setattr(store.backing, "window", lambda ino: os.dup(loose))
+    monkeypatch.setattr(store.backing, "make_window", lambda ino: os.dup(loose))
     local = store.vm()
     assert errno_of(local.private_slot, 0, 0, page(8), "file") == "EHOSTDOWN"
     assert local.machine.links == {}

@@ -345,7 +345,7 @@ def test_a_silent_peer_is_etimedout_cut_off_and_its_frames_are_quarantined(
         store.create("more", 1)
         assert errno_of(store.allocate, "more", 0, 1) == "ENOSPC", "a quarantined frame is nobody else's"
     with Wire(store) as second:
-        second.hello()
+        second.hello(store.token("file"))
         assert second.pair() == "EPERM"
 
 
