@@ -22,6 +22,8 @@ from memfsd.uapi.version import VERSION
 _HELP = """\
 options (-o, comma separated):
   size=SIZE               pool of frames for all files (K, M, G, T; default: half of the memory)
+  nr_inodes=N             inodes, each name after a file's first, and 1024 bytes of extended attributes (K, M; default:
+                          half as many as the machine has pages); one user but root and you gets half of them
   nodes=N                 split the pool in N NUMA nodes (default 1)
   guest                   every new regular file is born sealed: guest private memory
   resize=once|any         a sealed file's size is set once (default), or may shrink and grow

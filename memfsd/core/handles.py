@@ -4,7 +4,15 @@ import errno
 from dataclasses import dataclass, field
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import MAX_HANDLES, MAX_HANDLES_PER_UID, RESERVED_HANDLES
+from memfsd.uapi.limits import (
+    LISTED_NAME_BYTES,
+    MAX_HANDLES,
+    MAX_HANDLES_PER_UID,
+    MAX_LISTED_BYTES,
+    MAX_LISTED_BYTES_PER_UID,
+    RESERVED_HANDLES,
+    RESERVED_LISTED_BYTES,
+)
 
 from .inodes import Directory, Regular
 from .shares import Shares
@@ -27,6 +35,7 @@ class DirectoryHandle:
     directory: Directory
     uid: int
     names: list[bytes] = field(default_factory=list)
+    listed_bytes: int = 0
 
 
 class HandleTable:
@@ -34,6 +43,7 @@ class HandleTable:
 
     def __init__(self, owner_uid: int) -> None:
         self._shares = Shares(MAX_HANDLES, MAX_HANDLES_PER_UID, RESERVED_HANDLES, owner_uid)
+        self._listed = Shares(MAX_LISTED_BYTES, MAX_LISTED_BYTES_PER_UID, RESERVED_LISTED_BYTES, owner_uid)
         self._handles: dict[int, FileHandle | DirectoryHandle] = {}
         self._next = 1
 
@@ -51,6 +61,23 @@ class HandleTable:
         number = self._add(DirectoryHandle(directory, uid))
         directory.opens += 1
         return number
+
+    def list_names(self, handle: DirectoryHandle, names: list[bytes]) -> None:
+        """Keep what the directory holds now. ENOMEM, and nothing kept, when this user's handles are full."""
+        self._forget_names(handle)
+        size_bytes = LISTED_NAME_BYTES * len(names) + sum(map(len, names))
+        if not self._listed.take(handle.uid, size_bytes):
+            mine = self._listed.held(handle.uid)
+            raise Refused(
+                errno.ENOMEM,
+                f"uid {handle.uid} keeps {mine} bytes of names in open directories and can not keep {size_bytes} more:"
+                " close some",
+            )
+        handle.names, handle.listed_bytes = names, size_bytes
+
+    def _forget_names(self, handle: DirectoryHandle) -> None:
+        self._listed.give(handle.uid, handle.listed_bytes)
+        handle.names, handle.listed_bytes = [], 0
 
     def check_room(self, uid: int) -> None:
         """ENFILE when this user can open no more."""
@@ -94,6 +121,7 @@ class HandleTable:
 
     def release_directory(self, number: int) -> Directory:
         handle = self.directory(number)
+        self._forget_names(handle)
         self._remove(number)
         handle.directory.opens -= 1
         assert handle.directory.opens >= 0

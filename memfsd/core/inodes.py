@@ -9,19 +9,23 @@ import stat
 from dataclasses import dataclass, field
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import MAX_INODES
+from memfsd.uapi.limits import INODE_BYTES, INODE_SHARES_PER_UID, INODE_SHARES_RESERVED, SHORT_SYMLINK_MAX
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import ORDER_4K, PAGE_SIZE, Ino
 
 from .filepages import FilePages
 from .guest import Guest
+from .shares import Shares
 
 ROOT_INO = Ino(1)
 
 
 @dataclass(slots=True, eq=False)
 class Inode:
-    """Times are nanoseconds since the epoch; `lookups` is the kernel's count, `opens` ours."""
+    """Times are nanoseconds since the epoch; `lookups` is the kernel's count, `opens` ours.
+
+    charge: bytes of its owner's share in the table.
+    """
 
     ino: Ino
     mode: int
@@ -34,6 +38,7 @@ class Inode:
     rdev: int = 0
     lookups: int = 0
     opens: int = 0
+    charge: int = INODE_BYTES
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
 
     size = 0
@@ -99,9 +104,14 @@ class Special(Inode):
 
 
 class InodeTable:
-    """Inodes by number. Numbers are never used twice."""
+    """Inodes by number. Numbers are never used twice.
 
-    def __init__(self) -> None:
+    What inodes, names and attributes take is charged as tmpfs does it, to the owner of the file.
+    """
+
+    def __init__(self, inode_count: int, owner_uid: int) -> None:
+        total = inode_count * INODE_BYTES
+        self._shares = Shares(total, total // INODE_SHARES_PER_UID, total // INODE_SHARES_RESERVED, owner_uid)
         self._inodes: dict[int, Inode] = {}
         self._next = int(ROOT_INO)
 
@@ -111,10 +121,14 @@ class InodeTable:
     def __iter__(self):  # type: ignore[no-untyped-def]
         return iter(self._inodes.values())
 
-    def next_ino(self) -> Ino:
-        """A number for a new inode; ENOSPC when the table is full."""
-        if len(self._inodes) >= MAX_INODES:
-            raise Refused(errno.ENOSPC, f"{MAX_INODES} inodes are the limit: delete files first")
+    @property
+    def free_count(self) -> int:
+        """Inodes that there is room for, whoever makes them."""
+        return (self._shares.total - self._shares.used) // INODE_BYTES
+
+    def next_ino(self, uid: int, charge: int = INODE_BYTES) -> Ino:
+        """A number for a new inode of uid, which is charged from here on; ENOSPC when there is no room."""
+        self._take(uid, charge)
         ino = Ino(self._next)
         self._next += 1
         return ino
@@ -122,6 +136,29 @@ class InodeTable:
     def add(self, inode: Inode) -> None:
         assert inode.ino not in self._inodes
         self._inodes[inode.ino] = inode
+
+    def charge(self, inode: Inode, amount: int) -> None:
+        """For one more name or attribute; ENOSPC when its owner has no more room. A negative amount gives back."""
+        if amount > 0:
+            self._take(inode.uid, amount)
+        else:
+            self._shares.give(inode.uid, -amount)
+        inode.charge += amount
+
+    def chown(self, inode: Inode, uid: int) -> None:
+        """The new owner is charged, even above the bound: it is root who gives files away."""
+        self._shares.move(inode.uid, uid, inode.charge)
+        inode.uid = uid
+
+    def _take(self, uid: int, amount: int) -> None:
+        if not self._shares.take(uid, amount):
+            in_bytes = self._shares.held(uid), self._shares.used, self._shares.total
+            mine, used, total = (amount // INODE_BYTES for amount in in_bytes)
+            raise Refused(
+                errno.ENOSPC,
+                f"uid {uid} has {mine} of {used} inodes in use, of {total} (names and attributes count), gets no more:"
+                " delete files, or mount with a larger nr_inodes",
+            )
 
     def get(self, ino: int) -> Inode:
         inode = self._inodes.get(ino)
@@ -152,4 +189,11 @@ class InodeTable:
         """Take it out of the table when nobody and no kernel lookup holds it."""
         if inode.pinned or inode.lookups > 0:
             return False
-        return self._inodes.pop(inode.ino, None) is not None
+        if self._inodes.pop(inode.ino, None) is None:
+            return False
+        self._shares.give(inode.uid, inode.charge)
+        return True
+
+
+def symlink_charge(target: bytes) -> int:
+    return INODE_BYTES + (len(target) if len(target) > SHORT_SYMLINK_MAX else 0)

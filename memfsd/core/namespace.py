@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import LINK_MAX, NAME_MAX, SYMLINK_MAX
+from memfsd.uapi.limits import INODE_BYTES, LINK_MAX, NAME_MAX, SYMLINK_MAX
 
-from .inodes import ROOT_INO, Directory, Inode, InodeTable, Regular, Special, Symlink
+from .inodes import ROOT_INO, Directory, Inode, InodeTable, Regular, Special, Symlink, symlink_charge
 
 _I = TypeVar("_I", bound=Inode)
 
@@ -31,7 +31,7 @@ class Namespace:
 
     def __init__(self, inodes: InodeTable, root_mode: int, creds: Creds, now_ns: int) -> None:
         self._inodes = inodes
-        ino = inodes.next_ino()
+        ino = inodes.next_ino(creds.uid)
         assert ino == ROOT_INO
         mode = stat.S_IFDIR | stat.S_IMODE(root_mode)
         inodes.add(Directory(ino, mode, creds.uid, creds.gid, now_ns, now_ns, now_ns, nlink=2, parent=ino))
@@ -64,7 +64,7 @@ class Namespace:
         """A new regular file or special file of the type in mode."""
         directory = self._room_for(parent, name)
         mode, gid = self._inherit(directory, mode & ~creds.umask, creds)
-        ino = self._inodes.next_ino()
+        ino = self._inodes.next_ino(creds.uid)
         cls = Regular if stat.S_ISREG(mode) else Special
         inode = cls(ino, mode, creds.uid, gid, now_ns, now_ns, now_ns, rdev=rdev)
         return self._enter(directory, name, inode, now_ns)
@@ -73,7 +73,7 @@ class Namespace:
         """open(O_TMPFILE): a regular file that no directory holds, though one gives it its group."""
         directory = self._inodes.directory(parent)
         mode, gid = self._inherit(directory, mode & ~creds.umask, creds)
-        ino = self._inodes.next_ino()
+        ino = self._inodes.next_ino(creds.uid)
         inode = Regular(ino, mode, creds.uid, gid, now_ns, now_ns, now_ns, nlink=0, nameless=True)
         self._inodes.add(inode)
         return inode
@@ -84,7 +84,7 @@ class Namespace:
         mode, gid = self._inherit(directory, stat.S_IFDIR | stat.S_IMODE(mode) & ~creds.umask, creds)
         if directory.mode & stat.S_ISGID:
             mode |= stat.S_ISGID
-        ino = self._inodes.next_ino()
+        ino = self._inodes.next_ino(creds.uid)
         inode = Directory(ino, mode, creds.uid, gid, now_ns, now_ns, now_ns, nlink=2, parent=directory.ino)
         self._enter(directory, name, inode, now_ns)
         directory.nlink += 1
@@ -95,8 +95,9 @@ class Namespace:
             raise Refused(errno.ENAMETOOLONG, f"a symbolic link has at most {SYMLINK_MAX} bytes")
         directory = self._room_for(parent, name)
         mode, gid = self._inherit(directory, stat.S_IFLNK | 0o777, creds)
-        ino = self._inodes.next_ino()
-        inode = Symlink(ino, mode, creds.uid, gid, now_ns, now_ns, now_ns, target=target)
+        charge = symlink_charge(target)
+        ino = self._inodes.next_ino(creds.uid, charge)
+        inode = Symlink(ino, mode, creds.uid, gid, now_ns, now_ns, now_ns, charge=charge, target=target)
         self._enter(directory, name, inode, now_ns)
         return inode
 
@@ -110,6 +111,8 @@ class Namespace:
         if inode.nlink >= LINK_MAX:
             raise Refused(errno.EMLINK, f"a file has at most {LINK_MAX} names")
         directory = self._room_for(parent, name)
+        if not nameless:
+            self._inodes.charge(inode, INODE_BYTES)
         inode.nlink += 1
         inode.ctime_ns = now_ns
         if isinstance(inode, Regular):
@@ -165,7 +168,7 @@ class Namespace:
             self._check_room_for_directory(target)
         if replaced is not None and not flags & RENAME_EXCHANGE:
             self._check_replace(moved, replaced, new_name)
-        whiteout_ino = self._inodes.next_ino() if flags & RENAME_WHITEOUT else None
+        whiteout_ino = self._inodes.next_ino(creds.uid) if flags & RENAME_WHITEOUT else None
         if flags & RENAME_EXCHANGE:
             assert replaced is not None
             self._place(source, name, replaced, target)
@@ -250,8 +253,9 @@ class Namespace:
         del directory.entries[name]
         directory.mtime_ns = directory.ctime_ns = now_ns
 
-    @staticmethod
-    def _lose_name(inode: Inode, now_ns: int) -> None:
+    def _lose_name(self, inode: Inode, now_ns: int) -> None:
         inode.nlink -= 1
         inode.ctime_ns = now_ns
         assert inode.nlink >= 0
+        if inode.nlink:
+            self._inodes.charge(inode, -INODE_BYTES)

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
+from memfsd.uapi.limits import MAX_INODES, MAX_NODES, MAX_POOL_BYTES
 from memfsd.uapi.units import PAGE_SIZE, format_size, parse_size
 
 
@@ -23,6 +23,7 @@ class StoreOptions:
     """Defaults are the strict ones. pool_bytes is a whole number of 4 KiB frames."""
 
     pool_bytes: int = 1 << 30
+    inode_count: int = 1 << 18
     nodes: int = 1
     born_guest: bool = False
     resize_any: bool = False
@@ -44,7 +45,7 @@ _ATIMES: dict[str, Atime] = {
     **dict.fromkeys(("atime", "norelatime", "nostrictatime"), Atime.RELATIVE),
 }
 _FLAGS = ("guest", "diratime", "nodiratime", *_ATIMES)
-NAMES = ("size", "nodes", *_CHOICES, *_FLAGS)
+NAMES = ("size", "nr_inodes", "nodes", *_CHOICES, *_FLAGS)
 
 
 def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOptions:
@@ -57,6 +58,8 @@ def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOpt
         raise Refused(errno.EINVAL, f"option {name} needs a value: {name}=...")
     if name == "size":
         return replace(options, pool_bytes=_pool_bytes(value))
+    if name == "nr_inodes":
+        return replace(options, inode_count=_inode_count(value))
     if name == "nodes":
         if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= MAX_NODES:
             raise Refused(errno.EINVAL, f"nodes={value}: choose 1 to {MAX_NODES}")
@@ -74,6 +77,16 @@ def _with_flag(options: StoreOptions, name: str) -> StoreOptions:
     if name in _ATIMES:
         return replace(options, atime=_ATIMES[name])
     return replace(options, diratime=name == "diratime")
+
+
+def _inode_count(text: str) -> int:
+    try:
+        count = parse_size(text)
+    except ValueError:
+        count = 0
+    if not 1 <= count <= MAX_INODES:
+        raise Refused(errno.EINVAL, f"nr_inodes={text}: choose 1 to {MAX_INODES} (K and M are taken)")
+    return count
 
 
 def _pool_bytes(text: str) -> int:

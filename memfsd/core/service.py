@@ -52,12 +52,12 @@ class Service:
         self.lock = sync.lock("Service.lock")
         self.options = options
         self.pool = FramePool(options.pool_bytes >> PAGE_SHIFT, options.nodes)
-        self.inodes = InodeTable()
+        self.inodes = InodeTable(options.inode_count, creds.uid)
         self.names = Namespace(self.inodes, root_mode, creds, now_ns)
         self.handles = HandleTable(creds.uid)
         self.data = OrdinaryData(self.pool)
         self.gmem = GuestMemory(self.pool, self.data, options)
-        self.xattrs = Xattrs(self.pool, socket_path)
+        self.xattrs = Xattrs(self.pool, self.inodes, socket_path)
 
     # -- names
 
@@ -146,7 +146,8 @@ class Service:
         inode = self.inodes.get(ino)
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
-        inode.uid = inode.uid if changes.uid is None else changes.uid
+        if changes.uid is not None:
+            self.inodes.chown(inode, changes.uid)
         inode.gid = inode.gid if changes.gid is None else changes.gid
         inode.atime_ns = inode.atime_ns if changes.atime_ns is None else changes.atime_ns
         inode.mtime_ns = inode.mtime_ns if changes.mtime_ns is None else changes.mtime_ns
@@ -227,11 +228,13 @@ class Service:
         return self.handles.open_directory(self.inodes.directory(ino), uid)
 
     def entries(self, handle: int, offset: int) -> Iterator[tuple[int, bytes, Inode]]:
-        """Directory entries from an offset, "." and ".." first: (next offset, name, inode). Offset 0 reads anew."""
+        """Directory entries from an offset, "." and ".." first: (next offset, name, inode). Offset 0 reads anew: ENOMEM
+        when this user keeps too many names.
+        """
         opened = self.handles.directory(handle)
         directory = opened.directory
         if offset == 0:
-            opened.names = [b".", b"..", *directory.entries]
+            self.handles.list_names(opened, [b".", b"..", *directory.entries])
         dots = {b".": directory, b"..": self.inodes.find(directory.parent) or directory}
         for index in range(offset, len(opened.names)):
             name = opened.names[index]

@@ -37,5 +37,11 @@ class Shares:
         if not self._held[uid]:
             del self._held[uid]
 
+    def move(self, uid: int, to: int, amount: int) -> None:
+        """Root gives it to another user, whom no bound keeps from getting it."""
+        self.give(uid, amount)
+        self._held[to] += amount
+        self.used += amount
+
     def held(self, uid: int) -> int:
         return self._held[uid]

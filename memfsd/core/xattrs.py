@@ -4,12 +4,12 @@ import errno
 
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
+from memfsd.uapi.limits import XATTR_BYTES, XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
 from memfsd.uapi.seals import format_seals
 from memfsd.uapi.units import ORDER_4K, PAGE_SIZE, order_of_page_size, parse_size
 
 from .frames import FramePool, FrameState
-from .inodes import ROOT_INO, Inode, Regular
+from .inodes import ROOT_INO, Inode, InodeTable, Regular
 
 XATTR_CREATE = 1
 XATTR_REPLACE = 2
@@ -28,8 +28,9 @@ _NAMESPACES = (b"user.", b"trusted.", b"security.")
 class Xattrs:
     """`socket_path` is what user.memfsd.socket tells."""
 
-    def __init__(self, pool: FramePool, socket_path: str) -> None:
+    def __init__(self, pool: FramePool, inodes: InodeTable, socket_path: str) -> None:
         self._pool = pool
+        self._inodes = inodes
         self._socket_path = socket_path
 
     def get(self, inode: Inode, name: bytes, populated: int | None) -> bytes:
@@ -59,9 +60,11 @@ class Xattrs:
             raise Refused(errno.EEXIST, f"attribute {name!r} exists")
         if flags & XATTR_REPLACE and name not in inode.xattrs:
             raise Refused(errno.ENODATA, f"no attribute {name!r}")
-        kept = sum(32 + len(n) + len(v) for n, v in inode.xattrs.items() if n != name)
-        if kept + 32 + len(name) + len(value) > XATTR_TOTAL_MAX:
+        kept = sum(_charge(n, v) for n, v in inode.xattrs.items() if n != name)
+        if kept + _charge(name, value) > XATTR_TOTAL_MAX:
             raise Refused(errno.ENOSPC, f"the attributes of one file hold at most {XATTR_TOTAL_MAX} bytes")
+        before = inode.xattrs.get(name)
+        self._inodes.charge(inode, _charge(name, value) - (0 if before is None else _charge(name, before)))
         inode.xattrs[name] = value
 
     def set_own(self, inode: Inode, name: bytes, value: bytes) -> None:
@@ -83,7 +86,7 @@ class Xattrs:
         _check_name(name)
         if name not in inode.xattrs:
             raise Refused(errno.ENODATA, f"no attribute {name!r}")
-        del inode.xattrs[name]
+        self._inodes.charge(inode, -_charge(name, inode.xattrs.pop(name)))
 
     def _tell(self, inode: Inode, name: bytes, populated: int | None) -> bytes | None:
         if name == names.XATTR_SOCKET:
@@ -129,6 +132,10 @@ class Xattrs:
             file.node = int(text)
         else:
             raise Refused(errno.EINVAL, f"'{text}' is not a node: choose any or 0 to {self._pool.node_count - 1}")
+
+
+def _charge(name: bytes, value: bytes) -> int:
+    return XATTR_BYTES + len(name) + len(value)
 
 
 def _check_name(name: bytes) -> None:

@@ -12,8 +12,10 @@ from dataclasses import dataclass, field
 
 from memfsd.core.options import NAMES, Atime, StoreOptions, with_option
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_INODES
 from memfsd.uapi.names import FSTYPE
 from memfsd.uapi.quote import quoted
+from memfsd.uapi.units import PAGE_SHIFT
 
 from .mounting import ATTRIBUTES, alone_at
 
@@ -50,7 +52,9 @@ class MountOptions:
 
 def parse_options(words: list[str], default_pool_bytes: int, source: str = FSTYPE) -> MountOptions:
     """Options of all -o words. Refused(EINVAL) names the one that makes no sense."""
-    store = StoreOptions(pool_bytes=default_pool_bytes)
+    # Half as many inodes as the machine has pages, as on tmpfs; size= leaves that alone.
+    inode_count = min(default_pool_bytes >> PAGE_SHIFT, MAX_INODES)
+    store = StoreOptions(pool_bytes=default_pool_bytes, inode_count=inode_count)
     # libfuse splits options at commas.
     escaped = source.replace("\\", "\\\\").replace(",", "\\,")
     fuse = {"default_permissions", f"fsname={escaped}", f"subtype={FSTYPE}"}

@@ -28,7 +28,7 @@ from memfsd.core.service import Changes, Service
 from memfsd.performer import Performer
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import MAX_INODES, NAME_MAX
+from memfsd.uapi.limits import NAME_MAX
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
@@ -329,12 +329,12 @@ class Operations(pyfuse3.Operations):
     async def statfs(self, ctx: Any) -> Any:
         data = pyfuse3.StatvfsData()
         with self._lock:
-            pool, used = self._service.pool, len(self._service.inodes)
+            pool = self._service.pool
             data.f_bsize = data.f_frsize = PAGE_SIZE
             data.f_blocks = pool.frame_count
             data.f_bfree = data.f_bavail = pool.free_count
-            data.f_files = MAX_INODES
-            data.f_ffree = data.f_favail = MAX_INODES - used
+            data.f_files = self._service.options.inode_count
+            data.f_ffree = data.f_favail = self._service.inodes.free_count
         data.f_namemax = NAME_MAX
         return data
 

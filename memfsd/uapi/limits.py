@@ -8,6 +8,23 @@ MAX_POOL_BYTES = 1 << (32 + PAGE_SHIFT - 1)
 MAX_NODES = 64
 MAX_FILE_BYTES = (1 << 63) - 1
 MAX_INODES = 1 << 22
+INODE_BYTES = 1024
+"""An inode takes it, and each name of it after the first, of nr_inodes times as much: BOGO_INODE_SIZE, mm/shmem.c."""
+XATTR_BYTES = 40
+"""What an attribute takes of the same, besides its name and value: struct simple_xattr."""
+SHORT_SYMLINK_MAX = 128
+"""A target of more bytes takes its length of the same; on tmpfs it takes a page."""
+INODE_SHARES_PER_UID = 2
+"""One user gets a half of it, but for root and the one who mounted."""
+INODE_SHARES_RESERVED = 8
+"""An eighth of it is for root and the one who mounted only."""
+MAX_LISTED_BYTES = 1 << 29
+"""Names that open directories keep for readdir(3): LISTED_NAME_BYTES and its length each."""
+MAX_LISTED_BYTES_PER_UID = 1 << 28
+"""Of one user, but for root and the one who mounted: 4 million names of 20 bytes."""
+RESERVED_LISTED_BYTES = 1 << 27
+"""Of them, for root and the one who mounted only."""
+LISTED_NAME_BYTES = 41
 MAX_HANDLES = 1 << 18
 MAX_HANDLES_PER_UID = 1 << 17
 """Of one user, but for root and the one who mounted."""
@@ -20,7 +37,7 @@ LINK_MAX = MAX_INODES
 XATTR_NAME_MAX = 255
 XATTR_VALUE_MAX = 65536
 XATTR_TOTAL_MAX = 1 << 18
-"""Sum of names and values one inode may keep (names count 32 more each)."""
+"""Sum of names and values one inode may keep (XATTR_BYTES more for each)."""
 
 # Pairing.
 MAX_PACKET_BYTES = 65536

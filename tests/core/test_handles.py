@@ -121,3 +121,26 @@ def test_dot_and_dot_dot_are_the_directory_and_its_parent(store: CoreStore) -> N
     ]
     at_root = store.service.opendir(ROOT_INO, 0)
     assert [inode.ino for _, _, inode in store.service.entries(at_root, 0)][:2] == [ROOT_INO, ROOT_INO]
+
+
+def test_names_that_open_directories_keep_are_limited(store: CoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A directory of 4 million names is opened once, and not 131,072 times."""
+    one = 4 * 41 + len(b"...filemore")
+    monkeypatch.setattr(store.service.handles, "_listed", Shares(5 * one, 2 * one, one, owner_uid=7))
+    store.make("file")
+    store.make("more")
+    handles = [store.service.opendir(ROOT_INO, 1001) for _ in range(3)]
+    for handle in handles[:2]:
+        assert len(list(store.service.entries(handle, 0))) == 4
+        assert len(list(store.service.entries(handle, 0))) == 4, "reading again costs nothing more"
+    with refused("ENOMEM", match=f"uid 1001 keeps {2 * one} bytes of names"):
+        list(store.service.entries(handles[2], 0))
+    store.service.releasedir(handles[0])
+    assert len(list(store.service.entries(handles[2], 0))) == 4
+    others = [store.service.opendir(ROOT_INO, 1002) for _ in range(2)]
+    for handle in others:
+        assert len(list(store.service.entries(handle, 0))) == 4
+    mine = store.service.opendir(ROOT_INO, 1003)
+    with refused("ENOMEM"):
+        list(store.service.entries(mine, 0))
+    assert len(list(store.service.entries(store.service.opendir(ROOT_INO, 7), 0))) == 4

@@ -399,14 +399,19 @@ def test_the_size_of_a_directory_is_tmpfss(store: CoreStore) -> None:
     assert root.size == 60
 
 
-def test_inodes_are_limited_and_a_refused_one_leaves_no_trace(
-    store: CoreStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("memfsd.core.inodes.MAX_INODES", 2)
-    store.make("last")
+def test_inodes_are_limited_and_a_refused_one_leaves_no_trace() -> None:
+    store = CoreStore(inode_count=2, creds=ME)
+    file = store.make("last")
     before = tree(store)
-    for call in (lambda: store.make("more"), lambda: store.mkdir("more")):
-        with refused("ENOSPC", match="2 inodes are the limit"):
+    for call in (
+        lambda: store.make("more"),
+        lambda: store.mkdir("more"),
+        lambda: store.names.symlink(ROOT, b"more", b"last", ME, store.tick()),
+        lambda: store.names.link(file.ino, ROOT, b"more", store.tick()),
+        lambda: store.names.create_nameless(ROOT, stat.S_IFREG, ME, store.tick()),
+        lambda: store.names.rename(ROOT, b"last", ROOT, b"more", RENAME_WHITEOUT, store.tick(), ME),
+    ):
+        with refused("ENOSPC", match="uid 1000 has 2 of 2 inodes in use, of 2 .* larger nr_inodes"):
             call()
     assert tree(store) == before
     store.unlink("last")

@@ -3,7 +3,7 @@
 import pytest
 
 from memfsd.core.options import NAMES, Atime, StoreOptions, with_option
-from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
+from memfsd.uapi.limits import MAX_INODES, MAX_NODES, MAX_POOL_BYTES
 from tests.support.core_store import refused
 
 defaults = StoreOptions()
@@ -12,6 +12,7 @@ defaults = StoreOptions()
 def test_the_defaults_are_the_strict_ones() -> None:
     assert defaults == StoreOptions(
         pool_bytes=1 << 30,
+        inode_count=1 << 18,
         nodes=1,
         born_guest=False,
         resize_any=False,
@@ -30,6 +31,9 @@ def test_the_defaults_are_the_strict_ones() -> None:
         ("size", "4K", "pool_bytes", 4096),
         ("size", "8191", "pool_bytes", 4096),
         ("size", str(MAX_POOL_BYTES), "pool_bytes", MAX_POOL_BYTES),
+        ("nr_inodes", "1", "inode_count", 1),
+        ("nr_inodes", "2K", "inode_count", 2048),
+        ("nr_inodes", "4M", "inode_count", MAX_INODES),
         ("nodes", "4", "nodes", 4),
         ("nodes", str(MAX_NODES), "nodes", MAX_NODES),
         ("guest", None, "born_guest", True),
@@ -72,6 +76,10 @@ def test_the_last_one_wins() -> None:
         ("size", str(MAX_POOL_BYTES + 1)),
         ("size", "lots"),
         ("size", "-1"),
+        ("nr_inodes", "0"),
+        ("nr_inodes", str(MAX_INODES + 1)),
+        ("nr_inodes", "many"),
+        ("nr_inodes", None),
         ("nodes", "0"),
         ("nodes", str(MAX_NODES + 1)),
         ("nodes", "two"),
@@ -94,4 +102,4 @@ def test_a_value_that_makes_no_sense_is_einval_and_names_option_and_choices(name
 
 def test_all_options_of_the_contract_exist() -> None:
     times = {"atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime"}
-    assert set(NAMES) == {"size", "nodes", "guest", "resize", "seal_nonempty", "open", "fixed_gfn"} | times
+    assert set(NAMES) == {"size", "nr_inodes", "nodes", "guest", "resize", "seal_nonempty", "open", "fixed_gfn"} | times

@@ -33,6 +33,16 @@ def test_what_is_given_back_can_be_taken_again() -> None:
     assert shares.used == 0
 
 
+def test_what_is_moved_is_above_the_bound_until_it_is_given_back() -> None:
+    shares = Shares(10, 2, 0, OWNER)
+    assert shares.take(0, 5)
+    shares.move(0, 1, 5)
+    assert (shares.held(0), shares.held(1), shares.used) == (0, 5, 5)
+    assert not shares.take(1)
+    shares.give(1, 4)
+    assert shares.take(1)
+
+
 def test_root_and_the_owner_are_bound_by_the_total_only() -> None:
     shares = Shares(10, 1, 5, OWNER)
     assert shares.take(OWNER, 5)

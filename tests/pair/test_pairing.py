@@ -219,12 +219,12 @@ def test_only_the_owner_of_the_file_or_root_may_pair(store: LocalStore, monkeypa
     file = store.create("file", 8)
     with Wire(store) as wire:
         assert wire.hello() == "EACCES"
-        file.uid = 4242
+        store.service.inodes.chown(file, 4242)
         assert isinstance(wire.hello(), m.HelloReply)
-        file.uid = 0
+        store.service.inodes.chown(file, 0)
         assert wire.pair() == "EACCES", "it was given away since"
         assert store.guest("file").pairing is None
-        file.uid = 4242
+        store.service.inodes.chown(file, 4242)
         assert isinstance(wire.pair(), m.PairReply)
         wire.ask(Kind.BYE)
 

@@ -22,6 +22,7 @@ from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
 ME = Creds(1000, 1000)
+_ROOT = Creds(0, 0)
 RDWR, RDONLY, WRONLY = os.O_RDWR, os.O_RDONLY, os.O_WRONLY
 KEEP_SIZE, PUNCH = 1, 3
 _NO_KEPT: list[PageRange] = []
@@ -39,13 +40,13 @@ def refused(name: str, match: str | None = None) -> Iterator[None]:
 class CoreStore:
     """A Service whose effects are done in `memory`: (window or None, frame) -> its 4096 bytes.
 
-    Time is a counter. Files are made in the root unless a parent is named.
+    Time is a counter. Files are made in the root unless a parent is named. creds: who mounted.
     """
 
-    def __init__(self, pages: int = 64, **options: bool | int) -> None:
+    def __init__(self, pages: int = 64, creds: Creds = _ROOT, **options: bool | int) -> None:
         chosen = replace(StoreOptions(pool_bytes=pages * PAGE_SIZE), **options)  # type: ignore[arg-type]
         self.now = 0
-        self.service = Service(chosen, root_mode=0o755, creds=Creds(0, 0), now_ns=self.tick(), socket_path="/run/s")
+        self.service = Service(chosen, root_mode=0o755, creds=creds, now_ns=self.tick(), socket_path="/run/s")
         self.pool = self.service.pool
         self.gmem = self.service.gmem
         self.names = self.service.names
