@@ -11,7 +11,7 @@ from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import Ino
 
 _INLINE_FRAMES = 1024
-_PAUSE_S = 0.0001
+PAUSE_S = 0.0001
 """Between parts of long work: who waits for Service.lock gets it."""
 
 
@@ -53,7 +53,7 @@ class Performer:
             elif isinstance(effect, Discard):
                 while scrubs := self._next_of(effect):
                     self.perform(scrubs)
-                    time.sleep(_PAUSE_S)
+                    time.sleep(PAUSE_S)
             elif isinstance(effect, ZeroBytes):
                 self._backing.zero(effect.offset, effect.length)
             elif isinstance(effect, DropWindow):

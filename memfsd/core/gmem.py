@@ -1,12 +1,13 @@
 """Operations on guest private memory, named as Linux's struct kvm_gmem_ops where it has them.
 
-A punch, out and back: check_punch -> invalidate_begin -> (INVALIDATE_BEGIN, acknowledged) -> unmap ->
-(Scrub) -> invalidate_end -> (INVALIDATE_END). The adapter holds the file's invalidation lock from begin to
+A punch, out and back: check_punch -> invalidate_begin -> (INVALIDATE_BEGIN, acknowledged) -> (unmap ->
+Scrub) in parts -> invalidate_end -> (INVALIDATE_END). The adapter holds the file's invalidation lock from begin to
 end, and takes it for bind, unbind and release too, so the set of bindings is the same at both ends.
 """
 
 import errno
 from bisect import bisect_right
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +27,8 @@ from .ordinary import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, OrdinaryData
 
 PageRange = tuple[Pgoff, Pgoff]
 
+_PART_EXTENTS = 256
+"""What one step of an invalidation takes out of a file: a millisecond or so with Service.lock held."""
 _PRIVATE, _PENDING = FrameState.PRIVATE, FrameState.PENDING
 """A member's name looked up in its class takes a quarter of a microsecond: too long for a grant."""
 
@@ -205,18 +208,27 @@ class GuestMemory:
         return guest.closing
 
     def unmap(self, file: Regular, kept: list[PageRange]) -> Scrub | None:
-        """After the acknowledgement: take the range's pages out of the file, ready to be scrubbed.
+        """After the acknowledgement: take the range's next pages out of the file, ready to be scrubbed; None: no more.
 
+        At most _PART_EXTENTS of them are looked at in one step, from `closing.taken_to` on, which is `end` at the last.
         kept (RECLAIM): pages that the guest has touched stay. Only PENDING frames are reclaimed at all.
         """
         guest = guest_of(file)
         closing = guest.closing
         assert closing is not None
+        if closing.reason is Reason.RECLAIM and closing.taken_to == closing.start:
+            for low, high in kept:
+                for _, pfn, count in list(file.pages.extents(max(low, closing.start), min(high, closing.end))):
+                    guest.pending -= self._settle(pfn, count)
+        start, part = closing.taken_to, list(islice(file.pages.extents(closing.taken_to, closing.end), _PART_EXTENTS))
+        if not part:
+            closing.taken_to = closing.end
+            return None
+        last, _, count = part[-1]
+        closing.taken_to = Pgoff(last + count) if len(part) == _PART_EXTENTS else closing.end
         if closing.reason is Reason.RECLAIM:
-            runs = self._unmap_pending(file, guest, closing, kept)
-        else:
-            runs = self._unmap_all(file, guest, closing.start, closing.end)
-        return Scrub(file.ino, runs) if runs else None
+            return Scrub(file.ino, self._unmap_pending(file, guest, start, closing.taken_to))
+        return Scrub(file.ino, self._unmap_all(file, guest, start, closing.taken_to))
 
     def _unmap_all(self, file: Regular, guest: Guest, start: int, end: int) -> Runs:
         runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(start), Pgoff(end))]
@@ -226,12 +238,9 @@ class GuestMemory:
             self._pool.set_state(pfn, count, FrameState.CLOSING)
         return runs
 
-    def _unmap_pending(self, file: Regular, guest: Guest, closing: Invalidation, kept: list[PageRange]) -> Runs:
-        for low, high in kept:
-            for _, pfn, count in list(file.pages.extents(max(low, closing.start), min(high, closing.end))):
-                guest.pending -= self._settle(pfn, count)
+    def _unmap_pending(self, file: Regular, guest: Guest, start: int, end: int) -> Runs:
         runs: Runs = []
-        for pgoff, pfn, count in list(self._pending_extents(file, closing.start, closing.end)):
+        for pgoff, pfn, count in self._pending_extents(file, start, end):
             file.pages.unmap(Pgoff(pgoff), Pgoff(pgoff + count))
             self._pool.set_state(pfn, count, FrameState.CLOSING)
             guest.pending -= count

@@ -47,6 +47,11 @@ class Invalidation:
     reason: Reason
     upcall: bool
     seq: Seq
+    taken_to: Pgoff = field(init=False)
+    """Up to this page the file has lost what it loses. All of the range stays closed until the bracket does."""
+
+    def __post_init__(self) -> None:
+        self.taken_to = self.start
 
 
 @dataclass(slots=True, eq=False)

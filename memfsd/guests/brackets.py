@@ -16,7 +16,7 @@ from memfsd.core.gmem import guest_of
 from memfsd.core.guest import Guest, Invalidation
 from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
-from memfsd.performer import Performer
+from memfsd.performer import PAUSE_S, Performer
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import BRACKET_DEADLINE_S, CHECK_BRACKETS_DEADLINE_S, PROOF_DEADLINE_S
@@ -136,8 +136,13 @@ class Brackets:
                 if touched:
                     self._service.gmem.settle(file, touched)
                 scrub = self._service.gmem.unmap(file, kept)
-            if scrub is not None:
+            while scrub is not None:
                 self._performer.perform([scrub])
+                if closing.taken_to == closing.end:
+                    break
+                time.sleep(PAUSE_S)
+                with self._service.lock:
+                    scrub = self._service.gmem.unmap(file, kept)
         finally:
             with self._service.lock:
                 finish(file)

@@ -9,8 +9,9 @@ from memfsd.core.effects import Discard, Effect
 from memfsd.core.filepages import END, FilePages
 from memfsd.core.frames import FrameState
 from memfsd.core.inodes import ROOT_INO, Regular
+from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import PAGE_SIZE, Pfn, Pgoff
-from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore
+from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore, refused
 
 CHUNK, GIG = 512, 1 << 18
 PAGES = 8 * CHUNK
@@ -117,3 +118,60 @@ def merged(parts: list[tuple[Pgoff, Pfn, int]]) -> list[tuple[int, int, int]]:
         else:
             found.append((pgoff, pfn, count))
     return found
+
+
+# -- guest private memory
+
+
+def sealed_comb(store: CoreStore, *, vm: bool) -> Regular:
+    file = store.guest_file("sealed", PAGES)
+    if vm:
+        store.pair(file)
+        store.gmem.bind(file, 1, 0x100, 0, PAGES)
+    for page in range(0, PAGES, 2):
+        store.fallocate(file, KEEP_SIZE, page * PAGE_SIZE, PAGE_SIZE)
+    return file
+
+
+@pytest.mark.parametrize("vm", [False, True])
+def test_a_punch_of_a_sealed_file_of_many_extents_is_done_in_parts_and_closes_all_until_the_end(vm: bool) -> None:
+    store = CoreStore(PAGES)
+    file = sealed_comb(store, vm=vm)
+    first, last = 2, PAGES - 2
+    store.gmem.invalidate_begin(file, first, last, Reason.PUNCH)
+    parts = []
+    while (scrub := store.gmem.unmap(file, [])) is not None:
+        parts.append(len(scrub.runs))
+        assert audit(store.service, Facts(moving={file.ino})) == []
+        if vm:
+            for page in (first, last - 1):
+                with refused("EAGAIN"):
+                    store.fault(file, page)
+        # What is allocated after the step that passed it stays, and the bracket ends.
+        store.fallocate(file, KEEP_SIZE, first * PAGE_SIZE, PAGE_SIZE)
+        store.perform([scrub])
+    assert sum(parts) == PAGES // 2 - 2
+    assert max(parts) <= MOST_RUNS
+    assert len(parts) > 2
+    store.gmem.invalidate_end(file)
+    assert store.pool.free_count == PAGES - 3
+
+
+def test_reclaim_looks_at_some_extents_at_a_time() -> None:
+    store = CoreStore(PAGES)
+    file, guest = store.bound_file("sealed", PAGES)
+    pending = range(0, PAGES, 8)
+    for page in range(0, PAGES, 2):
+        state = FrameState.PENDING if page in pending else FrameState.PRIVATE
+        store.service.data.allocate(file, page, page + 1, state)
+    guest.pending = len(pending)
+    store.gmem.invalidate_begin(file, 0, PAGES, Reason.RECLAIM)
+    parts = []
+    kept = [(Pgoff(0), Pgoff(9))]
+    while (scrub := store.gmem.unmap(file, kept)) is not None:
+        parts.append(len(scrub.runs))
+        store.perform([scrub])
+    store.gmem.invalidate_end(file)
+    assert (sum(parts), guest.pending) == (len(pending) - 2, 0)
+    assert max(parts) <= MOST_RUNS // 4
+    assert store.pool.free_count == PAGES // 2 + len(pending) - 2

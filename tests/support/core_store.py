@@ -207,8 +207,7 @@ class CoreStore:
     ) -> None:
         """A whole bracket: begin, acknowledged, unmap, scrub, end."""
         self.gmem.invalidate_begin(file, start, end, reason)
-        scrub = self.gmem.unmap(file, kept)
-        if scrub is not None:
+        while (scrub := self.gmem.unmap(file, kept)) is not None:
             self.perform([scrub])
         finish()
         self.gmem.invalidate_end(file)
