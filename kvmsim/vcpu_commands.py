@@ -239,8 +239,8 @@ class _Thread:
             self._ended.put(True)
 
     def wait(self) -> bool:
-        """True when it has ended; False after `stop_waiting`."""
-        ended = self._ended.get()
+        """True when it has ended, also if that was waited for before; False after `stop_waiting`."""
+        ended = not self._thread.is_alive() or self._ended.get()
         if ended:
             self._thread.join()
         return ended
