@@ -67,6 +67,10 @@ class Faults:
                         continue
                     return _failed(ticket, refused.errno, refused.reason)
                 except PeerLost as lost:
+                    with lock:
+                        stale = mmu.is_stale(ticket, 1)  # the pairing ends with the last slot
+                    if stale and self._wait_end(ticket):
+                        continue
                     return _failed(ticket, errno.EIO, str(lost))
                 pfn, count = backing.base + granted.pfn, granted.page_count
             lock.acquire()

@@ -91,9 +91,11 @@ def memory(computer: Computer) -> Answer:
     vm, vmm, machine = computer.vm, computer.vmm, computer.machine
     with vm.mmu.lock:
         private = vm.mmu.epts[True].page_count
+    with machine.slots_lock:
+        populated = sum(link.memory.populated_count() for link in machine.links.values())
     facts = {
         "private_mapped": private * PAGE_SIZE,
-        "private_populated": sum(link.memory.populated_count() for link in machine.links.values()) * PAGE_SIZE,
+        "private_populated": populated * PAGE_SIZE,
         "shared_populated": vmm.shared_pages() * PAGE_SIZE,
         "doubled": vmm.doubled_pages() * PAGE_SIZE,
     }
@@ -140,7 +142,8 @@ def stats(computer: Computer) -> Answer:
             "tlb_flushes": sum(vcpu.tlb.flush_count for vcpu in vm.vcpus.values()),
             "tlb_ranged_flushes": sum(vcpu.tlb.ranged_flush_count for vcpu in vm.vcpus.values()),
             "kicks": sum(vcpu.kick_count for vcpu in vm.vcpus.values()),
-            "store_messages": sum(link.message_count for link in machine.links.values()),
+            "store_messages": machine.past_message_count
+            + sum(link.message_count for link in list(machine.links.values())),
             "exits": tally.exits,
             "converted_to_shared": tally.to_shared_pages,
             "converted_to_private": tally.to_private_pages,
@@ -189,7 +192,7 @@ def vms(computers: dict[str, Computer], current: Computer) -> Answer:
             "vcpus": sorted(computer.vm.vcpus),
             "slots": len(computer.vm.slots[False]) + len(computer.vm.slots[True]),
             "policy": computer.vmm.policy,
-            "stores": [link.lost or "connected" for link in computer.machine.links.values()],
+            "stores": [link.lost or "connected" for link in list(computer.machine.links.values())],
         }
         for name, computer in computers.items()
     ]

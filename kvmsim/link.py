@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol, TypeVar, cast
 
 from memfsd.uapi import messages as m
 from memfsd.uapi import sync
-from memfsd.uapi.errors import PeerLost, Refused, one_line
+from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused, one_line
 from memfsd.uapi.framing import (
     NOT_LET_IN,
     BadBody,
@@ -53,6 +53,9 @@ class FileId(NamedTuple):
 class Callbacks(Protocol):
     """What the store may call: the machine's half of the "function pointers". Runs on the up thread."""
 
+    secret: bytes
+    """Of the VM: who says it again may come back to a file after BYE."""
+
     def on_begin(self, link: "StoreLink", begin: m.InvalidateBegin) -> list[tuple[int, int]]:
         """Zap, flush, get every vCPU out once; what the guest keeps (RECLAIM)."""
 
@@ -78,7 +81,8 @@ class StoreLink:
     ) -> None:
         """HELLO and PAIR on a connected socket; takes the socket at once and the fd when all went well.
 
-        Refused with the store's errno (EPERM: the file belongs to another VM); PeerLost when it breaks off.
+        Refused with the store's errno (EPERM: the file belongs to another VM), or with that of what this process has
+        no more of: then the store was told BYE. PeerLost when it breaks off.
         """
         self.fd = fd
         status = os.fstat(fd)
@@ -86,6 +90,8 @@ class StoreLink:
         self.lost = ""
         """Why the store is gone; "" while it is there."""
         self._callbacks = callbacks
+        self._ends = False
+        """BYE is said: its answer comes after the end of the up channel."""
         self._lock = sync.lock("StoreLink.lock")
         self._next_id = 1
         self.request_count = 0
@@ -113,8 +119,13 @@ class StoreLink:
         self._thread = sync.thread(self._serve_up, f"up-{self.file.inode}")
 
     def start(self) -> None:
-        """Serve the up channel from now on."""
-        self._thread.start()
+        """Serve the up channel from now on. EAGAIN when there are no more threads."""
+        try:
+            self._thread.start()
+        except RuntimeError:
+            raise Refused(
+                errno.EAGAIN, "no thread is left to serve the store's calls: end some, or raise ulimit -u"
+            ) from None
 
     @property
     def message_count(self) -> int:
@@ -145,14 +156,16 @@ class StoreLink:
         return self._ask(Kind.STAT, m.Empty(), m.StatReply)
 
     def close(self) -> None:
-        """BYE: the store frees all frames. The VM must be out of the guest for good."""
+        """BYE: the store has freed all frames when it returns. No vCPU may use the window any more."""
+        self._ends = True
         with contextlib.suppress(PeerLost, Refused):
             self._ask(Kind.BYE, m.Empty(), m.Empty)
-        self.lost = self.lost or "closed"
+        self.lost = "closed"
         for sock in (self._down, self._up):
             with contextlib.suppress(OSError):
                 sock.shutdown(socket.SHUT_RDWR)
-        self._thread.join(ANSWER_DEADLINE_S)
+        if self._thread.is_alive():
+            self._thread.join(ANSWER_DEADLINE_S)
         self._down.close()
         self._up.close()
         self.memory.close()
@@ -223,10 +236,10 @@ class StoreLink:
         if not proves(store.proof, STORE, token, nonce, store.nonce):
             raise Refused(errno.EPERM, "who answers there is not the store of this file: it cannot prove its token")
         pool_frames = store.pool_frames
-        pair = m.Pair(prove(KVM, token, nonce, store.nonce))
+        pair = m.Pair(prove(KVM, token, nonce, store.nonce), self._callbacks.secret)
         try:
             self._down.send(encode_request(self._next_id, Kind.PAIR, pair))
-            packet, fds = _receive_fds(self._down)
+            packet, fds, dropped = _receive_fds(self._down)
         except BlockingIOError:
             raise PeerLost("the store does not answer PAIR") from None
         except OSError as error:
@@ -236,7 +249,7 @@ class StoreLink:
             if header.errno:
                 raise Refused(header.errno, one_line(decode_failure(packet).reason))
             reply = cast(m.PairReply, decode_reply(Kind.PAIR, packet))
-            if header.id != self._next_id or header.kind is not Kind.PAIR or len(fds) != 2:
+            if header.id != self._next_id or header.kind is not Kind.PAIR or (len(fds) != 2 and not dropped):
                 raise PeerLost("the store's answer to PAIR is malformed")
         except (BadBody, PeerLost, Refused):
             for fd in fds:
@@ -244,12 +257,25 @@ class StoreLink:
             raise
         self._next_id += 1
         try:
+            return *self._open(fds, pool_frames), reply
+        except Refused:
+            with contextlib.suppress(PeerLost, Refused):
+                self._ask(Kind.BYE, m.Empty(), m.Empty)
+            raise
+
+    def _open(self, fds: list[int], pool_frames: int) -> tuple[WindowMemory, socket.socket]:
+        """The window and the up channel behind the fds that came with PAIR; takes them."""
+        if len(fds) != 2:
+            for fd in fds:
+                os.close(fd)
+            raise Refused(errno.EMFILE, "no file descriptors are left for its window: close some, or raise ulimit -n")
+        try:
             up = sync.channel(_up_channel(fds[1]), "vm.up")
         except PeerLost:
             os.close(fds[0])
             raise
         try:
-            return WindowMemory(fds[0], pool_frames), up, reply
+            return WindowMemory(fds[0], pool_frames), up
         except BaseException:
             up.close()
             raise
@@ -287,7 +313,7 @@ class StoreLink:
             if not self.lost:
                 self.lost = why
             self._callbacks.on_lost(self, self.lost)
-            for sock in (self._down, self._up):
+            for sock in () if self._ends else (self._down, self._up):
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
@@ -342,6 +368,8 @@ def store_of_sealed(file: int | str) -> tuple[Mount, str]:
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
             raise Refused(errno.EHOSTDOWN, "the store of this file is gone") from None
+        if error.errno in NO_RESOURCES:
+            raise
         raise Refused(
             errno.EINVAL, "not a file on a memfsd mount that can be guest memory: use a regular file"
         ) from None
@@ -376,8 +404,9 @@ def _up_channel(fd: int) -> socket.socket:
     return sock
 
 
-def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int]]:
-    """One packet and at most two fds, close-on-exec; more, or a cut packet, is a broken peer."""
+def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int], bool]:
+    """One packet and at most two fds, close-on-exec, and whether the kernel dropped one because this process has no
+    room for it. More fds, or a cut packet, is a broken peer."""
     room = socket.CMSG_LEN(2 * 4)
     packet, ancillary, flags, _ = sock.recvmsg(MAX_PACKET_BYTES, room, socket.MSG_CMSG_CLOEXEC)
     fds = [
@@ -386,8 +415,9 @@ def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int]]:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
         for fd in struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
     ]
-    if not packet or flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+    dropped = bool(flags & socket.MSG_CTRUNC) and len(fds) < 2
+    if not packet or flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not dropped):
         for fd in fds:
             os.close(fd)
         raise PeerLost("the store is gone" if not packet else "the store's answer to PAIR is malformed")
-    return packet, fds
+    return packet, fds, dropped

@@ -12,7 +12,7 @@ from typing import Protocol
 import numpy as np
 
 from memfsd.uapi import sync
-from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
 from memfsd.uapi.units import ORDER_1G, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 _PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
@@ -100,7 +100,7 @@ class WindowMemory(_Mapped):
 
     def __init__(self, fd: int, pool_frames: int) -> None:
         """Takes the fd. PeerLost when it is not a window: too small, or it could shrink under the mapping, or get seals
-        that forbid to scrub."""
+        that forbid to scrub. Refused when this process has no room for it."""
         self.frame_count = pool_frames
         size = pool_frames << PAGE_SHIFT
         try:
@@ -113,6 +113,10 @@ class WindowMemory(_Mapped):
             self._map.madvise(mmap.MADV_DONTFORK)
         except (OSError, ValueError) as error:
             os.close(fd)
+            number = getattr(error, "errno", None)
+            if number in NO_RESOURCES:
+                why = f"its window of {size:#x} bytes cannot be mapped ({os.strerror(number)}): raise ulimit -n or -v"
+                raise Refused(number, why) from None
             raise PeerLost(f"the store's window can not be mapped: {error}") from None
         except PeerLost:
             os.close(fd)

@@ -3,10 +3,12 @@
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
 
 from memfsd.uapi import sync
 from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.proof import SECRET_BYTES
 from memfsd.uapi.quote import quoted
 
 from .backing import Backing, Translation, link_of
@@ -25,7 +27,12 @@ class Pairings(StoreCallbacks):
         super().__init__(vm)
         self._pair = pair
         self.slots_lock = sync.lock("Machine.slots_lock")
+        self.secret = os.urandom(SECRET_BYTES)
         self.links: dict[FileId, StoreLink] = {}
+        """One for each file that a slot is of, or that is held."""
+        self._holds: Counter[StoreLink] = Counter()
+        self.past_message_count = 0
+        """Messages of pairings that have ended."""
 
     def _link(self, fd: int, path: str, end: int) -> Backing:
         """The pairing with this file, made when the VM has none yet. EINVAL for a range that ends past the file's end:
@@ -49,11 +56,55 @@ class Pairings(StoreCallbacks):
             if isinstance(error, Refused):
                 raise Refused(error.errno, f"{quoted(path)}: {error.reason}") from None
             raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{quoted(path)}: {error}") from None
-        with self.vm.mmu.lock:
-            link.base = self.vm.physmap.add(link.memory, 0, link.frame_count)
+        try:
+            with self.vm.mmu.lock:
+                link.base = self.vm.physmap.add(link.memory, 0, link.frame_count)
+        except Refused:
+            link.close()
+            raise
         self.links[link.file] = link
-        link.start()
+        try:
+            link.start()
+        except Refused as refused:
+            self._end_unused(link)
+            raise Refused(refused.errno, f"{quoted(path)}: {refused.reason}") from None
         return Backing(link.memory, link.base, link, path=path)
+
+    def hold(self, slots: Iterable[Memslot]) -> None:
+        """Their pairings stay until `unhold`, whatever slots go. ENOENT, and nothing is held, when one has ended."""
+        slots = list(slots)
+        with self.slots_lock:
+            for slot in slots:
+                if self.links.get(link_of(slot).file) is not link_of(slot):
+                    raise Refused(errno.ENOENT, f"{slot} was deleted meanwhile, and its pairing has ended")
+            self._holds.update(link_of(slot) for slot in slots)
+
+    def unhold(self, slots: Iterable[Memslot]) -> None:
+        with self.slots_lock:
+            for link in map(link_of, slots):
+                self._holds[link] -= 1
+                if not self._holds[link]:
+                    del self._holds[link]
+                    self._end_unused(link)
+
+    @contextlib.contextmanager
+    def holding(self, slots: list[Memslot]) -> Iterator[None]:
+        """For the time of a conversion."""
+        self.hold(slots)
+        try:
+            yield
+        finally:
+            self.unhold(slots)
+
+    def _end_unused(self, link: StoreLink) -> None:
+        """BYE if no slot is of its file and nobody holds it. No GFN maps its window: its slots were zapped."""
+        if self.vm.slots[True].has_file(link) or link in self._holds or self.links.get(link.file) is not link:
+            return
+        link.close()
+        del self.links[link.file]
+        self.past_message_count += link.message_count
+        with self.vm.mmu.lock:
+            self.vm.physmap.remove(link.base)
 
     def _bind(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
         """All of them, or Refused."""

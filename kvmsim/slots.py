@@ -60,13 +60,17 @@ class Slots(Pairings):
                 backing.link,
                 max_order=backing.leaf_order,
             )
-            with self._change(slot):
-                try:
-                    backing.link.bind(id_, gfn, pgoff, page_count)
-                except PeerLost as lost:
-                    raise Refused(errno.EHOSTDOWN, str(lost)) from None
-                with self.vm.mmu.lock:
-                    slots.add(slot)
+            try:
+                with self._change(slot):
+                    try:
+                        backing.link.bind(id_, gfn, pgoff, page_count)
+                    except PeerLost as lost:
+                        raise Refused(errno.EHOSTDOWN, str(lost)) from None
+                    with self.vm.mmu.lock:
+                        slots.add(slot)
+            except Refused:
+                self._end_unused(backing.link)
+                raise
 
     def set_shared_slot(
         self,
@@ -246,6 +250,7 @@ class Slots(Pairings):
                         self.vm.slots[True].delete(id_)
                     self._retire(doomed, doomed.segments)
                 self._forget(doomed, doomed.segments)
+            self._end_unused(link_of(doomed))
             return
         with self.vm.mmu.lock:
             slot = self.vm.slots[False].delete(id_)

@@ -99,6 +99,11 @@ def give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Ru
     Refused when the store refuses before anything is lost; later there is no way back. runs: of each piece, the
     frames that were mapped.
     """
+    with machine.holding([piece.slot for piece in pieces]):
+        _give_back(machine, tally, pieces, runs)
+
+
+def _give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Runs]) -> None:
     lost = False
     left: list[tuple[Piece, Runs]] = []
     for piece, mapped in zip(pieces, runs, strict=True):

@@ -41,12 +41,22 @@ class Recreate:
         self._tally = tally
         self._ids = SlotIds(machine.vm.slots[True], machine.vm.max_slots)
         self._ram: SegmentIndex[Memslot] = SegmentIndex()
-        """What was converted: GFNs, and the slot that they were in, which tells their file and place."""
+        """What was converted: GFNs, and the slot that they were in, which tells their file and place. Each is held, so
+        that it can be private again when no other slot is of the file."""
 
     def to_shared(self, start: int, end: int) -> int | None:
         machine, pieces = self._machine, visible_private(self._machine, start, end)
         if not all_shared_or(pieces, machine, start, end):
             return None
+        with machine.holding([piece.slot for piece in pieces]):
+            self._recreate(pieces, start, end)
+            for slot, low, high in pieces:
+                self._forget(low, high)  # known already when somebody else has made it private again
+                self._remember(slot, low, high)
+        return page_count(pieces)
+
+    def _recreate(self, pieces: list[Piece], start: int, end: int) -> None:
+        machine = self._machine
         old: dict[int, tuple[Memslot, Runs]] = {}
         with Transaction() as transaction:
             for low, high in not_shared(machine, start, end):
@@ -65,10 +75,6 @@ class Recreate:
             around = [*inside(runs, 0, start), *inside(runs, end, 1 << 52)]
             machine.destroy(slot, around)
             self._tally.lost_pages += sum(count for _, _, count in around)
-        for slot, low, high in pieces:
-            self._forget(low, high)  # known already when somebody else has made it private again
-            self._ram.add(slot, low, high)
-        return page_count(pieces)
 
     def to_private(self, start: int, end: int) -> int | None:
         machine, taken = self._machine, list[Range]()
@@ -97,7 +103,12 @@ class Recreate:
             self._ram.remove(first)
             for low, high in ((first, min(start, last)), (max(end, first), last)):
                 if low < high:
-                    self._ram.add(slot, low, high)
+                    self._remember(slot, low, high)
+            self._machine.unhold([slot])
+
+    def _remember(self, slot: Memslot, low: int, high: int) -> None:
+        self._machine.hold([slot])
+        self._ram.add(slot, low, high)
 
     def _drop(self, id_: int) -> None:
         self._machine.detach(id_)

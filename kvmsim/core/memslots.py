@@ -15,6 +15,7 @@ lookups of vCPUs away from them.
 
 import errno
 from bisect import bisect_left, bisect_right
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
@@ -127,6 +128,7 @@ class Memslots:
         # Visible segments of all slots: by GFN, and those of each file by its pages.
         self._visible: SegmentIndex[Memslot] = SegmentIndex()
         self._files: dict[object, SegmentIndex[Memslot]] = {}
+        self._file_slots: Counter[object] = Counter()
         self.segment = self._visible.find
         """The slot that shows a GFN, with the start and end of the segment around it; None where none does."""
 
@@ -162,6 +164,10 @@ class Memslots:
         """What slots show of GFNs [start, end): (slot, first, end), cut at the range's ends, in order."""
         return [(slot, max(low, start), min(high, end)) for slot, low, high in self._visible.overlapping(start, end)]
 
+    def has_file(self, file: object) -> bool:
+        """A slot is of this file, though all of it may be holes."""
+        return file in self._file_slots
+
     def of_file(self, file: object, start: int = 0, end: int = 1 << 52) -> list[Segment]:
         """What slots show of the file's pages [start, end): (slot, gfn, end gfn), in the order of the pages."""
         index = self._files.get(file)
@@ -187,6 +193,8 @@ class Memslots:
         for start, end in slot.segments:
             self.check_free(start, end)
         self._slots[slot.id] = slot
+        if slot.file is not None:
+            self._file_slots[slot.file] += 1
         for start, end in slot.segments:
             self._show(slot, start, end)
         self.generation += 1
@@ -197,6 +205,10 @@ class Memslots:
         for start, _ in slot.segments:
             self._hide(slot, start)
         del self._slots[slot_id]
+        if slot.file is not None:
+            self._file_slots[slot.file] -= 1
+            if not self._file_slots[slot.file]:
+                del self._file_slots[slot.file]
         self.generation += 1
         return slot
 

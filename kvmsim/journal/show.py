@@ -229,7 +229,7 @@ def _name(numbers: type[IntEnum], value: Any) -> Any:
 
 
 def _value(name: str, value: Any) -> str:
-    if name in ("token", "nonce", "proof"):
+    if name in ("token", "nonce", "proof", "secret"):
         return "..."
     if name in _PAGES and isinstance(value, int) and value >= 0:
         return hex(value)

@@ -101,14 +101,14 @@ class GuestMemory:
     # -- pairing
 
     def pair(self, file: Regular, pairing: Pairing) -> None:
-        """EPERM when the file has or had an owner."""
-        self.check_unpaired(file)
+        """EPERM when the file has or had another owner."""
+        self.check_owner(file, pairing)
         guest_of(file).pairing = pairing
 
-    def check_unpaired(self, file: Regular) -> None:
-        """EPERM when the file has or had an owner: one VM for life (R1)."""
+    def check_owner(self, file: Regular, pairing: Pairing) -> None:
+        """EPERM when the file has or had another owner: one VM for life (R1), which may come back after BYE."""
         owner = guest_of(file).pairing
-        if owner is not None:
+        if owner is not None and not owner.may_become(pairing):
             raise Refused(
                 errno.EPERM,
                 f"inode {file.ino} belongs to VM {owner.vm} of process {owner.pid} "

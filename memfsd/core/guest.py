@@ -1,5 +1,6 @@
 """What a sealed file has besides an ordinary one: its pairing, bindings, tokens and open invalidation."""
 
+import hmac
 import threading
 from dataclasses import dataclass, field
 from enum import Enum
@@ -18,18 +19,31 @@ class PairState(Enum):
     CUT = "cut"
     """Alive but silent or broken: its frames are quarantined until it is proven dead."""
     ENDED = "ended"
-    """Dead or said BYE: its frames are free. The file can never be paired again (R1)."""
+    """Dead or said BYE: its frames are free. No other VM can ever pair with the file (R1)."""
 
 
 @dataclass(slots=True, eq=False)
 class Pairing:
-    """The one VM of a sealed file, for life."""
+    """The one VM of a sealed file, for life.
+
+    secret: what the VM says again to come back after BYE; the empty one is nobody's.
+    """
 
     vm: str
     pid: int
     uid: int
     operations: frozenset[int]
+    secret: bytes = b""
     state: PairState = PairState.ACTIVE
+
+    def may_become(self, again: "Pairing") -> bool:
+        """It has ended, and `again` is the same VM of the same process. A pid that was taken over knows no secret."""
+        return (
+            self.state is PairState.ENDED
+            and self.secret != b""
+            and hmac.compare_digest(self.secret, again.secret)
+            and (self.pid, self.uid) == (again.pid, again.uid)
+        )
 
     def implements(self, kind: Kind) -> bool:
         return kind in self.operations

@@ -186,4 +186,5 @@ class Brackets:
         except PeerSilent as silent:
             self.cut(peer, str(silent))
         except PeerLost:
-            peer.hang_up()
+            if not peer.said_bye:  # else it waits for the answer to that
+                peer.hang_up()

@@ -15,7 +15,7 @@ from memfsd.core.inodes import Regular
 from memfsd.core.service import Service
 from memfsd.performer import Performer
 from memfsd.uapi import sync
-from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
 from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import (
     MAX_CONNECTIONS,
@@ -118,7 +118,7 @@ class GuestServer:
             try:
                 sock, _ = self._listener.accept()
             except OSError as error:
-                if error.errno in (errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS):
+                if error.errno in NO_RESOURCES:
                     spared = self._accept_without_fds(error)
                     if spared is None:
                         continue

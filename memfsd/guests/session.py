@@ -233,11 +233,11 @@ class Session:
         if not m.REQUIRED_KVM_OPERATIONS.issubset(hello.operations):
             raise Refused(errno.EOPNOTSUPP, "a VM that can not be invalidated can not pair")
         vm = _plain(hello.vm)
-        pairing = Pairing(vm, process.pid, process.uid, frozenset(hello.operations))
+        pairing = Pairing(vm, process.pid, process.uid, frozenset(hello.operations), pair.secret)
         with self._service.lock:
             file, _ = self._service.file_by_token(self._claim.token.id)
             self._check_owner(file)
-            self._service.gmem.check_unpaired(file)
+            self._service.gmem.check_owner(file, pairing)
         window = -1
         try:
             window = self._backing.make_window(file.ino)
@@ -318,8 +318,12 @@ class Session:
             return m.StatReply(file.size, pages, guest.untouched(pages, populated), guest.seq)
 
     def _on_bye(self, _: m.Body) -> m.Body:
-        if self._peer is not None:
-            self._peer.said_bye = True
+        """Answered when the frames are free and the file can be paired again."""
+        peer = self._peer
+        if peer is not None:
+            peer.said_bye = True
+            peer.up.shut()
+            self._release(peer, BYE)
         return m.Empty()
 
     # -- observing
@@ -358,12 +362,17 @@ class Session:
                     self._brackets.cut(peer, why)
             if not peer.process.wait_dead(None, self._stop_fd):
                 return
-        with guest.bracket:
+        self._release(peer, why)
+
+    def _release(self, peer: Peer, why: str) -> None:
+        with guest_of(self._paired()).bracket:
             self._brackets.gone(peer)
             with self._service.lock:
                 effects = self._service.release_guest(peer.ino)
                 del self._brackets.peers[peer.ino]
             self._performer.perform(effects)
+        self._peer = None
+        peer.up.close()
         log.info("inode %d: VM %s is gone (%s), its frames are free", peer.ino, peer.vm, why)
 
 

@@ -20,6 +20,10 @@ class Refused(Exception):
         return f"{errno_name(self.errno)}: {self.reason}"
 
 
+NO_RESOURCES = frozenset({_errno.EMFILE, _errno.ENFILE, _errno.ENOMEM, _errno.ENOBUFS})
+"""This process or its machine has no more of something: that says nothing about a peer or a file."""
+
+
 class PeerLost(Exception):
     """The other process is gone, silent past its deadline, or broke the protocol."""
 

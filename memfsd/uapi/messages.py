@@ -22,9 +22,9 @@ from .limits import (
     MAX_SLOTS,
     NAME_MAX,
 )
-from .proof import ID_BYTES, NONCE_BYTES, PROOF_BYTES
+from .proof import ID_BYTES, NONCE_BYTES, PROOF_BYTES, SECRET_BYTES
 
-PROTOCOL_VERSION = 2
+PROTOCOL_VERSION = 3
 
 
 class Kind(IntEnum):
@@ -99,6 +99,7 @@ TokenId = Annotated[bytes, Meta(min_length=0, max_length=ID_BYTES)]
 Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Proof = Annotated[bytes, Meta(min_length=PROOF_BYTES, max_length=PROOF_BYTES)]
 ProofOrNone = Annotated[bytes, Meta(min_length=0, max_length=PROOF_BYTES)]
+Secret = Annotated[bytes, Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
 Operations = Annotated[list[U16], Meta(max_length=64)]
 PageRange = tuple[PgoffField, PgoffField]
 Ranges = Annotated[list[PageRange], Meta(max_length=MAX_RUNS_PER_REPORT)]
@@ -148,9 +149,14 @@ class HelloReply(Body):
 
 
 class Pair(Body):
-    """Prove possession of the fd: the HMAC of HELLO's answer, with "memfsd kvm" instead of "memfsd store"."""
+    """Prove possession of the fd: the HMAC of HELLO's answer, with "memfsd kvm" instead of "memfsd store".
+
+    secret: 16 bytes that the VM makes once. After BYE the process that said them may pair with the file again by saying
+    them again.
+    """
 
     proof: Proof
+    secret: Secret
 
 
 class PairReply(Body):

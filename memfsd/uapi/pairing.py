@@ -18,7 +18,7 @@ class State(Enum):
     GREETED = "greeted"
     """HELLO exchanged as a guest; the token is due before the greeting deadline."""
     PAIRED = "paired"
-    """The file belongs to this VM, for life."""
+    """The file belongs to this VM, for life: also after BYE, when it alone may pair again, on another connection."""
     OBSERVING = "observing"
     """HELLO exchanged as an observer."""
     UP_OPEN = "up: open"

@@ -4,7 +4,7 @@ import pytest
 
 from memfsd.core.frames import FrameState
 from memfsd.core.gmem import guest_of
-from memfsd.core.guest import PairState
+from memfsd.core.guest import Pairing, PairState
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import PAGE_SIZE
@@ -102,7 +102,31 @@ def test_a_file_is_paired_once_for_life(store: CoreStore) -> None:
         with refused("EPERM", match="belongs to VM first"):
             store.pair(file, "second")
         with refused("EPERM"):
-            store.gmem.check_unpaired(file)
+            store.gmem.check_owner(file, Pairing("first", 4242, 1000, frozenset()))
+
+
+def test_only_the_vm_that_ended_its_pairing_may_come_back(store: CoreStore) -> None:
+    """The same process and the same secret: a pid that was taken over, and a child that was forked, are others."""
+    file = store.guest_file("file", 8)
+
+    def pairing(pid: int = 1, uid: int = 1, secret: bytes = b"s" * 16) -> Pairing:
+        return Pairing("vm", pid, uid, frozenset(), secret)
+
+    store.gmem.pair(file, pairing())
+    with refused("EPERM", match="paired"):
+        store.gmem.pair(file, pairing())
+    store.gmem.bind(file, 0, 0x100, 0, 8)
+    store.release_guest(file)
+    for other in (pairing(pid=2), pairing(uid=2), pairing(secret=b"t" * 16), pairing(secret=b"")):
+        with refused("EPERM", match="ended"):
+            store.gmem.pair(file, other)
+    store.gmem.pair(file, pairing())
+    with refused("EINVAL", match="GFN 0x100"):
+        store.gmem.bind(file, 0, 0x200, 0, 8)
+    store.gmem.bind(file, 0, 0x100, 0, 8)
+    store.gmem.cut(file)
+    with refused("EPERM", match="cut"):
+        store.gmem.pair(file, pairing())
 
 
 # -- get_pfn

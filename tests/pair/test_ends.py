@@ -114,13 +114,16 @@ def test_an_unmount_revokes_and_says_so(store: LocalStore, running: LocalVm) -> 
     store.is_broken = True
 
 
-def test_slots_of_a_lost_store_can_be_deleted_and_new_ones_are_ehostdown(store: LocalStore, running: LocalVm) -> None:
+def test_slots_of_a_vm_that_was_cut_off_can_be_deleted_and_it_does_not_come_back(
+    store: LocalStore, running: LocalVm
+) -> None:
     store.hang_up("file")
     until(lambda: bool(running.link().lost), "the VM knows")
     running.machine.punch_slot(0, page(7), page(1))
     assert errno_of(running.machine.fill_slot, 0, 7, 8) == "EHOSTDOWN"
     running.delete(0, private=True)
-    assert errno_of(running.private_slot, 0, 0, page(8), "file") == "EHOSTDOWN"
+    assert running.machine.links == {}
+    assert errno_of(running.private_slot, 0, 0, page(8), "file") == "EPERM"
     assert running.read(0, 1) == MemoryErrorExit(0, page(1), private=True)
 
 

@@ -125,7 +125,7 @@ def test_a_vm_that_lost_its_connection_is_a_second_vm(store: LocalStore) -> None
         assert again.pair() == "EPERM"
 
 
-@pytest.mark.parametrize("version", [0, 1, 3, 0xFFFFFFFF])
+@pytest.mark.parametrize("version", [0, 1, m.PROTOCOL_VERSION - 1, m.PROTOCOL_VERSION + 1, 0xFFFFFFFF])
 def test_another_version_is_refused_and_the_right_one_may_be_said_then(store: LocalStore, version: int) -> None:
     with Wire(store) as wire:
         assert wire.hello(version=version) == "EPROTONOSUPPORT"
@@ -142,7 +142,7 @@ def test_hello_twice_is_eproto(store: LocalStore) -> None:
 @pytest.mark.parametrize(
     ("kind", "body"),
     [
-        (Kind.PAIR, m.Pair(bytes(32))),
+        (Kind.PAIR, m.Pair(bytes(32), bytes(16))),
         (Kind.BIND, m.Bind(0, 0, 0, 1)),
         (Kind.UNBIND, m.Unbind(0, 1)),
         (Kind.GET_PFN, m.GetPfn(0, 1)),

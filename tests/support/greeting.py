@@ -8,7 +8,7 @@ from memfsd.uapi.framing import decode_header, decode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_TOKEN
-from memfsd.uapi.proof import KVM, NONCE_BYTES, prove, split_token
+from memfsd.uapi.proof import KVM, NONCE_BYTES, SECRET_BYTES, prove, split_token
 
 
 def hello(sock: socket.socket, fd: int, name: str, operations: list[int]) -> m.Pair | int:
@@ -21,4 +21,4 @@ def hello(sock: socket.socket, fd: int, name: str, operations: list[int]) -> m.P
         return decode_header(packet).errno
     reply = decode_reply(Kind.HELLO, packet)
     assert isinstance(reply, m.HelloReply)
-    return m.Pair(prove(KVM, token, nonce, reply.nonce))
+    return m.Pair(prove(KVM, token, nonce, reply.nonce), os.urandom(SECRET_BYTES))

@@ -12,7 +12,7 @@ from memfsd.uapi.errors import errno_name
 from memfsd.uapi.framing import decode_failure, decode_header, decode_reply, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves
+from memfsd.uapi.proof import KVM, NONCE_BYTES, SECRET_BYTES, STORE, Token, prove, proves
 from memfsd.uapi.units import PAGE_SIZE
 
 from .both_sides import LocalStore
@@ -32,6 +32,7 @@ class Wire:
         self.id = 0
         self.token = Token(b"", b"")
         self.nonce = self.store_nonce = b""
+        self.secret = os.urandom(SECRET_BYTES)
 
     def __enter__(self) -> "Wire":
         return self
@@ -71,7 +72,7 @@ class Wire:
 
     def pair(self, proof: bytes | None = None) -> Any:
         """PAIR after HELLO; keeps the window and the up channel."""
-        body = m.Pair(prove(KVM, self.token, self.nonce, self.store_nonce) if proof is None else proof)
+        body = m.Pair(prove(KVM, self.token, self.nonce, self.store_nonce) if proof is None else proof, self.secret)
         self.id += 1
         self.down.send(encode_request(self.id, Kind.PAIR, body))
         packet, fds, _, _ = socket.recv_fds(self.down, MAX_PACKET_BYTES, 2)

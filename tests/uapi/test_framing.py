@@ -185,7 +185,7 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.Empty(),
         m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, "vm0", [32, 33], bytes(16), bytes(16)),
         m.HelloReply(1, [2, 3], 64, bytes(16), bytes(32)),
-        m.Pair(bytes(32)),
+        m.Pair(bytes(32), bytes(16)),
         m.PairReply(2, 4096, 0, 0),
         m.Bind(1, 0x100, 0, 8),
         m.Unbind(0, 8),
