@@ -330,6 +330,12 @@ class GuestMemory:
         effects: list[Effect] = [Scrub(file.ino, runs)] if runs else []
         return [*effects, DropWindow(file.ino)]
 
+    def forget_unused(self, file: Regular) -> None:
+        """After `release`, of a VM that said BYE. One that never bound a page never had one: then any VM may pair."""
+        guest = guest_of(file)
+        if not guest.bound_end:
+            guest.pairing = None
+
     def drop_all(self, file: Regular) -> list[Effect]:
         """Name, handles and pairing are gone: give every frame back."""
         guest = guest_of(file)

@@ -369,6 +369,8 @@ class Session:
             self._brackets.gone(peer)
             with self._service.lock:
                 effects = self._service.release_guest(peer.ino)
+                if peer.said_bye:
+                    self._service.gmem.forget_unused(self._paired())
                 del self._brackets.peers[peer.ino]
             self._performer.perform(effects)
         self._peer = None

@@ -18,7 +18,8 @@ class State(Enum):
     GREETED = "greeted"
     """HELLO exchanged as a guest; the token is due before the greeting deadline."""
     PAIRED = "paired"
-    """The file belongs to this VM, for life: also after BYE, when it alone may pair again, on another connection."""
+    """The file belongs to this VM, for life: also after BYE, when it alone may pair again, on another connection.
+    If it never bound a page, BYE makes the file nobody's again."""
     OBSERVING = "observing"
     """HELLO exchanged as an observer."""
     UP_OPEN = "up: open"

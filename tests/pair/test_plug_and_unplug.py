@@ -136,6 +136,20 @@ def test_gfns_stay_fixed_over_the_end_of_a_pairing(store: LocalStore) -> None:
     plug(vm, "file", b"more")
 
 
+def test_who_never_bound_a_page_leaves_the_file_to_others(store: LocalStore) -> None:
+    store.create("file", 4)
+    for _ in range(2):
+        with Wire(store) as wire:
+            wire.hello(store.token("file"))
+            assert isinstance(wire.pair(), m.PairReply)
+            assert wire.ask(Kind.BYE) == m.Empty()
+            assert store.guest("file").pairing is None
+    plug(store.vm(), "file", b"data")
+    with Wire(store) as wire:
+        wire.hello(store.token("file"))
+        assert wire.pair() == "EPERM"
+
+
 def test_bye_is_answered_when_the_file_can_be_paired_again(store: LocalStore) -> None:
     store.create("file", 4)
     secret = b""
@@ -214,7 +228,7 @@ def no_more_fds_than(spare: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
-@pytest.mark.parametrize("spare", range(10))
+@pytest.mark.parametrize("spare", range(9))
 def test_without_descriptors_it_is_emfile_and_the_file_is_not_spent(store: LocalStore, spare: int) -> None:
     """Store and VM share the descriptors of this process, so that either runs out of them."""
     store.create("file", 4)
@@ -223,7 +237,7 @@ def test_without_descriptors_it_is_emfile_and_the_file_is_not_spent(store: Local
         vm.private_slot(0, 0, page(4), "file")
     assert refused.value.errno == errno.EMFILE, refused.value
     assert vm.machine.links == {}
-    plug(vm, "file", b"data")
+    plug(store.vm("another"), "file", b"data")
 
 
 @pytest.mark.parametrize("lost", [1, 2])
