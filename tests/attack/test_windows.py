@@ -20,12 +20,12 @@ from tests.support.real_mount import Mount, seal
 
 PTRACE_SEIZE = 0x4206
 AS_OWNER = (
-    "import ctypes, os; from kvmsim.cli import main; import gettext, shutil;"
+    "import ctypes, gettext, locale, os, shutil, kvmsim.prompt, kvmsim.script_command; from kvmsim.cli import main;"
     f"os.setgroups([]); os.setresgid({OWNER}, {OWNER}, {OWNER}); os.setresuid({OWNER}, {OWNER}, {OWNER});"
     "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0); main()"
 )
 """kvmsim as the owner runs it. A change of uid hides a process, which is undone, so that kvmsim must hide itself;
-argparse's late imports come early, since the owner may not read this Python."""
+late imports come early, since the owner may not read this Python."""
 
 
 class Exposed:

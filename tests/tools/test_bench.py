@@ -125,7 +125,7 @@ def test_without_json_it_prints_a_table() -> None:
     assert last.startswith("machine: date ")
 
 
-@pytest.mark.parametrize("ids", ["P9", "P1,P9", "", "p1", "P1,"])
+@pytest.mark.parametrize("ids", ["P99", "P1,P99", "", "p1", "P1,"])
 def test_an_unknown_figure_is_one_line_and_usage(ids: str) -> None:
     done = run("--only", ids)
 
