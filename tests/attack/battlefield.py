@@ -18,7 +18,7 @@ class Battlefield:
 
     def __init__(self, mode: str, directory: Path) -> None:
         self.mode = mode
-        base = open_for_everyone(Path(tempfile.mkdtemp(dir=directory)))
+        base = like_tmp(Path(tempfile.mkdtemp(dir=directory)))
         self.outside = open_for_everyone(Path(tempfile.mkdtemp(dir=directory)))
         self.mount = Mount(base, f"size=32M,allow_other,open={mode}")
         open_for_everyone(self.mount.path)
@@ -69,5 +69,11 @@ class Battlefield:
 
 
 def open_for_everyone(directory: Path) -> Path:
+    os.chmod(directory, 0o777)
+    return directory
+
+
+def like_tmp(directory: Path) -> Path:
+    """Open for everyone, and sticky, else memfsd makes no socket there."""
     os.chmod(directory, 0o1777)
     return directory

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.attack.battlefield import Battlefield, open_for_everyone
+from tests.attack.battlefield import Battlefield, like_tmp, open_for_everyone
 from tests.support.real_mount import Mount
 
 MountFactory = Callable[[str], Mount]
@@ -29,7 +29,7 @@ def mount(anyones_directory: Path) -> Iterator[MountFactory]:
 
     def make(options: str) -> Mount:
         if options not in mounts:
-            base = open_for_everyone(Path(tempfile.mkdtemp(dir=anyones_directory)))
+            base = like_tmp(Path(tempfile.mkdtemp(dir=anyones_directory)))
             mounts[options] = Mount(base, f"size=32M,allow_other,{options}")
         return mounts[options]
 

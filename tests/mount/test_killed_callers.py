@@ -8,8 +8,8 @@ import threading
 import time
 from pathlib import Path
 
-from memfsd.observer import Observer
-from memfsd.uapi.messages import Empty, Kind
+from memfsd.observer import Observer, store_of
+from memfsd.uapi.messages import Empty, Kind, ListReply
 from tests.support.real_mount import MountFactory, seal
 
 TRIES = int(os.environ.get("MEMFSD_KILLED_CALLERS", "150"))
@@ -36,9 +36,9 @@ def test_killed_callers_stop_nobody(mount: MountFactory) -> None:
 
     def ping_until_stopped() -> None:
         try:
-            with Observer(str(mounted.socket)) as observer:
+            with Observer(store_of(str(mounted.path))) as observer:
                 while not stop.is_set():
-                    observer.ask(Kind.PING, Empty(), Empty)
+                    observer.ask(Kind.LIST, Empty(), ListReply)
         except BaseException as error:
             lost.append(error)
             stop.set()
@@ -48,11 +48,11 @@ def test_killed_callers_stop_nobody(mount: MountFactory) -> None:
         observer.start()
     moments = random.Random(5)
     done = 0
-    with Observer(str(mounted.socket)) as observer:
+    with Observer(store_of(str(mounted.path))) as observer:
         try:
             while done < TRIES and not stop.is_set():
                 stat_until_killed(path, moments.uniform(0.0005, 0.006))
-                observer.ask(Kind.PING, Empty(), Empty)  # no FUSE request, which would wake the daemon
+                observer.ask(Kind.LIST, Empty(), ListReply)  # no FUSE request, which would wake the daemon
                 done += 1
         finally:
             stop.set()
