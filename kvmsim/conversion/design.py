@@ -3,11 +3,11 @@
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
+from memfsd.common.intervals import subtract
 from memfsd.uapi.errors import Refused
 
 from ..backing import Runs, link_of
 from ..core.memslots import Memslot
-from ..core.ranges import gaps
 from ..core.runs import inside
 from ..machine import Machine
 
@@ -65,12 +65,12 @@ def visible_shared(machine: Machine, start: int, end: int) -> list[Range]:
 
 def not_shared(machine: Machine, start: int, end: int) -> list[Range]:
     """What of [start, end) no ordinary slot shows."""
-    return gaps(visible_shared(machine, start, end), start, end)
+    return subtract(start, end, visible_shared(machine, start, end))
 
 
 def not_private(machine: Machine, start: int, end: int) -> list[Range]:
     """What of [start, end) no private slot shows."""
-    return gaps(((low, high) for _, low, high in machine.vm.slots[True].visible(start, end)), start, end)
+    return subtract(start, end, ((low, high) for _, low, high in machine.vm.slots[True].visible(start, end)))
 
 
 def all_shared_or(pieces: list[Piece], machine: Machine, start: int, end: int) -> bool:
@@ -85,7 +85,7 @@ def all_private_or(pieces: list[Piece], machine: Machine, start: int, end: int) 
 
 
 def _all_in(ranges: Iterable[Range], start: int, end: int) -> bool:
-    return not gaps(sorted(ranges), start, end)
+    return not subtract(start, end, ranges)
 
 
 def page_count(pieces: list[Piece]) -> int:

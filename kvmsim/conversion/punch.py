@@ -7,9 +7,10 @@ The slot keeps its id, its size and the place of every page in its file; data ar
 is never held twice.
 """
 
+from memfsd.common.intervals import subtract
+
 from ..backing import Runs
 from ..core.memslots import Memslot
-from ..core.ranges import gaps
 from ..machine import Machine
 from .design import (
     Piece,
@@ -75,4 +76,4 @@ class Punch:
 def _holes(slot: Memslot, start: int, end: int) -> list[Range]:
     """What a punched slot does not show of [start, end)."""
     low, high = max(slot.gfn, start), min(slot.end, end)
-    return gaps(slot.segments_in(low, high), low, high)
+    return subtract(low, high, slot.segments_in(low, high))

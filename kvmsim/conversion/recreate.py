@@ -10,10 +10,11 @@ delete and destroy once more; so a page that was converted once loses no neighbo
 
 from collections.abc import Iterator
 
+from memfsd.common.intervals import IntervalMap, subtract
+
 from ..backing import Runs
 from ..core.memslots import Memslot
 from ..core.runs import inside
-from ..core.segments import SegmentIndex
 from ..machine import Machine
 from .design import (
     Piece,
@@ -40,7 +41,7 @@ class Recreate:
         self._copy = copy
         self._tally = tally
         self._ids = SlotIds(machine.vm.slots[True], machine.vm.max_slots)
-        self._ram: SegmentIndex[Memslot] = SegmentIndex()
+        self._ram: IntervalMap[Memslot] = IntervalMap()
         """What was converted: GFNs, and the slot that they were in, which tells their file and place. Each is held, so
         that it can be private again when no other slot is of the file."""
 
@@ -80,8 +81,8 @@ class Recreate:
         machine, taken = self._machine, list[Range]()
         missing = [
             Piece(slot, low, high)
-            for slot, first, last in self._ram.overlapping(start, end)
-            for copy_start, copy_end in self._copy.ranges(max(first, start), min(last, end))
+            for first, last, slot in self._ram.within(start, end)
+            for copy_start, copy_end in self._copy.ranges(first, last)
             for low, high in not_private(machine, copy_start, copy_end)
         ]
         if not all_private_or(missing, machine, start, end):
@@ -99,16 +100,15 @@ class Recreate:
         return page_count(missing)
 
     def _forget(self, start: int, end: int) -> None:
-        for slot, first, last in list(self._ram.overlapping(start, end)):
+        for first, last, slot in self._ram.overlapping(start, end):
             self._ram.remove(first)
-            for low, high in ((first, min(start, last)), (max(end, first), last)):
-                if low < high:
-                    self._remember(slot, low, high)
+            for low, high in subtract(first, last, [(start, end)]):
+                self._remember(slot, low, high)
             self._machine.unhold([slot])
 
     def _remember(self, slot: Memslot, low: int, high: int) -> None:
         self._machine.hold([slot])
-        self._ram.add(slot, low, high)
+        self._ram.add(low, high, slot)
 
     def _drop(self, id_: int) -> None:
         self._machine.detach(id_)

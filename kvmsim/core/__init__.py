@@ -4,8 +4,6 @@
     epttables    the tree of tables under them; eptentry: the layout of an entry
     runs         lists of contiguous pages
     tlb          the software TLB of a vCPU
-    segments     disjoint ranges of slots, found by bisection
-    ranges       a set of pages
     blocked      private pages that are unmapped and keep their contents
     memslots     slots by address space, and KVM's checks
     physmap      host physical frame numbers to the memory behind them

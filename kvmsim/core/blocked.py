@@ -1,8 +1,8 @@
 """Private pages that are unmapped and keep their contents, as TDH.MEM.RANGE.BLOCK leaves them."""
 
-from .ranges import RangeSet
+from memfsd.common.intervals import IntervalMap, IntervalSet
+
 from .runs import Run
-from .segments import SegmentIndex
 
 Range = tuple[int, int]
 
@@ -12,7 +12,7 @@ class BlockedPages:
     returns; n are the ranges that were blocked at once."""
 
     def __init__(self) -> None:
-        self._index: SegmentIndex[tuple[int, bool]] = SegmentIndex()
+        self._index: IntervalMap[tuple[int, bool]] = IntervalMap()
         """(frame - GFN, touched) of ranges of GFNs."""
 
     def __len__(self) -> int:
@@ -22,28 +22,17 @@ class BlockedPages:
     def add(self, run: Run, touched: list[Range]) -> None:
         """touched: GFN ranges. What was touched when it was blocked before stays touched."""
         gfn, pfn, count = run
-        marks = RangeSet()
-        for low, high in touched + [(start, start + size) for (start, _, size), was in self.take(*_span(run)) if was]:
-            marks.add(low, high)
-        at, end, apart = gfn, gfn + count, pfn - gfn
-        for low, high in [*marks.ranges(gfn, end), (end, end)]:
-            if at < low:
-                self._index.add((apart, False), at, low)
-            if low < high:
-                self._index.add((apart, True), low, high)
-            at = high
+        end, delta = gfn + count, pfn - gfn
+        marks = IntervalSet([*touched, *(_span(was) for was, was_touched in self.take(gfn, end) if was_touched)])
+        self._index.put(gfn, end, (delta, False))
+        for low, high in marks.within(gfn, end):
+            self._index.put(low, high, (delta, True))
 
     def take(self, start: int, end: int) -> list[tuple[Run, bool]]:
         """Take the pages of [start, end) out: runs, and whether they were touched."""
-        taken = []
-        for mark, low, high in list(self._index.overlapping(start, end)):
-            self._index.remove(low)
-            for first, last in ((low, start), (end, high)):
-                if first < last:
-                    self._index.add(mark, first, last)
-            first, last = max(low, start), min(high, end)
-            taken.append(((first, first + mark[0], last - first), mark[1]))
-        return taken
+        return [
+            ((low, low + delta, high - low), touched) for low, high, (delta, touched) in self._index.cut(start, end)
+        ]
 
     def take_untouched(self, start: int, end: int) -> list[Range]:
         """Take out what nobody touched; the ranges that stay."""
@@ -56,15 +45,11 @@ class BlockedPages:
 
     def runs(self, start: int, end: int) -> list[Run]:
         """What of [start, end) is blocked, with its frames."""
-        found = []
-        for (apart, _), low, high in self._index.overlapping(start, end):
-            first, last = max(low, start), min(high, end)
-            found.append((first, first + apart, last - first))
-        return found
+        return [(low, low + delta, high - low) for low, high, (delta, _) in self._index.within(start, end)]
 
     def ranges(self, start: int, end: int) -> list[Range]:
         """What of [start, end) is blocked."""
-        return [(max(low, start), min(high, end)) for _, low, high in self._index.overlapping(start, end)]
+        return [(low, high) for low, high, _ in self._index.within(start, end)]
 
 
 def _span(run: Run) -> Range:

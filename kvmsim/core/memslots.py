@@ -20,13 +20,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum, IntEnum, IntFlag
 
+from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import ORDERS, PAGE_SHIFT, page_aligned
 
 from .dirty import DirtyLog
 from .ept import MAX_GFN_EPT
-from .segments import SegmentIndex
 
 MAX_SLOT_PAGES = (1 << 31) - 1
 """KVM_MEM_MAX_NR_PAGES: dirty bitmaps are indexed with an unsigned int."""
@@ -126,11 +126,9 @@ class Memslots:
         self.generation = 0
         self._slots: dict[int, Memslot] = {}
         # Visible segments of all slots: by GFN, and those of each file by its pages.
-        self._visible: SegmentIndex[Memslot] = SegmentIndex()
-        self._files: dict[object, SegmentIndex[Memslot]] = {}
+        self._visible: IntervalMap[Memslot] = IntervalMap()
+        self._files: dict[object, IntervalMap[Memslot]] = {}
         self._file_slots: Counter[object] = Counter()
-        self.segment = self._visible.find
-        """The slot that shows a GFN, with the start and end of the segment around it; None where none does."""
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -141,6 +139,11 @@ class Memslots:
 
     def get(self, slot_id: int) -> Memslot | None:
         return self._slots.get(slot_id)
+
+    def segment(self, gfn: int) -> Segment | None:
+        """The slot that shows gfn, with the start and end of the segment around it; None where none does."""
+        found = self._visible.find(gfn)
+        return None if found is None else (found[2], found[0], found[1])
 
     def lookup(self, gfn: int) -> Memslot | None:
         """The slot that shows gfn; None in a hole and where there is none."""
@@ -156,13 +159,13 @@ class Memslots:
     def overlaps(self, start: int, end: int) -> list[Memslot]:
         """Slots with a visible page in [start, end), in the order of their first one."""
         found: dict[int, Memslot] = {}
-        for slot, _, _ in self._visible.overlapping(start, end):
+        for _, _, slot in self._visible.overlapping(start, end):
             found[slot.id] = slot
         return list(found.values())
 
     def visible(self, start: int, end: int) -> list[Segment]:
         """What slots show of GFNs [start, end): (slot, first, end), cut at the range's ends, in order."""
-        return [(slot, max(low, start), min(high, end)) for slot, low, high in self._visible.overlapping(start, end)]
+        return [(slot, low, high) for low, high, slot in self._visible.within(start, end)]
 
     def has_file(self, file: object) -> bool:
         """A slot is of this file, though all of it may be holes."""
@@ -173,10 +176,7 @@ class Memslots:
         index = self._files.get(file)
         if index is None:
             return []
-        return [
-            (slot, slot.gfn_of(max(low, start)), slot.gfn_of(min(high, end)))
-            for slot, low, high in index.overlapping(start, end)
-        ]
+        return [(slot, slot.gfn_of(low), slot.gfn_of(high)) for low, high, slot in index.within(start, end)]
 
     def next_start(self, gfn: int) -> int | None:
         """Where the first segment after gfn begins."""
@@ -269,7 +269,7 @@ class Memslots:
 
     def check_free(self, start: int, end: int) -> None:
         """Refused EEXIST when a page of [start, end) is visible in a slot."""
-        for other, other_start, other_end in self._visible.overlapping(start, end):
+        for other_start, other_end, other in self._visible.overlapping(start, end):
             raise Refused(
                 errno.EEXIST,
                 f"{_range(start, end)} overlaps {_range(other_start, other_end)} of {other}: "
@@ -277,10 +277,10 @@ class Memslots:
             )
 
     def _show(self, slot: Memslot, start: int, end: int) -> None:
-        self._visible.add(slot, start, end)
+        self._visible.add(start, end, slot)
         if slot.file is not None:
-            pages = self._files.setdefault(slot.file, SegmentIndex())
-            pages.add(slot, slot.pgoff_of(start), slot.pgoff_of(end))
+            pages = self._files.setdefault(slot.file, IntervalMap())
+            pages.add(slot.pgoff_of(start), slot.pgoff_of(end), slot)
 
     def _hide(self, slot: Memslot, start: int) -> None:
         self._visible.remove(start)

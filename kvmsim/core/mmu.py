@@ -9,12 +9,12 @@ from typing import Any
 
 import msgspec
 
+from memfsd.common.intervals import IntervalSet
 from memfsd.uapi import sync
 
 from .blocked import BlockedPages
 from .ept import ACCESSED, Ept
 from .memslots import Memslot
-from .ranges import RangeSet
 from .runs import Run, clip, inside
 from .tlb import RANGED_FLUSH_PAGES, Tlb, tlb_key
 
@@ -132,13 +132,11 @@ class Mmu:
         runs = self._unmap(start, end, private)
         if not private or not self.blocked:
             return runs
-        mapped = RangeSet()
-        for gfn, _, count in runs:
-            mapped.add(gfn, gfn + count)
+        mapped = IntervalSet((gfn, gfn + count) for gfn, _, count in runs)
         for run, _ in self.blocked.take(start, end):
             # What came back from under an overlay is blocked no more, but still known.
             at = run[0]
-            for low, high in [*mapped.ranges(at, at + run[2]), (run[0] + run[2], end)]:
+            for low, high in [*mapped.within(at, at + run[2]), (run[0] + run[2], end)]:
                 if at < low:
                     runs.append(clip(run, at, low))
                 at = high
@@ -166,12 +164,9 @@ class Mmu:
 
     def held_private(self, start: int, end: int) -> int:
         """Private pages of [start, end) that hold memory, mapped or blocked."""
-        held = RangeSet()
-        for gfn, _, count in self.epts[True].runs(start, end):
-            held.add(gfn, gfn + count)
-        for low, high in self.blocked.ranges(start, end):
-            held.add(low, high)
-        return sum(high - low for low, high in held.ranges(start, end))
+        mapped = [(gfn, gfn + count) for gfn, _, count in self.epts[True].runs(start, end)]
+        held = IntervalSet([*mapped, *self.blocked.ranges(start, end)])
+        return sum(high - low for low, high in held.within(start, end))
 
     def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
         """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that
@@ -181,10 +176,7 @@ class Mmu:
         stay = ept.touched(start, end)
         if not self.blocked:
             return stay
-        merged = RangeSet()
-        for low, high in stay + self.blocked.take_untouched(start, end):
-            merged.add(low, high)
-        return merged.ranges(start, end)
+        return IntervalSet([*stay, *self.blocked.take_untouched(start, end)]).within(start, end)
 
     def _flush(self, removed: list[Run], page_count: int, private: bool) -> None:
         """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing

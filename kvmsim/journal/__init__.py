@@ -2,7 +2,6 @@
 
 record.py     a Machine and an Mmu that note zaps, kicks and installs
 reader.py     lines of several files, in the order of their times
-spans.py      ranges of pages with a value each
 conversation.py   requests and replies, states and brackets, of one connection
 store_rules.py    what memfsd's journal proves: frames freed only when no VM can reach them
 vm_rules.py       what kvmsim's journal proves: zap before acknowledgement, no stale install

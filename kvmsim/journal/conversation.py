@@ -3,11 +3,10 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.journal import Message
 from memfsd.uapi.messages import Kind, Role
 from memfsd.uapi.pairing import State, next_state
-
-from .spans import Spans
 
 
 class Broken(Exception):
@@ -50,10 +49,10 @@ class Conversation:
     up: State = State.UP_OPEN
     seq: int = -1
     bracket: Bracket | None = None
-    bindings: Spans[int] = field(default_factory=Spans)
+    bindings: IntervalMap[int] = field(default_factory=IntervalMap)
     """File pages to GFN - page."""
-    gfns: Spans[int] = field(default_factory=Spans)
-    revoked: Spans[int] = field(default_factory=Spans)
+    gfns: IntervalMap[int] = field(default_factory=IntervalMap)
+    revoked: IntervalMap[int] = field(default_factory=IntervalMap)
     """File pages to the sequence number since which what was granted before is void."""
     excused: bool = False
     """The connection ended, or the VM was cut off or died: nothing more is owed."""

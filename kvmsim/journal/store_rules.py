@@ -1,18 +1,18 @@
 """What memfsd's journal proves: a frame is given to one VM, and taken away before it is freed (R1, R6)."""
 
+from memfsd.common.intervals import IntervalMap, subtract
 from memfsd.uapi.journal import Message
 
 from .conversation import Asked, Broken, Conversation
-from .spans import Spans, without
 
 
 class StoreRules:
     """One run of memfsd. Knows which frames VMs may map: granted, and neither acknowledged, nor unbound, nor dead."""
 
     def __init__(self) -> None:
-        self._frames: Spans[tuple[int, int]] = Spans()
+        self._frames: IntervalMap[tuple[int, int]] = IntervalMap()
         """Frames to (inode, frame - page)."""
-        self._pages: dict[int, Spans[int]] = {}
+        self._pages: dict[int, IntervalMap[int]] = {}
         """Of each inode: pages to frame - page."""
 
     def answered(self, message: Message, asked: Asked, conversation: Conversation) -> None:
@@ -21,7 +21,7 @@ class StoreRules:
             return
         if message.kind == "INVALIDATE_BEGIN" and message.body is not None:
             kept = [(low, high) for low, high in message.body["kept"]]
-            for start, end in without(was["start"], was["end"], kept):
+            for start, end in subtract(was["start"], was["end"], kept):
                 self._let_go(ino, start, end)
         elif message.kind == "UNBIND":
             self._let_go(ino, was["pgoff"], was["pgoff"] + was["page_count"])
@@ -31,7 +31,7 @@ class StoreRules:
             granted = conversation.check_grant(message, asked)
             if granted is not None:
                 start, end, pfn, seq = granted
-                for low, high in without(start, end, conversation.is_void(start, end, seq)):
+                for low, high in subtract(start, end, conversation.is_void(start, end, seq)):
                     self._grant(ino, low, high, pfn - start)
 
     def freed(self, ino: int, runs: list[list[int]]) -> None:
@@ -48,11 +48,11 @@ class StoreRules:
         self._let_go(ino, 0, 1 << 62)
 
     def _let_go(self, ino: int, start: int, end: int) -> None:
-        for low, high, distance in self._pages.get(ino, Spans()).cut(start, end):
+        for low, high, distance in self._pages.get(ino, IntervalMap()).cut(start, end):
             self._frames.cut(low + distance, high + distance)
 
     def _grant(self, ino: int, start: int, end: int, distance: int) -> None:
-        pages = self._pages.setdefault(ino, Spans())
+        pages = self._pages.setdefault(ino, IntervalMap())
         for low, _, before in pages.within(start, end):
             if before != distance:
                 raise Broken(

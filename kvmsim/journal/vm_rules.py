@@ -2,10 +2,10 @@
 
 from dataclasses import dataclass, field
 
+from memfsd.common.intervals import IntervalMap, subtract
 from memfsd.uapi.journal import Message, Note
 
 from .conversation import Asked, Broken, Conversation
-from .spans import Spans, without
 
 
 @dataclass
@@ -15,9 +15,9 @@ class _File:
     zapped: pages that were mapped until some vCPU is out and flushed, with the time of their zap.
     """
 
-    granted: Spans[tuple[int, int]] = field(default_factory=Spans)
-    mapped: Spans[tuple[int, int]] = field(default_factory=Spans)
-    frames: Spans[int] = field(default_factory=Spans)
+    granted: IntervalMap[tuple[int, int]] = field(default_factory=IntervalMap)
+    mapped: IntervalMap[tuple[int, int]] = field(default_factory=IntervalMap)
+    frames: IntervalMap[int] = field(default_factory=IntervalMap)
     zapped: list[tuple[int, int, int]] = field(default_factory=list)
 
 
@@ -27,7 +27,7 @@ class VmRules:
     def __init__(self) -> None:
         self._files: dict[int, _File] = {}
         """By connection."""
-        self._gfns: Spans[tuple[int, int]] = Spans()
+        self._gfns: IntervalMap[tuple[int, int]] = IntervalMap()
         """Mapped GFNs to (connection, GFN - page)."""
 
     def before(self, message: Message, conversation: Conversation) -> None:
@@ -38,7 +38,7 @@ class VmRules:
         if bracket is None or file is None or message.body is None:
             return
         kept = [(low, high) for low, high in message.body["kept"]]
-        for start, end in without(bracket.start, bracket.end, kept):
+        for start, end in subtract(bracket.start, bracket.end, kept):
             mapped = file.mapped.within(start, end)
             if mapped:
                 low, at = mapped[0][0], mapped[0][0] + mapped[0][2][0]
@@ -66,7 +66,7 @@ class VmRules:
             self._installed(note, conversation)
         elif note.what == "zapped":
             bounds = [(low, high) for low, high in data["kept"]]
-            for start, end in without(data["start"], data["end"], bounds):
+            for start, end in subtract(data["start"], data["end"], bounds):
                 self._zapped(start, end, note.t)
         elif note.what == "out":
             for file in self._files.values():

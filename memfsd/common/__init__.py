@@ -1,4 +1,5 @@
 """What both processes run on, besides the contract of uapi.
 
-starting    Ctrl-C while a program is still starting
+intervals    half-open intervals with values, and sets of them
+starting     Ctrl-C while a program is still starting
 """

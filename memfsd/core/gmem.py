@@ -142,8 +142,8 @@ class GuestMemory:
         """
         guest, pages = file.guest or guest_of(file), file.pages
         readahead = guest.readahead
-        binding = guest.bindings.find(pgoff)
-        if binding is None or pgoff << PAGE_SHIFT >= file.size:
+        bound_until = guest.bindings.bound_until(pgoff)
+        if bound_until is None or pgoff << PAGE_SHIFT >= file.size:
             raise Refused(errno.EFAULT, f"file page {pgoff:#x} is not bound")
         closing = guest.closing
         if closing is not None and closing.start <= pgoff < closing.end:
@@ -153,7 +153,7 @@ class GuestMemory:
             pfn, count = self._pool.alloc_one(_PRIVATE, file.node), 1
             pages.map_page(pgoff, pfn)
         else:
-            limit = min(max_pages, binding.end - pgoff, (file.size >> PAGE_SHIFT) - pgoff)
+            limit = min(max_pages, bound_until - pgoff, (file.size >> PAGE_SHIFT) - pgoff)
             if closing is not None and pgoff < closing.start:
                 limit = min(limit, closing.start - pgoff)
             pfn, count = self._grant(file, guest, pgoff, limit, wish) if wish else self._granted(file, pgoff, limit)

@@ -13,6 +13,7 @@ from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Gfn, Ino, Pgoff, Seq
 from tests.support.core_store import PUNCH, RDWR, CoreStore
+from tests.support.inconsistent import overlap_last
 
 P = PAGE_SIZE
 
@@ -147,23 +148,22 @@ def mapping_after_the_page_was_unbound(world: World) -> None:
 
 def gfn_for_two_pages(world: World) -> None:
     world.guest.bindings.bind(Binding(2, Pgoff(20), Pgoff(24), Gfn(0x900)), fixed_gfn=True)
-    world.guest.bindings._sorted[1] = Binding(2, Pgoff(20), Pgoff(24), Gfn(0x10F))
+    world.guest.bindings._pages.put(20, 24, (2, 0x10F - 20))
     world.report.slots.append((2, 0x10F, 20, 4))
 
 
 def page_at_another_gfn_than_before(world: World) -> None:
-    world.guest.bindings._sorted[0] = Binding(1, Pgoff(0), Pgoff(16), Gfn(0x200))
+    world.guest.bindings._pages.put(0, 16, (1, 0x200))
     world.report.slots = [(1, 0x200, 0, 16)]
     world.report.mappings = [(gfn + 0x100, pfn, count) for gfn, pfn, count in world.report.mappings]
 
 
 def binding_without_a_past(world: World) -> None:
-    world.guest.bindings._history._ranges.clear()
+    world.guest.bindings._history.clear()
 
 
 def bindings_that_overlap(world: World) -> None:
-    world.guest.bindings._sorted.append(Binding(1, Pgoff(15), Pgoff(17), Gfn(0x900)))
-    world.guest.bindings._starts.append(15)
+    overlap_last(world.guest.bindings, 15, 17, (1, 0x900 - 15))
     world.report.slots.append((1, 0x900, 15, 2))
 
 

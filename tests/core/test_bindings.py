@@ -157,7 +157,8 @@ def test_a_binding_without_a_past_is_at_a_gfn_that_nothing_fixed(start: int) -> 
     bind(table, 1, 10, 10, 0x110)
     assert table.moved() is None
     stray = bound(2, start, 10, 0x100 + start)
-    table._sorted[:] = [stray]
+    table._pages.clear()
+    table._pages.put(start, start + 10, (2, 0x100))
     assert table.moved() == stray
 
 

@@ -5,14 +5,14 @@ from collections.abc import Callable
 
 import pytest
 
-from memfsd.core.bindings import Binding
 from memfsd.core.frames import FrameState
 from memfsd.core.guest import PairState
 from memfsd.core.inodes import Regular
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import Gfn, Pgoff, Seq
+from memfsd.uapi.units import Pgoff, Seq
 from tests.support.both_sides import LocalStore, page
+from tests.support.inconsistent import overlap_last
 
 
 class Live:
@@ -101,22 +101,20 @@ def a_slot_that_the_vm_lost(live: Live) -> None:
 
 
 def a_gfn_for_two_pages(live: Live) -> None:
-    live.guest.bindings._sorted[0] = Binding(0, Pgoff(0), Pgoff(8), Gfn(16))
-    live.guest.bindings._sorted.append(Binding(0, Pgoff(8), Pgoff(16), Gfn(20)))
-    live.guest.bindings._starts.append(8)
+    live.guest.bindings._pages.put(0, 8, (0, 16))
+    live.guest.bindings._pages.put(8, 16, (0, 12))
 
 
 def a_page_at_a_second_gfn(live: Live) -> None:
-    live.guest.bindings._sorted[0] = Binding(0, Pgoff(0), Pgoff(16), Gfn(32))
+    live.guest.bindings._pages.put(0, 16, (0, 32))
 
 
 def a_binding_without_a_past(live: Live) -> None:
-    live.guest.bindings._history._ranges.clear()
+    live.guest.bindings._history.clear()
 
 
 def bindings_that_overlap(live: Live) -> None:
-    live.guest.bindings._sorted.append(Binding(0, Pgoff(8), Pgoff(16), Gfn(900)))
-    live.guest.bindings._starts.append(8)
+    overlap_last(live.guest.bindings, 8, 16, (0, 892))
 
 
 def a_frame_that_nobody_owns(live: Live) -> None:

@@ -1,0 +1,161 @@
+"""Half-open intervals [start, end) of integers: pages, frames, addresses.
+
+    IntervalMap   disjoint intervals, each with a value
+    IntervalSet   a set of integers
+    subtract      an interval less some others
+
+A step takes log(n) to find its place, and what it returns, joins or splits; n is the number of intervals.
+"""
+
+from bisect import bisect_left, bisect_right
+from collections.abc import Iterable, Iterator
+from typing import Generic, TypeVar
+
+V = TypeVar("V")
+
+Interval = tuple[int, int]
+
+
+class IntervalMap(Generic[V]):
+    """Disjoint intervals in order, each with a value: (start, end, value).
+
+    `put` overwrites, and joins adjacent intervals of equal values. `add` and `remove` keep each interval as it is
+    given, for those whose identity matters.
+    """
+
+    __slots__ = ("_ends", "_starts", "_values")
+
+    def __init__(self) -> None:
+        self._starts: list[int] = []
+        self._ends: list[int] = []
+        self._values: list[V] = []
+
+    def __len__(self) -> int:
+        """Intervals."""
+        return len(self._starts)
+
+    def __iter__(self) -> Iterator[tuple[int, int, V]]:
+        return iter(list(zip(self._starts, self._ends, self._values, strict=True)))
+
+    def find(self, at: int) -> tuple[int, int, V] | None:
+        """The interval that contains `at`."""
+        index = bisect_right(self._starts, at) - 1
+        if index >= 0 and at < self._ends[index]:
+            return self._starts[index], self._ends[index], self._values[index]
+        return None
+
+    def overlapping(self, start: int, end: int) -> list[tuple[int, int, V]]:
+        """Intervals that meet [start, end), whole."""
+        first, last = self._meeting(start, end)
+        return list(zip(self._starts[first:last], self._ends[first:last], self._values[first:last], strict=True))
+
+    def within(self, start: int, end: int) -> list[tuple[int, int, V]]:
+        """The parts of [start, end) that have a value."""
+        return [(max(low, start), min(high, end), value) for low, high, value in self.overlapping(start, end)]
+
+    def next_start(self, at: int) -> int | None:
+        """Where the first interval after `at` begins."""
+        index = bisect_right(self._starts, at)
+        return self._starts[index] if index < len(self._starts) else None
+
+    def previous_end(self, at: int) -> int:
+        """Where the last interval before `at` ends, which is in none; 0 when there is none."""
+        index = bisect_left(self._starts, at)
+        return self._ends[index - 1] if index else 0
+
+    def add(self, start: int, end: int, value: V) -> None:
+        """Insert an interval that meets no other."""
+        assert start < end, (start, end)
+        first, last = self._meeting(start, end)
+        assert first == last, (start, end, self._starts[first], self._ends[first])
+        self._starts.insert(first, start)
+        self._ends.insert(first, end)
+        self._values.insert(first, value)
+
+    def remove(self, start: int) -> tuple[int, int, V]:
+        """Take out the interval that begins at start, which must exist."""
+        index = bisect_left(self._starts, start)
+        assert self._starts[index] == start, start
+        return self._starts.pop(index), self._ends.pop(index), self._values.pop(index)
+
+    def put(self, start: int, end: int, value: V) -> None:
+        """All of [start, end) has this value from now on."""
+        if start >= end:
+            return
+        self.cut(start, end)
+        first = last = bisect_left(self._starts, start)
+        if first and self._ends[first - 1] == start and self._values[first - 1] == value:
+            first -= 1
+            start = self._starts[first]
+        if last < len(self._starts) and self._starts[last] == end and self._values[last] == value:
+            end = self._ends[last]
+            last += 1
+        self._replace(first, last, [(start, end, value)])
+
+    def cut(self, start: int, end: int) -> list[tuple[int, int, V]]:
+        """Nothing in [start, end) has a value from now on; the parts that had one."""
+        first, last = self._meeting(start, end)
+        if first == last:
+            return []
+        gone = self.within(start, end)
+        head = (self._starts[first], start, self._values[first])
+        tail = (end, self._ends[last - 1], self._values[last - 1])
+        self._replace(first, last, [part for part in (head, tail) if part[0] < part[1]])
+        return gone
+
+    def clear(self) -> None:
+        self._replace(0, len(self), [])
+
+    def _meeting(self, start: int, end: int) -> tuple[int, int]:
+        """Indices [first, last) of the intervals that meet [start, end)."""
+        if start >= end:
+            return 0, 0
+        return bisect_right(self._ends, start), bisect_left(self._starts, end)
+
+    def _replace(self, first: int, last: int, parts: list[tuple[int, int, V]]) -> None:
+        self._starts[first:last] = [start for start, _, _ in parts]
+        self._ends[first:last] = [end for _, end, _ in parts]
+        self._values[first:last] = [value for _, _, value in parts]
+
+
+class IntervalSet:
+    """A set of integers, kept as disjoint intervals that never touch."""
+
+    __slots__ = ("_map",)
+
+    def __init__(self, intervals: Iterable[Interval] = ()) -> None:
+        self._map: IntervalMap[None] = IntervalMap()
+        for start, end in intervals:
+            self.add(start, end)
+
+    def __len__(self) -> int:
+        """Intervals."""
+        return len(self._map)
+
+    def add(self, start: int, end: int) -> None:
+        assert start < end, (start, end)
+        self._map.put(start, end, None)
+
+    def discard(self, start: int, end: int) -> None:
+        self._map.cut(start, end)
+
+    def within(self, start: int, end: int) -> list[Interval]:
+        """What of [start, end) is in the set, in order."""
+        return [(low, high) for low, high, _ in self._map.within(start, end)]
+
+    def clear(self) -> None:
+        self._map.clear()
+
+
+def subtract(start: int, end: int, taken: Iterable[Interval]) -> list[Interval]:
+    """[start, end) less the intervals that are taken, which come in any order and may overlap."""
+    rest, at = [], start
+    for low, high in sorted((low, high) for low, high in taken if low < high):
+        if low >= end:
+            break
+        if low > at:
+            rest.append((at, low))
+        at = max(at, high)
+    if at < end:
+        rest.append((at, end))
+    return rest
