@@ -20,6 +20,7 @@ _LEFT_OUT = pytest.StashKey[Counter[str]]()
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name == "test_lock_order.py")  # which asks about all that ran before
     if os.geteuid() == 0:
         return
     left_out = [item for item in items if reason(item.nodeid)]

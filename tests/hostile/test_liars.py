@@ -274,6 +274,7 @@ def test_tokens_that_are_wrong_or_of_another_file_open_nothing(store: LocalStore
         assert wire.pair(prove(KVM, mixed, wire.nonce, wire.store_nonce)) == "EACCES"
         assert wire.pair(bytes(PROOF_BYTES)) == "EACCES"
         assert isinstance(wire.pair(), m.PairReply)
+        assert isinstance(wire.ask(Kind.BIND, m.Bind(0, 0, 0, 4)), m.Empty)
         wire.ask(Kind.BYE)
     with Wire(store) as again:
         again.hello(store.token("file"))

@@ -48,6 +48,7 @@ from memfsd.uapi.proof import Token, split_token
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
+from .lock_order import recorded
 from .threads import DEADLINE_S, until
 
 PUNCH_HOLE = 1 | 2
@@ -300,14 +301,15 @@ def opened_store(place: Path, monkeypatch: pytest.MonkeyPatch, frames: int, **op
     for module in (memfsd.guests.session, memfsd.guests.brackets, memfsd.guests.checker):
         # A VM in this process is never dead: do not wait long for the proof.
         monkeypatch.setattr(module, "PROOF_DEADLINE_S", 0.02)
-    store = LocalStore(place, frames, **options)
-    monkeypatch.setattr(kvmsim.link, "punch_file", store.punch_fd)
-    try:
-        yield store
-        if not store.is_broken:
-            assert store.findings() == []
-    finally:
-        store.close()
+    with recorded():
+        store = LocalStore(place, frames, **options)
+        monkeypatch.setattr(kvmsim.link, "punch_file", store.punch_fd)
+        try:
+            yield store
+            if not store.is_broken:
+                assert store.findings() == []
+        finally:
+            store.close()
 
 
 @pytest.fixture
