@@ -10,7 +10,7 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WRITTEN = (ROOT / "docs/wire.md", ROOT / "docs/semantics-guest-seal.md")
 TOOLS = {
-    **{name: [f"tools/{name}"] for name in ("demo", "render-seal", "render-wire", "setup", "test")},
+    **{name: [f"tools/{name}"] for name in ("check", "demo", "render-seal", "render-wire", "setup", "test")},
     "record-kvm": [sys.executable, "tools/record-kvm"],
     "bench": [sys.executable, "-m", "benchlib"],
     "soak": [sys.executable, "-m", "soaklib"],
