@@ -23,7 +23,7 @@ from .primitives import Connections, Makers
 from .scenario import MAX_TEXT, Actor, Command, Scenario, ScenarioError
 from .scheduler import Chooser, Killed, Scheduler, Step, Stuck
 from .shown import Shown
-from .world import SimulatedVm, World, standing_in
+from .world import SimulatedVm, World, repeatable, standing_in
 
 _BROKEN = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY}
 """Errnos that say that the other side is gone, or did not answer in time."""
@@ -64,7 +64,7 @@ def run_once(scenario: Scenario, chooser: Chooser) -> Result:
     scheduler = Scheduler(chooser)
     connections = Connections(scheduler)
     try:
-        with sync.use(Makers(scheduler, connections)):
+        with sync.use(Makers(scheduler, connections)), repeatable(scheduler):
             result = _Run(scenario, scheduler, connections, watch).go()
     finally:
         log.removeHandler(watch)
