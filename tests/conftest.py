@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from collections import Counter
 
 import pytest
@@ -11,6 +12,10 @@ from tests.needs_root import reason
 
 settings.register_profile("no deadline", settings.default, deadline=None)
 settings.load_profile("no deadline")
+
+# Store and VM share this process in many tests, and each question from one to the other is several changes of thread:
+# 5 ms each, CPython's default, while a third thread computes.
+sys.setswitchinterval(0.0005)
 
 # A shell starts what runs in its background with SIGINT ignored, which the processes under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:

@@ -99,6 +99,11 @@ class _Union(ctypes.Union):
     )
 
 
+_EMPTY = _Union()
+"""Assigned; ctypes.memset would let go of the GIL at each exit. Who waits for it is woken in vain by each release,
+so never waits the undisturbed 5 ms after which CPython makes the holder give way: a vCPU exiting in a loop kept it."""
+
+
 class KvmRun(ctypes.Structure):
     """One per vCPU. Written by the thread in KVM_RUN, read by it after; immediate_exit may be set by any."""
 
@@ -123,7 +128,7 @@ class KvmRun(ctypes.Structure):
 def fill(run: KvmRun, exit_: Exit) -> None:
     """The exit into the struct, over what the last one left there."""
     run.exit_reason = exit_.reason
-    ctypes.memset(ctypes.addressof(run.exit), 0, ctypes.sizeof(_Union))
+    run.exit = _EMPTY
     match exit_:
         case MmioExit():
             mmio = run.mmio
