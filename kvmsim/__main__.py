@@ -5,7 +5,7 @@ from memfsd.common.starting import be_quiet_when_interrupted
 
 def main() -> None:
     be_quiet_when_interrupted()
-    from kvmsim import cli
+    from . import cli
 
     cli.main()
 

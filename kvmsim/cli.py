@@ -8,11 +8,11 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from memfsd.common.arguments import Parser
+from memfsd.common.quote import printable, quoted
 from memfsd.common.starting import INTERRUPTED, be_quiet_when_interrupted, take_interrupts
-from memfsd.uapi.arguments import Parser
-from memfsd.uapi.quote import printable, quoted
-from memfsd.uapi.stdio import fill_standard_fds
-from memfsd.uapi.version import VERSION
+from memfsd.common.stdio import fill_standard_fds
+from memfsd.common.version import VERSION
 
 _NO_MEMORY = "out of memory: raise the limit (ulimit -v), or give the host more"
 _UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
@@ -145,14 +145,14 @@ Adder = Callable[[Any], Callable[[argparse.Namespace], int]]
 
 
 def _run(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    from .script_command import add_run_arguments, run
+    from .shell.script_command import add_run_arguments, run
 
     add_run_arguments(parser)
     return run
 
 
 def _attach(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    from .script_command import add_attach_arguments, attach
+    from .shell.script_command import add_attach_arguments, attach
 
     add_attach_arguments(parser)
     return attach

@@ -1,49 +1,31 @@
-"""One VM at work: KVM's ioctls, the fault path, and the store's callbacks.
+"""One virtual machine put together: KVM, its guest, and user space."""
 
-Each layer is a module of its own, and knows those before it:
+from memfsd.common.journal import NO_JOURNAL, Journal
 
-    backing      what a slot shows
-    unmapping    how GFNs lose their mappings
-    callbacks    what the store calls
-    pairings     links to stores, and what they are told of slots
-    slots        memslots, dirty logs
-    blocking     the steps of a conversion
-    faults       faults and translation, beside them
-"""
-
-from collections.abc import Callable
-
-from .backing import Translation
-from .blocking import Blocking
-from .core.vm import Vm
-from .faults import Faults
-from .link import Callbacks, StoreLink, pair
-from .memory import Memory
-
-_EVERY_PAGE = 0, (1 << 51) - 1
+from .cpu.accesses import Guest
+from .journal.record import JournaledMachine, JournaledMmu
+from .kvm.backing import Translation
+from .kvm.machine import Machine
+from .kvm.vm import Vm
+from .memory.memory import Memory
+from .vmm.vmm import Vmm
 
 
-class Machine(Blocking, Faults):
-    """All of it. Close it: its pairings end."""
+class VirtualMachine:
+    """What a VMM process has for one VM."""
 
-    def __init__(self, vm: Vm[Memory, Translation], pair: Callable[[int, str, Callbacks], StoreLink] = pair) -> None:
-        """pair makes the pairing with the file behind an fd."""
-        super().__init__(vm, pair)
+    def __init__(self, name: str, max_slots: int, journal: Journal = NO_JOURNAL) -> None:
+        self.vm: Vm[Memory, Translation]
+        self.machine: Machine
+        if journal is NO_JOURNAL:
+            self.vm = Vm(name, max_slots)
+            self.machine = Machine(self.vm)
+        else:
+            self.vm = Vm(name, max_slots, JournaledMmu(journal, name))
+            self.machine = JournaledMachine(self.vm, journal)
+        self.guest = Guest(self.machine)
+        self.vmm = Vmm(self.machine)
 
     def close(self) -> None:
-        """The VM ends: slots go, then every pairing with BYE."""
-        with self.slots_lock:
-            for vcpu in self.vm.vcpus.values():
-                vcpu.kick()
-            for slot in list(self.vm.slots[False]):
-                self._delete(slot.id, private=False)
-            for link in self.links.values():
-                with self._retirement():
-                    with self.vm.mmu.lock:
-                        self._changing[link] = _EVERY_PAGE
-                        segments = self._segments(link)
-                        for id_ in {slot.id for slot, _, _ in segments}:
-                            self.vm.slots[True].delete(id_)
-                    self._zap_segments([(start, end) for _, start, end in segments], private=True)
-                link.close()
-            self.links.clear()
+        self.machine.close()
+        self.vmm.close()

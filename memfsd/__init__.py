@@ -1,17 +1,20 @@
 """memfsd: a FUSE filesystem whose sealed files are guest private memory.
 
-uapi       what both processes may know
-core       the synchronous model: frames, files, sealing, pairings, invalidation
-backing    memfds: the pool of ordinary files and one window for each sealed file
-fuse       adapter to pyfuse3
-guests     adapter to the sockets
-daemon     composes them; cli and memfs are the two commands
+uapi/        the contract, pure: units, seals, names, limits, errors, messages
+common/      what both processes run on: locks, sockets, mounts, standard output, the journal
+core/        the synchronous model: frames, files, sealing, pairings, invalidation
+host/        memfds: the pool of ordinary files and one window for each sealed file; effects carried out
+peers/       KVM processes: sessions, invalidations, death
+fuse/        adapter to pyfuse3
+daemon       composes them
+encrypted    memfd_encrypted()
+commands/    memfsd and memfs
 """
 
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from memfsd.encrypted import memfd_encrypted
+    from .encrypted import memfd_encrypted
 
 __all__ = ["memfd_encrypted"]
 
@@ -19,7 +22,7 @@ __all__ = ["memfd_encrypted"]
 def __getattr__(name: str) -> object:
     """Loaded when it is used: every program imports this package, and most of them do not need it."""
     if name in __all__:
-        from memfsd import encrypted
+        from . import encrypted
 
         return getattr(encrypted, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

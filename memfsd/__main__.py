@@ -5,14 +5,14 @@ from memfsd.common.starting import be_quiet_when_interrupted, take_interrupts
 
 def main() -> None:
     be_quiet_when_interrupted()
-    from memfsd import cli
+    from .commands import memfsd as cli
 
     cli.main()
 
 
 def memfs() -> None:
     be_quiet_when_interrupted()
-    from memfsd import memfs
+    from .commands import memfs
 
     take_interrupts()
     memfs.main()

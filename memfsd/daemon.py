@@ -14,21 +14,22 @@ from collections.abc import Callable
 
 import trio
 
-from memfsd.backing import Backing
-from memfsd.core.namespace import Creds
+from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.common.quote import quoted
+from memfsd.core.files.namespace import Creds
 from memfsd.core.service import Service
-from memfsd.fuse import hook
 from memfsd.fuse.hook import pyfuse3
 from memfsd.fuse.mount import MountOptions, mounting_at
 from memfsd.fuse.mounting import set_attributes
 from memfsd.fuse.operations import Operations
-from memfsd.guests.rundir import default_socket_path
-from memfsd.guests.server import GuestServer
-from memfsd.performer import Performer
+from memfsd.host.effect_runner import Performer
+from memfsd.host.windows import Backing
+from memfsd.peers.rundir import default_socket_path
+from memfsd.peers.server import GuestServer
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.journal import NO_JOURNAL, Journal
-from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import Ino
+
+from .fuse import hook
 
 log = logging.getLogger("memfsd")
 

@@ -4,10 +4,10 @@ import errno
 import os
 import secrets
 
+from memfsd.common.mounts import memfsd_mounts, mount_of
+from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.mounts import memfsd_mounts, mount_of
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET
-from memfsd.uapi.quote import quoted
 
 MOUNT_VARIABLE = "MEMFSD_MOUNT"
 _NOT_OURS = (errno.ENOTCONN, errno.ECONNABORTED, errno.EACCES, errno.EPERM, errno.ENOENT)

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from kvmsim.memory import SparseMemory
-from memfsd.backing import Backing
+from kvmsim.memory.memory import SparseMemory
+from memfsd.host.windows import Backing
 
 
 def overwrite_with_null(fd: int) -> None:

@@ -9,7 +9,9 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PURE = sorted(
-    path for package in ("memfsd/core", "memfsd/uapi", "kvmsim/core") for path in ROOT.glob(f"{package}/*.py")
+    path
+    for package in ("memfsd/core", "memfsd/uapi", "kvmsim/kvm/mmu", "kvmsim/kvm/slots")
+    for path in ROOT.glob(f"{package}/**/*.py")
 )
 KVMSIM = sorted(path for path in ROOT.glob("kvmsim/**/*.py") if path.parent.name != "race")
 """All but kvmsim/race, which runs both sides in one process."""

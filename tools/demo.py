@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import FrameType
 
-from memfsd.uapi.stdio import fill_standard_fds
+from memfsd.common.stdio import fill_standard_fds
 
 MEBIBYTE = 1 << 20
 LOADED_AT = MEBIBYTE

@@ -8,8 +8,9 @@ from types import ModuleType
 
 from msgspec import inspect
 
+from memfsd.common.arguments import Parser
+from memfsd.common.stdio import fill_standard_fds
 from memfsd.uapi import framing, limits, messages, pairing
-from memfsd.uapi.arguments import Parser
 from memfsd.uapi.messages import (
     KVM_OPERATIONS,
     PROTOCOL_VERSION,
@@ -23,7 +24,6 @@ from memfsd.uapi.messages import (
     Kind,
 )
 from memfsd.uapi.pairing import LEGAL, State
-from memfsd.uapi.stdio import fill_standard_fds
 
 PATH = Path(__file__).parents[1] / "docs" / "wire.md"
 UP_STATES = (State.UP_OPEN, State.UP_CLOSING)

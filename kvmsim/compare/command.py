@@ -7,9 +7,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
+from memfsd.common.quote import printable, quoted
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
-from memfsd.uapi.quote import printable, quoted
 from memfsd.uapi.units import ORDERS, PAGE_SIZE, format_size, order_of_page_size, parse_size
 
 from .plot import check_plot, draw

@@ -3,8 +3,8 @@
 import errno
 from pathlib import Path
 
+from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import format_size
 
 from .table import Row

@@ -8,13 +8,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
+from kvmsim.kvm.exits import Exit, MemoryErrorExit
+from kvmsim.machine import VirtualMachine
+from kvmsim.shell.info import stats
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_SEALS, XATTR_SOCKET
 from memfsd.uapi.units import PAGE_SIZE, format_size
-
-from ..computer import Computer
-from ..core.exits import Exit, MemoryErrorExit
-from ..info import stats
 
 RAM_BYTES = 1 << 30
 """A whole number of pages of every size."""
@@ -92,7 +91,7 @@ class Rig:
         self._path = directory / f"compare-{os.getpid()}-{next(_names)}.mem"
         _check_room(directory)
         self._make_file(page_bytes)
-        self._computer = Computer("compare", max_slots)
+        self._computer = VirtualMachine("compare", max_slots)
         self.measured = Measured()
         self._times: list[float] = []
         self._live = 0

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
+from memfsd.common.journal import End, Message, Note, Opening
 from memfsd.uapi.errors import one_line
-from memfsd.uapi.journal import End, Message, Note, Opening
 
 from .conversation import Broken, Conversation
 from .reader import Journals, NotAJournal, Process, Record

@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 
-from memfsd.uapi.quote import printable
+from memfsd.common.quote import printable
 
 from .check import Verdict, check
 from .reader import NotAJournal, follow

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from memfsd.common.intervals import IntervalMap
-from memfsd.uapi.journal import Message
+from memfsd.common.journal import Message
 from memfsd.uapi.messages import Kind, Role
 from memfsd.uapi.pairing import State, next_state
 

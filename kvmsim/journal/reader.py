@@ -16,10 +16,10 @@ from typing import BinaryIO, NamedTuple, cast
 
 import msgspec
 
+from memfsd.common.journal import FORMAT_VERSION, End, Entry, Opening, decode_entry
+from memfsd.common.quote import quoted
 from memfsd.uapi.errors import one_line
-from memfsd.uapi.journal import FORMAT_VERSION, End, Entry, Opening, decode_entry
 from memfsd.uapi.limits import MAX_JOURNAL_BYTES, MAX_RECORD_BYTES
-from memfsd.uapi.quote import quoted
 
 _SIDES = ("memfsd", "kvmsim")
 _CHUNK_BYTES = 1 << 20

@@ -4,14 +4,14 @@ import time
 from collections.abc import Callable
 from typing import cast
 
-from kvmsim.backing import Backing, Translation
-from kvmsim.core.memslots import Memslot
-from kvmsim.core.mmu import Mmu, Ticket
-from kvmsim.core.vm import Vm
-from kvmsim.link import Callbacks, StoreLink, pair
-from kvmsim.machine import Machine
-from kvmsim.memory import Memory
-from memfsd.uapi.journal import Journal
+from kvmsim.kvm.backing import Backing, Translation
+from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.mmu.mmu import Mmu, Ticket
+from kvmsim.kvm.slots.memslots import Memslot
+from kvmsim.kvm.vm import Vm
+from kvmsim.memory.memory import Memory
+from kvmsim.store.link import Callbacks, StoreLink, pair
+from memfsd.common.journal import Journal
 
 
 class JournaledMmu(Mmu):

@@ -5,10 +5,10 @@ from collections.abc import Iterable, Iterator
 from enum import IntEnum
 from typing import Any, NamedTuple
 
+from memfsd.common.journal import End, Message, Note
+from memfsd.common.quote import quoted
 from memfsd.uapi.errors import errno_name, one_line
-from memfsd.uapi.journal import End, Message, Note
 from memfsd.uapi.messages import Kind, Reason, Role
-from memfsd.uapi.quote import quoted
 
 from .reader import Journals, Process, Record
 

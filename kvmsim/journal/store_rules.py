@@ -1,7 +1,7 @@
 """What memfsd's journal proves: a frame is given to one VM, and taken away before it is freed (R1, R6)."""
 
 from memfsd.common.intervals import IntervalMap, subtract
-from memfsd.uapi.journal import Message
+from memfsd.common.journal import Message
 
 from .conversation import Asked, Broken, Conversation
 

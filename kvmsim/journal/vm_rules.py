@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from memfsd.common.intervals import IntervalMap, subtract
-from memfsd.uapi.journal import Message, Note
+from memfsd.common.journal import Message, Note
 
 from .conversation import Asked, Broken, Conversation
 

@@ -3,7 +3,7 @@
 points      every named point: messages, locks, mappings, frames; and how they are watched
 accesses    what a step touches, and which steps commute
 scheduler   one thread at a time, from point to point, in virtual time
-primitives  the locks, threads and connections it schedules: memfsd.uapi.sync makes these instead
+primitives  the locks, threads and connections it schedules: memfsd.common.sync makes these instead
 scenario    what is raced: text to actors
 world       a store and its VMs, processes that can be killed, stopped and cut off
 history     what a guest may read

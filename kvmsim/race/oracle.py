@@ -2,11 +2,11 @@
 
 from typing import Any
 
-from kvmsim.core.ept import entry_pfn
-from kvmsim.link import StoreLink
-from kvmsim.memory import Memory
-from memfsd.core.frames import FrameState
+from kvmsim.kvm.mmu.ept import entry_pfn
+from kvmsim.memory.memory import Memory
+from kvmsim.store.link import StoreLink
 from memfsd.core.gmem import guest_of
+from memfsd.core.memory.frames import FrameState
 from memfsd.uapi.units import PAGE_SHIFT
 
 from . import points

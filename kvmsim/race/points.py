@@ -1,6 +1,6 @@
 """The named points: every place where the two sides can interleave, or one of them can die.
 
-Waits are points by themselves, through memfsd.uapi.sync: each lock taken, each packet sent and received, each event
+Waits are points by themselves, through memfsd.common.sync: each lock taken, each packet sent and received, each event
 and condition waited for. The rest is the table here: methods at which something becomes true for the other side, and
 fields that are used without a lock. Nothing of it is in the code itself: `installed` wraps the methods for as long
 as somebody looks.
@@ -100,41 +100,41 @@ POINTS: tuple[Point, ...] = (
     Point("file dropped", "memfsd.core.gmem:GuestMemory.drop_all", "store"),
     Point("frames freed", "memfsd.core.service:Service.scrubbed", "store"),
     # memfsd: the world outside the core
-    Point("frames zeroed", "memfsd.backing:Backing.punch", "store", _zeroed),
-    Point("window made", "memfsd.backing:Backing.make_window", "store"),
-    Point("window dropped", "memfsd.backing:Backing.drop_window", "store"),
+    Point("frames zeroed", "memfsd.host.windows:Backing.punch", "store", _zeroed),
+    Point("window made", "memfsd.host.windows:Backing.make_window", "store"),
+    Point("window dropped", "memfsd.host.windows:Backing.drop_window", "store"),
     # kvmsim
-    Point("staleness tested", "kvmsim.core.mmu:Mmu.install", "vm", _ept(Kind.READ)),
-    Point("entry mapped", "kvmsim.core.ept:Ept.map_page", "vm", _ept(Kind.WRITE)),
-    Point("staleness of a large page tested", "kvmsim.core.mmu:Mmu.install_large", "vm", _ept(Kind.READ)),
-    Point("large page mapped", "kvmsim.core.ept:Ept.map_large", "vm", _ept(Kind.WRITE)),
-    Point("run mapped", "kvmsim.core.ept:Ept.map_run", "vm", _ept(Kind.WRITE)),
-    Point("range zapped", "kvmsim.core.mmu:Mmu._unmap", "vm", _ept(Kind.WRITE)),
-    Point("untouched zapped", "kvmsim.core.mmu:Mmu.zap_untouched", "vm", _ept(Kind.WRITE)),
-    Point("bracket opened", "kvmsim.core.mmu:Mmu.invalidate_begin", "vm", _ept(Kind.WRITE)),
-    Point("bracket closed", "kvmsim.core.mmu:Mmu.invalidate_end", "vm", _ept(Kind.WRITE)),
-    Point("TLB filled", "kvmsim.core.tlb:Tlb.insert", "vm", _tlb(Kind.WRITE)),
-    Point("TLB flushed", "kvmsim.core.tlb:Tlb.flush", "vm", _tlb(Kind.WRITE)),
-    Point("TLB entries flushed", "kvmsim.core.tlb:Tlb.flush_keys", "vm", _tlb(Kind.WRITE)),
-    Point("TLB looked up", "kvmsim.faults:Faults.translate", "vm", _translated),
-    Point("guest reads", "kvmsim.memory:_Mapped.read", "vm", _guest_access(Kind.READ)),
-    Point("guest writes", "kvmsim.memory:_Mapped.write", "vm", _guest_access(Kind.WRITE)),
-    Point("contents destroyed", "kvmsim.memory:WindowMemory.scrub", "vm", _destroyed),
+    Point("staleness tested", "kvmsim.kvm.mmu.mmu:Mmu.install", "vm", _ept(Kind.READ)),
+    Point("entry mapped", "kvmsim.kvm.mmu.ept:Ept.map_page", "vm", _ept(Kind.WRITE)),
+    Point("staleness of a large page tested", "kvmsim.kvm.mmu.mmu:Mmu.install_large", "vm", _ept(Kind.READ)),
+    Point("large page mapped", "kvmsim.kvm.mmu.ept:Ept.map_large", "vm", _ept(Kind.WRITE)),
+    Point("run mapped", "kvmsim.kvm.mmu.ept:Ept.map_run", "vm", _ept(Kind.WRITE)),
+    Point("range zapped", "kvmsim.kvm.mmu.mmu:Mmu._unmap", "vm", _ept(Kind.WRITE)),
+    Point("untouched zapped", "kvmsim.kvm.mmu.mmu:Mmu.zap_untouched", "vm", _ept(Kind.WRITE)),
+    Point("bracket opened", "kvmsim.kvm.mmu.mmu:Mmu.invalidate_begin", "vm", _ept(Kind.WRITE)),
+    Point("bracket closed", "kvmsim.kvm.mmu.mmu:Mmu.invalidate_end", "vm", _ept(Kind.WRITE)),
+    Point("TLB filled", "kvmsim.kvm.mmu.tlb:Tlb.insert", "vm", _tlb(Kind.WRITE)),
+    Point("TLB flushed", "kvmsim.kvm.mmu.tlb:Tlb.flush", "vm", _tlb(Kind.WRITE)),
+    Point("TLB entries flushed", "kvmsim.kvm.mmu.tlb:Tlb.flush_keys", "vm", _tlb(Kind.WRITE)),
+    Point("TLB looked up", "kvmsim.kvm.faults:Faults.translate", "vm", _translated),
+    Point("guest reads", "kvmsim.memory.memory:_Mapped.read", "vm", _guest_access(Kind.READ)),
+    Point("guest writes", "kvmsim.memory.memory:_Mapped.write", "vm", _guest_access(Kind.WRITE)),
+    Point("contents destroyed", "kvmsim.memory.memory:WindowMemory.scrub", "vm", _destroyed),
 )
 
-RETRY = Point("fault retried", "kvmsim.faults:Faults._wait_end", "vm")
+RETRY = Point("fault retried", "kvmsim.kvm.faults:Faults._wait_end", "vm")
 """After the wait. A fault asks again only when another thread was in a section that may change the answer."""
 
-LOOKS = ("kvmsim.faults:Faults.translate", "kvmsim.core.vm:Vm.fault")
+LOOKS = ("kvmsim.kvm.faults:Faults.translate", "kvmsim.kvm.vm:Vm.fault")
 """Sections under Mmu.lock that only read (an accessed bit is set by all alike): two of them need no order."""
 
 FIELDS: tuple[Field, ...] = (
-    Field("memfsd.guests.brackets:Peer.said_bye", "store"),
-    Field("kvmsim.core.vcpu:Vcpu._kickers", "vm"),
-    Field("kvmsim.link:StoreLink.lost", "vm"),
-    Field("kvmsim.link:StoreLink.seq", "vm"),
-    Field("kvmsim.core.mmu:Mmu.invalidate_seq", "vm"),
-    Field("kvmsim.core.mmu:Mmu.in_progress", "vm"),
+    Field("memfsd.peers.invalidator:Peer.said_bye", "store"),
+    Field("kvmsim.kvm.vcpu:Vcpu._kickers", "vm"),
+    Field("kvmsim.store.link:StoreLink.lost", "vm"),
+    Field("kvmsim.store.link:StoreLink.seq", "vm"),
+    Field("kvmsim.kvm.mmu.mmu:Mmu.invalidate_seq", "vm"),
+    Field("kvmsim.kvm.mmu.mmu:Mmu.in_progress", "vm"),
 )
 
 LOCKS: tuple[tuple[str, str], ...] = (

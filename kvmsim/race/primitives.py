@@ -10,7 +10,7 @@ import threading
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
-from memfsd.uapi import sync
+from memfsd.common import sync
 from memfsd.uapi.framing import HEADER_BYTES
 
 from . import points
@@ -330,7 +330,7 @@ class Life:
 
 
 class Makers(sync.Makers):
-    """For memfsd.uapi.sync.use."""
+    """For memfsd.common.sync.use."""
 
     def __init__(self, scheduler: Scheduler, connections: "Connections") -> None:
         self._scheduler = scheduler

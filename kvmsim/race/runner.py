@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kvmsim.backing import GuestVcpu
-from kvmsim.core.exits import Exit, MemoryErrorExit, MmioExit
-from memfsd.uapi import sync
+from kvmsim.kvm.backing import GuestVcpu
+from kvmsim.kvm.exits import Exit, MemoryErrorExit, MmioExit
+from memfsd.common import sync
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -57,7 +57,7 @@ def run_once(scenario: Scenario, chooser: Chooser) -> Result:
     """Set up, race, check, end in good order, check again. What it opened is closed."""
     fds = _open_fds()
     watch = _LogWatch()
-    log = logging.getLogger("memfsd.guests")
+    log = logging.getLogger("memfsd.peers")
     log.addHandler(watch)
     was, log.propagate = log.propagate, False
     points.labels.clear()

@@ -15,25 +15,25 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import kvmsim.link
-from kvmsim.backing import Translation
-from kvmsim.core.vm import Vm
-from kvmsim.guest import Guest
-from kvmsim.link import Callbacks, StoreLink
-from kvmsim.machine import Machine
-from kvmsim.memory import Memory
-from kvmsim.vmm import Vmm
-from memfsd.backing import Backing
+import kvmsim.store.link
+from kvmsim.cpu.accesses import Guest
+from kvmsim.kvm.backing import Translation
+from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.vm import Vm
+from kvmsim.memory.memory import Memory
+from kvmsim.store.link import Callbacks, StoreLink
+from kvmsim.vmm.vmm import Vmm
 from memfsd.core.effects import Effect
-from memfsd.core.namespace import Creds
+from memfsd.core.files.namespace import Creds
 from memfsd.core.options import StoreOptions
 from memfsd.core.service import Service
-from memfsd.guests.brackets import Brackets
-from memfsd.guests.checker import Checker
-from memfsd.guests.reclaim import Reclaimer
-from memfsd.guests.session import Session
-from memfsd.guests.upchannel import set_deadline
-from memfsd.performer import Performer
+from memfsd.host.effect_runner import Performer
+from memfsd.host.windows import Backing
+from memfsd.peers.checker import Checker
+from memfsd.peers.invalidator import Brackets
+from memfsd.peers.reclaim import Reclaimer
+from memfsd.peers.session import Session
+from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.messages import Reason
@@ -165,7 +165,7 @@ class World:
             self.brackets.take_back(ino, *taken, Reason.PUNCH)
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
-        """In the place of kvmsim.link.punch_file."""
+        """In the place of kvmsim.store.link.punch_file."""
         ino = self._by_inode[os.fstat(fd).st_ino]
         self.fuse(lambda: self.punch(ino, offset, length))
 
@@ -208,7 +208,7 @@ class World:
     # -- pairing
 
     def pair(self, vm: SimulatedVm, fd: int, name: str, callbacks: Callbacks) -> StoreLink:
-        """In the place of kvmsim.link.pair: a token through the fd, then a connection."""
+        """In the place of kvmsim.store.link.pair: a token through the fd, then a connection."""
         self._opened.append(fd)
         ino = self._by_inode[os.fstat(fd).st_ino]
 
@@ -366,17 +366,17 @@ def repeatable(scheduler: Scheduler) -> Iterator[None]:
 @contextlib.contextmanager
 def standing_in(world: World) -> Iterator[None]:
     """A VMM's fallocate(2) on the mount is the world's, and it knows each socket that is made."""
-    punch, pair = vars(kvmsim.link)["punch_file"], socket.socketpair
+    punch, pair = vars(kvmsim.store.link)["punch_file"], socket.socketpair
 
     def remembered(*arguments: Any) -> tuple[socket.socket, socket.socket]:
         ends = pair(*arguments)
         world.sockets += ends
         return ends
 
-    vars(kvmsim.link)["punch_file"] = world.punch_fd
+    vars(kvmsim.store.link)["punch_file"] = world.punch_fd
     vars(socket)["socketpair"] = remembered
     try:
         yield
     finally:
-        vars(kvmsim.link)["punch_file"] = punch
+        vars(kvmsim.store.link)["punch_file"] = punch
         vars(socket)["socketpair"] = pair

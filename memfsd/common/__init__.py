@@ -1,5 +1,13 @@
-"""What both processes run on, besides the contract of uapi.
+"""What both processes run on, besides the contract of uapi. May block, read clocks and ask the kernel.
 
+sync         locks, threads and ends of connections: made here, so that a scheduler can step in
 intervals    half-open intervals with values, and sets of them
+journal      a line of JSON for each message; journalfile: the file it is written to
+sockets      connections between processes of one mount
+mounts       which mount of memfsd a path is on
+stdio        standard output that is closed, full, or a pipe without reader
+arguments    argparse with one line for each error
+quote        names with control characters, as ls shows them
 starting     Ctrl-C while a program is still starting
+version      of both programs
 """

@@ -15,12 +15,12 @@ import numpy as np
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
 
-from .bindings import Binding
-from .filepages import FilePages
-from .frames import FrameState
+from .files.inodes import Regular
 from .gmem import guest_of
-from .guest import Guest, PairState
-from .inodes import Regular
+from .memory.frames import FrameState
+from .memory.page_table import FilePages
+from .private.bindings import Binding
+from .private.gmem_file import Guest, PairState
 from .service import Service
 
 Finding = tuple[str, str]

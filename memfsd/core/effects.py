@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from memfsd.uapi.units import Ino, Pfn
 
-from .filepages import FilePages
+from .memory.page_table import FilePages
 
 Runs = list[tuple[Pfn, int]]
 """Frame runs: (first frame, frames)."""

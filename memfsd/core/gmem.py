@@ -17,13 +17,13 @@ from memfsd.uapi.messages import GetPfnReply, Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Ino, Pfn, Pgoff, Seq, page_aligned
 
-from .bindings import Binding
 from .effects import DropWindow, Effect, Runs, Scrub
-from .frames import FramePool, FrameState
-from .guest import Guest, Invalidation, Pairing, PairState
-from .inodes import Regular
+from .files.inodes import Regular
+from .files.ordinary import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, OrdinaryData
+from .memory.frames import FramePool, FrameState
 from .options import StoreOptions
-from .ordinary import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, OrdinaryData
+from .private.bindings import Binding
+from .private.gmem_file import Guest, Invalidation, Pairing, PairState
 
 PageRange = tuple[Pgoff, Pgoff]
 

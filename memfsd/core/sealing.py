@@ -5,7 +5,7 @@ import errno
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.seals import ALL_SEALS, Seal
 
-from .inodes import Regular
+from .files.inodes import Regular
 
 
 def check_add(file: Regular, new: Seal, *, truncate: bool) -> bool:

@@ -11,22 +11,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
-from memfsd.uapi import names, sync
+from memfsd.common import sync
+from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.proof import ID_BYTES, Token, ino_of, key_of, make_token
 from memfsd.uapi.seals import Seal, parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
 
 from .effects import Discard, Effect, ForgetCache, Scrub
-from .frames import FramePool
+from .files.handles import HandleTable
+from .files.inodes import Directory, Inode, InodeTable, Regular, Symlink
+from .files.namespace import Creds, Namespace
+from .files.ordinary import Contents, OrdinaryData, Plan
+from .files.xattrs import Xattrs
 from .gmem import GuestMemory, PageRange
-from .handles import HandleTable
-from .inodes import Directory, Inode, InodeTable, Regular, Symlink
-from .namespace import Creds, Namespace
+from .memory.frames import FramePool
 from .options import Atime, StoreOptions
-from .ordinary import Contents, OrdinaryData, Plan
 from .sealing import check_add
-from .xattrs import Xattrs
 
 _I = TypeVar("_I", bound=Inode)
 NAMELESS = b"/"

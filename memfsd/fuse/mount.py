@@ -10,11 +10,11 @@ import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from memfsd.common.quote import quoted
 from memfsd.core.options import NAMES, Atime, StoreOptions, with_option
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_INODES
 from memfsd.uapi.names import FSTYPE
-from memfsd.uapi.quote import quoted
 from memfsd.uapi.units import PAGE_SHIFT
 
 from .mounting import ATTRIBUTES, alone_at

@@ -9,8 +9,8 @@ import struct
 import time
 from collections.abc import Iterable, Iterator
 
+from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.quote import quoted
 
 _LOCK_DEADLINE_S = 5.0
 _LOCK_STEP_S = 0.01

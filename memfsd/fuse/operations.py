@@ -17,15 +17,15 @@ from typing import Any, ParamSpec, Protocol, TypeVar
 
 import trio
 
-from memfsd.backing import Backing
 from memfsd.core.effects import Effect
-from memfsd.core.frames import FrameState
+from memfsd.core.files.inodes import ROOT_INO, Inode, Regular
+from memfsd.core.files.namespace import Creds
+from memfsd.core.files.ordinary import Plan
 from memfsd.core.gmem import guest_of
-from memfsd.core.inodes import ROOT_INO, Inode, Regular
-from memfsd.core.namespace import Creds
-from memfsd.core.ordinary import Plan
+from memfsd.core.memory.frames import FrameState
 from memfsd.core.service import Changes, Service
-from memfsd.performer import Performer
+from memfsd.host.effect_runner import Performer
+from memfsd.host.windows import Backing
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import NAME_MAX

@@ -6,7 +6,7 @@ from contextlib import asynccontextmanager
 
 import trio
 
-from memfsd.core.shares import ROOT_UID
+from memfsd.core.files.shares import ROOT_UID
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_WAITERS, MAX_WAITERS_PER_UID, TURN_DEADLINE_S
 

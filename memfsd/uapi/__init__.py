@@ -8,9 +8,7 @@
     messages   wire messages: kinds, operations, bodies and their bounds
     framing    header and body to bytes and back
     pairing    the table of states and legal messages
-    stdio      descriptors 0 to 2 of a program that was started without them, or whose reader goes away
-    quote      names and foreign text as a terminal may see them
-    version, arguments   what the command lines of all programs have in common
+    proof      both ends prove that they read the file's token
 
-memfsd and kvmsim both import this package, and it is the only thing they share.
+memfsd and kvmsim share this package and memfsd.common, and nothing else.
 """

@@ -3,8 +3,8 @@
 import sys
 from pathlib import Path
 
-from memfsd.uapi.arguments import Parser
-from memfsd.uapi.stdio import fill_standard_fds
+from memfsd.common.arguments import Parser
+from memfsd.common.stdio import fill_standard_fds
 from tests.attack.all_attacks import ATTACKS, GROUPS
 from tests.attack.table import Attack
 

@@ -20,7 +20,8 @@ from tests.support.real_mount import Mount, seal
 
 PTRACE_SEIZE = 0x4206
 AS_OWNER = (
-    "import ctypes, gettext, locale, os, shutil, kvmsim.prompt, kvmsim.script_command; from kvmsim.cli import main;"
+    "import ctypes, gettext, locale, os, shutil, kvmsim.shell.prompt, kvmsim.shell.script_command;"
+    "from kvmsim.cli import main;"
     f"os.setgroups([]); os.setresgid({OWNER}, {OWNER}, {OWNER}); os.setresuid({OWNER}, {OWNER}, {OWNER});"
     "ctypes.CDLL(None).prctl(4, 1, 0, 0, 0); main()"
 )

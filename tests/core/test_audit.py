@@ -5,10 +5,10 @@ from collections.abc import Callable
 import pytest
 
 from memfsd.core.audit import PeerReport
-from memfsd.core.bindings import Binding
-from memfsd.core.frames import FrameState
-from memfsd.core.guest import Guest
-from memfsd.core.inodes import Regular
+from memfsd.core.files.inodes import Regular
+from memfsd.core.memory.frames import FrameState
+from memfsd.core.private.bindings import Binding
+from memfsd.core.private.gmem_file import Guest
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Gfn, Ino, Pgoff, Seq

@@ -5,8 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from memfsd.core import bindings as module
-from memfsd.core.bindings import Binding, Bindings
+from memfsd.core.private import bindings as module
+from memfsd.core.private.bindings import Binding, Bindings
 from memfsd.uapi.units import Gfn, Pgoff
 from tests.support.core_store import refused
 

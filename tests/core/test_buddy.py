@@ -5,7 +5,7 @@ import tracemalloc
 
 import pytest
 
-from memfsd.core.buddy import Buddy
+from memfsd.core.memory.buddy import Buddy
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import ORDER_1G, ORDER_2M
 

@@ -6,9 +6,9 @@ import pytest
 
 from memfsd.core.audit import Facts, audit
 from memfsd.core.effects import Discard, Effect
-from memfsd.core.filepages import END, FilePages
-from memfsd.core.frames import FrameState
-from memfsd.core.inodes import ROOT_INO, Regular
+from memfsd.core.files.inodes import ROOT_INO, Regular
+from memfsd.core.memory.frames import FrameState
+from memfsd.core.memory.page_table import END, FilePages
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import PAGE_SIZE, Pfn, Pgoff
 from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore, refused

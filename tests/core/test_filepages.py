@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import pytest
 
-from memfsd.core.filepages import END, FilePages
+from memfsd.core.memory.page_table import END, FilePages
 
 CHUNK = 512
 GIG = 1 << 18

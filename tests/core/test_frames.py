@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from memfsd.core.frames import LEGAL, FramePool, FrameState
+from memfsd.core.memory.frames import LEGAL, FramePool, FrameState
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_NODES
 from memfsd.uapi.units import ORDER_2M, Pfn

@@ -2,9 +2,9 @@
 
 import pytest
 
-from memfsd.core.frames import FrameState
 from memfsd.core.gmem import guest_of
-from memfsd.core.guest import Pairing, PairState
+from memfsd.core.memory.frames import FrameState
+from memfsd.core.private.gmem_file import Pairing, PairState
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import PAGE_SIZE

@@ -4,8 +4,8 @@ import os
 
 import pytest
 
-from memfsd.core.inodes import ROOT_INO
-from memfsd.core.shares import Shares
+from memfsd.core.files.inodes import ROOT_INO
+from memfsd.core.files.shares import Shares
 from tests.support.core_store import ME, RDONLY, RDWR, WRONLY, CoreStore, refused
 
 

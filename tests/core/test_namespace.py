@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from memfsd.core.inodes import ROOT_INO, Directory
-from memfsd.core.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, Creds
+from memfsd.core.files.inodes import ROOT_INO, Directory
+from memfsd.core.files.namespace import RENAME_EXCHANGE, RENAME_NOREPLACE, RENAME_WHITEOUT, Creds
 from memfsd.core.service import NAMELESS
 from memfsd.uapi.limits import LINK_MAX, NAME_MAX, SYMLINK_MAX
 from memfsd.uapi.units import Ino

@@ -2,7 +2,7 @@
 
 import pytest
 
-from memfsd.core.readahead import Readahead
+from memfsd.core.memory.readahead import Readahead
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
 
 

@@ -5,7 +5,7 @@ import stat
 
 import pytest
 
-from memfsd.core.inodes import ROOT_INO, Regular
+from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.service import NAMELESS, Changes
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE

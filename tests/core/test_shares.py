@@ -1,6 +1,6 @@
 """Shares of a bounded resource."""
 
-from memfsd.core.shares import Shares
+from memfsd.core.files.shares import Shares
 
 OWNER = 7
 

@@ -5,8 +5,8 @@ import stat
 
 import pytest
 
-from memfsd.core.inodes import ROOT_INO, Inode
-from memfsd.core.xattrs import XATTR_CREATE, XATTR_REPLACE
+from memfsd.core.files.inodes import ROOT_INO, Inode
+from memfsd.core.files.xattrs import XATTR_CREATE, XATTR_REPLACE
 from memfsd.uapi.limits import XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
 from memfsd.uapi.proof import split_token
 from memfsd.uapi.seals import Seal

@@ -11,7 +11,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from memfsd.uapi.stdio import fill_standard_fds
+from memfsd.common.stdio import fill_standard_fds
 
 from .model import Cell, Outcome
 from .pool import Workers

@@ -31,6 +31,6 @@ for _name, _seconds in {**(SHORT if _short else LONG), "PROOF_DEADLINE_S": 0.5}.
     setattr(limits, _name, _seconds)
 
 if __name__ == "__main__":
-    from memfsd.memfs import main
+    from memfsd.commands.memfs import main
 
     main()

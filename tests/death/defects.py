@@ -7,7 +7,7 @@ from .model import Cell, Fault
 
 
 def _silence_acknowledges() -> None:
-    from memfsd.guests.brackets import Brackets
+    from memfsd.peers.invalidator import Brackets
 
     begin = Brackets._begin
 
@@ -25,7 +25,7 @@ def _frames_stay_with_the_dead() -> None:
 
 
 def _a_lost_store_is_an_exception() -> None:
-    from kvmsim.link import StoreLink
+    from kvmsim.store.link import StoreLink
 
     def broken(self: StoreLink, why: str) -> Exception:
         return RuntimeError(why)

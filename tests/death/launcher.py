@@ -16,9 +16,9 @@ from . import deadlines as deadlines  # isort: skip - before anything that uses 
 import trio._core._thread_cache as thread_cache
 
 import kvmsim.cli
-import memfsd.cli
+import memfsd.commands.memfs
+import memfsd.commands.memfsd
 import memfsd.daemon
-import memfsd.memfs
 
 from .traps import Board, Hold, Trap
 
@@ -28,9 +28,9 @@ thread_cache.IDLE_TIMEOUT = 0.02  # type: ignore[assignment]
 """trio's: threads that nobody uses any more are gone before they are counted."""
 
 MAINS: dict[str, Callable[[], None]] = {
-    "memfsd": memfsd.cli.main,
+    "memfsd": memfsd.commands.memfsd.main,
     "kvmsim": kvmsim.cli.main,
-    "memfs": memfsd.memfs.main,
+    "memfs": memfsd.commands.memfs.main,
 }
 
 

@@ -19,7 +19,7 @@ from enum import IntEnum
 from typing import Any
 
 from kvmsim.race import points
-from memfsd.uapi import sync
+from memfsd.common import sync
 
 NAMES: list[tuple[str, str]] = points.all_names()
 """(name, side) of every point."""

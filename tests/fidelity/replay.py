@@ -18,12 +18,12 @@ from pathlib import Path
 
 from fidelity.cases import A_BYTES, GUEST_MEMFD, Op
 
-import kvmsim.link
-from kvmsim.core.memslots import check_region
-from kvmsim.core.vm import Vm
-from kvmsim.link import Callbacks, StoreLink
-from kvmsim.machine import Machine
-from kvmsim.memory import AnonymousMemory
+import kvmsim.store.link
+from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.slots.memslots import check_region
+from kvmsim.kvm.vm import Vm
+from kvmsim.memory.memory import AnonymousMemory
+from kvmsim.store.link import Callbacks, StoreLink
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import PAGE_SIZE
@@ -86,7 +86,7 @@ class Simulated:
 
     def _pair(self, fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
         """A file that the store does not know is what it is on a machine: no file of a memfsd mount."""
-        pair = self._store.pair if os.fstat(fd).st_ino in self._inodes else kvmsim.link.pair
+        pair = self._store.pair if os.fstat(fd).st_ino in self._inodes else kvmsim.store.link.pair
         return pair(fd, vm, callbacks)
 
     def _set_region(self, op: Op) -> None:

@@ -6,10 +6,10 @@ from typing import Any, cast
 
 import pytest
 
-from memfsd.backing import Backing
-from memfsd.core.inodes import Regular
-from memfsd.guests.brackets import Brackets
-from memfsd.guests.checker import Checker, file_list, page_map
+from memfsd.core.files.inodes import Regular
+from memfsd.host.windows import Backing
+from memfsd.peers.checker import Checker, file_list, page_map
+from memfsd.peers.invalidator import Brackets
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.framing import decode_reply, encode_reply
 from memfsd.uapi.limits import MAX_FILES_PER_LIST, MAX_FINDINGS, MAX_LINE_CHARS, MAX_RUNS_PER_REPORT

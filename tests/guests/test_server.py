@@ -10,14 +10,14 @@ from types import SimpleNamespace
 
 import pytest
 
-import memfsd.guests.server
-import memfsd.guests.session
+import memfsd.peers.server
+import memfsd.peers.session
+from memfsd.common.sockets import Credentials
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import NOT_LET_IN, decode_failure, decode_header, encode_request
 from memfsd.uapi.limits import GREETING_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.sockets import Credentials
 from tests.support.both_sides import LocalStore, page
 from tests.support.threads import until
 from tests.support.wire import Wire
@@ -27,11 +27,11 @@ from tests.support.wire import Wire
 def users(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """Who connects next: the last entry."""
     now = [1000]
-    monkeypatch.setattr(memfsd.guests.server, "peer_of", lambda _: Credentials(os.getpid(), now[-1], 0))
-    monkeypatch.setattr(memfsd.guests.server, "MAX_UNPAIRED_PER_UID", 6)
-    monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS_PER_UID", 5)
-    monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS", 11)
-    monkeypatch.setattr(memfsd.guests.server, "RESERVED_CONNECTIONS", 2)
+    monkeypatch.setattr(memfsd.peers.server, "peer_of", lambda _: Credentials(os.getpid(), now[-1], 0))
+    monkeypatch.setattr(memfsd.peers.server, "MAX_UNPAIRED_PER_UID", 6)
+    monkeypatch.setattr(memfsd.peers.server, "MAX_CONNECTIONS_PER_UID", 5)
+    monkeypatch.setattr(memfsd.peers.server, "MAX_CONNECTIONS", 11)
+    monkeypatch.setattr(memfsd.peers.server, "RESERVED_CONNECTIONS", 2)
     return now
 
 
@@ -65,7 +65,7 @@ def test_unpaired_connections_of_a_user_are_few_and_those_of_another_are_his(
     store: LocalStore, users: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Observers among them: two users with 512 each that said PING once locked out root's memfs check."""
-    monkeypatch.setattr(memfsd.guests.server, "MAX_UNPAIRED_PER_UID", 3)
+    monkeypatch.setattr(memfsd.peers.server, "MAX_UNPAIRED_PER_UID", 3)
     wires = [Wire(store), *observers(store, 2)]
     until(lambda: store.server.session_count() == 3, "they are let in")
     assert "3 have not paired yet" in refusal(store)
@@ -77,7 +77,7 @@ def test_unpaired_connections_of_a_user_are_few_and_those_of_another_are_his(
 def test_a_vm_that_has_paired_makes_room_for_another(
     store: LocalStore, users: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memfsd.guests.server, "MAX_UNPAIRED_PER_UID", 1)
+    monkeypatch.setattr(memfsd.peers.server, "MAX_UNPAIRED_PER_UID", 1)
     store.create("file", 4)
     with Wire(store) as wire:
         wire.paired("file", 4)
@@ -101,7 +101,7 @@ def test_a_user_can_not_take_all_places_and_all_users_not_those_of_root(store: L
 def test_an_observer_that_only_says_ping_is_ended(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """PING keeps no place; a question does, until it is old."""
     clock = [100.0]
-    monkeypatch.setattr(memfsd.guests.session, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(memfsd.peers.session, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     with Wire(store) as pinging, Wire(store) as asking:
         pinging.hello(role=m.Role.OBSERVER)
         asking.hello(role=m.Role.OBSERVER)
@@ -146,7 +146,7 @@ def test_kvmsim_says_why_it_was_not_let_in(
     store: LocalStore, users: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It was 'the store is gone'."""
-    monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS_PER_UID", 0)
+    monkeypatch.setattr(memfsd.peers.server, "MAX_CONNECTIONS_PER_UID", 0)
     store.create("file", 4)
     local = store.vm()
     with pytest.raises(Refused, match="0 of a user are open: end some, or try again later") as refused:
@@ -157,10 +157,10 @@ def test_kvmsim_says_why_it_was_not_let_in(
 def test_a_flood_is_one_line_in_the_log(
     store: LocalStore, users: list[int], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memfsd.guests.server, "MAX_UNPAIRED_PER_UID", 3)
+    monkeypatch.setattr(memfsd.peers.server, "MAX_UNPAIRED_PER_UID", 3)
     wires = [Wire(store) for _ in range(3)]
     until(lambda: store.server.session_count() == 3, "they are let in")
-    with caplog.at_level(logging.WARNING, "memfsd.guests"):
+    with caplog.at_level(logging.WARNING, "memfsd.peers"):
         for _ in range(20):
             assert refusal(store)
     assert [record.message for record in caplog.records] == [

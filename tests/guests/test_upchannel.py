@@ -5,8 +5,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from memfsd.guests import upchannel
-from memfsd.guests.upchannel import PeerGone, PeerSilent, UpChannel
+from memfsd.peers import upchannel
+from memfsd.peers.upchannel import PeerGone, PeerSilent, UpChannel
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import decode_header, encode_reply
 from memfsd.uapi.messages import Kind

@@ -9,7 +9,7 @@ import os
 import socket
 import sys
 
-from memfsd.guests.upchannel import set_deadline
+from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES

@@ -6,11 +6,11 @@ import socket
 from pathlib import Path
 from typing import Any
 
-from kvmsim.core.vm import Vm
-from kvmsim.guest import Guest
-from kvmsim.link import Callbacks, StoreLink
-from kvmsim.machine import Machine
-from memfsd.guests.upchannel import set_deadline
+from kvmsim.cpu.accesses import Guest
+from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.vm import Vm
+from kvmsim.store.link import Callbacks, StoreLink
+from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import decode_header, decode_reply, decode_request, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES

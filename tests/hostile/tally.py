@@ -6,7 +6,7 @@ MEMFSD_FUZZ_PACKETS=N tries about N packets instead of PACKETS, MEMFSD_FUZZ_SEED
 import os
 from collections import Counter
 
-from kvmsim.core.exits import Exit
+from kvmsim.kvm.exits import Exit
 from tests.support.both_sides import LocalStore, LocalVm, page
 
 PACKETS = int(os.environ.get("MEMFSD_FUZZ_PACKETS", "110000"))

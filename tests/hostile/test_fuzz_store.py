@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from memfsd.guests.upchannel import UpChannel
+from memfsd.peers.upchannel import UpChannel
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.framing import decode_header, encode_request

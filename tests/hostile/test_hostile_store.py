@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import kvmsim.link
-from kvmsim.core.exits import MemoryErrorExit
+import kvmsim.store.link
+from kvmsim.kvm.exits import MemoryErrorExit
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
@@ -210,7 +210,7 @@ def test_two_pages_in_one_frame_are_the_guests_own_loss(store: ByHand) -> None:
 
 
 def test_a_store_that_always_says_again_ends_as_an_exit(store: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("kvmsim.faults._MAX_RETRIES", 50)
+    monkeypatch.setattr("kvmsim.kvm.faults._MAX_RETRIES", 50)
     store.paired()
     write = store.write(0)
     for _ in range(50):
@@ -421,7 +421,7 @@ def test_a_store_that_is_stopped_while_its_queue_is_full_is_ehostdown(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """connect(2) waits for a place in the queue, and has a deadline as every other wait."""
-    monkeypatch.setattr(kvmsim.link, "ANSWER_DEADLINE_S", 1)
+    monkeypatch.setattr(kvmsim.store.link, "ANSWER_DEADLINE_S", 1)
     path = str(tmp_path / "socket")
     waiting: list[socket.socket] = []
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
@@ -432,6 +432,6 @@ def test_a_store_that_is_stopped_while_its_queue_is_full_is_ehostdown(
                 waiting.append(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
                 waiting[-1].setblocking(False)
                 waiting[-1].connect(path)
-        refused_as(Beside(lambda: kvmsim.link._connect(path).close()), errno.EHOSTDOWN)
+        refused_as(Beside(lambda: kvmsim.store.link._connect(path).close()), errno.EHOSTDOWN)
     for sock in waiting:
         sock.close()

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from memfsd.guests import rundir
+from memfsd.peers import rundir
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import decode_request_header, encode_reply

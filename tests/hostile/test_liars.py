@@ -6,13 +6,13 @@ from collections.abc import Callable
 import msgspec
 import pytest
 
-import memfsd.core.bindings
-import memfsd.guests.session
-import memfsd.guests.upchannel
+import memfsd.core.private.bindings
+import memfsd.peers.session
+import memfsd.peers.upchannel
 from memfsd.core.audit import Facts, audit
-from memfsd.core.frames import FrameState
-from memfsd.core.guest import PairState
-from memfsd.guests.upchannel import set_deadline
+from memfsd.core.memory.frames import FrameState
+from memfsd.core.private.gmem_file import PairState
+from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES, MAX_RUNS_PER_REPORT
@@ -204,7 +204,7 @@ def test_a_table_of_thousands_is_refused(store: LocalStore) -> None:
 def test_who_never_reads_its_answers_is_cut_off(store: LocalStore, liar: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel holds a socket buffer's worth; then the session waits for its deadline, and for no one else."""
     store.create("slow", 8)
-    monkeypatch.setattr(memfsd.guests.session, "ACK_DEADLINE_S", 0.2)
+    monkeypatch.setattr(memfsd.peers.session, "ACK_DEADLINE_S", 0.2)
     with liar, Wire(store) as slow:
         slow.hello(store.token("slow"))
         slow.pair()
@@ -234,10 +234,10 @@ def test_a_silent_vm_is_called_so_often_and_no_more(store: LocalStore, liar: Wir
     with liar:
         peer = store.brackets.peers[store.file("file").ino]
         set_deadline(peer.up._sock, 0.001)
-        for _ in range(memfsd.guests.upchannel._MAX_ABANDONED + 5):
-            with pytest.raises(memfsd.guests.upchannel.PeerLost):
+        for _ in range(memfsd.peers.upchannel._MAX_ABANDONED + 5):
+            with pytest.raises(memfsd.peers.upchannel.PeerLost):
                 peer.up.call(Kind.REPORT, m.Report(0), m.ReportReply)
-        assert len(peer.up._abandoned) <= memfsd.guests.upchannel._MAX_ABANDONED
+        assert len(peer.up._abandoned) <= memfsd.peers.upchannel._MAX_ABANDONED
         liar.ask(Kind.BYE)
 
 
@@ -254,7 +254,7 @@ def test_requests_are_answered_in_their_order_however_many_wait(store: LocalStor
 
 
 def test_what_a_vm_binds_is_bounded(store: LocalStore, liar: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memfsd.core.bindings, "MAX_BINDINGS_PER_FILE", 16)
+    monkeypatch.setattr(memfsd.core.private.bindings, "MAX_BINDINGS_PER_FILE", 16)
     with liar:
         liar.ask(Kind.UNBIND, m.Unbind(0, 64))
         errors = [liar.ask(Kind.BIND, m.Bind(0, 2 * n, 2 * n, 1)) for n in range(32)]

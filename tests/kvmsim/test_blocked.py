@@ -1,6 +1,6 @@
 """Pages that are blocked: where they are, and whether they were touched."""
 
-from kvmsim.core.blocked import BlockedPages
+from kvmsim.kvm.mmu.blocked import BlockedPages
 
 
 def test_pages_are_taken_as_they_were_added_and_in_parts() -> None:

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvmsim.core.memslots import SlotFlag
-from kvmsim.memory import AnonymousMemory
+from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.memory.memory import AnonymousMemory
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 

@@ -3,7 +3,7 @@ import errno
 import numpy as np
 import pytest
 
-from kvmsim.core.ept import (
+from kvmsim.kvm.mmu.ept import (
     ACCESSED,
     DIRTY,
     EXECUTE,

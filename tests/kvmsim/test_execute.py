@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 
-import kvmsim.execute
-import kvmsim.machine
-from kvmsim.core.exits import ExitReason
-from kvmsim.core.memslots import SlotFlag
-from kvmsim.execute import Executor
-from kvmsim.script import values
-from kvmsim.script.grammar import EXIT_REASONS, FORMS, INFO_TOPICS, parse_line
-from kvmsim.script.outcome import Outcome
+import kvmsim.kvm.machine
+import kvmsim.shell.execute
+from kvmsim.kvm.exits import ExitReason
+from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.shell.execute import Executor
+from kvmsim.shell.script import values
+from kvmsim.shell.script.grammar import EXIT_REASONS, FORMS, INFO_TOPICS, parse_line
+from kvmsim.shell.script.outcome import Outcome
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VMS
 from tests.support.both_sides import LocalStore, LocalVm, page
@@ -53,7 +53,7 @@ def do() -> Iterator[Lines]:
 @pytest.fixture
 def private(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
     """Machines pair with the local store; private slot 0 at 0, 16 pages."""
-    monkeypatch.setattr(kvmsim.machine.Machine.__init__, "__defaults__", (store.pair,))
+    monkeypatch.setattr(kvmsim.kvm.machine.Machine.__init__, "__defaults__", (store.pair,))
     store.create("file", 16)
     lines = Lines()
     lines.ok(f"slot set 0 private gpa=0 size=64K file={store.path('file')}")
@@ -308,7 +308,7 @@ def test_a_lost_store_is_an_exit_or_ehostdown_never_a_crash(store: LocalStore, p
 
 
 def test_closing_ends_every_vm(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvmsim.machine.Machine.__init__, "__defaults__", (store.pair,))
+    monkeypatch.setattr(kvmsim.kvm.machine.Machine.__init__, "__defaults__", (store.pair,))
     store.create("file", 4)
     store.create("other", 4)
     lines = Lines()

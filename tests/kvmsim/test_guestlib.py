@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 import pytest
 
-from kvmsim.core.exits import Exit
-from kvmsim.core.hypercalls import INVALID_OPERAND, MAP_GPA, RETRY, SUCCESS, Registers
-from kvmsim.core.vcpu import Program
-from kvmsim.guestlib import MAX_RETRIES, map_gpa, set_memory
+from kvmsim.cpu.guestlib import MAX_RETRIES, map_gpa, set_memory
+from kvmsim.kvm.exits import Exit
+from kvmsim.kvm.hypercalls import INVALID_OPERAND, MAP_GPA, RETRY, SUCCESS, Registers
+from kvmsim.kvm.vcpu import Program
 from memfsd.uapi.errors import Refused
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsim.core.hva import TASK_SIZE, HostAddressSpace, Vma
+from kvmsim.vmm.hva import TASK_SIZE, HostAddressSpace, Vma
 from memfsd.uapi.errors import Refused
 from tests.support.both_sides import errno_of, page
 

@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-from kvmsim.core.exits import HypercallExit, MemoryErrorExit
-from kvmsim.core.hypercalls import (
+from kvmsim.kvm.exits import HypercallExit, MemoryErrorExit
+from kvmsim.kvm.hypercalls import (
     ALIGN_ERROR,
     CHUNK_BYTES,
     INVALID_OPERAND,

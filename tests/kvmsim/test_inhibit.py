@@ -1,6 +1,6 @@
 """User space alone: nobody is in KVM_RUN, nobody enters, and every vCPU goes on afterwards."""
 
-from kvmsim.inhibit import Inhibitor
+from kvmsim.vmm.inhibit import Inhibitor
 from tests.support.threads import Beside, Gate, until
 
 

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.execute import Executor
-from kvmsim.script.grammar import parse_line
-from kvmsim.script.outcome import Outcome
+from kvmsim.shell.execute import Executor
+from kvmsim.shell.script.grammar import parse_line
+from kvmsim.shell.script.outcome import Outcome
 from memfsd.uapi.errors import Refused
 from tests.support.terminal import CTRL_C, Terminal
 from tests.support.threads import until
@@ -24,10 +24,10 @@ PROMPT = "(kvmsim) "
 PROGRAM = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from kvmsim.execute import Executor
-from kvmsim.prompt import prompt
-from kvmsim.script.output import HumanPrinter
-from kvmsim.script.runner import Session
+from kvmsim.shell.execute import Executor
+from kvmsim.shell.prompt import prompt
+from kvmsim.shell.script.output import HumanPrinter
+from kvmsim.shell.script.runner import Session
 executor = Executor(8)
 with executor.interrupt.listen():
     prompt(Session(executor, HumanPrinter(sys.stdout, echo=False).emit), executor.interrupt, "here")

@@ -4,7 +4,7 @@ import ctypes
 
 import pytest
 
-from kvmsim.core.exits import (
+from kvmsim.kvm.exits import (
     INTR,
     Exit,
     ExitReason,
@@ -15,7 +15,7 @@ from kvmsim.core.exits import (
     MmioExit,
     ShutdownExit,
 )
-from kvmsim.core.kvm_run import KvmRun, exit_of, fill, mmio_data
+from kvmsim.kvm.kvm_run import KvmRun, exit_of, fill, mmio_data
 
 OFFSETS = {
     "immediate_exit": 1,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.memory import AnonymousMemory, FileMemory, SparseMemory, WindowMemory, punch_file
+from kvmsim.memory.memory import AnonymousMemory, FileMemory, SparseMemory, WindowMemory, punch_file
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import errno_of, page

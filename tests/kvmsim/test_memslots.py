@@ -2,7 +2,7 @@ import errno
 
 import pytest
 
-from kvmsim.core.memslots import (
+from kvmsim.kvm.slots.memslots import (
     AddressSpaceId,
     Memslot,
     Memslots,

@@ -4,10 +4,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvmsim.core.ept import ACCESSED
-from kvmsim.core.memslots import AddressSpaceId, Memslot, SlotFlag
-from kvmsim.core.mmu import Mmu, Ticket
-from kvmsim.core.tlb import Tlb, tlb_key
+from kvmsim.kvm.mmu.ept import ACCESSED
+from kvmsim.kvm.mmu.mmu import Mmu, Ticket
+from kvmsim.kvm.mmu.tlb import Tlb, tlb_key
+from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, SlotFlag
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvmsim.core.physmap import PhysMap
+from kvmsim.kvm.mmu.physmap import PhysMap
 from tests.support.both_sides import errno_of
 
 GIB = 1 << 18

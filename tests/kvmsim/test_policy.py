@@ -4,8 +4,8 @@ import errno
 
 import pytest
 
-import kvmsim.link
-from kvmsim.core.exits import MemoryErrorExit, MmioExit
+import kvmsim.store.link
+from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, page
@@ -224,7 +224,7 @@ def test_a_conversion_that_was_taken_back_loses_nothing_later(
         def refuse(fd: int, offset: int, length: int) -> None:
             raise Refused(errno.EIO, "the store does not take it")
 
-        patch.setattr(kvmsim.link, "punch_file", refuse)
+        patch.setattr(kvmsim.store.link, "punch_file", refuse)
         with pytest.raises(Refused, match="does not take it"):
             local.vmm.run(local.vcpu, lambda: local.guest.map(local.vcpu, page(2), page(4), private=False))
     store.reclaim()

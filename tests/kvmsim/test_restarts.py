@@ -5,19 +5,11 @@ import os
 
 import pytest
 
-from kvmsim.core.exits import (
-    Exit,
-    HltExit,
-    HypercallExit,
-    InternalErrorExit,
-    MemoryErrorExit,
-    MmioExit,
-    ShutdownExit,
-)
-from kvmsim.core.hypercalls import MAP_GPA, RETRY, SUCCESS, Registers
-from kvmsim.core.kvm_run import exit_of
-from kvmsim.core.memslots import SlotFlag
-from kvmsim.memory import FileMemory
+from kvmsim.kvm.exits import Exit, HltExit, HypercallExit, InternalErrorExit, MemoryErrorExit, MmioExit, ShutdownExit
+from kvmsim.kvm.hypercalls import MAP_GPA, RETRY, SUCCESS, Registers
+from kvmsim.kvm.kvm_run import exit_of
+from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.memory.memory import FileMemory
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.core.memslots import AddressSpaceId, Memslot, SlotFlag
-from kvmsim.memory import FileMemory, SparseMemory
+from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, SlotFlag
+from kvmsim.memory.memory import FileMemory, SparseMemory
 from tests.support.both_sides import LocalVm, page
 
 MIB2 = 512

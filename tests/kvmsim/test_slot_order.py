@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.core.memslots import SlotFlag
-from kvmsim.execute import Executor
-from kvmsim.memory import AnonymousMemory
-from kvmsim.script.grammar import parse_script
+from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.memory.memory import AnonymousMemory
+from kvmsim.shell.execute import Executor
+from kvmsim.shell.script.grammar import parse_script
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page

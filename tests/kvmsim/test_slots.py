@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from kvmsim.core.exits import MemoryErrorExit, MmioExit
-from kvmsim.core.memslots import SlotFlag
-from kvmsim.memory import AnonymousMemory
+from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
+from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.memory.memory import AnonymousMemory
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page

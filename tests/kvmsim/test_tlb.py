@@ -1,4 +1,4 @@
-from kvmsim.core.tlb import Tlb, tlb_key
+from kvmsim.kvm.mmu.tlb import Tlb, tlb_key
 
 
 def test_a_translation_is_found_until_it_is_flushed() -> None:

@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from kvmsim.core.exits import ExitReason, HltExit
-from kvmsim.core.vcpu import Program, Vcpu
-from kvmsim.core.vm import Vm
+from kvmsim.kvm.exits import ExitReason, HltExit
+from kvmsim.kvm.vcpu import Program, Vcpu
+from kvmsim.kvm.vm import Vm
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_VCPUS
 from tests.support.both_sides import errno_of

@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 
-import kvmsim.backing
-import kvmsim.machine
-from kvmsim.script.commands import GuestCommand
-from kvmsim.script.grammar import FORMS
-from kvmsim.vcpu_commands import GUEST_COMMANDS
+import kvmsim.kvm.backing
+import kvmsim.kvm.machine
+from kvmsim.shell.script.commands import GuestCommand
+from kvmsim.shell.script.grammar import FORMS
+from kvmsim.shell.vcpu_commands import GUEST_COMMANDS
 from tests.kvmsim.test_execute import Lines
 from tests.support.both_sides import LocalStore
 from tests.support.threads import Beside, Gate, until
@@ -26,7 +26,7 @@ def do() -> Iterator[Lines]:
 @pytest.fixture
 def private(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
     """Private slot 0 at 0, 16 pages; vCPUs 0 and 1."""
-    monkeypatch.setattr(kvmsim.machine.Machine.__init__, "__defaults__", (store.pair,))
+    monkeypatch.setattr(kvmsim.kvm.machine.Machine.__init__, "__defaults__", (store.pair,))
     store.create("file", 16)
     lines = Lines()
     lines.ok(f"slot set 0 private gpa=0 size=64K file={store.path('file')}", "vcpu 1")
@@ -162,7 +162,7 @@ def held(private: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     machine = private.executor._current.machine
     real = machine.fault
 
-    def fault(vcpu: kvmsim.backing.GuestVcpu, *arguments: object, **named: object) -> object:
+    def fault(vcpu: kvmsim.kvm.backing.GuestVcpu, *arguments: object, **named: object) -> object:
         if vcpu.id == 1 and not gate.is_open:
             gate.wait()
         return real(vcpu, *arguments, **named)  # type: ignore[arg-type]

@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsim.core.dirty import DirtyLog
+from kvmsim.kvm.slots.dirty import DirtyLog
 
 PAGES = 45
 

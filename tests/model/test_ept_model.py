@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmsim.core.ept import ACCESSED, DIRTY, EXECUTE, LARGE, MAX_GFN_EPT, MEMORY_TYPE_WB, READ, WRITE, Ept
+from kvmsim.kvm.mmu.ept import ACCESSED, DIRTY, EXECUTE, LARGE, MAX_GFN_EPT, MEMORY_TYPE_WB, READ, WRITE, Ept
 from memfsd.uapi.errors import Refused
 
 # Around the places where one table ends and the next begins, at each level, and the two ends.

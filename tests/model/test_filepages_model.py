@@ -4,7 +4,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from memfsd.core.filepages import END, FilePages
+from memfsd.core.memory.page_table import END, FilePages
 
 CHUNK = 512
 GIG = 1 << 18

@@ -6,8 +6,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
-from memfsd.core.buddy import Buddy
-from memfsd.core.frames import LEGAL, FramePool, FrameState
+from memfsd.core.memory.buddy import Buddy
+from memfsd.core.memory.frames import LEGAL, FramePool, FrameState
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import ORDER_2M, Pfn
 

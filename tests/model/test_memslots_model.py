@@ -5,7 +5,7 @@ import errno
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmsim.core.memslots import AddressSpaceId, Memslot, Memslots, SlotFlag
+from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, Memslots, SlotFlag
 from memfsd.uapi.errors import Refused
 
 SPACE = 40

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.core.ept import entry_pfn
-from kvmsim.core.exits import MemoryErrorExit
+from kvmsim.kvm.exits import MemoryErrorExit
+from kvmsim.kvm.mmu.ept import entry_pfn
 from tests.support.both_sides import LocalStore, LocalVm, opened_store, page
 
 MIB2 = 512

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from kvmsim.core.exits import MemoryErrorExit, MmioExit
+from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, opened_store, page

@@ -7,7 +7,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from memfsd.core.inodes import ROOT_INO
+from memfsd.core.files.inodes import ROOT_INO
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.core_store import KEEP_SIZE, ME, NO_LEAKS, PUNCH, CoreStore, refused
 

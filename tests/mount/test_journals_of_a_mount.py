@@ -122,7 +122,7 @@ def test_a_log_that_nobody_takes_is_no_traceback() -> None:
 
 NOBODY_LISTENS = """
 import logging.handlers
-from memfsd.cli import _log_to
+from memfsd.commands.memfsd import _log_to
 
 real = logging.handlers.SysLogHandler
 logging.handlers.SysLogHandler = lambda address: real("/nowhere" + address)

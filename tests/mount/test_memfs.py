@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from memfsd.core.guest import PairState
+from memfsd.core.private.gmem_file import PairState
 from tests.support.real_mount import BIN, ENVIRONMENT, PAGE, MountFactory, block_count, run, seals_of, sh
 from tests.support.threads import until
 

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from kvmsim.core.exits import MemoryErrorExit
+from kvmsim.kvm.exits import MemoryErrorExit
 from memfsd.uapi.messages import GetPfnReply
 from tests.support.both_sides import LocalStore, page
 from tests.support.threads import until

@@ -2,8 +2,8 @@
 
 import pytest
 
-import kvmsim.callbacks
-from kvmsim.core.ept import MAX_GFN_EPT
+import kvmsim.kvm.notifier
+from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, page
@@ -97,7 +97,7 @@ def test_a_vm_that_hides_its_slots_is_found(store: LocalStore) -> None:
 
 
 def test_a_long_report_comes_in_parts(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvmsim.callbacks, "MAX_RUNS_PER_REPORT", 3)
+    monkeypatch.setattr(kvmsim.kvm.notifier, "MAX_RUNS_PER_REPORT", 3)
     store.create("file", 32)
     local = store.vm()
     local.private_slot(0, 0, page(32), "file")

@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-import memfsd.guests.brackets
-import memfsd.guests.checker
-from kvmsim.link import StoreLink
-from memfsd.core.guest import PairState
-from memfsd.guests.process import PeerProcess
+import memfsd.peers.checker
+import memfsd.peers.invalidator
+from kvmsim.store.link import StoreLink
+from memfsd.core.private.gmem_file import PairState
+from memfsd.peers.process import PeerProcess
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
@@ -150,7 +150,7 @@ def test_a_check_and_a_grant_that_needs_reclaim_do_not_wait_for_each_other(small
 def test_a_bracket_that_never_ends_is_found_and_keeps_nobody(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memfsd.guests.brackets, "CHECK_BRACKETS_DEADLINE_S", 0.05)
+    monkeypatch.setattr(memfsd.peers.invalidator, "CHECK_BRACKETS_DEADLINE_S", 0.05)
     store.create("leaky", 8)
     store.create("fine", 8)
     with store.guest("leaky").bracket:
@@ -161,7 +161,7 @@ def test_a_bracket_that_never_ends_is_found_and_keeps_nobody(
 
 
 def test_one_check_at_a_time_and_the_other_is_told(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memfsd.guests.checker, "CHECK_TURN_DEADLINE_S", 0.02)
+    monkeypatch.setattr(memfsd.peers.checker, "CHECK_TURN_DEADLINE_S", 0.02)
     store.create("file", 8)
     with Wire(store) as wire:
         wire.paired("file", 8)
@@ -176,7 +176,7 @@ def test_one_check_at_a_time_and_the_other_is_told(store: LocalStore, monkeypatc
 
 def test_all_vms_together_have_one_time_to_report(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A VM that always has more to tell does not hold the brackets of the others."""
-    monkeypatch.setattr(memfsd.guests.checker, "CHECK_REPORTS_DEADLINE_S", 0.2)
+    monkeypatch.setattr(memfsd.peers.checker, "CHECK_REPORTS_DEADLINE_S", 0.2)
     store.create("file", 1024)
     with Wire(store) as wire:
         wire.paired("file", 1024)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.core.exits import MemoryErrorExit
-from memfsd.core.frames import FrameState
-from memfsd.core.guest import PairState
-from memfsd.guests.upchannel import set_deadline
+from kvmsim.kvm.exits import MemoryErrorExit
+from memfsd.core.memory.frames import FrameState
+from memfsd.core.private.gmem_file import PairState
+from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
@@ -183,11 +183,11 @@ def test_a_window_that_could_shrink_is_refused(store: LocalStore, monkeypatch: p
 
 CHILD = """
 import os, sys
-from kvmsim import link
+from kvmsim.store import link
 from memfsd.uapi.proof import split_token
-from kvmsim.core.vm import Vm
-from kvmsim.guest import Guest
-from kvmsim.machine import Machine
+from kvmsim.kvm.vm import Vm
+from kvmsim.cpu.accesses import Guest
+from kvmsim.kvm.machine import Machine
 
 path, socket_path, token = sys.argv[1:]
 

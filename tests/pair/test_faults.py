@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvmsim.core.exits import MemoryErrorExit
-from memfsd.core.frames import FrameState
+from kvmsim.kvm.exits import MemoryErrorExit
+from memfsd.core.memory.frames import FrameState
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind

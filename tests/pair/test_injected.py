@@ -5,9 +5,9 @@ from collections.abc import Callable
 
 import pytest
 
-from memfsd.core.frames import FrameState
-from memfsd.core.guest import PairState
-from memfsd.core.inodes import Regular
+from memfsd.core.files.inodes import Regular
+from memfsd.core.memory.frames import FrameState
+from memfsd.core.private.gmem_file import PairState
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import Pgoff, Seq

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-import memfsd.guests.session
-from kvmsim.core.exits import MemoryErrorExit
-from kvmsim.core.tlb import tlb_key
-from memfsd.core.frames import FrameState
-from memfsd.guests.upchannel import UpChannel
+import memfsd.peers.session
+from kvmsim.kvm.exits import MemoryErrorExit
+from kvmsim.kvm.mmu.tlb import tlb_key
+from memfsd.core.memory.frames import FrameState
+from memfsd.peers.upchannel import UpChannel
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import decode_failure, decode_header, encode_failure
@@ -321,7 +321,7 @@ def test_the_bracket_on_the_wire(store: LocalStore, wire: Wire) -> None:
 
 
 def short_patience(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memfsd.guests.session, "UpChannel", lambda sock: UpChannel(sock, 0.05))
+    monkeypatch.setattr(memfsd.peers.session, "UpChannel", lambda sock: UpChannel(sock, 0.05))
 
 
 def test_a_silent_peer_is_etimedout_cut_off_and_its_frames_are_quarantined(

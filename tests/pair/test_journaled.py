@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-import memfsd.guests.brackets
-import memfsd.guests.session
+import memfsd.peers.invalidator
+import memfsd.peers.session
 from kvmsim.journal.check import check
-from memfsd.guests.upchannel import UpChannel
+from memfsd.peers.upchannel import UpChannel
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, page
@@ -108,10 +108,10 @@ def test_large_leaves_are_installed_and_zapped_in_the_journal_as_they_are(tmp_pa
 CHILD = """
 import sys, time
 from pathlib import Path
-from kvmsim.core.vm import Vm
-from kvmsim.guest import Guest
+from kvmsim.kvm.vm import Vm
+from kvmsim.cpu.accesses import Guest
 from kvmsim.journal.record import JournaledMachine, JournaledMmu
-from kvmsim import link
+from kvmsim.store import link
 from memfsd.uapi.proof import split_token
 from tests.support.journaled import recording
 
@@ -133,7 +133,7 @@ with recording(Path(journal_path), "kvmsim") as journal:
 def test_a_death_and_a_silence_in_the_middle_keep_all_rules(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
 ) -> None:
-    monkeypatch.setattr(memfsd.guests.session, "UpChannel", _impatient)
+    monkeypatch.setattr(memfsd.peers.session, "UpChannel", _impatient)
     store_path, vm_path = tmp_path / "store.journal", tmp_path / "vm.journal"
     with recording(store_path, "memfsd") as journal:
         store = LocalStore(tmp_path, 64, journal)
@@ -177,7 +177,7 @@ def _impatient(sock: socket.socket) -> UpChannel:
 
 def test_an_acknowledgement_before_the_zap_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A bug in the machine itself, not in the journal: what the notes tell is what is done."""
-    from kvmsim.machine import Machine
+    from kvmsim.kvm.machine import Machine
 
     def forgetful(self: Machine, link: object, begin: object) -> list[tuple[int, int]]:
         return []
@@ -208,7 +208,7 @@ def test_a_frame_freed_before_the_acknowledgement_is_found(tmp_path: Path, monke
     def run(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
         one.touch(page(16), page(4))
         monkeypatch.setattr(UpChannel, "call", late)
-        monkeypatch.setattr(memfsd.guests.brackets.Brackets, "cut", lambda *_: None)
+        monkeypatch.setattr(memfsd.peers.invalidator.Brackets, "cut", lambda *_: None)
         with contextlib.suppress(Refused):
             store.punch("one", 0, 4)
         monkeypatch.undo()

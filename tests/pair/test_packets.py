@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-import memfsd.guests.server
-import memfsd.guests.session
+import memfsd.peers.server
+import memfsd.peers.session
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import NOT_LET_IN, decode_failure, decode_header, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES, MAX_RUN_PAGES
@@ -175,13 +175,13 @@ def test_a_session_that_fails_still_gives_the_frames_back(
 def test_a_connection_that_says_nothing_ends_at_the_greeting_deadline(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memfsd.guests.session, "GREETING_DEADLINE_S", 0.05)
+    monkeypatch.setattr(memfsd.peers.session, "GREETING_DEADLINE_S", 0.05)
     with Wire(store) as mute:
         assert mute.ended()
 
 
 def test_pings_do_not_extend_the_greeting_deadline(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memfsd.guests.session, "GREETING_DEADLINE_S", 0.5)
+    monkeypatch.setattr(memfsd.peers.session, "GREETING_DEADLINE_S", 0.5)
     with Wire(store) as chatty:
         chatty.hello()
 
@@ -199,7 +199,7 @@ def test_a_paired_vm_may_be_silent_for_as_long_as_it_likes(store: LocalStore, mo
     store.create("file", 8)
     with Wire(store) as wire:
         wire.paired("file", 8)
-        monkeypatch.setattr(memfsd.guests.session, "GREETING_DEADLINE_S", 0.05)
+        monkeypatch.setattr(memfsd.peers.session, "GREETING_DEADLINE_S", 0.05)
         with Wire(store) as mute:
             assert mute.ended(), "the deadline of one that connected later has passed"
         assert wire.get_pfn(0).page_count == 1
@@ -209,7 +209,7 @@ def test_a_paired_vm_may_be_silent_for_as_long_as_it_likes(store: LocalStore, mo
 def test_connections_are_limited_and_a_place_that_is_free_can_be_taken(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS", 3)
+    monkeypatch.setattr(memfsd.peers.server, "MAX_CONNECTIONS", 3)
     open_ones = [Wire(store) for _ in range(3)]
     for wire in open_ones:
         wire.hello()

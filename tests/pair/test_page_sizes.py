@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.core.tlb import tlb_key
+from kvmsim.kvm.mmu.tlb import tlb_key
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
 from tests.support.threads import Beside, until
 

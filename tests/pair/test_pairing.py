@@ -6,14 +6,14 @@ import socket
 
 import pytest
 
-import kvmsim.link
-import memfsd.guests.session
-from memfsd.core.inodes import InodeTable
-from memfsd.guests.process import PeerProcess
+import kvmsim.store.link
+import memfsd.peers.session
+from memfsd.common.mounts import Mount
+from memfsd.core.files.inodes import InodeTable
+from memfsd.peers.process import PeerProcess
 from memfsd.uapi import messages as m
 from memfsd.uapi import names
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.mounts import Mount
 from memfsd.uapi.proof import KEY_BYTES, KVM, PROOF_BYTES, STORE, TOKEN_BYTES, Token, prove
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, errno_of, page
@@ -215,7 +215,7 @@ def test_only_the_owner_of_the_file_or_root_may_pair(store: LocalStore, monkeypa
             super().__init__(connection)
             self.uid = 4242
 
-    monkeypatch.setattr(memfsd.guests.session, "PeerProcess", Stranger)
+    monkeypatch.setattr(memfsd.peers.session, "PeerProcess", Stranger)
     file = store.create("file", 8)
     with Wire(store) as wire:
         assert wire.hello() == "EACCES"
@@ -289,6 +289,6 @@ def test_a_file_of_a_store_that_is_gone_is_ehostdown(store: LocalStore, monkeypa
     local = store.vm()
     attributes = {names.XATTR_SEALS: b"guest", names.XATTR_SOCKET: b"/gone", names.XATTR_TOKEN: bytes(TOKEN_BYTES)}
     monkeypatch.setattr(os, "getxattr", lambda fd, name: attributes[name])
-    monkeypatch.setattr(kvmsim.link, "mount_of", lambda fd: Mount(os.fstat(fd).st_dev, "/mnt", os.getuid()))
+    monkeypatch.setattr(kvmsim.store.link, "mount_of", lambda fd: Mount(os.fstat(fd).st_dev, "/mnt", os.getuid()))
     with open(store.path("file"), "wb") as file:
-        assert errno_of(kvmsim.link.pair, file.fileno(), "vm", local.machine) == "EHOSTDOWN"
+        assert errno_of(kvmsim.store.link.pair, file.fileno(), "vm", local.machine) == "EHOSTDOWN"

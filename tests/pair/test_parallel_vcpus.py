@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from kvmsim.backing import GuestVcpu
-from kvmsim.core.exits import MmioExit
+from kvmsim.kvm.backing import GuestVcpu
+from kvmsim.kvm.exits import MmioExit
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.threads import DEADLINE_S, Beside

@@ -11,8 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-import memfsd.guests.server
-from kvmsim.link import StoreLink
+import memfsd.peers.server
+from kvmsim.store.link import StoreLink
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind
@@ -70,7 +70,7 @@ def test_cycles_run_flat(store: LocalStore) -> None:
 @pytest.mark.timeout(300)
 def test_more_files_than_connections_one_after_the_other(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """The 1,025th was refused when each pairing lasted as long as the VM."""
-    monkeypatch.setattr(memfsd.guests.server, "MAX_CONNECTIONS", 8)
+    monkeypatch.setattr(memfsd.peers.server, "MAX_CONNECTIONS", 8)
     vm = store.vm()
     for number in range(FILES // 10):
         store.create(f"file{number}", 4)
@@ -286,6 +286,6 @@ def test_a_window_that_does_not_fit_is_enomem_and_the_file_is_not_spent(
         raise OSError(errno.ENOMEM, "Cannot allocate memory")
 
     with monkeypatch.context() as patch:
-        patch.setattr("kvmsim.memory.mmap.mmap", no_room)
+        patch.setattr("kvmsim.memory.memory.mmap.mmap", no_room)
         assert errno_of(vm.private_slot, 0, 0, page(4), "file") == "ENOMEM"
     plug(vm, "file", b"data")

@@ -5,12 +5,12 @@ from collections.abc import Iterator
 
 import pytest
 
-import kvmsim.callbacks
-import memfsd.guests.brackets
-import memfsd.guests.reclaim
-import memfsd.guests.server
-from memfsd.core.frames import FrameState
-from memfsd.core.shares import Shares
+import kvmsim.kvm.notifier
+import memfsd.peers.invalidator
+import memfsd.peers.reclaim
+import memfsd.peers.server
+from memfsd.core.files.shares import Shares
+from memfsd.core.memory.frames import FrameState
 from memfsd.uapi import messages as m
 from memfsd.uapi.limits import MAX_FILE_BYTES
 from memfsd.uapi.messages import Kind, Reason
@@ -95,7 +95,7 @@ def test_a_guest_that_needs_a_page_waits_for_all_silent_vms_together(
     small_store: LocalStore, slow: list[Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The deadline passes once, and before any of them is cut off."""
-    monkeypatch.setattr(memfsd.guests.reclaim, "RECLAIM_DEADLINE_S", 0.05)
+    monkeypatch.setattr(memfsd.peers.reclaim, "RECLAIM_DEADLINE_S", 0.05)
     fill(small_store)
     with asker_of(small_store) as asker:
         assert asker.get_pfn(0) == "ENOSPC"
@@ -147,7 +147,7 @@ def test_all_vms_hear_of_the_end_of_the_store_before_one_has_answered(
 def test_the_end_of_the_store_waits_for_all_silent_vms_together(
     small_store: LocalStore, slow: list[Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memfsd.guests.server, "REVOKE_DEADLINE_S", 0.05)
+    monkeypatch.setattr(memfsd.peers.server, "REVOKE_DEADLINE_S", 0.05)
     small_store.unmount()
     assert {wire.called()[0] for wire in slow} == {Kind.REVOKE}
     assert all(wire.ended() for wire in slow)
@@ -183,7 +183,7 @@ def test_memory_of_a_file_without_a_vm_is_taken_back_while_nobody_answers(
 def test_an_invalidation_whose_turn_does_not_come_changes_nothing(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(memfsd.guests.brackets, "BRACKET_DEADLINE_S", 0.01)
+    monkeypatch.setattr(memfsd.peers.invalidator, "BRACKET_DEADLINE_S", 0.01)
     store.create("file", 16)
     with Wire(store) as wire:
         wire.paired("file", 16)
@@ -206,7 +206,7 @@ def test_begin_is_not_acknowledged_while_a_slot_does_not_go_away(
     store: LocalStore, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It would be of pages that are still mapped (R6): the VM breaks off instead, and its frames are quarantined."""
-    monkeypatch.setattr(kvmsim.callbacks, "ACK_DEADLINE_S", 0.02)
+    monkeypatch.setattr(kvmsim.kvm.notifier, "ACK_DEADLINE_S", 0.02)
     store.create("file", 16)
     vm = store.vm()
     vm.private_slot(0, 0, page(16), "file")

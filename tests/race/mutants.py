@@ -27,11 +27,11 @@ def _mutant(name: str, where: str, *edits: tuple[str, str], at: str) -> Mutant:
     return Mutant(name, tuple((where, old, new) for old, new in edits), tuple(at.split()))
 
 
-_FAULTS = "kvmsim.faults:Faults"
-_CALLBACKS = "kvmsim.callbacks:StoreCallbacks"
-_SLOTS = "kvmsim.slots:Slots"
-_MMU = "kvmsim.core.mmu:Mmu"
-_BRACKETS = "memfsd.guests.brackets:Brackets"
+_FAULTS = "kvmsim.kvm.faults:Faults"
+_CALLBACKS = "kvmsim.kvm.notifier:StoreCallbacks"
+_SLOTS = "kvmsim.kvm.ioctls:Slots"
+_MMU = "kvmsim.kvm.mmu.mmu:Mmu"
+_BRACKETS = "memfsd.peers.invalidator:Brackets"
 _GMEM = "memfsd.core.gmem:GuestMemory"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -119,13 +119,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "bindings changed between BEGIN and END: bind",
-        "memfsd.guests.session:Session._on_bind",
+        "memfsd.peers.session:Session._on_bind",
         ("with self._brackets.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
         at="punch-x-bind",
     ),
     _mutant(
         "bindings changed between BEGIN and END: unbind",
-        "memfsd.guests.session:Session._on_unbind",
+        "memfsd.peers.session:Session._on_unbind",
         ("with self._brackets.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
         at="punch-x-unbind",
     ),
@@ -149,7 +149,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "frame not zeroed",
-        "memfsd.performer:Performer.perform",
+        "memfsd.host.effect_runner:Performer.perform",
         ("self._backing.punch(effect.window, effect.runs)", "pass"),
         at="access-x-punch",
     ),
@@ -173,7 +173,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "death counted before it is proven, by a session",
-        "memfsd.guests.session:Session._end_pairing",
+        "memfsd.peers.session:Session._end_pairing",
         (
             "if not peer.said_bye and not peer.process.wait_dead(PROOF_DEADLINE_S, self._stop_fd):",
             "if False:",

@@ -72,6 +72,6 @@ def test_a_mutant_is_gone_when_its_test_is() -> None:
 
 
 def test_an_edit_that_does_not_fit_is_an_error() -> None:
-    mutant = Mutant("x", (("kvmsim.core.mmu:Mmu.install", "no such line", "pass"),), ())
+    mutant = Mutant("x", (("kvmsim.kvm.mmu.mmu:Mmu.install", "no such line", "pass"),), ())
     with pytest.raises(AssertionError, match="no such line"), planted(mutant):
         pass

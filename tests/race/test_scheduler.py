@@ -5,7 +5,7 @@ import pytest
 from kvmsim.race.explore import Replay, default
 from kvmsim.race.primitives import Connections, Makers
 from kvmsim.race.scheduler import Scheduler, Step, Stuck, Task
-from memfsd.uapi import sync
+from memfsd.common import sync
 
 
 class First:

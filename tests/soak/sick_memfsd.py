@@ -9,10 +9,10 @@ no-callback   frames are taken back without telling the VM
 import os
 import sys
 
-from memfsd import cli
-from memfsd.backing import Backing
-from memfsd.guests.brackets import Brackets
-from memfsd.guests.session import Session
+from memfsd.commands import memfsd as cli
+from memfsd.host.windows import Backing
+from memfsd.peers.invalidator import Brackets
+from memfsd.peers.session import Session
 
 _leaked: list[object] = []
 

@@ -13,34 +13,34 @@ from pathlib import Path
 
 import pytest
 
-import kvmsim.link
-import memfsd.guests.brackets
-import memfsd.guests.checker
-import memfsd.guests.session
-from kvmsim.backing import GuestVcpu
-from kvmsim.core.exits import Exit
-from kvmsim.core.hypercalls import SHARED_BIT
-from kvmsim.core.vm import Vm
-from kvmsim.guest import Guest
+import kvmsim.store.link
+import memfsd.peers.checker
+import memfsd.peers.invalidator
+import memfsd.peers.session
+from kvmsim.cpu.accesses import Guest
 from kvmsim.journal.record import JournaledMachine, JournaledMmu
-from kvmsim.link import Callbacks, FileId, StoreLink
-from kvmsim.machine import Machine
-from kvmsim.memory import AnonymousMemory
-from kvmsim.vmm import Vmm
-from memfsd.backing import Backing
+from kvmsim.kvm.backing import GuestVcpu
+from kvmsim.kvm.exits import Exit
+from kvmsim.kvm.hypercalls import SHARED_BIT
+from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.vm import Vm
+from kvmsim.memory.memory import AnonymousMemory
+from kvmsim.store.link import Callbacks, FileId, StoreLink
+from kvmsim.vmm.vmm import Vmm
+from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.core.audit import Finding
-from memfsd.core.frames import FrameState
-from memfsd.core.guest import Guest as GuestState
-from memfsd.core.inodes import Regular
-from memfsd.core.namespace import Creds
+from memfsd.core.files.inodes import Regular
+from memfsd.core.files.namespace import Creds
+from memfsd.core.memory.frames import FrameState
 from memfsd.core.options import StoreOptions
+from memfsd.core.private.gmem_file import Guest as GuestState
 from memfsd.core.service import Service
-from memfsd.guests.checker import Checker
-from memfsd.guests.server import GuestServer
-from memfsd.guests.upchannel import set_deadline
-from memfsd.performer import Performer
+from memfsd.host.effect_runner import Performer
+from memfsd.host.windows import Backing
+from memfsd.peers.checker import Checker
+from memfsd.peers.server import GuestServer
+from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi.errors import Refused, errno_name
-from memfsd.uapi.journal import NO_JOURNAL, Journal
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
@@ -140,7 +140,7 @@ class LocalStore:
             self.brackets.take_back(ino, *taken, Reason.PUNCH)
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
-        """What `kvmsim.link.punch_file` does on a mount."""
+        """What `kvmsim.store.link.punch_file` does on a mount."""
         status = os.fstat(fd)
         self._punch(self._by_file[FileId(status.st_dev, status.st_ino)], offset, length)
 
@@ -183,7 +183,7 @@ class LocalStore:
         return down
 
     def pair(self, fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) -> StoreLink:
-        """For Machine, in the place of kvmsim.link.pair."""
+        """For Machine, in the place of kvmsim.store.link.pair."""
         status = os.fstat(fd)
         token = self._token(self._by_file[FileId(status.st_dev, status.st_ino)])
         return StoreLink(fd, self.connect(), token, vm, callbacks, journal)
@@ -298,12 +298,12 @@ def errno_of(call: object, *arguments: object, **named: object) -> str:
 @contextlib.contextmanager
 def opened_store(place: Path, monkeypatch: pytest.MonkeyPatch, frames: int, **options: bool) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
-    for module in (memfsd.guests.session, memfsd.guests.brackets, memfsd.guests.checker):
+    for module in (memfsd.peers.session, memfsd.peers.invalidator, memfsd.peers.checker):
         # A VM in this process is never dead: do not wait long for the proof.
         monkeypatch.setattr(module, "PROOF_DEADLINE_S", 0.02)
     with recorded():
         store = LocalStore(place, frames, **options)
-        monkeypatch.setattr(kvmsim.link, "punch_file", store.punch_fd)
+        monkeypatch.setattr(kvmsim.store.link, "punch_file", store.punch_fd)
         try:
             yield store
             if not store.is_broken:

@@ -10,11 +10,11 @@ import pytest
 
 from memfsd.core.audit import Facts, Finding, PeerReport, audit
 from memfsd.core.effects import Discard, DropWindow, Effect, ForgetCache, Scrub, ZeroBytes
+from memfsd.core.files.inodes import ROOT_INO, Regular
+from memfsd.core.files.namespace import Creds
 from memfsd.core.gmem import PageRange, guest_of
-from memfsd.core.guest import Guest, Pairing
-from memfsd.core.inodes import ROOT_INO, Regular
-from memfsd.core.namespace import Creds
 from memfsd.core.options import StoreOptions
+from memfsd.core.private.gmem_file import Guest, Pairing
 from memfsd.core.service import Service
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.messages import KVM_OPERATIONS, GetPfnReply, Reason

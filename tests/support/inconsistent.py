@@ -1,6 +1,6 @@
 """States that no call produces, for tests of what finds them."""
 
-from memfsd.core.bindings import Bindings
+from memfsd.core.private.bindings import Bindings
 
 
 def overlap_last(bindings: Bindings, start: int, end: int, value: tuple[int, int]) -> None:

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from memfsd.uapi.journal import Recording
-from memfsd.uapi.journalfile import open_journal, start_journal
+from memfsd.common.journal import Recording
+from memfsd.common.journalfile import open_journal, start_journal
 
 from .both_sides import LocalStore, LocalVm, page
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from kvmsim.race import points
-from memfsd.uapi import sync
+from memfsd.common import sync
 
 DOCUMENT = Path(__file__).parents[2] / "docs/architecture.md"
 SEEN = Path(__file__).parents[2] / ".pytest_cache/lock-order.json"

@@ -15,8 +15,8 @@ from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from kvmsim.core import hypercalls as h
-from kvmsim.script import commands as c
+from kvmsim.kvm import hypercalls as h
+from kvmsim.shell.script import commands as c
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 

@@ -14,15 +14,15 @@ from typing import Any
 
 import pytest
 
-from kvmsim.backing import backing_of
-from kvmsim.core.ept import MAX_GFN_EPT, entry_pfn, entry_writable
-from kvmsim.core.exits import ExitReason
-from kvmsim.execute import Executor
-from kvmsim.machine import Machine
-from kvmsim.script import commands as c
-from kvmsim.script.grammar import parse_line
-from kvmsim.script.outcome import Outcome
-from memfsd.core.frames import FrameState
+from kvmsim.kvm.backing import backing_of
+from kvmsim.kvm.exits import ExitReason
+from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.mmu.ept import MAX_GFN_EPT, entry_pfn, entry_writable
+from kvmsim.shell.execute import Executor
+from kvmsim.shell.script import commands as c
+from kvmsim.shell.script.grammar import parse_line
+from kvmsim.shell.script.outcome import Outcome
+from memfsd.core.memory.frames import FrameState
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SIZE, Pgoff
 

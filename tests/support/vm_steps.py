@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 
-from kvmsim.core.hypercalls import MAP_GPA, SHARED_BIT
+from kvmsim.kvm.hypercalls import MAP_GPA, SHARED_BIT
 from memfsd.uapi.units import PAGE_SIZE
 
 from .vm_model import GPA_END, Home

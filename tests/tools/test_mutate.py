@@ -91,8 +91,8 @@ def test_a_mutation_names_its_function_and_shows_whole_lines() -> None:
 
 
 def test_every_mutation_of_the_tree_is_python_and_the_instruments_have_none() -> None:
-    texts = sources(ROOT, ["memfsd/core/bindings.py", "kvmsim/core/physmap.py", "kvmsim/race"])
-    assert list(texts) == ["memfsd/core/bindings.py", "kvmsim/core/physmap.py"]
+    texts = sources(ROOT, ["memfsd/core/private/bindings.py", "kvmsim/kvm/mmu/physmap.py", "kvmsim/race"])
+    assert list(texts) == ["memfsd/core/private/bindings.py", "kvmsim/kvm/mmu/physmap.py"]
     for each in catalogue(texts):
         compile(each.apply(texts[each.path]), each.path, "exec")
 
@@ -243,12 +243,12 @@ def test_processes_in_the_copy_import_the_copy(workplace: Workplace) -> None:
         [workplace.root / ".venv/bin/memfsd", "--help"], cwd="/", env={}, capture_output=True, text=True, check=True
     )
     assert "usage" in shown.stdout
-    workplace.write("memfsd/cli.py", "def main():\n    print('the copy')\n")
+    workplace.write("memfsd/commands/memfsd.py", "def main():\n    print('the copy')\n")
     shown = subprocess.run(
         [workplace.root / ".venv/bin/memfsd"], cwd="/", env={}, capture_output=True, text=True, check=True
     )
     assert shown.stdout == "the copy\n"
-    workplace.write("memfsd/cli.py", (ROOT / "memfsd/cli.py").read_text())
+    workplace.write("memfsd/commands/memfsd.py", (ROOT / "memfsd/commands/memfsd.py").read_text())
 
 
 def test_a_run_that_hangs_ends_with_all_its_processes(workplace: Workplace) -> None:

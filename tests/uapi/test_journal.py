@@ -10,11 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from memfsd.common.journal import NO_JOURNAL, Recording
+from memfsd.common.journalfile import open_journal, start_journal
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
-from memfsd.uapi.journal import NO_JOURNAL, Recording
-from memfsd.uapi.journalfile import open_journal, start_journal
 from memfsd.uapi.limits import MAX_RECORD_BYTES
 from memfsd.uapi.messages import Kind
 from tests.support.journaled import read_lines, recording

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from memfsd.uapi.quote import printable, quoted
+from memfsd.common.quote import printable, quoted
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import pytest
 
 SHOW = """
 import os, sys
-from memfsd.uapi.stdio import fill_standard_fds
+from memfsd.common.stdio import fill_standard_fds
 fill_standard_fds()
 os.write(int(sys.argv[1]), " ".join(os.readlink(f"/proc/self/fd/{fd}") for fd in range(3)).encode())
 """
@@ -33,7 +33,7 @@ def test_what_is_closed_becomes_dev_null_and_the_rest_stays(closed: tuple[int, .
 
 
 def test_a_closed_stdin_can_not_be_read_nor_a_closed_stdout_be_written() -> None:
-    program = "from memfsd.uapi.stdio import fill_standard_fds as f; f(); import os; os.{}"
+    program = "from memfsd.common.stdio import fill_standard_fds as f; f(); import os; os.{}"
     for closing, call in (("<&-", "read(0, 1)"), (">&-", "write(1, b'x')")):
         done = subprocess.run(
             ["/bin/bash", "-c", f'"$@" {closing}', "bash", sys.executable, "-c", program.format(call)],

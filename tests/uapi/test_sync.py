@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.core.mmu import Mmu
-from kvmsim.core.vcpu import Vcpu
-from memfsd.core.guest import Guest
-from memfsd.guests.upchannel import UpChannel
-from memfsd.uapi import sync
+from kvmsim.kvm.mmu.mmu import Mmu
+from kvmsim.kvm.vcpu import Vcpu
+from memfsd.common import sync
+from memfsd.core.private.gmem_file import Guest
+from memfsd.peers.upchannel import UpChannel
 
 ROOT = Path(__file__).parents[2]
 ALONE = ROOT / "memfsd/fuse/mount.py"

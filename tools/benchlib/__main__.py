@@ -23,8 +23,8 @@ from benchlib import (
 )
 from benchlib.figure import Figure, Progress, table
 from benchlib.machine import describe
-from memfsd.uapi.arguments import Parser
-from memfsd.uapi.stdio import fill_standard_fds
+from memfsd.common.arguments import Parser
+from memfsd.common.stdio import fill_standard_fds
 
 Measure = Callable[[Progress], Figure]
 

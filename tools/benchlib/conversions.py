@@ -8,7 +8,7 @@ from time import perf_counter
 
 from benchlib import our_mount
 from benchlib.figure import Figure, Part, Progress
-from kvmsim.computer import Computer
+from kvmsim.machine import VirtualMachine
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -51,11 +51,11 @@ def measure(
 
 
 @contextmanager
-def _live(mountpoint: Path, number: int) -> Iterator[Computer]:
+def _live(mountpoint: Path, number: int) -> Iterator[VirtualMachine]:
     """A VM in which every second page, so many of them, is shared; each has a slot."""
     pages = 2 * number + _SPARE_PAGES
     path = our_mount.sealed_file(mountpoint / f"live-{number}", pages * PAGE_SIZE)
-    with closing(Computer("bench", MAX_SLOTS)) as computer:
+    with closing(VirtualMachine("bench", MAX_SLOTS)) as computer:
         computer.machine.set_private_slot(0, 0, pages * PAGE_SIZE, 0, str(path), 0)
         computer.vmm.set_policy("overlay")
         for page in range(0, 2 * number, 2):
@@ -65,7 +65,7 @@ def _live(mountpoint: Path, number: int) -> Iterator[Computer]:
     path.unlink()
 
 
-def _convert(computer: Computer, count: int) -> tuple[float, float]:
+def _convert(computer: VirtualMachine, count: int) -> tuple[float, float]:
     """Microseconds to shared and back to private of a page that the guest has touched in both aliases."""
     vcpu, first = computer.vm.vcpu(0), _first_spare(computer)
     there = back = 0.0
@@ -83,7 +83,7 @@ def _convert(computer: Computer, count: int) -> tuple[float, float]:
     return there / count * 1e6, back / count * 1e6
 
 
-def _lookup_ns(computer: Computer, count: int) -> float:
+def _lookup_ns(computer: VirtualMachine, count: int) -> float:
     """Nanoseconds of one lookup of the slot that shows a page, the loop around it included."""
     lookup, last = computer.vm.slots[False].lookup, _first_spare(computer)
     start = perf_counter()
@@ -92,12 +92,12 @@ def _lookup_ns(computer: Computer, count: int) -> float:
     return (perf_counter() - start) / count * 1e9
 
 
-def _first_spare(computer: Computer) -> int:
+def _first_spare(computer: VirtualMachine) -> int:
     (slot,) = computer.vm.slots[True]
     return slot.page_count - _SPARE_PAGES
 
 
-def _map(computer: Computer, page: int, *, private: bool) -> None:
+def _map(computer: VirtualMachine, page: int, *, private: bool) -> None:
     vcpu, gpa = computer.vm.vcpu(0), page << PAGE_SHIFT
     stopped = computer.vmm.run(vcpu, lambda: computer.guest.map(vcpu, gpa, PAGE_SIZE, private=private))
     if stopped is not None:

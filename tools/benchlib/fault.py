@@ -15,7 +15,7 @@ from time import perf_counter_ns
 from benchlib import our_mount, raw_socket
 from benchlib.figure import Figure, Progress
 from benchlib.machine import first_cpu, pin
-from kvmsim.computer import Computer
+from kvmsim.machine import VirtualMachine
 from memfsd.uapi.framing import encode_reply, encode_request
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
 from memfsd.uapi.messages import GetPfn, GetPfnReply, Kind
@@ -71,7 +71,7 @@ def measure(progress: Progress, starts: int = 5, rounds: int = 6, count: int = 6
 
 
 @contextmanager
-def _computer() -> Iterator[Computer]:
+def _computer() -> Iterator[VirtualMachine]:
     """A VM on a new memfsd."""
     with our_mount.mounted(_FILE_BYTES) as mountpoint:
         file = our_mount.sealed_file(Path(mountpoint, "memory"), _FILE_BYTES)
@@ -86,12 +86,12 @@ def _scattered_pages() -> Iterator[int]:
     return iter(pages)
 
 
-def _fault(computer: Computer) -> Callable[[int], object]:
+def _fault(computer: VirtualMachine) -> Callable[[int], object]:
     machine, vcpu = computer.machine, computer.vm.vcpu(0)
     return lambda gfn: machine.fault(vcpu, gfn, shared=False, write=True)
 
 
-def _access(computer: Computer) -> Callable[[int], object]:
+def _access(computer: VirtualMachine) -> Callable[[int], object]:
     guest, vcpu = computer.guest, computer.vm.vcpu(0)
     return lambda gfn: guest.write(vcpu, gfn << PAGE_SHIFT, b"x")
 

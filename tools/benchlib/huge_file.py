@@ -11,7 +11,7 @@ from time import perf_counter
 
 from benchlib import our_mount
 from benchlib.figure import Figure, Progress
-from kvmsim.computer import Computer
+from kvmsim.machine import VirtualMachine
 
 _PAGE_BYTES = 1 << 30
 _RSS_LIMIT_MIB = 128
@@ -57,7 +57,7 @@ def _once(mountpoint: Path, size_bytes: int) -> None:
     os.setxattr(fd, "user.memfsd.seals", b"guest")
     os.setxattr(fd, "user.memfsd.page_size", str(_PAGE_BYTES).encode())
     os.ftruncate(fd, size_bytes)
-    with closing(Computer("bench", our_mount.MAX_SLOTS)) as computer:
+    with closing(VirtualMachine("bench", our_mount.MAX_SLOTS)) as computer:
         computer.machine.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
         if _libc.fallocate(fd, 1, 0, size_bytes) != 0:
             raise OSError(ctypes.get_errno(), f"allocation of {path}")

@@ -8,7 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from benchlib.minimal_fuse import daemon
-from kvmsim.computer import Computer
+from kvmsim.machine import VirtualMachine
 
 MAX_SLOTS = 8
 
@@ -34,8 +34,8 @@ def sealed_file(path: Path, size_bytes: int) -> Path:
 
 
 @contextmanager
-def attached(path: Path, size_bytes: int) -> Iterator[Computer]:
+def attached(path: Path, size_bytes: int) -> Iterator[VirtualMachine]:
     """A new VM whose private memory from address 0 on is this file."""
-    with closing(Computer("bench", MAX_SLOTS)) as computer:
+    with closing(VirtualMachine("bench", MAX_SLOTS)) as computer:
         computer.machine.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
         yield computer

@@ -6,9 +6,9 @@ from time import perf_counter
 import numpy as np
 
 from benchlib.figure import Figure, Progress
-from kvmsim.computer import Computer
-from kvmsim.core.ept import Ept
-from kvmsim.memory import AnonymousMemory
+from kvmsim.kvm.mmu.ept import Ept
+from kvmsim.machine import VirtualMachine
+from kvmsim.memory.memory import AnonymousMemory
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 MAP_TARGET_PER_S = 500e6
@@ -70,7 +70,7 @@ class Translating:
     """A VM that has touched one page of shared memory."""
 
     def __init__(self) -> None:
-        self._computer = Computer("bench", 1)
+        self._computer = VirtualMachine("bench", 1)
 
     def __enter__(self) -> "Translating":
         memory = AnonymousMemory(PAGE_SIZE)

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from memfsd.uapi.arguments import Parser
+from memfsd.common.arguments import Parser
 
 from . import kvm
 from .cases import CASES

@@ -14,8 +14,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from memfsd.uapi.arguments import Parser
-from memfsd.uapi.stdio import fill_standard_fds
+from memfsd.common.arguments import Parser
+from memfsd.common.stdio import fill_standard_fds
 from soaklib.curve import BOUNDS
 from soaklib.daemon import BIN, Failure
 from soaklib.report import Progress, Report

@@ -3,9 +3,9 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvmsim.backing import GuestVcpu
-from kvmsim.computer import Computer
-from kvmsim.core.exits import Exit, MemoryErrorExit
+from kvmsim.kvm.backing import GuestVcpu
+from kvmsim.kvm.exits import Exit, MemoryErrorExit
+from kvmsim.machine import VirtualMachine
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
 
@@ -26,7 +26,7 @@ class Vm:
     """Each vCPU has a thread, and its actions come from there."""
 
     def __init__(self, name: str, path: str, size_bytes: int, policy: str, under: str, vcpu_count: int) -> None:
-        self._computer = Computer(name, MAX_SLOTS)
+        self._computer = VirtualMachine(name, MAX_SLOTS)
         machine = self._computer.machine
         machine.set_private_slot(0, 0, size_bytes, 0, path, 0)
         (self._link,) = machine.links.values()

@@ -4,7 +4,7 @@ import errno
 
 import pytest
 
-from kvmsim.core.exits import MemoryErrorExit, MmioExit
+from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 from tests.kvmsim.conversion.world import DESIGNS, WHOLE, World

@@ -1,7 +1,7 @@
 """A conversion may take the last slot of a file away: its pairing stays as long as something is to come back."""
 
-from kvmsim.core.exits import Exit
-from kvmsim.core.hypercalls import SHARED_BIT
+from kvmsim.kvm.exits import Exit
+from kvmsim.kvm.hypercalls import SHARED_BIT
 from tests.support.both_sides import LocalStore, LocalVm, page
 
 

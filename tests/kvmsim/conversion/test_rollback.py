@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
-from kvmsim.core.exits import MemoryErrorExit
+from kvmsim.kvm.exits import MemoryErrorExit
 from memfsd.uapi.errors import Refused
 from tests.kvmsim.conversion.world import DESIGNS, Breaker, World
 from tests.support.both_sides import LocalStore, page

@@ -1,7 +1,7 @@
 """Ids from the top, also when people take some and give some up."""
 
-from kvmsim.conversion.slot_ids import SlotIds
-from kvmsim.core.memslots import AddressSpaceId, Memslot, Memslots, SlotFlag
+from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, Memslots, SlotFlag
+from kvmsim.vmm.conversion.slot_ids import SlotIds
 from tests.support.both_sides import errno_of
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import pytest
 
-from kvmsim.core.exits import Exit
+from kvmsim.kvm.exits import Exit
 from memfsd.uapi.errors import Refused
 from tests.support.both_sides import LocalStore, page
 

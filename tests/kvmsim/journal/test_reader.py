@@ -9,7 +9,7 @@ import pytest
 
 from kvmsim.journal.check import check
 from kvmsim.journal.reader import Journals, NotAJournal
-from memfsd.uapi.journal import Opening
+from memfsd.common.journal import Opening
 from memfsd.uapi.limits import MAX_RECORD_BYTES
 
 OPENING = '{"type":"journal","t":1,"version":1,"side":"memfsd","pid":7}\n'

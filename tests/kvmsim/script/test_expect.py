@@ -2,10 +2,10 @@
 
 import pytest
 
-from kvmsim.script.commands import Expect
-from kvmsim.script.expect import mismatch, same_value
-from kvmsim.script.grammar import parse_line
-from kvmsim.script.outcome import Outcome
+from kvmsim.shell.script.commands import Expect
+from kvmsim.shell.script.expect import mismatch, same_value
+from kvmsim.shell.script.grammar import parse_line
+from kvmsim.shell.script.outcome import Outcome
 
 OK = Outcome(ok=True)
 HELLO = Outcome(ok=True, data=b"hello")

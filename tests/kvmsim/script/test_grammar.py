@@ -4,9 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsim.script import commands as c
-from kvmsim.script.grammar import EXIT_REASONS, FORMS, help_text, parse_line, parse_script
-from kvmsim.script.words import ScriptError
+from kvmsim.shell.script import commands as c
+from kvmsim.shell.script.grammar import EXIT_REASONS, FORMS, help_text, parse_line, parse_script
+from kvmsim.shell.script.words import ScriptError
 from memfsd.uapi import limits
 
 CONTRACT: list[tuple[str, c.Command]] = [

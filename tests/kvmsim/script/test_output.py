@@ -5,9 +5,9 @@ import json
 
 import pytest
 
-from kvmsim.script.grammar import parse_line
-from kvmsim.script.outcome import Outcome, Record
-from kvmsim.script.output import HumanPrinter, JsonPrinter, hexdump
+from kvmsim.shell.script.grammar import parse_line
+from kvmsim.shell.script.outcome import Outcome, Record
+from kvmsim.shell.script.output import HumanPrinter, JsonPrinter, hexdump
 
 MMIO = Outcome(ok=False, exit="KVM_EXIT_MMIO", exit_fields={"phys_addr": 0x5000, "len": 4, "is_write": True})
 REFUSED = Outcome(ok=False, errno="ENOSPC", reason="the pool is full")

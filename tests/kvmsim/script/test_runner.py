@@ -7,11 +7,11 @@ import sys
 
 import pytest
 
-from kvmsim.script.commands import Command, Read, Sh, SwitchVm
-from kvmsim.script.grammar import parse_script
-from kvmsim.script.outcome import Outcome, Record
-from kvmsim.script.output import JsonPrinter
-from kvmsim.script.runner import Session, run
+from kvmsim.shell.script.commands import Command, Read, Sh, SwitchVm
+from kvmsim.shell.script.grammar import parse_script
+from kvmsim.shell.script.outcome import Outcome, Record
+from kvmsim.shell.script.output import JsonPrinter
+from kvmsim.shell.script.runner import Session, run
 from memfsd.uapi.errors import Refused
 
 EXIT = Outcome(ok=False, exit="KVM_EXIT_MMIO", exit_fields={"len": 4})

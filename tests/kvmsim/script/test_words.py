@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsim.script.words import ScriptError, Word, split
+from kvmsim.shell.script.words import ScriptError, Word, split
 
 
 def texts(line: str) -> list[str]:

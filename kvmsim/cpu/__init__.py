@@ -1,0 +1,5 @@
+"""What executes in a VM.
+
+accesses    what a guest does on one vCPU: reads, writes, touches, calls
+guestlib    how a guest kernel converts memory, as Linux does
+"""

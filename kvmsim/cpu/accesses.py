@@ -1,0 +1,457 @@
+"""What a guest does on one vCPU: reads, writes, touches, conversions, calls, and KVM's own accesses for it.
+
+Every action returns its result, or the exit that stopped it; then the rest of it is under way on the vCPU, and
+Vcpu.kvm_run() goes on from there. What lies before the obstacle has been done, and is not done again. One page goes
+the scalar way (TLB, walk, fault); more go in runs of the page table, in guest mode for at most _BULK_PAGES at a time,
+so that kicks get through. An access where no memory is, is a device's: it is split at pages and into 8 bytes.
+
+Longer than most modules: the two ways of an access, and what is left of it after an exit, are one mechanism.
+"""
+
+import errno
+import hashlib
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from kvmsim.kvm.backing import GuestVcpu, backing_of
+from kvmsim.kvm.exits import INTR, Exit, HltExit, InternalErrorExit, MemoryErrorExit, MmioExit, ShutdownExit
+from kvmsim.kvm.hypercalls import SHARED_BIT, Registers
+from kvmsim.kvm.kvm_run import mmio_data
+from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.mmu.ept import ACCESSED, DIRTY
+from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.kvm.vcpu import Program
+from kvmsim.kvm.vm import GPA_END
+from kvmsim.kvm.vmcall import tdvmcall, vmcall
+from kvmsim.memory.memory import Closed, Memory
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+
+from .guestlib import set_memory
+
+_BULK_PAGES = 4096
+
+_SHA256MSG1 = bytes.fromhex("0f38cc06")
+"""sha256msg1 xmm0, [rsi]: what the digest is computed with. KVM's emulator does not know it."""
+
+RunAction = Callable[[Memory, int, int, int], None]
+"""(memory, byte offset in it, bytes, bytes done before) for a contiguous piece of an access."""
+Run = tuple[Memory, int, int]
+"""(memory, byte offset in it, bytes): contiguous."""
+DeviceAction = Callable[[MmioExit, int], Program[int]]
+"""What the access is where no memory is: (the exit for its next fragment, bytes done before) to bytes done now."""
+
+
+@dataclass(slots=True, eq=False)
+class _Access:
+    """An access of one alias under way: [at, end) is still to do."""
+
+    vcpu: GuestVcpu
+    gpa: int
+    end: int
+    shared: bool
+    write: bool
+    action: RunAction
+    at: int
+
+
+class Guest:
+    """The guest of one machine. GPAs may carry the SHARED bit, which chooses the alias as `shared` does.
+
+    EBUSY (Refused) while another thread runs the vCPU, EINTR when user space asked it to leave.
+    """
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+
+    def read(self, vcpu: GuestVcpu, gpa: int, length: int, *, shared: bool = False) -> bytes | Exit:
+        gpa, shared = _alias(gpa, length, shared)
+        vcpu.take()
+        try:
+            exit_: Exit | None = None
+            if gpa % PAGE_SIZE + length <= PAGE_SIZE and not vcpu.run.immediate_exit:
+                # A TLB hit ends here, without a further call: the common case of the scalar way.
+                vcpu.enter()
+                try:
+                    found = self._machine.translate(vcpu, gpa >> PAGE_SHIFT, shared=shared, write=False)
+                    if found is not None and not found[0].waits:
+                        return found[0].read(found[1] + gpa % PAGE_SIZE, length)
+                except OSError as error:
+                    exit_ = _failed(gpa, shared, error)
+                finally:
+                    vcpu.leave()
+                pieces: list[bytes] = []
+                exit_ = exit_ or self._miss(
+                    vcpu,
+                    gpa,
+                    length,
+                    shared,
+                    False,
+                    lambda memory, offset: pieces.append(memory.read(offset, length)),
+                    missing=found is None,
+                )
+                if exit_ is None:
+                    return pieces[0]
+                access, buffer = _to_read(vcpu, gpa, length, shared)
+            else:
+                access, buffer = _to_read(vcpu, gpa, length, shared)
+                exit_ = self._bulk(access)
+                if exit_ is None:
+                    return bytes(buffer)
+            return vcpu.step(self._reading(access, buffer, exit_))
+        finally:
+            vcpu.release()
+
+    def write(self, vcpu: GuestVcpu, gpa: int, data: bytes, *, shared: bool = False) -> Exit | None:
+        gpa, shared = _alias(gpa, len(data), shared)
+        vcpu.take()
+        try:
+            exit_: Exit | None = None
+            if gpa % PAGE_SIZE + len(data) <= PAGE_SIZE and not vcpu.run.immediate_exit:
+                vcpu.enter()
+                try:
+                    found = self._machine.translate(vcpu, gpa >> PAGE_SHIFT, shared=shared, write=True)
+                    if found is not None and not found[0].waits:
+                        found[0].write(found[1] + gpa % PAGE_SIZE, data)
+                        return None
+                except OSError as error:
+                    exit_ = _failed(gpa, shared, error)
+                finally:
+                    vcpu.leave()
+                exit_ = exit_ or self._miss(
+                    vcpu,
+                    gpa,
+                    len(data),
+                    shared,
+                    True,
+                    lambda memory, offset: memory.write(offset, data),
+                    missing=found is None,
+                )
+                if exit_ is None:
+                    return None
+                access = _to_write(vcpu, gpa, data, shared)
+            else:
+                access = _to_write(vcpu, gpa, data, shared)
+                exit_ = self._bulk(access)
+                if exit_ is None:
+                    return None
+            return vcpu.step(self._writing(access, data, exit_))
+        finally:
+            vcpu.release()
+
+    def touch(self, vcpu: GuestVcpu, gpa: int, size: int, *, shared: bool = False) -> Exit | None:
+        """Every page once, in order: one byte of it is read and written back."""
+        gpa, shared = _alias(gpa, size, shared)
+        first, last = gpa & -PAGE_SIZE, -(-(gpa + size) // PAGE_SIZE) * PAGE_SIZE
+        return vcpu.start(self._touching(vcpu, first, last, shared))
+
+    def load(self, vcpu: GuestVcpu, gpa: int, chunks: Iterable[bytes]) -> int | Exit:
+        """Writes the chunks back to back into private memory; returns the number of bytes. An empty chunk is one that
+        has not come yet."""
+        return vcpu.start(self._loading(vcpu, gpa, chunks))
+
+    def sha256(self, vcpu: GuestVcpu, gpa: int, length: int) -> bytes | Exit:
+        """The digest of private memory as the guest sees it."""
+        gpa, shared = _alias(gpa, length, False)
+        return vcpu.start(self._digesting(vcpu, gpa, length, shared))
+
+    def map(self, vcpu: GuestVcpu, gpa: int, size: int, *, private: bool) -> Exit | None:
+        """The explicit request, as a guest kernel makes it: guestlib.set_memory()."""
+        return vcpu.start(
+            set_memory(
+                lambda registers: tdvmcall(self._machine, vcpu, registers),
+                lambda gpa, size: self._accepting(vcpu, gpa, size),
+                gpa & ~SHARED_BIT,
+                size,
+                private=private,
+            )
+        )
+
+    def tdvmcall(self, vcpu: GuestVcpu, registers: Registers) -> Registers | Exit:
+        """TDG.VP.VMCALL with these registers; those that it returns."""
+        return vcpu.start(tdvmcall(self._machine, vcpu, registers))
+
+    def vmcall(self, vcpu: GuestVcpu, nr: int, args: Sequence[int]) -> int | Exit:
+        """A hypercall of KVM; RAX, unsigned."""
+        return vcpu.start(vmcall(self._machine, vcpu, nr, args))
+
+    def hlt(self, vcpu: GuestVcpu) -> Exit | None:
+        """The next KVM_RUN wakes it."""
+        return vcpu.start(_halting(vcpu))
+
+    def shutdown(self, vcpu: GuestVcpu) -> Exit | None:
+        """A triple fault, again with each KVM_RUN."""
+        return vcpu.start(_faulting_thrice(vcpu))
+
+    def host_access(self, gpa: int, length: int, data: bytes | None) -> bytes | Exit:
+        """KVM's own access, as for emulation: shared slots only, so it fails by itself on private memory.
+
+        data: to write. Refused EFAULT where there is no slot, behind the end of a slot's file, and for a write to
+        a READONLY slot, as kvm_write_guest() does.
+        """
+        gpa, _ = _alias(gpa, length, True)
+        out = bytearray()
+        end = gpa + length
+        machine, vm = self._machine, self._machine.vm
+        while gpa < end:
+            gfn, size = gpa >> PAGE_SHIFT, min(end - gpa, PAGE_SIZE - gpa % PAGE_SIZE)
+            with vm.mmu.lock:
+                slot = vm.slots[False].lookup(gfn)
+                private = slot is None and vm.slots[True].lookup(gfn) is not None
+            if slot is None:
+                if private:
+                    return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, True, illegal=True)
+                raise Refused(errno.EFAULT, f"no shared slot at gpa {gpa:#x}")
+            if data is not None and slot.flags & SlotFlag.READONLY:
+                raise Refused(errno.EFAULT, f"{slot} is READONLY: the host can not write at {gpa:#x} through it")
+            offset = (slot.pgoff_of(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE
+            memory = backing_of(slot).memory
+            try:
+                if data is None:
+                    out += memory.read(offset, size)
+                else:
+                    memory.write(offset, data[:size])
+                    data = data[size:]
+                    machine.log_write(gfn, gfn + 1)
+            except OSError as error:
+                raise Refused(errno.EFAULT, f"host access at {gpa:#x}: {error.strerror}") from None
+            gpa += size
+        return bytes(out)
+
+    # -- what is under way after an exit
+
+    def _reading(self, access: _Access, buffer: bytearray, exit_: Exit | None = None) -> Program[bytes]:
+        """exit_: where it came to before there was a program."""
+
+        def device(exit_: MmioExit, done: int) -> Program[int]:
+            yield exit_
+            buffer[done : done + exit_.length] = mmio_data(access.vcpu.run, exit_.length)
+            return exit_.length
+
+        yield from self._access(access, device, exit_)
+        return bytes(buffer)
+
+    def _writing(self, access: _Access, data: bytes, exit_: Exit | None = None) -> Program[None]:
+        def device(exit_: MmioExit, done: int) -> Program[int]:
+            yield replace(exit_, data=data[done : done + exit_.length])
+            return exit_.length
+
+        yield from self._access(access, device, exit_)
+
+    def _touching(self, vcpu: GuestVcpu, first: int, last: int, shared: bool) -> Program[None]:
+        def touch(memory: Memory, offset: int, size: int, done: int) -> None:
+            memory.touch(offset, size >> PAGE_SHIFT)
+
+        def device(exit_: MmioExit, done: int) -> Program[int]:
+            byte = yield from self._reading(*_to_read(vcpu, first + done, 1, shared))
+            yield MmioExit(first + done, 1, True, byte)
+            return PAGE_SIZE
+
+        yield from self._access(_Access(vcpu, first, last, shared, True, touch, first), device)
+
+    def _loading(self, vcpu: GuestVcpu, gpa: int, chunks: Iterable[bytes]) -> Program[int]:
+        at = gpa
+        for chunk in chunks:
+            if not chunk:
+                yield from vcpu.entry()
+                continue
+            to, shared = _alias(at, len(chunk), False)
+            yield from self._writing(_to_write(vcpu, to, chunk, shared), chunk)
+            at += len(chunk)
+        return at - gpa
+
+    def _digesting(self, vcpu: GuestVcpu, gpa: int, length: int, shared: bool) -> Program[bytes]:
+        digest = hashlib.sha256()
+
+        def feed(memory: Memory, offset: int, size: int, done: int) -> None:
+            digest.update(memory.read(offset, size))
+
+        def device(exit_: MmioExit, done: int) -> Program[int]:
+            yield InternalErrorExit(_SHA256MSG1, exit_.phys_addr)
+            return 0
+
+        yield from self._access(_Access(vcpu, gpa, gpa + length, shared, False, feed, gpa), device)
+        return digest.digest()
+
+    def _accepting(self, vcpu: GuestVcpu, gpa: int, size: int) -> Program[None]:
+        """TDG.MEM.PAGE.ACCEPT of each page: it must be mapped, and is zero as every new private page is."""
+        mmu, gfn, end = self._machine.vm.mmu, gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
+        while True:
+            with mmu.lock:
+                gfn = mmu.epts[True].first_missing(gfn, end)
+            if gfn == end:
+                return
+            exit_ = self._machine.fault(vcpu, gfn, shared=False, write=True, want=end - gfn)
+            if exit_ is not None:
+                yield exit_
+            yield from vcpu.entry()
+
+    def _access(self, access: _Access, device: DeviceAction, exit_: Exit | None = None) -> Program[None]:
+        """From obstacle to obstacle; what is behind one is looked at anew when the vCPU is run again."""
+        exit_ = exit_ or self._bulk(access)
+        while exit_ is not None:
+            if isinstance(exit_, MmioExit):
+                access.at += yield from device(exit_, access.at - access.gpa)
+            else:
+                yield exit_
+            exit_ = self._bulk(access)
+
+    # -- the two ways of an access
+
+    def _miss(
+        self,
+        vcpu: GuestVcpu,
+        gpa: int,
+        length: int,
+        shared: bool,
+        write: bool,
+        action: Callable[[Memory, int], None],
+        *,
+        missing: bool,
+    ) -> Exit | None:
+        """Scalar: an access inside one page that is not mapped, or (not `missing`) to memory that waits."""
+        machine, gfn, offset = self._machine, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1)
+        while True:
+            if missing:
+                exit_ = machine.fault(vcpu, gfn, shared=shared, write=write, offset=offset, length=length)
+                if exit_ is not None:
+                    return exit_
+                if vcpu.run.immediate_exit:
+                    return INTR
+            try:
+                vcpu.enter()
+                try:
+                    found = machine.translate(vcpu, gfn, shared=shared, write=write)
+                    if found is not None and not found[0].waits:
+                        action(found[0], found[1] + offset)
+                        return None
+                finally:
+                    vcpu.leave()
+                missing = found is None
+                if found is not None:
+                    action(found[0], found[1] + offset)
+                    if write:
+                        machine.log_write(gfn, gfn + 1)
+                    return None
+            except Closed:
+                missing = True
+            except OSError as error:
+                return _failed(gpa, shared, error)
+
+    def _bulk(self, access: _Access) -> Exit | None:
+        """Runs of the page table, in order; a missing page is a fault as in the scalar way."""
+        machine, vcpu, shared, write = self._machine, access.vcpu, access.shared, access.write
+        gpa, at, end, action = access.gpa, access.at, access.end, access.action
+        exit_: Exit | None = None
+        pages = _BULK_PAGES
+        while at < end and exit_ is None:
+            if vcpu.run.immediate_exit:
+                exit_ = INTR
+                break
+            gfn = at >> PAGE_SHIFT
+            last = min(-(-end // PAGE_SIZE), gfn + pages)
+            try:
+                vcpu.enter()
+                try:
+                    runs = self._runs(gfn, last, shared, write)
+                    waits = any(memory.waits for memory, _, _ in runs)
+                    if not waits:
+                        at = _act(runs, gpa, at, end, action)
+                finally:
+                    vcpu.leave()
+                if waits:
+                    at = _act(runs, gpa, at, end, action)
+                    if write:
+                        machine.log_write(gfn, -(-at // PAGE_SIZE))
+            except Closed:
+                continue
+            except OSError as error:
+                if pages == 1:
+                    exit_ = _failed(at, shared, error)
+                pages = 1  # the run that failed once more, page by page, up to the page that fails
+                continue
+            gfn = at >> PAGE_SHIFT
+            if at < end and gfn < last:
+                exit_ = machine.fault(
+                    vcpu, gfn, shared=shared, write=write, want=last - gfn, offset=at % PAGE_SIZE, length=end - at
+                )
+        access.at = at
+        return exit_
+
+    def _runs(self, gfn: int, last: int, shared: bool, write: bool) -> list[Run]:
+        """Mapped memory from gfn up to the first page that is missing (or not writable): walked as by the CPU."""
+        machine = self._machine
+        mmu = machine.vm.mmu
+        with mmu.lock:
+            ept = mmu.epts[not shared]
+            stop = ept.first_missing(gfn, last)
+            if stop == gfn:
+                return []
+            if write and shared:
+                stop = machine.writable_until(gfn, stop)
+                if stop == gfn:
+                    return []
+                machine.mark_dirty(gfn, stop)
+            ept.mark_range(gfn, stop, ACCESSED | DIRTY if write else ACCESSED)
+            runs = []
+            for start, pfn, count in ept.runs(gfn, stop):
+                assert gfn <= start
+                memory, frame = machine.vm.physmap.find(pfn)
+                runs.append((memory, frame << PAGE_SHIFT, count << PAGE_SHIFT))
+            return runs
+
+
+def _to_read(vcpu: GuestVcpu, gpa: int, length: int, shared: bool) -> tuple[_Access, bytearray]:
+    """The access, and the buffer that it fills."""
+    buffer = bytearray(length)
+
+    def take(memory: Memory, offset: int, size: int, done: int) -> None:
+        buffer[done : done + size] = memory.read(offset, size)
+
+    return _Access(vcpu, gpa, gpa + length, shared, False, take, gpa), buffer
+
+
+def _to_write(vcpu: GuestVcpu, gpa: int, data: bytes, shared: bool) -> _Access:
+    view = memoryview(data)
+
+    def put(memory: Memory, offset: int, size: int, done: int) -> None:
+        memory.write(offset, bytes(view[done : done + size]))
+
+    return _Access(vcpu, gpa, gpa + len(data), shared, True, put, gpa)
+
+
+def _act(runs: list[Run], start: int, at: int, end: int, action: RunAction) -> int:
+    """The access of [start, end) goes on from `at` in these runs; how far they reach."""
+    for memory, offset, size in runs:
+        skip = at % PAGE_SIZE
+        take = min(size - skip, end - at)
+        action(memory, offset + skip, take, at - start)
+        at += take
+    return at
+
+
+def _failed(gpa: int, shared: bool, error: OSError) -> MemoryErrorExit:
+    """The page is mapped, and its memory can not be had."""
+    number = error.errno or errno.EIO
+    why = f"{errno_name(number)}: the memory of this page cannot be reached: {error.strerror or error}"
+    return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=number, why=why)
+
+
+def _halting(vcpu: GuestVcpu) -> Program[None]:
+    yield from vcpu.entry()
+    yield HltExit()
+
+
+def _faulting_thrice(vcpu: GuestVcpu) -> Program[None]:
+    while True:
+        yield from vcpu.entry()
+        yield ShutdownExit()
+
+
+def _alias(gpa: int, length: int, shared: bool) -> tuple[int, bool]:
+    """The address without the SHARED bit, and which alias it names. EFAULT outside the guest's addresses."""
+    if gpa & SHARED_BIT:
+        gpa, shared = gpa & ~SHARED_BIT, True
+    if gpa < 0 or gpa + length > GPA_END:
+        raise Refused(errno.EFAULT, f"gpa {gpa:#x}+{length:#x} is outside the guest's {GPA_END:#x} addresses")
+    return gpa, shared

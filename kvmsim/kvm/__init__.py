@@ -1,0 +1,20 @@
+"""What the kernel would be.
+
+    mmu/           EPTs, TLBs, the invalidation sequence
+    slots/         memslots by address space, and KVM's checks
+    vm             one VM's slots, EPTs and vCPUs; which request is a fault, which an exit
+    vcpu           KVM_RUN and what is under way, guest mode, kicks
+    kvm_run        struct kvm_run, as user space sees it
+    exits          KVM_EXIT_*
+    hypercalls     MapGPA's registers and statuses, KVM's own numbers
+    vmcall         KVM's side of a guest's calls
+    faults         EPT violations, and translation
+    unmapper       how GFNs lose their mappings when it is this side that takes them away
+    notifier       what the store calls
+    pairings       connections to stores, and what they are told of slots
+    ioctls         KVM_SET_USER_MEMORY_REGION and what belongs to it
+    blocking       the steps of a conversion that can be taken back
+    kvm            all of it for one VM
+
+Lock order: docs/architecture.md. A kick takes Vcpu.guest_lock and must not be made with Mmu.lock held.
+"""

@@ -1,0 +1,194 @@
+"""Both EPTs, the invalidation sequence, and the staleness test of the fault path.
+
+As KVM (virt/kvm/kvm_main.c): BEGIN counts in_progress up and widens one merged range; END moves the sequence,
+then counts down. A fault snapshots the sequence before it looks anything up, and is retried when, at the
+time of mapping, the sequence has moved or an open invalidation covers what it would map.
+"""
+
+from typing import Any
+
+import msgspec
+
+from kvmsim.kvm.slots.memslots import Memslot
+from memfsd.common import sync
+from memfsd.common.intervals import IntervalSet
+
+from .blocked import BlockedPages
+from .ept import ACCESSED, Ept
+from .runs import Run, clip, inside
+from .tlb import RANGED_FLUSH_PAGES, Tlb, tlb_key
+
+
+class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
+    """A fault under way: `limit` pages of one segment from gfn may be mapped, if `seq` still holds.
+
+    order: of the largest leaf that slot and open invalidations allow around gfn. `limit` ends where a larger one might
+    begin, and all of it lies in one table of the leaf's level.
+
+    A Struct because each fault makes one: a frozen dataclass takes ten times as long.
+    """
+
+    gfn: int
+    private: bool
+    slot: Memslot
+    pgoff: int
+    limit: int
+    writable: bool
+    seq: int
+    order: int
+
+
+class Mmu:
+    """`lock` guards everything here and the VM's memslots; every method wants it held."""
+
+    def __init__(self) -> None:
+        self.lock = sync.lock("Mmu.lock")
+        self.ended = sync.condition("Mmu.ended", self.lock)
+        """Notified at each END: faults that met an open invalidation go on."""
+        self.epts = (Ept(), Ept())
+        """By address space: shared, private."""
+        self.tlbs: list[Tlb[Any]] = []
+        """Of all vCPUs: filled and flushed with `lock` held."""
+        self.blocked = BlockedPages()
+        """Private pages that were unmapped and keep their contents: those under an overlay."""
+        self.invalidate_seq = 0
+        self.in_progress = 0
+        self.range_start = 0
+        self.range_end = 0
+        self.fault_count = 0
+        self.retry_count = 0
+        self.zapped_count = 0
+
+    def invalidate_begin(self, start: int, end: int) -> None:
+        """Open a bracket on GFNs [start, end): nothing in it is mapped until its END (R7)."""
+        assert start < end
+        self.in_progress += 1
+        if self.in_progress == 1:
+            self.range_start, self.range_end = start, end
+        else:
+            self.range_start, self.range_end = min(self.range_start, start), max(self.range_end, end)
+
+    def invalidate_end(self) -> None:
+        self.invalidate_seq += 1
+        self.in_progress -= 1
+        assert self.in_progress >= 0, "END without BEGIN"
+        self.ended.notify_all()
+
+    def is_stale(self, ticket: Ticket, count: int) -> bool:
+        """mmu_invalidate_retry_gfn(), for the run that would be mapped, of either alias."""
+        if ticket.seq != self.invalidate_seq:
+            return True
+        return self.in_progress > 0 and ticket.gfn < self.range_end and self.range_start < ticket.gfn + count
+
+    def clear_of_brackets(self, gfn: int, start: int, end: int) -> tuple[int, int]:
+        """The part of [start, end) around gfn that no open invalidation covers; all of it when gfn is covered."""
+        if self.in_progress:
+            if gfn < self.range_start:
+                end = min(end, self.range_start)
+            elif gfn >= self.range_end:
+                start = max(start, self.range_end)
+        return start, end
+
+    def install(self, ticket: Ticket, pfn: int, count: int) -> bool:
+        """Map the run, its first page as accessed; False when the ticket is stale and the fault must be retried.
+
+        ENOMEM (Refused) when the EPT has no table left.
+        """
+        gfn = ticket.gfn
+        if count > ticket.limit:
+            count = ticket.limit
+        # As a rule nothing is open and nothing has moved: then it needs no call to know.
+        if (self.in_progress or ticket.seq != self.invalidate_seq) and self.is_stale(ticket, count):
+            self.retry_count += 1
+            return False
+        ept = self.epts[ticket.private]
+        if count == 1:
+            ept.map_page(gfn, pfn, writable=ticket.writable)
+        else:
+            ept.map_run(gfn, pfn, count, writable=ticket.writable, accessed=1)
+        self.fault_count += 1
+        return True
+
+    def install_large(self, ticket: Ticket, pfn: int, count: int, order: int) -> bool:
+        """`install` in whole leaves of this order, of a run that begins at the leaf around the ticket's page."""
+        assert 0 < order <= ticket.order
+        ahead = ticket.gfn & (1 << order) - 1
+        run = msgspec.structs.replace(ticket, gfn=ticket.gfn - ahead, limit=ticket.limit + ahead)
+        count = min(count, run.limit) >> order << order
+        assert count
+        if self.is_stale(run, count):
+            self.retry_count += 1
+            return False
+        for at in range(0, count, 1 << order):
+            self.epts[run.private].map_large(run.gfn + at, pfn + at, order, writable=run.writable, accessed=not at)
+        self.fault_count += 1
+        return True
+
+    def zap(self, start: int, end: int, *, private: bool) -> list[Run]:
+        """Remove leaves of [start, end), also from the TLBs; runs (gfn, pfn, pages) that it held, blocked ones too.
+
+        An access that found its translation before may still use it: frames are reused only after a kick.
+        """
+        runs = self._unmap(start, end, private)
+        if not private or not self.blocked:
+            return runs
+        mapped = IntervalSet((gfn, gfn + count) for gfn, _, count in runs)
+        for run, _ in self.blocked.take(start, end):
+            # What came back from under an overlay is blocked no more, but still known.
+            at = run[0]
+            for low, high in [*mapped.within(at, at + run[2]), (run[0] + run[2], end)]:
+                if at < low:
+                    runs.append(clip(run, at, low))
+                at = high
+        return runs
+
+    def _unmap(self, start: int, end: int, private: bool) -> list[Run]:
+        removed = self.epts[private].zap(start, end)
+        page_count = sum(count for _, _, count in removed)
+        self.zapped_count += page_count
+        self._flush(removed, page_count, private)
+        # More than was asked for goes when a large leaf can not be split: those pages are the slot's as before.
+        return inside(removed, start, end)
+
+    def protect(self, start: int, end: int) -> None:
+        """The next write to a shared page of [start, end) faults."""
+        self.epts[False].protect(start, end)
+        self._flush([(start, 0, end - start)], end - start, private=False)
+
+    def block(self, start: int, end: int) -> list[Run]:
+        """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK; all that is blocked now."""
+        touched = self.epts[True].touched(start, end)
+        for run in self._unmap(start, end, True):
+            self.blocked.add(run, touched)
+        return self.blocked.runs(start, end)
+
+    def held_private(self, start: int, end: int) -> int:
+        """Private pages of [start, end) that hold memory, mapped or blocked."""
+        mapped = [(gfn, gfn + count) for gfn, _, count in self.epts[True].runs(start, end)]
+        held = IntervalSet([*mapped, *self.blocked.ranges(start, end)])
+        return sum(high - low for low, high in held.within(start, end))
+
+    def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
+        """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that
+        stay, those under an overlay among them."""
+        ept = self.epts[True]
+        self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
+        stay = ept.touched(start, end)
+        if not self.blocked:
+            return stay
+        return IntervalSet([*stay, *self.blocked.take_untouched(start, end)]).within(start, end)
+
+    def _flush(self, removed: list[Run], page_count: int, private: bool) -> None:
+        """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing
+        flushed."""
+        if not removed:
+            return
+        for tlb in self.tlbs:
+            if page_count <= RANGED_FLUSH_PAGES:
+                pages = (range(gfn, gfn + count) for gfn, _, count in removed)
+                tlb.flush_keys(tlb_key(gfn, not private) for run in pages for gfn in run)
+            else:
+                tlb.flush()
+
+    def mark_accessed(self, gfn: int, *, private: bool) -> None:
+        self.epts[private].mark(gfn, ACCESSED)

@@ -1,0 +1,109 @@
+"""What the store calls: this machine's half of the "function pointers" (link.Callbacks), on up threads.
+
+A callback: begin -> zap and flush under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves. None of it
+makes a down-call.
+"""
+
+from kvmsim.memory.memory import Memory
+from kvmsim.store.link import StoreLink
+from memfsd.uapi import messages as m
+from memfsd.uapi.errors import PeerLost
+from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_RUNS_PER_REPORT
+
+from .backing import Translation
+from .mmu.ept import MAX_GFN_EPT
+from .slots.memslots import Memslot
+from .unmapping import Unmapping
+from .vm import Vm
+
+
+class StoreCallbacks(Unmapping):
+    """Invalidations by the store, and its questions."""
+
+    def __init__(self, vm: Vm[Memory, Translation]) -> None:
+        super().__init__(vm)
+        self._open: dict[StoreLink, tuple[int, int]] = {}
+        """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
+        self._changing: dict[StoreLink, tuple[int, int]] = {}
+        """File pages [start, end) of the slot that is being made or deleted: the store may not know yet what is shown,
+        or what is not. Guarded by Mmu.lock."""
+
+    def on_begin(self, link: StoreLink, begin: m.InvalidateBegin) -> list[tuple[int, int]]:
+        mmu = self.vm.mmu
+        kept: list[tuple[int, int]] = []
+        with mmu.lock:
+            if not mmu.ended.wait_for(lambda: not self._retiring, ACK_DEADLINE_S):
+                raise PeerLost("a slot of this VM does not go away in time")
+            ranges = self._gfn_ranges(link, begin.start, begin.end)
+            if not ranges:
+                return []
+            low, high = min(gfn for gfn, _, _ in ranges), max(gfn + count for gfn, _, count in ranges)
+            mmu.invalidate_begin(low, high)
+            self._open[link] = low, high
+            for gfn, pgoff, count in ranges:
+                if begin.reason is m.Reason.RECLAIM:
+                    touched = mmu.zap_untouched(gfn, gfn + count)
+                    kept += [(pgoff + start - gfn, pgoff + end - gfn) for start, end in touched]
+                else:
+                    mmu.zap(gfn, gfn + count, private=True)
+        self._kick_all()
+        return _at_most(kept, MAX_RUNS_PER_REPORT)
+
+    def on_end(self, link: StoreLink, end: m.InvalidateEnd) -> None:
+        with self.vm.mmu.lock:
+            if self._open.pop(link, None) is not None:
+                self.vm.mmu.invalidate_end()
+        link.seq = end.seq
+
+    def on_report(self, link: StoreLink, cursor: int) -> m.ReportReply:
+        slots: list[tuple[int, int, int, int]] = []
+        mappings: list[tuple[int, int, int]] = []
+        stop = MAX_GFN_EPT
+        with self.vm.mmu.lock:
+            changing = self._changing.get(link, (0, 0))
+            for slot, start, end in self._segments(link):
+                if end <= cursor:
+                    continue
+                if len(slots) >= MAX_RUNS_PER_REPORT:
+                    stop = start
+                    break
+                start = max(start, cursor)
+                slots.append((slot.id, start, slot.pgoff_of(start), end - start))
+            # Also what no slot shows: it may not be there.
+            for gfn, pfn, count in self.vm.mmu.epts[True].runs(min(cursor, stop), stop):
+                if not link.base <= pfn < link.base + link.frame_count:
+                    continue
+                if len(mappings) >= MAX_RUNS_PER_REPORT:
+                    stop = gfn
+                    break
+                mappings.append((gfn, pfn - link.base, count))
+        slots = [slot for slot in slots if slot[1] < stop]
+        return m.ReportReply(slots, mappings, link.seq, changing, stop if stop < MAX_GFN_EPT else -1)
+
+    def on_lost(self, link: StoreLink, why: str) -> None:
+        mmu = self.vm.mmu
+        with mmu.lock:
+            if self._open.pop(link, None) is not None:
+                mmu.invalidate_end()
+            segments = [(start, end) for _, start, end in self._segments(link)]
+        if segments:
+            self._zap_segments(segments, private=True)
+
+    def _segments(self, link: StoreLink) -> list[tuple[Memslot, int, int]]:
+        """Visible segments of the link's slots, by GFN."""
+        return sorted(self.vm.slots[True].of_file(link), key=lambda segment: segment[1])
+
+    def _gfn_ranges(self, link: StoreLink, start: int, end: int) -> list[tuple[int, int, int]]:
+        """Where file pages [start, end) show: (gfn, pgoff, pages); nothing if a store that lies says end <= start."""
+        if end <= start:
+            return []
+        return [
+            (low, slot.pgoff_of(low), high - low) for slot, low, high in self.vm.slots[True].of_file(link, start, end)
+        ]
+
+
+def _at_most(ranges: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+    """Keeping too much is safe, so the last range may widen to cover what does not fit in a packet."""
+    if len(ranges) <= count:
+        return ranges
+    return [*ranges[: count - 1], (ranges[count - 1][0], ranges[-1][1])]

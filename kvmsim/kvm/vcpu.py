@@ -1,0 +1,146 @@
+"""One vCPU: KVM_RUN and what is under way, guest mode, kicks and its TLB."""
+
+import errno
+from collections.abc import Generator
+from typing import Generic, TypeVar
+
+from memfsd.common import sync
+from memfsd.uapi.errors import Refused
+
+from .exits import INTR, Exit, IntrExit
+from .kvm_run import KvmRun, fill
+from .mmu.tlb import Tlb
+
+V = TypeVar("V")
+R = TypeVar("R")
+
+Program = Generator[Exit, None, R]
+"""What a guest does, as far as KVM sees it: yields the exits, takes the answers out of `run`, returns the result.
+It holds no lock while it waits at an exit, and may be abandoned there."""
+
+
+class Vcpu(Generic[V]):
+    """Guest mode is holding `guest_lock`. A kick makes the vCPU leave, and lets it go on.
+
+    Others flush its TLB with Mmu.lock held, also in guest mode: what it has looked up already it may use until
+    the kick. The vCPU waits while someone kicks, or a busy guest would take the lock again before the kicker gets it.
+
+    KVM_RUN is between `take` and `release`: one thread at a time. A program that exits belongs to the vCPU until
+    it has ended or the next one is started, which abandons it: what it did has happened, the rest never will.
+    """
+
+    def __init__(self, id_: int) -> None:
+        self.id = id_
+        self.run = KvmRun()
+        """Shared with user space; valid after an exit."""
+        self.program: Program[object] | None = None
+        """What is under way: it came back with the exit that `run` tells. Guarded by the KVM_RUN."""
+        self._mutex = sync.lock("Vcpu.mutex")
+        self._try_to_take = self._mutex.acquire
+        self.release = self._mutex.release
+        """Out of KVM_RUN. The lock's own method, since every access goes through it."""
+        self.tlb: Tlb[V] = Tlb()
+        self.guest_lock = sync.lock("Vcpu.guest_lock")
+        self.kick_count = 0
+        self._kick_lock = sync.lock("Vcpu.kick_lock")
+        self._kickers = 0
+        self._go_on = sync.event("Vcpu.go_on")
+
+    # -- KVM_RUN
+
+    def take(self) -> None:
+        """Into KVM_RUN with something new. EBUSY while another thread is there (a kernel would let us wait)."""
+        if not self._try_to_take(False):
+            raise self._busy()
+        if self.program is not None:
+            self.program.close()
+            self._forget()
+
+    def step(self, program: Program[R]) -> R | Exit:
+        """Run a program on, between take and release, to its next exit or its end.
+
+        EINTR when it was asked to leave: it stays under way. Refused by the program: it has ended.
+        """
+        try:
+            exit_ = next(program)
+        except StopIteration as end:
+            self._forget()
+            result: R = end.value
+            return result
+        except BaseException:
+            self._forget()
+            raise
+        self.program = program
+        fill(self.run, exit_)
+        if isinstance(exit_, IntrExit):
+            raise Refused(errno.EINTR, f"vCPU {self.id} was asked to leave: run it again to go on")
+        return exit_
+
+    def start(self, program: Program[R]) -> R | Exit:
+        """KVM_RUN of something new."""
+        self.take()
+        try:
+            return self.step(program)
+        finally:
+            self.release()
+
+    def kvm_run(self) -> object:
+        """KVM_RUN again: what is under way goes on, with the answers in `run`. Its result, or the next exit.
+
+        EINVAL when nothing is. The operation that user space has answered is completed before immediate_exit is
+        looked at, as in the kernel.
+        """
+        if not self._try_to_take(False):
+            raise self._busy()
+        try:
+            if self.program is None:
+                raise Refused(errno.EINVAL, f"nothing is under way on vCPU {self.id}: let its guest do something first")
+            return self.step(self.program)
+        finally:
+            self.release()
+
+    @property
+    def is_running(self) -> bool:
+        """A thread is in KVM_RUN."""
+        return self._mutex.locked()
+
+    def entry(self) -> Program[None]:
+        """Before each entry into the guest: leave for as long as user space asks for it."""
+        while self.run.immediate_exit:
+            yield INTR
+
+    def request_exit(self) -> None:
+        """From any thread: KVM_RUN ends with EINTR soon, or at once when it is called next, until user space clears
+        immediate_exit. What waits for the store first hears from it, within its deadline."""
+        self.run.immediate_exit = 1
+
+    def _busy(self) -> Refused:
+        return Refused(errno.EBUSY, f"another thread runs vCPU {self.id}: wait for it, or kick it")
+
+    def _forget(self) -> None:
+        self.program = None
+        self.run.exit_reason = 0
+
+    # -- guest mode
+
+    def enter(self) -> None:
+        """Into guest mode; waits while the vCPU is being kicked."""
+        while self._kickers:
+            self._go_on.wait()
+        self.guest_lock.acquire()
+
+    def leave(self) -> None:
+        self.guest_lock.release()
+
+    def kick(self) -> None:
+        """Return when the vCPU has been out of guest mode once: an access that began before has ended."""
+        with self._kick_lock:
+            self._kickers += 1
+            self._go_on.clear()
+        with self.guest_lock:
+            pass
+        with self._kick_lock:
+            self.kick_count += 1
+            self._kickers -= 1
+            if self._kickers == 0:
+                self._go_on.set()

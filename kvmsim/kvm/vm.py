@@ -1,0 +1,121 @@
+"""One VM's slots, EPTs and vCPUs, and the table of the thread: which request is a fault, which an exit."""
+
+import errno
+from typing import Generic, TypeVar
+
+from memfsd.common.quote import quoted
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
+from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE
+
+from .exits import Exit, MemoryErrorExit, MmioExit
+from .mmu.ept import MAX_GFN_EPT
+from .mmu.mmu import Mmu, Ticket
+from .mmu.physmap import PhysMap
+from .slots.memslots import AddressSpaceId, Memslot, Memslots, Segment
+from .vcpu import Vcpu
+
+M = TypeVar("M")
+V = TypeVar("V")
+
+GPA_END = MAX_GFN_EPT << PAGE_SHIFT
+
+
+class Vm(Generic[M, V]):
+    """Memslots change under Machine.slots_lock and Mmu.lock; lookups want Mmu.lock."""
+
+    def __init__(self, name: str, max_slots: int = MAX_SLOTS, mmu: Mmu | None = None) -> None:
+        self.name = name
+        self.max_slots = max_slots
+        self.mmu = mmu or Mmu()
+        self.physmap: PhysMap[M] = PhysMap()
+        self.slots = (Memslots(AddressSpaceId.SHARED), Memslots(AddressSpaceId.PRIVATE))
+        """By address space: shared is 0, private is 1, as SMM has its own."""
+        self.overlay = False
+        """Ordinary slots lie over private ones: lookups see them first. Changed by Machine.set_overlay alone."""
+        self.vcpus: dict[int, Vcpu[V]] = {}
+        self.create_vcpu(0)
+        self.exit_hypercalls = 0
+        """KVM_CAP_EXIT_HYPERCALL: a bit for each hypercall that user space answers."""
+
+    def create_vcpu(self, id_: int) -> Vcpu[V]:
+        """EINVAL beyond the cap, EEXIST twice: KVM_CREATE_VCPU."""
+        if not 0 <= id_ < MAX_VCPUS:
+            raise Refused(errno.EINVAL, f"vCPU {id_}: choose 0 to {MAX_VCPUS - 1}")
+        if id_ in self.vcpus:
+            raise Refused(errno.EEXIST, f"vCPU {id_} of VM {quoted(self.name)} exists")
+        vcpu: Vcpu[V] = Vcpu(id_)
+        with self.mmu.lock:
+            self.mmu.tlbs.append(vcpu.tlb)
+        self.vcpus[id_] = vcpu
+        return vcpu
+
+    def vcpu(self, id_: int) -> Vcpu[V]:
+        found = self.vcpus.get(id_)
+        if found is None:
+            raise Refused(errno.EINVAL, f"VM {quoted(self.name)} has no vCPU {id_}: create it with 'vcpu {id_}'")
+        return found
+
+    def fault(self, gfn: int, *, private: bool, write: bool, offset: int, length: int) -> Ticket | Exit:
+        """An EPT violation (implicit request): the ticket to handle it, or the exit. The sequence is read first.
+
+        offset and length: the bytes of the access in its page, for the exits.
+        """
+        mmu = self.mmu
+        seq = mmu.invalidate_seq
+        segment = self.slots[private].segment(gfn)
+        if segment is not None and private and self.overlay:
+            segment = self._bare(gfn, segment)
+        if segment is not None:
+            slot, start, end = segment
+            if slot.writable or not write:
+                if mmu.in_progress:
+                    start, end = mmu.clear_of_brackets(gfn, start, end)
+                order = slot.max_order
+                if order:
+                    order, end = _largest_leaf(order, gfn, start, end)
+                if slot.dirty is not None:
+                    return _logged(slot, gfn, end, seq, write=write)
+                return Ticket(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq, order)
+        elif private or self.slots[True].lookup(gfn) is not None:
+            return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
+        return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)
+
+    def covers(self, start: int, end: int, *, private: bool) -> bool:
+        """One slot shows all of [start, end) in this alias: an explicit request for it is handled."""
+        if self.slots[private].covers(start, end) is None:
+            return False
+        return not (private and self.overlay and self.slots[False].overlaps(start, end))
+
+    def _bare(self, gfn: int, segment: Segment) -> Segment | None:
+        """The part of a private segment around gfn that no ordinary slot lies over; None where one does."""
+        slot, start, end = segment
+        over = self.slots[False]
+        if over.segment(gfn) is not None:
+            return None
+        limit = over.next_start(gfn)
+        return slot, max(start, over.previous_end(gfn)), end if limit is None else min(end, limit)
+
+
+def _logged(slot: Memslot, gfn: int, end: int, seq: int, *, write: bool) -> Ticket:
+    """A page of a slot with a dirty log: read-only until it is written, and then it alone is writable, and dirty."""
+    assert slot.dirty is not None
+    if write:
+        slot.dirty.mark(gfn - slot.gfn, gfn - slot.gfn + 1)
+        end = gfn + 1
+    return Ticket(gfn, False, slot, slot.pgoff_of(gfn), end - gfn, slot.writable and write, seq, 0)
+
+
+def _largest_leaf(max_order: int, gfn: int, start: int, end: int) -> tuple[int, int]:
+    """Order of the largest leaf around gfn inside [start, end), and where a run of such leaves has to end.
+
+    It ends where a larger leaf may begin, or else it would be in its way.
+    """
+    limit = ORDER_1G
+    for order in (ORDER_1G, ORDER_2M):
+        size = 1 << order
+        block = gfn & -size
+        if order <= max_order and start <= block and block + size <= end:
+            return order, min(end, (gfn | (1 << limit) - 1) + 1)
+        limit = order
+    return 0, min(end, (gfn | (1 << ORDER_2M) - 1) + 1)

@@ -1,0 +1,4 @@
+"""What slots are backed by.
+
+memory    windows of the store, anonymous memory, files
+"""

@@ -1,0 +1,236 @@
+"""What slots are backed by: windows of the store, anonymous memory, files."""
+
+import contextlib
+import ctypes
+import errno
+import fcntl
+import mmap
+import os
+from collections.abc import Iterator
+from typing import Protocol
+
+import numpy as np
+
+from memfsd.common import sync
+from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
+from memfsd.uapi.units import ORDER_1G, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
+
+_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_MADV_POPULATE_WRITE = 23
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+
+FrameRange = tuple[int, int]
+
+
+class Memory(Protocol):
+    """Bytes by offset. Errors are OSError; a short file reads and writes as EFAULT, as KVM answers.
+
+    leaf_order: of the largest EPT leaf that may show it.
+    waits: an access is a system call that may wait for the store, and the store for a vCPU to be out of guest mode. So
+    it is made out of guest mode, and is Closed when the memory's slot went in between.
+    """
+
+    leaf_order: int
+    waits: bool
+
+    @property
+    def frame_count(self) -> int | None:
+        """Its pages; None where they can change."""
+
+    def read(self, offset: int, length: int) -> bytes: ...
+    def write(self, offset: int, data: bytes) -> None: ...
+    def touch(self, offset: int, page_count: int) -> None:
+        """Write one byte of each page, leaving it as it was."""
+
+    def close(self) -> None: ...
+
+
+class Closed(OSError):
+    """The memory has no slot any more."""
+
+    def __init__(self) -> None:
+        super().__init__(errno.EBADF, "the slot is gone")
+
+
+class _Mapped:
+    """A memfd mapped whole, sparse: it costs what is touched."""
+
+    leaf_order = ORDER_1G
+    waits = False
+
+    def __init__(self, fd: int, size: int) -> None:
+        self.fd = fd
+        self.frame_count = size >> PAGE_SHIFT
+        self._map = mmap.mmap(fd, size)
+        self._view = memoryview(self._map)
+        self._bytes: np.ndarray[tuple[int], np.dtype[np.uint8]] = np.frombuffer(self._map, dtype=np.uint8)
+
+    def read(self, offset: int, length: int) -> bytes:
+        return self._view[offset : offset + length].tobytes()
+
+    def write(self, offset: int, data: bytes) -> None:
+        self._view[offset : offset + len(data)] = data
+
+    def touch(self, offset: int, page_count: int) -> None:
+        length = page_count << PAGE_SHIFT
+        self._map.madvise(_MADV_POPULATE_WRITE, offset, length)
+        firsts = self._bytes[offset : offset + length : PAGE_SIZE]
+        firsts |= 0
+
+    def populated_count(self) -> int:
+        """Pages that hold memory."""
+        return os.fstat(self.fd).st_blocks * 512 // PAGE_SIZE
+
+    def close(self) -> None:
+        """The mapping goes with the last view; nobody may use this memory any more."""
+        self._view.release()
+        self._bytes = np.empty(0, dtype=np.uint8)
+        with contextlib.suppress(BufferError):
+            self._map.close()
+        os.close(self.fd)
+
+
+_WINDOW_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+
+
+class WindowMemory(_Mapped):
+    """A VM's private bytes: frame N of the store's pool at N * 4096."""
+
+    def __init__(self, fd: int, pool_frames: int) -> None:
+        """Takes the fd. PeerLost when it is not a window: too small, or it could shrink under the mapping, or get seals
+        that forbid to scrub. Refused when this process has no room for it."""
+        self.frame_count = pool_frames
+        size = pool_frames << PAGE_SHIFT
+        try:
+            seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
+            if os.fstat(fd).st_size != size or seals & _WINDOW_SEALS != _WINDOW_SEALS:
+                raise PeerLost("the store passed a window of the wrong size, or one that could shrink")
+            super().__init__(fd, size)
+            # Guest memory is not in a core dump of the VMM, nor in a process that it forks (R2).
+            self._map.madvise(mmap.MADV_DONTDUMP)
+            self._map.madvise(mmap.MADV_DONTFORK)
+        except (OSError, ValueError) as error:
+            os.close(fd)
+            number = getattr(error, "errno", None)
+            if number in NO_RESOURCES:
+                why = f"its window of {size:#x} bytes cannot be mapped ({os.strerror(number)}): raise ulimit -n or -v"
+                raise Refused(number, why) from None
+            raise PeerLost(f"the store's window can not be mapped: {error}") from None
+        except PeerLost:
+            os.close(fd)
+            raise
+
+    def scrub(self, frame: int, frame_count: int) -> None:
+        """Destroy contents: what a TDX or SNP unmap does. The frames stay the file's and read as zeros."""
+        if _fallocate(self.fd, _PUNCH, frame << PAGE_SHIFT, frame_count << PAGE_SHIFT) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+
+class AnonymousMemory(_Mapped):
+    """Shared guest memory without a file: mmap(MAP_SHARED | MAP_ANONYMOUS)."""
+
+    def __init__(self, size: int) -> None:
+        fd = os.memfd_create("kvmsim-shared", os.MFD_CLOEXEC)
+        try:
+            os.ftruncate(fd, size)
+            super().__init__(fd, size)
+        except (OSError, ValueError, OverflowError) as error:
+            os.close(fd)
+            why = getattr(error, "strerror", None) or str(error)
+            raise Refused(errno.ENOMEM, f"{size} bytes of anonymous memory: {why}: ask for less") from None
+
+
+class FileMemory:
+    """Shared guest memory in a file, through pread and pwrite: coherent with every mapping of it, and a file
+    that shrinks or a daemon that dies is an errno here instead of SIGBUS."""
+
+    leaf_order = ORDER_4K
+    waits = True
+
+    def __init__(self, fd: int, frame_count: int | None = None) -> None:
+        """Takes the fd."""
+        self.fd = fd
+        self.frame_count = frame_count
+        self._using = sync.lock("FileMemory.using")
+        self._closed = False
+
+    def read(self, offset: int, length: int) -> bytes:
+        with self._open():
+            data = os.pread(self.fd, length, offset)
+        if len(data) != length:
+            raise OSError(errno.EFAULT, "past the end of the file")
+        return data
+
+    def write(self, offset: int, data: bytes) -> None:
+        view = memoryview(data)
+        with self._open():
+            if offset + len(data) > os.fstat(self.fd).st_size:
+                raise OSError(errno.EFAULT, "past the end of the file")
+            while view:  # short when the pool gets full: the next one says so
+                done = os.pwrite(self.fd, view, offset)
+                view, offset = view[done:], offset + done
+
+    @contextlib.contextmanager
+    def _open(self) -> Iterator[None]:
+        with self._using:
+            if self._closed:
+                raise Closed
+            yield
+
+    def touch(self, offset: int, page_count: int) -> None:
+        for page in range(page_count):
+            at = offset + (page << PAGE_SHIFT)
+            self.write(at, self.read(at, 1))
+
+    def close(self) -> None:
+        with self._using:
+            if not self._closed:
+                self._closed = True
+                os.close(self.fd)
+
+
+class SparseMemory(FileMemory):
+    """The VMM's shared copy of guest memory: byte GPA at offset GPA, nothing held where nothing was written."""
+
+    leaf_order = ORDER_1G
+    waits = False
+
+    def __init__(self, size: int) -> None:
+        fd = os.memfd_create("kvmsim-vmm-shared", os.MFD_CLOEXEC)
+        os.ftruncate(fd, size)
+        super().__init__(fd, size >> PAGE_SHIFT)
+
+    def discard(self, offset: int, length: int) -> None:
+        if _fallocate(self.fd, _PUNCH, offset, length) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number))
+
+    def populated_count(self) -> int:
+        return os.fstat(self.fd).st_blocks * 512 // PAGE_SIZE
+
+    def populated(self) -> list[FrameRange]:
+        """Page ranges that hold memory."""
+        ranges: list[FrameRange] = []
+        at = 0
+        while True:
+            try:
+                start = os.lseek(self.fd, at, os.SEEK_DATA)
+            except OSError as error:
+                if error.errno == errno.ENXIO:
+                    return ranges
+                raise
+            end = os.lseek(self.fd, start, os.SEEK_HOLE)
+            if not at <= start < end:
+                raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
+            at = end
+            ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))
+
+
+def punch_file(fd: int, offset: int, length: int) -> None:
+    """fallocate(PUNCH_HOLE | KEEP_SIZE)."""
+    if _fallocate(fd, _PUNCH, offset, length) != 0:
+        number = ctypes.get_errno()
+        raise Refused(number, f"punch of {length:#x} bytes at {offset:#x}: {os.strerror(number)}")

@@ -1,0 +1,11 @@
+"""The script language, and what its commands do.
+
+script/          lines to commands, commands to a verdict
+script_command   kvmsim run and kvmsim attach; prompt: what the latter shows at a terminal
+execute          commands to calls
+script_vm        what `vm NAME` makes
+interrupt        SIGINT ends the command that runs, and nothing else
+vcpu_commands    commands that run vCPUs
+host_commands    the `hva` commands
+info             `info ...`
+"""

@@ -1,0 +1,242 @@
+"""Script commands to calls of the machines: what each does, and what it answers."""
+
+import errno
+import os
+import signal
+import subprocess
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from kvmsim.memory.memory import AnonymousMemory, FileMemory, Memory
+from kvmsim.vmm.host import VMM, Host, encrypted_of, memory_of
+from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.common.quote import quoted
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.limits import MAX_VMS
+
+from . import info
+from .host_commands import HostCommands
+from .info import Answer
+from .interrupt import Interrupt
+from .script import commands as c
+from .script.outcome import Outcome
+from .script_vm import ScriptVm
+from .vcpu_commands import GUEST_COMMANDS, exited
+
+_SHELL_ENDS_S = 2.0
+"""After an interrupt, which a terminal sends to the shell, too."""
+
+
+class Executor:
+    """All VMs of a process; vm0 exists and is current."""
+
+    def __init__(
+        self, max_slots: int, policy: str = "none", under: str = "kept", journal: Journal = NO_JOURNAL
+    ) -> None:
+        self._max_slots = max_slots
+        self._policy = policy, under
+        self._journal = journal
+        self.interrupt = Interrupt()
+        self._computers: dict[str, ScriptVm] = {}
+        self._host = Host()
+        self._doers: dict[type[c.Command], Callable[[Any], Outcome]] = {
+            c.SwitchVm: self._vm,
+            c.CreateVcpu: self._vcpu,
+            c.SlotSet: self._slot_set,
+            c.SlotDelete: self._slot_delete,
+            c.SlotPunch: self._slot_punch,
+            c.SlotDirty: self._slot_dirty,
+            **dict.fromkeys(GUEST_COMMANDS, self._run),
+            c.Start: self._start,
+            c.Join: self._join,
+            c.Kick: self._kick,
+            c.CapExitHypercall: self._cap_exit_hypercall,
+            c.HostRead: self._host_read,
+            c.HostWrite: self._host_write,
+            c.SetPolicy: self._set_policy,
+            c.Info: self._info,
+            c.Sh: self._sh,
+        }
+        self._doers |= HostCommands(self._host, self._computers).doers()
+        self._topics: dict[str, Callable[[], Answer]] = {
+            "slots": lambda: info.slots(self._target),
+            "ept": lambda: info.ept(self._target),
+            "mmu": lambda: info.mmu(self._target),
+            "memory": lambda: info.memory(self._target),
+            "run": lambda: info.run(self._target),
+            "stats": lambda: info.stats(self._target),
+            "vms": self._vms,
+            "hva": lambda: info.hva(list(self._host.processes.values())),
+        }
+        self._current = self._target = self._create("vm0")
+        """The current VM, and the one that the command is about: its vm=, or else the current one."""
+
+    def __call__(self, command: c.Command) -> Outcome:
+        """Do one command; every failure is an Outcome or Refused."""
+        self._target = self._current if command.vm is None else self._find(command.vm)
+        try:
+            return self._doers[type(command)](command)
+        except MemoryError:
+            raise Refused(errno.ENOMEM, "out of memory: raise the limit (ulimit -v), or give the host more") from None
+        except PeerLost as lost:
+            raise Refused(errno.EHOSTDOWN, str(lost)) from None
+        except OSError as error:
+            where = f"{quoted(error.filename)}: " if error.filename else ""
+            raise Refused(error.errno or errno.EIO, f"{where}{error.strerror or error}") from None
+
+    def close(self) -> None:
+        for computer in self._computers.values():
+            computer.close()
+        self._host.close()
+        self._journal.close()
+
+    # -- VMs, vCPUs, slots
+
+    def _find(self, name: str) -> ScriptVm:
+        if name not in self._computers:
+            shown = quoted(name)
+            raise Refused(errno.ENOENT, f"there is no VM {shown}: 'vm {shown}' makes it")
+        return self._computers[name]
+
+    def _create(self, name: str) -> ScriptVm:
+        if len(self._computers) >= MAX_VMS:
+            raise Refused(
+                errno.ENOSPC, f"VM {quoted(name)}: {MAX_VMS} VMs are the limit of one kvmsim: start another one"
+            )
+        computer = ScriptVm(name, self._max_slots, self._journal, self.interrupt)
+        computer.vmm.set_policy(*self._policy)
+        self._computers[name] = computer
+        return computer
+
+    def _vm(self, command: c.SwitchVm) -> Outcome:
+        self._current = self._computers.get(command.to) or self._create(command.to)
+        return Outcome(ok=True)
+
+    def _vcpu(self, command: c.CreateVcpu) -> Outcome:
+        self._target.vm.create_vcpu(command.vcpu)
+        return Outcome(ok=True)
+
+    def _slot_set(self, command: c.SlotSet) -> Outcome:
+        machine = self._target.machine
+        space = self._host.processes[VMM]
+        if command.private:
+            path, fd = command.file or "", None
+            if command.hva is not None and command.size:
+                path, fd = encrypted_of(space, command.hva, command.size)
+            machine.set_private_slot(
+                command.id, command.gpa, command.size, command.flags, path, command.offset, mapped_fd=fd
+            )
+            return Outcome(ok=True)
+        memory: Memory | None = None
+        path, offset = command.file or "", command.offset
+        existing = self._target.vm.slots[False].get(command.id)
+        if command.hva is not None and command.size:
+            if existing is None:
+                machine.check_shared_slot(command.id, command.gpa, command.size, command.flags, command.hva)
+            vma = space.backing(command.hva, command.size)
+            memory, path, offset = memory_of(vma), str(vma), vma.memory_offset + command.hva - vma.start
+        elif existing is None and command.size:
+            machine.check_shared_slot(command.id, command.gpa, command.size, command.flags, offset)
+            memory, path = self._shared_memory(command)
+        machine.set_shared_slot(
+            command.id, command.gpa, command.size, command.flags, memory, offset, owned=command.hva is None, path=path
+        )
+        return Outcome(ok=True)
+
+    @staticmethod
+    def _shared_memory(command: c.SlotSet) -> tuple[Memory, str]:
+        if command.file is None:
+            return AnonymousMemory(command.offset + command.size), "(anonymous)"
+        return FileMemory(os.open(command.file, os.O_RDWR | os.O_CLOEXEC)), command.file
+
+    def _slot_delete(self, command: c.SlotDelete) -> Outcome:
+        self._target.machine.delete_slot(command.id, private=command.private)
+        return Outcome(ok=True)
+
+    def _slot_dirty(self, command: c.SlotDirty) -> Outcome:
+        facts, text = info.dirty(self._target.machine.get_dirty_log(command.id))
+        return Outcome(ok=True, info=facts, text=text)
+
+    def _slot_punch(self, command: c.SlotPunch) -> Outcome:
+        self._target.machine.punch_slot(command.id, command.gpa, command.size)
+        return Outcome(ok=True)
+
+    # -- vCPUs, and KVM's own accesses
+
+    def _run(self, command: c.GuestCommand) -> Outcome:
+        return self._target.vcpu_commands.do(command)
+
+    def _start(self, command: c.Start) -> Outcome:
+        return self._target.vcpu_commands.start(command.command)
+
+    def _join(self, command: c.Join) -> Outcome:
+        return self._target.vcpu_commands.join(command.vcpu)
+
+    def _kick(self, command: c.Kick) -> Outcome:
+        return self._target.vcpu_commands.kick(command.vcpu)
+
+    def _cap_exit_hypercall(self, command: c.CapExitHypercall) -> Outcome:
+        self._target.vm.exit_hypercalls = command.mask
+        return Outcome(ok=True)
+
+    def _host_read(self, command: c.HostRead) -> Outcome:
+        result = self._target.guest.host_access(command.gpa, command.length, None)
+        if isinstance(result, bytes):
+            return Outcome(ok=True, data=result, address=command.gpa)
+        return exited(result)
+
+    def _host_write(self, command: c.HostWrite) -> Outcome:
+        result = self._target.guest.host_access(command.gpa, len(command.data), command.data)
+        return Outcome(ok=True) if isinstance(result, bytes) else exited(result)
+
+    # -- around it
+
+    def _set_policy(self, command: c.SetPolicy) -> Outcome:
+        """Also of the VMs that are made later, unless it names one."""
+        self._target.vmm.set_policy(command.policy, command.under)
+        if command.vm is None:
+            self._policy = command.policy, command.under
+        return Outcome(ok=True)
+
+    def _sh(self, command: c.Sh) -> Outcome:
+        """An interrupt reaches the shell by the terminal; one that it outlives ends it."""
+        with subprocess.Popen(
+            ["/bin/sh", "-c", command.command], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+        ) as shell:
+            try:
+                with self.interrupt.stops(_interrupted):
+                    said, _ = shell.communicate()
+            except _Interrupted:
+                said = _end(shell)
+        text = said.decode(errors="replace").rstrip("\n")
+        status, reason = shell.returncode, ""
+        if status < 0:
+            status, reason = 128 - status, f"the shell was ended by {signal.Signals(-status).name}"
+        return Outcome(ok=status == 0, status=status, text=text, reason=reason)
+
+    def _info(self, command: c.Info) -> Outcome:
+        facts, text = self._topics[command.what]()
+        return Outcome(ok=True, info=facts, text=text)
+
+    def _vms(self) -> Answer:
+        return info.vms(self._computers, self._current)
+
+
+class _Interrupted(Exception):
+    """While a shell command ran."""
+
+
+def _interrupted() -> NoReturn:
+    raise _Interrupted
+
+
+def _end(shell: "subprocess.Popen[bytes]") -> bytes:
+    """What it has said until its end. What it left in the background and holds its output open is not waited for."""
+    try:
+        return shell.communicate(timeout=_SHELL_ENDS_S)[0]
+    except subprocess.TimeoutExpired:
+        shell.kill()
+    try:
+        return shell.communicate(timeout=_SHELL_ENDS_S)[0]
+    except subprocess.TimeoutExpired as late:
+        return late.output or b""

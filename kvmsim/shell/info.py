@@ -1,0 +1,215 @@
+"""What `info TOPIC` tells: facts for programs, and lines for people."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from kvmsim.kvm.backing import backing_of
+from kvmsim.kvm.kvm_run import exit_of
+from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
+from kvmsim.machine import VirtualMachine
+from kvmsim.vmm.hva import HostAddressSpace
+from memfsd.common.quote import quoted
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
+
+from .script.outcome import format_exit
+
+Answer = tuple[object, str]
+
+_LEAF_SIZES = ("4k", "2m", "1g")
+
+
+def slots(computer: VirtualMachine) -> Answer:
+    """Slots of both address spaces; a punched slot with what it still shows."""
+    facts: list[dict[str, Any]] = []
+    for space in computer.vm.slots:
+        for slot in space:
+            backing = backing_of(slot)
+            facts.append(
+                {
+                    "id": slot.id,
+                    "space": slot.as_id.name.lower(),
+                    "gpa": slot.gfn << PAGE_SHIFT,
+                    "size": slot.page_count << PAGE_SHIFT,
+                    "flags": int(slot.flags),
+                    "offset": slot.pgoff << PAGE_SHIFT,
+                    "file": backing.path,
+                    "segments": [[low << PAGE_SHIFT, high << PAGE_SHIFT] for low, high in slot.segments],
+                }
+            )
+    lines = [f"{'SPACE':8} {'ID':>6} {'GPA':>14} {'SIZE':>8} {'OFFSET':>10}  FILE"]
+    for f in facts:
+        lines.append(
+            f"{f['space']:8} {f['id']:>6} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['offset']:>#10x}"
+            f"  {_file(f['file'])}"
+        )
+        if len(f["segments"]) != 1 or f["segments"][0] != [f["gpa"], f["gpa"] + f["size"]]:
+            lines += [f"{'':8} {'shows':>6} {low:>#14x} {format_size(high - low):>8}" for low, high in f["segments"]]
+    return facts, "\n".join(lines)
+
+
+def ept(computer: VirtualMachine) -> Answer:
+    """Mapped runs of both EPTs, a run of leaves of one size each, with the frame numbers of the memory behind them
+    (EPFNs for private ones)."""
+    vm = computer.vm
+    facts: list[dict[str, Any]] = []
+    with vm.mmu.lock:
+        for private, space in ((False, "shared"), (True, "private")):
+            for order, (gfn, pfn, count) in vm.mmu.epts[private].leaf_runs(0, MAX_GFN_EPT):
+                _, frame = vm.physmap.find(pfn)
+                facts.append(
+                    {
+                        "space": space,
+                        "gpa": gfn << PAGE_SHIFT,
+                        "size": count << PAGE_SHIFT,
+                        "pfn": frame,
+                        "page_size": PAGE_SIZE << order,
+                    }
+                )
+                if len(facts) >= 65536:
+                    break
+    lines = [f"{'SPACE':8} {'GPA':>14} {'SIZE':>8} {'PFN':>10} {'PAGE':>4}"]
+    lines += [
+        f"{f['space']:8} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['pfn']:>#10x} {format_size(f['page_size']):>4}"
+        for f in facts
+    ]
+    return facts, "\n".join(lines)
+
+
+def mmu(computer: VirtualMachine) -> Answer:
+    """The invalidation sequence, and the sizes of the page tables: all leaves, and those of each size."""
+    mmu = computer.vm.mmu
+    with mmu.lock:
+        facts = {"mmu_invalidate_seq": mmu.invalidate_seq, "mmu_invalidate_in_progress": mmu.in_progress}
+        for space, ept in (("shared", mmu.epts[False]), ("private", mmu.epts[True])):
+            facts[f"{space}_leaves"] = ept.leaf_count
+            facts |= {f"{space}_leaves_{size}": n for size, n in zip(_LEAF_SIZES, ept.leaf_counts, strict=True)}
+            facts[f"{space}_tables"] = ept.table_count
+    return facts, _lines(facts)
+
+
+def memory(computer: VirtualMachine) -> Answer:
+    """Bytes mapped and held, and those held twice."""
+    vm, vmm, machine = computer.vm, computer.vmm, computer.machine
+    with vm.mmu.lock:
+        private = vm.mmu.epts[True].page_count
+    with machine.slots_lock:
+        populated = sum(link.memory.populated_count() for link in machine.links.values())
+    facts = {
+        "private_mapped": private * PAGE_SIZE,
+        "private_populated": populated * PAGE_SIZE,
+        "shared_populated": vmm.shared_pages() * PAGE_SIZE,
+        "doubled": vmm.doubled_pages() * PAGE_SIZE,
+    }
+    text = _lines({key: format_size(value) for key, value in facts.items()})
+    if facts["doubled"]:
+        text += f"\nwarning: {format_size(facts['doubled'])} are held twice, private and shared"
+    return facts, text
+
+
+def run(computer: VirtualMachine) -> Answer:
+    """kvm_run of each vCPU, as user space sees it, and what the vCPU does."""
+    facts: list[dict[str, Any]] = []
+    lines = []
+    for vcpu in list(computer.vm.vcpus.values()):
+        state = "running" if vcpu.is_running else "idle" if vcpu.program is None else "under way"
+        exit_ = exit_of(vcpu.run)
+        facts.append(
+            {
+                "vcpu": vcpu.id,
+                "state": state,
+                "immediate_exit": vcpu.run.immediate_exit,
+                "exit_reason": vcpu.run.exit_reason,
+                "exit": exit_ and f"KVM_EXIT_{exit_.reason.name}",
+                "exit_fields": exit_.fields() if exit_ else {},
+            }
+        )
+        shown = format_exit(f"KVM_EXIT_{exit_.reason.name}", exit_.fields()) if exit_ else ""
+        lines.append(f"vcpu {vcpu.id}: {state}, immediate_exit={vcpu.run.immediate_exit} {shown}".rstrip())
+    return facts, "\n".join(lines)
+
+
+def stats(computer: VirtualMachine) -> Answer:
+    """Counters since the VM was made. zapped: pages; zapped_*: leaves of that size."""
+    vm, machine, tally = computer.vm, computer.machine, computer.vmm.tally
+    with vm.mmu.lock:
+        zapped = [ept.zapped_leaves for ept in vm.mmu.epts]
+        facts = {
+            "faults": vm.mmu.fault_count,
+            "retries": vm.mmu.retry_count,
+            "zapped": vm.mmu.zapped_count,
+            **{f"zapped_{size}": sum(n) for size, *n in zip(_LEAF_SIZES, *zapped, strict=True)},
+            "splits": sum(ept.split_count for ept in vm.mmu.epts),
+            "merges": sum(ept.merge_count for ept in vm.mmu.epts),
+            "tlb_flushes": sum(vcpu.tlb.flush_count for vcpu in vm.vcpus.values()),
+            "tlb_ranged_flushes": sum(vcpu.tlb.ranged_flush_count for vcpu in vm.vcpus.values()),
+            "kicks": sum(vcpu.kick_count for vcpu in vm.vcpus.values()),
+            "store_messages": machine.past_message_count
+            + sum(link.message_count for link in list(machine.links.values())),
+            "exits": tally.exits,
+            "converted_to_shared": tally.to_shared_pages,
+            "converted_to_private": tally.to_private_pages,
+            "lost_pages": tally.lost_pages,
+            "unreturned_pages": tally.unreturned_pages,
+            "rolled_back": tally.rolled_back,
+        }
+    return facts, _lines(facts)
+
+
+def dirty(ranges: list[tuple[int, int]]) -> Answer:
+    """A dirty log: ranges of GFNs that were written."""
+    facts = [{"gpa": start << PAGE_SHIFT, "size": end - start << PAGE_SHIFT} for start, end in ranges]
+    lines = [f"{'GPA':>14} {'SIZE':>8}"] + [f"{f['gpa']:>#14x} {format_size(f['size']):>8}" for f in facts]
+    return facts, "\n".join(lines) if facts else "no page was written"
+
+
+def hva(spaces: list[HostAddressSpace], *, dump: bool = False) -> Answer:
+    """Mappings of simulated host processes; dump: only what a core dump holds."""
+    facts: list[dict[str, Any]] = [
+        {
+            "process": space.process,
+            "hva": vma.start,
+            "size": vma.size,
+            "flags": list(vma.flags),
+            "file": vma.name,
+        }
+        for space in spaces
+        for vma in (space.dump() if dump else space)
+    ]
+    lines = [f"{'PROCESS':8} {'HVA':>14} {'SIZE':>8}  FILE, FLAGS"]
+    for f in facts:
+        flags = "|".join(f["flags"])
+        lines.append(
+            f"{quoted(f['process']):8} {f['hva']:>#14x} {format_size(f['size']):>8}  {_file(f['file'])}, {flags}"
+        )
+    return facts, "\n".join(lines)
+
+
+def vms(computers: Mapping[str, VirtualMachine], current: VirtualMachine) -> Answer:
+    """All VMs of the process; `*` marks the current one."""
+    facts: list[dict[str, Any]] = [
+        {
+            "vm": name,
+            "current": computer is current,
+            "vcpus": sorted(computer.vm.vcpus),
+            "slots": len(computer.vm.slots[False]) + len(computer.vm.slots[True]),
+            "policy": computer.vmm.policy,
+            "stores": [link.lost or "connected" for link in list(computer.machine.links.values())],
+        }
+        for name, computer in computers.items()
+    ]
+    lines = [
+        f"{'*' if f['current'] else ' '} {quoted(f['vm'])}:"
+        f" vcpus {f['vcpus']}, {f['slots']} slots, policy {f['policy']}"
+        + "".join(f", store {store}" for store in f["stores"])
+        for f in facts
+    ]
+    return facts, "\n".join(lines)
+
+
+def _file(name: str) -> str:
+    return name if name.endswith("(anonymous)") else quoted(name)
+
+
+def _lines(facts: dict[str, Any]) -> str:
+    width = max(len(key) for key in facts)
+    return "\n".join(f"{key:>{width}}  {value}" for key, value in facts.items())

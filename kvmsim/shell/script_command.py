@@ -1,0 +1,204 @@
+"""The command lines of `kvmsim run` and `kvmsim attach`: where commands come from, and what their exit status says."""
+
+import argparse
+import contextlib
+import dataclasses
+import errno
+import functools
+import os
+import sys
+import time
+from collections.abc import Iterator
+
+from kvmsim.store.link import store_of_sealed
+from kvmsim.vmm.policies import POLICIES, UNDER
+from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.common.journalfile import open_journal, start_journal
+from memfsd.common.quote import printable, quoted
+from memfsd.common.starting import INTERRUPTED
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
+
+from .execute import Executor
+from .script.commands import SlotSet
+from .script.grammar import help_text, parse_line, parse_script
+from .script.output import HumanPrinter, JsonPrinter
+from .script.runner import Session
+from .script.runner import run as run_script
+from .script.values import address
+from .script.words import ScriptError, Word
+
+_RUN_EPILOG = """\
+exit status: 0 every command did what it should, 1 one did not, 2 the script cannot be parsed, or standard output or
+the journal cannot be written, 130 interrupted
+
+script commands:
+"""
+_ATTACH_EPILOG = """\
+The commands are those of scripts: kvmsim run --help. At a prompt 'help' lists them, and Ctrl-C stops a command.
+
+exit status: 0 after a prompt; when the commands come from a pipe or a file, all of them are run and it is that of run:
+1 one did not do what it should and no expect follows it, 2 one could not be parsed. 1 also if FILE cannot be attached
+"""
+_JOURNAL_LOST = 2
+
+
+def add_run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _RUN_EPILOG + help_text()
+    parser.add_argument("script", nargs="?", default="-", metavar="SCRIPT", help="a file, or - for standard input")
+    parser.add_argument("--keep-going", action="store_true", help="run on after a command that failed")
+    _add_common_arguments(parser)
+
+
+def add_attach_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _ATTACH_EPILOG
+    parser.add_argument("file", metavar="FILE")
+    parser.add_argument("--gpa", type=_address, default=0, metavar="G", help="where its memory begins (default 0)")
+    _add_common_arguments(parser)
+
+
+def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--policy", choices=POLICIES, default="none", help="how exits are handled (default none)")
+    parser.add_argument(
+        "--under",
+        choices=UNDER,
+        default="kept",
+        help="with policy overlay: what becomes of the private page under an ordinary slot (default kept)",
+    )
+    parser.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
+    parser.add_argument("--json", action="store_true", help="one JSON object per command")
+    parser.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
+
+
+def _address(text: str) -> int:
+    try:
+        return address(Word(text, 1, 1))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _slots(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_SLOTS:
+        raise argparse.ArgumentTypeError(f"'{text}' is not 1 to {MAX_SLOTS}")
+    return int(text)
+
+
+def run(asked: argparse.Namespace) -> int:
+    try:
+        commands = parse_script(_read(asked.script))
+    except ScriptError as error:
+        return _say(f"{'standard input' if asked.script == '-' else quoted(asked.script)}: {error}", 2)
+    except OSError as error:
+        where = "" if asked.script == "-" else f"{quoted(asked.script)}: "
+        return _say(f"{where}{error.strerror}", 2)
+    run_ = Run(asked)
+    with run_ as executor:
+        printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout)
+        run_.status = run_script(
+            commands, executor, printer.emit, keep_going=asked.keep_going, is_stopped=lambda: executor.interrupt.asked
+        )
+    return run_.status
+
+
+def attach(asked: argparse.Namespace) -> int:
+    run_ = Run(asked)
+    with run_ as executor:
+        try:
+            _plug(executor, asked.file, asked.gpa)
+        except (OSError, Refused, ScriptError) as error:
+            reason = error.reason if isinstance(error, Refused) else getattr(error, "strerror", None) or str(error)
+            name = quoted(asked.file)
+            run_.status = _say(f"{name}: {reason.removeprefix(f'{name}: ')}", 1)
+        else:
+            run_.status = _commands(executor, asked)
+    return run_.status
+
+
+class Run:
+    """All VMs for the time of a command line. Then `status` is final: what was set, if nothing worse happened.
+
+    SystemExit(2) when it cannot begin, with the reason said.
+    """
+
+    def __init__(self, asked: argparse.Namespace) -> None:
+        self.status = 0
+        self._journal_lost = False
+        self._ending = contextlib.ExitStack()
+        try:
+            self._executor = Executor(asked.max_slots, asked.policy, asked.under, self._journal(asked.journal))
+        except Refused as refused:
+            sys.exit(_say(refused.reason, 2))
+
+    def __enter__(self) -> Executor:
+        interrupt = self._executor.interrupt
+        self._ending.enter_context(interrupt.listen())
+        self._ending.enter_context(interrupt.command())
+        self._ending.callback(self._executor.close)
+        return self._executor
+
+    def __exit__(self, *raised: object) -> None:
+        with self._ending:
+            self._executor.interrupt.ends_process = True
+        if self._executor.interrupt.asked:
+            self.status = INTERRUPTED
+        elif self._journal_lost:
+            self.status = self.status or _JOURNAL_LOST
+
+    def _journal(self, path: str | None) -> Journal:
+        if path is None:
+            return NO_JOURNAL
+        return start_journal(open_journal(path), "kvmsim", time.monotonic_ns, functools.partial(self._lose, path))
+
+    def _lose(self, path: str, why: str) -> None:
+        self._journal_lost = True
+        _say(f"{quoted(path)}: {why}", 2)
+
+
+def _say(what: str, status: int) -> int:
+    print(f"kvmsim: {printable(what)}", file=sys.stderr)
+    return status
+
+
+def _read(path: str) -> bytes:
+    if path != "-":
+        with open(path, "rb") as file:
+            return file.read(MAX_SCRIPT_BYTES + 1)
+    if sys.stdin is None:
+        raise OSError(errno.EBADF, "standard input is closed: name a script, or open it")
+    return sys.stdin.buffer.read(MAX_SCRIPT_BYTES + 1)
+
+
+def _plug(executor: Executor, path: str, gpa: int) -> None:
+    size = os.stat(path).st_size
+    store_of_sealed(path)
+    if size == 0:
+        raise Refused(errno.EINVAL, f"the file is empty: give it a size first (truncate -s 64M {quoted(path)})")
+    command = parse_line(f"slot set 0 private gpa={gpa:#x} size={size} file=-", 1)
+    assert isinstance(command, SlotSet)
+    executor(dataclasses.replace(command, file=path))  # which may hold what no line of a script does
+
+
+def _commands(executor: Executor, asked: argparse.Namespace) -> int:
+    """From a prompt, with exit status 0, or from a pipe."""
+    printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout, echo=False)
+    if sys.stdin is None:
+        return _say("standard input is closed: open it, or use kvmsim run SCRIPT", 2)
+    if sys.stdin.isatty():
+        from .prompt import prompt
+
+        greeting = (
+            f"{quoted(asked.file)} is private slot 0 at gpa {asked.gpa:#x}. 'help' lists the commands, 'quit' leaves."
+        )
+        prompt(Session(executor, printer.emit), executor.interrupt, "" if asked.json else greeting)
+        return 0
+    session = Session(executor, printer.emit, lambda why: print(f"kvmsim: {printable(why)}", file=sys.stderr))
+    for line in _lines():
+        if not session.feed(line) or executor.interrupt.asked:
+            break
+    return session.end()
+
+
+def _lines() -> Iterator[str]:
+    """What is not UTF-8 is refused where it is split into words."""
+    for line in iter(functools.partial(sys.stdin.buffer.readline, MAX_SCRIPT_BYTES), b""):
+        yield line.decode(errors="surrogateescape").removesuffix("\n").removesuffix("\r")

@@ -1,0 +1,290 @@
+"""Script commands that run a vCPU: what each lets the guest do, under the VM's policy, and how its result is told.
+
+A command whose vCPU exits leaves the rest under way; `resume` goes on with it and tells the result of that command.
+`start` does a command on a thread of its own, as a VMM has a thread for each vCPU.
+"""
+
+import errno
+import os
+import queue
+import select
+import stat
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from kvmsim.cpu.accesses import Guest
+from kvmsim.kvm.backing import GuestVcpu
+from kvmsim.kvm.exits import Exit, ExitReason, MemoryErrorExit
+from kvmsim.kvm.hypercalls import STATUS_NAMES, SUCCESS, Registers
+from kvmsim.kvm.kvm_run import MEMORY_ERROR_EXPLICIT
+from kvmsim.kvm.machine import Machine
+from kvmsim.vmm.vmm import Vmm
+from memfsd.common import sync
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_ACCESS_BYTES
+
+from .interrupt import Interrupt
+from .script import commands as c
+from .script.outcome import Outcome
+
+Begin = Callable[[], object]
+"""The first KVM_RUN: a result, or an exit."""
+Tell = Callable[[Any], Outcome]
+"""The result of a command, once it has one."""
+Do = Callable[[], Outcome]
+_LOOK_UP_MS = 100
+"""Between two looks at immediate_exit while a pipe that is loaded has nothing to read."""
+
+
+class VcpuCommands:
+    """Those of one VM. Commands are prepared on the thread of the script, and done there or on one of their own."""
+
+    def __init__(self, machine: Machine, guest: Guest, vmm: Vmm, interrupt: Interrupt) -> None:
+        self._vm = machine.vm
+        self._guest = guest
+        self._vmm = vmm
+        self._interrupt = interrupt
+        self._under_way: dict[int, Tell] = {}
+        """By vCPU: how the result of what is under way is told. Written by the thread that runs the vCPU."""
+        self._started: dict[int, _Thread] = {}
+        self._kicked: set[int] = set()
+        """vCPUs that the script wants back: EINTR of others was user space's own doing."""
+
+    def do(self, command: c.GuestCommand) -> Outcome:
+        """An interrupt kicks the vCPU: EINTR, and `resume` goes on."""
+        do = self._prepare(command)
+        try:
+            with self._interrupt.stops(lambda: self._want_back(command.vcpu)):
+                return do()
+        finally:
+            if self._interrupt.asked and self._wanted_back(command.vcpu):  # it came when the command had ended already
+                self._vm.vcpu(command.vcpu).run.immediate_exit = 0
+
+    def start(self, command: c.GuestCommand) -> Outcome:
+        """EBUSY until what was started on that vCPU before is joined."""
+        do = self._prepare(command)
+        self._started[command.vcpu] = _Thread(f"vcpu{command.vcpu}", do)
+        return Outcome(ok=True)
+
+    def join(self, vcpu: int) -> Outcome:
+        """What the started command came to: its outcome, or its refusal."""
+        started = self._started.get(vcpu)
+        if started is None:
+            raise Refused(errno.EINVAL, f"nothing was started on vCPU {vcpu}: write for example start read 0 4")
+        with self._interrupt.stops(started.stop_waiting):
+            ended = started.wait()
+        if not ended:
+            raise Refused(errno.EINTR, f"vCPU {vcpu} runs on: join it later, or kick and join it")
+        del self._started[vcpu]
+        return started.outcome()
+
+    def kick(self, vcpu: int) -> Outcome:
+        """Its KVM_RUN ends with EINTR: the one under way, or the next."""
+        self._want_back(vcpu)
+        return Outcome(ok=True)
+
+    def close(self) -> None:
+        """Every vCPU leaves, and what is under way is abandoned."""
+        for id_, started in self._started.items():
+            self._want_back(id_)
+            while not started.wait():
+                pass
+        for vcpu in self._vm.vcpus.values():
+            vcpu.take()
+            vcpu.release()
+
+    def _prepare(self, command: c.GuestCommand) -> Do:
+        vcpu = self._vm.vcpu(command.vcpu)
+        if vcpu.id in self._started:
+            raise Refused(errno.EBUSY, f"vCPU {vcpu.id} does what was started: join it first, or kick and join it")
+        begin, tell = _MAKERS[type(command)](self, vcpu, command)
+        return lambda: self._run(vcpu, begin, tell)
+
+    def _run(self, vcpu: GuestVcpu, begin: Begin, tell: Tell) -> Outcome:
+        """User space's loop around KVM_RUN: the policy repairs, and the vCPU goes on where it was."""
+        before = vcpu.program
+        try:
+            result = self._vmm.run(vcpu, begin, self._wanted_back)
+        finally:
+            if vcpu.program is not before:  # else it was refused before it began: what was under way still is
+                self._under_way[vcpu.id] = tell
+        if isinstance(result, Exit):
+            return exited(result)
+        return tell(result)
+
+    def _want_back(self, vcpu: int) -> None:
+        kicked = self._vm.vcpu(vcpu)
+        self._kicked.add(vcpu)
+        kicked.request_exit()
+
+    def _wanted_back(self, vcpu: int) -> bool:
+        wanted = vcpu in self._kicked
+        self._kicked.discard(vcpu)
+        return wanted
+
+    # -- what each command does, and tells
+
+    def _read(self, vcpu: GuestVcpu, command: c.Read) -> tuple[Begin, Tell]:
+        return (
+            lambda: self._guest.read(vcpu, command.gpa, command.length, shared=command.shared),
+            lambda data: Outcome(ok=True, data=data, address=command.gpa),
+        )
+
+    def _write(self, vcpu: GuestVcpu, command: c.Write) -> tuple[Begin, Tell]:
+        return lambda: self._guest.write(vcpu, command.gpa, command.data, shared=command.shared), _done
+
+    def _touch(self, vcpu: GuestVcpu, command: c.Touch) -> tuple[Begin, Tell]:
+        return lambda: self._guest.touch(vcpu, command.gpa, command.size, shared=command.shared), _done
+
+    def _map(self, vcpu: GuestVcpu, command: c.MapRange) -> tuple[Begin, Tell]:
+        return lambda: self._guest.map(vcpu, command.gpa, command.size, private=command.private), _done
+
+    def _load(self, vcpu: GuestVcpu, command: c.Load) -> tuple[Begin, Tell]:
+        return (
+            lambda: self._guest.load(vcpu, command.gpa, _chunks(command.path)),
+            lambda size: Outcome(ok=True, text=f"{size} bytes"),
+        )
+
+    def _sha256(self, vcpu: GuestVcpu, command: c.Sha256) -> tuple[Begin, Tell]:
+        return (
+            lambda: self._guest.sha256(vcpu, command.gpa, command.length),
+            lambda digest: Outcome(ok=True, data=digest, text=digest.hex()),
+        )
+
+    def _tdvmcall(self, vcpu: GuestVcpu, command: c.Tdvmcall) -> tuple[Begin, Tell]:
+        asked = Registers(0, command.r11, command.r12, command.r13, command.r14, command.r15)
+
+        def tell(registers: Registers) -> Outcome:
+            r10, r11 = registers.r10, registers.r11
+            shown = f"R10={r10:#x} ({STATUS_NAMES.get(r10, 'unknown')}) R11={r11:#x}"
+            return _returned(r10 == SUCCESS, r10, {"r10": r10, "r11": r11}, shown)
+
+        return lambda: self._guest.tdvmcall(vcpu, asked), tell
+
+    def _hypercall(self, vcpu: GuestVcpu, command: c.Hypercall) -> tuple[Begin, Tell]:
+        args = (command.a0, command.a1, command.a2, command.a3, command.a4, command.a5)
+
+        def tell(rax: int) -> Outcome:
+            signed = rax - (rax >> 63 << 64)
+            return _returned(signed >= 0, rax, {"rax": rax}, f"RAX={rax:#x} ({signed})")
+
+        return lambda: self._guest.vmcall(vcpu, command.nr, args), tell
+
+    def _hlt(self, vcpu: GuestVcpu, _: c.Hlt) -> tuple[Begin, Tell]:
+        return lambda: self._guest.hlt(vcpu), _done
+
+    def _shutdown(self, vcpu: GuestVcpu, _: c.Shutdown) -> tuple[Begin, Tell]:
+        return lambda: self._guest.shutdown(vcpu), _done
+
+    def _resume(self, vcpu: GuestVcpu, command: c.Resume) -> tuple[Begin, Tell]:
+        """The answers are written before KVM_RUN, as user space does. EINVAL for one that the exit does not ask for."""
+        run, reason = vcpu.run, vcpu.run.exit_reason
+        if command.data is not None:
+            if reason != ExitReason.MMIO or run.mmio.is_write:
+                raise Refused(errno.EINVAL, f"data= answers an MMIO read, and vCPU {vcpu.id} is at none: see info run")
+            if len(command.data) != run.mmio.len:
+                raise Refused(errno.EINVAL, f"the MMIO read is of {run.mmio.len} bytes, not {len(command.data)}")
+            run.mmio.data[: len(command.data)] = list(command.data)
+        if command.ret is not None:
+            if reason == ExitReason.HYPERCALL:
+                run.hypercall.ret = command.ret
+            elif reason == ExitReason.MEMORY_ERROR and run.memory_error.flags & MEMORY_ERROR_EXPLICIT:
+                if command.ret or run.memory_error.error:
+                    raise Refused(
+                        errno.EINVAL, "a map request is answered with ret=0, where no memory is: see info run"
+                    )
+                run.memory_error.answered = 1
+            else:
+                raise Refused(errno.EINVAL, f"ret= answers a hypercall, and vCPU {vcpu.id} is at none: see info run")
+        return vcpu.kvm_run, self._under_way.get(vcpu.id, _done)
+
+
+_MAKERS: dict[type[c.GuestCommand], Callable[[VcpuCommands, GuestVcpu, Any], tuple[Begin, Tell]]] = {
+    c.Read: VcpuCommands._read,
+    c.Write: VcpuCommands._write,
+    c.Touch: VcpuCommands._touch,
+    c.MapRange: VcpuCommands._map,
+    c.Load: VcpuCommands._load,
+    c.Sha256: VcpuCommands._sha256,
+    c.Tdvmcall: VcpuCommands._tdvmcall,
+    c.Hypercall: VcpuCommands._hypercall,
+    c.Hlt: VcpuCommands._hlt,
+    c.Shutdown: VcpuCommands._shutdown,
+    c.Resume: VcpuCommands._resume,
+}
+GUEST_COMMANDS = tuple(_MAKERS)
+
+
+class _Thread:
+    """A command on a thread of its own. Its exception is the joiner's."""
+
+    def __init__(self, name: str, do: Do) -> None:
+        self._do = do
+        self._outcome: Outcome | None = None
+        self._error: BaseException | None = None
+        self._ended: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        """True: it has ended; False: the waiter has had enough."""
+        self._thread = sync.thread(self._run, name)
+        try:
+            self._thread.start()
+        except RuntimeError as error:
+            raise Refused(errno.EAGAIN, f"{name}: {error}: raise ulimit -u or -v, or join what runs") from None
+
+    def _run(self) -> None:
+        try:
+            self._outcome = self._do()
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._ended.put(True)
+
+    def wait(self) -> bool:
+        """True when it has ended, also if that was waited for before; False after `stop_waiting`."""
+        ended = not self._thread.is_alive() or self._ended.get()
+        if ended:
+            self._thread.join()
+        return ended
+
+    def stop_waiting(self) -> None:
+        """From a signal handler of the waiting thread."""
+        self._ended.put(False)
+
+    def outcome(self) -> Outcome:
+        """After the wait."""
+        if self._error is not None:
+            raise self._error
+        assert self._outcome is not None
+        return self._outcome
+
+
+def exited(exit_: Exit) -> Outcome:
+    """The exit, as the outcome of the command whose vCPU came back with it."""
+    why = exit_.why if isinstance(exit_, MemoryErrorExit) else ""
+    return Outcome(ok=False, exit=f"KVM_EXIT_{exit_.reason.name}", exit_fields=exit_.fields(), reason=why)
+
+
+def _returned(ok: bool, ret: int, registers: dict[str, int], shown: str) -> Outcome:
+    """A call that came back to the guest; not ok when its status is an error."""
+    return Outcome(ok=ok, ret=ret, info=registers, text=shown if ok else "", reason="" if ok else shown)
+
+
+def _done(_: object) -> Outcome:
+    return Outcome(ok=True)
+
+
+def _chunks(path: str) -> Iterator[bytes]:
+    """Of a host file; b"" now and then while a pipe or a terminal has nothing to read, so that a kick gets through."""
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+    try:
+        waits = not stat.S_ISREG(os.fstat(fd).st_mode)
+        poll = select.poll()
+        poll.register(fd, select.POLLIN)
+        while True:
+            if waits and not poll.poll(_LOOK_UP_MS):
+                yield b""
+            elif chunk := os.read(fd, MAX_ACCESS_BYTES):
+                yield chunk
+            else:
+                return
+    finally:
+        os.close(fd)

@@ -1,0 +1,4 @@
+"""The client of memfsd.
+
+link    one pairing: the down channel, and a thread for the up channel
+"""

@@ -1,0 +1,9 @@
+"""User space: what a VMM does.
+
+vmm            exits under a policy
+policies       their names
+inhibit        user space's moment without vCPUs
+conversion/    the designs by which a policy replaces private memory by shared and back
+hva            the host address space, with mappings of sealed files that stay
+host           simulated host processes
+"""

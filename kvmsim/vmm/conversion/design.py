@@ -1,0 +1,134 @@
+"""What a design of conversion is, and what all of them do alike."""
+
+from collections.abc import Iterable
+from typing import NamedTuple, Protocol
+
+from kvmsim.kvm.backing import Runs, link_of
+from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.mmu.runs import inside
+from kvmsim.kvm.slots.memslots import Memslot
+from memfsd.common.intervals import subtract
+from memfsd.uapi.errors import Refused
+
+Range = tuple[int, int]
+"""GFNs [start, end)."""
+
+
+class Piece(NamedTuple):
+    """GFNs [start, end) of one private slot."""
+
+    slot: Memslot
+    start: int
+    end: int
+
+
+class Design(Protocol):
+    """Each call converts GFNs [start, end), all of them or none, and returns how many pages changed.
+
+    None, or Refused: slots, bindings and data of both aliases are as they were. None when a page of the range would
+    not be in the wanted alias afterwards, so that the guest's request could not complete.
+    """
+
+    name: str
+
+    def to_shared(self, start: int, end: int) -> int | None:
+        """Pages that only private slots showed are shown by ordinary slots now; they read as zeros."""
+
+    def to_private(self, start: int, end: int) -> int | None:
+        """The inverse. The shared copy's bytes are gone."""
+
+
+class Tally:
+    """What conversions cost and lost, counted over all designs of a VM."""
+
+    def __init__(self) -> None:
+        self.to_shared_pages = 0
+        self.to_private_pages = 0
+        self.lost_pages = 0
+        """Touched private pages outside the converted range whose contents were destroyed."""
+        self.unreturned_pages = 0
+        """Private pages that the store did not take back, so that they stay allocated beside their shared copy."""
+        self.rolled_back = 0
+        """Conversions that were refused and taken back."""
+        self.exits = 0
+        """Exits that user space saw, those it handled among them."""
+
+
+def visible_private(machine: Machine, start: int, end: int) -> list[Piece]:
+    return [Piece(*segment) for segment in machine.vm.slots[True].visible(start, end)]
+
+
+def visible_shared(machine: Machine, start: int, end: int) -> list[Range]:
+    return [(low, high) for _, low, high in machine.vm.slots[False].visible(start, end)]
+
+
+def not_shared(machine: Machine, start: int, end: int) -> list[Range]:
+    """What of [start, end) no ordinary slot shows."""
+    return subtract(start, end, visible_shared(machine, start, end))
+
+
+def not_private(machine: Machine, start: int, end: int) -> list[Range]:
+    """What of [start, end) no private slot shows."""
+    return subtract(start, end, ((low, high) for _, low, high in machine.vm.slots[True].visible(start, end)))
+
+
+def all_shared_or(pieces: list[Piece], machine: Machine, start: int, end: int) -> bool:
+    """Every page of [start, end) is in an ordinary slot, or in one of these pieces."""
+    return _all_in([*visible_shared(machine, start, end), *((low, high) for _, low, high in pieces)], start, end)
+
+
+def all_private_or(pieces: list[Piece], machine: Machine, start: int, end: int) -> bool:
+    """Every page of [start, end) is in a private slot, or in one of these pieces."""
+    known = [*visible_private(machine, start, end), *pieces]
+    return _all_in(((low, high) for _, low, high in known), start, end)
+
+
+def _all_in(ranges: Iterable[Range], start: int, end: int) -> bool:
+    return not subtract(start, end, ranges)
+
+
+def page_count(pieces: list[Piece]) -> int:
+    return sum(piece.end - piece.start for piece in pieces)
+
+
+def give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Runs]) -> None:
+    """The last step to shared: fallocate(PUNCH_HOLE) gives the private frames back to the store, which zeroes them.
+
+    The store takes whole pages of the file's page size. What it does not take is destroyed here and stays allocated.
+    Refused when the store refuses before anything is lost; later there is no way back. runs: of each piece, the
+    frames that were mapped.
+    """
+    with machine.holding([piece.slot for piece in pieces]):
+        _give_back(machine, tally, pieces, runs)
+
+
+def _give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Runs]) -> None:
+    lost = False
+    left: list[tuple[Piece, Runs]] = []
+    for piece, mapped in zip(pieces, runs, strict=True):
+        start, end = _whole_pages(piece)
+        if start < end:
+            try:
+                link_of(piece.slot).punch(piece.slot.pgoff_of(start), end - start)
+                lost = True
+                machine.forget(inside(mapped, start, end))
+            except Refused:
+                if not lost:
+                    raise
+                start = end
+        else:
+            start = end = piece.end
+        edges = ((piece.start, start), (end, piece.end)) if start < end else ((piece.start, piece.end),)
+        left += [(Piece(piece.slot, low, high), mapped) for low, high in edges if low < high]
+    for piece, mapped in left:
+        slot, start, end = piece
+        machine.destroy(slot, inside(mapped, start, end))
+        tally.unreturned_pages += end - start
+
+
+def _whole_pages(piece: Piece) -> tuple[int, int]:
+    """The GFNs of a piece that are whole pages of its file; the first not below the second when there are none."""
+    size = 1 << link_of(piece.slot).order
+    apart = piece.slot.pgoff - piece.slot.gfn
+    first = -(-(piece.start + apart) // size) * size - apart
+    return first, (piece.end + apart) // size * size - apart

@@ -1,0 +1,130 @@
+"""User space's shared copy of guest memory, and the ordinary slots over it."""
+
+from typing import NamedTuple
+
+from kvmsim.kvm.backing import backing_of
+from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.slots.memslots import Memslot
+from kvmsim.kvm.vm import GPA_END
+from kvmsim.memory.memory import SparseMemory
+from memfsd.uapi.units import PAGE_SHIFT
+
+from .design import Range
+from .slot_ids import SlotIds
+from .transaction import Transaction
+
+
+class _Log(NamedTuple):
+    """Flags of a slot that logs dirty pages, and what is in the log."""
+
+    flags: int
+    dirty: list[Range]
+
+    def joined(self, other: "_Log") -> "_Log":
+        return _Log(self.flags | other.flags, self.dirty + other.dirty)
+
+
+_NO_LOG = _Log(0, [])
+
+
+class SharedCopy:
+    """One sparse memory in which byte GPA lies at offset GPA. Its slots never touch each other, so that page after page
+    of a range takes one slot id."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._slots = machine.vm.slots[False]
+        self._ids = SlotIds(self._slots, machine.vm.max_slots)
+        self._memory: SparseMemory | None = None
+
+    @property
+    def memory(self) -> SparseMemory:
+        """Made when first needed."""
+        if self._memory is None:
+            self._memory = SparseMemory(GPA_END)
+        return self._memory
+
+    def ranges(self, start: int, end: int) -> list[Range]:
+        """What of [start, end) its slots show."""
+        return [(low, high) for slot, low, high in self._slots.visible(start, end) if self._is_ours(slot)]
+
+    def add(self, start: int, end: int) -> None:
+        """An ordinary slot over [start, end), joined with its neighbours; it reads as zeros. EEXIST where a slot is,
+        ENOSPC at the cap: then nothing changed."""
+        self._show(start, end)
+        # Who deletes a slot of ours by hand leaves its bytes.
+        self.discard([(start, end)])
+
+    def _show(self, start: int, end: int) -> None:
+        self._slots.check_free(start, end)
+        low, high, log = start, end, _NO_LOG
+        with Transaction() as transaction:
+            for slot in self._slots.overlaps(max(start - 1, 0), end + 1):
+                if self._is_ours(slot):
+                    log = log.joined(self._delete(slot, transaction))
+                    low, high = min(low, slot.gfn), max(high, slot.end)
+            self._create(low, high, log)
+
+    def restore(self, ranges: list[Range]) -> None:
+        """What `remove` took, with its bytes."""
+        for start, end in ranges:
+            self._show(start, end)
+
+    def remove(self, start: int, end: int) -> list[Range]:
+        """Take [start, end) out of its slots; what is around it stays. What was taken.
+
+        ENOSPC when a slot would be split and no id is free: then nothing changed. The bytes stay until `discard`.
+        """
+        taken = self.ranges(start, end)
+        with Transaction() as transaction:
+            for slot in [slot for slot in self._slots.overlaps(start, end) if self._is_ours(slot)]:
+                log = self._delete(slot, transaction)
+                for low, high in ((slot.gfn, min(start, slot.end)), (max(end, slot.gfn), slot.end)):
+                    if low < high:
+                        id_ = self._create(low, high, log)
+                        transaction.did(self._drop, id_)
+        return taken
+
+    def discard(self, ranges: list[Range]) -> None:
+        """The bytes of these GFNs are gone: memory given back, and zero when they are shared again."""
+        for low, high in ranges:
+            self.memory.discard(low << PAGE_SHIFT, high - low << PAGE_SHIFT)
+
+    def page_count(self) -> int:
+        """Pages that hold memory."""
+        return 0 if self._memory is None else self._memory.populated_count()
+
+    def populated(self) -> list[Range]:
+        return [] if self._memory is None else self._memory.populated()
+
+    def close(self) -> None:
+        if self._memory is not None:
+            self._memory.close()
+
+    def _is_ours(self, slot: Memslot) -> bool:
+        return self._memory is not None and backing_of(slot).memory is self._memory
+
+    def _create(self, start: int, end: int, log: "_Log", wanted: int | None = None) -> int:
+        id_ = self._ids.take() if wanted is None else wanted
+        gpa, size = start << PAGE_SHIFT, end - start << PAGE_SHIFT
+        try:
+            self._machine.set_shared_slot(id_, gpa, size, log.flags, self.memory, gpa, owned=False, path="(vmm)")
+        except BaseException:
+            self._ids.give_back(id_)
+            raise
+        with self._machine.vm.mmu.lock:
+            for low, high in log.dirty:
+                if low < end and high > start:
+                    self._machine.mark_dirty(max(low, start), min(high, end))
+        return id_
+
+    def _delete(self, slot: Memslot, transaction: Transaction) -> "_Log":
+        """What a VMM does before it deletes a slot whose log it wants: it asks for it."""
+        log = _NO_LOG if slot.dirty is None else _Log(int(slot.flags), self._machine.get_dirty_log(slot.id))
+        self._drop(slot.id)
+        transaction.did(self._create, slot.gfn, slot.end, log, slot.id)
+        return log
+
+    def _drop(self, id_: int) -> None:
+        self._machine.delete_slot(id_, private=False)
+        self._ids.give_back(id_)

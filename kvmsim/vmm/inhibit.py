@@ -1,0 +1,54 @@
+"""User space's moment without vCPUs: while it changes memslots in several steps, no vCPU may see the state in between.
+
+Between the deletion of one slot and the creation of the next an address is nobody's, and a guest's access to it would
+come back as MMIO. VMMs hold their vCPUs out of KVM_RUN for that long (QEMU: accel_ioctl_inhibit_begin()), and so do we.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from memfsd.common import sync
+
+_KICK_AGAIN_S = 0.01
+"""A vCPU on its way into KVM_RUN when it was kicked has not heard it."""
+
+
+class Inhibitor:
+    """Many threads in KVM_RUN, or one that changes slots."""
+
+    def __init__(self) -> None:
+        self._changed = sync.condition("Inhibitor.changed", sync.lock("Inhibitor.lock"))
+        self._running = 0
+        self._wanting = 0
+        self._alone = False
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Around KVM_RUN; waits while user space is, or wants to be, without vCPUs."""
+        with self._changed:
+            self._changed.wait_for(lambda: not self._wanting and not self._alone)
+            self._running += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._running -= 1
+                self._changed.notify_all()
+
+    @contextmanager
+    def alone(self, kick: Callable[[], None]) -> Iterator[None]:
+        """Outside of KVM_RUN; kick asks every vCPU to leave. The wait ends with what their faults wait for: each such
+        wait has a deadline."""
+        with self._changed:
+            self._wanting += 1
+            while self._running or self._alone:
+                kick()
+                self._changed.wait(_KICK_AGAIN_S)
+            self._wanting -= 1
+            self._alone = True
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._alone = False
+                self._changed.notify_all()

@@ -1,0 +1,193 @@
+"""The VMM side: user space that handles exits under a policy, and keeps the shared copy of memory.
+
+Policy `none` handles nothing. The others convert what the guest asks for, each by a design of `kvmsim.vmm.conversion`.
+"""
+
+import errno
+from collections.abc import Callable
+from itertools import chain, repeat
+from typing import Any, NamedTuple, TypeVar
+
+from kvmsim.kvm.backing import GuestVcpu
+from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit
+from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
+from kvmsim.kvm.machine import Machine
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+
+from .conversion.design import Design, Tally
+from .conversion.overlay import Overlay
+from .conversion.punch import Punch
+from .conversion.recreate import Recreate
+from .conversion.shared_copy import SharedCopy
+from .inhibit import Inhibitor
+from .policies import POLICIES, UNDER
+
+R = TypeVar("R")
+
+
+class _Wanted(NamedTuple):
+    """GFNs [start, end) in this alias; explicit: by a call of the guest, else by an access."""
+
+    start: int
+    end: int
+    private: bool
+    explicit: bool
+
+
+class Vmm:
+    """One VM's user space: a thread for each vCPU. Exits are handled one at a time, with all vCPUs out of KVM_RUN."""
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self.policy = "none"
+        self.under = "kept"
+        self.tally = Tally()
+        self._copy = SharedCopy(machine)
+        self._recreate = Recreate(machine, self._copy, self.tally)
+        self.inhibitor = Inhibitor()
+
+    def set_policy(self, name: str, under: str = "kept") -> None:
+        """One of POLICIES and UNDER. The slots that the policy before has made stay."""
+        assert name in POLICIES and under in UNDER, (name, under)
+        if (name == "overlay") != self._machine.vm.overlay:
+            self._machine.set_overlay(name == "overlay")
+        self.policy, self.under = name, under
+
+    def run(
+        self, vcpu: GuestVcpu, begin: Callable[[], R | Exit], wanted_back: Callable[[int], bool] = lambda vcpu: False
+    ) -> R | Exit:
+        """KVM_RUN in a loop: `begin`, handle the exit, run again, until done or an exit that the policy leaves.
+
+        Refused: the conversion itself failed, and changed nothing; the answer to a hypercall is its errno then.
+        """
+        kvm_run = self.on_a_thread(vcpu, begin, wanted_back)
+        last: Exit | None = None
+        while True:
+            before = self.converted_count
+            result: R | Exit = kvm_run()
+            if isinstance(result, Exit):
+                self.tally.exits += 1
+            if not isinstance(result, MemoryErrorExit | HypercallExit) or self.policy == "none":
+                return result
+            with self.inhibitor.alone(self._kick_all):
+                if isinstance(result, HypercallExit):
+                    if not self._handle(vcpu, result):
+                        return result
+                    continue
+                # Another vCPU's thread may have converted just what this one wants, or have taken it away again.
+                alone = self.converted_count == before
+                if (alone and result == last) or (not self._handle(vcpu, result) and alone):
+                    return result
+            last = result
+
+    def on_a_thread(
+        self, vcpu: GuestVcpu, begin: Callable[[], Any], wanted_back: Callable[[int], bool] = lambda vcpu: False
+    ) -> Callable[[], Any]:
+        """KVM_RUN as a vCPU's own thread calls it: by `begin` the first time, never while another thread changes
+        slots, and again when it was kicked out for that. EINTR when `wanted_back` says that somebody else kicked it."""
+        runs = chain((begin,), repeat(vcpu.kvm_run))
+
+        def kvm_run() -> Any:
+            while True:
+                with self.inhibitor.running():
+                    try:
+                        return next(runs)()
+                    except Refused as refused:
+                        if refused.errno != errno.EINTR:
+                            raise
+                        vcpu.run.immediate_exit = 0
+                        if wanted_back(vcpu.id):
+                            raise
+
+        return kvm_run
+
+    def _kick_all(self) -> None:
+        for vcpu in list(self._machine.vm.vcpus.values()):
+            if vcpu.is_running:
+                vcpu.request_exit()
+
+    def _handle(self, vcpu: GuestVcpu, exit_: MemoryErrorExit | HypercallExit) -> bool:
+        """The vCPU can go on: the range is in the alias that its guest wants, or is a device's."""
+        wanted = _wanted(exit_)
+        if wanted is None:
+            return False
+        if wanted.explicit and not wanted.private and self._is_hole(wanted.start, wanted.end):
+            vcpu.run.memory_error.answered = isinstance(exit_, MemoryErrorExit)
+            return True
+        try:
+            changed = self._convert(wanted)
+        except (Refused, PeerLost) as failed:
+            self.tally.rolled_back += 1
+            if isinstance(exit_, HypercallExit):
+                vcpu.run.hypercall.ret = negative(failed.errno if isinstance(failed, Refused) else errno.EHOSTDOWN)
+            raise
+        if changed is None:
+            return False
+        if wanted.private:
+            self.tally.to_private_pages += changed
+        else:
+            self.tally.to_shared_pages += changed
+        if isinstance(exit_, MemoryErrorExit) and wanted.explicit:
+            covered = self._machine.vm.covers(wanted.start, wanted.end, private=wanted.private)
+            vcpu.run.memory_error.answered = not covered  # several slots do: KVM would ask again
+        return True
+
+    def _convert(self, wanted: "_Wanted") -> int | None:
+        design = self._design()
+        if design is None or not self._is_known(wanted.start, wanted.end):
+            return None
+        way = design.to_private if wanted.private else design.to_shared
+        return way(wanted.start, wanted.end)
+
+    def _design(self) -> Design | None:
+        if self.policy == "punch":
+            return Punch(self._machine, self._copy, self.tally)
+        if self.policy == "overlay":
+            return Overlay(self._machine, self._copy, self.tally, freed=self.under == "freed")
+        return self._recreate if self.policy == "recreate" else None
+
+    def _is_known(self, start: int, end: int) -> bool:
+        """Every page is the guest's memory in one alias or the other; what a person has punched is not."""
+        vm, at = self._machine.vm, start
+        while at < end:
+            segment = vm.slots[True].segment(at) or vm.slots[False].segment(at)
+            if segment is None:
+                return False
+            at = segment[2]
+        return True
+
+    def _is_hole(self, start: int, end: int) -> bool:
+        """No page is memory. A guest maps its devices' addresses shared, and QEMU answers that with success."""
+        return not any(slots.overlaps(start, end) for slots in self._machine.vm.slots)
+
+    @property
+    def converted_count(self) -> int:
+        """Pages converted, either way."""
+        return self.tally.to_shared_pages + self.tally.to_private_pages
+
+    def shared_pages(self) -> int:
+        """Pages that the VMM's shared memory holds."""
+        return self._copy.page_count()
+
+    def doubled_pages(self) -> int:
+        """Pages that the VMM's shared memory and private memory both hold."""
+        machine, ranges = self._machine, self._copy.populated()
+        return sum(machine.held_private(start, end) for start, end in ranges)
+
+    def close(self) -> None:
+        self._copy.close()
+
+
+def _wanted(exit_: MemoryErrorExit | HypercallExit) -> _Wanted | None:
+    """What a conversion would do about the exit; None: nothing."""
+    if isinstance(exit_, MemoryErrorExit):
+        if exit_.illegal or exit_.errno:
+            return None
+        start, end = exit_.gpa >> PAGE_SHIFT, -(-(exit_.gpa + exit_.size) // PAGE_SIZE)
+        return _Wanted(start, end, exit_.private, exit_.explicit)
+    if exit_.nr != KVM_HC_MAP_GPA_RANGE:
+        return None
+    gpa, page_count, attributes = exit_.args[:3]
+    start = gpa >> PAGE_SHIFT
+    return _Wanted(start, start + page_count, bool(attributes & MAP_GPA_RANGE_ENCRYPTED), explicit=True)

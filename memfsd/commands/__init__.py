@@ -1,0 +1,7 @@
+"""The two commands. Each answers --help and refuses bad options before it loads what it needs.
+
+memfsd      mount
+memfs       what has no standard command: create, seal, stat, map, fallocate, check, top; memfs_help: its texts
+observer    the connection of memfs to a store
+top         memfs top
+"""

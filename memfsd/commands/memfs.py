@@ -1,0 +1,325 @@
+"""The command memfs: what has no standard command."""
+
+import argparse
+import ctypes
+import errno
+import json
+import os
+import stat
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from memfsd.common.arguments import Parser
+from memfsd.common.quote import printable, quoted
+from memfsd.common.stdio import fill_standard_fds, with_stdout
+from memfsd.common.version import VERSION
+from memfsd.uapi import names
+from memfsd.uapi.errors import PeerLost, Refused, errno_name
+from memfsd.uapi.messages import CheckReply, Empty, Kind, Map, MapReply
+from memfsd.uapi.seals import parse_seals
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
+
+from . import memfs_help, top
+from .observer import Observer, store_of
+
+_FALLOC_FL_KEEP_SIZE = 1
+_FALLOC_FL_PUNCH_HOLE = 2
+_NOT_CHECKED = 3
+"""Of `check`, where 1 means that a rule is broken."""
+_NAMES = ("file", "mount", "socket")
+"""Facts that are names of files."""
+_STATES = ("free", "shared", "private", "pending", "closing", "quarantined", "poisoned", "device")
+
+
+def main() -> None:
+    fill_standard_fds()
+    arguments = sys.argv[1:]
+    sys.exit(with_stdout("memfs", lambda: run(arguments), _NOT_CHECKED if arguments[:1] == ["check"] else 1))
+
+
+def run(arguments: list[str]) -> int:
+    """The exit status. OSErrors of standard output come out."""
+    asked = _parser().parse_args(arguments)
+    refused_status = _NOT_CHECKED if asked.command == "check" else 1
+    try:
+        return int(asked.run(asked))
+    except Refused as refused:
+        _complain(f"{refused.reason} ({errno_name(refused.errno)})")
+    except PeerLost as lost:
+        _complain(f"{quoted(asked.target)}: {lost}")
+    except OSError as error:
+        if error.filename is None:
+            raise
+        number = error.errno or 0
+        why = memfs_help.WHY.get((asked.command, number))
+        said = f"{quoted(error.filename)}: {error.strerror}" + (f": {why}" if why else "")
+        _complain(f"{said} ({errno_name(number)})")
+    except KeyboardInterrupt:
+        return 130
+    return refused_status
+
+
+def _complain(said: str) -> None:
+    print(f"memfs: {printable(said)}", file=sys.stderr)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = Parser(prog="memfs", description="Work with files on a memfsd mount.", epilog=memfs_help.OVERVIEW)
+    parser.add_argument("--version", action="version", version=f"memfs {VERSION}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[Any], int], help_: str) -> argparse.ArgumentParser:
+        sub = commands.add_parser(
+            name, help=help_, description=help_[0].upper() + help_[1:] + ".", epilog=memfs_help.COMMANDS[name]
+        )
+        sub.add_argument("--json", action="store_true", help="print one JSON object")
+        sub.set_defaults(run=run, command=name)
+        return sub
+
+    create = command("create", _create, "create a file; with --guest, a sealed one")
+    create.add_argument("target", type=_path, metavar="FILE")
+    create.add_argument("--size", type=_size, default=0, help="bytes, or with K, M, G, T")
+    create.add_argument("--guest", action="store_true", help="seal it: guest private memory")
+    create.add_argument("--page-size", type=_page_size, metavar="4K|2M|1G", help="frames to allocate")
+    seal = command("seal", _seal, "add seals: guest, shrink, grow, write, future-write, seal")
+    seal.add_argument("target", type=_path, metavar="FILE")
+    seal.add_argument("seals", metavar="SEAL[,SEAL]", type=_seals)
+    about = command("stat", _stat, "show a file's seals, owner and frames, or a mount's pool")
+    about.add_argument("target", type=_path, metavar="FILE|MOUNTPOINT")
+    show = command("map", _map, "show which frames hold which pages, and at which GFNs")
+    show.add_argument("target", type=_path, metavar="FILE")
+    fallocate = command("fallocate", _fallocate, "allocate or punch; works on sealed files (opens write-only)")
+    fallocate.add_argument("-p", "--punch-hole", action="store_true", help="take the range back")
+    fallocate.add_argument("-n", "--keep-size", action="store_true", help="do not grow the file")
+    fallocate.add_argument("-o", "--offset", type=_size, default=0, help="where to start (default 0)")
+    fallocate.add_argument("-l", "--length", type=_size, required=True, help="how much")
+    fallocate.add_argument("target", type=_path, metavar="FILE")
+    check = command("check", _check, "verify R1 to R8 now, on both sides")
+    check.add_argument("target", type=_path, metavar="MOUNTPOINT")
+    view = command("top", _top, "a live view of pool, sealed files, owners, faults and invalidations per second")
+    view.add_argument("target", type=_path, metavar="MOUNTPOINT")
+    view.add_argument("-d", "--delay", type=_delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
+    view.add_argument("-n", "--count", type=_count, default=0, metavar="N", help="stop after N views (default: never)")
+    return parser
+
+
+def _path(text: str) -> str:
+    if not text:
+        raise argparse.ArgumentTypeError("the name is empty: give a path")
+    return text
+
+
+def _delay(text: str) -> float:
+    try:
+        delay = float(text)
+    except ValueError:
+        delay = 0.0
+    if not 0.1 <= delay <= 3600:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a delay: choose 0.1 to 3600 seconds")
+    return delay
+
+
+def _count(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1 << 31:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a count: choose 1 or more")
+    return int(text)
+
+
+def _size(text: str) -> int:
+    try:
+        return parse_size(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _page_size(text: str) -> int:
+    size = _size(text)
+    try:
+        order_of_page_size(size)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return size
+
+
+def _seals(text: str) -> str:
+    try:
+        parse_seals(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def _print(asked: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
+    print(json.dumps(facts) if asked.json else text)
+
+
+def _create(asked: argparse.Namespace) -> int:
+    path = asked.target
+    store_of(os.path.dirname(os.path.abspath(path)))
+    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
+    try:
+        if asked.guest and b"guest" not in os.getxattr(fd, names.XATTR_SEALS).split(b","):
+            os.setxattr(fd, names.XATTR_SEALS, b"guest")
+        if asked.page_size is not None:
+            os.setxattr(fd, names.XATTR_PAGE_SIZE, str(asked.page_size).encode())
+        if asked.size:
+            os.ftruncate(fd, asked.size)
+    except OSError as error:
+        os.unlink(path)
+        raise OSError(error.errno, error.strerror, path) from None
+    finally:
+        os.close(fd)
+    kind = "sealed" if asked.guest else "ordinary"
+    facts = {"file": path, "size": asked.size, "guest": asked.guest}
+    _print(asked, facts, f"{quoted(path)}: {kind}, {format_size(asked.size)}")
+    return 0
+
+
+def _seal(asked: argparse.Namespace) -> int:
+    store_of(asked.target)
+    os.setxattr(asked.target, names.XATTR_SEALS, asked.seals.encode())
+    seals = os.getxattr(asked.target, names.XATTR_SEALS).decode()
+    _print(asked, {"file": asked.target, "seals": seals.split(",")}, f"{quoted(asked.target)}: {seals}")
+    return 0
+
+
+def _stat(asked: argparse.Namespace) -> int:
+    store = store_of(asked.target)
+    status = os.stat(asked.target)
+    try:
+        pool = os.getxattr(asked.target, names.XATTR_POOL).decode()
+    except OSError:
+        facts = _file_facts(asked.target, status)
+    else:
+        counts = os.getxattr(asked.target, names.XATTR_COUNTS).decode()
+        facts = {"mount": asked.target, "socket": store.socket, **_fields(pool), **_fields(counts)}
+    width = max(len(key) for key in facts)
+    shown = {key: quoted(value) if key in _NAMES else value for key, value in facts.items()}
+    _print(asked, facts, "\n".join(printable(f"{key:>{width}}  {value}") for key, value in shown.items()))
+    return 0
+
+
+def _file_facts(path: str, status: os.stat_result) -> dict[str, Any]:
+    facts: dict[str, Any] = {"file": path, "inode": status.st_ino, "size": status.st_size, "blocks": status.st_blocks}
+    if not stat.S_ISREG(status.st_mode):
+        return facts
+    told = {
+        key: os.getxattr(path, name).decode()
+        for key, name in (
+            ("seals", names.XATTR_SEALS),
+            ("page_size", names.XATTR_PAGE_SIZE),
+            ("numa", names.XATTR_NUMA),
+            ("owner", names.XATTR_OWNER),
+        )
+    }
+    return {
+        **facts,
+        **told,
+        "page_size": int(told["page_size"]),
+        **_fields(os.getxattr(path, names.XATTR_FRAMES).decode()),
+    }
+
+
+def _fields(line: str) -> dict[str, Any]:
+    pairs = (word.partition("=") for word in line.split())
+    return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+
+
+def _map(asked: argparse.Namespace) -> int:
+    runs: list[dict[str, Any]] = []
+    pgoff = 0
+    store = store_of(asked.target)
+    status = os.stat(asked.target)
+    ino = status.st_ino
+    if not stat.S_ISREG(status.st_mode):
+        number = errno.EISDIR if stat.S_ISDIR(status.st_mode) else errno.EINVAL
+        raise Refused(number, f"{quoted(asked.target)}: only regular files have pages: name one")
+    with Observer(store) as observer:
+        while pgoff >= 0:
+            reply = observer.ask(Kind.MAP, Map(ino, Pgoff(pgoff)), MapReply)
+            for first, pfn, count, gfn, state in reply.runs:
+                runs.append(
+                    {
+                        "offset": first << PAGE_SHIFT,
+                        "length": count << PAGE_SHIFT,
+                        "pfn": pfn,
+                        "gpa": gfn << PAGE_SHIFT if gfn >= 0 else None,
+                        "state": _STATES[state],
+                    }
+                )
+            pgoff = reply.next_pgoff
+    if asked.json:
+        print(json.dumps({"file": asked.target, "inode": ino, "runs": runs}))
+        return 0
+    columns = ("offset", "length", "gpa", "pfn")
+    rows = [["-" if run[name] is None else f"{run[name]:#x}" for name in columns] for run in runs]
+    widths = [max([least, *map(len, cells)]) for least, *cells in zip((14, 10, 14, 10), *rows, strict=True)]
+    for row, state in [
+        ([name.upper() for name in columns], "STATE"),
+        *zip(rows, (run["state"] for run in runs), strict=True),
+    ]:
+        print(*(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)), state)
+    return 0
+
+
+def _fallocate(asked: argparse.Namespace) -> int:
+    mode = 0
+    if asked.punch_hole:
+        mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+    elif asked.keep_size:
+        mode = _FALLOC_FL_KEEP_SIZE
+    _check_on_a_mount(asked.target)
+    libc = ctypes.CDLL(None, use_errno=True)
+    fd = os.open(asked.target, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        offset, length = ctypes.c_longlong(asked.offset), ctypes.c_longlong(asked.length)
+        if libc.fallocate(fd, mode, offset, length) != 0:
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), asked.target)
+    finally:
+        os.close(fd)
+    if asked.json:
+        print(json.dumps({"file": asked.target, "mode": mode, "offset": asked.offset, "length": asked.length}))
+    return 0
+
+
+def _check_on_a_mount(path: str) -> None:
+    """EOPNOTSUPP elsewhere. Who may write but not read the file, may not read its attributes either."""
+    try:
+        store_of(path)
+    except Refused as refused:
+        if refused.errno != errno.EACCES:
+            raise
+
+
+def _top(asked: argparse.Namespace) -> int:
+    store = store_of(asked.target)
+    try:
+        return top.run(asked.target, store, interval_s=asked.delay, count=asked.count, as_json=asked.json)
+    except KeyboardInterrupt:
+        return 0  # how it is meant to end
+
+
+def _check(asked: argparse.Namespace) -> int:
+    with Observer(store_of(asked.target)) as observer:
+        reply = observer.ask(Kind.CHECK, Empty(), CheckReply)
+    if asked.json:
+        print(
+            json.dumps(
+                {
+                    "ok": not reply.findings,
+                    "findings": [{"rule": rule, "text": text} for rule, text in reply.findings],
+                    "files": reply.file_count,
+                    "pairings": reply.pairing_count,
+                    "frames": reply.frame_count,
+                }
+            )
+        )
+    else:
+        for rule, text in reply.findings:
+            print(f"{rule} broken: {text}")
+        if not reply.findings:
+            size = format_size(reply.frame_count * PAGE_SIZE)
+            print(f"R1-R8 hold: {reply.file_count} inodes, {reply.pairing_count} paired, pool of {size}")
+    return 1 if reply.findings else 0

@@ -1,0 +1,9 @@
+"""Files and names, as on tmpfs.
+
+inodes       what the names stand for, and the table of them
+namespace    directories, names, links
+handles      open files and directories
+ordinary     data of files that are not sealed
+shares       how much of a bounded resource each user has
+xattrs       user.memfsd.* and the rest
+"""

@@ -1,0 +1,199 @@
+"""What the names stand for, and the table of them.
+
+An inode stays in the table while it has a name, an open handle, a kernel lookup or a pairing; its data goes
+with the last name, handle and pairing, whatever the kernel still remembers.
+"""
+
+import errno
+import stat
+from dataclasses import dataclass, field
+
+from memfsd.core.memory.page_table import FilePages
+from memfsd.core.private.gmem_file import Guest
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import INODE_BYTES, INODE_SHARES_PER_UID, INODE_SHARES_RESERVED, SHORT_SYMLINK_MAX
+from memfsd.uapi.seals import Seal
+from memfsd.uapi.units import ORDER_4K, PAGE_SIZE, Ino
+
+from .shares import Shares
+
+ROOT_INO = Ino(1)
+
+
+@dataclass(slots=True, eq=False)
+class Inode:
+    """Times are nanoseconds since the epoch; `lookups` is the kernel's count, `opens` ours.
+
+    charge: bytes of its owner's share in the table.
+    """
+
+    ino: Ino
+    mode: int
+    uid: int
+    gid: int
+    atime_ns: int
+    mtime_ns: int
+    ctime_ns: int
+    nlink: int = 1
+    rdev: int = 0
+    lookups: int = 0
+    opens: int = 0
+    charge: int = INODE_BYTES
+    xattrs: dict[bytes, bytes] = field(default_factory=dict)
+
+    size = 0
+    block_count = 0
+    """512-byte blocks."""
+
+    @property
+    def pinned(self) -> bool:
+        """Someone besides the kernel's cache still holds it."""
+        return self.nlink > 0 or self.opens > 0
+
+
+@dataclass(slots=True, eq=False)
+class Regular(Inode):
+    """readers: open handles that can read, and so be mapped; mappable_writers: read-write ones.
+
+    nameless: made by open(O_TMPFILE), and link(2) may still give it its first name.
+    """
+
+    size: int = 0
+    seals: Seal = Seal(0)
+    order: int = ORDER_4K
+    node: int | None = None
+    readers: int = 0
+    mappable_writers: int = 0
+    nameless: bool = False
+    pages: FilePages = field(default_factory=FilePages)
+    guest: Guest | None = None
+
+    @property
+    def block_count(self) -> int:  # type: ignore[override]
+        return self.pages.page_count * (PAGE_SIZE // 512)
+
+    @property
+    def pinned(self) -> bool:
+        paired = self.guest is not None and self.guest.holds_memory
+        return self.nlink > 0 or self.opens > 0 or paired
+
+
+@dataclass(slots=True, eq=False)
+class Directory(Inode):
+    parent: Ino = ROOT_INO
+    entries: dict[bytes, Inode] = field(default_factory=dict)
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        """As tmpfs has it: 20 bytes an entry, "." and ".." too (BOGO_DIRENT_SIZE in mm/shmem.c)."""
+        return 20 * (2 + len(self.entries))
+
+
+@dataclass(slots=True, eq=False)
+class Symlink(Inode):
+    target: bytes = b""
+
+    @property
+    def size(self) -> int:  # type: ignore[override]
+        return len(self.target)
+
+
+@dataclass(slots=True, eq=False)
+class Special(Inode):
+    """Fifos, sockets, devices: the kernel does all the work."""
+
+
+class InodeTable:
+    """Inodes by number. Numbers are never used twice.
+
+    What inodes, names and attributes take is charged as tmpfs does it, to the owner of the file.
+    """
+
+    def __init__(self, inode_count: int, owner_uid: int) -> None:
+        total = inode_count * INODE_BYTES
+        self._shares = Shares(total, total // INODE_SHARES_PER_UID, total // INODE_SHARES_RESERVED, owner_uid)
+        self._inodes: dict[int, Inode] = {}
+        self._next = int(ROOT_INO)
+
+    def __len__(self) -> int:
+        return len(self._inodes)
+
+    def __iter__(self):  # type: ignore[no-untyped-def]
+        return iter(self._inodes.values())
+
+    @property
+    def free_count(self) -> int:
+        """Inodes that there is room for, whoever makes them."""
+        return (self._shares.total - self._shares.used) // INODE_BYTES
+
+    def next_ino(self, uid: int, charge: int = INODE_BYTES) -> Ino:
+        """A number for a new inode of uid, which is charged from here on; ENOSPC when there is no room."""
+        self._take(uid, charge)
+        ino = Ino(self._next)
+        self._next += 1
+        return ino
+
+    def add(self, inode: Inode) -> None:
+        assert inode.ino not in self._inodes
+        self._inodes[inode.ino] = inode
+
+    def charge(self, inode: Inode, amount: int) -> None:
+        """For one more name or attribute; ENOSPC when its owner has no more room. A negative amount gives back."""
+        if amount > 0:
+            self._take(inode.uid, amount)
+        else:
+            self._shares.give(inode.uid, -amount)
+        inode.charge += amount
+
+    def chown(self, inode: Inode, uid: int) -> None:
+        """The new owner is charged, even above the bound: it is root who gives files away."""
+        self._shares.move(inode.uid, uid, inode.charge)
+        inode.uid = uid
+
+    def _take(self, uid: int, amount: int) -> None:
+        if not self._shares.take(uid, amount):
+            in_bytes = self._shares.held(uid), self._shares.used, self._shares.total
+            mine, used, total = (amount // INODE_BYTES for amount in in_bytes)
+            raise Refused(
+                errno.ENOSPC,
+                f"uid {uid} has {mine} of {used} inodes in use, of {total} (names and attributes count), gets no more:"
+                " delete files, or mount with a larger nr_inodes",
+            )
+
+    def get(self, ino: int) -> Inode:
+        inode = self._inodes.get(ino)
+        if inode is None:
+            raise Refused(errno.ESTALE, f"inode {ino} is gone")
+        return inode
+
+    def find(self, ino: int) -> Inode | None:
+        return self._inodes.get(ino)
+
+    def regular(self, ino: int) -> Regular:
+        inode = self.get(ino)
+        if not isinstance(inode, Regular):
+            wrong = errno.EISDIR if stat.S_ISDIR(inode.mode) else errno.EINVAL
+            raise Refused(wrong, f"inode {ino} is not a regular file")
+        return inode
+
+    def directory(self, ino: int) -> Directory:
+        inode = self.get(ino)
+        if not isinstance(inode, Directory):
+            raise Refused(errno.ENOTDIR, f"inode {ino} is not a directory")
+        return inode
+
+    def sealed_files(self) -> list[Regular]:
+        return [i for i in self._inodes.values() if isinstance(i, Regular) and i.guest is not None]
+
+    def drop_if_unused(self, inode: Inode) -> bool:
+        """Take it out of the table when nobody and no kernel lookup holds it."""
+        if inode.pinned or inode.lookups > 0:
+            return False
+        if self._inodes.pop(inode.ino, None) is None:
+            return False
+        self._shares.give(inode.uid, inode.charge)
+        return True
+
+
+def symlink_charge(target: bytes) -> int:
+    return INODE_BYTES + (len(target) if len(target) > SHORT_SYMLINK_MAX else 0)

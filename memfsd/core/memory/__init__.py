@@ -1,0 +1,7 @@
+"""The pool's frames, and which pages of a file they are.
+
+buddy         free frames, by order
+frames        frame numbers, their states, NUMA nodes
+page_table    the page table of one file: Pgoff -> Pfn
+readahead     how many pages one GET_PFN grants
+"""

@@ -1,0 +1,63 @@
+"""Does in the world what the core's effects say, in their order."""
+
+import time
+from collections.abc import Callable, Sequence
+
+from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.core.effects import Discard, DropWindow, Effect, Scrub, ZeroBytes
+from memfsd.core.service import Service
+from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
+from memfsd.uapi.units import Ino
+
+from .windows import Backing
+
+_INLINE_FRAMES = 1024
+PAUSE_S = 0.0001
+"""Between parts of long work: who waits for Service.lock gets it."""
+
+
+class Performer:
+    """Safe from any thread; takes Service.lock only to report back.
+
+    forget_cache asks the kernel to drop what it cached of an inode. It waits on the kernel, so it must not
+    run on the FUSE loop.
+    """
+
+    def __init__(self, service: Service, backing: Backing, journal: Journal = NO_JOURNAL) -> None:
+        self._service = service
+        self._backing = backing
+        self._journal = journal
+        self.forget_cache: Callable[[Ino], None] = lambda ino: None
+
+    @staticmethod
+    def is_quick(effects: Sequence[Effect]) -> bool:
+        """Short enough to do on an event loop (a punch costs about 0.2 us a frame, and never waits)."""
+        return all(
+            isinstance(e, ZeroBytes | DropWindow) or (isinstance(e, Scrub) and e.frame_count <= _INLINE_FRAMES)
+            for e in effects
+        )
+
+    def _next_of(self, effect: Discard) -> list[Scrub]:
+        with self._service.lock:
+            return self._service.discard(effect)
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        for effect in effects:
+            if isinstance(effect, Scrub):
+                if effect.window is not None:
+                    for part in range(0, len(effect.runs), MAX_RUNS_PER_REPORT):
+                        runs = effect.runs[part : part + MAX_RUNS_PER_REPORT]
+                        self._journal.note("freed", ino=effect.window, runs=runs)
+                self._backing.punch(effect.window, effect.runs)
+                with self._service.lock:
+                    self._service.scrubbed(effect)
+            elif isinstance(effect, Discard):
+                while scrubs := self._next_of(effect):
+                    self.perform(scrubs)
+                    time.sleep(PAUSE_S)
+            elif isinstance(effect, ZeroBytes):
+                self._backing.zero(effect.offset, effect.length)
+            elif isinstance(effect, DropWindow):
+                self._backing.drop_window(effect.window)
+            else:
+                self.forget_cache(effect.ino)

@@ -1,0 +1,164 @@
+"""The memfds: one pool for the bytes of ordinary files, and one window for each sealed file.
+
+memfsd never maps any of them. Ordinary bytes go through pread and pwrite; a window is only made, passed to the
+VM that paired, punched and closed. SEEK_DATA tells which of its pages the VM has touched.
+"""
+
+import ctypes
+import errno
+import fcntl
+import os
+
+from memfsd.common import sync
+from memfsd.core.effects import Runs
+from memfsd.core.files.ordinary import Plan
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, Pfn
+
+_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
+_libc = ctypes.CDLL(None, use_errno=True)
+_fallocate = _libc.fallocate
+_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+
+FrameRange = tuple[int, int]
+"""Frames [start, end)."""
+
+
+class Backing:
+    """Safe from any thread: `_lock` guards the table of windows, the kernel the rest."""
+
+    def __init__(self, pool_bytes: int) -> None:
+        self._pool_bytes = pool_bytes
+        self._lock = sync.lock("Backing.lock")
+        self._windows: dict[Ino, int] = {}
+        self._pool = self._make("memfsd-ordinary")
+
+    def _make(self, name: str) -> int:
+        fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        os.ftruncate(fd, self._pool_bytes)
+        # Who maps it need not fear SIGBUS: its size is for ever.
+        fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+        return fd
+
+    @property
+    def pool_fd(self) -> int:
+        """Of the memfd of ordinary files."""
+        return self._pool
+
+    def read(self, plan: Plan) -> bytes:
+        if len(plan) == 1:
+            offset, length = plan[0]
+            return bytes(length) if offset < 0 else os.pread(self._pool, length, offset)
+        return b"".join(bytes(n) if at < 0 else os.pread(self._pool, n, at) for at, n in plan)
+
+    def write(self, plan: Plan, data: bytes) -> int:
+        """Bytes written: those the plan has room for."""
+        if len(plan) == 1 and plan[0][1] == len(data):
+            return os.pwrite(self._pool, data, plan[0][0])
+        view, done = memoryview(data), 0
+        for offset, length in plan:
+            assert offset >= 0, "a write plan has no holes"
+            done += os.pwrite(self._pool, view[done : done + length], offset)
+        return done
+
+    def zero(self, offset: int, length: int) -> None:
+        """Bytes of one frame. One that nobody wrote is zero already, and stays unwritten (SEEK_DATA)."""
+        if self.first_written(Pfn(offset >> PAGE_SHIFT), 1) is None:
+            return
+        os.pwrite(self._pool, bytes(length), offset)
+
+    def first_written(self, pfn: Pfn, count: int) -> int | None:
+        """core.ordinary.Contents: a frame that nobody wrote is a hole of the pool."""
+        start = pfn << PAGE_SHIFT
+        try:
+            found = os.lseek(self._pool, start, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return None
+            raise
+        distance = found - start >> PAGE_SHIFT
+        return distance if distance < count else None
+
+    def first_unwritten(self, pfn: Pfn, count: int) -> int:
+        start = pfn << PAGE_SHIFT
+        return min(os.lseek(self._pool, start, os.SEEK_HOLE) - start >> PAGE_SHIFT, count)
+
+    def make_window(self, ino: Ino) -> int:
+        """An fd for a sealed file's window, the caller's until it is adopted."""
+        return self._make(f"memfsd-window-{ino}")
+
+    def adopt_window(self, ino: Ino, fd: int) -> None:
+        """It is the file's now, until `drop_window`: exactly as long as a VM may hold memory of the file."""
+        with self._lock:
+            assert ino not in self._windows
+            self._windows[ino] = fd
+
+    def drop_window(self, ino: Ino) -> None:
+        with self._lock:
+            fd = self._windows.pop(ino, None)
+        if fd is not None:
+            os.close(fd)
+
+    def punch(self, window: Ino | None, runs: Runs) -> None:
+        """Zero these frames and give their memory back. A window that nobody asked for holds nothing."""
+        if window is None:
+            fd = self._pool
+        else:
+            with self._lock:
+                found = self._windows.get(window)
+            if found is None:
+                return
+            fd = found
+        for pfn, count in runs:
+            while _fallocate(fd, _PUNCH, pfn << PAGE_SHIFT, count << PAGE_SHIFT) != 0:
+                error = ctypes.get_errno()
+                if error != errno.EINTR:
+                    raise OSError(error, os.strerror(error))
+
+    def window_count(self) -> int:
+        with self._lock:
+            return len(self._windows)
+
+    def windows(self) -> list[Ino]:
+        """The files that have one."""
+        with self._lock:
+            return list(self._windows)
+
+    def populated_count(self, window: Ino) -> int:
+        """Pages of a window that hold memory."""
+        with self._lock:
+            fd = self._windows.get(window)
+            return 0 if fd is None else os.fstat(fd).st_blocks * 512 // PAGE_SIZE
+
+    def populated(self, window: Ino | None) -> list[FrameRange]:
+        """Which frames hold memory, in order."""
+        with self._lock:
+            fd = self._pool if window is None else self._windows.get(window)
+            fd = None if fd is None else os.dup(fd)
+        if fd is None:
+            return []
+        try:
+            return _data_ranges(fd)
+        finally:
+            os.close(fd)
+
+    def close(self) -> None:
+        for ino in list(self._windows):
+            self.drop_window(ino)
+        os.close(self._pool)
+
+
+def _data_ranges(fd: int) -> list[FrameRange]:
+    ranges: list[FrameRange] = []
+    at = 0
+    while True:
+        try:
+            start = os.lseek(fd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return ranges
+            raise
+        end = os.lseek(fd, start, os.SEEK_HOLE)
+        if not at <= start < end:
+            raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
+        at = end
+        ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))

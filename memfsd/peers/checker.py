@@ -1,0 +1,183 @@
+"""memfs check and memfs map: what both sides hold, asked and compared."""
+
+import errno
+import time
+
+from memfsd.common import sync
+from memfsd.core.audit import Facts, Finding, PeerReport, audit
+from memfsd.core.files.inodes import Regular
+from memfsd.core.files.xattrs import owner_line
+from memfsd.core.gmem import guest_of
+from memfsd.core.memory.page_table import END
+from memfsd.core.service import Service
+from memfsd.host.windows import Backing
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.limits import (
+    CHECK_BRACKETS_DEADLINE_S,
+    CHECK_REPORTS_DEADLINE_S,
+    CHECK_TURN_DEADLINE_S,
+    MAX_BINDINGS_PER_FILE,
+    MAX_FILES_PER_LIST,
+    MAX_FINDINGS,
+    MAX_LINE_CHARS,
+    MAX_RUNS_PER_REPORT,
+    NAME_MAX,
+    PROOF_DEADLINE_S,
+)
+from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
+from memfsd.uapi.units import PAGE_SHIFT, Pgoff
+
+from .invalidator import Brackets, Peer
+from .upchannel import PeerGone, PeerSilent
+
+
+class Checker:
+    """One moment of all files: with every bracket held, no page leaves a file and no binding changes.
+
+    Guests go on. What they fault in meanwhile adds pages to the store and mappings to VMs that were asked already;
+    that is no difference, since a VM may know less than the store, never more. Then the store's own state, and
+    the memory of ordinary files, are looked at in one go with Service.lock held.
+    """
+
+    def __init__(self, service: Service, backing: Backing, brackets: Brackets) -> None:
+        self._service = service
+        self._backing = backing
+        self._brackets = brackets
+        self._turn = sync.lock("Checker.turn")
+
+    def check(self) -> CheckReply:
+        """EBUSY while another check runs. It changes nothing, but that a VM whose connection has ended is cut off."""
+        if not self._turn.acquire(timeout=CHECK_TURN_DEADLINE_S):
+            raise Refused(errno.EBUSY, "another memfs check is running: try again")
+        try:
+            return self._check()
+        finally:
+            self._turn.release()
+
+    def _check(self) -> CheckReply:
+        service, facts = self._service, Facts()
+        with service.lock:
+            files = service.inodes.sealed_files()
+        windows = set(self._backing.windows())
+        with self._brackets.hold_all(files) as held:
+            ours = {file.ino for file in held}
+            findings = [_endless(file) for file in files if file.ino not in ours]
+            until = time.monotonic() + CHECK_REPORTS_DEADLINE_S
+            for file in held:
+                findings += self._ask(file, facts, until)
+                facts.windows[file.ino] = self._backing.populated(file.ino)
+            with service.lock:
+                sealed = service.inodes.sealed_files()
+                facts.moving = {file.ino for file in sealed} - ours
+                facts.populated = self._backing.populated(None)
+                # One that is about to be dropped is so under its bracket.
+                unheld = {file.ino for file in files} - ours | facts.moving
+                facts.held_windows = [ino for ino in self._backing.windows() if ino in windows - unheld]
+                findings += audit(service, facts)
+                pairings = sum(guest_of(file).active is not None for file in sealed)
+                told = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]
+                return CheckReply(told, len(service.inodes), pairings, service.pool.frame_count)
+
+    def _ask(self, file: Regular, facts: Facts, until: float) -> list[Finding]:
+        """What the file's VM reports, into the facts. Call with the bracket held."""
+        with self._service.lock:
+            pairing = guest_of(file).active
+            peer = self._brackets.peers.get(file.ino)
+        if pairing is None:
+            return []
+        if peer is None:
+            return [("R1", f"inode {file.ino}: VM {pairing.vm} is paired, and has no connection")]
+        if not pairing.implements(Kind.REPORT):
+            return []
+        try:
+            facts.reports[file.ino] = self._report(peer, file, until)
+        except PeerLost as lost:
+            left = max(until - time.monotonic(), 0)
+            patience = 0 if isinstance(lost, PeerSilent) else min(PROOF_DEADLINE_S, left)
+            if peer.said_bye or peer.process.wait_dead(patience):
+                return []  # it breaks no rule to end, and its session gives the frames back
+            if isinstance(lost, PeerGone):
+                self._brackets.cut(peer, str(lost))  # as its session is about to, once it has the bracket
+                return []
+            return [("R3", f"inode {file.ino}: VM {peer.vm} does not report: {lost}")]
+        return []
+
+    def _report(self, peer: Peer, file: Regular, until: float) -> PeerReport:
+        """All parts of it. PeerLost also when it does not come to an end."""
+        report, cursor, part_count = PeerReport(), 0, 0
+        while cursor >= 0:
+            if time.monotonic() > until:
+                raise PeerLost(f"{part_count} parts came in the time that all VMs have")
+            part = peer.up.call(Kind.REPORT, Report(cursor), ReportReply)
+            part_count += 1
+            report.slots += part.slots
+            report.mappings += part.mappings
+            report.changing.append(part.changing)
+            report.seq = part.seq
+            # A slot that goes on in a next part is told again: only a part that is full of mappings has a next one.
+            most_slots = MAX_BINDINGS_PER_FILE + len(report.mappings) // MAX_RUNS_PER_REPORT + 1
+            if len(report.slots) > most_slots or len(report.mappings) > self._most_mappings(file):
+                raise PeerLost("it tells more than there can be")
+            goes_on = part.next_cursor > cursor and (part.slots or part.mappings)
+            cursor = part.next_cursor if goes_on else -1
+        return report
+
+    def _most_mappings(self, file: Regular) -> int:
+        """A VM maps each page of the file once; a report begins anew at most at each binding."""
+        return min(file.size >> PAGE_SHIFT, self._service.pool.frame_count) + MAX_BINDINGS_PER_FILE
+
+
+def _endless(file: Regular) -> Finding:
+    return "R7", f"inode {file.ino}: a bracket has been open for {CHECK_BRACKETS_DEADLINE_S:.0f} seconds"
+
+
+def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
+    """Runs (pgoff, pfn, pages, gfn or -1, frame state) from pgoff on, split where binding or state changes."""
+    runs: list[tuple[int, int, int, int, int]] = []
+    for start, first, count in file.pages.extents(Pgoff(pgoff), Pgoff(max(END, pgoff))):
+        at = int(start)
+        while at < start + count:
+            if len(runs) >= MAX_RUNS_PER_REPORT:
+                return MapReply(runs, at)
+            pfn = first + at - start
+            binding = file.guest.bindings.find(at) if file.guest else None
+            stop = min(start + count, binding.end) if binding else _next_binding(file, at, start + count)
+            states = service.pool.states(pfn, stop - at)
+            other = (states != states[0]).nonzero()[0]
+            length = int(other[0]) if len(other) else stop - at
+            runs.append((at, pfn, length, binding.gfn_of(at) if binding else -1, int(states[0])))
+            at += length
+    return MapReply(runs, -1)
+
+
+def file_list(service: Service, backing: Backing) -> ListReply:
+    """The pool, and the sealed files that hold most frames."""
+    with service.lock:
+        files = service.inodes.sealed_files()
+        largest = sorted(files, key=lambda file: -file.pages.page_count)[:MAX_FILES_PER_LIST]
+    touched = {file.ino: backing.populated(file.ino) for file in largest}
+    with service.lock:
+        reports = []
+        for file in largest:
+            service.gmem.settle(file, touched[file.ino])
+            reports.append(_file_report(service, file))
+        return ListReply(service.pool.counts(), reports, len(files))
+
+
+def _file_report(service: Service, file: Regular) -> FileReport:
+    guest = guest_of(file)
+    return FileReport(
+        file.ino,
+        service.names.name_of(file)[-NAME_MAX:],
+        owner_line(file),
+        file.size,
+        file.pages.page_count,
+        guest.pending,
+        guest.grant_count,
+        guest.invalidation_count,
+    )
+
+
+def _next_binding(file: Regular, at: int, end: int) -> int:
+    following = file.guest.bindings.overlapping(at, end) if file.guest else []
+    return following[0].start if following else end

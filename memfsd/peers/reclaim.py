@@ -1,0 +1,106 @@
+"""The pool is full: pages that were granted ahead and never touched are taken back, from many VMs at a time.
+
+Who needs them does not wait for one VM after the other: each is asked on a thread of its own, those that were quick
+last time first, and after RECLAIM_DEADLINE_S the asker goes on with what came free. What is under way goes on.
+"""
+
+import logging
+import time
+
+from memfsd.common import sync
+from memfsd.core.files.shares import Shares
+from memfsd.core.service import Service
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RECLAIM_DEADLINE_S, RESERVED_RECLAIMS
+from memfsd.uapi.messages import Reason
+from memfsd.uapi.units import Ino, Pgoff
+
+from .invalidator import Brackets, Peer
+
+log = logging.getLogger("memfsd.peers")
+
+_Question = tuple[Peer, Pgoff, Pgoff]
+"""Which VM is asked for which pages of its file."""
+
+
+class Reclaimer:
+    """`_lock` guards `_asking` and `_shares`; it is taken before Service.lock."""
+
+    def __init__(self, service: Service, brackets: Brackets, owner_uid: int) -> None:
+        self._service = service
+        self._brackets = brackets
+        self._lock = sync.lock("Reclaimer.lock")
+        self._progress = sync.condition("Reclaimer.progress", self._lock)
+        self._asking: set[Ino] = set()
+        self._shares = Shares(MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RESERVED_RECLAIMS, owner_uid)
+        """Of threads, by the user whose VM is asked."""
+
+    def reclaim(self, ino: Ino | None = None, frame_count: int | None = None) -> bool:
+        """True when any frame came free, before the deadline; no need to go on after frame_count of them.
+
+        ino: the file whose VM asks, and so surely lives.
+        """
+        with self._service.lock:
+            before = self._service.pool.free_count
+            questions = self._questions(ino)
+        if len(questions) == 1:
+            self._ask(*questions[0])
+        elif questions or self._asking:
+            with self._lock:
+                self._ask_all(questions, before, frame_count)
+        return self._free_count() > before
+
+    def _ask_all(self, questions: list[_Question], before: int, frame_count: int | None) -> None:
+        """Call with the lock held."""
+        until = time.monotonic() + RECLAIM_DEADLINE_S
+        while True:
+            questions = [question for question in questions if not self._start(*question)]
+            enough = frame_count is not None and self._free_count() >= before + frame_count
+            left = until - time.monotonic()
+            if not self._asking or enough or left <= 0:
+                return
+            self._progress.wait(left)
+
+    def _questions(self, ino: Ino | None) -> list[_Question]:
+        """Call with Service.lock held."""
+        ranges = self._service.gmem.reclaimable(self._service.inodes.sealed_files())
+        found = [(peer, start, end) for file, start, end in ranges if (peer := self._brackets.peers.get(file))]
+        return sorted(found, key=lambda question: (question[0].ino != ino, question[0].up.last_call_s))
+
+    def _start(self, peer: Peer, start: Pgoff, end: Pgoff) -> bool:
+        """False while there are too many under way, of this VM's user or of all."""
+        if peer.ino in self._asking:
+            return True
+        if not self._shares.take(peer.process.uid):
+            return False
+        self._asking.add(peer.ino)
+        try:
+            sync.thread(self._ask_beside, "reclaim", (peer, start, end)).start()
+        except RuntimeError:
+            self._settle(peer)
+            return False
+        return True
+
+    def _ask_beside(self, peer: Peer, start: Pgoff, end: Pgoff) -> None:
+        try:
+            self._ask(peer, start, end)
+        except Exception:
+            log.exception("reclaim from inode %d failed", peer.ino)
+        finally:
+            with self._lock:
+                self._settle(peer)
+                self._progress.notify_all()
+
+    def _settle(self, peer: Peer) -> None:
+        self._asking.remove(peer.ino)
+        self._shares.give(peer.process.uid)
+
+    def _ask(self, peer: Peer, start: Pgoff, end: Pgoff) -> None:
+        try:
+            self._brackets.take_back(peer.ino, start, end, Reason.RECLAIM)
+        except Refused as refused:
+            log.warning("reclaim from inode %d: %s", peer.ino, refused.reason)
+
+    def _free_count(self) -> int:
+        with self._service.lock:
+            return self._service.pool.free_count

@@ -1,0 +1,391 @@
+"""One connection, from HELLO to the end of its VM, on a thread of its own."""
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from memfsd.common import sync
+from memfsd.core.files.inodes import Regular
+from memfsd.core.gmem import guest_of
+from memfsd.core.private.gmem_file import Pairing
+from memfsd.core.service import Service
+from memfsd.host.effect_runner import Performer
+from memfsd.host.windows import Backing
+from memfsd.uapi import messages as m
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.framing import (
+    HEADER_BYTES,
+    NO_BODY,
+    NOT_LET_IN,
+    REQUEST_DECODERS,
+    BadPacket,
+    Packet,
+    decode_request_header,
+    encode_failure,
+    encode_reply,
+    request_words,
+)
+from memfsd.uapi.limits import ACK_DEADLINE_S, GREETING_DEADLINE_S, MAX_PACKET_BYTES, PROOF_DEADLINE_S
+from memfsd.uapi.messages import Kind
+from memfsd.uapi.pairing import LEGAL, State
+from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves
+from memfsd.uapi.units import Ino
+
+from .checker import Checker, file_list, page_map
+from .invalidator import Brackets, Peer
+from .process import PeerProcess
+from .upchannel import UpChannel, set_deadline, timeval
+
+log = logging.getLogger("memfsd.peers")
+
+BYE = "BYE"
+_SHORT_LIVED = frozenset({State.CONNECTED, State.GREETED, State.OBSERVING})
+_ENDED = State.ENDED
+_QUESTIONS = frozenset({Kind.CHECK, Kind.MAP, Kind.LIST})
+
+_Handler = Callable[[Any], m.Body]
+_Step = tuple[Kind, Callable[[Packet], m.Body], _Handler, State]
+"""How a request is served: its kind, the decoder of its body, who answers, the state after that."""
+
+
+class _Claim(NamedTuple):
+    """What a guest said in HELLO, and must prove in PAIR."""
+
+    token: Token
+    kvm_nonce: bytes
+    store_nonce: bytes
+
+
+class Session:
+    """uapi.pairing's table over one socket. Only its own thread touches its fields, but for `stop`."""
+
+    def __init__(
+        self,
+        sock: socket.socket,
+        uid: int,
+        service: Service,
+        backing: Backing,
+        performer: Performer,
+        brackets: Brackets,
+        reclaim: Callable[[Ino | None, int | None], bool],
+        checker: Checker,
+        stop_fd: int,
+    ) -> None:
+        self._sock = brackets.journal.down(sync.channel(sock, "store.down"))
+        self.uid = uid
+        self._service = service
+        self._lock, self._gmem = service.lock, service.gmem
+        self._backing = backing
+        self._performer = performer
+        self._brackets = brackets
+        self._reclaim = reclaim
+        self._checker = checker
+        self._stop_fd = stop_fd
+        self._hello: m.Hello | None = None
+        self._claim: _Claim | None = None
+        self._file: Regular | None = None
+        self._peer: Peer | None = None
+        self._fds: list[int] = []
+        """To send with the next reply: the window (ours) and the VM's end of the up channel (closed then)."""
+        # Each gets a body of its kind's class (messages.REQUESTS).
+        self._handlers: dict[Kind, _Handler] = {
+            Kind.HELLO: self._on_hello,
+            Kind.PAIR: self._on_pair,
+            Kind.BIND: self._on_bind,
+            Kind.UNBIND: self._on_unbind,
+            Kind.GET_PFN: self._on_get_pfn,
+            Kind.STAT: self._on_stat,
+            Kind.PING: lambda _: m.Empty(),
+            Kind.BYE: self._on_bye,
+            Kind.CHECK: self._on_check,
+            Kind.MAP: self._on_map,
+            Kind.LIST: self._on_list,
+        }
+        self._enter(State.CONNECTED)
+
+    def _enter(self, state: State) -> None:
+        if state is State.GREETED and self._hello is not None and self._hello.role is m.Role.OBSERVER:
+            state = State.OBSERVING
+        self._state, self._short_lived = state, state in _SHORT_LIVED
+        # What is legal now, by the word in the header: a fault finds all that it needs in one look-up.
+        self._steps: dict[int, _Step] = {
+            kind: (kind, REQUEST_DECODERS[kind], self._handlers[kind], following)
+            for kind, following in LEGAL[state].items()
+            if kind in self._handlers
+        }
+
+    def run(self) -> None:
+        """Serve until the end; whatever happens, frames, fds and the process handle are settled."""
+        try:
+            process = PeerProcess(self._sock)
+        except OSError as error:
+            refuse(self._sock, error.errno or errno.EIO, f"no handle on its process ({error.strerror})")
+            return
+        try:
+            try:
+                why = self._serve(process)
+            except Exception:
+                log.exception("a session failed")
+                why = "memfsd failed to serve it"
+            if self._peer is not None:
+                self._end_pairing(self._peer, why)
+        finally:
+            self._sock.close()
+            if self._peer is not None:
+                self._peer.up.close()
+            process.close()
+
+    @property
+    def is_paired(self) -> bool:
+        """Or was, until its end is settled; from any thread."""
+        return self._file is not None
+
+    def stop(self) -> None:
+        """From another thread: the store ends."""
+        with contextlib.suppress(OSError):
+            self._sock.shutdown(socket.SHUT_RDWR)
+
+    def _serve(self, process: PeerProcess) -> str:
+        """Requests and replies until the connection ends; why it did."""
+        self._process = process
+        set_deadline(self._sock, GREETING_DEADLINE_S)
+        self._until = time.monotonic() + GREETING_DEADLINE_S
+        buffer = bytearray(MAX_PACKET_BYTES)
+        sock = self._sock
+        receive, send = sock.recv_into, sock.send
+        try:
+            while self._state is not _ENDED:
+                size = receive(buffer, 0, socket.MSG_TRUNC)
+                if not HEADER_BYTES <= size <= MAX_PACKET_BYTES:
+                    return f"it sent a packet of {size} bytes" if size else "it closed the connection"
+                if self._short_lived and time.monotonic() > self._until:
+                    return "it did not pair, or ask anything, in time"
+                reply = self._answer(buffer, size)
+                if self._fds:
+                    self._send_with_fds(reply)
+                else:
+                    send(reply)
+            return BYE
+        except BlockingIOError:
+            return "it did not answer in time"
+        except (BadPacket, OSError) as error:
+            return str(error)
+
+    def _answer(self, buffer: bytearray, size: int) -> bytes:
+        id_, word = request_words(buffer)
+        step = self._steps.get(word)
+        if step is None:
+            return self._refusal(buffer[:size])
+        kind, decode, handler, following = step
+        try:
+            body = decode(buffer[HEADER_BYTES:size])
+        except NO_BODY as error:
+            return encode_failure(id_, kind, errno.EINVAL, f"{kind.name}: {error}")
+        try:
+            reply = handler(body)
+        except Refused as refused:
+            return encode_failure(id_, kind, refused.errno, refused.reason)
+        if following is not self._state:
+            self._enter(following)
+        elif kind in _QUESTIONS:  # PING, and what is refused, keep no place
+            self._until = time.monotonic() + GREETING_DEADLINE_S
+        return encode_reply(id_, kind, reply)
+
+    def _refusal(self, packet: bytearray) -> bytes:
+        """Of what is not legal now; BadPacket when it is no request at all."""
+        id_, kind = decode_request_header(packet)
+        if kind not in self._handlers:
+            return encode_failure(id_, kind, errno.EOPNOTSUPP, f"{kind.name} is not an operation of the store")
+        return encode_failure(id_, kind, errno.EPROTO, f"{kind.name} is not legal in state {self._state.value}")
+
+    # -- greeting
+
+    def _on_hello(self, hello: m.Hello) -> m.Body:
+        if hello.version != m.PROTOCOL_VERSION:
+            raise Refused(errno.EPROTONOSUPPORT, f"protocol {hello.version}: this store speaks {m.PROTOCOL_VERSION}")
+        nonce, proof = os.urandom(NONCE_BYTES), b""
+        if hello.role is m.Role.GUEST:
+            with self._service.lock:
+                file, token = self._service.file_by_token(hello.token)
+                self._check_owner(file)
+            self._claim = _Claim(token, hello.nonce, nonce)
+            proof = prove(STORE, *self._claim)
+        self._hello = hello
+        return m.HelloReply(
+            m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), self._service.pool.frame_count, nonce, proof
+        )
+
+    def _check_owner(self, file: Regular) -> None:
+        uid = self._process.uid
+        if uid not in (0, file.uid):
+            raise Refused(errno.EACCES, f"uid {uid} does not own inode {file.ino} (uid {file.uid} does)")
+
+    def _on_pair(self, pair: m.Pair) -> m.Body:
+        assert self._hello is not None and self._claim is not None
+        hello, process = self._hello, self._process
+        if not proves(pair.proof, KVM, *self._claim):
+            raise Refused(errno.EACCES, "this does not prove the token of HELLO: read user.memfsd.token again")
+        if not m.REQUIRED_KVM_OPERATIONS.issubset(hello.operations):
+            raise Refused(errno.EOPNOTSUPP, "a VM that can not be invalidated can not pair")
+        vm = _plain(hello.vm)
+        pairing = Pairing(vm, process.pid, process.uid, frozenset(hello.operations), pair.secret)
+        with self._service.lock:
+            file, _ = self._service.file_by_token(self._claim.token.id)
+            self._check_owner(file)
+            self._service.gmem.check_owner(file, pairing)
+        window = -1
+        try:
+            window = self._backing.make_window(file.ino)
+            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        except OSError as error:
+            if window >= 0:
+                os.close(window)
+            number = error.errno or errno.EIO
+            raise Refused(number, f"memfsd cannot make a window for inode {file.ino}: {error.strerror}") from None
+        journaled = self._brackets.journal.up(self._sock, ours)
+        peer = Peer(file.ino, vm, UpChannel(journaled), process, self.stop)
+        try:
+            with self._service.lock:
+                self._service.inodes.get(file.ino)  # who showed the token may have let go of the file since
+                self._service.gmem.pair(file, pairing)
+                self._backing.adopt_window(file.ino, window)
+                self._brackets.peers[file.ino] = peer
+                seq = guest_of(file).seq
+        except Refused:
+            ours.close()
+            theirs.close()
+            os.close(window)
+            raise
+        self._file, self._peer = file, peer
+        self._fds = [window, theirs.detach()]
+        log.info("inode %d is paired with VM %s of process %d", file.ino, vm, process.pid)
+        return m.PairReply(file.ino, file.size, file.order, seq)
+
+    def _send_with_fds(self, reply: bytes) -> None:
+        fds, self._fds = self._fds, []
+        try:
+            socket.send_fds(self._sock, [reply], fds)
+        finally:
+            os.close(fds[1])
+        set_deadline(self._sock, 0)
+        self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(ACK_DEADLINE_S))
+
+    # -- paired
+
+    def _paired(self) -> Regular:
+        assert self._file is not None
+        return self._file
+
+    def _on_bind(self, bind: m.Bind) -> m.Body:
+        file = self._paired()
+        with self._brackets.hold(guest_of(file)), self._service.lock:
+            if guest_of(file).active is None:
+                raise Refused(errno.ENOTCONN, f"this VM was cut off from inode {file.ino}")
+            self._service.gmem.bind(file, bind.slot, bind.gfn, bind.pgoff, bind.page_count)
+        return m.Empty()
+
+    def _on_unbind(self, unbind: m.Unbind) -> m.Body:
+        file = self._paired()
+        with self._brackets.hold(guest_of(file)), self._service.lock:
+            self._service.gmem.unbind(file, unbind.pgoff, unbind.page_count)
+        return m.Empty()
+
+    def _on_get_pfn(self, want: m.GetPfn) -> m.Body:
+        file = self._file
+        assert file is not None
+        try:
+            self._lock.acquire()  # not `with`, which takes twice as long: here that is felt
+            try:
+                return self._gmem.get_pfn(file, want.pgoff, want.max_pages)
+            finally:
+                self._lock.release()
+        except Refused as refused:
+            if refused.errno != errno.ENOSPC or not self._reclaim(file.ino, None if file.order else 1):
+                raise
+        with self._lock:
+            return self._gmem.get_pfn(file, want.pgoff, want.max_pages)
+
+    def _on_stat(self, _: m.Empty) -> m.Body:
+        file = self._paired()
+        populated = self._backing.populated_count(file.ino)
+        with self._service.lock:
+            guest, pages = guest_of(file), file.pages.page_count
+            return m.StatReply(file.size, pages, guest.untouched(pages, populated), guest.seq)
+
+    def _on_bye(self, _: m.Body) -> m.Body:
+        """Answered when the frames are free and the file can be paired again."""
+        peer = self._peer
+        if peer is not None:
+            peer.said_bye = True
+            peer.up.shut()
+            self._release(peer, BYE)
+        return m.Empty()
+
+    # -- observing
+
+    def _on_check(self, _: m.Empty) -> m.Body:
+        if self._process.uid not in (0, os.getuid()):
+            raise Refused(errno.EACCES, "memfs check is for root and the user who mounted")
+        return self._checker.check()
+
+    def _on_map(self, want: m.Map) -> m.Body:
+        with self._service.lock:
+            file = self._service.inodes.regular(want.ino)
+            if self._process.uid not in (0, file.uid):
+                raise Refused(errno.EACCES, f"uid {self._process.uid} does not own inode {file.ino}")
+        # Without the lock: how long it takes is up to the VM, which may touch every second page of its window.
+        populated = self._backing.populated(file.ino) if file.guest is not None else []
+        with self._service.lock:
+            if file.guest is not None:
+                self._service.gmem.settle(file, populated)
+            return page_map(self._service, file, want.pgoff)
+
+    def _on_list(self, _: m.Empty) -> m.Body:
+        if self._process.uid not in (0, os.getuid()):
+            raise Refused(errno.EACCES, "memfs top is for root and the user who mounted")
+        return file_list(self._service, self._backing)
+
+    # -- the end of a VM
+
+    def _end_pairing(self, peer: Peer, why: str) -> None:
+        """BYE or proven death frees the frames; until then they are quarantined (R6)."""
+        guest = guest_of(self._paired())
+        peer.up.shut()
+        if not peer.said_bye and not peer.process.wait_dead(PROOF_DEADLINE_S, self._stop_fd):
+            with guest.bracket:
+                if guest.active is not None:
+                    self._brackets.cut(peer, why)
+            if not peer.process.wait_dead(None, self._stop_fd):
+                return
+        self._release(peer, why)
+
+    def _release(self, peer: Peer, why: str) -> None:
+        with guest_of(self._paired()).bracket:
+            self._brackets.gone(peer)
+            with self._service.lock:
+                effects = self._service.release_guest(peer.ino)
+                if peer.said_bye:
+                    self._service.gmem.forget_unused(self._paired())
+                del self._brackets.peers[peer.ino]
+            self._performer.perform(effects)
+        self._peer = None
+        peer.up.close()
+        log.info("inode %d: VM %s is gone (%s), its frames are free", peer.ino, peer.vm, why)
+
+
+def refuse(sock: socket.socket, number: int, why: str) -> None:
+    """To a connection that has said nothing: why it is not let in. A new socket has room for a packet: no wait."""
+    reason = f"memfsd lets no more connections in: {why}: end some, or try again later"
+    with contextlib.suppress(OSError):
+        sock.send(encode_failure(NOT_LET_IN, Kind.HELLO, number, reason))
+    sock.close()
+
+
+def _plain(name: str) -> str:
+    """A VM's name as it is shown beside other fields: what could look like one of them is replaced."""
+    return "".join(c if c.isalnum() or c in "._-" else "_" for c in name)
