@@ -12,7 +12,7 @@ from mutatelib.mutations import Mutation
 from mutatelib.workplace import Workplace
 
 # What counts: tests of single modules (tests/mount mirrors memfsd/fuse and the programs), pairs, models and races.
-UNIT = ("tests/uapi", "tests/core", "tests/kvmsim", "tests/guests", "tests/mount")
+UNIT = ("tests/uapi", "tests/core", "tests/kvmsim", "tests/peers", "tests/mount")
 WHOLE = ("tests/model", "tests/pair", "tests/race")
 _LIMIT_S = 1800
 

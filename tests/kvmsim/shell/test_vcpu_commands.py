@@ -11,7 +11,7 @@ import kvmsim.kvm.machine
 from kvmsim.shell.script.commands import GuestCommand
 from kvmsim.shell.script.grammar import FORMS
 from kvmsim.shell.vcpu_commands import GUEST_COMMANDS
-from tests.kvmsim.test_execute import Lines
+from tests.kvmsim.shell.test_execute import Lines
 from tests.support.both_sides import LocalStore
 from tests.support.threads import Beside, Gate, until
 

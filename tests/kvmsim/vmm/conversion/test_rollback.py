@@ -7,7 +7,7 @@ import pytest
 
 from kvmsim.kvm.exits import MemoryErrorExit
 from memfsd.uapi.errors import Refused
-from tests.kvmsim.conversion.world import DESIGNS, Breaker, World
+from tests.kvmsim.vmm.conversion.world import DESIGNS, Breaker, World
 from tests.support.both_sides import LocalStore, page
 from tests.support.threads import until
 

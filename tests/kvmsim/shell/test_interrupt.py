@@ -19,7 +19,7 @@ from memfsd.uapi.errors import Refused
 from tests.support.terminal import CTRL_C, Terminal
 from tests.support.threads import until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 PROMPT = "(kvmsim) "
 PROGRAM = """
 import sys

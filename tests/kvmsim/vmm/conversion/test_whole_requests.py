@@ -7,7 +7,7 @@ import pytest
 from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit
 from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
 from memfsd.uapi.errors import Refused
-from tests.kvmsim.conversion.world import DESIGNS, PAGES, World
+from tests.kvmsim.vmm.conversion.world import DESIGNS, PAGES, World
 from tests.support.both_sides import LocalStore, page
 
 MORE = 8

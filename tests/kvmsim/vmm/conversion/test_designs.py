@@ -7,7 +7,7 @@ import pytest
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
-from tests.kvmsim.conversion.world import DESIGNS, WHOLE, World
+from tests.kvmsim.vmm.conversion.world import DESIGNS, WHOLE, World
 from tests.support.both_sides import LocalStore, page
 
 

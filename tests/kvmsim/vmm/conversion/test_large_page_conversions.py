@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.kvmsim.conversion.world import DESIGNS
+from tests.kvmsim.vmm.conversion.world import DESIGNS
 from tests.support.both_sides import LocalStore, LocalVm, opened_store, page
 
 MIB2 = 512
