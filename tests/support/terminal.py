@@ -27,12 +27,22 @@ class Terminal:
     def type(self, text: str) -> None:
         os.write(self._fd, text.encode())
 
-    def until(self, text: str) -> str:
-        """All that the screen says, up to and with the text."""
-        deadline = time.monotonic() + DEADLINE_S
+    def interrupt(self, answer: str) -> str:
+        """Ctrl-C at a prompt, until the answer comes: readline looks for signals only while it waits for a key, so one
+        that arrives while it echoes the last is not seen before the next."""
+        for _ in range(int(DEADLINE_S)):
+            self.type(CTRL_C)
+            with contextlib.suppress(TimeoutError):
+                return self.until(answer, 1.0)
+        raise AssertionError(f"Ctrl-C did nothing: {self._unread}")
+
+    def until(self, text: str, within_s: float = DEADLINE_S) -> str:
+        """All that the screen says, up to and with the text. TimeoutError when it does not come."""
+        deadline = time.monotonic() + within_s
         while text not in self._unread:
             ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
-            assert ready, f"'{text}' did not come, but: {self._unread}"
+            if not ready:
+                raise TimeoutError(f"'{text}' did not come, but: {self._unread}")
             try:
                 self._unread += os.read(self._fd, 65536).decode(errors="replace").replace("\r\n", "\n")
             except OSError:

@@ -149,8 +149,7 @@ def test_a_shell_command_that_ignores_it_is_ended(terminal: Terminal, fifo: Path
 def test_at_the_prompt_it_clears_the_line(terminal: Terminal) -> None:
     terminal.type("nonsense that is never run")
     terminal.until("never run")
-    terminal.type(CTRL_C)
-    terminal.until(PROMPT)
+    terminal.interrupt(PROMPT)
     assert do(terminal, "info vms").startswith("    * vm0")
     terminal.type("q\n")
     assert terminal.process.wait(30) == 0
