@@ -1,4 +1,4 @@
-"""One mount: composes core, backing, FUSE and guests, and ends them in order."""
+"""One mount: composes core, windows, FUSE and guests, and ends them in order."""
 
 import contextlib
 import ctypes
@@ -22,8 +22,8 @@ from memfsd.fuse.hook import pyfuse3
 from memfsd.fuse.mount import MountOptions, mounting_at
 from memfsd.fuse.mounting import set_attributes
 from memfsd.fuse.operations import Operations
-from memfsd.host.effect_runner import Performer
-from memfsd.host.windows import Backing
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.windows import Windows
 from memfsd.peers.rundir import default_socket_path
 from memfsd.peers.server import GuestServer
 from memfsd.uapi.errors import Refused
@@ -50,13 +50,13 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], jou
     creds = Creds(os.geteuid(), os.getegid())
     mode = stat.S_IMODE(os.stat(mountpoint).st_mode)
     service = Service(options.store, root_mode=mode, creds=creds, now_ns=time.time_ns(), socket_path=socket_path)
-    backing = Backing(options.store.pool_bytes)
-    performer = Performer(service, backing, journal)
-    guests = GuestServer(socket_path, service, backing, performer, journal)
-    operations = Operations(service, backing, performer, guests.brackets, guests.reclaimer.reclaim, creds.uid)
+    windows = Windows(options.store.pool_bytes)
+    runner = EffectRunner(service, windows, journal)
+    guests = GuestServer(socket_path, service, windows, runner, journal)
+    operations = Operations(service, windows, runner, guests.invalidator, guests.reclaimer.reclaim, creds.uid)
     with contextlib.ExitStack() as ending:
         ending.callback(journal.close)
-        ending.callback(backing.close)
+        ending.callback(windows.close)
         # A signal that no handler takes would end the daemon and leave the mount: one that comes before the loop
         # listens, or a second one while it ends.
         early: list[int] = []
@@ -75,7 +75,7 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], jou
         if os.geteuid() == 0:
             set_attributes(mountpoint, options.attributes)
         hook.check_active()
-        performer.forget_cache = _forget_cache
+        runner.forget_cache = _forget_cache
         guests.start()
         # What the imports made lives for ever: a collection of the garbage of requests need not go through it.
         gc.freeze()

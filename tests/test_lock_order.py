@@ -6,7 +6,7 @@ import pytest
 
 from tests.support.lock_order import RECORDER, Order, Recorder, documented, reachable, render, rings, save
 
-SEVERAL = {"Guest.bracket"}
+SEVERAL = {"Guest.invalidate_lock"}
 """Held several at once, in the order of inode numbers, by memfs check alone."""
 
 

@@ -95,14 +95,14 @@ POINTS: tuple[Point, ...] = (
     Point("range closing", "memfsd.core.gmem:GuestMemory.invalidate_begin", "store"),
     Point("pages unmapped", "memfsd.core.gmem:GuestMemory.unmap", "store"),
     Point("range open again", "memfsd.core.gmem:GuestMemory.invalidate_end", "store"),
-    Point("VM cut off", "memfsd.core.gmem:GuestMemory.cut", "store"),
+    Point("VM cut off", "memfsd.core.gmem:GuestMemory.disconnect", "store"),
     Point("VM released", "memfsd.core.gmem:GuestMemory.release", "store"),
     Point("file dropped", "memfsd.core.gmem:GuestMemory.drop_all", "store"),
     Point("frames freed", "memfsd.core.service:Service.scrubbed", "store"),
     # memfsd: the world outside the core
-    Point("frames zeroed", "memfsd.host.windows:Backing.punch", "store", _zeroed),
-    Point("window made", "memfsd.host.windows:Backing.make_window", "store"),
-    Point("window dropped", "memfsd.host.windows:Backing.drop_window", "store"),
+    Point("frames zeroed", "memfsd.host.windows:Windows.punch", "store", _zeroed),
+    Point("window made", "memfsd.host.windows:Windows.make_window", "store"),
+    Point("window dropped", "memfsd.host.windows:Windows.drop_window", "store"),
     # kvmsim
     Point("staleness tested", "kvmsim.kvm.mmu.mmu:Mmu.install", "vm", _ept(Kind.READ)),
     Point("entry mapped", "kvmsim.kvm.mmu.ept:Ept.map_page", "vm", _ept(Kind.WRITE)),
@@ -139,9 +139,9 @@ FIELDS: tuple[Field, ...] = (
 
 LOCKS: tuple[tuple[str, str], ...] = (
     ("Service.lock", "store"),
-    ("Guest.bracket", "store"),
+    ("Guest.invalidate_lock", "store"),
     ("UpChannel.lock", "store"),
-    ("Backing.lock", "store"),
+    ("Windows.lock", "store"),
     ("GuestServer.lock", "store"),
     ("Checker.turn", "store"),
     ("Reclaimer.lock", "store"),

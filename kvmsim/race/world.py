@@ -27,10 +27,10 @@ from memfsd.core.effects import Effect
 from memfsd.core.files.namespace import Creds
 from memfsd.core.options import StoreOptions
 from memfsd.core.service import Service
-from memfsd.host.effect_runner import Performer
-from memfsd.host.windows import Backing
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.windows import Windows
 from memfsd.peers.checker import Checker
-from memfsd.peers.invalidator import Brackets
+from memfsd.peers.invalidator import Invalidator
 from memfsd.peers.reclaim import Reclaimer
 from memfsd.peers.session import Session
 from memfsd.peers.upchannel import set_deadline
@@ -61,7 +61,7 @@ class SimulatedVm:
         self.life = Life(name, pid)
         self.is_dead = False
         self.said_bye = False
-        self.is_cut = False
+        self.is_disconnected = False
         self.vm: Vm[Memory, Translation] = Vm(name)
         for index in range(1, vcpu_count):
             self.vm.create_vcpu(index)
@@ -88,11 +88,11 @@ class World:
         options = StoreOptions(pool_bytes=scenario.frames * PAGE_SIZE, resize_any=scenario.resize_any)
         scheduler.main.process = "store"
         self.service = Service(options, root_mode=0o755, creds=self._creds, now_ns=1, socket_path="")
-        self.backing = Backing(options.pool_bytes)
-        self.performer = Performer(self.service, self.backing)
-        self.brackets = Brackets(self.service, self.backing, self.performer)
-        self.reclaimer = Reclaimer(self.service, self.brackets, os.geteuid())
-        self.checker = Checker(self.service, self.backing, self.brackets)
+        self.windows = Windows(options.pool_bytes)
+        self.runner = EffectRunner(self.service, self.windows)
+        self.invalidator = Invalidator(self.service, self.windows, self.runner)
+        self.reclaimer = Reclaimer(self.service, self.invalidator, os.geteuid())
+        self.checker = Checker(self.service, self.windows, self.invalidator)
         self.store_is_dead = False
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self.stand_ins: dict[str, int] = {}
@@ -118,9 +118,9 @@ class World:
         service = self.service
         file, handle = service.create(1, name.encode(), 0o600, os.O_WRONLY, self._creds, next(self._clock))
         service.release(handle)
-        self.performer.perform(service.add_seals(file.ino, Seal.GUEST, next(self._clock)))
+        self.runner.perform(service.add_seals(file.ino, Seal.GUEST, next(self._clock)))
         effects, _ = service.resize(file.ino, pages * PAGE_SIZE, next(self._clock))
-        self.performer.perform(effects)
+        self.runner.perform(effects)
         stand_in = os.memfd_create(f"race-{name}", os.MFD_CLOEXEC)
         os.truncate(stand_in, pages * PAGE_SIZE)
         self.stand_ins[name] = stand_in
@@ -160,9 +160,9 @@ class World:
         """fallocate(PUNCH_HOLE | KEEP_SIZE), as the FUSE handler does it. In the store."""
         with self.service.lock:
             effects, taken = self.service.fallocate(ino, _PUNCH_HOLE, offset, length, next(self._clock))
-        self.performer.perform(effects)
+        self.runner.perform(effects)
         if taken is not None:
-            self.brackets.take_back(ino, *taken, Reason.PUNCH)
+            self.invalidator.invalidate(ino, *taken, Reason.PUNCH)
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
         """In the place of kvmsim.store.link.punch_file."""
@@ -178,7 +178,7 @@ class World:
         with self.service.lock:
             _, taken = self.service.resize(ino, pages * PAGE_SIZE, next(self._clock))
         if taken is not None:
-            self.brackets.take_back(
+            self.invalidator.invalidate(
                 ino, *taken, Reason.TRUNCATE, lambda file: self.service.gmem.set_size(file, pages * PAGE_SIZE)
             )
 
@@ -187,7 +187,7 @@ class World:
             effects = self.service.unlink(1, name.encode(), next(self._clock))
             self._unlinked.add(self.inos[name])
             effects += self._forget(self.inos[name])
-        self.performer.perform(effects)
+        self.runner.perform(effects)
 
     def _forget(self, ino: Ino) -> list[Effect]:
         """The kernel drops an inode that has no name and no open file."""
@@ -203,7 +203,7 @@ class World:
                 ino, handle = vm.handles.pop()
                 effects = self.service.release(handle)
                 effects += self._forget(ino)
-            self.performer.perform(effects)
+            self.runner.perform(effects)
 
     # -- pairing
 
@@ -231,9 +231,9 @@ class World:
                 ours,
                 os.getuid(),
                 self.service,
-                self.backing,
-                self.performer,
-                self.brackets,
+                self.windows,
+                self.runner,
+                self.invalidator,
                 self.reclaimer.reclaim,
                 self.checker,
                 self._stop_read,
@@ -285,7 +285,7 @@ class World:
     def cut(self, process: str) -> None:
         """Its connections end, as if something had shut them; it lives."""
         self._scheduler.reach(f"connections of {process} cut", None, None, (("process", process), Kind.WRITE))
-        self.vms[process].is_cut = True
+        self.vms[process].is_disconnected = True
         self.connections.cut(process)
 
     # -- the end
@@ -328,7 +328,7 @@ class World:
         self.connections.close()
         for sock in self.sockets:
             sock.close()
-        self.backing.close()
+        self.windows.close()
         os.close(self._stop_read)
         if self._stop_write >= 0:
             os.close(self._stop_write)

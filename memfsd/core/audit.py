@@ -169,7 +169,7 @@ def _sealed_file(service: Service, file: Regular, guest: Guest) -> Iterator[Find
     """R2, R4, R5, R6 of one sealed file, from the store's state alone."""
     if Seal.GUEST not in file.seals:
         yield "R2", f"inode {file.ino} has guest state without the seal"
-    if guest.quarantine and (guest.pairing is None or guest.pairing.state is not PairState.CUT):
+    if guest.quarantine and (guest.pairing is None or guest.pairing.state is not PairState.DISCONNECTED):
         yield "R6", f"inode {file.ino} keeps quarantined frames though its VM is not cut off"
     if guest.bindings and guest.active is None:
         yield "R6", f"inode {file.ino} has bindings without a live VM"

@@ -1,7 +1,7 @@
 """Operations on guest private memory, named as Linux's struct kvm_gmem_ops where it has them.
 
 A punch, out and back: check_punch -> invalidate_begin -> (INVALIDATE_BEGIN, acknowledged) -> (unmap ->
-Scrub) in parts -> invalidate_end -> (INVALIDATE_END). The adapter holds the file's invalidation lock from begin to
+Scrub) in parts -> invalidate_end -> (INVALIDATE_END). The store holds the file's invalidate_lock from begin to
 end, and takes it for bind, unbind and release too, so the set of bindings is the same at both ends.
 """
 
@@ -121,7 +121,7 @@ class GuestMemory:
         What was bound before the file shrank may be bound again, or a conversion could not take back its UNBIND.
         """
         guest = guest_of(file)
-        assert guest.closing is None, "the adapter holds the invalidation lock"
+        assert guest.closing is None, "the caller holds the invalidate_lock"
         end = pgoff + page_count
         if end << PAGE_SHIFT > file.size and end > guest.bound_end:
             raise Refused(errno.EINVAL, f"pages {pgoff:#x}-{end:#x} are past the end of the file ({file.size} bytes)")
@@ -131,7 +131,7 @@ class GuestMemory:
 
     def unbind(self, file: Regular, pgoff: int, page_count: int) -> None:
         guest = guest_of(file)
-        assert guest.closing is None, "the adapter holds the invalidation lock"
+        assert guest.closing is None, "the caller holds the invalidate_lock"
         guest.bindings.unbind(pgoff, pgoff + page_count)
 
     def get_pfn(self, file: Regular, pgoff: int, max_pages: int) -> GetPfnReply:
@@ -198,7 +198,7 @@ class GuestMemory:
     # -- taking memory back
 
     def invalidate_begin(self, file: Regular, start: int, end: int, reason: Reason) -> Invalidation:
-        """Open the bracket. `upcall` says whether a VM must acknowledge before `unmap`."""
+        """Open an invalidation. `upcall` says whether a VM must acknowledge before `unmap`."""
         guest = guest_of(file)
         assert guest.closing is None, "one invalidation of a file at a time"
         assert start < end
@@ -249,7 +249,7 @@ class GuestMemory:
         return runs
 
     def invalidate_end(self, file: Regular) -> Seq:
-        """Close the bracket; the file's new sequence number (it grows only if the range was bound)."""
+        """Close it; the file's new sequence number (it grows only if the range was bound)."""
         guest = guest_of(file)
         closing = guest.closing
         assert closing is not None
@@ -304,11 +304,11 @@ class GuestMemory:
 
     # -- the end of a VM
 
-    def cut(self, file: Regular) -> None:
+    def disconnect(self, file: Regular) -> None:
         """The VM lives but does not answer: it may still reach every frame, so all are quarantined (R6)."""
         guest = guest_of(file)
         assert guest.pairing is not None and guest.pairing.state is PairState.ACTIVE
-        guest.pairing.state = PairState.CUT
+        guest.pairing.state = PairState.DISCONNECTED
         guest.bindings.clear()
         runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(0), Pgoff(1 << 51))]
         for pfn, count in runs:

@@ -24,8 +24,8 @@ from memfsd.core.files.ordinary import Plan
 from memfsd.core.gmem import guest_of
 from memfsd.core.memory.frames import FrameState
 from memfsd.core.service import Changes, Service
-from memfsd.host.effect_runner import Performer
-from memfsd.host.windows import Backing
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.windows import Windows
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import NAME_MAX
@@ -56,9 +56,9 @@ Finish = Callable[[Regular], None]
 class Invalidations(Protocol):
     """What waits for VMs: blocks, and so runs in worker threads."""
 
-    def take_back(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish, /) -> None: ...
+    def invalidate(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish, /) -> None: ...
 
-    def take_back_at_once(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish, /) -> bool:
+    def invalidate_unpaired(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish, /) -> bool:
         """False, and nothing done, when it would wait."""
 
 
@@ -93,8 +93,8 @@ class Operations(pyfuse3.Operations):
     def __init__(
         self,
         service: Service,
-        backing: Backing,
-        performer: Performer,
+        windows: Windows,
+        runner: EffectRunner,
         invalidations: Invalidations,
         reclaim: Callable[[], bool],
         owner_uid: int,
@@ -102,8 +102,8 @@ class Operations(pyfuse3.Operations):
         super().__init__()
         self._service = service
         self._lock = service.lock
-        self._backing = backing
-        self._performer = performer
+        self._windows = windows
+        self._runner = runner
         self._invalidations = invalidations
         self._reclaim = reclaim
         self._reclaiming: trio.Event | None = None
@@ -117,10 +117,10 @@ class Operations(pyfuse3.Operations):
     async def _perform(self, effects: Sequence[Effect]) -> None:
         if not effects:
             return
-        if self._performer.is_quick(effects):
-            self._performer.perform(effects)
+        if self._runner.is_quick(effects):
+            self._runner.perform(effects)
         else:
-            await trio.to_thread.run_sync(self._performer.perform, effects, limiter=self._workers)
+            await trio.to_thread.run_sync(self._runner.perform, effects, limiter=self._workers)
 
     @contextlib.contextmanager
     def _in_background(self) -> Iterator[None]:
@@ -315,11 +315,11 @@ class Operations(pyfuse3.Operations):
         """For the user uid. What needs no VM does not queue with what does."""
         arguments = Ino(inode), taken[0], taken[1], reason, finish
         if not self._has_vm(inode) and await trio.to_thread.run_sync(
-            self._invalidations.take_back_at_once, *arguments, limiter=self._workers
+            self._invalidations.invalidate_unpaired, *arguments, limiter=self._workers
         ):
             return
         async with self._waiters.turn(uid):
-            await trio.to_thread.run_sync(self._invalidations.take_back, *arguments, limiter=trio.CapacityLimiter(1))
+            await trio.to_thread.run_sync(self._invalidations.invalidate, *arguments, limiter=trio.CapacityLimiter(1))
 
     def _has_vm(self, inode: int) -> bool:
         with self._lock:
@@ -342,14 +342,14 @@ class Operations(pyfuse3.Operations):
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
         if name == names.XATTR_COUNTS and inode == ROOT_INO:
             return self._counts()
-        populated = self._backing.populated_count(Ino(inode)) if name == names.XATTR_FRAMES else None
+        populated = self._windows.populated_count(Ino(inode)) if name == names.XATTR_FRAMES else None
         with self._lock:
             return self._service.getxattr(inode, name, _random_bytes, populated)
 
     def _counts(self) -> bytes:
         with self._lock:
             held = self._service.counts()
-        held |= {"windows": self._backing.window_count(), "fds": len(os.listdir("/proc/self/fd"))}
+        held |= {"windows": self._windows.window_count(), "fds": len(os.listdir("/proc/self/fd"))}
         held |= {"threads": threading.active_count()}
         return " ".join(f"{name}={count}" for name, count in held.items()).encode()
 
@@ -406,7 +406,7 @@ class Operations(pyfuse3.Operations):
     async def read(self, fh: int, off: int, size: int) -> bytes:
         with self._lock:
             plan = self._service.read(fh, off, size, time.time_ns())
-            return self._backing.read(plan)
+            return self._windows.read(plan)
 
     @_door
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -434,7 +434,7 @@ class Operations(pyfuse3.Operations):
         except Refused as refused:
             if refused.errno != errno.ENOSPC:
                 raise
-        return self._backing.write(plan, buf)
+        return self._windows.write(plan, buf)
 
     @_door
     async def opendir(self, inode: int, ctx: Any) -> int:
@@ -481,16 +481,16 @@ class Operations(pyfuse3.Operations):
         except Refused as refused:
             log.debug("write: %s", refused)
             return refused.errno
-        return None if at is None else (self._backing.pool_fd, at)
+        return None if at is None else (self._windows.pool_fd, at)
 
     async def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
         """What mappings stored is data, also before the kernel writes it back: holes are answered after it did."""
         written_back_to = 0
         while True:
             with self._lock:
-                hole = self._service.doubtful_hole(ino, offset, whence, self._backing)
+                hole = self._service.doubtful_hole(ino, offset, whence, self._windows)
                 if hole is None or hole[1] <= written_back_to:
-                    return self._service.lseek(ino, offset, whence, self._backing)
+                    return self._service.lseek(ino, offset, whence, self._windows)
                 if not self._service.pool.free_count:
                     # Nothing can be written back: what may be data is data, and a file always ends with a hole.
                     return hole[0] if whence == os.SEEK_DATA else self._service.inodes.regular(ino).size

@@ -9,23 +9,23 @@ from memfsd.core.service import Service
 from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import Ino
 
-from .windows import Backing
+from .windows import Windows
 
 _INLINE_FRAMES = 1024
 PAUSE_S = 0.0001
 """Between parts of long work: who waits for Service.lock gets it."""
 
 
-class Performer:
+class EffectRunner:
     """Safe from any thread; takes Service.lock only to report back.
 
     forget_cache asks the kernel to drop what it cached of an inode. It waits on the kernel, so it must not
     run on the FUSE loop.
     """
 
-    def __init__(self, service: Service, backing: Backing, journal: Journal = NO_JOURNAL) -> None:
+    def __init__(self, service: Service, windows: Windows, journal: Journal = NO_JOURNAL) -> None:
         self._service = service
-        self._backing = backing
+        self._windows = windows
         self._journal = journal
         self.forget_cache: Callable[[Ino], None] = lambda ino: None
 
@@ -48,7 +48,7 @@ class Performer:
                     for part in range(0, len(effect.runs), MAX_RUNS_PER_REPORT):
                         runs = effect.runs[part : part + MAX_RUNS_PER_REPORT]
                         self._journal.note("freed", ino=effect.window, runs=runs)
-                self._backing.punch(effect.window, effect.runs)
+                self._windows.punch(effect.window, effect.runs)
                 with self._service.lock:
                     self._service.scrubbed(effect)
             elif isinstance(effect, Discard):
@@ -56,8 +56,8 @@ class Performer:
                     self.perform(scrubs)
                     time.sleep(PAUSE_S)
             elif isinstance(effect, ZeroBytes):
-                self._backing.zero(effect.offset, effect.length)
+                self._windows.zero(effect.offset, effect.length)
             elif isinstance(effect, DropWindow):
-                self._backing.drop_window(effect.window)
+                self._windows.drop_window(effect.window)
             else:
                 self.forget_cache(effect.ino)

@@ -23,12 +23,12 @@ FrameRange = tuple[int, int]
 """Frames [start, end)."""
 
 
-class Backing:
+class Windows:
     """Safe from any thread: `_lock` guards the table of windows, the kernel the rest."""
 
     def __init__(self, pool_bytes: int) -> None:
         self._pool_bytes = pool_bytes
-        self._lock = sync.lock("Backing.lock")
+        self._lock = sync.lock("Windows.lock")
         self._windows: dict[Ino, int] = {}
         self._pool = self._make("memfsd-ordinary")
 
@@ -118,7 +118,7 @@ class Backing:
         with self._lock:
             return len(self._windows)
 
-    def windows(self) -> list[Ino]:
+    def files(self) -> list[Ino]:
         """The files that have one."""
         with self._lock:
             return list(self._windows)

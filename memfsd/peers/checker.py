@@ -10,7 +10,7 @@ from memfsd.core.files.xattrs import owner_line
 from memfsd.core.gmem import guest_of
 from memfsd.core.memory.page_table import END
 from memfsd.core.service import Service
-from memfsd.host.windows import Backing
+from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import (
     CHECK_BRACKETS_DEADLINE_S,
@@ -27,22 +27,22 @@ from memfsd.uapi.limits import (
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
 from memfsd.uapi.units import PAGE_SHIFT, Pgoff
 
-from .invalidator import Brackets, Peer
+from .invalidator import Invalidator, Peer
 from .upchannel import PeerGone, PeerSilent
 
 
 class Checker:
-    """One moment of all files: with every bracket held, no page leaves a file and no binding changes.
+    """One moment of all files: with every invalidate_lock held, no page leaves a file and no binding changes.
 
     Guests go on. What they fault in meanwhile adds pages to the store and mappings to VMs that were asked already;
     that is no difference, since a VM may know less than the store, never more. Then the store's own state, and
     the memory of ordinary files, are looked at in one go with Service.lock held.
     """
 
-    def __init__(self, service: Service, backing: Backing, brackets: Brackets) -> None:
+    def __init__(self, service: Service, windows: Windows, invalidator: Invalidator) -> None:
         self._service = service
-        self._backing = backing
-        self._brackets = brackets
+        self._windows = windows
+        self._invalidator = invalidator
         self._turn = sync.lock("Checker.turn")
 
     def check(self) -> CheckReply:
@@ -58,31 +58,31 @@ class Checker:
         service, facts = self._service, Facts()
         with service.lock:
             files = service.inodes.sealed_files()
-        windows = set(self._backing.windows())
-        with self._brackets.hold_all(files) as held:
+        windows = set(self._windows.files())
+        with self._invalidator.hold_all(files) as held:
             ours = {file.ino for file in held}
             findings = [_endless(file) for file in files if file.ino not in ours]
             until = time.monotonic() + CHECK_REPORTS_DEADLINE_S
             for file in held:
                 findings += self._ask(file, facts, until)
-                facts.windows[file.ino] = self._backing.populated(file.ino)
+                facts.windows[file.ino] = self._windows.populated(file.ino)
             with service.lock:
                 sealed = service.inodes.sealed_files()
                 facts.moving = {file.ino for file in sealed} - ours
-                facts.populated = self._backing.populated(None)
-                # One that is about to be dropped is so under its bracket.
+                facts.populated = self._windows.populated(None)
+                # One that is about to be dropped is so under its invalidate_lock.
                 unheld = {file.ino for file in files} - ours | facts.moving
-                facts.held_windows = [ino for ino in self._backing.windows() if ino in windows - unheld]
+                facts.held_windows = [ino for ino in self._windows.files() if ino in windows - unheld]
                 findings += audit(service, facts)
                 pairings = sum(guest_of(file).active is not None for file in sealed)
                 told = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]
                 return CheckReply(told, len(service.inodes), pairings, service.pool.frame_count)
 
     def _ask(self, file: Regular, facts: Facts, until: float) -> list[Finding]:
-        """What the file's VM reports, into the facts. Call with the bracket held."""
+        """What the file's VM reports, into the facts. Call with the file's invalidate_lock held."""
         with self._service.lock:
             pairing = guest_of(file).active
-            peer = self._brackets.peers.get(file.ino)
+            peer = self._invalidator.peers.get(file.ino)
         if pairing is None:
             return []
         if peer is None:
@@ -97,7 +97,7 @@ class Checker:
             if peer.said_bye or peer.process.wait_dead(patience):
                 return []  # it breaks no rule to end, and its session gives the frames back
             if isinstance(lost, PeerGone):
-                self._brackets.cut(peer, str(lost))  # as its session is about to, once it has the bracket
+                self._invalidator.disconnect(peer, str(lost))  # as its session is about to, once it has the lock
                 return []
             return [("R3", f"inode {file.ino}: VM {peer.vm} does not report: {lost}")]
         return []
@@ -150,12 +150,12 @@ def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
     return MapReply(runs, -1)
 
 
-def file_list(service: Service, backing: Backing) -> ListReply:
+def file_list(service: Service, windows: Windows) -> ListReply:
     """The pool, and the sealed files that hold most frames."""
     with service.lock:
         files = service.inodes.sealed_files()
         largest = sorted(files, key=lambda file: -file.pages.page_count)[:MAX_FILES_PER_LIST]
-    touched = {file.ino: backing.populated(file.ino) for file in largest}
+    touched = {file.ino: windows.populated(file.ino) for file in largest}
     with service.lock:
         reports = []
         for file in largest:

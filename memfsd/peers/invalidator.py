@@ -1,4 +1,4 @@
-"""Invalidations: BEGIN, acknowledged, scrub, END, under the file's bracket lock.
+"""Invalidations: BEGIN, acknowledged, scrub, END, under the file's invalidate_lock.
 
 All of it blocks, each step with a deadline, and so runs on a thread of its own (a FUSE handler's worker, or the
 session whose grant found the pool full), never on the FUSE loop.
@@ -16,8 +16,8 @@ from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.core.private.gmem_file import Guest, Invalidation
 from memfsd.core.service import Service
-from memfsd.host.effect_runner import PAUSE_S, Performer
-from memfsd.host.windows import Backing
+from memfsd.host.effect_runner import PAUSE_S, EffectRunner
+from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import BRACKET_DEADLINE_S, CHECK_BRACKETS_DEADLINE_S, PROOF_DEADLINE_S
 from memfsd.uapi.messages import Empty, InvalidateBegin, InvalidateBeginReply, InvalidateEnd, Kind, Reason
@@ -50,70 +50,72 @@ class Peer:
     """The VM let go of everything: that acknowledges whatever is asked of it."""
 
 
-class Brackets:
-    """The callbacks into VMs. `peers` is guarded by Service.lock."""
+class Invalidator:
+    """Takes memory back from VMs. `peers` is guarded by Service.lock."""
 
-    def __init__(self, service: Service, backing: Backing, performer: Performer, journal: Journal = NO_JOURNAL) -> None:
+    def __init__(self, service: Service, windows: Windows, runner: EffectRunner, journal: Journal = NO_JOURNAL) -> None:
         self._service = service
-        self._backing = backing
-        self._performer = performer
+        self._windows = windows
+        self._runner = runner
         self.journal = journal
         self.peers: dict[Ino, Peer] = {}
 
     @contextlib.contextmanager
     def hold(self, guest: Guest) -> Iterator[None]:
-        """The file's bracket lock. EBUSY when another invalidation does not end in time."""
-        if not guest.bracket.acquire(timeout=BRACKET_DEADLINE_S):
+        """The file's invalidate_lock. EBUSY when another invalidation does not end in time."""
+        if not guest.invalidate_lock.acquire(timeout=BRACKET_DEADLINE_S):
             raise Refused(errno.EBUSY, "another invalidation of this file does not end")
         try:
             yield
         finally:
-            guest.bracket.release()
+            guest.invalidate_lock.release()
 
     @contextlib.contextmanager
     def hold_all(self, files: list[Regular]) -> Iterator[list[Regular]]:
-        """The bracket locks of many files, in the order of inode numbers; yields the files whose lock came in time.
+        """The invalidate_locks of many files, in the order of inode numbers; yields the files whose lock came in time.
 
-        Nobody else waits for a bracket while holding one, so no ring of waiters can close.
+        Nobody else waits for one while holding one, so no ring of waiters can close.
         """
         until = time.monotonic() + CHECK_BRACKETS_DEADLINE_S
         held: list[Regular] = []
         try:
             for file in sorted(files, key=lambda file: file.ino):
-                if guest_of(file).bracket.acquire(timeout=max(until - time.monotonic(), 0)):
+                if guest_of(file).invalidate_lock.acquire(timeout=max(until - time.monotonic(), 0)):
                     held.append(file)
             yield held
         finally:
             for file in held:
-                guest_of(file).bracket.release()
+                guest_of(file).invalidate_lock.release()
 
-    def take_back(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish = _nothing) -> None:
+    def invalidate(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish = _nothing) -> None:
         """Take pages [start, end) out of the file and of its VM; free them; only then return.
 
-        finish runs with Service.lock held, before the bracket closes. ETIMEDOUT when the VM lives but did not
-        acknowledge: it is cut off and its frames are quarantined.
+        finish runs with Service.lock held, in the same step as the end of the invalidation. ETIMEDOUT when the VM
+        lives but did not acknowledge: it is cut off and its frames are quarantined.
         """
         with self._service.lock:
             file = self._service.inodes.regular(ino)
         with self.hold(guest_of(file)):
-            self._take_back(file, start, end, reason, finish)
+            self._invalidate(file, start, end, reason, finish)
 
-    def take_back_at_once(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish = _nothing) -> bool:
-        """`take_back` of a file without a live VM, which waits for nobody. False, and nothing done, if it might."""
+    def invalidate_unpaired(
+        self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish = _nothing
+    ) -> bool:
+        """`invalidate` of a file without a live VM, which waits for nobody. False, and nothing done, if it might."""
         with self._service.lock:
             file = self._service.inodes.regular(ino)
-        bracket = guest_of(file).bracket
-        if not bracket.acquire(blocking=False):
+        lock = guest_of(file).invalidate_lock
+        if not lock.acquire(blocking=False):
             return False
         try:
-            if guest_of(file).active is not None:  # BIND, too, needs the bracket: none can come from here on
+            if guest_of(file).active is not None:  # BIND, too, needs the lock: none can come from here on
                 return False
-            self._take_back(file, start, end, reason, finish)
+            self._invalidate(file, start, end, reason, finish)
             return True
         finally:
-            bracket.release()
+            lock.release()
 
-    def _take_back(self, file: Regular, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish) -> None:
+    def _invalidate(self, file: Regular, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish) -> None:
         with self._service.lock:
             closing = self._service.gmem.invalidate_begin(file, start, end, reason)
             peer = self.peers.get(file.ino) if closing.upcall else None
@@ -124,13 +126,13 @@ class Brackets:
                 kept, silent = self._begin(peer, file, closing)
             # What the guest has touched is memory in its window, also where its VM shows it nowhere just now: under
             # an overlay, or in the middle of a conversion that may yet be taken back.
-            touched = self._backing.populated(file.ino) if reason is Reason.RECLAIM else []
+            touched = self._windows.populated(file.ino) if reason is Reason.RECLAIM else []
             with self._service.lock:
                 if touched:
                     self._service.gmem.settle(file, touched)
                 scrub = self._service.gmem.unmap(file, kept)
             while scrub is not None:
-                self._performer.perform([scrub])
+                self._runner.perform([scrub])
                 if closing.taken_to == closing.end:
                     break
                 time.sleep(PAUSE_S)
@@ -145,17 +147,17 @@ class Brackets:
         if silent is not None:
             raise Refused(errno.ETIMEDOUT, f"VM {peer and peer.vm} did not acknowledge: {silent}")
 
-    def cut(self, peer: Peer, why: str) -> None:
-        """Cut off a VM that lives but broke its word. Call with the bracket held."""
+    def disconnect(self, peer: Peer, why: str) -> None:
+        """Cut off a VM that lives but broke its word. Call with the file's invalidate_lock held."""
         self.journal.note("cut", vm=peer.vm, ino=peer.ino, why=why)
         log.warning("VM %s (process %d) is cut off: %s", peer.vm, peer.process.pid, why)
         with self._service.lock:
             file = self._service.inodes.regular(peer.ino)
             if guest_of(file).active is not None:
-                self._service.gmem.cut(file)
+                self._service.gmem.disconnect(file)
         peer.hang_up()
 
-    def gone(self, peer: Peer) -> None:
+    def exited(self, peer: Peer) -> None:
         """It said BYE, or its death is proven: for the journal, before anything is done because of it."""
         self.journal.note("gone", vm=peer.vm, ino=peer.ino, pid=peer.process.pid, said_bye=peer.said_bye)
 
@@ -168,16 +170,16 @@ class Brackets:
         except PeerLost as lost:
             patience = 0 if isinstance(lost, PeerSilent) else PROOF_DEADLINE_S
             if peer.said_bye or peer.process.wait_dead(patience):
-                self.gone(peer)
+                self.exited(peer)
                 return [], None
-            self.cut(peer, str(lost))
+            self.disconnect(peer, str(lost))
             return [], lost
 
     def _end(self, peer: Peer, closing: Invalidation, seq: Seq) -> None:
         try:
             peer.up.call(Kind.INVALIDATE_END, InvalidateEnd(closing.start, closing.end, seq), Empty)
         except PeerSilent as silent:
-            self.cut(peer, str(silent))
+            self.disconnect(peer, str(silent))
         except PeerLost:
             if not peer.said_bye:  # else it waits for the answer to that
                 peer.hang_up()

@@ -15,7 +15,7 @@ from memfsd.uapi.limits import MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RECLAIM_DEADL
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import Ino, Pgoff
 
-from .invalidator import Brackets, Peer
+from .invalidator import Invalidator, Peer
 
 log = logging.getLogger("memfsd.peers")
 
@@ -26,9 +26,9 @@ _Question = tuple[Peer, Pgoff, Pgoff]
 class Reclaimer:
     """`_lock` guards `_asking` and `_shares`; it is taken before Service.lock."""
 
-    def __init__(self, service: Service, brackets: Brackets, owner_uid: int) -> None:
+    def __init__(self, service: Service, invalidator: Invalidator, owner_uid: int) -> None:
         self._service = service
-        self._brackets = brackets
+        self._invalidator = invalidator
         self._lock = sync.lock("Reclaimer.lock")
         self._progress = sync.condition("Reclaimer.progress", self._lock)
         self._asking: set[Ino] = set()
@@ -64,7 +64,7 @@ class Reclaimer:
     def _questions(self, ino: Ino | None) -> list[_Question]:
         """Call with Service.lock held."""
         ranges = self._service.gmem.reclaimable(self._service.inodes.sealed_files())
-        found = [(peer, start, end) for file, start, end in ranges if (peer := self._brackets.peers.get(file))]
+        found = [(peer, start, end) for file, start, end in ranges if (peer := self._invalidator.peers.get(file))]
         return sorted(found, key=lambda question: (question[0].ino != ino, question[0].up.last_call_s))
 
     def _start(self, peer: Peer, start: Pgoff, end: Pgoff) -> bool:
@@ -97,7 +97,7 @@ class Reclaimer:
 
     def _ask(self, peer: Peer, start: Pgoff, end: Pgoff) -> None:
         try:
-            self._brackets.take_back(peer.ino, start, end, Reason.RECLAIM)
+            self._invalidator.invalidate(peer.ino, start, end, Reason.RECLAIM)
         except Refused as refused:
             log.warning("reclaim from inode %d: %s", peer.ino, refused.reason)
 

@@ -16,8 +16,8 @@ from memfsd.common.sockets import peer_of
 from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.core.service import Service
-from memfsd.host.effect_runner import Performer
-from memfsd.host.windows import Backing
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.windows import Windows
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
 from memfsd.uapi.limits import (
     MAX_CONNECTIONS,
@@ -30,7 +30,7 @@ from memfsd.uapi.messages import Empty, Kind, Revoke
 
 from . import rundir
 from .checker import Checker
-from .invalidator import Brackets, Peer
+from .invalidator import Invalidator, Peer
 from .reclaim import Reclaimer
 from .session import Session, refuse
 
@@ -44,16 +44,16 @@ class GuestServer:
     """Accepts on a thread of its own; `_lock` guards `_sessions`."""
 
     def __init__(
-        self, path: str, service: Service, backing: Backing, performer: Performer, journal: Journal = NO_JOURNAL
+        self, path: str, service: Service, windows: Windows, runner: EffectRunner, journal: Journal = NO_JOURNAL
     ) -> None:
         """Refused names why the socket can not be made there."""
         self._path = path
         self._service = service
-        self._backing = backing
-        self._performer = performer
-        self.brackets = Brackets(service, backing, performer, journal)
-        self.reclaimer = Reclaimer(service, self.brackets, os.getuid())
-        self._checker = Checker(service, backing, self.brackets)
+        self._windows = windows
+        self._runner = runner
+        self.invalidator = Invalidator(service, windows, runner, journal)
+        self.reclaimer = Reclaimer(service, self.invalidator, os.getuid())
+        self._checker = Checker(service, windows, self.invalidator)
         self._sessions: dict[threading.Thread, Session] = {}
         self._lock = sync.lock("GuestServer.lock")
         self._refusing: set[int] = set()
@@ -92,7 +92,7 @@ class GuestServer:
     def _revoke_all(self) -> None:
         """Every VM hears it at the same time, so that silent ones take no time from others."""
         with self._service.lock:
-            peers = list(self.brackets.peers.values())
+            peers = list(self.invalidator.peers.values())
         threads = [sync.thread(self._revoke, "revoke", (peer,)) for peer in peers]
         for thread in threads:
             try:
@@ -178,9 +178,9 @@ class GuestServer:
             sock,
             uid,
             self._service,
-            self._backing,
-            self._performer,
-            self.brackets,
+            self._windows,
+            self._runner,
+            self.invalidator,
             self.reclaimer.reclaim,
             self._checker,
             self._stop_read,

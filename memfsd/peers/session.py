@@ -14,8 +14,8 @@ from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.core.private.gmem_file import Pairing
 from memfsd.core.service import Service
-from memfsd.host.effect_runner import Performer
-from memfsd.host.windows import Backing
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.windows import Windows
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import (
@@ -37,7 +37,7 @@ from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves
 from memfsd.uapi.units import Ino
 
 from .checker import Checker, file_list, page_map
-from .invalidator import Brackets, Peer
+from .invalidator import Invalidator, Peer
 from .process import PeerProcess
 from .upchannel import UpChannel, set_deadline, timeval
 
@@ -69,20 +69,20 @@ class Session:
         sock: socket.socket,
         uid: int,
         service: Service,
-        backing: Backing,
-        performer: Performer,
-        brackets: Brackets,
+        windows: Windows,
+        runner: EffectRunner,
+        invalidator: Invalidator,
         reclaim: Callable[[Ino | None, int | None], bool],
         checker: Checker,
         stop_fd: int,
     ) -> None:
-        self._sock = brackets.journal.down(sync.channel(sock, "store.down"))
+        self._sock = invalidator.journal.down(sync.channel(sock, "store.down"))
         self.uid = uid
         self._service = service
         self._lock, self._gmem = service.lock, service.gmem
-        self._backing = backing
-        self._performer = performer
-        self._brackets = brackets
+        self._windows = windows
+        self._runner = runner
+        self._invalidator = invalidator
         self._reclaim = reclaim
         self._checker = checker
         self._stop_fd = stop_fd
@@ -240,21 +240,21 @@ class Session:
             self._service.gmem.check_owner(file, pairing)
         window = -1
         try:
-            window = self._backing.make_window(file.ino)
+            window = self._windows.make_window(file.ino)
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         except OSError as error:
             if window >= 0:
                 os.close(window)
             number = error.errno or errno.EIO
             raise Refused(number, f"memfsd cannot make a window for inode {file.ino}: {error.strerror}") from None
-        journaled = self._brackets.journal.up(self._sock, ours)
+        journaled = self._invalidator.journal.up(self._sock, ours)
         peer = Peer(file.ino, vm, UpChannel(journaled), process, self.stop)
         try:
             with self._service.lock:
                 self._service.inodes.get(file.ino)  # who showed the token may have let go of the file since
                 self._service.gmem.pair(file, pairing)
-                self._backing.adopt_window(file.ino, window)
-                self._brackets.peers[file.ino] = peer
+                self._windows.adopt_window(file.ino, window)
+                self._invalidator.peers[file.ino] = peer
                 seq = guest_of(file).seq
         except Refused:
             ours.close()
@@ -283,7 +283,7 @@ class Session:
 
     def _on_bind(self, bind: m.Bind) -> m.Body:
         file = self._paired()
-        with self._brackets.hold(guest_of(file)), self._service.lock:
+        with self._invalidator.hold(guest_of(file)), self._service.lock:
             if guest_of(file).active is None:
                 raise Refused(errno.ENOTCONN, f"this VM was cut off from inode {file.ino}")
             self._service.gmem.bind(file, bind.slot, bind.gfn, bind.pgoff, bind.page_count)
@@ -291,7 +291,7 @@ class Session:
 
     def _on_unbind(self, unbind: m.Unbind) -> m.Body:
         file = self._paired()
-        with self._brackets.hold(guest_of(file)), self._service.lock:
+        with self._invalidator.hold(guest_of(file)), self._service.lock:
             self._service.gmem.unbind(file, unbind.pgoff, unbind.page_count)
         return m.Empty()
 
@@ -312,7 +312,7 @@ class Session:
 
     def _on_stat(self, _: m.Empty) -> m.Body:
         file = self._paired()
-        populated = self._backing.populated_count(file.ino)
+        populated = self._windows.populated_count(file.ino)
         with self._service.lock:
             guest, pages = guest_of(file), file.pages.page_count
             return m.StatReply(file.size, pages, guest.untouched(pages, populated), guest.seq)
@@ -339,7 +339,7 @@ class Session:
             if self._process.uid not in (0, file.uid):
                 raise Refused(errno.EACCES, f"uid {self._process.uid} does not own inode {file.ino}")
         # Without the lock: how long it takes is up to the VM, which may touch every second page of its window.
-        populated = self._backing.populated(file.ino) if file.guest is not None else []
+        populated = self._windows.populated(file.ino) if file.guest is not None else []
         with self._service.lock:
             if file.guest is not None:
                 self._service.gmem.settle(file, populated)
@@ -348,7 +348,7 @@ class Session:
     def _on_list(self, _: m.Empty) -> m.Body:
         if self._process.uid not in (0, os.getuid()):
             raise Refused(errno.EACCES, "memfs top is for root and the user who mounted")
-        return file_list(self._service, self._backing)
+        return file_list(self._service, self._windows)
 
     # -- the end of a VM
 
@@ -357,22 +357,22 @@ class Session:
         guest = guest_of(self._paired())
         peer.up.shut()
         if not peer.said_bye and not peer.process.wait_dead(PROOF_DEADLINE_S, self._stop_fd):
-            with guest.bracket:
+            with guest.invalidate_lock:
                 if guest.active is not None:
-                    self._brackets.cut(peer, why)
+                    self._invalidator.disconnect(peer, why)
             if not peer.process.wait_dead(None, self._stop_fd):
                 return
         self._release(peer, why)
 
     def _release(self, peer: Peer, why: str) -> None:
-        with guest_of(self._paired()).bracket:
-            self._brackets.gone(peer)
+        with guest_of(self._paired()).invalidate_lock:
+            self._invalidator.exited(peer)
             with self._service.lock:
                 effects = self._service.release_guest(peer.ino)
                 if peer.said_bye:
                     self._service.gmem.forget_unused(self._paired())
-                del self._brackets.peers[peer.ino]
-            self._performer.perform(effects)
+                del self._invalidator.peers[peer.ino]
+            self._runner.perform(effects)
         self._peer = None
         peer.up.close()
         log.info("inode %d: VM %s is gone (%s), its frames are free", peer.ino, peer.vm, why)

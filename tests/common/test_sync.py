@@ -47,7 +47,7 @@ def test_what_both_sides_use_is_plain() -> None:
     vcpu: Vcpu[int] = Vcpu(0)
     assert type(vcpu.guest_lock) is plain
     assert type(Mmu().lock) is plain
-    assert type(Guest().bracket) is plain
+    assert type(Guest().invalidate_lock) is plain
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         channel = UpChannel(ours)

@@ -62,7 +62,7 @@ def test_a_healthy_store_has_no_findings(world: World) -> None:
 
 
 def test_a_store_stays_healthy_to_the_end(world: World) -> None:
-    world.store.gmem.cut(world.file)
+    world.store.gmem.disconnect(world.file)
     assert world.store.audit() == []
     world.store.release_guest(world.file)
     assert world.store.audit() == []
@@ -193,13 +193,13 @@ def pending_frames_miscounted(world: World) -> None:
 
 
 def frame_in_quarantine_and_in_a_file(world: World) -> None:
-    world.store.gmem.cut(world.file)
+    world.store.gmem.disconnect(world.file)
     other = world.store.guest_file("other", 4)
     other.pages.map_run(0, world.guest.quarantine[0][0], 1)
 
 
 def quarantined_frame_in_another_state(world: World) -> None:
-    world.store.gmem.cut(world.file)
+    world.store.gmem.disconnect(world.file)
     world.store.pool.set_state(world.guest.quarantine[0][0], 1, FrameState.CLOSING)
 
 

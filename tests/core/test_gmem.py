@@ -97,7 +97,7 @@ def test_a_file_is_paired_once_for_life(store: CoreStore) -> None:
     """R1, whatever became of the first VM."""
     file = store.guest_file("file", 8)
     store.pair(file, "first")
-    for step in (lambda: None, lambda: store.gmem.cut(file), lambda: store.release_guest(file)):
+    for step in (lambda: None, lambda: store.gmem.disconnect(file), lambda: store.release_guest(file)):
         step()
         with refused("EPERM", match="belongs to VM first"):
             store.pair(file, "second")
@@ -124,7 +124,7 @@ def test_only_the_vm_that_ended_its_pairing_may_come_back(store: CoreStore) -> N
     with refused("EINVAL", match="GFN 0x100"):
         store.gmem.bind(file, 0, 0x200, 0, 8)
     store.gmem.bind(file, 0, 0x100, 0, 8)
-    store.gmem.cut(file)
+    store.gmem.disconnect(file)
     with refused("EPERM", match="cut"):
         store.gmem.pair(file, pairing())
 
@@ -354,7 +354,7 @@ def test_reclaim_asks_for_the_range_of_untouched_pages(store: CoreStore) -> None
 
 def test_reclaim_frees_untouched_pages_alone(store: CoreStore) -> None:
     file, guest = granted_ahead(store)
-    store.take_back(file, 2, 15, Reason.RECLAIM)
+    store.invalidate(file, 2, 15, Reason.RECLAIM)
     assert [pgoff for pgoff in range(16) if file.pages.lookup(pgoff) is not None] == [0, 1, 3, 7]
     assert (guest.pending, store.pool.count(PRIVATE), store.pool.free_count) == (0, 4, 60)
     assert guest.seq == 1
@@ -363,7 +363,7 @@ def test_reclaim_frees_untouched_pages_alone(store: CoreStore) -> None:
 
 def test_reclaim_keeps_what_the_vm_says_it_touched(store: CoreStore) -> None:
     file, guest = granted_ahead(store)
-    store.take_back(file, 2, 15, Reason.RECLAIM, kept=[(4, 6), (10, 11)])
+    store.invalidate(file, 2, 15, Reason.RECLAIM, kept=[(4, 6), (10, 11)])
     assert [pgoff for pgoff in range(16) if file.pages.lookup(pgoff) is not None] == [0, 1, 3, 4, 5, 7, 10]
     assert (guest.pending, store.pool.count(PRIVATE), store.pool.count(PENDING)) == (0, 7, 0)
 
@@ -371,14 +371,14 @@ def test_reclaim_keeps_what_the_vm_says_it_touched(store: CoreStore) -> None:
 @pytest.mark.parametrize("kept", [[(0, 1 << 50)], [(0, 2), (14, 99)], [(9, 3)], [(5, 5)], [(4, 8), (4, 8), (2, 15)]])
 def test_ranges_to_keep_that_make_no_sense_harm_nobody(store: CoreStore, kept: list[tuple[int, int]]) -> None:
     file, guest = granted_ahead(store)
-    store.take_back(file, 2, 15, Reason.RECLAIM, kept=kept)  # type: ignore[arg-type]
+    store.invalidate(file, 2, 15, Reason.RECLAIM, kept=kept)  # type: ignore[arg-type]
     assert guest.pending == store.pool.count(PENDING) == 0
     assert store.audit() == []
 
 
 def test_reclaim_of_a_part_leaves_the_rest_pending(store: CoreStore) -> None:
     file, guest = granted_ahead(store)
-    store.take_back(file, 8, 12, Reason.RECLAIM)
+    store.invalidate(file, 8, 12, Reason.RECLAIM)
     assert guest.pending == 7 == store.pool.count(PENDING)
 
 
@@ -386,7 +386,7 @@ def test_reclaim_never_takes_what_fallocate_allocated(store: CoreStore) -> None:
     file, _ = store.bound_file("file", 8)
     store.fallocate(file, 0, 0, 8 * P)
     assert store.gmem.reclaimable([file]) == []
-    store.take_back(file, 0, 8, Reason.RECLAIM)
+    store.invalidate(file, 0, 8, Reason.RECLAIM)
     assert file.pages.page_count == 8
 
 
@@ -421,9 +421,9 @@ def test_a_vm_that_is_cut_off_keeps_its_frames_in_quarantine_until_it_is_dead(st
     file, guest = store.bound_file("file", 16)
     for pgoff in (0, 1, 3):
         store.fault(file, pgoff, 512)
-    store.gmem.cut(file)
+    store.gmem.disconnect(file)
     assert guest.pairing is not None
-    assert guest.pairing.state is PairState.CUT
+    assert guest.pairing.state is PairState.DISCONNECTED
     assert (store.pool.count(QUARANTINED), store.pool.free_count, guest.pending) == (7, 57, 0)
     assert (len(guest.bindings), file.pages.page_count) == (0, 0)
     with refused("EFAULT"):
@@ -443,7 +443,7 @@ def test_a_cut_within_a_bracket_takes_nothing_away_from_quarantine(store: CoreSt
     store.fault(file, 0)
     store.fault(file, 5)
     store.gmem.invalidate_begin(file, 0, 4, Reason.PUNCH)
-    store.gmem.cut(file)
+    store.gmem.disconnect(file)
     assert store.gmem.unmap(file, []) is None
     store.gmem.invalidate_end(file)
     assert store.pool.count(QUARANTINED) == 2
@@ -480,7 +480,7 @@ def test_an_unlinked_file_lives_until_its_vm_is_gone(store: CoreStore) -> None:
 def test_an_unlinked_file_whose_vm_is_cut_off_lives_in_quarantine(store: CoreStore) -> None:
     file, _ = store.bound_file("file", 8)
     store.fault(file, 0)
-    store.gmem.cut(file)
+    store.gmem.disconnect(file)
     store.unlink("file")
     store.forget_all()
     assert store.pool.count(QUARANTINED) == 1

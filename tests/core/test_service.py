@@ -223,12 +223,12 @@ class Chaos:
         for ino, start, end in self.store.gmem.reclaimable(files):
             file = self.store.service.inodes.regular(ino)
             kept = [(self.rng.randrange(24), self.rng.randrange(24))]
-            self.store.take_back(file, start, end, Reason.RECLAIM, kept=kept)  # type: ignore[arg-type]
+            self.store.invalidate(file, start, end, Reason.RECLAIM, kept=kept)  # type: ignore[arg-type]
 
     def end(self) -> None:
         file = self.guest_file()
         if self.rng.random() < 0.5:
-            self.store.gmem.cut(file)
+            self.store.gmem.disconnect(file)
         else:
             self.store.release_guest(file)
 

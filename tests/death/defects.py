@@ -7,15 +7,15 @@ from .model import Cell, Fault
 
 
 def _silence_acknowledges() -> None:
-    from memfsd.peers.invalidator import Brackets
+    from memfsd.peers.invalidator import Invalidator
 
-    begin = Brackets._begin
+    begin = Invalidator._begin
 
-    def broken(self: Brackets, *arguments: Any) -> Any:
-        self.cut = lambda peer, why: None  # type: ignore[method-assign]
+    def broken(self: Invalidator, *arguments: Any) -> Any:
+        self.disconnect = lambda peer, why: None  # type: ignore[method-assign]
         return begin(self, *arguments)[0], None
 
-    Brackets._begin = broken  # type: ignore[assignment, method-assign]
+    Invalidator._begin = broken  # type: ignore[assignment, method-assign]
 
 
 def _frames_stay_with_the_dead() -> None:

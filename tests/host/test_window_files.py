@@ -5,7 +5,7 @@ import os
 import pytest
 
 from kvmsim.memory.memory import SparseMemory
-from memfsd.host.windows import Backing
+from memfsd.host.windows import Windows
 
 
 def overwrite_with_null(fd: int) -> None:
@@ -16,10 +16,10 @@ def overwrite_with_null(fd: int) -> None:
 
 def test_a_search_for_data_ends_where_the_descriptor_was_overwritten() -> None:
     """lseek(2) on /dev/null returns 0 for everything: `memfs check` never ended, and held Service.lock meanwhile."""
-    backing, shared = Backing(1 << 20), SparseMemory(1 << 20)
-    for fd, populated in ((backing.pool_fd, lambda: backing.populated(None)), (shared.fd, shared.populated)):
+    windows, shared = Windows(1 << 20), SparseMemory(1 << 20)
+    for fd, populated in ((windows.pool_fd, lambda: windows.populated(None)), (shared.fd, shared.populated)):
         overwrite_with_null(fd)
         with pytest.raises(OSError, match="leads to something else"):
             populated()
-    backing.close()
+    windows.close()
     shared.close()

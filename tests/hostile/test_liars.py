@@ -95,7 +95,7 @@ def test_memory_that_a_vm_puts_in_its_window_without_a_grant_is_its_own_and_told
             store.create(f"other{pgoff}", 1)
         liar.ask(Kind.BYE)
     until(lambda: store.guest("file").active is None, "it ends")
-    until(lambda: store.backing.window_count() == 0, "and its window goes")
+    until(lambda: store.windows.window_count() == 0, "and its window goes")
     assert store.findings() == []
 
 
@@ -158,7 +158,7 @@ def test_more_than_the_acknowledgement_does_not_count_as_the_next_one(
         also(liar, id_)
         punch.result()
         pairing = store.guest("file").pairing
-        until(lambda: pairing is not None and pairing.state is PairState.CUT, "it is cut off")
+        until(lambda: pairing is not None and pairing.state is PairState.DISCONNECTED, "it is cut off")
         with store.service.lock:
             assert store.service.pool.state(kept) is FrameState.QUARANTINED
         assert store.service.pool.state(pfn) is FrameState.FREE, "this one was acknowledged"
@@ -232,7 +232,7 @@ def test_who_never_reads_its_answers_is_cut_off(store: LocalStore, liar: Wire, m
 def test_a_silent_vm_is_called_so_often_and_no_more(store: LocalStore, liar: Wire) -> None:
     """REPORT after REPORT without an answer: the store remembers 64 of them, then it has enough."""
     with liar:
-        peer = store.brackets.peers[store.file("file").ino]
+        peer = store.invalidator.peers[store.file("file").ino]
         set_deadline(peer.up._sock, 0.001)
         for _ in range(memfsd.peers.upchannel._MAX_ABANDONED + 5):
             with pytest.raises(memfsd.peers.upchannel.PeerLost):

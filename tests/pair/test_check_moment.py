@@ -107,20 +107,20 @@ def test_a_fault_during_the_check_is_no_difference(store: LocalStore, monkeypatc
     local = store.vm()
     local.private_slot(0, 0, page(16), "file")
     local.write(0, b"x")
-    real, faulted = store.backing.populated, []
+    real, faulted = store.windows.populated, []
 
     def populated(window: int | None) -> list[tuple[int, int]]:
         if window is not None:
             faulted.append(local.write(page(5), b"during"))
         return real(window)
 
-    monkeypatch.setattr(store.backing, "populated", populated)
+    monkeypatch.setattr(store.windows, "populated", populated)
     assert store.findings() == []
     assert faulted == [None]
 
 
 def test_a_check_and_a_grant_that_needs_reclaim_do_not_wait_for_each_other(small_store: LocalStore) -> None:
-    """The pool is full of pending frames, the check holds all brackets, and a fault wants one: it waits for it."""
+    """The pool is full of pending frames, the check holds all invalidate_locks, and a fault waits for one."""
     store = small_store
     store.create("greedy", 32)
     store.create("next", 8)
@@ -135,7 +135,7 @@ def test_a_check_and_a_grant_that_needs_reclaim_do_not_wait_for_each_other(small
         kind, id_, _ = wire.called()
         assert kind is Kind.REPORT
         fault = Beside(lambda: local.write(0, b"x"))
-        until(lambda: fault.running, "the fault waits for the bracket")
+        until(lambda: fault.running, "the fault waits for the invalidate_lock")
         wire.answer(kind, id_, m.ReportReply([(0, 0, 0, 32)], [], 0, (0, 0), -1))
         assert check.result() == []
         kind, id_, begin = wire.called()
@@ -153,7 +153,7 @@ def test_a_bracket_that_never_ends_is_found_and_keeps_nobody(
     monkeypatch.setattr(memfsd.peers.invalidator, "CHECK_BRACKETS_DEADLINE_S", 0.05)
     store.create("leaky", 8)
     store.create("fine", 8)
-    with store.guest("leaky").bracket:
+    with store.guest("leaky").invalidate_lock:
         ((rule, text),) = store.findings()
     assert rule == "R7"
     assert f"inode {store.file('leaky').ino}" in text
@@ -175,7 +175,7 @@ def test_one_check_at_a_time_and_the_other_is_told(store: LocalStore, monkeypatc
 
 
 def test_all_vms_together_have_one_time_to_report(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A VM that always has more to tell does not hold the brackets of the others."""
+    """A VM that always has more to tell does not hold the invalidate_locks of the others."""
     monkeypatch.setattr(memfsd.peers.checker, "CHECK_REPORTS_DEADLINE_S", 0.2)
     store.create("file", 1024)
     with Wire(store) as wire:
@@ -217,6 +217,6 @@ def test_a_vm_whose_connection_ended_is_cut_off_and_breaks_no_rule(
     gate.reached()
     assert store.findings() == []
     pairing = store.guest("file").pairing
-    assert pairing is not None and pairing.state is PairState.CUT
+    assert pairing is not None and pairing.state is PairState.DISCONNECTED
     gate.open()
     assert store.findings() == []

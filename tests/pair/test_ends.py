@@ -130,18 +130,18 @@ def test_slots_of_a_vm_that_was_cut_off_can_be_deleted_and_it_does_not_come_back
 def test_a_fault_that_waits_for_end_goes_on_when_the_store_is_lost(
     store: LocalStore, running: LocalVm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    gate, real = Gate(), store.backing.punch
+    gate, real = Gate(), store.windows.punch
 
     def held(*arguments: object) -> None:
         gate.wait()
         real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(store.backing, "punch", held)
+    monkeypatch.setattr(store.windows, "punch", held)
     punch = Beside(lambda: store.punch("file", 0, 8))
     gate.reached()
     reader = Beside(lambda: lost_exit(running))
     until(lambda: bool(running.vm.mmu.ended._waiters), "the fault waits for END")  # type: ignore[attr-defined]
-    peer = store.brackets.peers[store.file("file").ino]
+    peer = store.invalidator.peers[store.file("file").ino]
     peer.hang_up()
     peer.up.shut()
     assert reader.result().errno == errno.EIO
@@ -171,7 +171,7 @@ def test_a_window_that_could_shrink_is_refused(store: LocalStore, monkeypatch: p
     loose = os.memfd_create("loose", os.MFD_ALLOW_SEALING)
     os.ftruncate(loose, page(1024))
     store.create("file", 8)
-    monkeypatch.setattr(store.backing, "make_window", lambda ino: os.dup(loose))
+    monkeypatch.setattr(store.windows, "make_window", lambda ino: os.dup(loose))
     local = store.vm()
     assert errno_of(local.private_slot, 0, 0, page(8), "file") == "EHOSTDOWN"
     assert local.machine.links == {}
@@ -227,7 +227,7 @@ def test_a_killed_vm_gives_its_frames_back_and_the_file_stays_its_own(
     until(lambda: store.free_count == 1024, "the frames come back")
     assert guest.pairing.state is PairState.ENDED
     assert store.count(FrameState.QUARANTINED) == 0
-    assert store.backing.populated_count(ino) == 0
+    assert store.windows.populated_count(ino) == 0
     assert errno_of(store.vm("next").private_slot, 0, 0, page(1), "file") == "EPERM"
     store.create("next", 1024)
     local = store.vm("heir")

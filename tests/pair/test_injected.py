@@ -61,7 +61,7 @@ def one_frame_in_two_files(live: Live) -> Undo:
 
 
 def a_pairing_without_its_connection(live: Live) -> Undo:
-    peers, peer = live.store.brackets.peers, live.store.brackets.peers.pop(live.file.ino)
+    peers, peer = live.store.invalidator.peers, live.store.invalidator.peers.pop(live.file.ino)
     return lambda: peers.update({live.file.ino: peer})
 
 
@@ -165,7 +165,7 @@ def a_window_populated_where_another_file_has_its_frame(live: Live) -> None:
 
 
 def a_freed_frame_of_ordinary_files_that_was_not_zeroed(live: Live) -> None:
-    os.pwrite(live.store.backing.pool_fd, b"left behind", page(800))
+    os.pwrite(live.store.windows.pool_fd, b"left behind", page(800))
 
 
 INJECTED: list[tuple[str, Callable[[Live], Undo | None]]] = [

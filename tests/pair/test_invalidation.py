@@ -1,4 +1,4 @@
-"""Brackets: BEGIN, acknowledged, freed, END; and all ways in which a fault can meet one, in an order that is driven."""
+"""Invalidations: BEGIN, acknowledged, freed, END; and all ways in which a fault can meet one, in a driven order."""
 
 import errno
 import socket
@@ -54,7 +54,7 @@ def test_a_punch_gives_the_frames_back_before_it_returns(store: LocalStore, runn
     assert store.free_count == free + 3
     assert store.count(FrameState.CLOSING) == 0
     assert running.link().stat().seq == seq + 1 == running.link().seq, "both sides know the new sequence number"
-    assert store.backing.populated_count(store.file("file").ino) == 13, "the memory itself is gone from the window"
+    assert store.windows.populated_count(store.file("file").ino) == 13, "the memory itself is gone from the window"
 
 
 def test_a_punch_while_guests_run_never_shows_anything_but_data_or_zeros(store: LocalStore, running: LocalVm) -> None:
@@ -176,13 +176,13 @@ def test_a_slot_deleted_in_the_middle_of_a_fault_is_not_mapped(
 def hold_scrub(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Gate:
     """An invalidation stays open: acknowledged, its frames not yet free."""
     gate = Gate()
-    real = store.backing.punch
+    real = store.windows.punch
 
     def held(*arguments: object) -> None:
         gate.wait()
         real(*arguments)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(store.backing, "punch", held)
+    monkeypatch.setattr(store.windows, "punch", held)
     return gate
 
 

@@ -68,7 +68,7 @@ def test_both_sides_record_the_same_messages(tmp_path: Path) -> None:
         store.punch("one", 3, 5)
         one.close()
         two.close()
-        until(lambda: not store.brackets.peers, "the store has settled their ends, and revokes nothing")
+        until(lambda: not store.invalidator.peers, "the store has settled their ends, and revokes nothing")
 
     store, vm = record_run(tmp_path, run)
 
@@ -208,7 +208,7 @@ def test_a_frame_freed_before_the_acknowledgement_is_found(tmp_path: Path, monke
     def run(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
         one.touch(page(16), page(4))
         monkeypatch.setattr(UpChannel, "call", late)
-        monkeypatch.setattr(memfsd.peers.invalidator.Brackets, "cut", lambda *_: None)
+        monkeypatch.setattr(memfsd.peers.invalidator.Invalidator, "disconnect", lambda *_: None)
         with contextlib.suppress(Refused):
             store.punch("one", 0, 4)
         monkeypatch.undo()

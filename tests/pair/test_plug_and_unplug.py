@@ -30,8 +30,8 @@ def held(store: LocalStore, vm: LocalVm) -> dict[str, int]:
     return {
         "fds": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
-        "windows": store.backing.window_count(),
-        "peers": len(store.brackets.peers),
+        "windows": store.windows.window_count(),
+        "peers": len(store.invalidator.peers),
         "links": len(vm.machine.links),
         "ranges": len(vm.vm.physmap._ranges),
         "frames": store.service.pool.frame_count - store.free_count,

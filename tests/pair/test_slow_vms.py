@@ -111,7 +111,7 @@ def test_slow_vms_of_one_user_leave_threads_for_those_of_others(small_store: Loc
     nobody, other = 65534, 65533
     small_store.server.reclaimer._shares = Shares(4, 2, 1, owner_uid=0)
     for number in range(SLOW):
-        peer = small_store.brackets.peers[small_store.file(f"slow{number}").ino]
+        peer = small_store.invalidator.peers[small_store.file(f"slow{number}").ino]
         peer.process.uid = nobody if number < SLOW - 1 else other
         peer.up.last_call_s = number
     fill(small_store)
@@ -162,7 +162,7 @@ def test_memory_of_a_file_without_a_vm_is_taken_back_while_nobody_answers(
     free = small_store.free_count
     punch = Beside(lambda: small_store.punch("slow0", 0, 8))
     kind, id_, _ = slow[0].called()
-    at_once = small_store.brackets.take_back_at_once
+    at_once = small_store.invalidator.invalidate_unpaired
     assert at_once(small_store.file("plain").ino, 0, 4, Reason.PUNCH)  # type: ignore[arg-type]
     assert small_store.free_count == free + 4
     for name in ("slow0", "slow1"):
@@ -173,7 +173,7 @@ def test_memory_of_a_file_without_a_vm_is_taken_back_while_nobody_answers(
     slow[0].answer(kind, id_)
     punch.result()
     small_store.create("held", 8)
-    with small_store.guest("held").bracket:
+    with small_store.guest("held").invalidate_lock:
         assert not at_once(small_store.file("held").ino, 0, 8, Reason.PUNCH)  # type: ignore[arg-type]
 
 
@@ -188,7 +188,7 @@ def test_an_invalidation_whose_turn_does_not_come_changes_nothing(
     with Wire(store) as wire:
         wire.paired("file", 16)
         pfn = wire.get_pfn(3).pfn
-        with store.guest("file").bracket:
+        with store.guest("file").invalidate_lock:
             assert errno_of(store.punch, "file", 0, 16) == "EBUSY"
             assert wire.ask(Kind.BIND, m.Bind(1, 100, 0, 1)) == "EBUSY"
             assert wire.ask(Kind.UNBIND, m.Unbind(0, 16)) == "EBUSY"

@@ -7,9 +7,9 @@ from typing import Any, cast
 import pytest
 
 from memfsd.core.files.inodes import Regular
-from memfsd.host.windows import Backing
+from memfsd.host.windows import Windows
 from memfsd.peers.checker import Checker, file_list, page_map
-from memfsd.peers.invalidator import Brackets
+from memfsd.peers.invalidator import Invalidator
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.framing import decode_reply, encode_reply
 from memfsd.uapi.limits import MAX_FILES_PER_LIST, MAX_FINDINGS, MAX_LINE_CHARS, MAX_RUNS_PER_REPORT
@@ -21,13 +21,13 @@ from tests.support.core_store import CoreStore
 P = PAGE_SIZE
 
 
-class Windows:
-    """In the place of Backing: which frames hold memory."""
+class FakeWindows:
+    """In the place of Windows: which frames hold memory."""
 
     def __init__(self, store: CoreStore) -> None:
         self._store = store
 
-    def windows(self) -> list[int]:
+    def files(self) -> list[int]:
         return []
 
     def populated(self, window: int | None) -> list[tuple[int, int]]:
@@ -56,7 +56,7 @@ class TalkativeVm:
 
 
 class PeersOf:
-    """In the place of Brackets."""
+    """In the place of Invalidator."""
 
     def __init__(self) -> None:
         self.peers: dict[int, TalkativeVm] = {}
@@ -73,7 +73,7 @@ def peers() -> PeersOf:
 
 @pytest.fixture
 def checker(store: CoreStore, peers: PeersOf) -> Checker:
-    return Checker(store.service, cast(Backing, Windows(store)), cast(Brackets, peers))
+    return Checker(store.service, cast(Windows, FakeWindows(store)), cast(Invalidator, peers))
 
 
 @pytest.fixture
@@ -82,7 +82,7 @@ def store() -> CoreStore:
 
 
 def listed(store: CoreStore) -> Any:
-    return file_list(store.service, cast(Backing, Windows(store)))
+    return file_list(store.service, cast(Windows, FakeWindows(store)))
 
 
 # -- LIST

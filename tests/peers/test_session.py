@@ -16,50 +16,50 @@ def test_a_file_that_goes_while_it_is_being_paired_leaves_nothing_behind(
 ) -> None:
     """Between the token and the pairing the last handle is closed: the name was gone already."""
     file = store.create("file", 8)
-    window_of = store.backing.make_window
+    window_of = store.windows.make_window
 
     def window_after_the_end(ino: Ino) -> int:
         store.unlink("file")
         with store.service.lock:
             effects = store.service.forget(ino, file.lookups)
-        store.performer.perform(effects)
+        store.runner.perform(effects)
         return window_of(ino)
 
-    monkeypatch.setattr(store.backing, "make_window", window_after_the_end)
+    monkeypatch.setattr(store.windows, "make_window", window_after_the_end)
     with Wire(store) as wire:
         wire.hello(store.token("file"))
         assert wire.pair() == "ESTALE"
-    assert store.backing.window_count() == 0
-    assert store.brackets.peers == {}
+    assert store.windows.window_count() == 0
+    assert store.invalidator.peers == {}
     assert store.service.inodes.find(file.ino) is None
 
 
 def test_a_pair_that_is_refused_late_leaves_no_window(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """Another VM pairs, and ends, between the look at the file and the pairing: its window went with it."""
     store.create("file", 8)
-    window_of = store.backing.make_window
+    window_of = store.windows.make_window
     fds = len(os.listdir("/proc/self/fd"))
 
     def window_after_another_pairs(ino: Ino) -> int:
-        monkeypatch.setattr(store.backing, "make_window", window_of)
+        monkeypatch.setattr(store.windows, "make_window", window_of)
         with Wire(store) as first:
             first.paired("file", 8)
             first.ask(Kind.BYE)
-        until(lambda: store.backing.window_count() == 0, "the first VM has ended")
+        until(lambda: store.windows.window_count() == 0, "the first VM has ended")
         return window_of(ino)
 
-    monkeypatch.setattr(store.backing, "make_window", window_after_another_pairs)
+    monkeypatch.setattr(store.windows, "make_window", window_after_another_pairs)
     with Wire(store) as wire:
         wire.hello(store.token("file"))
         assert wire.pair() == "EPERM"
     settled(store)
-    assert store.backing.window_count() == 0
+    assert store.windows.window_count() == 0
     assert len(os.listdir("/proc/self/fd")) == fds
     assert store.findings() == []
 
 
 def test_a_window_that_nobody_needs_is_a_finding(store: LocalStore) -> None:
     file = store.create("file", 8)
-    store.backing.adopt_window(file.ino, store.backing.make_window(file.ino))
+    store.windows.adopt_window(file.ino, store.windows.make_window(file.ino))
     assert store.findings() == [("R6", f"window {file.ino} is held, and no VM may reach frames through it")]
-    store.backing.drop_window(file.ino)
+    store.windows.drop_window(file.ino)

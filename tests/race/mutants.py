@@ -31,7 +31,7 @@ _FAULTS = "kvmsim.kvm.faults:Faults"
 _CALLBACKS = "kvmsim.kvm.notifier:StoreCallbacks"
 _SLOTS = "kvmsim.kvm.ioctls:Slots"
 _MMU = "kvmsim.kvm.mmu.mmu:Mmu"
-_BRACKETS = "memfsd.peers.invalidator:Brackets"
+_INVALIDATOR = "memfsd.peers.invalidator:Invalidator"
 _GMEM = "memfsd.core.gmem:GuestMemory"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -101,13 +101,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "END left out",
-        f"{_BRACKETS}._take_back",
+        f"{_INVALIDATOR}._invalidate",
         ("self._end(peer, closing, seq)", "pass"),
         at="fault-x-punch",
     ),
     _mutant(
         "END twice",
-        f"{_BRACKETS}._take_back",
+        f"{_INVALIDATOR}._invalidate",
         ("self._end(peer, closing, seq)", "self._end(peer, closing, seq), self._end(peer, closing, seq)"),
         at="fault-x-punch",
     ),
@@ -120,24 +120,24 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "bindings changed between BEGIN and END: bind",
         "memfsd.peers.session:Session._on_bind",
-        ("with self._brackets.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
+        ("with self._invalidator.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
         at="punch-x-bind",
     ),
     _mutant(
         "bindings changed between BEGIN and END: unbind",
         "memfsd.peers.session:Session._on_unbind",
-        ("with self._brackets.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
+        ("with self._invalidator.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
         at="punch-x-unbind",
     ),
     _mutant(
-        "bracket forgotten by an invalidation",
-        f"{_BRACKETS}.take_back",
+        "invalidate_lock forgotten by an invalidation",
+        f"{_INVALIDATOR}.invalidate",
         ("with self.hold(guest_of(file)):", "if True:"),
         at="punch-x-punch",
     ),
     _mutant(
         "frame freed before the acknowledgement",
-        f"{_BRACKETS}._take_back",
+        f"{_INVALIDATOR}._invalidate",
         ("kept, silent = self._begin(peer, file, closing)", "pass"),
         (
             "        finally:\n",
@@ -149,8 +149,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "frame not zeroed",
-        "memfsd.host.effect_runner:Performer.perform",
-        ("self._backing.punch(effect.window, effect.runs)", "pass"),
+        "memfsd.host.effect_runner:EffectRunner.perform",
+        ("self._windows.punch(effect.window, effect.runs)", "pass"),
         at="access-x-punch",
     ),
     _mutant(
@@ -161,13 +161,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "quarantine skipped",
-        f"{_BRACKETS}._begin",
-        ("self.cut(peer, str(lost))", "peer.hang_up()"),
+        f"{_INVALIDATOR}._begin",
+        ("self.disconnect(peer, str(lost))", "peer.hang_up()"),
         at="punch-x-silence",
     ),
     _mutant(
         "death counted before it is proven, by a punch",
-        f"{_BRACKETS}._begin",
+        f"{_INVALIDATOR}._begin",
         ("if peer.said_bye or peer.process.wait_dead(patience):", "if True:"),
         at="punch-x-silence",
     ),

@@ -10,8 +10,8 @@ import os
 import sys
 
 from memfsd.commands import memfsd as cli
-from memfsd.host.windows import Backing
-from memfsd.peers.invalidator import Brackets
+from memfsd.host.windows import Windows
+from memfsd.peers.invalidator import Invalidator
 from memfsd.peers.session import Session
 
 _leaked: list[object] = []
@@ -30,10 +30,10 @@ def leak() -> None:
 def main() -> None:
     sick = os.environ["MEMFSD_SICK"]
     if sick == "no-scrub":
-        Backing.punch = lambda self, window, runs: None  # type: ignore[method-assign]
+        Windows.punch = lambda self, window, runs: None  # type: ignore[method-assign]
     elif sick == "no-callback":
-        Brackets._begin = lambda self, peer, file, closing: ([], None)  # type: ignore[method-assign]
-        Brackets._end = lambda self, peer, closing, seq: None  # type: ignore[method-assign]
+        Invalidator._begin = lambda self, peer, file, closing: ([], None)  # type: ignore[method-assign]
+        Invalidator._end = lambda self, peer, closing, seq: None  # type: ignore[method-assign]
     else:
         assert sick == "leak", sick
         leak()

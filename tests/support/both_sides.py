@@ -35,8 +35,8 @@ from memfsd.core.memory.frames import FrameState
 from memfsd.core.options import StoreOptions
 from memfsd.core.private.gmem_file import Guest as GuestState
 from memfsd.core.service import Service
-from memfsd.host.effect_runner import Performer
-from memfsd.host.windows import Backing
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.windows import Windows
 from memfsd.peers.checker import Checker
 from memfsd.peers.server import GuestServer
 from memfsd.peers.upchannel import set_deadline
@@ -63,13 +63,13 @@ class LocalStore:
         self._creds = Creds(os.geteuid(), os.getegid())
         store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, **options)
         self.service = Service(store_options, root_mode=0o755, creds=self._creds, now_ns=1, socket_path="")
-        self.backing = Backing(frames * PAGE_SIZE)
-        self.performer = Performer(self.service, self.backing, journal)
+        self.windows = Windows(frames * PAGE_SIZE)
+        self.runner = EffectRunner(self.service, self.windows, journal)
         self.socket_path = str(place / "socket")
-        self.server = GuestServer(self.socket_path, self.service, self.backing, self.performer, journal)
-        self.brackets = self.server.brackets
+        self.server = GuestServer(self.socket_path, self.service, self.windows, self.runner, journal)
+        self.invalidator = self.server.invalidator
         self.reclaim = self.server.reclaimer.reclaim
-        self.checker = Checker(self.service, self.backing, self.brackets)
+        self.checker = Checker(self.service, self.windows, self.invalidator)
         self.vms: list[LocalVm] = []
         self.is_broken = False
         """A test that breaks a rule on purpose says so: then the check at its end is left out."""
@@ -86,10 +86,10 @@ class LocalStore:
         service.release(handle)
         self._inos[name] = file.ino
         if sealed:
-            self.performer.perform(service.add_seals(file.ino, Seal.GUEST, next(_clock)))
+            self.runner.perform(service.add_seals(file.ino, Seal.GUEST, next(_clock)))
             self.set_page_size(name, page_size)
         effects, _ = service.resize(file.ino, pages * PAGE_SIZE, next(_clock))
-        self.performer.perform(effects)
+        self.runner.perform(effects)
         with open(self.path(name), "wb") as stand_in:
             os.truncate(stand_in.fileno(), pages * PAGE_SIZE)
             status = os.fstat(stand_in.fileno())
@@ -135,9 +135,9 @@ class LocalStore:
     def _punch(self, ino: Ino, offset: int, length: int) -> None:
         with self.service.lock:
             effects, taken = self.service.fallocate(ino, PUNCH_HOLE, offset, length, next(_clock))
-        self.performer.perform(effects)
+        self.runner.perform(effects)
         if taken is not None:
-            self.brackets.take_back(ino, *taken, Reason.PUNCH)
+            self.invalidator.invalidate(ino, *taken, Reason.PUNCH)
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
         """What `kvmsim.store.link.punch_file` does on a mount."""
@@ -149,14 +149,14 @@ class LocalStore:
         with self.service.lock:
             _, taken = self.service.resize(ino, pages * PAGE_SIZE, next(_clock))
         if taken is not None:
-            self.brackets.take_back(
+            self.invalidator.invalidate(
                 ino, *taken, Reason.TRUNCATE, lambda file: self.service.gmem.set_size(file, pages * PAGE_SIZE)
             )
 
     def unlink(self, name: str) -> None:
         with self.service.lock:
             effects = self.service.unlink(1, name.encode(), next(_clock))
-        self.performer.perform(effects)
+        self.runner.perform(effects)
 
     # -- what a test asks about
 
@@ -196,7 +196,7 @@ class LocalStore:
 
         Its process lives on (it is this one), so the store can not but quarantine the frames.
         """
-        peer = self.brackets.peers[self._inos[name]]
+        peer = self.invalidator.peers[self._inos[name]]
         peer.hang_up()
         peer.up.shut()
         until(lambda: self.guest(name).active is None, "the VM is cut off")
@@ -212,7 +212,7 @@ class LocalStore:
             vm.close()
         self.unmount()
         until(lambda: self.server.session_count() == 0, "all sessions end")
-        self.backing.close()
+        self.windows.close()
 
 
 class LocalVm:

@@ -143,13 +143,13 @@ class CoreStore:
         effects, taken = self.service.resize(file.ino, size, self.tick())
         self.perform(effects)
         if taken is not None:
-            self.take_back(file, *taken, Reason.TRUNCATE, finish=lambda: self.gmem.set_size(file, size))
+            self.invalidate(file, *taken, Reason.TRUNCATE, finish=lambda: self.gmem.set_size(file, size))
 
     def fallocate(self, file: Regular, mode: int, offset: int, length: int) -> None:
         effects, taken = self.service.fallocate(file.ino, mode, offset, length, self.tick())
         self.perform(effects)
         if taken is not None:
-            self.take_back(file, *taken, Reason.PUNCH)
+            self.invalidate(file, *taken, Reason.PUNCH)
 
     def seek(self, file: Regular, offset: int, whence: int) -> int:
         return self.service.lseek(file.ino, offset, whence, self)
@@ -196,7 +196,7 @@ class CoreStore:
     def touch(self, file: Regular, pfn: int) -> None:
         self.memory[file.ino, pfn] = bytearray(b"\1" * PAGE_SIZE)
 
-    def take_back(
+    def invalidate(
         self,
         file: Regular,
         start: int,

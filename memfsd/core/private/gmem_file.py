@@ -16,7 +16,7 @@ from .bindings import Bindings
 
 class PairState(Enum):
     ACTIVE = "paired"
-    CUT = "cut"
+    DISCONNECTED = "cut"
     """Alive but silent or broken: its frames are quarantined until it is proven dead."""
     ENDED = "ended"
     """Dead or said BYE: its frames are free. No other VM can ever pair with the file (R1)."""
@@ -72,11 +72,11 @@ class Invalidation:
 class Guest:
     """seq counts closed invalidations of bound ranges; size_set: the one resize was used.
 
-    bracket is the file's invalidation lock: adapters hold it from BEGIN to END, and for bind, unbind and
-    release. Lock order: bracket, then Service.lock; never wait for the bracket with Service.lock held.
+    invalidate_lock is the file's: adapters hold it from BEGIN to END, and for bind, unbind and
+    release. Lock order: it, then Service.lock; never wait for it with Service.lock held.
     """
 
-    bracket: threading.Lock = field(default_factory=lambda: sync.lock("Guest.bracket"))
+    invalidate_lock: threading.Lock = field(default_factory=lambda: sync.lock("Guest.invalidate_lock"))
 
     size_set: bool = False
     pairing: Pairing | None = None

@@ -125,7 +125,7 @@ def test_owner_tells_the_vm_and_what_became_of_it(store: CoreStore) -> None:
     assert store.getfattr(file, "owner") == "none"
     store.pair(file, "vm7")
     assert store.getfattr(file, "owner") == "vm=vm7 pid=4242 uid=1000 state=paired"
-    store.gmem.cut(file)
+    store.gmem.disconnect(file)
     assert store.getfattr(file, "owner").endswith("state=cut")
     store.release_guest(file)
     assert store.getfattr(file, "owner").endswith("state=ended")
@@ -140,7 +140,7 @@ def test_frames_tell_touched_untouched_and_quarantined(store: CoreStore) -> None
     assert get(store, file, b"user.memfsd.frames") == b"private=3 pending=4 quarantined=0"
     assert get(store, file, b"user.memfsd.frames", populated=6) == b"private=6 pending=1 quarantined=0"
     assert get(store, file, b"user.memfsd.frames", populated=7) == b"private=7 pending=0 quarantined=0"
-    store.gmem.cut(file)
+    store.gmem.disconnect(file)
     assert get(store, file, b"user.memfsd.frames", populated=7) == b"private=0 pending=0 quarantined=7"
 
 
