@@ -91,14 +91,14 @@ class Rig:
         self._path = directory / f"compare-{os.getpid()}-{next(_names)}.mem"
         _check_room(directory)
         self._make_file(page_bytes)
-        self._computer = VirtualMachine("compare", max_slots)
+        self._machine = VirtualMachine("compare", max_slots)
         self.measured = Measured()
         self._times: list[float] = []
         self._live = 0
         self._stamps: dict[int, bytes] = {}
         try:
-            self._computer.machine.set_private_slot(0, 0, RAM_BYTES, 0, str(self._path), 0)
-            self._computer.vmm.set_policy(design.policy, design.under)
+            self._machine.kvm.slots.set_private_slot(0, 0, RAM_BYTES, 0, str(self._path), 0)
+            self._machine.vmm.set_policy(design.policy, design.under)
         except BaseException:
             self.close()
             raise
@@ -138,17 +138,17 @@ class Rig:
             self._look()
 
     def host_read(self, gpa: int, length: int) -> bytes:
-        got = self._computer.guest.host_access(gpa, length, None)
+        got = self._machine.guest.host_access(gpa, length, None)
         assert isinstance(got, bytes), got
         return got
 
     def convert(self, gpa: int, size: int, *, private: bool) -> bool:
         """The guest asks with MapGPA; False when user space could not, and the workload is stopped."""
-        computer = self._computer
+        machine = self._machine
         begin = time.perf_counter()
         try:
-            vcpu = computer.vm.vcpu(0)
-            result = computer.vmm.run(vcpu, lambda: computer.guest.map(vcpu, gpa, size, private=private))
+            vcpu = machine.vm.vcpu(0)
+            result = machine.vmm.run(vcpu, lambda: machine.guest.map(vcpu, gpa, size, private=private))
         except Refused as refused:
             self.measured.stopped = f"{errno_name(refused.errno)}: {refused.reason}"
             return False
@@ -164,12 +164,12 @@ class Rig:
 
     def finish(self) -> Measured:
         """Look for every stamp that should be there, and add up."""
-        computer, measured = self._computer, self.measured
-        vcpu = computer.vm.vcpu(0)
+        machine, measured = self._machine, self.measured
+        vcpu = machine.vm.vcpu(0)
         for gpa, stamp in self._stamps.items():
-            measured.lost_pages += computer.guest.read(vcpu, gpa, 8) != stamp
+            measured.lost_pages += machine.guest.read(vcpu, gpa, 8) != stamp
         self._look()
-        facts, _ = stats(computer)
+        facts, _ = stats(machine)
         assert isinstance(facts, dict)
         measured.conversions = len(self._times)
         measured.conversion_us = _median_us(self._times)
@@ -180,22 +180,22 @@ class Rig:
         return measured
 
     def close(self) -> None:
-        self._computer.close()
+        self._machine.close()
 
     def _write(self, gpa: int, data: bytes, *, shared: bool) -> Exit | None:
-        computer = self._computer
-        vcpu = computer.vm.vcpu(0)
-        return computer.vmm.run(vcpu, lambda: computer.guest.write(vcpu, gpa, data, shared=shared))
+        machine = self._machine
+        vcpu = machine.vm.vcpu(0)
+        return machine.vmm.run(vcpu, lambda: machine.guest.write(vcpu, gpa, data, shared=shared))
 
     def _sample(self) -> None:
-        slots = sum(len(space) for space in self._computer.vm.slots)
+        slots = sum(len(space) for space in self._machine.vm.slots)
         self.measured.slots_peak = max(self.measured.slots_peak, slots)
         if len(self._times) % _SAMPLE_EVERY == 0:
             self.measured.samples.append(Sample(self._live, slots, _median_us(self._times[-_SAMPLE_EVERY:])))
 
     def _look(self) -> None:
         """Walks all that is live, and so is done after 1, 3, 7, ... conversions only."""
-        doubled = self._computer.vmm.doubled_pages() * PAGE_SIZE
+        doubled = self._machine.vmm.doubled_pages() * PAGE_SIZE
         self.measured.doubled_bytes_peak = max(self.measured.doubled_bytes_peak, doubled)
 
     @staticmethod

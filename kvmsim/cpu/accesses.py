@@ -13,14 +13,13 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from kvmsim.kvm.backing import GuestVcpu, backing_of
 from kvmsim.kvm.exits import INTR, Exit, HltExit, InternalErrorExit, MemoryErrorExit, MmioExit, ShutdownExit
 from kvmsim.kvm.hypercalls import SHARED_BIT, Registers
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.kvm_run import mmio_data
-from kvmsim.kvm.machine import Machine
 from kvmsim.kvm.mmu.ept import ACCESSED, DIRTY
 from kvmsim.kvm.slots.memslots import SlotFlag
-from kvmsim.kvm.vcpu import Program
+from kvmsim.kvm.vcpu import Program, Vcpu
 from kvmsim.kvm.vm import GPA_END
 from kvmsim.kvm.vmcall import tdvmcall, vmcall
 from kvmsim.memory.memory import Closed, Memory
@@ -46,7 +45,7 @@ DeviceAction = Callable[[MmioExit, int], Program[int]]
 class _Access:
     """An access of one alias under way: [at, end) is still to do."""
 
-    vcpu: GuestVcpu
+    vcpu: Vcpu
     gpa: int
     end: int
     shared: bool
@@ -56,15 +55,15 @@ class _Access:
 
 
 class Guest:
-    """The guest of one machine. GPAs may carry the SHARED bit, which chooses the alias as `shared` does.
+    """The guest of one kvm. GPAs may carry the SHARED bit, which chooses the alias as `shared` does.
 
     EBUSY (Refused) while another thread runs the vCPU, EINTR when user space asked it to leave.
     """
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, kvm: Kvm) -> None:
+        self._kvm = kvm
 
-    def read(self, vcpu: GuestVcpu, gpa: int, length: int, *, shared: bool = False) -> bytes | Exit:
+    def read(self, vcpu: Vcpu, gpa: int, length: int, *, shared: bool = False) -> bytes | Exit:
         gpa, shared = _alias(gpa, length, shared)
         vcpu.take()
         try:
@@ -73,7 +72,7 @@ class Guest:
                 # A TLB hit ends here, without a further call: the common case of the scalar way.
                 vcpu.enter()
                 try:
-                    found = self._machine.translate(vcpu, gpa >> PAGE_SHIFT, shared=shared, write=False)
+                    found = self._kvm.faults.translate(vcpu, gpa >> PAGE_SHIFT, shared=shared, write=False)
                     if found is not None and not found[0].waits:
                         return found[0].read(found[1] + gpa % PAGE_SIZE, length)
                 except OSError as error:
@@ -102,7 +101,7 @@ class Guest:
         finally:
             vcpu.release()
 
-    def write(self, vcpu: GuestVcpu, gpa: int, data: bytes, *, shared: bool = False) -> Exit | None:
+    def write(self, vcpu: Vcpu, gpa: int, data: bytes, *, shared: bool = False) -> Exit | None:
         gpa, shared = _alias(gpa, len(data), shared)
         vcpu.take()
         try:
@@ -110,7 +109,7 @@ class Guest:
             if gpa % PAGE_SIZE + len(data) <= PAGE_SIZE and not vcpu.run.immediate_exit:
                 vcpu.enter()
                 try:
-                    found = self._machine.translate(vcpu, gpa >> PAGE_SHIFT, shared=shared, write=True)
+                    found = self._kvm.faults.translate(vcpu, gpa >> PAGE_SHIFT, shared=shared, write=True)
                     if found is not None and not found[0].waits:
                         found[0].write(found[1] + gpa % PAGE_SIZE, data)
                         return None
@@ -139,27 +138,27 @@ class Guest:
         finally:
             vcpu.release()
 
-    def touch(self, vcpu: GuestVcpu, gpa: int, size: int, *, shared: bool = False) -> Exit | None:
+    def touch(self, vcpu: Vcpu, gpa: int, size: int, *, shared: bool = False) -> Exit | None:
         """Every page once, in order: one byte of it is read and written back."""
         gpa, shared = _alias(gpa, size, shared)
         first, last = gpa & -PAGE_SIZE, -(-(gpa + size) // PAGE_SIZE) * PAGE_SIZE
         return vcpu.start(self._touching(vcpu, first, last, shared))
 
-    def load(self, vcpu: GuestVcpu, gpa: int, chunks: Iterable[bytes]) -> int | Exit:
+    def load(self, vcpu: Vcpu, gpa: int, chunks: Iterable[bytes]) -> int | Exit:
         """Writes the chunks back to back into private memory; returns the number of bytes. An empty chunk is one that
         has not come yet."""
         return vcpu.start(self._loading(vcpu, gpa, chunks))
 
-    def sha256(self, vcpu: GuestVcpu, gpa: int, length: int) -> bytes | Exit:
+    def sha256(self, vcpu: Vcpu, gpa: int, length: int) -> bytes | Exit:
         """The digest of private memory as the guest sees it."""
         gpa, shared = _alias(gpa, length, False)
         return vcpu.start(self._digesting(vcpu, gpa, length, shared))
 
-    def map(self, vcpu: GuestVcpu, gpa: int, size: int, *, private: bool) -> Exit | None:
+    def map(self, vcpu: Vcpu, gpa: int, size: int, *, private: bool) -> Exit | None:
         """The explicit request, as a guest kernel makes it: guestlib.set_memory()."""
         return vcpu.start(
             set_memory(
-                lambda registers: tdvmcall(self._machine, vcpu, registers),
+                lambda registers: tdvmcall(self._kvm, vcpu, registers),
                 lambda gpa, size: self._accepting(vcpu, gpa, size),
                 gpa & ~SHARED_BIT,
                 size,
@@ -167,19 +166,19 @@ class Guest:
             )
         )
 
-    def tdvmcall(self, vcpu: GuestVcpu, registers: Registers) -> Registers | Exit:
+    def tdvmcall(self, vcpu: Vcpu, registers: Registers) -> Registers | Exit:
         """TDG.VP.VMCALL with these registers; those that it returns."""
-        return vcpu.start(tdvmcall(self._machine, vcpu, registers))
+        return vcpu.start(tdvmcall(self._kvm, vcpu, registers))
 
-    def vmcall(self, vcpu: GuestVcpu, nr: int, args: Sequence[int]) -> int | Exit:
+    def vmcall(self, vcpu: Vcpu, nr: int, args: Sequence[int]) -> int | Exit:
         """A hypercall of KVM; RAX, unsigned."""
-        return vcpu.start(vmcall(self._machine, vcpu, nr, args))
+        return vcpu.start(vmcall(self._kvm, vcpu, nr, args))
 
-    def hlt(self, vcpu: GuestVcpu) -> Exit | None:
+    def hlt(self, vcpu: Vcpu) -> Exit | None:
         """The next KVM_RUN wakes it."""
         return vcpu.start(_halting(vcpu))
 
-    def shutdown(self, vcpu: GuestVcpu) -> Exit | None:
+    def shutdown(self, vcpu: Vcpu) -> Exit | None:
         """A triple fault, again with each KVM_RUN."""
         return vcpu.start(_faulting_thrice(vcpu))
 
@@ -192,7 +191,7 @@ class Guest:
         gpa, _ = _alias(gpa, length, True)
         out = bytearray()
         end = gpa + length
-        machine, vm = self._machine, self._machine.vm
+        kvm, vm = self._kvm, self._kvm.vm
         while gpa < end:
             gfn, size = gpa >> PAGE_SHIFT, min(end - gpa, PAGE_SIZE - gpa % PAGE_SIZE)
             with vm.mmu.lock:
@@ -205,14 +204,14 @@ class Guest:
             if data is not None and slot.flags & SlotFlag.READONLY:
                 raise Refused(errno.EFAULT, f"{slot} is READONLY: the host can not write at {gpa:#x} through it")
             offset = (slot.pgoff_of(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE
-            memory = backing_of(slot).memory
+            memory = slot.backing.memory
             try:
                 if data is None:
                     out += memory.read(offset, size)
                 else:
                     memory.write(offset, data[:size])
                     data = data[size:]
-                    machine.log_write(gfn, gfn + 1)
+                    kvm.faults.log_write(gfn, gfn + 1)
             except OSError as error:
                 raise Refused(errno.EFAULT, f"host access at {gpa:#x}: {error.strerror}") from None
             gpa += size
@@ -238,7 +237,7 @@ class Guest:
 
         yield from self._access(access, device, exit_)
 
-    def _touching(self, vcpu: GuestVcpu, first: int, last: int, shared: bool) -> Program[None]:
+    def _touching(self, vcpu: Vcpu, first: int, last: int, shared: bool) -> Program[None]:
         def touch(memory: Memory, offset: int, size: int, done: int) -> None:
             memory.touch(offset, size >> PAGE_SHIFT)
 
@@ -249,7 +248,7 @@ class Guest:
 
         yield from self._access(_Access(vcpu, first, last, shared, True, touch, first), device)
 
-    def _loading(self, vcpu: GuestVcpu, gpa: int, chunks: Iterable[bytes]) -> Program[int]:
+    def _loading(self, vcpu: Vcpu, gpa: int, chunks: Iterable[bytes]) -> Program[int]:
         at = gpa
         for chunk in chunks:
             if not chunk:
@@ -260,7 +259,7 @@ class Guest:
             at += len(chunk)
         return at - gpa
 
-    def _digesting(self, vcpu: GuestVcpu, gpa: int, length: int, shared: bool) -> Program[bytes]:
+    def _digesting(self, vcpu: Vcpu, gpa: int, length: int, shared: bool) -> Program[bytes]:
         digest = hashlib.sha256()
 
         def feed(memory: Memory, offset: int, size: int, done: int) -> None:
@@ -273,15 +272,15 @@ class Guest:
         yield from self._access(_Access(vcpu, gpa, gpa + length, shared, False, feed, gpa), device)
         return digest.digest()
 
-    def _accepting(self, vcpu: GuestVcpu, gpa: int, size: int) -> Program[None]:
+    def _accepting(self, vcpu: Vcpu, gpa: int, size: int) -> Program[None]:
         """TDG.MEM.PAGE.ACCEPT of each page: it must be mapped, and is zero as every new private page is."""
-        mmu, gfn, end = self._machine.vm.mmu, gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
+        mmu, gfn, end = self._kvm.vm.mmu, gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
         while True:
             with mmu.lock:
                 gfn = mmu.epts[True].first_missing(gfn, end)
             if gfn == end:
                 return
-            exit_ = self._machine.fault(vcpu, gfn, shared=False, write=True, want=end - gfn)
+            exit_ = self._kvm.faults.fault(vcpu, gfn, shared=False, write=True, want=end - gfn)
             if exit_ is not None:
                 yield exit_
             yield from vcpu.entry()
@@ -300,7 +299,7 @@ class Guest:
 
     def _miss(
         self,
-        vcpu: GuestVcpu,
+        vcpu: Vcpu,
         gpa: int,
         length: int,
         shared: bool,
@@ -310,10 +309,10 @@ class Guest:
         missing: bool,
     ) -> Exit | None:
         """Scalar: an access inside one page that is not mapped, or (not `missing`) to memory that waits."""
-        machine, gfn, offset = self._machine, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1)
+        kvm, gfn, offset = self._kvm, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1)
         while True:
             if missing:
-                exit_ = machine.fault(vcpu, gfn, shared=shared, write=write, offset=offset, length=length)
+                exit_ = kvm.faults.fault(vcpu, gfn, shared=shared, write=write, offset=offset, length=length)
                 if exit_ is not None:
                     return exit_
                 if vcpu.run.immediate_exit:
@@ -321,7 +320,7 @@ class Guest:
             try:
                 vcpu.enter()
                 try:
-                    found = machine.translate(vcpu, gfn, shared=shared, write=write)
+                    found = kvm.faults.translate(vcpu, gfn, shared=shared, write=write)
                     if found is not None and not found[0].waits:
                         action(found[0], found[1] + offset)
                         return None
@@ -331,7 +330,7 @@ class Guest:
                 if found is not None:
                     action(found[0], found[1] + offset)
                     if write:
-                        machine.log_write(gfn, gfn + 1)
+                        kvm.faults.log_write(gfn, gfn + 1)
                     return None
             except Closed:
                 missing = True
@@ -340,7 +339,7 @@ class Guest:
 
     def _bulk(self, access: _Access) -> Exit | None:
         """Runs of the page table, in order; a missing page is a fault as in the scalar way."""
-        machine, vcpu, shared, write = self._machine, access.vcpu, access.shared, access.write
+        kvm, vcpu, shared, write = self._kvm, access.vcpu, access.shared, access.write
         gpa, at, end, action = access.gpa, access.at, access.end, access.action
         exit_: Exit | None = None
         pages = _BULK_PAGES
@@ -362,7 +361,7 @@ class Guest:
                 if waits:
                     at = _act(runs, gpa, at, end, action)
                     if write:
-                        machine.log_write(gfn, -(-at // PAGE_SIZE))
+                        kvm.faults.log_write(gfn, -(-at // PAGE_SIZE))
             except Closed:
                 continue
             except OSError as error:
@@ -372,7 +371,7 @@ class Guest:
                 continue
             gfn = at >> PAGE_SHIFT
             if at < end and gfn < last:
-                exit_ = machine.fault(
+                exit_ = kvm.faults.fault(
                     vcpu, gfn, shared=shared, write=write, want=last - gfn, offset=at % PAGE_SIZE, length=end - at
                 )
         access.at = at
@@ -380,28 +379,28 @@ class Guest:
 
     def _runs(self, gfn: int, last: int, shared: bool, write: bool) -> list[Run]:
         """Mapped memory from gfn up to the first page that is missing (or not writable): walked as by the CPU."""
-        machine = self._machine
-        mmu = machine.vm.mmu
+        kvm = self._kvm
+        mmu = kvm.vm.mmu
         with mmu.lock:
             ept = mmu.epts[not shared]
             stop = ept.first_missing(gfn, last)
             if stop == gfn:
                 return []
             if write and shared:
-                stop = machine.writable_until(gfn, stop)
+                stop = kvm.faults.writable_until(gfn, stop)
                 if stop == gfn:
                     return []
-                machine.mark_dirty(gfn, stop)
+                kvm.faults.mark_dirty(gfn, stop)
             ept.mark_range(gfn, stop, ACCESSED | DIRTY if write else ACCESSED)
             runs = []
             for start, pfn, count in ept.runs(gfn, stop):
                 assert gfn <= start
-                memory, frame = machine.vm.physmap.find(pfn)
+                memory, frame = kvm.vm.physmap.find(pfn)
                 runs.append((memory, frame << PAGE_SHIFT, count << PAGE_SHIFT))
             return runs
 
 
-def _to_read(vcpu: GuestVcpu, gpa: int, length: int, shared: bool) -> tuple[_Access, bytearray]:
+def _to_read(vcpu: Vcpu, gpa: int, length: int, shared: bool) -> tuple[_Access, bytearray]:
     """The access, and the buffer that it fills."""
     buffer = bytearray(length)
 
@@ -411,7 +410,7 @@ def _to_read(vcpu: GuestVcpu, gpa: int, length: int, shared: bool) -> tuple[_Acc
     return _Access(vcpu, gpa, gpa + length, shared, False, take, gpa), buffer
 
 
-def _to_write(vcpu: GuestVcpu, gpa: int, data: bytes, shared: bool) -> _Access:
+def _to_write(vcpu: Vcpu, gpa: int, data: bytes, shared: bool) -> _Access:
     view = memoryview(data)
 
     def put(memory: Memory, offset: int, size: int, done: int) -> None:
@@ -437,12 +436,12 @@ def _failed(gpa: int, shared: bool, error: OSError) -> MemoryErrorExit:
     return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=number, why=why)
 
 
-def _halting(vcpu: GuestVcpu) -> Program[None]:
+def _halting(vcpu: Vcpu) -> Program[None]:
     yield from vcpu.entry()
     yield HltExit()
 
 
-def _faulting_thrice(vcpu: GuestVcpu) -> Program[None]:
+def _faulting_thrice(vcpu: Vcpu) -> Program[None]:
     while True:
         yield from vcpu.entry()
         yield ShutdownExit()

@@ -1,17 +1,18 @@
-"""A machine that records: in the place of the plain one, so that a machine without a journal has nothing to ask."""
+"""A kvm that records: in the place of the plain one, so that a kvm without a journal has nothing to ask."""
 
 import time
 from collections.abc import Callable
-from typing import cast
 
-from kvmsim.kvm.backing import Backing, Translation
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.mmu.mmu import Mmu, Ticket
-from kvmsim.kvm.slots.memslots import Memslot
+from kvmsim.kvm.unmapper import Unmapper
 from kvmsim.kvm.vm import Vm
-from kvmsim.memory.memory import Memory
-from kvmsim.store.link import Callbacks, StoreLink, pair
+from kvmsim.store.link import Callbacks, StoreLink
+from kvmsim.store.link import pair as pair_with_store
 from memfsd.common.journal import Journal
+from memfsd.uapi.limits import MAX_SLOTS
+
+JournaledPair = Callable[[int, str, Callbacks, Journal], StoreLink]
 
 
 class JournaledMmu(Mmu):
@@ -36,13 +37,13 @@ class JournaledMmu(Mmu):
         return True
 
     def _installed(self, ticket: Ticket, ahead: int, pfn: int, pages: int) -> None:
-        link, base = _store_of(ticket.slot)
-        if link is not None:
+        gmem, base = ticket.slot.backing.gmem, ticket.slot.backing.base
+        if gmem is not None:
             self._journal.note(
                 "installed",
                 vm=self._vm,
-                ino=link.ino,
-                conn=link.conn,
+                ino=gmem.ino,
+                conn=gmem.conn,
                 gfn=ticket.gfn - ahead,
                 pgoff=ticket.pgoff - ahead,
                 pfn=pfn - base,
@@ -61,24 +62,20 @@ class JournaledMmu(Mmu):
         return kept
 
 
-class JournaledMachine(Machine):
+class JournaledUnmapper(Unmapper):
     """Notes `out`: every vCPU has left the guest, and has an empty TLB, at some time after `since`."""
 
-    def __init__(
-        self,
-        vm: Vm[Memory, Translation],
-        journal: Journal,
-        pair: Callable[[int, str, Callbacks, Journal], StoreLink] = pair,
-    ) -> None:
-        super().__init__(vm, lambda fd, name, callbacks: pair(fd, name, callbacks, journal))
+    def __init__(self, vm: Vm, journal: Journal) -> None:
+        super().__init__(vm)
         self._journal = journal
 
-    def _kick_all(self) -> None:
+    def kick_all(self) -> None:
         since = time.monotonic_ns()
-        super()._kick_all()
+        super().kick_all()
         self._journal.note("out", vm=self.vm.name, since=since)
 
 
-def _store_of(slot: Memslot) -> tuple[StoreLink | None, int]:
-    backing = cast(Backing, slot.backing)
-    return backing.link, backing.base
+def journaled(name: str, journal: Journal, max_slots: int = MAX_SLOTS, pair: JournaledPair = pair_with_store) -> Kvm:
+    """A VM that records."""
+    vm = Vm(name, max_slots, JournaledMmu(journal, name))
+    return Kvm(vm, lambda fd, vm_name, callbacks: pair(fd, vm_name, callbacks, journal), JournaledUnmapper(vm, journal))

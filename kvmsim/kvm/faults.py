@@ -5,19 +5,18 @@ A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: 
 
 import errno
 
-from kvmsim.memory.memory import Memory
-from kvmsim.store.link import StoreLink
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
-from .backing import Backing, GuestVcpu, Translation
 from .exits import Exit, MemoryErrorExit
 from .mmu.ept import entry_pfn, entry_writable
 from .mmu.mmu import Ticket
-from .mmu.tlb import tlb_key
+from .mmu.tlb import Translation, tlb_key
+from .slots.backing import Gmem
 from .slots.memslots import SlotFlag
+from .vcpu import Vcpu
 from .vm import Vm
 
 _MAX_RETRIES = 1 << 16
@@ -26,16 +25,17 @@ _MAX_RETRIES = 1 << 16
 class Faults:
     """What a vCPU asks of KVM for an access; takes Mmu.lock itself unless it says otherwise."""
 
-    vm: Vm[Memory, Translation]
+    def __init__(self, vm: Vm) -> None:
+        self._vm = vm
 
     def fault(
-        self, vcpu: GuestVcpu, gfn: int, *, shared: bool, write: bool, want: int = 1, offset: int = 0, length: int = 1
+        self, vcpu: Vcpu, gfn: int, *, shared: bool, write: bool, want: int = 1, offset: int = 0, length: int = 1
     ) -> Exit | None:
         """Handle an EPT violation: None when the page is mapped, else the exit. The vCPU is out of the guest.
 
         want: shared pages worth mapping at once; private runs are the store's to choose.
         """
-        vm, mmu = self.vm, self.vm.mmu
+        vm, mmu = self._vm, self._vm.mmu
         lock = mmu.lock  # acquired by hand: `with` takes twice as long, and here that is felt
         ticket: Ticket | Exit
         for _ in range(_MAX_RETRIES):
@@ -47,19 +47,18 @@ class Faults:
             if not isinstance(ticket, Ticket):
                 return ticket
             backing = ticket.slot.backing
-            assert isinstance(backing, Backing)
             order = ticket.order
-            if backing.link is None:
+            if backing.gmem is None:
                 ahead = gfn & (1 << order) - 1
                 pfn = backing.base + ticket.pgoff - ahead
                 count = min(max(want + ahead, 1 << order), ticket.limit + ahead)
             else:
                 try:
                     if order:
-                        granted, order = _get_large(ticket, backing.link)
+                        granted, order = _get_large(ticket, backing.gmem)
                     else:
                         most = ticket.limit if ticket.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
-                        granted = backing.link.get_pfn(ticket.pgoff, most)
+                        granted = backing.gmem.get_pfn(ticket.pgoff, most)
                 except Refused as refused:
                     with lock:
                         stale = mmu.is_stale(ticket, 1)  # a slot may have gone or come meanwhile
@@ -92,53 +91,53 @@ class Faults:
 
     def _wait_end(self, ticket: Ticket) -> bool:
         """Wait until no open invalidation covers the ticket; False at the deadline."""
-        mmu = self.vm.mmu
+        mmu = self._vm.mmu
         with mmu.lock:
             return mmu.ended.wait_for(
                 lambda: not (mmu.in_progress and mmu.range_start <= ticket.gfn < mmu.range_end), ANSWER_DEADLINE_S
             )
 
-    def translate(self, vcpu: GuestVcpu, gfn: int, *, shared: bool, write: bool) -> Translation | None:
+    def translate(self, vcpu: Vcpu, gfn: int, *, shared: bool, write: bool) -> Translation | None:
         """TLB, then a walk that marks the leaf accessed and fills the TLB; None is an EPT violation. In guest mode."""
         found = vcpu.tlb.lookup(gfn if shared else ~gfn)  # tlb_key, without the call: every access comes here
         if found is None:
-            mmu = self.vm.mmu
+            mmu = self._vm.mmu
             with mmu.lock:
                 entry = mmu.epts[not shared].walk(gfn)
                 if not entry:
                     return None
                 mmu.mark_accessed(gfn, private=not shared)
-                memory, frame = self.vm.physmap.find(entry_pfn(entry))
+                memory, frame = self._vm.physmap.find(entry_pfn(entry))
                 found = (memory, frame << PAGE_SHIFT, entry_writable(entry))
                 vcpu.tlb.insert(tlb_key(gfn, shared), found)
         return found if found[2] or not write else None
 
     def writable_until(self, gfn: int, end: int) -> int:
         """The first GFN of [gfn, end) that a READONLY shared slot shows, or end. With Mmu.lock held."""
-        for slot in self.vm.slots[False].overlaps(gfn, end):
+        for slot in self._vm.slots[False].overlaps(gfn, end):
             if slot.flags & SlotFlag.READONLY:
                 return max(gfn, min((low for low, high in slot.segments if high > gfn), default=end))
         return end
 
     def mark_dirty(self, start: int, end: int) -> None:
         """GFNs [start, end) were written: into the logs of the slots that have one. With Mmu.lock held."""
-        for slot, low, high in self.vm.slots[False].visible(start, end):
+        for slot, low, high in self._vm.slots[False].visible(start, end):
             if slot.dirty is not None:
                 slot.dirty.mark(low - slot.gfn, high - slot.gfn)
 
     def log_write(self, start: int, end: int) -> None:
         """After a write out of guest mode, which a log that was taken meanwhile has not seen."""
-        with self.vm.mmu.lock:
+        with self._vm.mmu.lock:
             self.mark_dirty(start, end)
 
 
-def _get_large(ticket: Ticket, link: StoreLink) -> tuple[m.GetPfnReply, int]:
+def _get_large(ticket: Ticket, gmem: Gmem) -> tuple[m.GetPfnReply, int]:
     """The run from the first page of the leaf around the ticket's page, and the leaf's order. If the store does not
     grant the leaf whole, in one frame of that size: the run from the page itself, and order 0."""
     order = ticket.order
     ahead = ticket.gfn & (1 << order) - 1
     try:
-        granted = link.get_pfn(ticket.pgoff - ahead, max(1 << order, min(ticket.limit + ahead, MAX_AHEAD_PAGES)))
+        granted = gmem.get_pfn(ticket.pgoff - ahead, max(1 << order, min(ticket.limit + ahead, MAX_AHEAD_PAGES)))
         if granted.order >= order and granted.page_count >> order and granted.pfn % (1 << order) == 0:
             return granted, order
     except Refused as refused:
@@ -146,7 +145,7 @@ def _get_large(ticket: Ticket, link: StoreLink) -> tuple[m.GetPfnReply, int]:
             raise
         # A hole at the beginning of the leaf has been filled and is not bound yet: not the page that is wanted.
     small = (1 << ORDER_2M) - (ticket.gfn & (1 << ORDER_2M) - 1)
-    return link.get_pfn(ticket.pgoff, min(ticket.limit, small)), ORDER_4K
+    return gmem.get_pfn(ticket.pgoff, min(ticket.limit, small)), ORDER_4K
 
 
 def _failed(ticket: Ticket, number: int, why: str) -> MemoryErrorExit:

@@ -2,6 +2,7 @@
 
 import errno
 import os
+import threading
 from dataclasses import replace
 
 from kvmsim.memory.memory import Memory
@@ -9,13 +10,21 @@ from memfsd.common.quote import quoted
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
-from .backing import Backing, Runs, backing_of, link_of
 from .pairings import Pairings
+from .slots.backing import SlotBacking
 from .slots.memslots import AddressSpaceId, Memslot, RegionChange, SlotFlag, check_addressable, check_region
+from .unmapper import Unmapper
+from .vm import Vm
 
 
-class Slots(Pairings):
-    """KVM's ioctls; `slots_lock` is held from the checks to the end of what follows from them."""
+class SlotIoctls:
+    """`lock` is held from the checks to the end of what follows from them."""
+
+    def __init__(self, vm: Vm, lock: threading.Lock, unmapper: Unmapper, pairings: Pairings) -> None:
+        self._vm = vm
+        self._lock = lock
+        self._unmapper = unmapper
+        self._pairings = pairings
 
     def set_private_slot(
         self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int, *, mapped_fd: int | None = None
@@ -27,16 +36,16 @@ class Slots(Pairings):
         The end of GPAs, KVM's last check, comes before pairing and binding: they can not be undone.
         mapped_fd: of the file behind an encrypted mapping, which the slot shows instead of the file at path.
         """
-        with self.slots_lock:
-            slots = self.vm.slots[True]
+        with self._lock:
+            slots = self._vm.slots[True]
             existing = slots.get(id_)
             change = check_region(
-                id_, AddressSpaceId.PRIVATE, flags, gpa, size, offset, self.vm.max_slots, existing, True
+                id_, AddressSpaceId.PRIVATE, flags, gpa, size, offset, self._vm.max_slots, existing, True
             )
             if change is RegionChange.DELETE:
                 assert existing is not None
-                check_loose(existing)
-                self._delete(id_, private=True)
+                check_not_pinned(existing)
+                self.delete(id_, private=True)
                 return
             gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
             slots.check_free(gfn, gfn + page_count)
@@ -46,8 +55,8 @@ class Slots(Pairings):
             except Refused:
                 os.close(fd)
                 raise
-            backing = replace(self._link(fd, path, offset + size), sticky=mapped_fd is not None)
-            assert backing.link is not None
+            backing = replace(self._pairings.backing(fd, path, offset + size), pinned=mapped_fd is not None)
+            assert backing.gmem is not None
             all_flags = SlotFlag(flags) | SlotFlag.GUEST_MEMFD
             slot = Memslot(
                 id_,
@@ -57,19 +66,18 @@ class Slots(Pairings):
                 all_flags,
                 backing,
                 pgoff,
-                backing.link,
                 max_order=backing.leaf_order,
             )
             try:
-                with self._change(slot):
+                with self._pairings.change(slot):
                     try:
-                        backing.link.bind(id_, gfn, pgoff, page_count)
+                        backing.gmem.bind(id_, gfn, pgoff, page_count)
                     except PeerLost as lost:
                         raise Refused(errno.EHOSTDOWN, str(lost)) from None
-                    with self.vm.mmu.lock:
+                    with self._vm.mmu.lock:
                         slots.add(slot)
             except Refused:
-                self._end_unused(backing.link)
+                self._pairings.end_unused(backing.gmem)
                 raise
 
     def set_shared_slot(
@@ -89,7 +97,7 @@ class Slots(Pairings):
         KVM's checks in KVM's order. A slot that exists keeps its memory: name it again (or None), or EINVAL.
         """
         try:
-            with self.slots_lock:
+            with self._lock:
                 self._set_shared(id_, gpa, size, flags, memory, offset, owned, path)
         except Refused:
             if owned and memory is not None:
@@ -98,9 +106,11 @@ class Slots(Pairings):
 
     def check_shared_slot(self, id_: int, gpa: int, size: int, flags: int, offset: int) -> None:
         """The refusals of `set_shared_slot` that need no memory: KVM makes them before it looks at any."""
-        with self.slots_lock:
-            slots = self.vm.slots[False]
-            check_region(id_, AddressSpaceId.SHARED, flags, gpa, size, offset, self.vm.max_slots, slots.get(id_), False)
+        with self._lock:
+            slots = self._vm.slots[False]
+            check_region(
+                id_, AddressSpaceId.SHARED, flags, gpa, size, offset, self._vm.max_slots, slots.get(id_), False
+            )
             if size and slots.get(id_) is None:
                 slots.check_free(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT)
                 check_addressable(gpa >> PAGE_SHIFT, size >> PAGE_SHIFT)
@@ -108,16 +118,16 @@ class Slots(Pairings):
     def _set_shared(
         self, id_: int, gpa: int, size: int, flags: int, memory: Memory | None, offset: int, owned: bool, path: str
     ) -> None:
-        slots, mmu = self.vm.slots[False], self.vm.mmu
+        slots, mmu = self._vm.slots[False], self._vm.mmu
         existing = slots.get(id_)
-        change = check_region(id_, AddressSpaceId.SHARED, flags, gpa, size, offset, self.vm.max_slots, existing, False)
+        change = check_region(id_, AddressSpaceId.SHARED, flags, gpa, size, offset, self._vm.max_slots, existing, False)
         gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
         if existing is not None and change is not RegionChange.DELETE:
-            backing = backing_of(existing)
+            backing = existing.backing
             if (memory is not None and memory is not backing.memory) or (path and path != backing.path):
                 raise Refused(errno.EINVAL, f"{existing} shows other memory: delete the slot, then create it anew")
         if change is RegionChange.DELETE:
-            self._delete(id_, private=False)
+            self.delete(id_, private=False)
         elif change is RegionChange.CREATE:
             assert memory is not None
             slots.check_free(gfn, gfn + page_count)
@@ -125,10 +135,10 @@ class Slots(Pairings):
             with mmu.lock:
                 whole, end = memory.frame_count, pgoff + page_count
                 if whole is not None and end <= whole:
-                    base, is_whole = self.vm.physmap.share(memory, whole), True
+                    base, is_whole = self._vm.physmap.share(memory, whole), True
                 else:
-                    base, is_whole = self.vm.physmap.add(memory, pgoff, end), False
-                backing = Backing(memory, base, owned=owned, path=path, whole=is_whole)
+                    base, is_whole = self._vm.physmap.add(memory, pgoff, end), False
+                backing = SlotBacking(memory, base, owned=owned, path=path, whole=is_whole)
                 slots.add(
                     Memslot(
                         id_,
@@ -141,7 +151,7 @@ class Slots(Pairings):
                         max_order=memory.leaf_order,
                     )
                 )
-            self._shade(gfn, gfn + page_count)
+            self._block_under_overlay(gfn, gfn + page_count)
         elif change is not RegionChange.NONE:
             assert existing is not None
             with mmu.lock:
@@ -154,7 +164,7 @@ class Slots(Pairings):
                     SlotFlag(flags),
                     existing.backing,
                     existing.pgoff,
-                    max_order=backing_of(existing).leaf_order,
+                    max_order=existing.backing.leaf_order,
                 )
                 if moved.dirty is not None:
                     moved.dirty = existing.dirty or moved.dirty
@@ -165,32 +175,32 @@ class Slots(Pairings):
                 except Refused:
                     slots.add(existing)
                     raise
-            self._zap_segments(existing.segments, private=False)
-            self._shade(gfn, gfn + page_count)
+            self._unmapper.zap(existing.segments, private=False)
+            self._block_under_overlay(gfn, gfn + page_count)
 
     def delete_slot(self, id_: int, *, private: bool) -> None:
         """EINVAL when there is none. A private slot's contents are destroyed, as TDX and SNP unmap."""
-        with self.slots_lock:
-            slot = self.vm.slots[private].get(id_)
+        with self._lock:
+            slot = self._vm.slots[private].get(id_)
             if slot is None:
                 kind = "private" if private else "shared"
                 raise Refused(errno.EINVAL, f"there is no {kind} slot {id_}: see 'info slots'")
-            check_loose(slot)
-            self._delete(id_, private=private)
+            check_not_pinned(slot)
+            self.delete(id_, private=private)
 
     def get_dirty_log(self, id_: int) -> list[tuple[int, int]]:
         """KVM_GET_DIRTY_LOG: GFN ranges of a shared slot that were written since the last time, and are logged anew.
 
         ENOENT where no slot logs. Writes that are reported have landed: every vCPU has left the guest since.
         """
-        with self.slots_lock:
-            slot = self.vm.slots[False].get(id_)
+        with self._lock:
+            slot = self._vm.slots[False].get(id_)
             if slot is None or slot.dirty is None:
                 raise Refused(errno.ENOENT, f"no shared slot {id_} logs dirty pages: set it with flags=log_dirty")
-            with self._bracket(slot.segments):
+            with self._unmapper.bracket(slot.segments):
                 dirty = [(slot.gfn + start, slot.gfn + end) for start, end in slot.dirty.take()]
                 for start, end in dirty:
-                    self.vm.mmu.protect(start, end)
+                    self._vm.mmu.protect(start, end)
             return dirty
 
     def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
@@ -198,75 +208,69 @@ class Slots(Pairings):
         if (gpa | size) % PAGE_SIZE:
             raise Refused(errno.EINVAL, f"gpa {gpa:#x} and size {size:#x} must be multiples of 4096")
         start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
-        with self.slots_lock:
-            slot = self.vm.slots[True].get(id_)
+        with self._lock:
+            slot = self._vm.slots[True].get(id_)
             if slot is None:
                 raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
-            check_loose(slot)
-            with self._change(slot):
-                with self._retirement():
-                    with self.vm.mmu.lock:
-                        removed = self.vm.slots[True].punch(id_, start, end)
-                    self._retire(slot, removed)
-                self._forget(slot, removed)
+            check_not_pinned(slot)
+            with self._pairings.change(slot):
+                with self._unmapper.retirement():
+                    with self._vm.mmu.lock:
+                        removed = self._vm.slots[True].punch(id_, start, end)
+                    self._retire(removed)
+                self._pairings.forget(slot, removed)
             return removed
 
     def fill_slot(self, id_: int, start: int, end: int) -> None:
         """The inverse of a punch: GFNs [start, end) of a hole belong to the slot again. What `punch_slot` took is
         empty; what `hide` took has its contents."""
-        with self.slots_lock:
-            slots = self.vm.slots[True]
+        with self._lock:
+            slots = self._vm.slots[True]
             slot = slots.get(id_)
             assert slot is not None
-            with self._change(slot), self._faults_wait(start, end):
-                with self.vm.mmu.lock:
+            with self._pairings.change(slot), self._unmapper.hold_off_faults(start, end):
+                with self._vm.mmu.lock:
                     slots.fill(id_, start, end)
                 try:
-                    self._bind(slot, [(start, end)])
+                    self._pairings.bind(slot, [(start, end)])
                 except Refused:
-                    with self.vm.mmu.lock:
+                    with self._vm.mmu.lock:
                         slots.punch(id_, start, end)
                     raise
 
-    def destroy(self, slot: Memslot, runs: Runs) -> None:
-        """Contents of frames that are not mapped any more: what a TDX or SNP unmap does. They read as zeros."""
-        backing, link = backing_of(slot), link_of(slot)
-        for _, pfn, count in runs:
-            link.memory.scrub(pfn - backing.base, count)
-        self.forget(runs)
-
-    def _shade(self, start: int, end: int) -> None:
+    def _block_under_overlay(self, start: int, end: int) -> None:
         """An ordinary slot lies over [start, end) now: under it, private pages are blocked where it is an overlay."""
-        if self.vm.overlay:
-            self._block([(start, end)])
+        if self._vm.overlay:
+            self._unmapper.block([(start, end)])
 
-    def _delete(self, id_: int, *, private: bool) -> None:
+    def delete(self, id_: int, *, private: bool) -> None:
+        """With `lock` held; the slot exists."""
         if private:
-            doomed = self.vm.slots[True].get(id_)
-            assert doomed is not None
-            with self._change(doomed):
-                with self._retirement():
-                    with self.vm.mmu.lock:
-                        self.vm.slots[True].delete(id_)
-                    self._retire(doomed, doomed.segments)
-                self._forget(doomed, doomed.segments)
-            self._end_unused(link_of(doomed))
+            deleted = self._vm.slots[True].get(id_)
+            assert deleted is not None
+            with self._pairings.change(deleted):
+                with self._unmapper.retirement():
+                    with self._vm.mmu.lock:
+                        self._vm.slots[True].delete(id_)
+                    self._retire(deleted.segments)
+                self._pairings.forget(deleted, deleted.segments)
+            self._pairings.end_unused(deleted.gmem)
             return
-        with self.vm.mmu.lock:
-            slot = self.vm.slots[False].delete(id_)
-        self._zap_segments(slot.segments, private=False)
-        backing = backing_of(slot)
-        with self.vm.mmu.lock:
+        with self._vm.mmu.lock:
+            slot = self._vm.slots[False].delete(id_)
+        self._unmapper.zap(slot.segments, private=False)
+        backing = slot.backing
+        with self._vm.mmu.lock:
             if backing.whole:
-                self.vm.physmap.unshare(backing.memory)
+                self._vm.physmap.unshare(backing.memory)
             else:
-                self.vm.physmap.remove(backing.base + slot.pgoff)
+                self._vm.physmap.remove(backing.base + slot.pgoff)
         if backing.owned:
             backing.memory.close()
 
-    def _retire(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+    def _retire(self, segments: list[tuple[int, int]]) -> None:
         """Private GFNs that no slot shows any more: zap, flush, destroy contents."""
-        self.destroy(slot, self._zap_segments(segments, private=True))
+        self._unmapper.destroy(self._unmapper.zap(segments, private=True))
 
 
 def _open(path: str) -> int:
@@ -276,6 +280,6 @@ def _open(path: str) -> int:
         raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}") from None
 
 
-def check_loose(slot: Memslot) -> None:
-    if backing_of(slot).sticky:
+def check_not_pinned(slot: Memslot) -> None:
+    if slot.backing.pinned:
         raise Refused(errno.EPERM, f"{slot} shows an encrypted mapping: it stays until the VM ends: lay a slot over it")

@@ -1,38 +1,42 @@
-"""What the store calls: this machine's half of the "function pointers" (link.Callbacks), on up threads.
+"""What the store calls: this VM's half of the "function pointers" (link.Callbacks), on up threads.
 
 A callback: begin -> zap and flush under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves. None of it
 makes a down-call.
 """
 
-from kvmsim.memory.memory import Memory
+import os
+
 from kvmsim.store.link import StoreLink
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_RUNS_PER_REPORT
+from memfsd.uapi.proof import SECRET_BYTES
 
-from .backing import Translation
 from .mmu.ept import MAX_GFN_EPT
+from .slots.backing import Gmem
 from .slots.memslots import Memslot
-from .unmapping import Unmapping
+from .unmapper import Unmapper
 from .vm import Vm
 
 
-class StoreCallbacks(Unmapping):
+class Notifier:
     """Invalidations by the store, and its questions."""
 
-    def __init__(self, vm: Vm[Memory, Translation]) -> None:
-        super().__init__(vm)
+    def __init__(self, vm: Vm, unmapper: Unmapper) -> None:
+        self._vm = vm
+        self._unmapper = unmapper
+        self.secret = os.urandom(SECRET_BYTES)
         self._open: dict[StoreLink, tuple[int, int]] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
-        self._changing: dict[StoreLink, tuple[int, int]] = {}
+        self.changing: dict[Gmem, tuple[int, int]] = {}
         """File pages [start, end) of the slot that is being made or deleted: the store may not know yet what is shown,
         or what is not. Guarded by Mmu.lock."""
 
     def on_begin(self, link: StoreLink, begin: m.InvalidateBegin) -> list[tuple[int, int]]:
-        mmu = self.vm.mmu
+        mmu = self._vm.mmu
         kept: list[tuple[int, int]] = []
         with mmu.lock:
-            if not mmu.ended.wait_for(lambda: not self._retiring, ACK_DEADLINE_S):
+            if not mmu.ended.wait_for(lambda: not self._unmapper.retiring, ACK_DEADLINE_S):
                 raise PeerLost("a slot of this VM does not go away in time")
             ranges = self._gfn_ranges(link, begin.start, begin.end)
             if not ranges:
@@ -46,22 +50,22 @@ class StoreCallbacks(Unmapping):
                     kept += [(pgoff + start - gfn, pgoff + end - gfn) for start, end in touched]
                 else:
                     mmu.zap(gfn, gfn + count, private=True)
-        self._kick_all()
+        self._unmapper.kick_all()
         return _at_most(kept, MAX_RUNS_PER_REPORT)
 
     def on_end(self, link: StoreLink, end: m.InvalidateEnd) -> None:
-        with self.vm.mmu.lock:
+        with self._vm.mmu.lock:
             if self._open.pop(link, None) is not None:
-                self.vm.mmu.invalidate_end()
+                self._vm.mmu.invalidate_end()
         link.seq = end.seq
 
     def on_report(self, link: StoreLink, cursor: int) -> m.ReportReply:
         slots: list[tuple[int, int, int, int]] = []
         mappings: list[tuple[int, int, int]] = []
         stop = MAX_GFN_EPT
-        with self.vm.mmu.lock:
-            changing = self._changing.get(link, (0, 0))
-            for slot, start, end in self._segments(link):
+        with self._vm.mmu.lock:
+            changing = self.changing.get(link, (0, 0))
+            for slot, start, end in self.segments(link):
                 if end <= cursor:
                     continue
                 if len(slots) >= MAX_RUNS_PER_REPORT:
@@ -70,7 +74,7 @@ class StoreCallbacks(Unmapping):
                 start = max(start, cursor)
                 slots.append((slot.id, start, slot.pgoff_of(start), end - start))
             # Also what no slot shows: it may not be there.
-            for gfn, pfn, count in self.vm.mmu.epts[True].runs(min(cursor, stop), stop):
+            for gfn, pfn, count in self._vm.mmu.epts[True].runs(min(cursor, stop), stop):
                 if not link.base <= pfn < link.base + link.frame_count:
                     continue
                 if len(mappings) >= MAX_RUNS_PER_REPORT:
@@ -81,24 +85,24 @@ class StoreCallbacks(Unmapping):
         return m.ReportReply(slots, mappings, link.seq, changing, stop if stop < MAX_GFN_EPT else -1)
 
     def on_lost(self, link: StoreLink, why: str) -> None:
-        mmu = self.vm.mmu
+        mmu = self._vm.mmu
         with mmu.lock:
             if self._open.pop(link, None) is not None:
                 mmu.invalidate_end()
-            segments = [(start, end) for _, start, end in self._segments(link)]
+            segments = [(start, end) for _, start, end in self.segments(link)]
         if segments:
-            self._zap_segments(segments, private=True)
+            self._unmapper.zap(segments, private=True)
 
-    def _segments(self, link: StoreLink) -> list[tuple[Memslot, int, int]]:
+    def segments(self, link: StoreLink) -> list[tuple[Memslot, int, int]]:
         """Visible segments of the link's slots, by GFN."""
-        return sorted(self.vm.slots[True].of_file(link), key=lambda segment: segment[1])
+        return sorted(self._vm.slots[True].of_file(link), key=lambda segment: segment[1])
 
     def _gfn_ranges(self, link: StoreLink, start: int, end: int) -> list[tuple[int, int, int]]:
         """Where file pages [start, end) show: (gfn, pgoff, pages); nothing if a store that lies says end <= start."""
         if end <= start:
             return []
         return [
-            (low, slot.pgoff_of(low), high - low) for slot, low, high in self.vm.slots[True].of_file(link, start, end)
+            (low, slot.pgoff_of(low), high - low) for slot, low, high in self._vm.slots[True].of_file(link, start, end)
         ]
 
 

@@ -2,16 +2,15 @@
 
 import errno
 from collections.abc import Generator
-from typing import Generic, TypeVar
+from typing import TypeVar
 
 from memfsd.common import sync
 from memfsd.uapi.errors import Refused
 
 from .exits import INTR, Exit, IntrExit
 from .kvm_run import KvmRun, fill
-from .mmu.tlb import Tlb
+from .mmu.tlb import Tlb, Translation
 
-V = TypeVar("V")
 R = TypeVar("R")
 
 Program = Generator[Exit, None, R]
@@ -19,7 +18,7 @@ Program = Generator[Exit, None, R]
 It holds no lock while it waits at an exit, and may be abandoned there."""
 
 
-class Vcpu(Generic[V]):
+class Vcpu:
     """Guest mode is holding `guest_lock`. A kick makes the vCPU leave, and lets it go on.
 
     Others flush its TLB with Mmu.lock held, also in guest mode: what it has looked up already it may use until
@@ -39,7 +38,7 @@ class Vcpu(Generic[V]):
         self._try_to_take = self._mutex.acquire
         self.release = self._mutex.release
         """Out of KVM_RUN. The lock's own method, since every access goes through it."""
-        self.tlb: Tlb[V] = Tlb()
+        self.tlb: Tlb[Translation] = Tlb()
         self.guest_lock = sync.lock("Vcpu.guest_lock")
         self.kick_count = 0
         self._kick_lock = sync.lock("Vcpu.kick_lock")

@@ -1,8 +1,8 @@
 """One VM's slots, EPTs and vCPUs, and the table of the thread: which request is a fault, which an exit."""
 
 import errno
-from typing import Generic, TypeVar
 
+from kvmsim.memory.memory import Memory
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
@@ -15,42 +15,39 @@ from .mmu.physmap import PhysMap
 from .slots.memslots import AddressSpaceId, Memslot, Memslots, Segment
 from .vcpu import Vcpu
 
-M = TypeVar("M")
-V = TypeVar("V")
-
 GPA_END = MAX_GFN_EPT << PAGE_SHIFT
 
 
-class Vm(Generic[M, V]):
-    """Memslots change under Machine.slots_lock and Mmu.lock; lookups want Mmu.lock."""
+class Vm:
+    """Memslots change under Kvm.slots_lock and Mmu.lock; lookups want Mmu.lock."""
 
     def __init__(self, name: str, max_slots: int = MAX_SLOTS, mmu: Mmu | None = None) -> None:
         self.name = name
         self.max_slots = max_slots
         self.mmu = mmu or Mmu()
-        self.physmap: PhysMap[M] = PhysMap()
+        self.physmap: PhysMap[Memory] = PhysMap()
         self.slots = (Memslots(AddressSpaceId.SHARED), Memslots(AddressSpaceId.PRIVATE))
         """By address space: shared is 0, private is 1, as SMM has its own."""
         self.overlay = False
-        """Ordinary slots lie over private ones: lookups see them first. Changed by Machine.set_overlay alone."""
-        self.vcpus: dict[int, Vcpu[V]] = {}
+        """Ordinary slots lie over private ones: lookups see them first. Changed by Blocking.set_overlay alone."""
+        self.vcpus: dict[int, Vcpu] = {}
         self.create_vcpu(0)
         self.exit_hypercalls = 0
         """KVM_CAP_EXIT_HYPERCALL: a bit for each hypercall that user space answers."""
 
-    def create_vcpu(self, id_: int) -> Vcpu[V]:
+    def create_vcpu(self, id_: int) -> Vcpu:
         """EINVAL beyond the cap, EEXIST twice: KVM_CREATE_VCPU."""
         if not 0 <= id_ < MAX_VCPUS:
             raise Refused(errno.EINVAL, f"vCPU {id_}: choose 0 to {MAX_VCPUS - 1}")
         if id_ in self.vcpus:
             raise Refused(errno.EEXIST, f"vCPU {id_} of VM {quoted(self.name)} exists")
-        vcpu: Vcpu[V] = Vcpu(id_)
+        vcpu = Vcpu(id_)
         with self.mmu.lock:
             self.mmu.tlbs.append(vcpu.tlb)
         self.vcpus[id_] = vcpu
         return vcpu
 
-    def vcpu(self, id_: int) -> Vcpu[V]:
+    def vcpu(self, id_: int) -> Vcpu:
         found = self.vcpus.get(id_)
         if found is None:
             raise Refused(errno.EINVAL, f"VM {quoted(self.name)} has no vCPU {id_}: create it with 'vcpu {id_}'")

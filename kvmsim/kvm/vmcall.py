@@ -13,18 +13,17 @@ from dataclasses import replace
 from memfsd.uapi.units import PAGE_SHIFT
 
 from . import hypercalls as h
-from .backing import GuestVcpu
 from .exits import Exit, HypercallExit, MemoryErrorExit
 from .hypercalls import Registers
-from .machine import Machine
-from .vcpu import Program
+from .kvm import Kvm
+from .vcpu import Program, Vcpu
 from .vm import GPA_END
 
 
-def vmcall(machine: Machine, vcpu: GuestVcpu, nr: int, args: Sequence[int]) -> Program[int]:
+def vmcall(kvm: Kvm, vcpu: Vcpu, nr: int, args: Sequence[int]) -> Program[int]:
     """RAX of a hypercall of KVM. One that user space has asked for is its to answer; there are no others."""
     yield from vcpu.entry()
-    if nr >= h.EXIT_HYPERCALLS or not machine.vm.exit_hypercalls >> nr & 1:
+    if nr >= h.EXIT_HYPERCALLS or not kvm.vm.exit_hypercalls >> nr & 1:
         return h.negative(h.KVM_ENOSYS)
     if nr == h.KVM_HC_MAP_GPA_RANGE and (error := h.map_gpa_range_error([*args, 0, 0])):
         return h.negative(error)
@@ -33,11 +32,11 @@ def vmcall(machine: Machine, vcpu: GuestVcpu, nr: int, args: Sequence[int]) -> P
     return answer
 
 
-def tdvmcall(machine: Machine, vcpu: GuestVcpu, asked: Registers) -> Program[Registers]:
+def tdvmcall(kvm: Kvm, vcpu: Vcpu, asked: Registers) -> Program[Registers]:
     """TDG.VP.VMCALL: R10 the status, R11 where MapGPA stopped (with the SHARED bit, when it was asked with it)."""
     if asked.r10:
         args = (asked.r11, asked.r12, asked.r13, asked.r14)
-        return replace(asked, r10=(yield from vmcall(machine, vcpu, asked.r10, args)))
+        return replace(asked, r10=(yield from vmcall(kvm, vcpu, asked.r10, args)))
     yield from vcpu.entry()
     if asked.r11 != h.MAP_GPA:
         return replace(asked, r10=h.SUBFUNC_UNSUPPORTED)
@@ -45,14 +44,14 @@ def tdvmcall(machine: Machine, vcpu: GuestVcpu, asked: Registers) -> Program[Reg
     status = h.map_gpa_status(gpa, asked.r13, GPA_END)
     if status != h.SUCCESS:
         return replace(asked, r10=status, r11=asked.r12)
-    way = _ask_user_space if machine.vm.exit_hypercalls >> h.KVM_HC_MAP_GPA_RANGE & 1 else _map
-    status, stopped = yield from way(machine, vcpu, gpa, gpa + asked.r13, not shared)
+    way = _ask_user_space if kvm.vm.exit_hypercalls >> h.KVM_HC_MAP_GPA_RANGE & 1 else _map
+    status, stopped = yield from way(kvm, vcpu, gpa, gpa + asked.r13, not shared)
     return replace(asked, r10=status, r11=stopped | shared)
 
 
-def _map(machine: Machine, vcpu: GuestVcpu, start: int, end: int, private: bool) -> Program[tuple[int, int]]:
+def _map(kvm: Kvm, vcpu: Vcpu, start: int, end: int, private: bool) -> Program[tuple[int, int]]:
     """Status, and the GPA where it stopped: every page gets mapped, with a look at pending events after each chunk."""
-    vm, mmu = machine.vm, machine.vm.mmu
+    vm, mmu = kvm.vm, kvm.vm.mmu
     at, stop, gfn, last = start, h.chunk_end(start, end), start >> PAGE_SHIFT, end >> PAGE_SHIFT
     while True:
         with mmu.lock:
@@ -69,7 +68,7 @@ def _map(machine: Machine, vcpu: GuestVcpu, start: int, end: int, private: bool)
                 if vcpu.run.immediate_exit:
                     return h.RETRY, at
             want = (stop >> PAGE_SHIFT) - gfn
-            exit_ = machine.fault(vcpu, gfn, shared=not private, write=False, want=want)
+            exit_ = kvm.faults.fault(vcpu, gfn, shared=not private, write=False, want=want)
             if not isinstance(exit_, MemoryErrorExit):
                 continue  # mapped; or the slot has just gone, which the next look shows
             exit_ = replace(exit_, explicit=True)
@@ -81,7 +80,7 @@ def _map(machine: Machine, vcpu: GuestVcpu, start: int, end: int, private: bool)
         yield from vcpu.entry()
 
 
-def _ask_user_space(machine: Machine, vcpu: GuestVcpu, start: int, end: int, private: bool) -> Program[tuple[int, int]]:
+def _ask_user_space(kvm: Kvm, vcpu: Vcpu, start: int, end: int, private: bool) -> Program[tuple[int, int]]:
     """As Linux's TDX: 0 goes on, EAGAIN is the guest's to retry, anything else refuses the rest."""
     at = start
     while True:

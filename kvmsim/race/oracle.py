@@ -56,7 +56,7 @@ class Oracle:
                     self._scheduler.fail(f"R6: frame {pfn:#x}+{count} is freed while {how}")
 
     def _reaches(self, vm: SimulatedVm, link: StoreLink, low: int, high: int) -> str:
-        if link not in vm.machine.links.values():
+        if link not in vm.kvm.pairings.links.values():
             return ""
         for gfn, pfn, count in vm.vm.mmu.epts[True].runs(0, _ALL_GFNS):
             first = pfn - link.base

@@ -146,7 +146,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("Checker.turn", "store"),
     ("Reclaimer.lock", "store"),
     ("Recording.lock", "store"),
-    ("Machine.slots_lock", "vm"),
+    ("Kvm.slots_lock", "vm"),
     ("StoreLink.lock", "vm"),
     ("Mmu.lock", "vm"),
     ("Vcpu.mutex", "vm"),

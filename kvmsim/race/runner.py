@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kvmsim.kvm.backing import GuestVcpu
 from kvmsim.kvm.exits import Exit, MemoryErrorExit, MmioExit
+from kvmsim.kvm.vcpu import Vcpu
 from memfsd.common import sync
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
@@ -252,7 +252,7 @@ class _Run:
         exit_ = vm.vmm.run(vcpu, lambda: vm.guest.map(vcpu, gfn << PAGE_SHIFT, size, private=private))
         return "" if exit_ is None else self._exit(actor, exit_)
 
-    def _runs(self, vm: SimulatedVm, vcpu: GuestVcpu, begin: Callable[[], Any]) -> Callable[[], Any]:
+    def _runs(self, vm: SimulatedVm, vcpu: Vcpu, begin: Callable[[], Any]) -> Callable[[], Any]:
         """KVM_RUN as user space calls it: not while it changes memslots, if here it ever does."""
         return vm.vmm.on_a_thread(vcpu, begin) if self._scenario.uses("share", "unshare") else begin
 
@@ -260,7 +260,7 @@ class _Run:
         path = self.world.path(name)
         slot = self._shown.making(vm.name, id_, name, gfn, pgoff, pages)
         try:
-            vm.machine.set_private_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, 0, path, pgoff << PAGE_SHIFT)
+            vm.kvm.slots.set_private_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, 0, path, pgoff << PAGE_SHIFT)
         except Refused:
             self._shown.refused(slot)
             raise
@@ -268,22 +268,22 @@ class _Run:
 
     def _vmm_delete(self, actor: Actor, vm: SimulatedVm, id_: int) -> str:
         with self._taking(self._shown.of_slot(vm.name, id_)):
-            vm.machine.delete_slot(id_, private=True)
+            vm.kvm.slots.delete_slot(id_, private=True)
         self._shown.deleted(vm.name, id_)
         return ""
 
     def _vmm_hole(self, actor: Actor, vm: SimulatedVm, id_: int, gfn: int, pages: int) -> str:
         with self._taking(self._pages(vm, gfn, pages)):
-            vm.machine.punch_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT)
+            vm.kvm.slots.punch_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT)
         return ""
 
     def _vmm_fill(self, actor: Actor, vm: SimulatedVm, id_: int, gfn: int, pages: int) -> str:
-        vm.machine.fill_slot(id_, gfn, gfn + pages)
+        vm.kvm.slots.fill_slot(id_, gfn, gfn + pages)
         return ""
 
     def _vmm_close(self, actor: Actor, vm: SimulatedVm) -> str:
         vm.said_bye = True
-        vm.machine.close()
+        vm.kvm.close()
         return ""
 
     def _host_punch(self, name: str, pgoff: int, pages: int) -> str:

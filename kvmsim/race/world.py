@@ -17,10 +17,8 @@ from typing import Any, TypeVar
 
 import kvmsim.store.link
 from kvmsim.cpu.accesses import Guest
-from kvmsim.kvm.backing import Translation
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.vm import Vm
-from kvmsim.memory.memory import Memory
 from kvmsim.store.link import Callbacks, StoreLink
 from kvmsim.vmm.vmm import Vmm
 from memfsd.core.effects import Effect
@@ -62,14 +60,14 @@ class SimulatedVm:
         self.is_dead = False
         self.said_bye = False
         self.is_disconnected = False
-        self.vm: Vm[Memory, Translation] = Vm(name)
+        self.vm = Vm(name)
         for index in range(1, vcpu_count):
             self.vm.create_vcpu(index)
         for index, vcpu in self.vm.vcpus.items():
             points.labels[id(vcpu.tlb)] = points.labels[id(vcpu)] = f"{name}.vcpu{index}"
-        self.machine = Machine(self.vm, lambda fd, vm, callbacks: world.pair(self, fd, vm, callbacks))
-        self.guest = Guest(self.machine)
-        self.vmm = Vmm(self.machine)
+        self.kvm = Kvm(self.vm, lambda fd, vm, callbacks: world.pair(self, fd, vm, callbacks))
+        self.guest = Guest(self.kvm)
+        self.vmm = Vmm(self.kvm)
         self.vmm.set_policy(_POLICY)
         self.links: list[StoreLink] = []
         self.handles: list[tuple[Ino, int]] = []
@@ -296,7 +294,7 @@ class World:
         for vm in self.vms.values():
             if not vm.is_dead and not vm.said_bye:
                 scheduler.main.process = vm.name
-                vm.machine.close()
+                vm.kvm.close()
                 scheduler.main.process = "nobody"
             vm.life.end()
             if not self.store_is_dead:

@@ -37,7 +37,7 @@ class Executor:
         self._policy = policy, under
         self._journal = journal
         self.interrupt = Interrupt()
-        self._computers: dict[str, ScriptVm] = {}
+        self._machines: dict[str, ScriptVm] = {}
         self._host = Host()
         self._doers: dict[type[c.Command], Callable[[Any], Outcome]] = {
             c.SwitchVm: self._vm,
@@ -57,7 +57,7 @@ class Executor:
             c.Info: self._info,
             c.Sh: self._sh,
         }
-        self._doers |= HostCommands(self._host, self._computers).doers()
+        self._doers |= HostCommands(self._host, self._machines).doers()
         self._topics: dict[str, Callable[[], Answer]] = {
             "slots": lambda: info.slots(self._target),
             "ept": lambda: info.ept(self._target),
@@ -85,31 +85,31 @@ class Executor:
             raise Refused(error.errno or errno.EIO, f"{where}{error.strerror or error}") from None
 
     def close(self) -> None:
-        for computer in self._computers.values():
-            computer.close()
+        for machine in self._machines.values():
+            machine.close()
         self._host.close()
         self._journal.close()
 
     # -- VMs, vCPUs, slots
 
     def _find(self, name: str) -> ScriptVm:
-        if name not in self._computers:
+        if name not in self._machines:
             shown = quoted(name)
             raise Refused(errno.ENOENT, f"there is no VM {shown}: 'vm {shown}' makes it")
-        return self._computers[name]
+        return self._machines[name]
 
     def _create(self, name: str) -> ScriptVm:
-        if len(self._computers) >= MAX_VMS:
+        if len(self._machines) >= MAX_VMS:
             raise Refused(
                 errno.ENOSPC, f"VM {quoted(name)}: {MAX_VMS} VMs are the limit of one kvmsim: start another one"
             )
-        computer = ScriptVm(name, self._max_slots, self._journal, self.interrupt)
-        computer.vmm.set_policy(*self._policy)
-        self._computers[name] = computer
-        return computer
+        machine = ScriptVm(name, self._max_slots, self._journal, self.interrupt)
+        machine.vmm.set_policy(*self._policy)
+        self._machines[name] = machine
+        return machine
 
     def _vm(self, command: c.SwitchVm) -> Outcome:
-        self._current = self._computers.get(command.to) or self._create(command.to)
+        self._current = self._machines.get(command.to) or self._create(command.to)
         return Outcome(ok=True)
 
     def _vcpu(self, command: c.CreateVcpu) -> Outcome:
@@ -117,13 +117,13 @@ class Executor:
         return Outcome(ok=True)
 
     def _slot_set(self, command: c.SlotSet) -> Outcome:
-        machine = self._target.machine
+        kvm = self._target.kvm
         space = self._host.processes[VMM]
         if command.private:
             path, fd = command.file or "", None
             if command.hva is not None and command.size:
                 path, fd = encrypted_of(space, command.hva, command.size)
-            machine.set_private_slot(
+            kvm.slots.set_private_slot(
                 command.id, command.gpa, command.size, command.flags, path, command.offset, mapped_fd=fd
             )
             return Outcome(ok=True)
@@ -132,13 +132,13 @@ class Executor:
         existing = self._target.vm.slots[False].get(command.id)
         if command.hva is not None and command.size:
             if existing is None:
-                machine.check_shared_slot(command.id, command.gpa, command.size, command.flags, command.hva)
+                kvm.slots.check_shared_slot(command.id, command.gpa, command.size, command.flags, command.hva)
             vma = space.backing(command.hva, command.size)
             memory, path, offset = memory_of(vma), str(vma), vma.memory_offset + command.hva - vma.start
         elif existing is None and command.size:
-            machine.check_shared_slot(command.id, command.gpa, command.size, command.flags, offset)
+            kvm.slots.check_shared_slot(command.id, command.gpa, command.size, command.flags, offset)
             memory, path = self._shared_memory(command)
-        machine.set_shared_slot(
+        kvm.slots.set_shared_slot(
             command.id, command.gpa, command.size, command.flags, memory, offset, owned=command.hva is None, path=path
         )
         return Outcome(ok=True)
@@ -150,15 +150,15 @@ class Executor:
         return FileMemory(os.open(command.file, os.O_RDWR | os.O_CLOEXEC)), command.file
 
     def _slot_delete(self, command: c.SlotDelete) -> Outcome:
-        self._target.machine.delete_slot(command.id, private=command.private)
+        self._target.kvm.slots.delete_slot(command.id, private=command.private)
         return Outcome(ok=True)
 
     def _slot_dirty(self, command: c.SlotDirty) -> Outcome:
-        facts, text = info.dirty(self._target.machine.get_dirty_log(command.id))
+        facts, text = info.dirty(self._target.kvm.slots.get_dirty_log(command.id))
         return Outcome(ok=True, info=facts, text=text)
 
     def _slot_punch(self, command: c.SlotPunch) -> Outcome:
-        self._target.machine.punch_slot(command.id, command.gpa, command.size)
+        self._target.kvm.slots.punch_slot(command.id, command.gpa, command.size)
         return Outcome(ok=True)
 
     # -- vCPUs, and KVM's own accesses
@@ -219,7 +219,7 @@ class Executor:
         return Outcome(ok=True, info=facts, text=text)
 
     def _vms(self) -> Answer:
-        return info.vms(self._computers, self._current)
+        return info.vms(self._machines, self._current)
 
 
 class _Interrupted(Exception):

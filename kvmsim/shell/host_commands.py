@@ -3,7 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from kvmsim.kvm.backing import backing_of
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.host import Host
 from kvmsim.vmm.hva import Vma
@@ -14,11 +13,11 @@ from .script.outcome import Outcome
 
 
 class HostCommands:
-    """computers: all VMs of the run, whose ordinary slots may show a mapping."""
+    """machines: all VMs of the run, whose ordinary slots may show a mapping."""
 
-    def __init__(self, host: Host, computers: Mapping[str, VirtualMachine]) -> None:
+    def __init__(self, host: Host, machines: Mapping[str, VirtualMachine]) -> None:
         self._host = host
-        self._computers = computers
+        self._machines = machines
 
     def doers(self) -> dict[type[c.Command], Callable[[Any], Outcome]]:
         return {
@@ -42,7 +41,7 @@ class HostCommands:
         return _mapped(self._host.map_anonymous(command.length, command.at))
 
     def _unmap(self, command: c.HvaUnmap) -> Outcome:
-        shown = [backing_of(slot).memory for computer in self._computers.values() for slot in computer.vm.slots[False]]
+        shown = [slot.backing.memory for machine in self._machines.values() for slot in machine.vm.slots[False]]
         self._host.unmap(command.address, command.size, shown)
         return Outcome(ok=True)
 

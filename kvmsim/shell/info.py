@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 from typing import Any
 
-from kvmsim.kvm.backing import backing_of
 from kvmsim.kvm.kvm_run import exit_of
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
 from kvmsim.machine import VirtualMachine
@@ -18,12 +17,12 @@ Answer = tuple[object, str]
 _LEAF_SIZES = ("4k", "2m", "1g")
 
 
-def slots(computer: VirtualMachine) -> Answer:
+def slots(machine: VirtualMachine) -> Answer:
     """Slots of both address spaces; a punched slot with what it still shows."""
     facts: list[dict[str, Any]] = []
-    for space in computer.vm.slots:
+    for space in machine.vm.slots:
         for slot in space:
-            backing = backing_of(slot)
+            backing = slot.backing
             facts.append(
                 {
                     "id": slot.id,
@@ -47,10 +46,10 @@ def slots(computer: VirtualMachine) -> Answer:
     return facts, "\n".join(lines)
 
 
-def ept(computer: VirtualMachine) -> Answer:
+def ept(machine: VirtualMachine) -> Answer:
     """Mapped runs of both EPTs, a run of leaves of one size each, with the frame numbers of the memory behind them
     (EPFNs for private ones)."""
-    vm = computer.vm
+    vm = machine.vm
     facts: list[dict[str, Any]] = []
     with vm.mmu.lock:
         for private, space in ((False, "shared"), (True, "private")):
@@ -75,9 +74,9 @@ def ept(computer: VirtualMachine) -> Answer:
     return facts, "\n".join(lines)
 
 
-def mmu(computer: VirtualMachine) -> Answer:
+def mmu(machine: VirtualMachine) -> Answer:
     """The invalidation sequence, and the sizes of the page tables: all leaves, and those of each size."""
-    mmu = computer.vm.mmu
+    mmu = machine.vm.mmu
     with mmu.lock:
         facts = {"mmu_invalidate_seq": mmu.invalidate_seq, "mmu_invalidate_in_progress": mmu.in_progress}
         for space, ept in (("shared", mmu.epts[False]), ("private", mmu.epts[True])):
@@ -87,13 +86,13 @@ def mmu(computer: VirtualMachine) -> Answer:
     return facts, _lines(facts)
 
 
-def memory(computer: VirtualMachine) -> Answer:
+def memory(machine: VirtualMachine) -> Answer:
     """Bytes mapped and held, and those held twice."""
-    vm, vmm, machine = computer.vm, computer.vmm, computer.machine
+    vm, vmm, kvm = machine.vm, machine.vmm, machine.kvm
     with vm.mmu.lock:
         private = vm.mmu.epts[True].page_count
-    with machine.slots_lock:
-        populated = sum(link.memory.populated_count() for link in machine.links.values())
+    with kvm.slots_lock:
+        populated = sum(link.memory.populated_count() for link in kvm.pairings.links.values())
     facts = {
         "private_mapped": private * PAGE_SIZE,
         "private_populated": populated * PAGE_SIZE,
@@ -106,11 +105,11 @@ def memory(computer: VirtualMachine) -> Answer:
     return facts, text
 
 
-def run(computer: VirtualMachine) -> Answer:
+def run(machine: VirtualMachine) -> Answer:
     """kvm_run of each vCPU, as user space sees it, and what the vCPU does."""
     facts: list[dict[str, Any]] = []
     lines = []
-    for vcpu in list(computer.vm.vcpus.values()):
+    for vcpu in list(machine.vm.vcpus.values()):
         state = "running" if vcpu.is_running else "idle" if vcpu.program is None else "under way"
         exit_ = exit_of(vcpu.run)
         facts.append(
@@ -128,9 +127,9 @@ def run(computer: VirtualMachine) -> Answer:
     return facts, "\n".join(lines)
 
 
-def stats(computer: VirtualMachine) -> Answer:
+def stats(machine: VirtualMachine) -> Answer:
     """Counters since the VM was made. zapped: pages; zapped_*: leaves of that size."""
-    vm, machine, tally = computer.vm, computer.machine, computer.vmm.tally
+    vm, kvm, tally = machine.vm, machine.kvm, machine.vmm.tally
     with vm.mmu.lock:
         zapped = [ept.zapped_leaves for ept in vm.mmu.epts]
         facts = {
@@ -143,8 +142,8 @@ def stats(computer: VirtualMachine) -> Answer:
             "tlb_flushes": sum(vcpu.tlb.flush_count for vcpu in vm.vcpus.values()),
             "tlb_ranged_flushes": sum(vcpu.tlb.ranged_flush_count for vcpu in vm.vcpus.values()),
             "kicks": sum(vcpu.kick_count for vcpu in vm.vcpus.values()),
-            "store_messages": machine.past_message_count
-            + sum(link.message_count for link in list(machine.links.values())),
+            "store_messages": kvm.pairings.past_message_count
+            + sum(link.message_count for link in list(kvm.pairings.links.values())),
             "exits": tally.exits,
             "converted_to_shared": tally.to_shared_pages,
             "converted_to_private": tally.to_private_pages,
@@ -184,18 +183,18 @@ def hva(spaces: list[HostAddressSpace], *, dump: bool = False) -> Answer:
     return facts, "\n".join(lines)
 
 
-def vms(computers: Mapping[str, VirtualMachine], current: VirtualMachine) -> Answer:
+def vms(machines: Mapping[str, VirtualMachine], current: VirtualMachine) -> Answer:
     """All VMs of the process; `*` marks the current one."""
     facts: list[dict[str, Any]] = [
         {
             "vm": name,
-            "current": computer is current,
-            "vcpus": sorted(computer.vm.vcpus),
-            "slots": len(computer.vm.slots[False]) + len(computer.vm.slots[True]),
-            "policy": computer.vmm.policy,
-            "stores": [link.lost or "connected" for link in list(computer.machine.links.values())],
+            "current": machine is current,
+            "vcpus": sorted(machine.vm.vcpus),
+            "slots": len(machine.vm.slots[False]) + len(machine.vm.slots[True]),
+            "policy": machine.vmm.policy,
+            "stores": [link.lost or "connected" for link in list(machine.kvm.pairings.links.values())],
         }
-        for name, computer in computers.items()
+        for name, machine in machines.items()
     ]
     lines = [
         f"{'*' if f['current'] else ' '} {quoted(f['vm'])}:"

@@ -12,7 +12,7 @@ class ScriptVm(VirtualMachine):
 
     def __init__(self, name: str, max_slots: int, journal: Journal, interrupt: Interrupt) -> None:
         super().__init__(name, max_slots, journal)
-        self.vcpu_commands = VcpuCommands(self.machine, self.guest, self.vmm, interrupt)
+        self.vcpu_commands = VcpuCommands(self.kvm, self.guest, self.vmm, interrupt)
 
     def close(self) -> None:
         self.vcpu_commands.close()

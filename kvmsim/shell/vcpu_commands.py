@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvmsim.cpu.accesses import Guest
-from kvmsim.kvm.backing import GuestVcpu
 from kvmsim.kvm.exits import Exit, ExitReason, MemoryErrorExit
 from kvmsim.kvm.hypercalls import STATUS_NAMES, SUCCESS, Registers
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.kvm_run import MEMORY_ERROR_EXPLICIT
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.vmm.vmm import Vmm
 from memfsd.common import sync
 from memfsd.uapi.errors import Refused
@@ -39,8 +39,8 @@ _LOOK_UP_MS = 100
 class VcpuCommands:
     """Those of one VM. Commands are prepared on the thread of the script, and done there or on one of their own."""
 
-    def __init__(self, machine: Machine, guest: Guest, vmm: Vmm, interrupt: Interrupt) -> None:
-        self._vm = machine.vm
+    def __init__(self, kvm: Kvm, guest: Guest, vmm: Vmm, interrupt: Interrupt) -> None:
+        self._vm = kvm.vm
         self._guest = guest
         self._vmm = vmm
         self._interrupt = interrupt
@@ -100,7 +100,7 @@ class VcpuCommands:
         begin, tell = _MAKERS[type(command)](self, vcpu, command)
         return lambda: self._run(vcpu, begin, tell)
 
-    def _run(self, vcpu: GuestVcpu, begin: Begin, tell: Tell) -> Outcome:
+    def _run(self, vcpu: Vcpu, begin: Begin, tell: Tell) -> Outcome:
         """User space's loop around KVM_RUN: the policy repairs, and the vCPU goes on where it was."""
         before = vcpu.program
         try:
@@ -124,34 +124,34 @@ class VcpuCommands:
 
     # -- what each command does, and tells
 
-    def _read(self, vcpu: GuestVcpu, command: c.Read) -> tuple[Begin, Tell]:
+    def _read(self, vcpu: Vcpu, command: c.Read) -> tuple[Begin, Tell]:
         return (
             lambda: self._guest.read(vcpu, command.gpa, command.length, shared=command.shared),
             lambda data: Outcome(ok=True, data=data, address=command.gpa),
         )
 
-    def _write(self, vcpu: GuestVcpu, command: c.Write) -> tuple[Begin, Tell]:
+    def _write(self, vcpu: Vcpu, command: c.Write) -> tuple[Begin, Tell]:
         return lambda: self._guest.write(vcpu, command.gpa, command.data, shared=command.shared), _done
 
-    def _touch(self, vcpu: GuestVcpu, command: c.Touch) -> tuple[Begin, Tell]:
+    def _touch(self, vcpu: Vcpu, command: c.Touch) -> tuple[Begin, Tell]:
         return lambda: self._guest.touch(vcpu, command.gpa, command.size, shared=command.shared), _done
 
-    def _map(self, vcpu: GuestVcpu, command: c.MapRange) -> tuple[Begin, Tell]:
+    def _map(self, vcpu: Vcpu, command: c.MapRange) -> tuple[Begin, Tell]:
         return lambda: self._guest.map(vcpu, command.gpa, command.size, private=command.private), _done
 
-    def _load(self, vcpu: GuestVcpu, command: c.Load) -> tuple[Begin, Tell]:
+    def _load(self, vcpu: Vcpu, command: c.Load) -> tuple[Begin, Tell]:
         return (
             lambda: self._guest.load(vcpu, command.gpa, _chunks(command.path)),
             lambda size: Outcome(ok=True, text=f"{size} bytes"),
         )
 
-    def _sha256(self, vcpu: GuestVcpu, command: c.Sha256) -> tuple[Begin, Tell]:
+    def _sha256(self, vcpu: Vcpu, command: c.Sha256) -> tuple[Begin, Tell]:
         return (
             lambda: self._guest.sha256(vcpu, command.gpa, command.length),
             lambda digest: Outcome(ok=True, data=digest, text=digest.hex()),
         )
 
-    def _tdvmcall(self, vcpu: GuestVcpu, command: c.Tdvmcall) -> tuple[Begin, Tell]:
+    def _tdvmcall(self, vcpu: Vcpu, command: c.Tdvmcall) -> tuple[Begin, Tell]:
         asked = Registers(0, command.r11, command.r12, command.r13, command.r14, command.r15)
 
         def tell(registers: Registers) -> Outcome:
@@ -161,7 +161,7 @@ class VcpuCommands:
 
         return lambda: self._guest.tdvmcall(vcpu, asked), tell
 
-    def _hypercall(self, vcpu: GuestVcpu, command: c.Hypercall) -> tuple[Begin, Tell]:
+    def _hypercall(self, vcpu: Vcpu, command: c.Hypercall) -> tuple[Begin, Tell]:
         args = (command.a0, command.a1, command.a2, command.a3, command.a4, command.a5)
 
         def tell(rax: int) -> Outcome:
@@ -170,13 +170,13 @@ class VcpuCommands:
 
         return lambda: self._guest.vmcall(vcpu, command.nr, args), tell
 
-    def _hlt(self, vcpu: GuestVcpu, _: c.Hlt) -> tuple[Begin, Tell]:
+    def _hlt(self, vcpu: Vcpu, _: c.Hlt) -> tuple[Begin, Tell]:
         return lambda: self._guest.hlt(vcpu), _done
 
-    def _shutdown(self, vcpu: GuestVcpu, _: c.Shutdown) -> tuple[Begin, Tell]:
+    def _shutdown(self, vcpu: Vcpu, _: c.Shutdown) -> tuple[Begin, Tell]:
         return lambda: self._guest.shutdown(vcpu), _done
 
-    def _resume(self, vcpu: GuestVcpu, command: c.Resume) -> tuple[Begin, Tell]:
+    def _resume(self, vcpu: Vcpu, command: c.Resume) -> tuple[Begin, Tell]:
         """The answers are written before KVM_RUN, as user space does. EINVAL for one that the exit does not ask for."""
         run, reason = vcpu.run, vcpu.run.exit_reason
         if command.data is not None:
@@ -199,7 +199,7 @@ class VcpuCommands:
         return vcpu.kvm_run, self._under_way.get(vcpu.id, _done)
 
 
-_MAKERS: dict[type[c.GuestCommand], Callable[[VcpuCommands, GuestVcpu, Any], tuple[Begin, Tell]]] = {
+_MAKERS: dict[type[c.GuestCommand], Callable[[VcpuCommands, Vcpu, Any], tuple[Begin, Tell]]] = {
     c.Read: VcpuCommands._read,
     c.Write: VcpuCommands._write,
     c.Touch: VcpuCommands._touch,

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeVar
 
-from kvmsim.kvm.backing import GuestVcpu
 from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit
 from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.vcpu import Vcpu
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -38,24 +38,24 @@ class _Wanted(NamedTuple):
 class Vmm:
     """One VM's user space: a thread for each vCPU. Exits are handled one at a time, with all vCPUs out of KVM_RUN."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
+    def __init__(self, kvm: Kvm) -> None:
+        self._kvm = kvm
         self.policy = "none"
         self.under = "kept"
         self.tally = Tally()
-        self._copy = SharedCopy(machine)
-        self._recreate = Recreate(machine, self._copy, self.tally)
+        self._copy = SharedCopy(kvm)
+        self._recreate = Recreate(kvm, self._copy, self.tally)
         self.inhibitor = Inhibitor()
 
     def set_policy(self, name: str, under: str = "kept") -> None:
         """One of POLICIES and UNDER. The slots that the policy before has made stay."""
         assert name in POLICIES and under in UNDER, (name, under)
-        if (name == "overlay") != self._machine.vm.overlay:
-            self._machine.set_overlay(name == "overlay")
+        if (name == "overlay") != self._kvm.vm.overlay:
+            self._kvm.blocking.set_overlay(name == "overlay")
         self.policy, self.under = name, under
 
     def run(
-        self, vcpu: GuestVcpu, begin: Callable[[], R | Exit], wanted_back: Callable[[int], bool] = lambda vcpu: False
+        self, vcpu: Vcpu, begin: Callable[[], R | Exit], wanted_back: Callable[[int], bool] = lambda vcpu: False
     ) -> R | Exit:
         """KVM_RUN in a loop: `begin`, handle the exit, run again, until done or an exit that the policy leaves.
 
@@ -82,7 +82,7 @@ class Vmm:
             last = result
 
     def on_a_thread(
-        self, vcpu: GuestVcpu, begin: Callable[[], Any], wanted_back: Callable[[int], bool] = lambda vcpu: False
+        self, vcpu: Vcpu, begin: Callable[[], Any], wanted_back: Callable[[int], bool] = lambda vcpu: False
     ) -> Callable[[], Any]:
         """KVM_RUN as a vCPU's own thread calls it: by `begin` the first time, never while another thread changes
         slots, and again when it was kicked out for that. EINTR when `wanted_back` says that somebody else kicked it."""
@@ -103,11 +103,11 @@ class Vmm:
         return kvm_run
 
     def _kick_all(self) -> None:
-        for vcpu in list(self._machine.vm.vcpus.values()):
+        for vcpu in list(self._kvm.vm.vcpus.values()):
             if vcpu.is_running:
                 vcpu.request_exit()
 
-    def _handle(self, vcpu: GuestVcpu, exit_: MemoryErrorExit | HypercallExit) -> bool:
+    def _handle(self, vcpu: Vcpu, exit_: MemoryErrorExit | HypercallExit) -> bool:
         """The vCPU can go on: the range is in the alias that its guest wants, or is a device's."""
         wanted = _wanted(exit_)
         if wanted is None:
@@ -129,7 +129,7 @@ class Vmm:
         else:
             self.tally.to_shared_pages += changed
         if isinstance(exit_, MemoryErrorExit) and wanted.explicit:
-            covered = self._machine.vm.covers(wanted.start, wanted.end, private=wanted.private)
+            covered = self._kvm.vm.covers(wanted.start, wanted.end, private=wanted.private)
             vcpu.run.memory_error.answered = not covered  # several slots do: KVM would ask again
         return True
 
@@ -142,14 +142,14 @@ class Vmm:
 
     def _design(self) -> Design | None:
         if self.policy == "punch":
-            return Punch(self._machine, self._copy, self.tally)
+            return Punch(self._kvm, self._copy, self.tally)
         if self.policy == "overlay":
-            return Overlay(self._machine, self._copy, self.tally, freed=self.under == "freed")
+            return Overlay(self._kvm, self._copy, self.tally, freed=self.under == "freed")
         return self._recreate if self.policy == "recreate" else None
 
     def _is_known(self, start: int, end: int) -> bool:
         """Every page is the guest's memory in one alias or the other; what a person has punched is not."""
-        vm, at = self._machine.vm, start
+        vm, at = self._kvm.vm, start
         while at < end:
             segment = vm.slots[True].segment(at) or vm.slots[False].segment(at)
             if segment is None:
@@ -159,7 +159,7 @@ class Vmm:
 
     def _is_hole(self, start: int, end: int) -> bool:
         """No page is memory. A guest maps its devices' addresses shared, and QEMU answers that with success."""
-        return not any(slots.overlaps(start, end) for slots in self._machine.vm.slots)
+        return not any(slots.overlaps(start, end) for slots in self._kvm.vm.slots)
 
     @property
     def converted_count(self) -> int:
@@ -172,8 +172,8 @@ class Vmm:
 
     def doubled_pages(self) -> int:
         """Pages that the VMM's shared memory and private memory both hold."""
-        machine, ranges = self._machine, self._copy.populated()
-        return sum(machine.held_private(start, end) for start, end in ranges)
+        kvm, ranges = self._kvm, self._copy.populated()
+        return sum(kvm.blocking.held_private(start, end) for start, end in ranges)
 
     def close(self) -> None:
         self._copy.close()

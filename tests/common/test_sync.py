@@ -44,7 +44,7 @@ def test_a_channel_is_the_socket_itself_and_a_poll_is_the_poll() -> None:
 
 def test_what_both_sides_use_is_plain() -> None:
     plain = type(threading.Lock())
-    vcpu: Vcpu[int] = Vcpu(0)
+    vcpu: Vcpu = Vcpu(0)
     assert type(vcpu.guest_lock) is plain
     assert type(Mmu().lock) is plain
     assert type(Guest().invalidate_lock) is plain

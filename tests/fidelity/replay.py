@@ -2,7 +2,7 @@
 
 What stands for what:
 
-    a VM                              a Machine
+    a VM                              a Kvm
     a guest_memfd                     a sealed file of a store in this process; KVM's belongs to a VM when it is
                                       made, ours when that VM makes its first slot of it
     closing it                        unlinking the file: no later op finds it, slots keep it
@@ -19,7 +19,7 @@ from pathlib import Path
 from fidelity.cases import A_BYTES, GUEST_MEMFD, Op
 
 import kvmsim.store.link
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.slots.memslots import check_region
 from kvmsim.kvm.vm import Vm
 from kvmsim.memory.memory import AnonymousMemory
@@ -40,7 +40,7 @@ class Simulated:
         self._store = LocalStore(place, fixed_gfn=fixed_gfn)
         self._place = place
         self._inodes: set[int] = set()
-        self._machines: dict[str, Machine] = {}
+        self._machines: dict[str, Kvm] = {}
         self._memories: dict[str, AnonymousMemory] = {}
         self.answer({"op": "create_vm", "as": "vm"})
         self.answer({"op": "anon", "as": "a"})
@@ -54,8 +54,8 @@ class Simulated:
         return {"result": 0}
 
     def close(self) -> None:
-        for machine in self._machines.values():
-            machine.close()
+        for kvm in self._machines.values():
+            kvm.close()
         for memory in self._memories.values():
             memory.close()
         findings = self._store.findings()
@@ -65,7 +65,7 @@ class Simulated:
     def _do(self, op: Op) -> None:
         match op:
             case {"op": "create_vm", "as": str(name)}:
-                self._machines[name] = Machine(Vm(name), self._pair)
+                self._machines[name] = Kvm(Vm(name), self._pair)
             case {"op": "create_vcpu", "id": int(id_)}:
                 self._machines["vm"].vm.create_vcpu(id_)
             case {"op": "anon", "as": str(name)}:
@@ -85,20 +85,20 @@ class Simulated:
                 raise AssertionError(f"unknown op {op}")
 
     def _pair(self, fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
-        """A file that the store does not know is what it is on a machine: no file of a memfsd mount."""
+        """A file that the store does not know is what it is on a kvm: no file of a memfsd mount."""
         pair = self._store.pair if os.fstat(fd).st_ino in self._inodes else kvmsim.store.link.pair
         return pair(fd, vm, callbacks)
 
     def _set_region(self, op: Op) -> None:
         slot, flags, gpa, size = (_int(op, key) for key in ("slot", "flags", "gpa", "size"))
         space, id_ = slot >> _SPACE_SHIFT, slot & _ID_MASK
-        machine = self._machines[str(op.get("vm", "vm"))]
+        kvm = self._machines[str(op.get("vm", "vm"))]
         is_gmem = bool(flags & GUEST_MEMFD and op["op"] == "set_region2")
         if space > 1:
             # A Machine's calls name the address space and so can not ask for a third one.
             check_region(id_, space, flags, gpa, size, 0, MAX_SLOTS, None, is_gmem)
             raise AssertionError("there are two address spaces")
-        shared, private = machine.vm.slots
+        shared, private = kvm.vm.slots
         is_private = space == 1 or (is_gmem and bool(size))
         if private.get(id_) is not None:
             is_private = True
@@ -106,10 +106,10 @@ class Simulated:
             is_private = False
         if is_private:
             path = self._place / str(op.get("gmem", 0))
-            machine.set_private_slot(id_, gpa, size, flags, str(path), _int(op, "off") if "off" in op else 0)
+            kvm.slots.set_private_slot(id_, gpa, size, flags, str(path), _int(op, "off") if "off" in op else 0)
             return
         memory, offset = op["uaddr"] if isinstance(op["uaddr"], list) else ("a", op["uaddr"])
-        machine.set_shared_slot(id_, gpa, size, flags, self._memories[memory], offset, owned=False)
+        kvm.slots.set_shared_slot(id_, gpa, size, flags, self._memories[memory], offset, owned=False)
 
 
 @contextlib.contextmanager

@@ -1,4 +1,4 @@
-"""A store that speaks the wire by hand, against kvmsim's real link and machine."""
+"""A store that speaks the wire by hand, against kvmsim's real link and kvm."""
 
 import fcntl
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvmsim.cpu.accesses import Guest
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.vm import Vm
 from kvmsim.store.link import Callbacks, StoreLink
 from memfsd.peers.upchannel import set_deadline
@@ -41,7 +41,7 @@ class ByHand:
         self.up_theirs, self.up = _pair()
         self.window = window()
         self.vm = Vm("vm")
-        self.machine = Machine(self.vm, self._link)
+        self.kvm = Kvm(self.vm, self._link)
         self.id = 0
 
     def _link(self, fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
@@ -52,10 +52,10 @@ class ByHand:
     def set_slot(self) -> "Beside[None]":
         """Makes a slot over the whole file at GFN 0: HELLO, PAIR and BIND will come."""
         size = PAGES * PAGE_SIZE
-        return Beside(lambda: self.machine.set_private_slot(0, 0, size, 0, str(self.path), 0))
+        return Beside(lambda: self.kvm.slots.set_private_slot(0, 0, size, 0, str(self.path), 0))
 
     def write(self, page: int, data: bytes = b"x") -> "Beside[Any]":
-        guest = Guest(self.machine)
+        guest = Guest(self.kvm)
         return Beside(lambda: guest.write(self.vm.vcpu(0), page * PAGE_SIZE, data))
 
     # -- the store's side
@@ -115,7 +115,7 @@ class ByHand:
     def close(self) -> None:
         for sock in (self.down, self.up, self.up_theirs):
             sock.close()
-        self.machine.close()
+        self.kvm.close()
         self._theirs.close()
         os.close(self.window)
 

@@ -33,7 +33,7 @@ def store(tmp_path: Path) -> Iterator[ByHand]:
     made = ByHand(tmp_path)
     before = len(os.listdir("/proc/self/fd"))
     yield made
-    if made.machine.links:
+    if made.kvm.pairings.links:
         before += 1 + 1 + 3  # the slot's file, and the window twice (fd and map) and the up channel
         assert len(os.listdir("/proc/self/fd")) <= before
     else:
@@ -367,7 +367,7 @@ def test_any_up_call_is_answered_or_the_end_of_the_store(tmp_path: Path) -> None
             if answer:
                 id_, kind, _ = HEADER.unpack_from(packet)
                 assert HEADER.unpack_from(answer)[:2] == (id_, kind | m.REPLY)
-        (link,) = store.machine.links.values()
+        (link,) = store.kvm.pairings.links.values()
         if ended:
             until(lambda link=link: bool(link.lost), "the VM knows")  # type: ignore[misc]
             until(lambda store=store: store.vm.mmu.epts[True].leaf_count == 0, "all is zapped")  # type: ignore[misc]
@@ -389,7 +389,7 @@ def test_any_answer_to_a_fault_is_a_frame_of_the_window_or_an_exit(tmp_path: Pat
 
 def fuzz_faults(store: ByHand, hostile: Hostile, budget: int) -> int:
     """Faults with any answer until the link is lost; how many packets that took."""
-    (link,) = store.machine.links.values()
+    (link,) = store.kvm.pairings.links.values()
     count = 0
     while count < budget and not link.lost:
         write = store.write(hostile.dice.randrange(PAGES))

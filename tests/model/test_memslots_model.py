@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, Memslots, SlotFlag
 from memfsd.uapi.errors import Refused
+from tests.support.slots import NO_BACKING
 
 SPACE = 40
 
@@ -72,7 +73,7 @@ def apply(memslots: Memslots, operation: tuple[str, int, int, int]) -> int:
     name, slot_id, first, second = operation
     try:
         if name == "add":
-            memslots.add(Memslot(slot_id, AddressSpaceId.PRIVATE, first, second, SlotFlag(0), None, 0))
+            memslots.add(Memslot(slot_id, AddressSpaceId.PRIVATE, first, second, SlotFlag(0), NO_BACKING, 0))
         elif name == "delete":
             assert memslots.delete(slot_id).id == slot_id
         elif name == "punch":

@@ -48,16 +48,16 @@ def test_no_false_alarm_while_guests_fault_slots_change_and_punches_run(small_st
             elif dice.random() < 0.2:
                 slot = local.vm.slots[True].get(0)
                 assert slot is not None
-                local.machine.detach(0)
-                local.machine.attach(slot)
+                local.kvm.blocking.detach(0)
+                local.kvm.blocking.attach(slot)
             else:
                 if dice.random() < 0.5:
-                    local.machine.punch_slot(0, page(64 + at), page(pages))
+                    local.kvm.slots.punch_slot(0, page(64 + at), page(pages))
                 else:
-                    local.machine.hide(0, 64 + at, 64 + at + pages)
+                    local.kvm.blocking.hide(0, 64 + at, 64 + at + pages)
                 for gfn in range(64 + at, 64 + at + pages):
                     if local.vm.slots[True].lookup(gfn) is None:
-                        local.machine.fill_slot(0, gfn, gfn + 1)
+                        local.kvm.slots.fill_slot(0, gfn, gfn + 1)
 
         return step
 

@@ -119,10 +119,10 @@ def test_slots_of_a_vm_that_was_cut_off_can_be_deleted_and_it_does_not_come_back
 ) -> None:
     store.hang_up("file")
     until(lambda: bool(running.link().lost), "the VM knows")
-    running.machine.punch_slot(0, page(7), page(1))
-    assert errno_of(running.machine.fill_slot, 0, 7, 8) == "EHOSTDOWN"
+    running.kvm.slots.punch_slot(0, page(7), page(1))
+    assert errno_of(running.kvm.slots.fill_slot, 0, 7, 8) == "EHOSTDOWN"
     running.delete(0, private=True)
-    assert running.machine.links == {}
+    assert running.kvm.pairings.links == {}
     assert errno_of(running.private_slot, 0, 0, page(8), "file") == "EPERM"
     assert running.read(0, 1) == MemoryErrorExit(0, page(1), private=True)
 
@@ -174,7 +174,7 @@ def test_a_window_that_could_shrink_is_refused(store: LocalStore, monkeypatch: p
     monkeypatch.setattr(store.windows, "make_window", lambda ino: os.dup(loose))
     local = store.vm()
     assert errno_of(local.private_slot, 0, 0, page(8), "file") == "EHOSTDOWN"
-    assert local.machine.links == {}
+    assert local.kvm.pairings.links == {}
     os.close(loose)
     settled_or_cut(store)
 
@@ -187,16 +187,16 @@ from kvmsim.store import link
 from memfsd.uapi.proof import split_token
 from kvmsim.kvm.vm import Vm
 from kvmsim.cpu.accesses import Guest
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
 
 path, socket_path, token = sys.argv[1:]
 
 def pair(fd, vm, callbacks):
     return link.StoreLink(fd, link._connect(socket_path), split_token(bytes.fromhex(token)), vm, callbacks)
 
-machine = Machine(Vm("child"), pair)
-machine.set_private_slot(0, 0, 64 << 12, 0, path, 0)
-assert Guest(machine).write(machine.vm.vcpu(0), 0, b"secret" * 10000) is None
+kvm = Kvm(Vm("child"), pair)
+kvm.slots.set_private_slot(0, 0, 64 << 12, 0, path, 0)
+assert Guest(kvm).write(kvm.vm.vcpu(0), 0, b"secret" * 10000) is None
 print("ready", flush=True)
 sys.stdin.read()
 """

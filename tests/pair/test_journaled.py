@@ -15,6 +15,7 @@ import pytest
 import memfsd.peers.invalidator
 import memfsd.peers.session
 from kvmsim.journal.check import check
+from kvmsim.kvm.notifier import Notifier
 from memfsd.peers.upchannel import UpChannel
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind
@@ -32,10 +33,10 @@ def together(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
     def convert(local: LocalVm) -> Callable[[random.Random], object]:
         def step(dice: random.Random) -> None:
             at = 16 + dice.randrange(15)
-            local.machine.punch_slot(0, page(at), page(2))
+            local.kvm.slots.punch_slot(0, page(at), page(2))
             for gfn in (at, at + 1):
                 if local.vm.slots[True].lookup(gfn) is None:
-                    local.machine.fill_slot(0, gfn, gfn + 1)
+                    local.kvm.slots.fill_slot(0, gfn, gfn + 1)
 
         return step
 
@@ -94,7 +95,7 @@ def test_large_leaves_are_installed_and_zapped_in_the_journal_as_they_are(tmp_pa
         assert local.touch(0, page(2048)) is None
         store.punch("large", 512, 512)
         assert local.touch(page(300), page(600)) is None
-        local.machine.punch_slot(0, page(1100), page(3))
+        local.kvm.slots.punch_slot(0, page(1100), page(3))
         assert local.touch(page(1024), page(76)) is None
         assert store.findings() == []
         local.close()
@@ -108,9 +109,8 @@ def test_large_leaves_are_installed_and_zapped_in_the_journal_as_they_are(tmp_pa
 CHILD = """
 import sys, time
 from pathlib import Path
-from kvmsim.kvm.vm import Vm
 from kvmsim.cpu.accesses import Guest
-from kvmsim.journal.record import JournaledMachine, JournaledMmu
+from kvmsim.journal.record import journaled
 from kvmsim.store import link
 from memfsd.uapi.proof import split_token
 from tests.support.journaled import recording
@@ -121,9 +121,9 @@ def pair(fd, vm, callbacks, journal):
     return link.StoreLink(fd, link._connect(socket_path), split_token(bytes.fromhex(token)), vm, callbacks, journal)
 
 with recording(Path(journal_path), "kvmsim") as journal:
-    machine = JournaledMachine(Vm("child", mmu=JournaledMmu(journal, "child")), journal, pair)
-    machine.set_private_slot(0, 0, 16 << 12, 0, path, 0)
-    assert Guest(machine).write(machine.vm.vcpu(0), 0, b"x" * 65536) is None
+    kvm = journaled("child", journal, pair=pair)
+    kvm.slots.set_private_slot(0, 0, 16 << 12, 0, path, 0)
+    assert Guest(kvm).write(kvm.vm.vcpu(0), 0, b"x" * 65536) is None
     print("ready", flush=True)
     sys.stdin.read()
 """
@@ -176,15 +176,14 @@ def _impatient(sock: socket.socket) -> UpChannel:
 
 
 def test_an_acknowledgement_before_the_zap_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A bug in the machine itself, not in the journal: what the notes tell is what is done."""
-    from kvmsim.kvm.machine import Machine
+    """A bug in KVM itself, not in the journal: what the notes tell is what is done."""
 
-    def forgetful(self: Machine, link: object, begin: object) -> list[tuple[int, int]]:
+    def forgetful(self: Notifier, link: object, begin: object) -> list[tuple[int, int]]:
         return []
 
     def run(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
         one.touch(page(16), page(4))
-        monkeypatch.setattr(Machine, "on_begin", forgetful)
+        monkeypatch.setattr(Notifier, "on_begin", forgetful)
         store.punch("one", 0, 4)
         monkeypatch.undo()
         one.close()

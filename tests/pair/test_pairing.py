@@ -291,4 +291,4 @@ def test_a_file_of_a_store_that_is_gone_is_ehostdown(store: LocalStore, monkeypa
     monkeypatch.setattr(os, "getxattr", lambda fd, name: attributes[name])
     monkeypatch.setattr(kvmsim.store.link, "mount_of", lambda fd: Mount(os.fstat(fd).st_dev, "/mnt", os.getuid()))
     with open(store.path("file"), "wb") as file:
-        assert errno_of(kvmsim.store.link.pair, file.fileno(), "vm", local.machine) == "EHOSTDOWN"
+        assert errno_of(kvmsim.store.link.pair, file.fileno(), "vm", local.kvm) == "EHOSTDOWN"

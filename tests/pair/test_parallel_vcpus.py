@@ -4,8 +4,8 @@ import threading
 
 import pytest
 
-from kvmsim.kvm.backing import GuestVcpu
 from kvmsim.kvm.exits import MmioExit
+from kvmsim.kvm.vcpu import Vcpu
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.threads import DEADLINE_S, Beside
@@ -46,13 +46,13 @@ def test_two_vcpus_are_in_guest_mode_at_once(running: LocalVm) -> None:
 
 def test_two_vcpus_fault_at_once_on_the_same_page(running: LocalVm, monkeypatch: pytest.MonkeyPatch) -> None:
     both = threading.Barrier(2)
-    real = running.machine.fault
+    real = running.kvm.faults.fault
 
     def fault(*arguments: object, **named: object) -> object:
         both.wait(DEADLINE_S)
         return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(running.machine, "fault", fault)
+    monkeypatch.setattr(running.kvm.faults, "fault", fault)
     threads = [
         Beside(lambda number=number: running.guest.write(running.vm.vcpu(number), number, bytes([65 + number])))
         for number in range(2)
@@ -75,7 +75,7 @@ def test_vcpus_go_on_while_their_memory_is_taken_back(store: LocalStore, running
 
     done = threading.Event()
 
-    def life(vcpu: GuestVcpu) -> int:
+    def life(vcpu: Vcpu) -> int:
         own, mine = range(vcpu.id, PAGES, 4), bytes([vcpu.id + 1]) * 8
         zeros = 0
         while not done.is_set():
@@ -102,7 +102,7 @@ def test_vcpus_go_on_while_their_memory_is_taken_back(store: LocalStore, running
 def test_bulk_accesses_side_by_side_with_invalidations(store: LocalStore, running: LocalVm) -> None:
     done = threading.Event()
 
-    def life(vcpu: GuestVcpu) -> None:
+    def life(vcpu: Vcpu) -> None:
         while not done.is_set():
             assert running.guest.touch(vcpu, 0, page(PAGES)) is None
             assert running.guest.map(vcpu, 0, page(PAGES), private=True) is None

@@ -25,14 +25,16 @@ FILES = 1_100
 
 
 def held(store: LocalStore, vm: LocalVm) -> dict[str, int]:
-    until(lambda: store.server.session_count() == len(vm.machine.links), "sessions of pairings that ended are over")
+    until(
+        lambda: store.server.session_count() == len(vm.kvm.pairings.links), "sessions of pairings that ended are over"
+    )
     gc.collect()
     return {
         "fds": len(os.listdir("/proc/self/fd")),
         "threads": threading.active_count(),
         "windows": store.windows.window_count(),
         "peers": len(store.invalidator.peers),
-        "links": len(vm.machine.links),
+        "links": len(vm.kvm.pairings.links),
         "ranges": len(vm.vm.physmap._ranges),
         "frames": store.service.pool.frame_count - store.free_count,
     }
@@ -89,10 +91,10 @@ def test_the_pairing_lasts_as_long_as_a_slot(store: LocalStore) -> None:
     vm.delete(0, private=True)
     assert vm.link() is link
     assert vm.read(page(4), 4) == b"kept"
-    vm.machine.punch_slot(1, page(4), page(4))
+    vm.kvm.slots.punch_slot(1, page(4), page(4))
     assert vm.link() is link, "a slot that is all hole can be filled"
     vm.delete(1, private=True)
-    assert vm.machine.links == {}
+    assert vm.kvm.pairings.links == {}
     assert link.lost == "closed"
 
 
@@ -101,7 +103,7 @@ def test_another_vm_is_eperm_also_between_two_pairings(store: LocalStore) -> Non
     first, second = store.vm("same name"), store.vm("same name")
     plug(first, "file", b"first")
     assert errno_of(second.private_slot, 0, 0, page(4), "file") == "EPERM", "the same process, but another VM"
-    assert second.machine.links == {}
+    assert second.kvm.pairings.links == {}
     plug(first, "file", b"again")
 
 
@@ -132,7 +134,7 @@ def test_gfns_stay_fixed_over_the_end_of_a_pairing(store: LocalStore) -> None:
     vm = store.vm()
     plug(vm, "file", b"data")
     assert errno_of(vm.private_slot, 0, page(64), page(4), "file") == "EINVAL"
-    assert vm.machine.links == {}
+    assert vm.kvm.pairings.links == {}
     plug(vm, "file", b"more")
 
 
@@ -236,7 +238,7 @@ def test_without_descriptors_it_is_emfile_and_the_file_is_not_spent(store: Local
     with no_more_fds_than(spare), pytest.raises(Refused) as refused:
         vm.private_slot(0, 0, page(4), "file")
     assert refused.value.errno == errno.EMFILE, refused.value
-    assert vm.machine.links == {}
+    assert vm.kvm.pairings.links == {}
     plug(store.vm("another"), "file", b"data")
 
 
@@ -251,7 +253,7 @@ def test_fds_that_the_kernel_dropped_are_emfile(store: LocalStore, monkeypatch: 
         with pytest.raises(Refused, match="ulimit -n") as refused:
             vm.private_slot(0, 0, page(4), "file")
     assert refused.value.errno == errno.EMFILE
-    assert vm.machine.links == {}
+    assert vm.kvm.pairings.links == {}
     plug(vm, "file", b"data")
 
 
@@ -272,7 +274,7 @@ def test_without_threads_it_is_eagain_and_the_file_is_not_spent(
     with monkeypatch.context() as patch:
         patch.setattr(StoreLink, "start", no_thread)
         assert errno_of(vm.private_slot, 0, 0, page(4), "file") == "EAGAIN"
-    assert vm.machine.links == {}
+    assert vm.kvm.pairings.links == {}
     plug(vm, "file", b"data")
 
 

@@ -28,8 +28,8 @@ def _mutant(name: str, where: str, *edits: tuple[str, str], at: str) -> Mutant:
 
 
 _FAULTS = "kvmsim.kvm.faults:Faults"
-_CALLBACKS = "kvmsim.kvm.notifier:StoreCallbacks"
-_SLOTS = "kvmsim.kvm.ioctls:Slots"
+_CALLBACKS = "kvmsim.kvm.notifier:Notifier"
+_SLOTS = "kvmsim.kvm.ioctls:SlotIoctls"
 _MMU = "kvmsim.kvm.mmu.mmu:Mmu"
 _INVALIDATOR = "memfsd.peers.invalidator:Invalidator"
 _GMEM = "memfsd.core.gmem:GuestMemory"
@@ -88,7 +88,7 @@ MUTANTS: tuple[Mutant, ...] = (
                 f"{_CALLBACKS}.on_end",
                 "            if self._open.pop(link, None) is not None:\n",
                 "            if (late := self._open.pop(link, None)) is not None:\n"
-                "                self.vm.mmu.zap(*late, private=True)\n",
+                "                self._vm.mmu.zap(*late, private=True)\n",
             ),
         ),
         ("access-x-punch",),
@@ -96,7 +96,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "acknowledgement while a vCPU is inside",
         f"{_CALLBACKS}.on_begin",
-        ("self._kick_all()", "pass"),
+        ("self._unmapper.kick_all()", "pass"),
         at="access-x-punch",
     ),
     _mutant(
@@ -114,7 +114,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "END twice, in the VM",
         f"{_CALLBACKS}.on_end",
-        ("self.vm.mmu.invalidate_end()", "self.vm.mmu.invalidate_end(), self.vm.mmu.invalidate_end()"),
+        ("self._vm.mmu.invalidate_end()", "self._vm.mmu.invalidate_end(), self._vm.mmu.invalidate_end()"),
         at="fault-x-punch",
     ),
     _mutant(
@@ -201,13 +201,16 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "BEGIN overtakes a slot that goes away",
         f"{_CALLBACKS}.on_begin",
-        ("wait_for(lambda: not self._retiring, ACK_DEADLINE_S)", "wait_for(lambda: True, ACK_DEADLINE_S)"),
+        ("wait_for(lambda: not self._unmapper.retiring, ACK_DEADLINE_S)", "wait_for(lambda: True, ACK_DEADLINE_S)"),
         at="end-x-punch convert-x-punch",
     ),
     _mutant(
         "a page visible before it is bound",
         f"{_SLOTS}.fill_slot",
-        ("with self._change(slot), self._faults_wait(start, end):", "with self._change(slot):"),
+        (
+            "with self._pairings.change(slot), self._unmapper.hold_off_faults(start, end):",
+            "with self._pairings.change(slot):",
+        ),
         at="fault-x-bind",
     ),
     _mutant(

@@ -18,11 +18,11 @@ import memfsd.peers.checker
 import memfsd.peers.invalidator
 import memfsd.peers.session
 from kvmsim.cpu.accesses import Guest
-from kvmsim.journal.record import JournaledMachine, JournaledMmu
-from kvmsim.kvm.backing import GuestVcpu
+from kvmsim.journal.record import journaled
 from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.hypercalls import SHARED_BIT
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.kvm.vm import Vm
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.store.link import Callbacks, FileId, StoreLink
@@ -183,7 +183,7 @@ class LocalStore:
         return down
 
     def pair(self, fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) -> StoreLink:
-        """For Machine, in the place of kvmsim.store.link.pair."""
+        """For Kvm, in the place of kvmsim.store.link.pair."""
         status = os.fstat(fd)
         token = self._token(self._by_file[FileId(status.st_dev, status.st_ino)])
         return StoreLink(fd, self.connect(), token, vm, callbacks, journal)
@@ -225,35 +225,33 @@ class LocalVm:
         max_slots: int = MAX_SLOTS,
         journal: Journal = NO_JOURNAL,
     ) -> None:
-        self.machine: Machine
         if store and journal is not NO_JOURNAL:
-            self.vm = Vm(name, max_slots, JournaledMmu(journal, name))
-            self.machine = JournaledMachine(self.vm, journal, store.pair)
+            self.kvm = journaled(name, journal, max_slots, store.pair)
         else:
-            self.vm = Vm(name, max_slots)
-            self.machine = Machine(self.vm, store.pair) if store else Machine(self.vm)
-        self.guest = Guest(self.machine)
-        self.vmm = Vmm(self.machine)
+            self.kvm = Kvm(Vm(name, max_slots), store.pair) if store else Kvm(Vm(name, max_slots))
+        self.vm = self.kvm.vm
+        self.guest = Guest(self.kvm)
+        self.vmm = Vmm(self.kvm)
         self._store = store
         self._closed = False
         if store:
             store.vms.append(self)
 
     @property
-    def vcpu(self) -> GuestVcpu:
+    def vcpu(self) -> Vcpu:
         return self.vm.vcpu(0)
 
     def private_slot(self, id_: int, gpa: int, size: int, name: str, offset: int = 0, flags: int = 0) -> None:
         assert self._store is not None
-        self.machine.set_private_slot(id_, gpa, size, flags, self._store.path(name), offset)
+        self.kvm.slots.set_private_slot(id_, gpa, size, flags, self._store.path(name), offset)
 
     def shared_slot(self, id_: int, gpa: int, size: int, flags: int = 0) -> AnonymousMemory:
         memory = AnonymousMemory(size)
-        self.machine.set_shared_slot(id_, gpa, size, flags, memory, 0, owned=True)
+        self.kvm.slots.set_shared_slot(id_, gpa, size, flags, memory, 0, owned=True)
         return memory
 
     def delete(self, id_: int, *, private: bool) -> None:
-        self.machine.delete_slot(id_, private=private)
+        self.kvm.slots.delete_slot(id_, private=private)
 
     def read(self, gpa: int, length: int, *, shared: bool = False) -> bytes | Exit:
         return self.guest.read(self.vcpu, gpa, length, shared=shared)
@@ -265,13 +263,13 @@ class LocalVm:
         return self.guest.touch(self.vcpu, gpa, size, shared=shared)
 
     def link(self) -> StoreLink:
-        (link,) = self.machine.links.values()
+        (link,) = self.kvm.pairings.links.values()
         return link
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
-            self.machine.close()
+            self.kvm.close()
             self.vmm.close()
 
 

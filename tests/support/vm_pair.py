@@ -14,9 +14,8 @@ from typing import Any
 
 import pytest
 
-from kvmsim.kvm.backing import backing_of
 from kvmsim.kvm.exits import ExitReason
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT, entry_pfn, entry_writable
 from kvmsim.shell.execute import Executor
 from kvmsim.shell.script import commands as c
@@ -46,10 +45,10 @@ class ModelledVm:
         self.name = name
         self.model = VmModel(homes, max_slots, others)
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Machine.__init__, "__defaults__", (store.pair,))
+            patch.setattr(Kvm.__init__, "__defaults__", (store.pair, None))
             self.executor = Executor(max_slots)
-        computer = self.executor._current
-        self.vm, self.machine, self.vmm = computer.vm, computer.machine, computer.vmm
+        kvm = self.executor._current
+        self.vm, self.kvm, self.vmm = kvm.vm, kvm.kvm, kvm.vmm
 
     # -- a step
 
@@ -188,7 +187,7 @@ class ModelledVm:
     def _slots_agree(self) -> None:
         model, copied, own = self.model, set[tuple[int, int]](), {}
         for slot in self.vm.slots[False]:
-            if backing_of(slot).path == "(vmm)":
+            if slot.backing.path == "(vmm)":
                 copied.add((slot.gfn, slot.end))
             else:
                 own[slot.id] = slot.gfn, slot.page_count, int(slot.flags)
@@ -215,7 +214,7 @@ class ModelledVm:
                 at = first
                 for slot, low, high in slots.visible(first, first + count):
                     assert low == at, f"no slot shows {at:#x}"
-                    at, pfn = high, base + low - first - backing_of(slot).base
+                    at, pfn = high, base + low - first - slot.backing.base
                     if private:
                         shaded = [gfn for gfn in self.model.shared_pages() if low <= gfn < high]
                         assert not shaded or self.model.policy != "overlay", f"{shaded} are under an overlay"
@@ -324,7 +323,7 @@ class World:
 
     def _other_threads(self) -> int:
         """Those of this world, without the two that each pairing has."""
-        pairings = sum(len(vm.machine.links) for vm in self.vms.values())
+        pairings = sum(len(vm.kvm.pairings.links) for vm in self.vms.values())
         return len(set(threading.enumerate()) - self._before) - 2 * pairings
 
     def step(self, line: str) -> None:

@@ -27,11 +27,11 @@ def measure(
         lookup_ns: dict[int, list[float]] = {number: [] for number in live}
         for round_ in range(rounds + 1):
             progress.round(round_, rounds)
-            for number, computer in vms.items():
-                there, back = _convert(computer, count)
+            for number, machine in vms.items():
+                there, back = _convert(machine, count)
                 shared_us[number].append(there)
                 private_us[number].append(back)
-                lookup_ns[number].append(_lookup_ns(computer, count * 20))
+                lookup_ns[number].append(_lookup_ns(machine, count * 20))
     both = {number: [a + b for a, b in zip(shared_us[number], private_us[number], strict=True)][1:] for number in live}
     few, many = live[0], live[-1]
     ratios = [large / small for large, small in zip(both[many], both[few], strict=True)]
@@ -55,50 +55,50 @@ def _live(mountpoint: Path, number: int) -> Iterator[VirtualMachine]:
     """A VM in which every second page, so many of them, is shared; each has a slot."""
     pages = 2 * number + _SPARE_PAGES
     path = our_mount.sealed_file(mountpoint / f"live-{number}", pages * PAGE_SIZE)
-    with closing(VirtualMachine("bench", MAX_SLOTS)) as computer:
-        computer.machine.set_private_slot(0, 0, pages * PAGE_SIZE, 0, str(path), 0)
-        computer.vmm.set_policy("overlay")
+    with closing(VirtualMachine("bench", MAX_SLOTS)) as machine:
+        machine.kvm.slots.set_private_slot(0, 0, pages * PAGE_SIZE, 0, str(path), 0)
+        machine.vmm.set_policy("overlay")
         for page in range(0, 2 * number, 2):
-            _map(computer, page, private=False)
-        assert len(computer.vm.slots[False]) == number
-        yield computer
+            _map(machine, page, private=False)
+        assert len(machine.vm.slots[False]) == number
+        yield machine
     path.unlink()
 
 
-def _convert(computer: VirtualMachine, count: int) -> tuple[float, float]:
+def _convert(machine: VirtualMachine, count: int) -> tuple[float, float]:
     """Microseconds to shared and back to private of a page that the guest has touched in both aliases."""
-    vcpu, first = computer.vm.vcpu(0), _first_spare(computer)
+    vcpu, first = machine.vm.vcpu(0), _first_spare(machine)
     there = back = 0.0
     for index in range(count):
         page = first + 2 * (index % (_SPARE_PAGES // 2))
-        assert computer.guest.write(vcpu, page << PAGE_SHIFT, b"private") is None
+        assert machine.guest.write(vcpu, page << PAGE_SHIFT, b"private") is None
         start = perf_counter()
-        _map(computer, page, private=False)
+        _map(machine, page, private=False)
         middle = perf_counter()
-        assert computer.guest.write(vcpu, page << PAGE_SHIFT, b"shared", shared=True) is None
+        assert machine.guest.write(vcpu, page << PAGE_SHIFT, b"shared", shared=True) is None
         begin = perf_counter()
-        _map(computer, page, private=True)
+        _map(machine, page, private=True)
         back += perf_counter() - begin
         there += middle - start
     return there / count * 1e6, back / count * 1e6
 
 
-def _lookup_ns(computer: VirtualMachine, count: int) -> float:
+def _lookup_ns(machine: VirtualMachine, count: int) -> float:
     """Nanoseconds of one lookup of the slot that shows a page, the loop around it included."""
-    lookup, last = computer.vm.slots[False].lookup, _first_spare(computer)
+    lookup, last = machine.vm.slots[False].lookup, _first_spare(machine)
     start = perf_counter()
     for index in range(count):
         lookup(index * 7919 % last)
     return (perf_counter() - start) / count * 1e9
 
 
-def _first_spare(computer: VirtualMachine) -> int:
-    (slot,) = computer.vm.slots[True]
+def _first_spare(machine: VirtualMachine) -> int:
+    (slot,) = machine.vm.slots[True]
     return slot.page_count - _SPARE_PAGES
 
 
-def _map(computer: VirtualMachine, page: int, *, private: bool) -> None:
-    vcpu, gpa = computer.vm.vcpu(0), page << PAGE_SHIFT
-    stopped = computer.vmm.run(vcpu, lambda: computer.guest.map(vcpu, gpa, PAGE_SIZE, private=private))
+def _map(machine: VirtualMachine, page: int, *, private: bool) -> None:
+    vcpu, gpa = machine.vm.vcpu(0), page << PAGE_SHIFT
+    stopped = machine.vmm.run(vcpu, lambda: machine.guest.map(vcpu, gpa, PAGE_SIZE, private=private))
     if stopped is not None:
         raise RuntimeError(f"the guest stopped: {stopped}")

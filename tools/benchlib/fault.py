@@ -36,13 +36,13 @@ def measure(progress: Progress, starts: int = 5, rounds: int = 6, count: int = 6
     raw_us, fault_us, access_us = [], [], []
     with pin(first_cpu()), raw_socket.echoing(request_bytes, reply_bytes) as round_trip_us:
         for start in range(starts):
-            with _computer() as computer:
+            with _machine() as machine:
                 pages = _scattered_pages()
                 for number in range(rounds + 1):
                     progress.round(start * rounds + number, starts * rounds)
                     raw = round_trip_us(count)
-                    fault = _median_us(_fault(computer), pages, count)
-                    access = _median_us(_access(computer), pages, count)
+                    fault = _median_us(_fault(machine), pages, count)
+                    access = _median_us(_access(machine), pages, count)
                     if number > 0:
                         raw_us.append(raw)
                         fault_us.append(fault)
@@ -71,12 +71,12 @@ def measure(progress: Progress, starts: int = 5, rounds: int = 6, count: int = 6
 
 
 @contextmanager
-def _computer() -> Iterator[VirtualMachine]:
+def _machine() -> Iterator[VirtualMachine]:
     """A VM on a new memfsd."""
     with our_mount.mounted(_FILE_BYTES) as mountpoint:
         file = our_mount.sealed_file(Path(mountpoint, "memory"), _FILE_BYTES)
-        with our_mount.attached(file, _FILE_BYTES) as computer:
-            yield computer
+        with our_mount.attached(file, _FILE_BYTES) as machine:
+            yield machine
 
 
 def _scattered_pages() -> Iterator[int]:
@@ -86,13 +86,13 @@ def _scattered_pages() -> Iterator[int]:
     return iter(pages)
 
 
-def _fault(computer: VirtualMachine) -> Callable[[int], object]:
-    machine, vcpu = computer.machine, computer.vm.vcpu(0)
-    return lambda gfn: machine.fault(vcpu, gfn, shared=False, write=True)
+def _fault(machine: VirtualMachine) -> Callable[[int], object]:
+    faults, vcpu = machine.kvm.faults, machine.vm.vcpu(0)
+    return lambda gfn: faults.fault(vcpu, gfn, shared=False, write=True)
 
 
-def _access(computer: VirtualMachine) -> Callable[[int], object]:
-    guest, vcpu = computer.guest, computer.vm.vcpu(0)
+def _access(machine: VirtualMachine) -> Callable[[int], object]:
+    guest, vcpu = machine.guest, machine.vm.vcpu(0)
     return lambda gfn: guest.write(vcpu, gfn << PAGE_SHIFT, b"x")
 
 

@@ -54,11 +54,11 @@ def measure(progress: Progress, rounds: int = 5, size_bytes: int = 1 << 30) -> F
 def _ours(path: Path, size_bytes: int) -> tuple[float, int]:
     """Seconds, and GET_PFN requests that it took."""
     our_mount.sealed_file(path, size_bytes)
-    with our_mount.attached(path, size_bytes) as computer:
-        (link,) = computer.machine.links.values()
+    with our_mount.attached(path, size_bytes) as machine:
+        (link,) = machine.kvm.pairings.links.values()
         before = link.request_count
         start = perf_counter()
-        stopped = computer.guest.touch(computer.vm.vcpu(0), 0, size_bytes)
+        stopped = machine.guest.touch(machine.vm.vcpu(0), 0, size_bytes)
         elapsed_s = perf_counter() - start
         if stopped is not None:
             raise RuntimeError(f"the guest stopped: {stopped}")

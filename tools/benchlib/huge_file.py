@@ -57,15 +57,15 @@ def _once(mountpoint: Path, size_bytes: int) -> None:
     os.setxattr(fd, "user.memfsd.seals", b"guest")
     os.setxattr(fd, "user.memfsd.page_size", str(_PAGE_BYTES).encode())
     os.ftruncate(fd, size_bytes)
-    with closing(VirtualMachine("bench", our_mount.MAX_SLOTS)) as computer:
-        computer.machine.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
+    with closing(VirtualMachine("bench", our_mount.MAX_SLOTS)) as machine:
+        machine.kvm.slots.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
         if _libc.fallocate(fd, 1, 0, size_bytes) != 0:
             raise OSError(ctypes.get_errno(), f"allocation of {path}")
-        stopped = computer.guest.map(computer.vm.vcpu(0), 0, size_bytes, private=True)
+        stopped = machine.guest.map(machine.vm.vcpu(0), 0, size_bytes, private=True)
         if stopped is not None:
             raise RuntimeError(f"the guest stopped: {stopped}")
         elapsed_s = perf_counter() - start
-        small, _, large = computer.vm.mmu.epts[True].leaf_counts
+        small, _, large = machine.vm.mmu.epts[True].leaf_counts
         if small or large != size_bytes // _PAGE_BYTES:
             raise RuntimeError(f"{large} leaves of 1 GiB and {small} of 4 KiB")
         print(elapsed_s, _peak_rss_mib(os.getpid()), _peak_rss_mib(_daemon_of(mountpoint)))

@@ -36,6 +36,6 @@ def sealed_file(path: Path, size_bytes: int) -> Path:
 @contextmanager
 def attached(path: Path, size_bytes: int) -> Iterator[VirtualMachine]:
     """A new VM whose private memory from address 0 on is this file."""
-    with closing(VirtualMachine("bench", MAX_SLOTS)) as computer:
-        computer.machine.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
-        yield computer
+    with closing(VirtualMachine("bench", MAX_SLOTS)) as machine:
+        machine.kvm.slots.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
+        yield machine

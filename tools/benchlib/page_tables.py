@@ -70,20 +70,20 @@ class Translating:
     """A VM that has touched one page of shared memory."""
 
     def __init__(self) -> None:
-        self._computer = VirtualMachine("bench", 1)
+        self._machine = VirtualMachine("bench", 1)
 
     def __enter__(self) -> "Translating":
         memory = AnonymousMemory(PAGE_SIZE)
-        self._computer.machine.set_shared_slot(0, 0, PAGE_SIZE, 0, memory, 0, owned=True)
-        assert self._computer.guest.write(self._computer.vm.vcpu(0), 0, b"x", shared=True) is None
+        self._machine.kvm.slots.set_shared_slot(0, 0, PAGE_SIZE, 0, memory, 0, owned=True)
+        assert self._machine.guest.write(self._machine.vm.vcpu(0), 0, b"x", shared=True) is None
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._computer.close()
+        self._machine.close()
 
     def hit_ns(self, count: int) -> float:
         """Nanoseconds of one Machine.translate that hits the TLB, the loop around it included."""
-        translate, vcpu = self._computer.machine.translate, self._computer.vm.vcpu(0)
+        translate, vcpu = self._machine.kvm.faults.translate, self._machine.vm.vcpu(0)
         misses = vcpu.tlb.insert_count
         start = perf_counter()
         for _ in range(count):

@@ -50,8 +50,8 @@ def measure(progress: Progress, rounds: int = 5, size_bytes: int = 1 << 30) -> F
 def _ours(path: Path, size_bytes: int) -> float:
     """Seconds of the system call, which returns when the VM has acknowledged and the frames are free."""
     our_mount.sealed_file(path, size_bytes)
-    with our_mount.attached(path, size_bytes) as computer:
-        stopped = computer.guest.touch(computer.vm.vcpu(0), 0, size_bytes)
+    with our_mount.attached(path, size_bytes) as machine:
+        stopped = machine.guest.touch(machine.vm.vcpu(0), 0, size_bytes)
         if stopped is not None:
             raise RuntimeError(f"the guest stopped: {stopped}")
         fd = os.open(path, os.O_WRONLY)

@@ -3,8 +3,8 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from kvmsim.kvm.backing import GuestVcpu
 from kvmsim.kvm.exits import Exit, MemoryErrorExit
+from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
@@ -26,39 +26,39 @@ class Vm:
     """Each vCPU has a thread, and its actions come from there."""
 
     def __init__(self, name: str, path: str, size_bytes: int, policy: str, under: str, vcpu_count: int) -> None:
-        self._computer = VirtualMachine(name, MAX_SLOTS)
-        machine = self._computer.machine
-        machine.set_private_slot(0, 0, size_bytes, 0, path, 0)
-        (self._link,) = machine.links.values()
+        self._machine = VirtualMachine(name, MAX_SLOTS)
+        machine = self._machine.machine
+        machine.slots.set_private_slot(0, 0, size_bytes, 0, path, 0)
+        (self._link,) = machine.pairings.links.values()
         for id_ in range(1, vcpu_count):
-            self._computer.vm.create_vcpu(id_)
-        self._computer.vmm.set_policy(policy, under)
+            self._machine.vm.create_vcpu(id_)
+        self._machine.vmm.set_policy(policy, under)
         self._pages = size_bytes >> PAGE_SHIFT
 
     # -- what a guest does
 
     def read(self, vcpu: int, page: int, count: int, *, shared: bool) -> bytes | Trouble:
-        cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
+        cpu, guest = self._machine.vm.vcpu(vcpu), self._machine.guest
         got = self._run(cpu, lambda: guest.read(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, shared=shared))
         assert got is not None
         return got
 
     def write(self, vcpu: int, page: int, data: bytes, *, shared: bool) -> Trouble | None:
-        cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
+        cpu, guest = self._machine.vm.vcpu(vcpu), self._machine.guest
         done = self._run(cpu, lambda: guest.write(cpu, page << PAGE_SHIFT, data, shared=shared))
         assert not isinstance(done, bytes)
         return done
 
     def convert(self, vcpu: int, page: int, count: int, *, private: bool) -> Trouble | None:
         """The explicit request (MapGPA)."""
-        cpu, guest = self._computer.vm.vcpu(vcpu), self._computer.guest
+        cpu, guest = self._machine.vm.vcpu(vcpu), self._machine.guest
         done = self._run(cpu, lambda: guest.map(cpu, page << PAGE_SHIFT, count << PAGE_SHIFT, private=private))
         assert not isinstance(done, bytes)
         return done
 
-    def _run(self, cpu: GuestVcpu, action: Callable[[], bytes | Exit | None]) -> bytes | Trouble | None:
+    def _run(self, cpu: Vcpu, action: Callable[[], bytes | Exit | None]) -> bytes | Trouble | None:
         """User space's loop around KVM_RUN. What is under way after trouble is abandoned by the vCPU's next action."""
-        vmm = self._computer.vmm
+        vmm = self._machine.vmm
         try:
             result = vmm.run(cpu, action)
         except Refused as refused:
@@ -73,14 +73,14 @@ class Vm:
 
     def shared_pages(self, page: int, count: int) -> list[bool]:
         """Which of these pages an ordinary slot shows."""
-        with self._computer.vmm.inhibitor.running(), self._computer.vm.mmu.lock:
-            slots = self._computer.vm.slots[False]
+        with self._machine.vmm.inhibitor.running(), self._machine.vm.mmu.lock:
+            slots = self._machine.vm.slots[False]
             return [slots.lookup(gfn) is not None for gfn in range(page, page + count)]
 
     def slot_around(self, page: int) -> tuple[int, int]:
         """Pages [first, end) of the private slot that has this page; empty when none has."""
-        with self._computer.vmm.inhibitor.running(), self._computer.vm.mmu.lock:
-            slot = self._computer.vm.slots[True].lookup(page)
+        with self._machine.vmm.inhibitor.running(), self._machine.vm.mmu.lock:
+            slot = self._machine.vm.slots[True].lookup(page)
             return (0, 0) if slot is None else (slot.gfn, slot.end)
 
     @property
@@ -90,15 +90,15 @@ class Vm:
 
     @property
     def fault_count(self) -> int:
-        return self._computer.vm.mmu.fault_count
+        return self._machine.vm.mmu.fault_count
 
     @property
     def converted_count(self) -> int:
-        return self._computer.vmm.converted_count
+        return self._machine.vmm.converted_count
 
     @property
     def lost_page_count(self) -> int:
-        return self._computer.vmm.tally.lost_pages
+        return self._machine.vmm.tally.lost_pages
 
     def close(self) -> None:
-        self._computer.close()
+        self._machine.close()

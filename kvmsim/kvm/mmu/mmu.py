@@ -5,8 +5,6 @@ then counts down. A fault snapshots the sequence before it looks anything up, an
 time of mapping, the sequence has moved or an open invalidation covers what it would map.
 """
 
-from typing import Any
-
 import msgspec
 
 from kvmsim.kvm.slots.memslots import Memslot
@@ -16,7 +14,7 @@ from memfsd.common.intervals import IntervalSet
 from .blocked import BlockedPages
 from .ept import ACCESSED, Ept
 from .runs import Run, clip, inside
-from .tlb import RANGED_FLUSH_PAGES, Tlb, tlb_key
+from .tlb import RANGED_FLUSH_PAGES, Tlb, Translation, tlb_key
 
 
 class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
@@ -47,7 +45,7 @@ class Mmu:
         """Notified at each END: faults that met an open invalidation go on."""
         self.epts = (Ept(), Ept())
         """By address space: shared, private."""
-        self.tlbs: list[Tlb[Any]] = []
+        self.tlbs: list[Tlb[Translation]] = []
         """Of all vCPUs: filled and flushed with `lock` held."""
         self.blocked = BlockedPages()
         """Private pages that were unmapped and keep their contents: those under an overlay."""

@@ -3,7 +3,12 @@
 from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
+from kvmsim.memory.memory import Memory
+
 V = TypeVar("V")
+
+Translation = tuple[Memory, int, bool]
+"""What a vCPU keeps for a GFN: the memory, the byte offset of the page in it, writable."""
 
 
 RANGED_FLUSH_PAGES = 512

@@ -26,6 +26,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import ORDERS, PAGE_SHIFT, page_aligned
 
+from .backing import Gmem, SlotBacking
 from .dirty import DirtyLog
 
 MAX_SLOT_PAGES = (1 << 31) - 1
@@ -67,10 +68,8 @@ class Memslot:
     gfn: int
     page_count: int
     flags: SlotFlag
-    backing: object
+    backing: SlotBacking
     pgoff: int
-    file: object = None
-    """What its pages are found by besides their GFN: the pairing of a private slot."""
     segments: list[tuple[int, int]] = field(default_factory=list)
     max_order: int = 0
     """Order of the largest leaf that may map it: given is what the backing allows, kept what gfn, pgoff, size and dirty
@@ -96,6 +95,12 @@ class Memslot:
     def end(self) -> int:
         """The GFN after the last one, holes or not."""
         return self.gfn + self.page_count
+
+    @property
+    def gmem(self) -> Gmem:
+        """Of a private slot: the file that it shows."""
+        assert self.backing.gmem is not None, self
+        return self.backing.gmem
 
     def pgoff_of(self, gfn: int) -> int:
         """Page of the backing that this GFN shows."""
@@ -127,8 +132,8 @@ class Memslots:
         self._slots: dict[int, Memslot] = {}
         # Visible segments of all slots: by GFN, and those of each file by its pages.
         self._visible: IntervalMap[Memslot] = IntervalMap()
-        self._files: dict[object, IntervalMap[Memslot]] = {}
-        self._file_slots: Counter[object] = Counter()
+        self._files: dict[Gmem, IntervalMap[Memslot]] = {}
+        self._file_slots: Counter[Gmem] = Counter()
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -167,11 +172,11 @@ class Memslots:
         """What slots show of GFNs [start, end): (slot, first, end), cut at the range's ends, in order."""
         return [(slot, low, high) for low, high, slot in self._visible.within(start, end)]
 
-    def has_file(self, file: object) -> bool:
+    def has_file(self, file: Gmem) -> bool:
         """A slot is of this file, though all of it may be holes."""
         return file in self._file_slots
 
-    def of_file(self, file: object, start: int = 0, end: int = 1 << 52) -> list[Segment]:
+    def of_file(self, file: Gmem, start: int = 0, end: int = 1 << 52) -> list[Segment]:
         """What slots show of the file's pages [start, end): (slot, gfn, end gfn), in the order of the pages."""
         index = self._files.get(file)
         if index is None:
@@ -193,8 +198,8 @@ class Memslots:
         for start, end in slot.segments:
             self.check_free(start, end)
         self._slots[slot.id] = slot
-        if slot.file is not None:
-            self._file_slots[slot.file] += 1
+        if slot.backing.gmem is not None:
+            self._file_slots[slot.backing.gmem] += 1
         for start, end in slot.segments:
             self._show(slot, start, end)
         self.generation += 1
@@ -205,10 +210,10 @@ class Memslots:
         for start, _ in slot.segments:
             self._hide(slot, start)
         del self._slots[slot_id]
-        if slot.file is not None:
-            self._file_slots[slot.file] -= 1
-            if not self._file_slots[slot.file]:
-                del self._file_slots[slot.file]
+        if slot.backing.gmem is not None:
+            self._file_slots[slot.backing.gmem] -= 1
+            if not self._file_slots[slot.backing.gmem]:
+                del self._file_slots[slot.backing.gmem]
         self.generation += 1
         return slot
 
@@ -278,17 +283,19 @@ class Memslots:
 
     def _show(self, slot: Memslot, start: int, end: int) -> None:
         self._visible.add(start, end, slot)
-        if slot.file is not None:
-            pages = self._files.setdefault(slot.file, IntervalMap())
+        gmem = slot.backing.gmem
+        if gmem is not None:
+            pages = self._files.setdefault(gmem, IntervalMap())
             pages.add(slot.pgoff_of(start), slot.pgoff_of(end), slot)
 
     def _hide(self, slot: Memslot, start: int) -> None:
         self._visible.remove(start)
-        if slot.file is not None:
-            pages = self._files[slot.file]
+        gmem = slot.backing.gmem
+        if gmem is not None:
+            pages = self._files[gmem]
             pages.remove(slot.pgoff_of(start))
             if not pages:
-                del self._files[slot.file]
+                del self._files[gmem]
 
 
 def check_region(

@@ -8,5 +8,5 @@ recreate      delete the slot, make three
 punch         a hole in the slot (the proposed ioctl)
 overlay       an ordinary slot over the private one
 
-A design is user space: it calls the machine's ioctls and fallocate(2), and knows nothing of page tables.
+A design is user space: it makes KVM's ioctls and fallocate(2), and knows nothing of page tables.
 """

@@ -3,9 +3,7 @@
 from collections.abc import Iterable
 from typing import NamedTuple, Protocol
 
-from kvmsim.kvm.backing import Runs, link_of
-from kvmsim.kvm.machine import Machine
-from kvmsim.kvm.mmu.runs import inside
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.slots.memslots import Memslot
 from memfsd.common.intervals import subtract
 from memfsd.uapi.errors import Refused
@@ -54,32 +52,32 @@ class Tally:
         """Exits that user space saw, those it handled among them."""
 
 
-def visible_private(machine: Machine, start: int, end: int) -> list[Piece]:
-    return [Piece(*segment) for segment in machine.vm.slots[True].visible(start, end)]
+def visible_private(kvm: Kvm, start: int, end: int) -> list[Piece]:
+    return [Piece(*segment) for segment in kvm.vm.slots[True].visible(start, end)]
 
 
-def visible_shared(machine: Machine, start: int, end: int) -> list[Range]:
-    return [(low, high) for _, low, high in machine.vm.slots[False].visible(start, end)]
+def visible_shared(kvm: Kvm, start: int, end: int) -> list[Range]:
+    return [(low, high) for _, low, high in kvm.vm.slots[False].visible(start, end)]
 
 
-def not_shared(machine: Machine, start: int, end: int) -> list[Range]:
+def not_shared(kvm: Kvm, start: int, end: int) -> list[Range]:
     """What of [start, end) no ordinary slot shows."""
-    return subtract(start, end, visible_shared(machine, start, end))
+    return subtract(start, end, visible_shared(kvm, start, end))
 
 
-def not_private(machine: Machine, start: int, end: int) -> list[Range]:
+def not_private(kvm: Kvm, start: int, end: int) -> list[Range]:
     """What of [start, end) no private slot shows."""
-    return subtract(start, end, ((low, high) for _, low, high in machine.vm.slots[True].visible(start, end)))
+    return subtract(start, end, ((low, high) for _, low, high in kvm.vm.slots[True].visible(start, end)))
 
 
-def all_shared_or(pieces: list[Piece], machine: Machine, start: int, end: int) -> bool:
+def all_shared_or(pieces: list[Piece], kvm: Kvm, start: int, end: int) -> bool:
     """Every page of [start, end) is in an ordinary slot, or in one of these pieces."""
-    return _all_in([*visible_shared(machine, start, end), *((low, high) for _, low, high in pieces)], start, end)
+    return _all_in([*visible_shared(kvm, start, end), *((low, high) for _, low, high in pieces)], start, end)
 
 
-def all_private_or(pieces: list[Piece], machine: Machine, start: int, end: int) -> bool:
+def all_private_or(pieces: list[Piece], kvm: Kvm, start: int, end: int) -> bool:
     """Every page of [start, end) is in a private slot, or in one of these pieces."""
-    known = [*visible_private(machine, start, end), *pieces]
+    known = [*visible_private(kvm, start, end), *pieces]
     return _all_in(((low, high) for _, low, high in known), start, end)
 
 
@@ -91,44 +89,41 @@ def page_count(pieces: list[Piece]) -> int:
     return sum(piece.end - piece.start for piece in pieces)
 
 
-def give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Runs]) -> None:
+def give_back(kvm: Kvm, tally: Tally, pieces: list[Piece]) -> None:
     """The last step to shared: fallocate(PUNCH_HOLE) gives the private frames back to the store, which zeroes them.
 
     The store takes whole pages of the file's page size. What it does not take is destroyed here and stays allocated.
-    Refused when the store refuses before anything is lost; later there is no way back. runs: of each piece, the
-    frames that were mapped.
+    Refused when the store refuses before anything is lost; later there is no way back. The pieces are blocked.
     """
-    with machine.holding([piece.slot for piece in pieces]):
-        _give_back(machine, tally, pieces, runs)
+    with kvm.pairings.holding([piece.slot for piece in pieces]):
+        _give_back(kvm, tally, pieces)
 
 
-def _give_back(machine: Machine, tally: Tally, pieces: list[Piece], runs: list[Runs]) -> None:
+def _give_back(kvm: Kvm, tally: Tally, pieces: list[Piece]) -> None:
     lost = False
-    left: list[tuple[Piece, Runs]] = []
-    for piece, mapped in zip(pieces, runs, strict=True):
+    left: list[tuple[int, int]] = []
+    for piece in pieces:
         start, end = _whole_pages(piece)
         if start < end:
             try:
-                link_of(piece.slot).punch(piece.slot.pgoff_of(start), end - start)
+                piece.slot.gmem.punch(piece.slot.pgoff_of(start), end - start)
                 lost = True
-                machine.forget(inside(mapped, start, end))
+                kvm.blocking.forget(start, end)
             except Refused:
                 if not lost:
                     raise
                 start = end
         else:
             start = end = piece.end
-        edges = ((piece.start, start), (end, piece.end)) if start < end else ((piece.start, piece.end),)
-        left += [(Piece(piece.slot, low, high), mapped) for low, high in edges if low < high]
-    for piece, mapped in left:
-        slot, start, end = piece
-        machine.destroy(slot, inside(mapped, start, end))
+        left += subtract(piece.start, piece.end, [(start, end)])
+    for start, end in left:
+        kvm.blocking.destroy(start, end)
         tally.unreturned_pages += end - start
 
 
 def _whole_pages(piece: Piece) -> tuple[int, int]:
     """The GFNs of a piece that are whole pages of its file; the first not below the second when there are none."""
-    size = 1 << link_of(piece.slot).order
+    size = 1 << piece.slot.gmem.order
     apart = piece.slot.pgoff - piece.slot.gfn
     first = -(-(piece.start + apart) // size) * size - apart
     return first, (piece.end + apart) // size * size - apart

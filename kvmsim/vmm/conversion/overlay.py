@@ -11,7 +11,7 @@ kept      it is only blocked, as TDH.MEM.RANGE.BLOCK does: its data is back when
 freed     it goes back to the store, whose callback takes it out of the page tables: a new, zero page comes later.
 """
 
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
 
 from .design import (
     Piece,
@@ -31,8 +31,8 @@ from .transaction import Transaction
 class Overlay:
     name = "overlay"
 
-    def __init__(self, machine: Machine, copy: SharedCopy, tally: Tally, *, freed: bool) -> None:
-        self._machine = machine
+    def __init__(self, kvm: Kvm, copy: SharedCopy, tally: Tally, *, freed: bool) -> None:
+        self._kvm = kvm
         self._copy = copy
         self._tally = tally
         self._freed = freed
@@ -40,23 +40,22 @@ class Overlay:
     def to_shared(self, start: int, end: int) -> int | None:
         pieces = [
             Piece(slot, low, high)
-            for slot, first, last in visible_private(self._machine, start, end)
-            for low, high in not_shared(self._machine, first, last)
+            for slot, first, last in visible_private(self._kvm, start, end)
+            for low, high in not_shared(self._kvm, first, last)
         ]
-        if not all_shared_or(pieces, self._machine, start, end):
+        if not all_shared_or(pieces, self._kvm, start, end):
             return None
-        mapped = [self._machine.mapped_private(low, high) for _, low, high in pieces] if self._freed else []
         with Transaction() as transaction:
             for _, low, high in pieces:
                 self._copy.add(low, high)
                 transaction.did(self._copy.remove, low, high)
             if self._freed:
-                give_back(self._machine, self._tally, pieces, mapped)
+                give_back(self._kvm, self._tally, pieces)
         return page_count(pieces)
 
     def to_private(self, start: int, end: int) -> int | None:
         under = self._copy.ranges(start, end)
-        if not_private(self._machine, start, end) or under != visible_shared(self._machine, start, end):
+        if not_private(self._kvm, start, end) or under != visible_shared(self._kvm, start, end):
             return None
         taken = self._copy.remove(start, end)
         self._copy.discard(taken)

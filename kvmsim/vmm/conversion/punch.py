@@ -7,8 +7,7 @@ The slot keeps its id, its size and the place of every page in its file; data ar
 is never held twice.
 """
 
-from kvmsim.kvm.backing import Runs
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.slots.memslots import Memslot
 from memfsd.common.intervals import subtract
 
@@ -31,41 +30,40 @@ from .transaction import Transaction
 class Punch:
     name = "punch"
 
-    def __init__(self, machine: Machine, copy: SharedCopy, tally: Tally) -> None:
-        self._machine = machine
+    def __init__(self, kvm: Kvm, copy: SharedCopy, tally: Tally) -> None:
+        self._kvm = kvm
         self._copy = copy
         self._tally = tally
 
     def to_shared(self, start: int, end: int) -> int | None:
-        machine, pieces = self._machine, visible_private(self._machine, start, end)
-        if not all_shared_or(pieces, machine, start, end):
+        kvm, pieces = self._kvm, visible_private(self._kvm, start, end)
+        if not all_shared_or(pieces, kvm, start, end):
             return None
-        runs: list[Runs] = []
         with Transaction() as transaction:
-            for low, high in not_shared(machine, start, end):
+            for low, high in not_shared(kvm, start, end):
                 self._copy.add(low, high)
                 transaction.did(self._copy.remove, low, high)
             for slot, low, high in pieces:
-                runs.append(machine.hide(slot.id, low, high))
-                transaction.did(machine.fill_slot, slot.id, low, high)
-            give_back(machine, self._tally, pieces, runs)
+                kvm.blocking.hide(slot.id, low, high)
+                transaction.did(kvm.slots.fill_slot, slot.id, low, high)
+            give_back(kvm, self._tally, pieces)
         return page_count(pieces)
 
     def to_private(self, start: int, end: int) -> int | None:
-        machine = self._machine
+        kvm = self._kvm
         holes = [
             Piece(slot, low, high)
-            for slot in machine.vm.slots[True]
+            for slot in kvm.vm.slots[True]
             for first, last in _holes(slot, start, end)
-            for low, high in not_private(machine, first, last)
+            for low, high in not_private(kvm, first, last)
         ]
-        if not all_private_or(holes, machine, start, end):
+        if not all_private_or(holes, kvm, start, end):
             return None
         taken: list[Range] = []
         with Transaction() as transaction:
             for slot, low, high in holes:
-                machine.fill_slot(slot.id, low, high)
-                transaction.did(machine.hide, slot.id, low, high)
+                kvm.slots.fill_slot(slot.id, low, high)
+                transaction.did(kvm.blocking.hide, slot.id, low, high)
                 removed = self._copy.remove(low, high)
                 transaction.did(self._copy.restore, removed)
                 taken += removed

@@ -10,9 +10,7 @@ delete and destroy once more; so a page that was converted once loses no neighbo
 
 from collections.abc import Iterator
 
-from kvmsim.kvm.backing import Runs
-from kvmsim.kvm.machine import Machine
-from kvmsim.kvm.mmu.runs import inside
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.slots.memslots import Memslot
 from memfsd.common.intervals import IntervalMap, subtract
 
@@ -36,20 +34,20 @@ from .transaction import Transaction
 class Recreate:
     name = "recreate"
 
-    def __init__(self, machine: Machine, copy: SharedCopy, tally: Tally) -> None:
-        self._machine = machine
+    def __init__(self, kvm: Kvm, copy: SharedCopy, tally: Tally) -> None:
+        self._kvm = kvm
         self._copy = copy
         self._tally = tally
-        self._ids = SlotIds(machine.vm.slots[True], machine.vm.max_slots)
+        self._ids = SlotIds(kvm.vm.slots[True], kvm.vm.max_slots)
         self._ram: IntervalMap[Memslot] = IntervalMap()
         """What was converted: GFNs, and the slot that they were in, which tells their file and place. Each is held, so
         that it can be private again when no other slot is of the file."""
 
     def to_shared(self, start: int, end: int) -> int | None:
-        machine, pieces = self._machine, visible_private(self._machine, start, end)
-        if not all_shared_or(pieces, machine, start, end):
+        kvm, pieces = self._kvm, visible_private(self._kvm, start, end)
+        if not all_shared_or(pieces, kvm, start, end):
             return None
-        with machine.holding([piece.slot for piece in pieces]):
+        with kvm.pairings.holding([piece.slot for piece in pieces]):
             self._recreate(pieces, start, end)
             for slot, low, high in pieces:
                 self._forget(low, high)  # known already when somebody else has made it private again
@@ -57,40 +55,38 @@ class Recreate:
         return page_count(pieces)
 
     def _recreate(self, pieces: list[Piece], start: int, end: int) -> None:
-        machine = self._machine
-        old: dict[int, tuple[Memslot, Runs]] = {}
+        kvm = self._kvm
+        slots = list({piece.slot.id: piece.slot for piece in pieces}.values())
         with Transaction() as transaction:
-            for low, high in not_shared(machine, start, end):
+            for low, high in not_shared(kvm, start, end):
                 self._copy.add(low, high)
                 transaction.did(self._copy.remove, low, high)
-            for slot in {piece.slot.id: piece.slot for piece in pieces}.values():
-                old[slot.id] = slot, machine.detach(slot.id)
-                transaction.did(machine.attach, slot)
+            for slot in slots:
+                kvm.blocking.detach(slot.id)
+                transaction.did(kvm.blocking.attach, slot)
                 for index, (low, high) in enumerate(_rest(slot, start, end)):
                     id_ = self._ids.take() if index else slot.id
-                    machine.create_private(id_, low, high, slot)
+                    kvm.blocking.create_private(id_, low, high, slot)
                     transaction.did(self._drop, id_)
-            mapped = [inside(old[piece.slot.id][1], piece.start, piece.end) for piece in pieces]
-            give_back(machine, self._tally, pieces, mapped)
-        for slot, runs in old.values():
-            around = [*inside(runs, 0, start), *inside(runs, end, 1 << 52)]
-            machine.destroy(slot, around)
-            self._tally.lost_pages += sum(count for _, _, count in around)
+            give_back(kvm, self._tally, pieces)
+        for slot in slots:
+            for low, high in _rest(slot, start, end):
+                self._tally.lost_pages += kvm.blocking.destroy(low, high)
 
     def to_private(self, start: int, end: int) -> int | None:
-        machine, taken = self._machine, list[Range]()
+        kvm, taken = self._kvm, list[Range]()
         missing = [
             Piece(slot, low, high)
             for first, last, slot in self._ram.within(start, end)
             for copy_start, copy_end in self._copy.ranges(first, last)
-            for low, high in not_private(machine, copy_start, copy_end)
+            for low, high in not_private(kvm, copy_start, copy_end)
         ]
-        if not all_private_or(missing, machine, start, end):
+        if not all_private_or(missing, kvm, start, end):
             return None
         with Transaction() as transaction:
             for slot, low, high in missing:
                 id_ = self._ids.take()
-                machine.create_private(id_, low, high, slot)
+                kvm.blocking.create_private(id_, low, high, slot)
                 transaction.did(self._drop, id_)
                 removed = self._copy.remove(low, high)
                 transaction.did(self._copy.restore, removed)
@@ -104,14 +100,14 @@ class Recreate:
             self._ram.remove(first)
             for low, high in subtract(first, last, [(start, end)]):
                 self._remember(slot, low, high)
-            self._machine.unhold([slot])
+            self._kvm.pairings.unhold([slot])
 
     def _remember(self, slot: Memslot, low: int, high: int) -> None:
-        self._machine.hold([slot])
+        self._kvm.pairings.hold([slot])
         self._ram.add(low, high, slot)
 
     def _drop(self, id_: int) -> None:
-        self._machine.detach(id_)
+        self._kvm.blocking.detach(id_)
         self._ids.give_back(id_)
 
 

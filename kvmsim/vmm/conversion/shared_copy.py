@@ -2,8 +2,7 @@
 
 from typing import NamedTuple
 
-from kvmsim.kvm.backing import backing_of
-from kvmsim.kvm.machine import Machine
+from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.slots.memslots import Memslot
 from kvmsim.kvm.vm import GPA_END
 from kvmsim.memory.memory import SparseMemory
@@ -31,10 +30,10 @@ class SharedCopy:
     """One sparse memory in which byte GPA lies at offset GPA. Its slots never touch each other, so that page after page
     of a range takes one slot id."""
 
-    def __init__(self, machine: Machine) -> None:
-        self._machine = machine
-        self._slots = machine.vm.slots[False]
-        self._ids = SlotIds(self._slots, machine.vm.max_slots)
+    def __init__(self, kvm: Kvm) -> None:
+        self._kvm = kvm
+        self._slots = kvm.vm.slots[False]
+        self._ids = SlotIds(self._slots, kvm.vm.max_slots)
         self._memory: SparseMemory | None = None
 
     @property
@@ -102,29 +101,29 @@ class SharedCopy:
             self._memory.close()
 
     def _is_ours(self, slot: Memslot) -> bool:
-        return self._memory is not None and backing_of(slot).memory is self._memory
+        return self._memory is not None and slot.backing.memory is self._memory
 
     def _create(self, start: int, end: int, log: "_Log", wanted: int | None = None) -> int:
         id_ = self._ids.take() if wanted is None else wanted
         gpa, size = start << PAGE_SHIFT, end - start << PAGE_SHIFT
         try:
-            self._machine.set_shared_slot(id_, gpa, size, log.flags, self.memory, gpa, owned=False, path="(vmm)")
+            self._kvm.slots.set_shared_slot(id_, gpa, size, log.flags, self.memory, gpa, owned=False, path="(vmm)")
         except BaseException:
             self._ids.give_back(id_)
             raise
-        with self._machine.vm.mmu.lock:
+        with self._kvm.vm.mmu.lock:
             for low, high in log.dirty:
                 if low < end and high > start:
-                    self._machine.mark_dirty(max(low, start), min(high, end))
+                    self._kvm.faults.mark_dirty(max(low, start), min(high, end))
         return id_
 
     def _delete(self, slot: Memslot, transaction: Transaction) -> "_Log":
         """What a VMM does before it deletes a slot whose log it wants: it asks for it."""
-        log = _NO_LOG if slot.dirty is None else _Log(int(slot.flags), self._machine.get_dirty_log(slot.id))
+        log = _NO_LOG if slot.dirty is None else _Log(int(slot.flags), self._kvm.slots.get_dirty_log(slot.id))
         self._drop(slot.id)
         transaction.did(self._create, slot.gfn, slot.end, log, slot.id)
         return log
 
     def _drop(self, id_: int) -> None:
-        self._machine.delete_slot(id_, private=False)
+        self._kvm.slots.delete_slot(id_, private=False)
         self._ids.give_back(id_)

@@ -116,7 +116,7 @@ def test_a_slot_that_goes_away_in_between_is_an_exit_for_what_is_left(
     vm: LocalVm, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     vm.shared_slot(0, 0, 8 * MIB)
-    real, faults = vm.machine.fault, []
+    real, faults = vm.kvm.faults.fault, []
 
     def fault(*arguments: object, **named: object) -> object:
         faults.append(arguments)
@@ -124,7 +124,7 @@ def test_a_slot_that_goes_away_in_between_is_an_exit_for_what_is_left(
             vm.delete(0, private=False)
         return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(vm.machine, "fault", fault)
+    monkeypatch.setattr(vm.kvm.faults, "fault", fault)
     assert map_gpa(vm, alias(0), 8 * MIB) == MemoryErrorExit(4 * MIB, 4 * MIB, private=False, explicit=True)
 
 

@@ -1,4 +1,4 @@
-"""KVM_SET_USER_MEMORY_REGION through Machine: every check and its errno, in KVM's order, and what a refusal leaves."""
+"""KVM_SET_USER_MEMORY_REGION: every check and its errno, in KVM's order, and what a refusal leaves."""
 
 import os
 import re
@@ -51,10 +51,10 @@ def test_a_file_that_is_not_guest_private_memory_is_einval(vm: LocalVm, tmp_path
     with open(plain, "wb") as file:
         file.truncate(page(4))
     with pytest.raises(Refused, match="not a file on a memfsd mount"):
-        vm.machine.set_private_slot(0, 0, page(4), 0, plain, 0)
-    assert errno_of(vm.machine.set_private_slot, 0, 0, page(4), 0, plain, 0) == "EINVAL"
+        vm.kvm.slots.set_private_slot(0, 0, page(4), 0, plain, 0)
+    assert errno_of(vm.kvm.slots.set_private_slot, 0, 0, page(4), 0, plain, 0) == "EINVAL"
     assert shape(vm) == []
-    assert vm.machine.links == {}
+    assert vm.kvm.pairings.links == {}
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_a_page_that_was_bound_at_another_gfn_is_einval(one: LocalVm) -> None:
 def test_the_file_of_another_vm_is_eperm(store: LocalStore, one: LocalVm) -> None:
     other = store.vm("other")
     assert errno_of(other.private_slot, 0, 0, page(1), "file", page(20)) == "EPERM"
-    assert (shape(other), other.machine.links) == ([], {})
+    assert (shape(other), other.kvm.pairings.links) == ([], {})
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_deleting_a_slot_that_does_not_exist_is_einval(one: LocalVm, private: bo
     if private:
         assert errno_of(one.private_slot, 7, 0, 0, "file") == "EINVAL"
     else:
-        assert errno_of(one.machine.set_shared_slot, 7, 0, 0, 0, None, 0, owned=True) == "EINVAL"
+        assert errno_of(one.kvm.slots.set_shared_slot, 7, 0, 0, 0, None, 0, owned=True) == "EINVAL"
 
 
 def test_slot_ids_of_the_two_address_spaces_are_apart(one: LocalVm) -> None:
@@ -164,10 +164,10 @@ def test_a_punched_slot_keeps_what_is_around_the_hole(one: LocalVm) -> None:
     one.write(page(16), b"first")
     one.write(page(20), b"gone")
     one.write(page(31), b"last")
-    assert one.machine.punch_slot(0, page(18), page(4)) == [(18, 22)]
+    assert one.kvm.slots.punch_slot(0, page(18), page(4)) == [(18, 22)]
     assert one.read(page(20), 4) == MemoryErrorExit(page(20), PAGE_SIZE, private=True)
     assert (one.read(page(16), 5), one.read(page(31), 4)) == (b"first", b"last")
-    one.machine.fill_slot(0, 18, 22)
+    one.kvm.slots.fill_slot(0, 18, 22)
     assert one.read(page(20), 4) == bytes(4), "a page that comes back is zero"
     assert (one.read(page(16), 5), one.read(page(31), 4)) == (b"first", b"last")
 
@@ -186,21 +186,21 @@ def test_a_punched_slot_keeps_what_is_around_the_hole(one: LocalVm) -> None:
     ids=["before", "behind", "empty", "unaligned gpa", "unaligned size", "no slot", "a hole already"],
 )
 def test_a_punch_that_makes_no_sense_is_einval(one: LocalVm, id_: int, gpa: int, size: int) -> None:
-    one.machine.punch_slot(0, page(20), page(1))
-    assert errno_of(one.machine.punch_slot, id_, gpa, size) == "EINVAL"
+    one.kvm.slots.punch_slot(0, page(20), page(1))
+    assert errno_of(one.kvm.slots.punch_slot, id_, gpa, size) == "EINVAL"
 
 
 def test_another_slot_may_lie_in_a_hole(store: LocalStore, one: LocalVm) -> None:
     store.create("other", 4)
-    one.machine.punch_slot(0, page(20), page(4))
+    one.kvm.slots.punch_slot(0, page(20), page(4))
     one.private_slot(1, page(20), page(4), "other")
     assert one.write(page(19), b"x" * (page(1) + 10)) is None, "one access across both files"
     assert one.read(page(20), 10) == b"x" * 10
-    assert errno_of(one.machine.fill_slot, 0, 20, 24) == "EEXIST"
+    assert errno_of(one.kvm.slots.fill_slot, 0, 20, 24) == "EEXIST"
 
 
 def test_a_slot_that_is_all_hole_can_be_deleted(one: LocalVm) -> None:
-    one.machine.punch_slot(0, page(16), page(16))
+    one.kvm.slots.punch_slot(0, page(16), page(16))
     one.delete(0, private=True)
     assert shape(one) == []
 
@@ -211,7 +211,7 @@ def test_a_slot_that_is_all_hole_can_be_deleted(one: LocalVm) -> None:
 def test_a_shared_slot_moves_with_its_memory(vm: LocalVm) -> None:
     memory = vm.shared_slot(0, 0, page(2))
     vm.write(0, b"data", shared=True)
-    vm.machine.set_shared_slot(0, page(8), page(2), 0, None, 0, owned=True)
+    vm.kvm.slots.set_shared_slot(0, page(8), page(2), 0, None, 0, owned=True)
     assert vm.read(page(8), 4, shared=True) == b"data"
     assert vm.read(0, 4, shared=True) == MmioExit(0, 4, is_write=False), "the old place is stale nowhere"
     assert memory.read(0, 4) == b"data"
@@ -221,21 +221,21 @@ def test_a_move_onto_another_slot_is_eexist_and_changes_nothing(vm: LocalVm) -> 
     vm.shared_slot(0, 0, page(2))
     vm.shared_slot(1, page(8), page(2))
     vm.write(0, b"data", shared=True)
-    assert errno_of(vm.machine.set_shared_slot, 0, page(9), page(2), 0, None, 0, owned=True) == "EEXIST"
+    assert errno_of(vm.kvm.slots.set_shared_slot, 0, page(9), page(2), 0, None, 0, owned=True) == "EEXIST"
     assert vm.read(0, 4, shared=True) == b"data"
-    vm.machine.set_shared_slot(0, page(1), page(2), 0, None, 0, owned=True)
+    vm.kvm.slots.set_shared_slot(0, page(1), page(2), 0, None, 0, owned=True)
     assert vm.read(page(1), 4, shared=True) == b"data", "over its own old place it may move"
 
 
 def test_flags_of_a_shared_slot_may_change_but_readonly_may_not(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, page(1))
-    vm.machine.set_shared_slot(0, 0, page(1), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=True)
+    vm.kvm.slots.set_shared_slot(0, 0, page(1), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=True)
     (slot,) = vm.vm.slots[False]
     assert slot.flags == SlotFlag.LOG_DIRTY_PAGES
     for change in (SlotFlag.READONLY, SlotFlag.GUEST_MEMFD, 16):
-        assert errno_of(vm.machine.set_shared_slot, 0, 0, page(1), change, None, 0, owned=True) == "EINVAL"
-    assert errno_of(vm.machine.set_shared_slot, 0, 0, page(2), 0, None, 0, owned=True) == "EINVAL"
-    vm.machine.set_shared_slot(0, 0, page(1), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=True)
+        assert errno_of(vm.kvm.slots.set_shared_slot, 0, 0, page(1), change, None, 0, owned=True) == "EINVAL"
+    assert errno_of(vm.kvm.slots.set_shared_slot, 0, 0, page(2), 0, None, 0, owned=True) == "EINVAL"
+    vm.kvm.slots.set_shared_slot(0, 0, page(1), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=True)
 
 
 def test_shared_slots_overlap_as_little_as_private_ones(vm: LocalVm) -> None:
@@ -256,7 +256,7 @@ def test_the_memory_of_a_refused_or_deleted_slot_is_closed(vm: LocalVm) -> None:
     inode = os.fstat(kept.fd).st_ino
     refused = AnonymousMemory(page(1))
     refused_inode = os.fstat(refused.fd).st_ino
-    assert errno_of(vm.machine.set_shared_slot, 1, 0, page(1), 0, refused, 0, owned=True) == "EEXIST"
+    assert errno_of(vm.kvm.slots.set_shared_slot, 1, 0, page(1), 0, refused, 0, owned=True) == "EEXIST"
     assert not is_open(refused.fd, refused_inode)
     assert is_open(kept.fd, inode)
     vm.delete(0, private=False)

@@ -148,9 +148,9 @@ def test_memory_error_of_a_hole_in_a_slot_goes_on_when_it_is_filled(store: Local
     local = store.vm()
     local.private_slot(0, 0, page(4), "file")
     assert local.write(0, b"a" * page(4)) is None
-    local.machine.punch_slot(0, page(1), page(1))
+    local.kvm.slots.punch_slot(0, page(1), page(1))
     assert local.read(page(1) - 2, page(1) + 4) == MemoryErrorExit(page(1), PAGE_SIZE, private=True)
-    local.machine.fill_slot(0, 1, 2)
+    local.kvm.slots.fill_slot(0, 1, 2)
     assert run(local) == b"aa" + bytes(page(1)) + b"aa"
 
 
@@ -159,7 +159,7 @@ def test_memory_error_of_a_short_file_is_at_the_page_that_is_missing(vm: LocalVm
     with open(path, "wb") as file:
         file.write(b"x" * page(2))
     fd = os.open(path, os.O_RDWR)
-    vm.machine.set_shared_slot(0, 0, page(4), 0, FileMemory(fd), 0, owned=True)
+    vm.kvm.slots.set_shared_slot(0, 0, page(4), 0, FileMemory(fd), 0, owned=True)
     why = "EFAULT: the memory of this page cannot be reached: past the end of the file"
     expected = MemoryErrorExit(page(2), PAGE_SIZE, False, errno=errno.EFAULT, why=why)
     assert vm.write(0, b"y" * page(3), shared=True) == expected
@@ -305,7 +305,7 @@ def test_map_gpa_answers_retry_and_where_to_go_on(vm: LocalVm, monkeypatch: pyte
 
 def leave_after(vm: LocalVm, faults: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """User space asks vCPU 0 to leave during its fault of that number."""
-    real, left = vm.machine.fault, [faults]
+    real, left = vm.kvm.faults.fault, [faults]
 
     def fault(*arguments: object, **named: object) -> Exit | None:
         left[0] -= 1
@@ -313,4 +313,4 @@ def leave_after(vm: LocalVm, faults: int, monkeypatch: pytest.MonkeyPatch) -> No
             vm.vcpu.request_exit()
         return real(*arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(vm.machine, "fault", fault)
+    monkeypatch.setattr(vm.kvm.faults, "fault", fault)

@@ -8,6 +8,7 @@ import pytest
 from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, SlotFlag
 from kvmsim.memory.memory import FileMemory, SparseMemory
 from tests.support.both_sides import LocalVm, page
+from tests.support.slots import NO_BACKING
 
 MIB2 = 512
 GIB = 1 << 18
@@ -38,7 +39,7 @@ def test_an_aligned_slot_has_1_gib_leaves_and_smaller_ones_at_its_end(vm: LocalV
 
 def test_bulk_accesses_do_not_fill_with_4_kib_what_could_be_larger(vm: LocalVm) -> None:
     memory = SparseMemory(page(4 * MIB2))
-    vm.machine.set_shared_slot(0, page(MIB2 - 3), page(2 * MIB2), 0, memory, page(MIB2 - 3), owned=True)
+    vm.kvm.slots.set_shared_slot(0, page(MIB2 - 3), page(2 * MIB2), 0, memory, page(MIB2 - 3), owned=True)
     assert vm.touch(page(MIB2 - 3), page(2 * MIB2), shared=True) is None
     assert leaves(vm) == (3 + MIB2 - 3, 1, 0)
 
@@ -59,7 +60,7 @@ def test_bulk_accesses_do_not_fill_with_4_kib_what_could_be_larger(vm: LocalVm) 
     ],
 )
 def test_the_largest_leaf_of_a_slot(backing: int, gfn: int, pgoff: int, flags: int, order: int) -> None:
-    slot = Memslot(0, AddressSpaceId.SHARED, gfn, GIB, SlotFlag(flags), None, pgoff, max_order=backing)
+    slot = Memslot(0, AddressSpaceId.SHARED, gfn, GIB, SlotFlag(flags), NO_BACKING, pgoff, max_order=backing)
     assert slot.max_order == order
 
 
@@ -67,10 +68,10 @@ def test_a_dirty_log_wants_4_kib_and_its_end_large_leaves_again(vm: LocalVm) -> 
     vm.shared_slot(0, 0, page(MIB2))
     assert vm.write(0, b"x", shared=True) is None
     assert leaves(vm) == (0, 1, 0)
-    vm.machine.set_shared_slot(0, 0, page(MIB2), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=False)
+    vm.kvm.slots.set_shared_slot(0, 0, page(MIB2), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=False)
     assert vm.write(page(1), b"y", shared=True) is None
     assert leaves(vm) == (1, 0, 0)
-    vm.machine.set_shared_slot(0, 0, page(MIB2), 0, None, 0, owned=False)
+    vm.kvm.slots.set_shared_slot(0, 0, page(MIB2), 0, None, 0, owned=False)
     assert vm.read(0, 1, shared=True) == b"x"
     assert leaves(vm) == (0, 1, 0)
 
@@ -87,7 +88,7 @@ def test_a_file_is_mapped_in_4_kib_as_it_lies_in_the_page_cache(vm: LocalVm, tmp
     path = tmp_path / "file"
     path.write_bytes(bytes(page(MIB2)))
     memory = FileMemory(os.open(path, os.O_RDWR))
-    vm.machine.set_shared_slot(0, 0, page(MIB2), 0, memory, 0, owned=True)
+    vm.kvm.slots.set_shared_slot(0, 0, page(MIB2), 0, memory, 0, owned=True)
     assert vm.touch(0, page(MIB2), shared=True) is None
     assert leaves(vm) == (MIB2, 0, 0)
 
@@ -96,7 +97,7 @@ def test_a_move_of_a_slot_decides_anew(vm: LocalVm) -> None:
     vm.shared_slot(0, page(1), page(MIB2))
     assert vm.write(page(1), b"moved", shared=True) is None
     assert leaves(vm) == (1, 0, 0)
-    vm.machine.set_shared_slot(0, page(MIB2), page(MIB2), 0, None, 0, owned=False)
+    vm.kvm.slots.set_shared_slot(0, page(MIB2), page(MIB2), 0, None, 0, owned=False)
     assert vm.read(page(MIB2), 5, shared=True) == b"moved"
     assert leaves(vm) == (0, 1, 0)
 

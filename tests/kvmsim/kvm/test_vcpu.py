@@ -14,11 +14,11 @@ from tests.support.threads import Beside, Gate, until
 
 
 @pytest.fixture
-def vcpu() -> Vcpu[int]:
+def vcpu() -> Vcpu:
     return Vcpu(0)
 
 
-def test_a_kick_of_a_vcpu_outside_the_guest_returns_at_once(vcpu: Vcpu[int]) -> None:
+def test_a_kick_of_a_vcpu_outside_the_guest_returns_at_once(vcpu: Vcpu) -> None:
     vcpu.tlb.insert(1, 2)
     vcpu.kick()
     assert (len(vcpu.tlb), vcpu.kick_count) == (1, 1), "flushing is another's business, where it is needed"
@@ -26,7 +26,7 @@ def test_a_kick_of_a_vcpu_outside_the_guest_returns_at_once(vcpu: Vcpu[int]) -> 
     vcpu.leave()
 
 
-def test_a_kick_waits_until_the_vcpu_leaves(vcpu: Vcpu[int]) -> None:
+def test_a_kick_waits_until_the_vcpu_leaves(vcpu: Vcpu) -> None:
     vcpu.enter()
     kick = Beside(vcpu.kick)
     until(lambda: vcpu._kickers == 1, "the kick is under way")
@@ -36,7 +36,7 @@ def test_a_kick_waits_until_the_vcpu_leaves(vcpu: Vcpu[int]) -> None:
     assert vcpu.kick_count == 1
 
 
-def test_a_vcpu_that_is_being_kicked_waits_outside(vcpu: Vcpu[int]) -> None:
+def test_a_vcpu_that_is_being_kicked_waits_outside(vcpu: Vcpu) -> None:
     vcpu.enter()
     kick = Beside(vcpu.kick)
     until(lambda: vcpu._kickers == 1, "the kick is under way")
@@ -48,7 +48,7 @@ def test_a_vcpu_that_is_being_kicked_waits_outside(vcpu: Vcpu[int]) -> None:
     vcpu.leave()
 
 
-def test_every_kicker_gets_its_turn_with_a_guest_that_never_rests(vcpu: Vcpu[int]) -> None:
+def test_every_kicker_gets_its_turn_with_a_guest_that_never_rests(vcpu: Vcpu) -> None:
     """No lost kick and no starvation: 4 kickers, 50 kicks each, against a guest that enters at once again."""
     stopped = False
     entries = 0
@@ -75,7 +75,7 @@ def test_every_kicker_gets_its_turn_with_a_guest_that_never_rests(vcpu: Vcpu[int
 
 
 def test_vcpus_of_a_vm_have_ids_below_the_cap() -> None:
-    vm: Vm[object, object] = Vm("vm")
+    vm: Vm = Vm("vm")
     assert vm.create_vcpu(MAX_VCPUS - 1) is vm.vcpu(MAX_VCPUS - 1)
     assert errno_of(vm.create_vcpu, MAX_VCPUS) == "EINVAL"
     assert errno_of(vm.create_vcpu, -1) == "EINVAL"
@@ -86,14 +86,14 @@ def test_vcpus_of_a_vm_have_ids_below_the_cap() -> None:
 # -- KVM_RUN
 
 
-def counting(vcpu: Vcpu[int], steps: int) -> Program[str]:
+def counting(vcpu: Vcpu, steps: int) -> Program[str]:
     for _ in range(steps):
         yield from vcpu.entry()
         yield HltExit()
     return "done"
 
 
-def test_a_program_goes_on_from_exit_to_exit_to_its_result(vcpu: Vcpu[int]) -> None:
+def test_a_program_goes_on_from_exit_to_exit_to_its_result(vcpu: Vcpu) -> None:
     assert vcpu.start(counting(vcpu, 2)) == HltExit()
     assert vcpu.run.exit_reason == ExitReason.HLT
     assert vcpu.kvm_run() == HltExit()
@@ -102,11 +102,11 @@ def test_a_program_goes_on_from_exit_to_exit_to_its_result(vcpu: Vcpu[int]) -> N
     assert vcpu.start(counting(vcpu, 0)) == "done"
 
 
-def test_nothing_under_way_is_einval(vcpu: Vcpu[int]) -> None:
+def test_nothing_under_way_is_einval(vcpu: Vcpu) -> None:
     assert errno_of(vcpu.kvm_run) == "EINVAL"
 
 
-def test_a_program_that_is_refused_has_ended_and_the_vcpu_is_free(vcpu: Vcpu[int]) -> None:
+def test_a_program_that_is_refused_has_ended_and_the_vcpu_is_free(vcpu: Vcpu) -> None:
     def refused() -> Program[None]:
         yield HltExit()
         raise Refused(errno.EFAULT, "no such address")
@@ -117,7 +117,7 @@ def test_a_program_that_is_refused_has_ended_and_the_vcpu_is_free(vcpu: Vcpu[int
     assert not vcpu.is_running
 
 
-def test_what_is_abandoned_is_closed(vcpu: Vcpu[int]) -> None:
+def test_what_is_abandoned_is_closed(vcpu: Vcpu) -> None:
     closed: list[bool] = []
 
     def holding() -> Program[None]:
@@ -132,7 +132,7 @@ def test_what_is_abandoned_is_closed(vcpu: Vcpu[int]) -> None:
     assert closed == [True]
 
 
-def test_a_vcpu_that_another_thread_runs_is_busy(vcpu: Vcpu[int]) -> None:
+def test_a_vcpu_that_another_thread_runs_is_busy(vcpu: Vcpu) -> None:
     gate = Gate()
 
     def held() -> Program[str]:
@@ -150,7 +150,7 @@ def test_a_vcpu_that_another_thread_runs_is_busy(vcpu: Vcpu[int]) -> None:
     assert vcpu.kvm_run() == "done", "any thread may run it, one at a time"
 
 
-def test_a_vcpu_that_is_asked_to_leave_ends_with_eintr_and_can_go_on(vcpu: Vcpu[int]) -> None:
+def test_a_vcpu_that_is_asked_to_leave_ends_with_eintr_and_can_go_on(vcpu: Vcpu) -> None:
     vcpu.request_exit()
     assert errno_of(vcpu.start, counting(vcpu, 1)) == "EINTR"
     assert vcpu.run.exit_reason == ExitReason.INTR

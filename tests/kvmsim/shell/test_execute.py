@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import kvmsim.kvm.machine
+import kvmsim.kvm.kvm
 import kvmsim.shell.execute
 from kvmsim.kvm.exits import ExitReason
 from kvmsim.kvm.slots.memslots import SlotFlag
@@ -53,7 +53,7 @@ def do() -> Iterator[Lines]:
 @pytest.fixture
 def private(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
     """Machines pair with the local store; private slot 0 at 0, 16 pages."""
-    monkeypatch.setattr(kvmsim.kvm.machine.Machine.__init__, "__defaults__", (store.pair,))
+    monkeypatch.setattr(kvmsim.kvm.kvm.Kvm.__init__, "__defaults__", (store.pair, None))
     store.create("file", 16)
     lines = Lines()
     lines.ok(f"slot set 0 private gpa=0 size=64K file={store.path('file')}")
@@ -308,7 +308,7 @@ def test_a_lost_store_is_an_exit_or_ehostdown_never_a_crash(store: LocalStore, p
 
 
 def test_closing_ends_every_vm(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvmsim.kvm.machine.Machine.__init__, "__defaults__", (store.pair,))
+    monkeypatch.setattr(kvmsim.kvm.kvm.Kvm.__init__, "__defaults__", (store.pair, None))
     store.create("file", 4)
     store.create("other", 4)
     lines = Lines()
@@ -321,5 +321,5 @@ def test_closing_ends_every_vm(store: LocalStore, monkeypatch: pytest.MonkeyPatc
     )
     assert store.free_count == 1024 - 8
     lines.executor.close()
-    assert LocalVm(store).machine.links == {}
+    assert LocalVm(store).kvm.pairings.links == {}
     until(lambda: store.free_count == 1024, "BYE frees all frames")

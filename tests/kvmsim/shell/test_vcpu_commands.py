@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import kvmsim.kvm.backing
-import kvmsim.kvm.machine
+import kvmsim.kvm.kvm
+import kvmsim.kvm.vcpu
 from kvmsim.shell.script.commands import GuestCommand
 from kvmsim.shell.script.grammar import FORMS
 from kvmsim.shell.vcpu_commands import GUEST_COMMANDS
@@ -26,7 +26,7 @@ def do() -> Iterator[Lines]:
 @pytest.fixture
 def private(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
     """Private slot 0 at 0, 16 pages; vCPUs 0 and 1."""
-    monkeypatch.setattr(kvmsim.kvm.machine.Machine.__init__, "__defaults__", (store.pair,))
+    monkeypatch.setattr(kvmsim.kvm.kvm.Kvm.__init__, "__defaults__", (store.pair, None))
     store.create("file", 16)
     lines = Lines()
     lines.ok(f"slot set 0 private gpa=0 size=64K file={store.path('file')}", "vcpu 1")
@@ -159,15 +159,15 @@ def test_info_run_shows_what_user_space_sees(do: Lines) -> None:
 def held(private: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """vCPU 1 stops in its first fault until the gate opens."""
     gate = Gate()
-    machine = private.executor._current.machine
-    real = machine.fault
+    kvm = private.executor._current.kvm
+    real = kvm.faults.fault
 
-    def fault(vcpu: kvmsim.kvm.backing.GuestVcpu, *arguments: object, **named: object) -> object:
+    def fault(vcpu: kvmsim.kvm.vcpu.Vcpu, *arguments: object, **named: object) -> object:
         if vcpu.id == 1 and not gate.is_open:
             gate.wait()
         return real(vcpu, *arguments, **named)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(machine, "fault", fault)
+    monkeypatch.setattr(kvm.faults, "fault", fault)
     yield gate
     gate.open()
 
@@ -233,8 +233,8 @@ def test_the_script_goes_on_with_another_vm_meanwhile(private: Lines, held: Gate
 def test_the_end_of_a_script_waits_for_no_vcpu_that_can_leave(private: Lines, held: Gate) -> None:
     private.ok("start touch vcpu=1 0 64K")
     held.reached()
-    computer = private.executor._current
-    vcpu = computer.vm.vcpu(1)
+    kvm = private.executor._current
+    vcpu = kvm.vm.vcpu(1)
     closing = Beside(private.executor.close)
     until(lambda: bool(vcpu.run.immediate_exit), "it is asked to leave")
     held.open()

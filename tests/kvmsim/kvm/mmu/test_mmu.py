@@ -8,6 +8,7 @@ from kvmsim.kvm.mmu.ept import ACCESSED
 from kvmsim.kvm.mmu.mmu import Mmu, Ticket
 from kvmsim.kvm.mmu.tlb import Tlb, tlb_key
 from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, SlotFlag
+from tests.support.slots import NO_BACKING
 
 
 @pytest.fixture
@@ -18,7 +19,7 @@ def mmu() -> Iterator[Mmu]:
         yield made
 
 
-SLOT = Memslot(0, AddressSpaceId.PRIVATE, 0, 100, SlotFlag(0), None, 0)
+SLOT = Memslot(0, AddressSpaceId.PRIVATE, 0, 100, SlotFlag(0), NO_BACKING, 0)
 
 
 def ticket(mmu: Mmu, gfn: int, limit: int = 1) -> Ticket:
@@ -113,7 +114,7 @@ def test_reclaim_zaps_what_was_never_touched_and_names_the_rest(mmu: Mmu) -> Non
     assert mmu.zapped_count == 4
 
 
-LARGE_SLOT = Memslot(0, AddressSpaceId.PRIVATE, 0, 4096, SlotFlag(0), None, 0, max_order=9)
+LARGE_SLOT = Memslot(0, AddressSpaceId.PRIVATE, 0, 4096, SlotFlag(0), NO_BACKING, 0, max_order=9)
 
 
 def large_ticket(mmu: Mmu, gfn: int, limit: int) -> Ticket:

@@ -19,7 +19,7 @@ def logged(vm: LocalVm) -> LocalVm:
 
 
 def dirty(local: LocalVm, id_: int = 1) -> list[tuple[int, int]]:
-    return [(start - FIRST, end - FIRST) for start, end in local.machine.get_dirty_log(id_)]
+    return [(start - FIRST, end - FIRST) for start, end in local.kvm.slots.get_dirty_log(id_)]
 
 
 def write(local: LocalVm, number: int, data: bytes = b"x") -> None:
@@ -74,30 +74,30 @@ def test_another_vcpu_that_knew_the_page_as_writable_is_logged_too(logged: Local
 
 def test_a_slot_that_does_not_log_or_is_not_there_is_enoent(logged: LocalVm) -> None:
     logged.shared_slot(2, 0, page(1))
-    assert errno_of(logged.machine.get_dirty_log, 2) == "ENOENT"
-    assert errno_of(logged.machine.get_dirty_log, 7) == "ENOENT"
+    assert errno_of(logged.kvm.slots.get_dirty_log, 2) == "ENOENT"
+    assert errno_of(logged.kvm.slots.get_dirty_log, 7) == "ENOENT"
 
 
 def test_logging_can_be_begun_and_ended_on_a_slot_that_is_in_use(vm: LocalVm) -> None:
     vm.shared_slot(1, page(FIRST), page(32))
     write(vm, 3)
-    vm.machine.set_shared_slot(1, page(FIRST), page(32), LOG, None, 0, owned=False)
+    vm.kvm.slots.set_shared_slot(1, page(FIRST), page(32), LOG, None, 0, owned=False)
     assert dirty(vm) == [], "what was written before is not in it"
     write(vm, 3)
     assert dirty(vm) == [(3, 4)]
-    vm.machine.set_shared_slot(1, page(FIRST), page(32), 0, None, 0, owned=False)
-    assert errno_of(vm.machine.get_dirty_log, 1) == "ENOENT"
+    vm.kvm.slots.set_shared_slot(1, page(FIRST), page(32), 0, None, 0, owned=False)
+    assert errno_of(vm.kvm.slots.get_dirty_log, 1) == "ENOENT"
     write(vm, 3)
 
 
 def test_a_slot_that_moves_keeps_its_log(logged: LocalVm) -> None:
     write(logged, 3)
-    logged.machine.set_shared_slot(1, page(FIRST + 50), page(32), LOG, None, 0, owned=False)
+    logged.kvm.slots.set_shared_slot(1, page(FIRST + 50), page(32), LOG, None, 0, owned=False)
     assert dirty(logged) == [(53, 54)]
 
 
 def test_a_readonly_slot_logs_nothing(vm: LocalVm) -> None:
-    vm.machine.set_shared_slot(
+    vm.kvm.slots.set_shared_slot(
         1, page(FIRST), page(4), LOG | int(SlotFlag.READONLY), AnonymousMemory(page(4)), 0, owned=True
     )
     assert vm.write(page(FIRST), b"x", shared=True) is not None, "an exit"
@@ -117,12 +117,12 @@ def test_a_conversion_keeps_the_log_of_what_stays_shared(store: LocalStore) -> N
 
     convert(4, 8, private=False)
     (slot,) = local.vm.slots[False]
-    local.machine.set_shared_slot(slot.id, page(4), page(8), LOG, None, page(4), owned=False)
+    local.kvm.slots.set_shared_slot(slot.id, page(4), page(8), LOG, None, page(4), owned=False)
     for number in (4, 6, 11):
         assert local.write(page(number), b"x", shared=True) is None
     convert(6, 2, private=True)
-    assert sorted(r for s in local.vm.slots[False] for r in local.machine.get_dirty_log(s.id)) == [(4, 5), (11, 12)]
+    assert sorted(r for s in local.vm.slots[False] for r in local.kvm.slots.get_dirty_log(s.id)) == [(4, 5), (11, 12)]
     assert local.write(page(9), b"x", shared=True) is None
     convert(6, 2, private=False)
     (joined,) = local.vm.slots[False]
-    assert local.machine.get_dirty_log(joined.id) == [(9, 10)]
+    assert local.kvm.slots.get_dirty_log(joined.id) == [(9, 10)]

@@ -42,4 +42,4 @@ def test_what_is_converted_holds_the_pairing_when_the_rest_is_deleted(store: Loc
     assert [(slot.gfn, slot.end) for slot in vm.vm.slots[True]] == [(2, 3), (3, 4)]
     for slot in list(vm.vm.slots[True]):
         vm.delete(slot.id, private=True)
-    assert vm.machine.links == {}, "nothing is left to come back"
+    assert vm.kvm.pairings.links == {}, "nothing is left to come back"

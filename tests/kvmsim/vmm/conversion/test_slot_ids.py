@@ -3,10 +3,11 @@
 from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, Memslots, SlotFlag
 from kvmsim.vmm.conversion.slot_ids import SlotIds
 from tests.support.both_sides import errno_of
+from tests.support.slots import NO_BACKING
 
 
 def slot(id_: int) -> Memslot:
-    return Memslot(id_, AddressSpaceId.SHARED, id_ * 2, 1, SlotFlag(0), None, 0)
+    return Memslot(id_, AddressSpaceId.SHARED, id_ * 2, 1, SlotFlag(0), NO_BACKING, 0)
 
 
 def test_the_highest_free_id_comes_first_and_what_is_given_back_again() -> None:

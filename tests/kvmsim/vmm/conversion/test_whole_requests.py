@@ -67,7 +67,7 @@ def test_and_to_private_it_changes_nothing(world: World) -> None:
 def test_a_hole_that_another_private_slot_fills_is_private_already(store: LocalStore) -> None:
     world = World(store, "punch", "kept")
     store.create("more", MORE)
-    world.local.machine.punch_slot(0, page(4), page(2))
+    world.local.kvm.slots.punch_slot(0, page(4), page(2))
     world.local.private_slot(1, page(4), page(2), "more")
     assert world.map(6, 2, private=False) is None
     assert world.map(0, PAGES, private=True) is None

@@ -13,8 +13,8 @@ PAGES = 16
 """Private pages from GFN 0; page N begins with the byte N + 1."""
 WHOLE = [number + 1 for number in range(PAGES)]
 DESIGNS = (("recreate", "kept"), ("punch", "kept"), ("overlay", "kept"), ("overlay", "freed"))
-STEPS = ("set_shared_slot", "delete_slot", "hide", "fill_slot", "detach", "create_private")
-"""What a design asks of the machine; each may be refused."""
+STEPS = {"slots": ("set_shared_slot", "delete_slot", "fill_slot"), "blocking": ("hide", "detach", "create_private")}
+"""What a design asks of KVM's parts; each may be refused."""
 
 
 class State(NamedTuple):
@@ -86,9 +86,10 @@ class Breaker:
         self.world = world
         self._at: int | None = None
         self.count = 0
-        machine = world.local.machine
-        (link,) = machine.links.values()
-        for thing, name in [*((machine, step) for step in STEPS), (link, "punch"), (link, "bind"), (link, "unbind")]:
+        kvm = world.local.kvm
+        (link,) = kvm.pairings.links.values()
+        steps = [(getattr(kvm, part), step) for part, steps in STEPS.items() for step in steps]
+        for thing, name in [*steps, (link, "punch"), (link, "bind"), (link, "unbind")]:
             patch.setattr(thing, name, self._breaking(getattr(thing, name)))
 
     def arm(self, at: int) -> None:

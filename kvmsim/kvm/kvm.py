@@ -1,0 +1,57 @@
+"""KVM of one VM: its state, and the parts that work on it.
+
+vm          memslots, EPTs, vCPUs
+unmapper    how GFNs lose their mappings when it is this side that takes them away
+notifier    what the store calls
+pairings    connections to stores, and what they are told of slots
+slots       KVM_SET_USER_MEMORY_REGION and what belongs to it
+blocking    the steps of a conversion that can be taken back
+faults      EPT violations, translation
+"""
+
+from kvmsim.store.link import pair as pair_with_store
+from memfsd.common import sync
+
+from .blocking import Blocking
+from .faults import Faults
+from .ioctls import SlotIoctls
+from .notifier import Notifier
+from .pairings import Pair, Pairings
+from .unmapper import Unmapper
+from .vm import Vm
+
+_EVERY_PAGE = 0, (1 << 51) - 1
+
+
+class Kvm:
+    """Close it: its pairings end."""
+
+    def __init__(self, vm: Vm, pair: Pair = pair_with_store, unmapper: Unmapper | None = None) -> None:
+        """pair makes the pairing with the file behind an fd."""
+        self.vm = vm
+        self.slots_lock = sync.lock("Kvm.slots_lock")
+        """Changes of slots and pairings, one at a time (KVM's slots_lock)."""
+        self.unmapper = unmapper or Unmapper(vm)
+        self.notifier = Notifier(vm, self.unmapper)
+        self.pairings = Pairings(vm, self.slots_lock, self.notifier, pair)
+        self.slots = SlotIoctls(vm, self.slots_lock, self.unmapper, self.pairings)
+        self.blocking = Blocking(vm, self.slots_lock, self.unmapper, self.pairings)
+        self.faults = Faults(vm)
+
+    def close(self) -> None:
+        """The VM ends: slots go, then every pairing with BYE."""
+        vm, links = self.vm, self.pairings.links
+        with self.slots_lock:
+            self.unmapper.kick_all()
+            for slot in list(vm.slots[False]):
+                self.slots.delete(slot.id, private=False)
+            for link in links.values():
+                with self.unmapper.retirement():
+                    with vm.mmu.lock:
+                        self.notifier.changing[link] = _EVERY_PAGE
+                        segments = self.notifier.segments(link)
+                        for id_ in {slot.id for slot, _, _ in segments}:
+                            vm.slots[True].delete(id_)
+                    self.unmapper.zap([(start, end) for _, start, end in segments], private=True)
+                link.close()
+            links.clear()

@@ -1,0 +1,28 @@
+"""Memslots for tests that touch no memory."""
+
+from kvmsim.kvm.slots.backing import SlotBacking
+from kvmsim.memory.memory import Memory
+
+
+class _NoMemory:
+    """A Memory that must not be touched."""
+
+    leaf_order = 0
+    waits = False
+    frame_count = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise AssertionError("nobody reads this memory")
+
+    def write(self, offset: int, data: bytes) -> None:
+        raise AssertionError("nobody writes this memory")
+
+    def touch(self, offset: int, page_count: int) -> None:
+        raise AssertionError("nobody touches this memory")
+
+    def close(self) -> None:
+        pass
+
+
+NO_MEMORY: Memory = _NoMemory()
+NO_BACKING = SlotBacking(NO_MEMORY, 0)
