@@ -133,7 +133,8 @@ def render(order: Order) -> str:
 
 def documented() -> Order:
     text = DOCUMENT.read_text()
-    section = text[text.index(_BEGIN) + len(_BEGIN) : text.index(_END)]
+    begin = text.index(_BEGIN) + len(_BEGIN)
+    section = text[begin : text.index(_END, begin)]
     order: Order = {}
     for line in section.splitlines():
         name, _, inner = line.partition(" > ")
@@ -150,7 +151,8 @@ def main() -> None:
     """Write what the last test run saw into the document."""
     seen: Order = {name: set(inner) for name, inner in json.loads(SEEN.read_text()).items()}
     text = DOCUMENT.read_text()
-    begin, end = text.index(_BEGIN) + len(_BEGIN), text.index(_END)
+    begin = text.index(_BEGIN) + len(_BEGIN)
+    end = text.index(_END, begin)
     DOCUMENT.write_text(text[:begin] + render(seen) + text[end:])
 
 

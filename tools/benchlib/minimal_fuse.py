@@ -1,11 +1,8 @@
 """P5's peer: the smallest possible pyfuse3 filesystem, and the request rates of any mount.
 
-`python -m benchlib.minimal_fuse [--memfd] MOUNTPOINT` serves a root directory with one file in it, and
-lets the kernel cache no attribute and no name, so that every stat is a request. A write is refused with
-EPERM; with --memfd the file's data lives in a memfd and can be read, written and truncated.
+minimal_server serves it: whoever measures with this module may need to load pyfuse3 in another way.
 """
 
-import argparse
 import ctypes
 import os
 import re
@@ -44,7 +41,7 @@ def mounted(memfd: bool = False) -> Iterator[Mount]:
     RuntimeError when it can not be mounted.
     """
     mountpoint = Path(tempfile.mkdtemp(prefix="minimal_fuse.")).resolve()
-    command = [sys.executable, "-m", "benchlib.minimal_fuse", *["--memfd"] * memfd, str(mountpoint)]
+    command = [sys.executable, "-m", "benchlib.minimal_server", *["--memfd"] * memfd, str(mountpoint)]
     try:
         with daemon(mountpoint, command) as pid:
             yield Mount(mountpoint, mountpoint / FILE_NAME, pid)
@@ -172,20 +169,3 @@ def _end(process: subprocess.Popen[bytes]) -> None:
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(prog="minimal_fuse", description="The smallest pyfuse3 filesystem.")
-    parser.add_argument("--memfd", action="store_true", help="keep the file's data in a memfd")
-    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
-    arguments = parser.parse_args()
-    # Only the daemon may load pyfuse3: whoever measures with this module may need to load it in another way.
-    import trio
-
-    from benchlib.minimal_server import serve
-
-    trio.run(serve, arguments.mountpoint, arguments.memfd)
-
-
-if __name__ == "__main__":
-    main()

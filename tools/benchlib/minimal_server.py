@@ -1,8 +1,10 @@
-"""The smallest pyfuse3 filesystem: a root directory with one file in it.
+"""The smallest pyfuse3 filesystem: `python -m benchlib.minimal_server [--memfd] MOUNTPOINT`.
 
-The kernel may cache no attribute and no name, so that every stat is a request.
+A root directory with one file in it. The kernel may cache no attribute and no name, so that every stat is a request.
+A write is refused with EPERM; with --memfd the file's data lives in a memfd and can be read, written and truncated.
 """
 
+import argparse
 import errno
 import os
 import signal
@@ -113,3 +115,15 @@ async def serve(mountpoint: str, memfd: bool) -> None:
 async def _terminate_on(signals: AsyncIterator[int]) -> None:
     async for _ in signals:
         pyfuse3.terminate()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="minimal_server", description="The smallest pyfuse3 filesystem.")
+    parser.add_argument("--memfd", action="store_true", help="keep the file's data in a memfd")
+    parser.add_argument("mountpoint", metavar="MOUNTPOINT")
+    arguments = parser.parse_args()
+    trio.run(serve, arguments.mountpoint, arguments.memfd)
+
+
+if __name__ == "__main__":
+    main()

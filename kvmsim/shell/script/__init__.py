@@ -7,6 +7,7 @@
     outcome    what a command did (Outcome), and a command with what it did (Record)
     expect     does an `expect` match an Outcome
     runner     run a whole script, or one line after the other at a prompt
+    complete   what Tab offers, from that table
     output     records for a person or as JSON
 
 The way of a line: text -> words -> command -> execute (the caller's) -> outcome -> emit (the caller's).
