@@ -9,6 +9,7 @@ import pytest
 from hypothesis import settings
 
 from tests.needs_root import reason
+from tests.support.recorded import Records
 
 settings.register_profile("no deadline", settings.default, deadline=None)
 settings.load_profile("no deadline")
@@ -22,6 +23,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 _LEFT_OUT = pytest.StashKey[Counter[str]]()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(Records())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:

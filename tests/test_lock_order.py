@@ -4,10 +4,7 @@ import threading
 
 import pytest
 
-from tests.support.lock_order import RECORDER, Order, Recorder, documented, reachable, render, rings, save
-
-SEVERAL = {"Guest.invalidate_lock"}
-"""Held several at once, in the order of inode numbers, by memfs check alone."""
+from tests.support.lock_order import Recorder, check, documented, reachable, render, rings
 
 
 def test_the_document_has_no_ring() -> None:
@@ -15,12 +12,7 @@ def test_the_document_has_no_ring() -> None:
 
 
 def test_every_lock_of_this_run_was_taken_in_the_documents_order() -> None:
-    seen: Order = {name: inner - ({name} & SEVERAL) for name, inner in RECORDER.order.items()}
-    save(seen)
-    assert rings(seen) == []
-    known = documented()
-    unknown = [f"{outer} > {inner}" for outer, inners in seen.items() for inner in inners - reachable(known, outer)]
-    assert sorted(unknown) == [], "not in docs/architecture.md: python -m tests.support.lock_order, and think about it"
+    check()
 
 
 def taken_by_the_product(lock: threading.Lock) -> None:

@@ -200,6 +200,8 @@ class Channel:
         seconds, micros = _TIMEVAL.unpack(sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _TIMEVAL.size))
         self._timeout: float | None = seconds + micros / 1e6 or None
         sock.setblocking(False)
+        self._poll = select.poll()
+        self._poll.register(sock, select.POLLIN)
 
     # -- points
 
@@ -289,9 +291,7 @@ class Channel:
     def _readable(self) -> bool:
         if self._sock.fileno() < 0:
             return True  # closed by another thread: the call fails at once
-        poll = select.poll()
-        poll.register(self._sock, select.POLLIN)
-        return bool(poll.poll(0))
+        return bool(self._poll.poll(0))
 
     def _peek(self) -> bytes:
         try:

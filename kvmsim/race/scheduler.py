@@ -261,18 +261,13 @@ class Scheduler:
         main = self.main
         if self._step_count > self._limit and not self.endless:
             self.endless, self.racing = True, False
-        enabled = [
-            task
-            for task in self.tasks
-            if not task.done
-            and not task.dead
-            and task is not main
-            and (task.ready is None or task.ready())
-            and task.process not in self.frozen
-        ]
-        main_can = main.ready is None or main.ready()
-        if not self.racing and main_can and (current is main or not enabled):
+        main_can = not self.racing and (main.ready is None or main.ready())
+        if main_can and current is main:
             enabled = [main]
+        else:
+            enabled = [task for task in self.tasks if task is not main and self._can_go(task)]
+            if main_can and not enabled:
+                enabled = [main]
         busy = [task for task in enabled if not task.yields or self._may_ask(task)]
         enabled = busy or enabled
         fired = False
@@ -307,6 +302,14 @@ class Scheduler:
             chosen = current if current in enabled and current is not None else enabled[0]
         chosen.fired = fired
         return chosen
+
+    def _can_go(self, task: Task) -> bool:
+        return (
+            not task.done
+            and not task.dead
+            and task.process not in self.frozen
+            and (task.ready is None or task.ready())
+        )
 
     # -- threads
 

@@ -1,4 +1,4 @@
-"""Peers that break every rule. At the end of the run the number of packets that were tried is told."""
+"""Peers that break every rule."""
 
 import gc
 import os
@@ -10,7 +10,6 @@ from pathlib import Path
 
 import pytest
 
-from tests.hostile.tally import SEED, tried
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.both_sides import store as store
 from tests.support.real_mount import Mount
@@ -52,9 +51,3 @@ def mounted() -> Iterator[Mount]:
         made.remove()
         made.check_log()
         shutil.rmtree(base)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    if tried:
-        parts = ", ".join(f"{count:,} to {whom}" for whom, count in tried.most_common())
-        terminalreporter.write_line(f"hostile packets: {tried.total():,} (seed {SEED}): {parts}")

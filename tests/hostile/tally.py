@@ -6,6 +6,8 @@ MEMFSD_FUZZ_PACKETS=N tries about N packets instead of PACKETS, MEMFSD_FUZZ_SEED
 import os
 from collections import Counter
 
+import pytest
+
 from kvmsim.kvm.exits import Exit
 from tests.support.both_sides import LocalStore, LocalVm, page
 
@@ -31,3 +33,17 @@ def check_bystander(store: LocalStore, local: LocalVm) -> None:
     assert written is None
     store.punch("bystander", 3, 1)
     assert local.read(page(3), 4) == bytes(4)
+
+
+def told() -> dict[str, int]:
+    return dict(tried)
+
+
+def hear(told: dict[str, int]) -> None:
+    tried.update(told)
+
+
+def show(reporter: pytest.TerminalReporter) -> None:
+    if tried:
+        parts = ", ".join(f"{count:,} to {whom}" for whom, count in tried.most_common())
+        reporter.write_line(f"hostile packets: {tried.total():,} (seed {SEED}): {parts}")

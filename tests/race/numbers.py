@@ -1,6 +1,9 @@
 """What the tests of this directory explored: printed at their end, and written in docs/reliability.md."""
 
 from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
 
 
 @dataclass(slots=True)
@@ -18,3 +21,42 @@ class Numbers:
 
 
 NUMBERS = Numbers()
+
+
+def told() -> dict[str, Any]:
+    return {
+        "runs": NUMBERS.runs,
+        "schedules": NUMBERS.schedules,
+        "scenarios": NUMBERS.scenarios,
+        "complete": NUMBERS.complete,
+        "two_vcpus": NUMBERS.two_vcpus,
+        "caught": NUMBERS.caught,
+        "mutants": NUMBERS.mutants,
+    }
+
+
+def hear(told: dict[str, Any]) -> None:
+    NUMBERS.runs += told["runs"]
+    NUMBERS.schedules += told["schedules"]
+    NUMBERS.scenarios |= told["scenarios"]
+    NUMBERS.complete |= told["complete"]
+    NUMBERS.two_vcpus = max(NUMBERS.two_vcpus, told["two_vcpus"])
+    NUMBERS.caught |= told["caught"]
+    NUMBERS.mutants += told["mutants"]
+
+
+def show(reporter: pytest.TerminalReporter) -> None:
+    if not NUMBERS.runs:
+        return
+    write = reporter.write_line
+    reporter.section("controlled races")
+    write(
+        f"{NUMBERS.schedules} different schedules in {NUMBERS.runs} runs of {len(NUMBERS.scenarios)} scenarios, "
+        f"{len(NUMBERS.complete)} of them complete"
+    )
+    if NUMBERS.two_vcpus[0]:
+        write("two vCPUs, one punch, one death: all {} schedules, in {} runs".format(*NUMBERS.two_vcpus))
+    if NUMBERS.mutants:
+        write(f"{len(NUMBERS.caught)} of {NUMBERS.mutants} mutants caught")
+        for name, how in NUMBERS.caught.items():
+            write(f"  {name:58} {how}")

@@ -4,10 +4,11 @@ import json
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+
+from tests.soak.told import SOAKS
 
 ROOT = Path(__file__).parents[2]
 SICK = Path(__file__).with_name("sick_memfsd.py")
@@ -42,13 +43,13 @@ def sick_program(base: Path) -> Path:
 
 
 @pytest.mark.timeout(1000)
-def test_the_soak(tmp_path: Path, record_property: Callable[[str, object], None]) -> None:
+def test_the_soak(tmp_path: Path) -> None:
     status, told = soak(tmp_path, "--minutes", str(MINUTES))
     assert told["failures"] == []
     assert status == 0
     counts, levels = told["counts"], told["levels"]
     assert isinstance(counts, dict) and isinstance(levels, list)
-    record_property("soak", told)
+    SOAKS.append(told)
     # Everything that was to happen has happened: else the verdict means nothing.
     for name, count in counts.items():
         assert count > 0 or name in ("starved", "pool_full", "refused", "lost_pages"), f"{name}: {counts}"

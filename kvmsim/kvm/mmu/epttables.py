@@ -56,16 +56,20 @@ RAMP = np.arange(SPAN_WORDS, dtype=np.uint64) << np.uint64(PFN_SHIFT)
 _LARGE = np.uint64(LARGE)
 
 
+def _reserved(words: int) -> mmap.mmap:
+    """Zeros that cost address space until they are touched. np.zeros() may get memory that malloc has to clear."""
+    return mmap.mmap(-1, words * 8, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE)
+
+
 class EptTables:
     """max_tables bounds the memory for tables (4 KiB each); address space is reserved, memory is not."""
 
     def __init__(self, max_tables: int) -> None:
         assert max_tables > ROOT + 1, max_tables
-        flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
-        arena = mmap.mmap(-1, max_tables * ENTRIES * 8, flags=flags)
+        arena = _reserved(max_tables * ENTRIES)
         self._array: Words = np.frombuffer(arena, dtype=np.uint64)
         self._words = memoryview(arena).cast("Q")
-        self._counts = np.zeros(max_tables, dtype=np.int64)
+        self._counts = np.frombuffer(_reserved(max_tables), dtype=np.int64)
         # Entries in each table.
         self._count = memoryview(self._counts.data)
         self._max_tables = max_tables
