@@ -3,13 +3,12 @@
 import os
 import signal
 import sys
-from collections import Counter
 
 import pytest
 from hypothesis import settings
 
-from tests.needs_root import reason
-from tests.support.recorded import Records
+from tests.needs_root import LEFT_OUT, reason
+from tests.support.recorded import Records, is_worker
 
 settings.register_profile("no deadline", settings.default, deadline=None)
 settings.load_profile("no deadline")
@@ -22,26 +21,18 @@ sys.setswitchinterval(0.0005)
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
-_LEFT_OUT = pytest.StashKey[Counter[str]]()
-
 
 def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Records())
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if is_worker(config):
+        items.sort(key=lambda item: item.get_closest_marker("minutes") is None)
     items.sort(key=lambda item: item.path.name == "test_lock_order.py")  # which asks about all that ran before
     if os.geteuid() == 0:
         return
     left_out = [item for item in items if reason(item.nodeid)]
     items[:] = [item for item in items if not reason(item.nodeid)]
     config.hook.pytest_deselected(items=left_out)
-    config.stash[_LEFT_OUT] = Counter(f"{item.nodeid.partition('::')[0]}: {reason(item.nodeid)}" for item in left_out)
-
-
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    left_out = config.stash.get(_LEFT_OUT, None)
-    if left_out:
-        terminalreporter.section("not run, since they need root (sudo tools/test)")
-        for what, count in sorted(left_out.items()):
-            terminalreporter.line(f"{what} ({count})")
+    LEFT_OUT.update(f"{item.nodeid.partition('::')[0]}: {reason(item.nodeid)}" for item in left_out)

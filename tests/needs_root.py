@@ -1,5 +1,9 @@
 """Tests that only root can run, and why. Everything else, mounting included, runs as any user."""
 
+from collections import Counter
+
+import pytest
+
 NEEDS_ROOT = {
     "tests/attack/": "acts as three users",
     "tests/hostile/test_live_mount.py": "acts as other users",
@@ -20,3 +24,24 @@ NEEDS_ROOT = {
 def reason(test_id: str) -> str | None:
     """Why this test needs root; None when it does not."""
     return next((why for start, why in NEEDS_ROOT.items() if test_id.startswith(start)), None)
+
+
+LEFT_OUT: Counter[str] = Counter()
+"""Modules and reasons."""
+
+
+def told() -> dict[str, int]:
+    return dict(LEFT_OUT)
+
+
+def hear(told: dict[str, int]) -> None:
+    """All workers collect the same tests."""
+    LEFT_OUT.clear()
+    LEFT_OUT.update(told)
+
+
+def show(reporter: pytest.TerminalReporter) -> None:
+    if LEFT_OUT:
+        reporter.section("not run, since they need root (sudo tools/test)")
+        for what, count in sorted(LEFT_OUT.items()):
+            reporter.line(f"{what} ({count})")

@@ -305,10 +305,7 @@ class Scheduler:
 
     def _can_go(self, task: Task) -> bool:
         return (
-            not task.done
-            and not task.dead
-            and task.process not in self.frozen
-            and (task.ready is None or task.ready())
+            not task.done and not task.dead and task.process not in self.frozen and (task.ready is None or task.ready())
         )
 
     # -- threads

@@ -16,7 +16,7 @@ from . import deadlines as deadlines  # isort: skip - before anything that uses 
 import trio._core._thread_cache as thread_cache
 
 import kvmsim.cli
-import kvmsim.shell.script_command as script_command  # which kvmsim imports when it runs a script
+import kvmsim.shell.script_command  # which kvmsim imports only when it runs a script
 import memfsd.commands.memfs
 import memfsd.commands.memfsd
 import memfsd.daemon

@@ -17,6 +17,10 @@ from .traps import NAMES
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))
 TIMEOUT_S = 2 * 3600 if LONG else 3600
+WORKERS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
+"""Cells side by side, when nothing else runs beside them."""
+
+pytestmark = pytest.mark.minutes
 
 
 @pytest.mark.parametrize("words", ["--only NOSUCH", "--only BEGIN --docs", "--all --docs", "--workers 0"])
@@ -29,7 +33,7 @@ def test_a_table_of_nothing_is_refused(words: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture(scope="module")
 def census() -> Census:
-    return Workers().census()
+    return Workers(WORKERS).census()
 
 
 @pytest.mark.timeout(TIMEOUT_S)
@@ -49,7 +53,7 @@ def test_every_cell_holds(census: Census) -> None:
     wanted = cells(census, everything=LONG)
     assert {cell.point for cell in wanted} == set(census)
     assert len(census) >= len(NAMES) - len(UNREACHABLE)
-    results = Workers().run(wanted)
+    results = Workers(WORKERS).run(wanted)
     SUMMARY.append(summary(results))
     broken = [f"{describe(cell)}: {outcome.text}" for cell, outcome in results.items() if not outcome.ok]
     assert broken == [], "\n".join(broken)

@@ -19,7 +19,7 @@ STEPS_PER_WORLD = 400
 PARTS = 10
 SHRINK_S = 60.0
 
-pytestmark = pytest.mark.timeout(240 + STEPS // 20)
+pytestmark = [pytest.mark.minutes, pytest.mark.timeout(240 + STEPS // 20)]
 
 
 def run(place: Path, steps: list[str], shape: Shape = SMALL) -> BaseException | None:

@@ -14,6 +14,8 @@ EXHAUSTIVE_RUNS = 500
 RANDOM_RUNS = 300
 SHORTER_TRIES = 20
 
+pytestmark = pytest.mark.minutes
+
 
 def hunt(mutant: Mutant) -> tuple[str, int, Result] | None:
     """The scenario, the number of the run, and the shortest failing run found."""

@@ -35,6 +35,8 @@ NEEDED = {
     "punch-x-death-two-vcpus",
 }
 
+pytestmark = pytest.mark.minutes
+
 
 def held(results: list[Result], name: str) -> set[int]:
     """The classes of schedules that were run."""

@@ -17,6 +17,8 @@ MINUTES = 2
 DEADLINE_S = 900
 """For a machine that is busy with other things. Nothing here asks how fast anything is."""
 
+pytestmark = pytest.mark.minutes
+
 
 def soak(base: Path, *arguments: str, **environment: str) -> tuple[int, dict[str, object]]:
     """The exit status, and what it told."""

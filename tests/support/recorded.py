@@ -15,6 +15,7 @@ from tests.support import lock_order
 
 MODULES = (
     "tests.support.lock_order",
+    "tests.needs_root",
     "tests.race.numbers",
     "tests.hostile.tally",
     "tests.death.told",
