@@ -11,6 +11,7 @@ faults      EPT violations, translation
 
 from kvmsim.store.link import pair as pair_with_store
 from memfsd.common import sync
+from memfsd.uapi.units import PGOFF_END
 
 from .blocking import Blocking
 from .faults import Faults
@@ -20,7 +21,7 @@ from .pairings import Pair, Pairings
 from .unmapper import Unmapper
 from .vm import Vm
 
-_EVERY_PAGE = 0, (1 << 51) - 1
+_EVERY_PAGE = 0, PGOFF_END - 1
 
 
 class Kvm:

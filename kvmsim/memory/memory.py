@@ -1,7 +1,6 @@
 """What slots are backed by: windows of the store, anonymous memory, files."""
 
 import contextlib
-import ctypes
 import errno
 import fcntl
 import mmap
@@ -12,16 +11,11 @@ from typing import Protocol
 import numpy as np
 
 from memfsd.common import sync
+from memfsd.common.linux import PageRange, data_ranges, punch_hole
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
 from memfsd.uapi.units import ORDER_1G, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
-_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
 _MADV_POPULATE_WRITE = 23
-_libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = _libc.fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
-
-FrameRange = tuple[int, int]
 
 
 class Memory(Protocol):
@@ -124,9 +118,7 @@ class WindowMemory(_Mapped):
 
     def scrub(self, frame: int, frame_count: int) -> None:
         """Destroy contents: what a TDX or SNP unmap does. The frames stay the file's and read as zeros."""
-        if _fallocate(self.fd, _PUNCH, frame << PAGE_SHIFT, frame_count << PAGE_SHIFT) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        punch_hole(self.fd, frame << PAGE_SHIFT, frame_count << PAGE_SHIFT)
 
 
 class AnonymousMemory(_Mapped):
@@ -204,33 +196,20 @@ class SparseMemory(FileMemory):
         super().__init__(fd, size >> PAGE_SHIFT)
 
     def discard(self, offset: int, length: int) -> None:
-        if _fallocate(self.fd, _PUNCH, offset, length) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number))
+        punch_hole(self.fd, offset, length)
 
     def populated_count(self) -> int:
         return os.fstat(self.fd).st_blocks * 512 // PAGE_SIZE
 
-    def populated(self) -> list[FrameRange]:
+    def populated(self) -> list[PageRange]:
         """Page ranges that hold memory."""
-        ranges: list[FrameRange] = []
-        at = 0
-        while True:
-            try:
-                start = os.lseek(self.fd, at, os.SEEK_DATA)
-            except OSError as error:
-                if error.errno == errno.ENXIO:
-                    return ranges
-                raise
-            end = os.lseek(self.fd, start, os.SEEK_HOLE)
-            if not at <= start < end:
-                raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
-            at = end
-            ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))
+        return data_ranges(self.fd)
 
 
 def punch_file(fd: int, offset: int, length: int) -> None:
     """fallocate(PUNCH_HOLE | KEEP_SIZE)."""
-    if _fallocate(fd, _PUNCH, offset, length) != 0:
-        number = ctypes.get_errno()
-        raise Refused(number, f"punch of {length:#x} bytes at {offset:#x}: {os.strerror(number)}")
+    try:
+        punch_hole(fd, offset, length)
+    except OSError as error:
+        why = f"punch of {length:#x} bytes at {offset:#x}: {error.strerror}"
+        raise Refused(error.errno or errno.EIO, why) from None

@@ -6,7 +6,7 @@ from kvmsim.kvm.mmu.ept import entry_pfn
 from kvmsim.memory.memory import Memory
 from kvmsim.store.link import StoreLink
 from memfsd.core.gmem import guest_of
-from memfsd.core.memory.frames import FrameState
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import PAGE_SHIFT
 
 from . import points

@@ -1,7 +1,6 @@
 """The command memfs: what has no standard command."""
 
 import argparse
-import ctypes
 import errno
 import json
 import os
@@ -11,25 +10,25 @@ from collections.abc import Callable
 from typing import Any
 
 from memfsd.common.arguments import Parser
+from memfsd.common.linux import fallocate
 from memfsd.common.quote import printable, quoted
 from memfsd.common.stdio import fill_standard_fds, with_stdout
 from memfsd.common.version import VERSION
 from memfsd.uapi import names
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
+from memfsd.uapi.frame_state import state_name
 from memfsd.uapi.messages import CheckReply, Empty, Kind, Map, MapReply
+from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
 from . import memfs_help, top
 from .observer import Observer, store_of
 
-_FALLOC_FL_KEEP_SIZE = 1
-_FALLOC_FL_PUNCH_HOLE = 2
 _NOT_CHECKED = 3
 """Of `check`, where 1 means that a rule is broken."""
 _NAMES = ("file", "mount", "socket")
 """Facts that are names of files."""
-_STATES = ("free", "shared", "private", "pending", "closing", "quarantined", "poisoned", "device")
 
 
 def main() -> None:
@@ -245,7 +244,7 @@ def _map(asked: argparse.Namespace) -> int:
                         "length": count << PAGE_SHIFT,
                         "pfn": pfn,
                         "gpa": gfn << PAGE_SHIFT if gfn >= 0 else None,
-                        "state": _STATES[state],
+                        "state": state_name(state),
                     }
                 )
             pgoff = reply.next_pgoff
@@ -266,17 +265,16 @@ def _map(asked: argparse.Namespace) -> int:
 def _fallocate(asked: argparse.Namespace) -> int:
     mode = 0
     if asked.punch_hole:
-        mode = _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE
+        mode = FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
     elif asked.keep_size:
-        mode = _FALLOC_FL_KEEP_SIZE
+        mode = FALLOC_FL_KEEP_SIZE
     _check_on_a_mount(asked.target)
-    libc = ctypes.CDLL(None, use_errno=True)
     fd = os.open(asked.target, os.O_WRONLY | os.O_CLOEXEC)
     try:
-        offset, length = ctypes.c_longlong(asked.offset), ctypes.c_longlong(asked.length)
-        if libc.fallocate(fd, mode, offset, length) != 0:
-            number = ctypes.get_errno()
-            raise OSError(number, os.strerror(number), asked.target)
+        fallocate(fd, mode, asked.offset, asked.length)
+    except OSError as error:
+        error.filename = asked.target
+        raise
     finally:
         os.close(fd)
     if asked.json:

@@ -1,6 +1,7 @@
 """What both processes run on, besides the contract of uapi. May block, read clocks and ask the kernel.
 
 sync         locks, threads and ends of connections: made here, so that a scheduler can step in
+linux        fallocate(2), and which pages of a memfd hold memory
 intervals    half-open intervals with values, and sets of them
 journal      a line of JSON for each message; journalfile: the file it is written to
 sockets      connections between processes of one mount

@@ -15,7 +15,6 @@ the `Journal` that records nothing, and wraps the sockets; without it they are t
 
 import errno
 import itertools
-import struct
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
@@ -26,14 +25,13 @@ from memfsd.uapi.framing import BadBody, BadPacket, Header, decode_failure, deco
 from memfsd.uapi.messages import Body, Hello, PairReply
 
 from . import sync
+from .sockets import Options, peer_of
 
 FORMAT_VERSION = 1
-_SOL_SOCKET, _SO_PEERCRED = 1, 17
-_CREDENTIALS = struct.Struct("iii")
 _END_ROOM = 256
 """Bytes kept for the last record."""
 
-S = TypeVar("S")
+S = TypeVar("S", bound=Options)
 
 
 class Opening(msgspec.Struct, tag="journal"):
@@ -141,7 +139,7 @@ class Recording(Journal):
             self._append(_encode(Opening(now_ns(), FORMAT_VERSION, side, pid)) + b"\n")
 
     def down(self, sock: S) -> S:
-        return cast(S, JournaledSocket(self, sock, "down", About(next(self._numbers), _peer_of(sock))))
+        return cast(S, JournaledSocket(self, sock, "down", About(next(self._numbers), peer_of(sock).pid)))
 
     def up(self, down: object, sock: S) -> S:
         assert isinstance(down, JournaledSocket)
@@ -285,9 +283,3 @@ def _decoded(packet: bytes) -> tuple[Header | None, Body | None]:
         return header, (decode_reply if header.is_reply else decode_request)(header.kind, packet)
     except BadBody:
         return header, None
-
-
-def _peer_of(sock: Any) -> int:
-    """The pid at the other end of a connection."""
-    pid: int = _CREDENTIALS.unpack(sock.getsockopt(_SOL_SOCKET, _SO_PEERCRED, _CREDENTIALS.size))[0]
-    return pid

@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pgoff
 
 from .files.inodes import Regular
 from .gmem import guest_of
-from .memory.frames import FrameState
 from .memory.page_table import FilePages
 from .private.bindings import Binding
 from .private.gmem_file import Guest, PairState
@@ -91,7 +91,7 @@ def _own_frames(
     service: Service, ino: Ino, pages: FilePages, legal: tuple[FrameState, ...], owner: np.ndarray
 ) -> Iterator[Finding]:
     """R1 and R2: a frame is in one file, in a state that fits the file."""
-    for pgoff, pfn, count in pages.extents(Pgoff(0), Pgoff(1 << 51)):
+    for pgoff, pfn, count in pages.extents(Pgoff(0), PGOFF_END):
         taken = owner[pfn : pfn + count]
         if taken.any():
             at = pfn + int(taken.nonzero()[0][0])
@@ -174,7 +174,7 @@ def _sealed_file(service: Service, file: Regular, guest: Guest) -> Iterator[Find
     if guest.bindings and guest.active is None:
         yield "R6", f"inode {file.ino} has bindings without a live VM"
     pool = service.pool
-    pending = sum(pool.tally(pfn, n)[FrameState.PENDING] for _, pfn, n in file.pages.extents(Pgoff(0), Pgoff(1 << 51)))
+    pending = sum(pool.tally(pfn, n)[FrameState.PENDING] for _, pfn, n in file.pages.extents(Pgoff(0), PGOFF_END))
     if pending != guest.pending:
         yield "R6", f"inode {file.ino} counts {guest.pending} pending frames and has {pending}"
     moved = guest.bindings.moved() if service.options.fixed_gfn else None

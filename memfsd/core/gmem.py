@@ -13,14 +13,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import GetPfnReply, Reason
+from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Ino, Pfn, Pgoff, Seq, page_aligned
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Gfn, Ino, Pfn, Pgoff, Seq, page_aligned
 
 from .effects import DropWindow, Effect, Runs, Scrub
 from .files.inodes import Regular
-from .files.ordinary import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE, OrdinaryData
-from .memory.frames import FramePool, FrameState
+from .files.ordinary import OrdinaryData
+from .memory.frames import FramePool
 from .options import StoreOptions
 from .private.bindings import Binding
 from .private.gmem_file import Guest, Invalidation, Pairing, PairState
@@ -310,7 +312,7 @@ class GuestMemory:
         assert guest.pairing is not None and guest.pairing.state is PairState.ACTIVE
         guest.pairing.state = PairState.DISCONNECTED
         guest.bindings.clear()
-        runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(0), Pgoff(1 << 51))]
+        runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(0), PGOFF_END)]
         for pfn, count in runs:
             self._pool.set_state(pfn, count, FrameState.QUARANTINED)
         guest.quarantine += runs
@@ -322,7 +324,7 @@ class GuestMemory:
         assert guest.pairing is not None and guest.closing is None
         guest.pairing.state = PairState.ENDED
         guest.bindings.clear()
-        runs = self._unmap_all(file, guest, 0, 1 << 51)
+        runs = self._unmap_all(file, guest, 0, PGOFF_END)
         for pfn, count in guest.quarantine:
             self._pool.set_state(pfn, count, FrameState.CLOSING)
         runs += guest.quarantine
@@ -340,7 +342,7 @@ class GuestMemory:
         """Name, handles and pairing are gone: give every frame back."""
         guest = guest_of(file)
         assert not guest.holds_memory
-        runs = self._unmap_all(file, guest, 0, 1 << 51)
+        runs = self._unmap_all(file, guest, 0, PGOFF_END)
         return [Scrub(file.ino, runs)] if runs else []
 
 

@@ -22,12 +22,12 @@ from memfsd.core.files.inodes import ROOT_INO, Inode, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.files.ordinary import Plan
 from memfsd.core.gmem import guest_of
-from memfsd.core.memory.frames import FrameState
 from memfsd.core.service import Changes, Service
 from memfsd.host.effect_runner import EffectRunner
 from memfsd.host.windows import Windows
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import NAME_MAX
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal

@@ -4,23 +4,15 @@ memfsd never maps any of them. Ordinary bytes go through pread and pwrite; a win
 VM that paired, punched and closed. SEEK_DATA tells which of its pages the VM has touched.
 """
 
-import ctypes
 import errno
 import fcntl
 import os
 
 from memfsd.common import sync
+from memfsd.common.linux import PageRange, data_ranges, punch_hole
 from memfsd.core.effects import Runs
 from memfsd.core.files.ordinary import Plan
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, Pfn
-
-_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-_libc = ctypes.CDLL(None, use_errno=True)
-_fallocate = _libc.fallocate
-_fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
-
-FrameRange = tuple[int, int]
-"""Frames [start, end)."""
 
 
 class Windows:
@@ -109,10 +101,7 @@ class Windows:
                 return
             fd = found
         for pfn, count in runs:
-            while _fallocate(fd, _PUNCH, pfn << PAGE_SHIFT, count << PAGE_SHIFT) != 0:
-                error = ctypes.get_errno()
-                if error != errno.EINTR:
-                    raise OSError(error, os.strerror(error))
+            punch_hole(fd, pfn << PAGE_SHIFT, count << PAGE_SHIFT)
 
     def window_count(self) -> int:
         with self._lock:
@@ -129,7 +118,7 @@ class Windows:
             fd = self._windows.get(window)
             return 0 if fd is None else os.fstat(fd).st_blocks * 512 // PAGE_SIZE
 
-    def populated(self, window: Ino | None) -> list[FrameRange]:
+    def populated(self, window: Ino | None) -> list[PageRange]:
         """Which frames hold memory, in order."""
         with self._lock:
             fd = self._pool if window is None else self._windows.get(window)
@@ -137,7 +126,7 @@ class Windows:
         if fd is None:
             return []
         try:
-            return _data_ranges(fd)
+            return data_ranges(fd)
         finally:
             os.close(fd)
 
@@ -145,20 +134,3 @@ class Windows:
         for ino in list(self._windows):
             self.drop_window(ino)
         os.close(self._pool)
-
-
-def _data_ranges(fd: int) -> list[FrameRange]:
-    ranges: list[FrameRange] = []
-    at = 0
-    while True:
-        try:
-            start = os.lseek(fd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return ranges
-            raise
-        end = os.lseek(fd, start, os.SEEK_HOLE)
-        if not at <= start < end:
-            raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
-        at = end
-        ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))

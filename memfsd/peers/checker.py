@@ -8,7 +8,6 @@ from memfsd.core.audit import Facts, Finding, PeerReport, audit
 from memfsd.core.files.inodes import Regular
 from memfsd.core.files.xattrs import owner_line
 from memfsd.core.gmem import guest_of
-from memfsd.core.memory.page_table import END
 from memfsd.core.service import Service
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
@@ -25,7 +24,7 @@ from memfsd.uapi.limits import (
     PROOF_DEADLINE_S,
 )
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
-from memfsd.uapi.units import PAGE_SHIFT, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Pgoff
 
 from .invalidator import Invalidator, Peer
 from .upchannel import PeerGone, PeerSilent
@@ -134,7 +133,7 @@ def _endless(file: Regular) -> Finding:
 def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
     """Runs (pgoff, pfn, pages, gfn or -1, frame state) from pgoff on, split where binding or state changes."""
     runs: list[tuple[int, int, int, int, int]] = []
-    for start, first, count in file.pages.extents(Pgoff(pgoff), Pgoff(max(END, pgoff))):
+    for start, first, count in file.pages.extents(Pgoff(pgoff), Pgoff(max(PGOFF_END, pgoff))):
         at = int(start)
         while at < start + count:
             if len(runs) >= MAX_RUNS_PER_REPORT:

@@ -4,7 +4,8 @@
     errors     Refused: the one exception for "no", with an errno and a reason
     limits     every bound in the system
     seals      the seals, their bits and names
-    names      xattr names, ioctl numbers
+    names      xattr names, ioctl numbers, fallocate modes
+    frame_state  what a frame is used for
     messages   wire messages: kinds, operations, bodies and their bounds
     framing    header and body to bytes and back
     pairing    the table of states and legal messages

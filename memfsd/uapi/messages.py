@@ -11,6 +11,8 @@ from typing import Annotated
 import msgspec
 from msgspec import Meta
 
+from memfsd.uapi.units import PGOFF_END
+
 from .limits import (
     MAX_FILES_PER_LIST,
     MAX_FINDINGS,
@@ -84,10 +86,10 @@ U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 PfnField = Annotated[int, Meta(ge=0, lt=1 << 32)]
 GfnField = Annotated[int, Meta(ge=0, lt=MAX_GFN)]
-PgoffField = Annotated[int, Meta(ge=0, lt=1 << 51)]
+PgoffField = Annotated[int, Meta(ge=0, lt=PGOFF_END)]
 GfnOrNone = Annotated[int, Meta(ge=-1, lt=MAX_GFN)]
-PgoffOrNone = Annotated[int, Meta(ge=-1, lt=1 << 51)]
-PageCount = Annotated[int, Meta(ge=1, lt=1 << 51)]
+PgoffOrNone = Annotated[int, Meta(ge=-1, lt=PGOFF_END)]
+PageCount = Annotated[int, Meta(ge=1, lt=PGOFF_END)]
 RunLength = Annotated[int, Meta(ge=1, le=MAX_RUN_PAGES)]
 Slot = Annotated[int, Meta(ge=0, lt=MAX_SLOTS)]
 Name = Annotated[str, Meta(min_length=1, max_length=MAX_NAME_BYTES)]

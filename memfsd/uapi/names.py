@@ -1,4 +1,4 @@
-"""Extended attributes and ioctls of files on a memfsd mount."""
+"""Extended attributes, ioctls and fallocate modes of files on a memfsd mount."""
 
 XATTR_PREFIX = b"user.memfsd."
 XATTR_SEALS = b"user.memfsd.seals"
@@ -24,6 +24,10 @@ IOC_ADD_SEALS = _ioc(_IOC_WRITE, 1)
 """_IOW(0xB7, 1, __u32): bits of `Seal` to add; same rules and errnos as the xattr."""
 IOC_GET_SEALS = _ioc(_IOC_READ, 2)
 """_IOR(0xB7, 2, __u32): the bits that are set."""
+
+FALLOC_FL_KEEP_SIZE = 1
+FALLOC_FL_PUNCH_HOLE = 2
+"""Of <linux/falloc.h>; a hole is punched with both."""
 
 FSTYPE = "memfsd"
 """Mounts show as type fuse.memfsd in /proc/self/mountinfo."""

@@ -28,6 +28,8 @@ _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTkmgt])(?:i?[bB])?)?")
 
 FILE_SIZE_BITS = 63
 """off_t is signed."""
+PGOFF_END = Pgoff(1 << FILE_SIZE_BITS - PAGE_SHIFT)
+"""No file has pages from here on."""
 
 
 def parse_size(text: str, bits: int = FILE_SIZE_BITS) -> int:

@@ -6,9 +6,9 @@ import pytest
 
 from memfsd.core.audit import PeerReport
 from memfsd.core.files.inodes import Regular
-from memfsd.core.memory.frames import FrameState
 from memfsd.core.private.bindings import Binding
 from memfsd.core.private.gmem_file import Guest
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Gfn, Ino, Pgoff, Seq

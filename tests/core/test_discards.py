@@ -7,10 +7,10 @@ import pytest
 from memfsd.core.audit import Facts, audit
 from memfsd.core.effects import Discard, Effect
 from memfsd.core.files.inodes import ROOT_INO, Regular
-from memfsd.core.memory.frames import FrameState
-from memfsd.core.memory.page_table import END, FilePages
+from memfsd.core.memory.page_table import FilePages
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Reason
-from memfsd.uapi.units import PAGE_SIZE, Pfn, Pgoff
+from memfsd.uapi.units import PAGE_SIZE, PGOFF_END, Pfn, Pgoff
 from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore, refused
 
 CHUNK, GIG = 512, 1 << 18
@@ -95,12 +95,12 @@ def test_detached_pages_are_those_that_unmap_would_give(seed: int) -> None:
             pages.map_run(at, pfn, count)
         at, pfn = at + count, pfn + count
     low = dice.randrange(at)
-    high = dice.choice((dice.randrange(low, at + 1) + 1, END))
+    high = dice.choice((dice.randrange(low, at + 1) + 1, PGOFF_END))
     detached = one.detach(low, high)
     runs = other.unmap(low, high)
-    assert list(one.extents(0, END)) == list(other.extents(0, END))
+    assert list(one.extents(0, PGOFF_END)) == list(other.extents(0, PGOFF_END))
     assert (one.page_count, detached.page_count) == (other.page_count, sum(count for _, _, count in runs))
-    assert list(detached.extents(0, END)) == runs
+    assert list(detached.extents(0, PGOFF_END)) == runs
     taken: dict[int, tuple[Pgoff, Pfn, int]] = {}
     while part := detached.take():
         assert len(part) <= MOST_RUNS

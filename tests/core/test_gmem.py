@@ -3,8 +3,8 @@
 import pytest
 
 from memfsd.core.gmem import guest_of
-from memfsd.core.memory.frames import FrameState
 from memfsd.core.private.gmem_file import Pairing, PairState
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import PAGE_SIZE

@@ -10,10 +10,10 @@ import memfsd.core.private.bindings
 import memfsd.peers.session
 import memfsd.peers.upchannel
 from memfsd.core.audit import Facts, audit
-from memfsd.core.memory.frames import FrameState
 from memfsd.core.private.gmem_file import PairState
 from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi import messages as m
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES, MAX_RUNS_PER_REPORT
 from memfsd.uapi.messages import Kind

@@ -4,11 +4,12 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from memfsd.core.memory.page_table import END, FilePages
+from memfsd.core.memory.page_table import FilePages
+from memfsd.uapi.units import PGOFF_END
 
 CHUNK = 512
 GIG = 1 << 18
-BASES = [0, CHUNK, 3 * CHUNK, GIG - 2 * CHUNK, GIG, END - 4 * CHUNK]
+BASES = [0, CHUNK, 3 * CHUNK, GIG - 2 * CHUNK, GIG, PGOFF_END - 4 * CHUNK]
 PLACES = st.builds(int.__add__, st.sampled_from(BASES), st.integers(0, 2 * CHUNK))
 COUNTS = st.one_of(st.integers(1, 9), st.integers(1, 1100), st.sampled_from([CHUNK, 2 * CHUNK]))
 
@@ -37,7 +38,7 @@ class FilePagesMachine(RuleBasedStateMachine):
     def map_run(self, start: int, count: int, frame: int | None) -> None:
         """As much of the range as is a hole; without a frame it fits to what its neighbours have."""
         free = 0
-        while free < count and start + free not in self.model and start + free < END:
+        while free < count and start + free not in self.model and start + free < PGOFF_END:
             free += 1
         if free:
             pfn = start % GIG if frame is None else frame
@@ -46,19 +47,19 @@ class FilePagesMachine(RuleBasedStateMachine):
 
     @rule(start=PLACES, count=COUNTS)
     def unmap(self, start: int, count: int) -> None:
-        end = min(start + count, END)
+        end = min(start + count, PGOFF_END)
         assert self.pages.unmap(start, end) == self.runs(start, end)
         for page in range(start, end):
             self.model.pop(page, None)
 
     @rule(start=PLACES)
     def truncate(self, start: int) -> None:
-        assert self.pages.unmap(start, END) == self.runs(start, END)
+        assert self.pages.unmap(start, PGOFF_END) == self.runs(start, PGOFF_END)
         self.model = {page: frame for page, frame in self.model.items() if page < start}
 
     @rule(start=PLACES, count=COUNTS)
     def look(self, start: int, count: int) -> None:
-        end = min(start + count, END)
+        end = min(start + count, PGOFF_END)
         count = end - start
         assert self.pages.lookup(start) == self.model.get(start)
         runs = self.runs(start, end)
@@ -92,7 +93,7 @@ class FilePagesMachine(RuleBasedStateMachine):
     @invariant()
     def agrees(self) -> None:
         assert self.pages.page_count == len(self.model)
-        assert list(self.pages.extents(0, END)) == self.runs(0, END)
+        assert list(self.pages.extents(0, PGOFF_END)) == self.runs(0, PGOFF_END)
 
 
 class GigMachine(RuleBasedStateMachine):
@@ -123,10 +124,10 @@ class GigMachine(RuleBasedStateMachine):
 
     @invariant()
     def agrees(self) -> None:
-        assert list(self.pages.extents(0, END)) == self.model
+        assert list(self.pages.extents(0, PGOFF_END)) == self.model
         assert self.pages.page_count == sum(count for _, _, count in self.model)
         for first, frame, count in self.model:
-            assert self.pages.run_at(first, END) == (frame, count)
+            assert self.pages.run_at(first, PGOFF_END) == (frame, count)
             assert self.pages.next_hole(first) == first + count
 
 

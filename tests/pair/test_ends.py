@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 
 from kvmsim.kvm.exits import MemoryErrorExit
-from memfsd.core.memory.frames import FrameState
 from memfsd.core.private.gmem_file import PairState
 from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi import messages as m
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 from tests.support.threads import DEADLINE_S, Beside, Gate, until

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 import pytest
 
 from kvmsim.kvm.exits import MemoryErrorExit
-from memfsd.core.memory.frames import FrameState
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, opened_store, page

@@ -6,8 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from memfsd.core.files.inodes import Regular
-from memfsd.core.memory.frames import FrameState
 from memfsd.core.private.gmem_file import PairState
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import Pgoff, Seq

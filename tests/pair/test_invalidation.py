@@ -9,10 +9,10 @@ import pytest
 import memfsd.peers.session
 from kvmsim.kvm.exits import MemoryErrorExit
 from kvmsim.kvm.mmu.tlb import tlb_key
-from memfsd.core.memory.frames import FrameState
 from memfsd.peers.upchannel import UpChannel
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.framing import decode_failure, decode_header, encode_failure
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE

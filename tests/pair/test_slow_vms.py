@@ -10,8 +10,8 @@ import memfsd.peers.invalidator
 import memfsd.peers.reclaim
 import memfsd.peers.server
 from memfsd.core.files.shares import Shares
-from memfsd.core.memory.frames import FrameState
 from memfsd.uapi import messages as m
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_FILE_BYTES
 from memfsd.uapi.messages import Kind, Reason
 from memfsd.uapi.units import PAGE_SIZE

@@ -31,7 +31,6 @@ from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.core.audit import Finding
 from memfsd.core.files.inodes import Regular
 from memfsd.core.files.namespace import Creds
-from memfsd.core.memory.frames import FrameState
 from memfsd.core.options import StoreOptions
 from memfsd.core.private.gmem_file import Guest as GuestState
 from memfsd.core.service import Service
@@ -41,6 +40,7 @@ from memfsd.peers.checker import Checker
 from memfsd.peers.server import GuestServer
 from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN

@@ -21,8 +21,8 @@ from kvmsim.shell.execute import Executor
 from kvmsim.shell.script import commands as c
 from kvmsim.shell.script.grammar import parse_line
 from kvmsim.shell.script.outcome import Outcome
-from memfsd.core.memory.frames import FrameState
 from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import PAGE_SIZE, Pgoff
 
 from .both_sides import LocalStore

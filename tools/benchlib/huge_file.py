@@ -1,6 +1,5 @@
 """P7: a file of 1 TiB in pages of 1 GiB: create, seal, size, attach, allocate all, map all."""
 
-import ctypes
 import os
 import subprocess
 import sys
@@ -12,11 +11,11 @@ from time import perf_counter
 from benchlib import our_mount
 from benchlib.figure import Figure, Progress
 from kvmsim.machine import VirtualMachine
+from memfsd.common.linux import fallocate
+from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE
 
 _PAGE_BYTES = 1 << 30
 _RSS_LIMIT_MIB = 128
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
 def measure(progress: Progress, rounds: int = 3, size_bytes: int = 1 << 40) -> Figure:
@@ -59,8 +58,7 @@ def _once(mountpoint: Path, size_bytes: int) -> None:
     os.ftruncate(fd, size_bytes)
     with closing(VirtualMachine("bench", our_mount.MAX_SLOTS)) as machine:
         machine.kvm.slots.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
-        if _libc.fallocate(fd, 1, 0, size_bytes) != 0:
-            raise OSError(ctypes.get_errno(), f"allocation of {path}")
+        fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, size_bytes)
         stopped = machine.guest.map(machine.vm.vcpu(0), 0, size_bytes, private=True)
         if stopped is not None:
             raise RuntimeError(f"the guest stopped: {stopped}")

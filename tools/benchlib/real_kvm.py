@@ -9,7 +9,6 @@ Numbers and layouts: include/uapi/linux/kvm.h and arch/x86/include/uapi/asm/kvm.
 """
 
 import ctypes
-import errno
 import fcntl
 import mmap
 import os
@@ -17,6 +16,9 @@ import platform
 import struct
 from contextlib import ExitStack
 from time import perf_counter
+
+from memfsd.common.linux import fallocate, punch_hole
+from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE
 
 PAGE_SIZE = 4096
 
@@ -44,8 +46,6 @@ _GUEST_MEMFD_FLAG_MMAP = 1
 _GUEST_MEMFD_FLAG_INIT_SHARED = 2
 _MEMFD_FLAGS = _GUEST_MEMFD_FLAG_MMAP | _GUEST_MEMFD_FLAG_INIT_SHARED
 
-_FALLOC_FL_KEEP_SIZE = 1
-_FALLOC_FL_PUNCH_HOLE = 2
 
 _KVM_EXIT_MMIO = 6
 _EXIT_REASON = 8
@@ -196,7 +196,7 @@ class _Guest:
         return elapsed_s
 
     def allocate(self) -> None:
-        _fallocate(self._memfd, _FALLOC_FL_KEEP_SIZE, self._size_bytes)
+        fallocate(self._memfd, FALLOC_FL_KEEP_SIZE, 0, self._size_bytes)
 
     def map_in_host(self) -> None:
         with memoryview(self._host) as window:
@@ -205,7 +205,7 @@ class _Guest:
     def punch(self) -> float:
         """Seconds of punching all of the guest_memfd."""
         start = perf_counter()
-        _fallocate(self._memfd, _FALLOC_FL_KEEP_SIZE | _FALLOC_FL_PUNCH_HOLE, self._size_bytes)
+        punch_hole(self._memfd, 0, self._size_bytes)
         return perf_counter() - start
 
     def check(self, value: int, page_step: int = 1) -> None:
@@ -257,15 +257,3 @@ def _set_slot(vm: int, slot: int, flags: int, gpa: int, memory: mmap.mmap, guest
 def _owned(stack: ExitStack, fd: int) -> int:
     stack.callback(os.close, fd)
     return fd
-
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
-
-
-def _fallocate(fd: int, mode: int, size_bytes: int) -> None:
-    """fallocate(2) with a mode, from offset 0; the os module has posix_fallocate only."""
-    while _libc.fallocate(fd, mode, 0, size_bytes):
-        error = ctypes.get_errno()
-        if error != errno.EINTR:
-            raise OSError(error, os.strerror(error))

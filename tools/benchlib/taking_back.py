@@ -1,6 +1,5 @@
 """P4: a punch of private memory that the guest has touched, until it is free, against a real guest_memfd."""
 
-import ctypes
 import os
 from pathlib import Path
 from statistics import median
@@ -8,11 +7,8 @@ from time import perf_counter
 
 from benchlib import our_mount, real_kvm
 from benchlib.figure import Figure, Part, Progress
+from memfsd.common.linux import punch_hole
 from memfsd.uapi.units import PAGE_SIZE
-
-_PUNCH = 1 | 2  # FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = (ctypes.c_int, ctypes.c_int, ctypes.c_long, ctypes.c_long)
 
 
 def measure(progress: Progress, rounds: int = 5, size_bytes: int = 1 << 30) -> Figure:
@@ -57,8 +53,7 @@ def _ours(path: Path, size_bytes: int) -> float:
         fd = os.open(path, os.O_WRONLY)
         try:
             start = perf_counter()
-            if _libc.fallocate(fd, _PUNCH, 0, size_bytes) != 0:
-                raise OSError(ctypes.get_errno(), f"punch of {path}")
+            punch_hole(fd, 0, size_bytes)
             elapsed_s = perf_counter() - start
             if os.fstat(fd).st_blocks:
                 raise RuntimeError("the file holds memory after a punch of all of it")

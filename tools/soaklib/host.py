@@ -1,25 +1,23 @@
 """What the host does while guests run, drawn from a seed: takes memory back, uses files, stops and kills VMMs."""
 
-import ctypes
 import errno
 import os
 import random
 import threading
 from collections.abc import Callable
 
+from memfsd.common.linux import fallocate
 from memfsd.uapi.limits import ACK_DEADLINE_S
+from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from soaklib.daemon import DEADLINE_S, Daemon, Failure, until
 from soaklib.fleet import Fleet, RunningVm
 from soaklib.pattern import PAGE
 from soaklib.report import Report
 from soaklib.vmm import Plan
 
-_KEEP_SIZE, _PUNCH_HOLE = 1, 2
 _PACE_PAGES = 300
 """Pages that the guests verify between two actions, so that each meets guests at work."""
 _PACE_S = 1.0
-_libc = ctypes.CDLL(None, use_errno=True)
-_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
 
 
 class Host:
@@ -65,7 +63,7 @@ class Host:
             return
         with self._opened(vm) as fd:
             try:
-                fallocate(fd, _KEEP_SIZE, 0, vm.plan.page_bytes)  # or it may hold none just now
+                fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, vm.plan.page_bytes)  # or it may hold none just now
                 holds_frames = True
             except OSError as error:
                 if error.errno != errno.ENOSPC:
@@ -76,7 +74,7 @@ class Host:
             try:
                 until(lambda: vm.stands_still or not vm.is_running, f"{vm} stops")
                 try:
-                    fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, 0, vm.plan.size_bytes)
+                    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, 0, vm.plan.size_bytes)
                 except OSError as error:
                     if error.errno != errno.ETIMEDOUT:
                         raise Failure(f"a punch of the stopped {vm}: {error}") from None
@@ -105,7 +103,7 @@ class Host:
 
     def _punch_pages(self, vm: RunningVm, first: int, end: int) -> None:
         with self._opened(vm) as fd, self._cut_off_is_for_the_vm_to_tell(vm), vm.ledger.moments.taking(first, end):
-            fallocate(fd, _PUNCH_HOLE | _KEEP_SIZE, first * PAGE, (end - first) * PAGE)
+            fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first * PAGE, (end - first) * PAGE)
         self._report.count("punches")
 
     def _shrink(self) -> None:
@@ -127,7 +125,7 @@ class Host:
             unit = vm.plan.page_bytes // PAGE
             first = self._random.randrange(vm.plan.page_count // unit)
             with self._opened(vm) as fd, _full_pool_tolerated():
-                fallocate(fd, _KEEP_SIZE, first * unit * PAGE, unit * PAGE)
+                fallocate(fd, FALLOC_FL_KEEP_SIZE, first * unit * PAGE, unit * PAGE)
             self._report.count("allocations")
 
     def _fill_pool(self) -> None:
@@ -274,9 +272,3 @@ class _Tolerated:
 
 def _full_pool_tolerated() -> _Tolerated:
     return _Tolerated(errno.ENOSPC)
-
-
-def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
-    if _libc.fallocate(fd, mode, offset, length) != 0:
-        number = ctypes.get_errno()
-        raise OSError(number, f"fallocate(mode {mode}, {offset:#x}, {length:#x}): {os.strerror(number)}")

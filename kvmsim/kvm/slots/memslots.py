@@ -24,7 +24,7 @@ from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
 from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
-from memfsd.uapi.units import ORDERS, PAGE_SHIFT, page_aligned
+from memfsd.uapi.units import ORDERS, PAGE_SHIFT, PGOFF_END, page_aligned
 
 from .backing import Gmem, SlotBacking
 from .dirty import DirtyLog
@@ -176,7 +176,7 @@ class Memslots:
         """A slot is of this file, though all of it may be holes."""
         return file in self._file_slots
 
-    def of_file(self, file: Gmem, start: int = 0, end: int = 1 << 52) -> list[Segment]:
+    def of_file(self, file: Gmem, start: int = 0, end: int = PGOFF_END) -> list[Segment]:
         """What slots show of the file's pages [start, end): (slot, gfn, end gfn), in the order of the pages."""
         index = self._files.get(file)
         if index is None:

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from kvmsim.kvm.exits import ExitReason
 from kvmsim.vmm.policies import POLICIES, UNDER
 from memfsd.uapi import limits
 
@@ -19,8 +20,8 @@ from .commands import Command, Expect, GuestCommand, SlotSet, Start
 from .values import unknown
 from .words import ScriptError, Word, split
 
-EXIT_REASONS = ("MMIO", "HYPERCALL", "HLT", "MEMORY_ERROR", "SHUTDOWN", "INTERNAL_ERROR")
-"""KVM_EXIT_* without the prefix."""
+EXIT_REASONS = tuple(reason.name for reason in ExitReason if reason is not ExitReason.INTR)
+"""KVM_EXIT_* without the prefix: what a command can end with."""
 EXIT_PREFIX = "KVM_EXIT_"
 _ABOUT_NO_VM = ("vm", "sh", "hva", "expect", "start")
 """`start` leaves it to the command that it starts."""

@@ -9,17 +9,16 @@ from collections.abc import Sequence
 from typing import Protocol
 
 from memfsd.core.effects import Discard, Effect, Runs, Scrub, ZeroBytes
-from memfsd.core.memory.frames import FramePool, FrameState
+from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import Run
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_FILE_BYTES
+from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pfn, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Pfn, Pgoff
 
 from .inodes import Regular
-
-FALLOC_FL_KEEP_SIZE = 1
-FALLOC_FL_PUNCH_HOLE = 2
 
 Plan = list[tuple[int, int]]
 """(offset in the pool's memfd, or -1 for a hole; bytes), in file order."""
@@ -102,7 +101,7 @@ class OrdinaryData:
         effects: list[Effect] = []
         if size <= file.size:
             effects += self._zero(file, size, min(file.size, _page_after(size) << PAGE_SHIFT))
-            effects += self._drop(file, _page_after(size), 1 << 51)
+            effects += self._drop(file, _page_after(size), PGOFF_END)
         file.size = size
         return effects
 
@@ -169,7 +168,7 @@ class OrdinaryData:
     def drop_all(self, file: Regular) -> list[Effect]:
         """The last name and handle are gone: give every frame back."""
         file.size = 0
-        return list(self._drop(file, 0, 1 << 51))
+        return list(self._drop(file, 0, PGOFF_END))
 
     def _locate(self, file: Regular, offset: int, size: int) -> Plan:
         if size <= 0:

@@ -2,9 +2,10 @@
 
 import errno
 
-from memfsd.core.memory.frames import FramePool, FrameState
+from memfsd.core.memory.frames import FramePool
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import XATTR_BYTES, XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
 from memfsd.uapi.seals import format_seals
 from memfsd.uapi.units import ORDER_4K, PAGE_SIZE, order_of_page_size, parse_size

@@ -9,33 +9,16 @@ The states, their transitions and the arrays that hold them are one thing: hence
 
 import errno
 from bisect import bisect_right
-from enum import IntEnum
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, Pfn, format_size
 
 from .buddy import Buddy
-
-
-class FrameState(IntEnum):
-    FREE = 0
-    SHARED = 1
-    """Data of an ordinary file."""
-    PRIVATE = 2
-    """Guest private memory, touched or allocated on purpose."""
-    PENDING = 3
-    """Granted ahead of the guest and never touched: the first to be given back."""
-    CLOSING = 4
-    """An invalidation is open, or the contents are being scrubbed."""
-    QUARANTINED = 5
-    """A peer that is alive but silent may still reach it."""
-    POISONED = 6
-    DEVICE = 7
-
 
 LEGAL: dict[FrameState, frozenset[FrameState]] = {
     FrameState.FREE: frozenset(

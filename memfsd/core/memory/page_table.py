@@ -20,7 +20,7 @@ from typing import TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from memfsd.uapi.units import ORDER_1G, ORDER_2M, Pfn, Pgoff
+from memfsd.uapi.units import ORDER_1G, ORDER_2M, PGOFF_END, Pfn, Pgoff
 
 Run = tuple[Pgoff, Pfn, int]
 """(first page, first frame, pages): contiguous in both."""
@@ -35,8 +35,6 @@ _SHORT = 2
 _TAKEN = 128
 _NOTHING = array("I", bytes(4 * _CHUNK))
 _COUNTING = np.arange(_CHUNK, dtype=np.uint32)
-END = 1 << 51
-"""No file has pages from here on."""
 
 
 class FilePages:
@@ -131,12 +129,12 @@ class FilePages:
 
     def next_data(self, pgoff: int) -> Pgoff | None:
         """The first mapped page from pgoff on (SEEK_DATA)."""
-        return self._first_mapped(pgoff, END)
+        return self._first_mapped(pgoff, PGOFF_END)
 
     def next_hole(self, pgoff: int) -> Pgoff:
         """The first unmapped page from pgoff on (SEEK_HOLE); it may lie past the end of the file."""
         at = pgoff
-        while at < END:
+        while at < PGOFF_END:
             chunk = self._chunks.get(at >> 9)
             if chunk is None:
                 if at >> 18 not in self._gigs:
@@ -154,7 +152,7 @@ class FilePages:
 
     def map_run(self, pgoff: int, pfn: int, count: int) -> None:
         """Map count pages from pgoff to the frames from pfn. They must be holes."""
-        assert 0 <= pgoff < pgoff + count <= END
+        assert 0 <= pgoff < pgoff + count <= PGOFF_END
         if (pgoff & _LAST) + count < _CHUNK:
             self._map_pages(pgoff, pfn, count)
         else:

@@ -4,8 +4,9 @@ import errno
 
 import pytest
 
-from memfsd.core.memory.frames import LEGAL, FramePool, FrameState
+from memfsd.core.memory.frames import LEGAL, FramePool
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_NODES
 from memfsd.uapi.units import ORDER_2M, Pfn
 

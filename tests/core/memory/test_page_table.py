@@ -5,7 +5,8 @@ from itertools import pairwise
 
 import pytest
 
-from memfsd.core.memory.page_table import END, FilePages
+from memfsd.core.memory.page_table import FilePages
+from memfsd.uapi.units import PGOFF_END
 
 CHUNK = 512
 GIG = 1 << 18
@@ -20,13 +21,13 @@ def test_an_empty_file(pages: FilePages) -> None:
     assert pages.page_count == 0
     assert pages.lookup(0) is None
     assert pages.run_at(5, 10) is None
-    assert list(pages.extents(0, END)) == []
-    assert list(pages.holes(0, END)) == [(0, END)]
+    assert list(pages.extents(0, PGOFF_END)) == []
+    assert list(pages.holes(0, PGOFF_END)) == [(0, PGOFF_END)]
     assert list(pages.holes(7, 7)) == []
     assert pages.hole_at(3, 9) == 9
     assert pages.next_data(0) is None
     assert pages.next_hole(4) == 4
-    assert pages.unmap(0, END) == []
+    assert pages.unmap(0, PGOFF_END) == []
 
 
 def test_frame_zero_is_a_frame(pages: FilePages) -> None:
@@ -38,11 +39,11 @@ def test_frame_zero_is_a_frame(pages: FilePages) -> None:
 
 def test_the_last_frame_of_the_largest_pool(pages: FilePages) -> None:
     last = (1 << 31) - 1
-    pages.map_run(END - 1, last, 1)
+    pages.map_run(PGOFF_END - 1, last, 1)
     pages.map_run(1, last - 9, 10)
-    assert pages.lookup(END - 1) == last
+    assert pages.lookup(PGOFF_END - 1) == last
     assert pages.run_at(1, 99) == (last - 9, 10)
-    assert pages.next_hole(END - 1) == END
+    assert pages.next_hole(PGOFF_END - 1) == PGOFF_END
 
 
 @pytest.mark.parametrize("start", [0, 1, CHUNK - 1, CHUNK, GIG - 700, GIG, 3 * GIG + 5])
@@ -55,15 +56,15 @@ def test_one_run_is_one_run_in_every_form(pages: FilePages, start: int, count: i
     assert pages.lookup(end - 1) == 77 + count - 1
     assert pages.lookup(end) is None
     assert start == 0 or pages.lookup(start - 1) is None
-    assert pages.run_at(start, END) == (77, count)
+    assert pages.run_at(start, PGOFF_END) == (77, count)
     assert pages.run_at(end - 1, 5) == (77 + count - 1, 1)
-    assert list(pages.extents(0, END)) == [(start, 77, count)]
+    assert list(pages.extents(0, PGOFF_END)) == [(start, 77, count)]
     assert list(pages.holes(start, end + 1)) == [(end, end + 1)]
     assert pages.next_data(0) == start
     assert pages.next_hole(start) == end
-    assert pages.unmap(0, END) == [(start, 77, count)]
+    assert pages.unmap(0, PGOFF_END) == [(start, 77, count)]
     assert pages.page_count == 0
-    assert list(pages.extents(0, END)) == []
+    assert list(pages.extents(0, PGOFF_END)) == []
 
 
 @pytest.mark.parametrize("hole", [(0, 1), (5, 6), (600, 700), (CHUNK, 2 * CHUNK), (GIG - 1, GIG + 1), (10, GIG)])
@@ -74,9 +75,9 @@ def test_a_hole_in_large_frames_leaves_the_rest(pages: FilePages, hole: tuple[in
     assert pages.unmap(low, high) == [(low, 1000 + low, high - low)]
     assert pages.page_count == total - (high - low)
     left = [(0, 1000, low), (high, 1000 + high, total - high)]
-    assert list(pages.extents(0, END)) == [run for run in left if run[2]]
+    assert list(pages.extents(0, PGOFF_END)) == [run for run in left if run[2]]
     assert list(pages.holes(0, total)) == [hole]
-    assert pages.hole_at(low, END) == high - low
+    assert pages.hole_at(low, PGOFF_END) == high - low
     assert pages.next_hole(0) == low
     assert pages.next_data(low) == high
 
@@ -88,7 +89,7 @@ def test_a_chunk_filled_page_by_page_is_one_number_again(pages: FilePages, order
         assert pages._chunks.get(1) != 7 * CHUNK
         pages.map_page(CHUNK + page, 7 * CHUNK + page)
     assert pages._chunks[1] == 7 * CHUNK
-    assert pages.run_at(CHUNK, END) == (7 * CHUNK, CHUNK)
+    assert pages.run_at(CHUNK, PGOFF_END) == (7 * CHUNK, CHUNK)
 
 
 @pytest.mark.parametrize("form", ["page", "chunk", "gig"])
@@ -130,18 +131,18 @@ def test_runs_go_on_across_forms(pages: FilePages) -> None:
     pages.map_run(2 * CHUNK, 103 + CHUNK, 5)
     assert pages.run_at(CHUNK - 3, 10_000) == (100, CHUNK + 8)
     assert pages.run_at(CHUNK - 2, CHUNK) == (101, CHUNK)
-    assert list(pages.extents(0, END)) == [(CHUNK - 3, 100, CHUNK + 8)]
+    assert list(pages.extents(0, PGOFF_END)) == [(CHUNK - 3, 100, CHUNK + 8)]
 
 
 def test_pages_filled_in_any_order_become_one_chunk(pages: FilePages) -> None:
     for page in [*range(0, CHUNK, 2), *range(1, CHUNK, 2)]:
         pages.map_run(page, 40 + page, 1)
-    assert pages.run_at(0, END) == (40, CHUNK)
+    assert pages.run_at(0, PGOFF_END) == (40, CHUNK)
     assert pages.unmap(9, 10) == [(9, 49, 1)]
     assert pages.lookup(9) is None
     assert pages.lookup(10) == 50
     pages.map_run(9, 7, 1)
-    assert list(pages.extents(0, END)) == [(0, 40, 9), (9, 7, 1), (10, 50, CHUNK - 10)]
+    assert list(pages.extents(0, PGOFF_END)) == [(0, 40, 9), (9, 7, 1), (10, 50, CHUNK - 10)]
 
 
 def test_mapping_a_mapped_page_is_a_bug(pages: FilePages) -> None:
@@ -158,32 +159,32 @@ def test_mapping_a_mapped_page_is_a_bug(pages: FilePages) -> None:
 
 def test_unmap_of_holes_removes_nothing(pages: FilePages) -> None:
     pages.map_run(10, 1, 5)
-    for start, end in ((0, 10), (15, CHUNK), (CHUNK, END), (0, 1), (12, 12)):
+    for start, end in ((0, 10), (15, CHUNK), (CHUNK, PGOFF_END), (0, 1), (12, 12)):
         assert pages.unmap(start, end) == []
     assert pages.page_count == 5
 
 
 def test_a_sparse_file_of_2_51_pages(pages: FilePages) -> None:
-    where = [0, 1 << 20, 1 << 35, 1 << 50, END - 1]
+    where = [0, 1 << 20, 1 << 35, 1 << 50, PGOFF_END - 1]
     for index, page in enumerate(where):
         pages.map_run(page, 10 * index, 1)
-    assert [run[0] for run in pages.extents(0, END)] == where
+    assert [run[0] for run in pages.extents(0, PGOFF_END)] == where
     assert [pages.next_data(page) for page in where] == where
     assert [pages.next_data(page + 1) for page in where] == [*where[1:], None]
-    assert [pages.hole_at(page + 1, END) for page in where[:-1]] == [
+    assert [pages.hole_at(page + 1, PGOFF_END) for page in where[:-1]] == [
         after - page - 1 for page, after in pairwise(where)
     ]
-    assert len(list(pages.holes(0, END))) == 4
-    pages.unmap(1, END - 1)
-    assert [run[0] for run in pages.extents(0, END)] == [0, END - 1]
+    assert len(list(pages.holes(0, PGOFF_END))) == 4
+    pages.unmap(1, PGOFF_END - 1)
+    assert [run[0] for run in pages.extents(0, PGOFF_END)] == [0, PGOFF_END - 1]
 
 
 def test_a_tebibyte_in_one_run(pages: FilePages) -> None:
     count = 1 << 28
     pages.map_run(0, 0, count)
-    assert pages.run_at(0, END) == (0, count)
+    assert pages.run_at(0, PGOFF_END) == (0, count)
     assert pages.unmap(12345, 12346) == [(12345, 12345, 1)]
-    assert len(pages.unmap(0, END)) == 2
+    assert len(pages.unmap(0, PGOFF_END)) == 2
 
 
 def test_metadata_stays_small(pages: FilePages) -> None:

@@ -1,0 +1,46 @@
+"""System calls that the standard library has no function for, or none as it is needed here. Errors are OSError."""
+
+import ctypes
+import errno
+import os
+
+from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from memfsd.uapi.units import PAGE_SHIFT
+
+_libc = ctypes.CDLL(None, use_errno=True)
+_libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+
+PageRange = tuple[int, int]
+"""[start, end) in pages."""
+
+
+def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """fallocate(2) with a mode, which posix_fallocate lacks. Bytes. A signal whose handler returns does not end it."""
+    while _libc.fallocate(fd, mode, offset, length) != 0:
+        number = ctypes.get_errno()
+        if number != errno.EINTR:
+            raise OSError(number, os.strerror(number))
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give the memory back: the range reads as zeros, the size stays. Bytes."""
+    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def data_ranges(memfd: int) -> list[PageRange]:
+    """Pages that hold memory, in order, by SEEK_DATA and SEEK_HOLE. EIO when the descriptor was overwritten by one that
+    does not lead to a memfd, where the search would never end."""
+    ranges: list[PageRange] = []
+    at = 0
+    while True:
+        try:
+            start = os.lseek(memfd, at, os.SEEK_DATA)
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return ranges
+            raise
+        end = os.lseek(memfd, start, os.SEEK_HOLE)
+        if not at <= start < end:
+            raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
+        at = end
+        ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))

@@ -1,0 +1,27 @@
+"""What a frame of the pool is used for."""
+
+from enum import IntEnum
+
+
+class FrameState(IntEnum):
+    FREE = 0
+    SHARED = 1
+    """Data of an ordinary file."""
+    PRIVATE = 2
+    """Guest private memory, touched or allocated on purpose."""
+    PENDING = 3
+    """Granted ahead of the guest and never touched: the first to be given back."""
+    CLOSING = 4
+    """An invalidation is open, or the contents are being scrubbed."""
+    QUARANTINED = 5
+    """A peer that is alive but silent may still reach it."""
+    POISONED = 6
+    DEVICE = 7
+
+
+def state_name(number: int) -> str:
+    """As shown to people; the number itself when it is of a newer store."""
+    try:
+        return FrameState(number).name.lower()
+    except ValueError:
+        return str(number)

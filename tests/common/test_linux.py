@@ -1,0 +1,46 @@
+import errno
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from memfsd.common.linux import data_ranges, fallocate, punch_hole
+from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE
+from memfsd.uapi.units import PAGE_SIZE
+
+
+@pytest.fixture
+def memfd() -> Iterator[int]:
+    fd = os.memfd_create("test")
+    os.ftruncate(fd, 8 * PAGE_SIZE)
+    yield fd
+    os.close(fd)
+
+
+def test_data_ranges_are_the_pages_that_hold_memory(memfd: int) -> None:
+    assert data_ranges(memfd) == []
+    os.pwrite(memfd, b"x" * 2 * PAGE_SIZE, PAGE_SIZE)
+    os.pwrite(memfd, b"x", 7 * PAGE_SIZE)
+    assert data_ranges(memfd) == [(1, 3), (7, 8)]
+
+
+def test_a_hole_reads_as_zeros_and_the_size_stays(memfd: int) -> None:
+    os.pwrite(memfd, b"x" * 8 * PAGE_SIZE, 0)
+    punch_hole(memfd, PAGE_SIZE, PAGE_SIZE)
+    assert data_ranges(memfd) == [(0, 1), (2, 8)]
+    assert os.pread(memfd, PAGE_SIZE, PAGE_SIZE) == bytes(PAGE_SIZE)
+    assert os.fstat(memfd).st_size == 8 * PAGE_SIZE
+
+
+def test_fallocate_past_the_end_grows_or_keeps_the_size(memfd: int) -> None:
+    fallocate(memfd, FALLOC_FL_KEEP_SIZE, 8 * PAGE_SIZE, PAGE_SIZE)
+    assert os.fstat(memfd).st_size == 8 * PAGE_SIZE
+    fallocate(memfd, 0, 8 * PAGE_SIZE, PAGE_SIZE)
+    assert os.fstat(memfd).st_size == 9 * PAGE_SIZE
+
+
+def test_errors_are_the_kernels(memfd: int) -> None:
+    with pytest.raises(OSError, match=os.strerror(errno.EINVAL)):
+        punch_hole(memfd, 0, 0)
+    with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
+        fallocate(-1, 0, 0, PAGE_SIZE)
