@@ -20,10 +20,10 @@ def place(own_directory: DirectoryFactory) -> Path:
 def test_a_handle_opens_what_the_kernel_forgot(place: Path) -> None:
     sh("mkdir -p d/e; echo hello > d/e/f", place)
     file, directory = handle_of(place / "d/e/f"), handle_of(place / "d/e")
-    drop_inodes()
+    drop_inodes(place)
     with opened_by_handle(place, file, os.O_RDONLY) as fd:
         assert os.read(fd, 10) == b"hello\n"
-    drop_inodes()
+    drop_inodes(place)
     # Also the way up from there, by "..", to the root.
     with opened_by_handle(place, directory, os.O_RDONLY) as fd:
         assert os.readlink(f"/proc/self/fd/{fd}") == str(place / "d/e")
@@ -34,12 +34,12 @@ def test_a_handle_survives_a_rename_and_not_the_last_unlink(place: Path) -> None
     sh("echo hello > f", place)
     handle = handle_of(place / "f")
     sh("mkdir d; mv f d/g", place)
-    drop_inodes()
+    drop_inodes(place)
     with opened_by_handle(place, handle, os.O_RDWR) as fd:
         os.write(fd, b"HELLO")
     assert (place / "d/g").read_bytes() == b"HELLO\n"
     sh("rm d/g", place)
-    drop_inodes()
+    drop_inodes(place)
     with refused(errno.ESTALE), opened_by_handle(place, handle, os.O_RDONLY):
         pass
 
@@ -47,7 +47,7 @@ def test_a_handle_survives_a_rename_and_not_the_last_unlink(place: Path) -> None
 def test_a_sealed_file_opens_by_handle_as_by_name(place: Path) -> None:
     sh("memfs create f --guest --size 8K", place)
     handle = handle_of(place / "f")
-    drop_inodes()
+    drop_inodes(place)
     with refused(errno.EPERM), opened_by_handle(place, handle, os.O_RDONLY):
         pass
     with opened_by_handle(place, handle, os.O_WRONLY) as fd:

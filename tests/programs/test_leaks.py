@@ -18,7 +18,9 @@ from pathlib import Path
 
 import pytest
 
+from memfsd.uapi.names import XATTR_COUNTS
 from tests.programs.conftest import LONG
+from tests.support.file_handles import drop_inodes
 from tests.support.real_mount import (
     BIN,
     DEADLINE_S,
@@ -29,6 +31,7 @@ from tests.support.real_mount import (
     Mount,
     MountFactory,
     fallocate,
+    free_frames,
     opened,
     seal,
 )
@@ -49,24 +52,24 @@ def counts(mount: Mount) -> dict[str, int]:
     return {name: value for name, value in told.items() if isinstance(value, int)}
 
 
-def drop_caches() -> None:
-    Path("/proc/sys/vm/drop_caches").write_text("2")
+def held(mount: Mount) -> tuple[bytes, int]:
+    """The counts without a process that asks for them."""
+    drop_inodes(mount.path)
+    return os.getxattr(mount.path, XATTR_COUNTS), free_frames(mount.path)
 
 
 @pytest.fixture
 def used(mount: MountFactory) -> Iterator[Mount]:
     """A mount for a test to use hard and to clean up; then nothing may be left of it."""
     mounted = mount("size=64M,open=rw")
-    drop_caches()
+    was = held(mounted)
     before = counts(mounted)
     assert {"inodes", "handles", "lookups", "windows", "fds", "threads", "free", "shared", "private"} <= before.keys()
     yield mounted
     deadline = time.monotonic() + SETTLING_S
-    after: dict[str, int] = {}
-    while after != before and time.monotonic() < deadline:
-        drop_caches()
-        after = counts(mounted)
+    while held(mounted) != was and time.monotonic() < deadline:
         time.sleep(0.05)
+    after = counts(mounted)
     left = {name: (before[name], after[name]) for name in before if after[name] != before[name]}
     assert not left, f"(before, after): {left}"
     checked = subprocess.run([BIN / "memfs", "check", mounted.path], capture_output=True, text=True, timeout=DEADLINE_S)

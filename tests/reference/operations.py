@@ -63,7 +63,7 @@ class OpenByHandle(Operation):
     def run(self, world: World) -> Outcome:
         handle = handle_of(world.path(self.name))
         if self.forgotten:
-            drop_inodes()
+            drop_inodes(world.root)
         with opened_by_handle(world.root, handle, self.flags | os.O_NONBLOCK) as fd:
             return world.keep(os.dup(fd))
 
