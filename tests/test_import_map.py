@@ -22,8 +22,7 @@ def test_there_is_no_circle_between_modules_or_rooms() -> None:
 
 
 @pytest.mark.parametrize("package", sorted(path.parent.name for path in ROOT.glob("tools/*/__init__.py")))
-def test_there_is_no_circle_in_the_tools(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(str(ROOT / "tools"))
+def test_there_is_no_circle_in_the_tools(package: str) -> None:
     assert circles(imports_of(package)) == []
 
 

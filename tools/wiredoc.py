@@ -3,6 +3,7 @@
 import ast
 import inspect as python
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -283,13 +284,13 @@ def _docstrings(module: ModuleType, cls: str | None = None) -> dict[str, str]:
         tree = next(node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls)
     found = {}
     for node, after in zip(tree.body, tree.body[1:], strict=False):
-        is_text = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name) and is_text:
-            found[node.targets[0].id] = " ".join(str(after.value.value).split())
+        match node, after:
+            case ast.Assign(targets=[ast.Name(id=name)]), ast.Expr(value=ast.Constant(value=text)):
+                found[name] = " ".join(str(text).split())
     return found
 
 
-def _table(head: tuple[str, ...], rows: list[tuple[str, ...]]) -> str:
+def _table(head: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> str:
     lines = [head, ("---",) * len(head), *rows]
     assert all(len(line) == len(head) for line in lines)
     return "".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |\n" for line in lines)

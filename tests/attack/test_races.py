@@ -14,6 +14,7 @@ import signal
 import struct
 import threading
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -190,7 +191,7 @@ def test_processes_that_read_while_another_seals_never_see_the_guest_or_the_old_
         path = place / f"file{number}"
         path.write_bytes(OLD)
         shared[:3] = b"\0\0\0"
-        children = [forked(lambda path=path: read_until_refused(path, shared)) for _ in range(2)]
+        children = [forked(partial(read_until_refused, path, shared)) for _ in range(2)]
         busy = 0
         while not seal_truncating(path):
             busy += 1

@@ -183,11 +183,16 @@ WRITINGS: tuple[Attack, ...] = (
     writing("io_submit PWRITE (AIO), O_DIRECT", _with_flag(os.O_DIRECT, _aio)),
 )
 
+UNSUPPORTED = "EOPNOTSUPP"
 CLONES: tuple[Attack, ...] = (
     Attack("ioctl(FICLONE) to a file of the mount", _clone_out(FICLONE), Aim.READ, "EOPNOTSUPP", "EBADF", "EOPNOTSUPP"),
     Attack("ioctl(FICLONERANGE) likewise", _clone_out(FICLONERANGE), Aim.READ, "EOPNOTSUPP", "EBADF", "EOPNOTSUPP"),
-    Attack("ioctl(FICLONE) from a file of the mount", _clone_in(FICLONE), Aim.WRITE, *["EOPNOTSUPP"] * 3),
-    Attack("ioctl(FICLONERANGE) likewise, from", _clone_in(FICLONERANGE), Aim.WRITE, *["EOPNOTSUPP"] * 3),
+    Attack(
+        "ioctl(FICLONE) from a file of the mount", _clone_in(FICLONE), Aim.WRITE, UNSUPPORTED, UNSUPPORTED, UNSUPPORTED
+    ),
+    Attack(
+        "ioctl(FICLONERANGE) likewise, from", _clone_in(FICLONERANGE), Aim.WRITE, UNSUPPORTED, UNSUPPORTED, UNSUPPORTED
+    ),
     Attack("ioctl(FIDEDUPERANGE) with a file of the mount", _dedupe, Aim.NEITHER, "EOPNOTSUPP", "EINVAL", "EOPNOTSUPP"),
 )
 

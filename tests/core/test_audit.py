@@ -324,12 +324,12 @@ def test_thousands_of_pieces_are_compared_each_with_its_own() -> None:
     store.fallocate(file, 0, 0, 2 * pieces * P)
     for piece in range(pieces):
         store.gmem.bind(file, 1, 0x1000 + 2 * piece, 2 * piece, 1)
-    mappings = [(b.gfn, int(file.pages.lookup(b.start) or 0), 1) for b in guest.bindings]
+    mappings = [(int(b.gfn), int(file.pages.lookup(b.start) or 0), 1) for b in guest.bindings]
     slots = [(1, int(b.gfn), int(b.start), 1) for b in guest.bindings]
     assert store.audit({file.ino: PeerReport(slots, mappings)}) == []
     wrong = [(gfn, pfn + gfn // 2 % 2, 1) for gfn, pfn, _ in mappings]
     assert len(store.audit({file.ino: PeerReport(slots, wrong)})) == pieces // 2
-    between = [(b.gfn + 1, 0, 1) for b in guest.bindings]
+    between = [(int(b.gfn) + 1, 0, 1) for b in guest.bindings]
     assert len(store.audit({file.ino: PeerReport(slots, between)})) == pieces
 
 

@@ -1,5 +1,7 @@
 """Guest private memory: bind, get_pfn, invalidate, and the ends of a VM."""
 
+from collections.abc import Callable
+
 import pytest
 
 from memfsd.core.gmem import guest_of
@@ -7,7 +9,7 @@ from memfsd.core.private.gmem_file import Pairing, PairState
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
 from memfsd.uapi.messages import Reason
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Pgoff
 from tests.support.core_store import NO_LEAKS, PUNCH, RDONLY, CoreStore, refused
 
 P = PAGE_SIZE
@@ -97,7 +99,12 @@ def test_a_file_is_paired_once_for_life(store: CoreStore) -> None:
     """R1, whatever became of the first VM."""
     file = store.guest_file("file", 8)
     store.pair(file, "first")
-    for step in (lambda: None, lambda: store.gmem.disconnect(file), lambda: store.release_guest(file)):
+    steps: list[Callable[[], object]] = [
+        lambda: None,
+        lambda: store.gmem.disconnect(file),
+        lambda: store.release_guest(file),
+    ]
+    for step in steps:
         step()
         with refused("EPERM", match="belongs to VM first"):
             store.pair(file, "second")
@@ -363,7 +370,7 @@ def test_reclaim_frees_untouched_pages_alone(store: CoreStore) -> None:
 
 def test_reclaim_keeps_what_the_vm_says_it_touched(store: CoreStore) -> None:
     file, guest = granted_ahead(store)
-    store.invalidate(file, 2, 15, Reason.RECLAIM, kept=[(4, 6), (10, 11)])
+    store.invalidate(file, 2, 15, Reason.RECLAIM, kept=[(Pgoff(4), Pgoff(6)), (Pgoff(10), Pgoff(11))])
     assert [pgoff for pgoff in range(16) if file.pages.lookup(pgoff) is not None] == [0, 1, 3, 4, 5, 7, 10]
     assert (guest.pending, store.pool.count(PRIVATE), store.pool.count(PENDING)) == (0, 7, 0)
 
@@ -423,7 +430,7 @@ def test_a_vm_that_is_cut_off_keeps_its_frames_in_quarantine_until_it_is_dead(st
         store.fault(file, pgoff, 512)
     store.gmem.disconnect(file)
     assert guest.pairing is not None
-    assert guest.pairing.state is PairState.DISCONNECTED
+    assert [guest.pairing.state] == [PairState.DISCONNECTED]
     assert (store.pool.count(QUARANTINED), store.pool.free_count, guest.pending) == (7, 57, 0)
     assert (len(guest.bindings), file.pages.page_count) == (0, 0)
     with refused("EFAULT"):

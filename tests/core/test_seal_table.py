@@ -2,6 +2,7 @@
 
 import os
 import stat
+from collections.abc import Callable
 
 import pytest
 
@@ -352,7 +353,7 @@ def test_data_lives_until_the_last_name_handle_and_pairing_are_gone(store: CoreS
     store.fallocate(file, 0, 0, 4 * P)
     handle = store.open(file, WRONLY)
     store.forget_all()
-    ends = {
+    ends: dict[str, Callable[[], object]] = {
         "name": lambda: store.unlink("file"),
         "handle": lambda: store.close(handle),
         "vm": lambda: store.release_guest(file),

@@ -13,7 +13,7 @@ from memfsd.core.service import Changes
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Pgoff
 from tests.support.core_store import KEEP_SIZE, ME, NO_LEAKS, PUNCH, RDONLY, RDWR, WRONLY, CoreStore, refused
 
 P = PAGE_SIZE
@@ -209,7 +209,7 @@ class Chaos:
         at = binding.start
         for _ in range(self.rng.randrange(1, 5)):
             if at < binding.end:
-                at += self.store.fault(file, at, 512).page_count
+                at = Pgoff(at + self.store.fault(file, at, 512).page_count)
 
     def punch(self) -> None:
         start = self.rng.randrange(24)

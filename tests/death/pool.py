@@ -10,6 +10,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -47,9 +48,7 @@ class Workers:
         for short in (False, True):
             group = [cell for cell in cells if outlasts(cell) == short]
             requests = [{"cell": [c.point, c.side, c.scenario, c.nth, c.fault.value, c.victim]} for c in group]
-            answers = self._all(
-                requests, lambda done, group=group: shown(group[done[0]], Outcome(*done[1])), short=short
-            )  # type: ignore[misc]
+            answers = self._all(requests, partial(_show, shown, group), short=short)
             results |= {cell: Outcome(*answer) for cell, answer in zip(group, answers, strict=True)}
         return {cell: results[cell] for cell in cells}
 
@@ -86,6 +85,11 @@ class Workers:
         if errors:
             raise errors[0]
         return answers
+
+
+def _show(shown: Callable[[Cell, Outcome], None], group: list[Cell], done: tuple[int, Any]) -> None:
+    index, answer = done
+    shown(group[index], Outcome(*answer))
 
 
 class _Worker:

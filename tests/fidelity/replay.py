@@ -108,7 +108,13 @@ class Simulated:
             path = self._place / str(op.get("gmem", 0))
             kvm.slots.set_private_slot(id_, gpa, size, flags, str(path), _int(op, "off") if "off" in op else 0)
             return
-        memory, offset = op["uaddr"] if isinstance(op["uaddr"], list) else ("a", op["uaddr"])
+        match op["uaddr"]:
+            case [str(memory), int(offset)]:
+                pass
+            case int(offset):
+                memory = "a"
+            case other:
+                raise AssertionError(f"uaddr {other}")
         kvm.slots.set_shared_slot(id_, gpa, size, flags, self._memories[memory], offset, owned=False)
 
 

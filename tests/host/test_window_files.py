@@ -1,6 +1,7 @@
 """The memfds of the store, where the system calls on them do not do what they do on a memfd."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -17,7 +18,11 @@ def overwrite_with_null(fd: int) -> None:
 def test_a_search_for_data_ends_where_the_descriptor_was_overwritten() -> None:
     """lseek(2) on /dev/null returns 0 for everything: `memfs check` never ended, and held Service.lock meanwhile."""
     windows, shared = Windows(1 << 20), SparseMemory(1 << 20)
-    for fd, populated in ((windows.pool_fd, lambda: windows.populated(None)), (shared.fd, shared.populated)):
+    searches: list[tuple[int, Callable[[], object]]] = [
+        (windows.pool_fd, lambda: windows.populated(None)),
+        (shared.fd, shared.populated),
+    ]
+    for fd, populated in searches:
         overwrite_with_null(fd)
         with pytest.raises(OSError, match="leads to something else"):
             populated()

@@ -3,6 +3,7 @@
 import contextlib
 import socket
 import struct
+from functools import partial
 
 import pytest
 
@@ -108,7 +109,7 @@ def test_anything_that_a_paired_vm_could_say(store: LocalStore, bystander: Local
             assert store.findings() == []
             wire.id = 0
             wire.ask(Kind.BYE)
-        until(lambda name=name: not store.guest(name).holds_memory, "its end is settled")  # type: ignore[misc]
+        until(partial(is_settled, store, name), "its end is settled")
         with store.service.lock:
             assert store.file(name).pages.page_count == 0
     check_bystander(store, bystander)
@@ -167,7 +168,7 @@ def test_a_vm_that_answers_up_calls_with_anything(store: LocalStore, bystander: 
             wire.pair()
             wire.ask(Kind.BIND, m.Bind(0, 0, 0, 4))
             pfn = wire.get_pfn(0).pfn
-            punch = Beside(lambda name=name: _punch(store, name))  # type: ignore[misc]
+            punch = Beside(partial(_punch, store, name))
             kind, id_, _ = wire.called()
             assert kind is Kind.INVALIDATE_BEGIN
             assert wire.up is not None
@@ -186,6 +187,10 @@ def test_a_vm_that_answers_up_calls_with_anything(store: LocalStore, bystander: 
             assert freed == done, "freed if and only if it was acknowledged"
             assert store.findings() == []
     check_bystander(store, bystander)
+
+
+def is_settled(store: LocalStore, name: str) -> bool:
+    return not store.guest(name).holds_memory
 
 
 def _punch(store: LocalStore, name: str) -> bool:

@@ -8,12 +8,14 @@ import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
 
 import kvmsim.store.link
 from kvmsim.kvm.exits import MemoryErrorExit
+from kvmsim.store.link import StoreLink
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
@@ -367,12 +369,16 @@ def test_any_up_call_is_answered_or_the_end_of_the_store(tmp_path: Path) -> None
             if answer:
                 id_, kind, _ = HEADER.unpack_from(packet)
                 assert HEADER.unpack_from(answer)[:2] == (id_, kind | m.REPLY)
-        (link,) = store.kvm.pairings.links.values()
         if ended:
-            until(lambda link=link: bool(link.lost), "the VM knows")  # type: ignore[misc]
-            until(lambda store=store: store.vm.mmu.epts[True].leaf_count == 0, "all is zapped")  # type: ignore[misc]
-            assert store.vm.mmu.in_progress == 0
+            check_lost(store)
         store.close()
+
+
+def check_lost(store: ByHand) -> None:
+    (link,) = store.kvm.pairings.links.values()
+    until(lambda: bool(link.lost), "the VM knows")
+    until(lambda: store.vm.mmu.epts[True].leaf_count == 0, "all is zapped")
+    assert store.vm.mmu.in_progress == 0
 
 
 def test_any_answer_to_a_fault_is_a_frame_of_the_window_or_an_exit(tmp_path: Path) -> None:
@@ -387,6 +393,10 @@ def test_any_answer_to_a_fault_is_a_frame_of_the_window_or_an_exit(tmp_path: Pat
         store.close()
 
 
+def goes_on(store: ByHand, link: StoreLink, write: Beside[object]) -> bool:
+    return bool(link.lost) or not write.running or is_asked(store)
+
+
 def fuzz_faults(store: ByHand, hostile: Hostile, budget: int) -> int:
     """Faults with any answer until the link is lost; how many packets that took."""
     (link,) = store.kvm.pairings.links.values()
@@ -394,7 +404,7 @@ def fuzz_faults(store: ByHand, hostile: Hostile, budget: int) -> int:
     while count < budget and not link.lost:
         write = store.write(hostile.dice.randrange(PAGES))
         while not link.lost:
-            until(lambda write=write: bool(link.lost) or not write.running or is_asked(store), "it goes on")  # type: ignore[misc]
+            until(partial(goes_on, store, link, write), "it goes on")
             if not is_asked(store) or link.lost:
                 break
             id_, _, _ = store.asked()

@@ -13,6 +13,7 @@ from memfsd.core.audit import Facts, audit
 from memfsd.core.private.gmem_file import PairState
 from memfsd.peers.upchannel import set_deadline
 from memfsd.uapi import messages as m
+from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES, MAX_RUNS_PER_REPORT
@@ -133,11 +134,12 @@ def test_reclaim_leaves_what_a_vm_claims_to_have_touched_and_no_more(store: Loca
         liar.ask(Kind.BYE)
 
 
+BEGIN = m.InvalidateBegin(0, 1, 0, m.Reason.PUNCH)
 UNASKED = [
     lambda wire, id_: wire.answer(Kind.INVALIDATE_BEGIN, id_, m.InvalidateBeginReply([])),
     lambda wire, id_: wire.answer(Kind.INVALIDATE_END, id_),
     lambda wire, id_: wire.answer(Kind.REPORT, id_ + 1, m.ReportReply([], [], 0, (0, 0), -1)),
-    lambda wire, id_: wire.up.send(encode_request(id_, Kind.INVALIDATE_BEGIN, m.InvalidateBegin(0, 1, 0, 0))),
+    lambda wire, id_: wire.up.send(encode_request(id_, Kind.INVALIDATE_BEGIN, BEGIN)),
     lambda wire, id_: wire.up.send(encode_request(1, Kind.BYE, m.Empty())),
     lambda wire, id_: wire.up.send(b"x"),
     lambda wire, id_: wire.up.send(b""),
@@ -235,7 +237,7 @@ def test_a_silent_vm_is_called_so_often_and_no_more(store: LocalStore, liar: Wir
         peer = store.invalidator.peers[store.file("file").ino]
         set_deadline(peer.up._sock, 0.001)
         for _ in range(memfsd.peers.upchannel._MAX_ABANDONED + 5):
-            with pytest.raises(memfsd.peers.upchannel.PeerLost):
+            with pytest.raises(PeerLost):
                 peer.up.call(Kind.REPORT, m.Report(0), m.ReportReply)
         assert len(peer.up._abandoned) <= memfsd.peers.upchannel._MAX_ABANDONED
         liar.ask(Kind.BYE)

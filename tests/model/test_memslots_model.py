@@ -95,8 +95,8 @@ def compare(memslots: Memslots, model: Model) -> None:
         assert range(slot.gfn, slot.end) == model.whole[slot.id]
         assert slot.segments == [(start, end) for owner, start, end in segments if owner == slot.id]
     for gfn in range(SPACE + 25):
-        slot = memslots.lookup(gfn)
-        assert (slot and slot.id) == model.shown.get(gfn)
+        found = memslots.lookup(gfn)
+        assert (found and found.id) == model.shown.get(gfn)
         segment = memslots.segment(gfn)
         assert ((segment[0].id, *segment[1:]) if segment else None) == next(
             (s for s in segments if s[1] <= gfn < s[2]), None

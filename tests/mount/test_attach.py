@@ -71,11 +71,12 @@ def test_bytes_that_are_not_text_are_refused_and_named(file: Path) -> None:
 
 
 def test_a_journal_that_cannot_be_written_is_in_the_exit_status(file: Path, tmp_path: Path) -> None:
-    limited = ["prlimit", f"--fsize={4096}", BIN / "kvmsim", "attach", "--journal", tmp_path / "journal", file]
+    journal = tmp_path / "journal"
+    limited = ["prlimit", "--fsize=4096", str(BIN / "kvmsim"), "attach", "--journal", str(journal), str(file)]
     script = "".join(f"read {page:#x} 1\n" for page in range(0, 64 << 12, 1 << 12)) * 2
     done = subprocess.run(limited, input=script, capture_output=True, text=True, timeout=DEADLINE_S, check=False)
     assert done.returncode == 2
-    assert done.stderr.count("\n") == 1 and str(tmp_path / "journal") in done.stderr
+    assert done.stderr.count("\n") == 1 and str(journal) in done.stderr
 
 
 def test_ctrl_c_stops_an_access_and_the_file_stays_attached(file: Path, tmp_path: Path) -> None:

@@ -38,8 +38,7 @@ def mnt(tmp_path: Path) -> Iterator[Path]:
     yield path
     pids = daemons_of(path)
     remove_mount(path)
-    for pid in pids:
-        until(lambda pid=pid: not is_running(pid), "the daemon ends with its mount")
+    until(lambda: not any(map(is_running, pids)), "the daemons end with their mount")
 
 
 def daemons_of(mountpoint: Path) -> list[int]:

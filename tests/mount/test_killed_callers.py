@@ -44,8 +44,8 @@ def test_killed_callers_stop_nobody(mount: MountFactory) -> None:
             stop.set()
 
     observers = [threading.Thread(target=ping_until_stopped) for _ in range(OBSERVERS)]
-    for observer in observers:
-        observer.start()
+    for thread in observers:
+        thread.start()
     moments = random.Random(5)
     done = 0
     with Observer(store_of(str(mounted.path))) as observer:

@@ -13,6 +13,7 @@ from memfsd.core.private.gmem_file import PairState
 from memfsd.peers.process import PeerProcess
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.units import Ino
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 from tests.support.threads import Beside, Gate, over_and_over, until
 from tests.support.wire import Wire
@@ -109,7 +110,7 @@ def test_a_fault_during_the_check_is_no_difference(store: LocalStore, monkeypatc
     local.write(0, b"x")
     real, faulted = store.windows.populated, []
 
-    def populated(window: int | None) -> list[tuple[int, int]]:
+    def populated(window: Ino | None) -> list[tuple[int, int]]:
         if window is not None:
             faulted.append(local.write(page(5), b"during"))
         return real(window)

@@ -3,6 +3,7 @@
 import errno
 import random
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
@@ -235,10 +236,7 @@ def test_pages_under_an_overlay_are_not_given_back(small_store: LocalStore) -> N
     for number in range(12):
         assert local.write(page(number), bytes([number + 1])) is None
     for private in (False, True):
-        assert (
-            local.vmm.run(local.vcpu, lambda private=private: local.guest.map(local.vcpu, 0, page(12), private=private))
-            is None
-        )
+        assert local.vmm.run(local.vcpu, partial(local.guest.map, local.vcpu, 0, page(12), private=private)) is None
         small_store.reclaim()
     assert [local.read(page(number), 1) for number in range(12)] == [bytes([number + 1]) for number in range(12)]
     assert small_store.findings() == []

@@ -3,6 +3,7 @@
 import errno
 import socket
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import pytest
 
@@ -71,7 +72,7 @@ def test_a_punch_while_guests_run_never_shows_anything_but_data_or_zeros(store: 
                 seen.add(got)
         return seen
 
-    guests = [Beside(lambda number=number: guest(number)) for number in (0, 1)]
+    guests = [Beside(partial(guest, number)) for number in (0, 1)]
     for _ in range(30):
         store.punch("file", 5, 2)
     stop.open()

@@ -73,7 +73,7 @@ def test_both_sides_record_the_same_messages(tmp_path: Path) -> None:
 
     store, vm = record_run(tmp_path, run)
 
-    def seen(path: Path, sent: bool) -> list[object]:
+    def seen(path: Path, sent: bool) -> list[str]:
         return sorted(
             repr((line["ino"], line["channel"], line["kind"], line["id"], line["reply"], line["errno"], line["body"]))
             for line in read_lines(path)

@@ -1,6 +1,7 @@
 """Several vCPUs side by side: in guest mode at once, faulting at once, with invalidations in between."""
 
 import threading
+from functools import partial
 
 import pytest
 
@@ -37,9 +38,7 @@ def test_two_vcpus_are_in_guest_mode_at_once(running: LocalVm) -> None:
 
     memory.write = write  # type: ignore[method-assign]
     vcpus = [running.vm.vcpu(number) for number in range(2)]
-    threads = [
-        Beside(lambda vcpu=vcpu: running.guest.write(vcpu, page(100 + vcpu.id), b"here", shared=True)) for vcpu in vcpus
-    ]
+    threads = [Beside(partial(running.guest.write, vcpu, page(100 + vcpu.id), b"here", shared=True)) for vcpu in vcpus]
     assert [thread.result() for thread in threads] == [None, None], "each waited in the guest for the other"
     assert memory.read(0, 4) == memory.read(PAGE_SIZE, 4) == b"here"
 
@@ -54,7 +53,7 @@ def test_two_vcpus_fault_at_once_on_the_same_page(running: LocalVm, monkeypatch:
 
     monkeypatch.setattr(running.kvm.faults, "fault", fault)
     threads = [
-        Beside(lambda number=number: running.guest.write(running.vm.vcpu(number), number, bytes([65 + number])))
+        Beside(partial(running.guest.write, running.vm.vcpu(number), number, bytes([65 + number])))
         for number in range(2)
     ]
     assert [thread.result() for thread in threads] == [None, None]
@@ -87,7 +86,7 @@ def test_vcpus_go_on_while_their_memory_is_taken_back(store: LocalStore, running
                 zeros += got != mine
         return zeros
 
-    threads = [Beside(lambda number=number: life(running.vm.vcpu(number))) for number in range(4)]
+    threads = [Beside(partial(life, running.vm.vcpu(number))) for number in range(4)]
     try:
         for number in range(PUNCHES):
             store.punch("file", number * 7 % PAGES, min(5, PAGES - number * 7 % PAGES))
@@ -108,7 +107,7 @@ def test_bulk_accesses_side_by_side_with_invalidations(store: LocalStore, runnin
             assert running.guest.map(vcpu, 0, page(PAGES), private=True) is None
             assert running.guest.read(vcpu, 0, page(PAGES)) == bytes(page(PAGES))
 
-    threads = [Beside(lambda number=number: life(running.vm.vcpu(number))) for number in range(3)]
+    threads = [Beside(partial(life, running.vm.vcpu(number))) for number in range(3)]
     try:
         for _ in range(PUNCHES):
             store.punch("file", 0, PAGES)

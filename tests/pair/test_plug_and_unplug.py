@@ -12,6 +12,7 @@ from collections.abc import Iterator
 import pytest
 
 import memfsd.peers.server
+from kvmsim.kvm.exits import MemoryErrorExit
 from kvmsim.store.link import StoreLink
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
@@ -193,7 +194,7 @@ def test_a_guest_that_faults_while_its_slot_goes_sees_the_slot_go(store: LocalSt
     def touch() -> None:
         while not stop.is_set():
             exit_ = vm.write(page(1), b"x")
-            if exit_ is not None and getattr(exit_, "errno", 0):
+            if isinstance(exit_, MemoryErrorExit) and exit_.errno:
                 failures.append(exit_)
 
     guest = Beside(touch)

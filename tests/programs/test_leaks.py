@@ -14,6 +14,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -192,7 +193,7 @@ def in_processes(bodies: list[Callable[[], None]]) -> None:
 def test_names_handles_and_mappings_of_several_processes(used: Mount) -> None:
     root = used.path / "tree"
     root.mkdir()
-    in_processes([lambda seed=seed: User(root, seed).run(OPERATIONS) for seed in range(3)])
+    in_processes([partial(User(root, seed).run, OPERATIONS) for seed in range(3)])
     shutil.rmtree(root)
 
 
@@ -269,7 +270,7 @@ def test_guests_that_say_bye_that_die_and_that_are_silent(used: Mount) -> None:
 def cut_off_while_punches_wait(used: Mount) -> None:
     guest = Guest(used.path / "silent")
     os.kill(guest.process.pid, signal.SIGSTOP)
-    punch = [BIN / "memfs", "fallocate", "-p", "-l", str(FILE_BYTES), guest.path]
+    punch = [str(BIN / "memfs"), "fallocate", "-p", "-l", str(FILE_BYTES), str(guest.path)]
     handles = counts(used)["handles"]
     waiting = [subprocess.Popen(punch, env=ENVIRONMENT, stderr=subprocess.DEVNULL)]
     until(lambda: counts(used)["handles"] > handles, "the first punch has the file open, and now waits for the guest")

@@ -1,5 +1,9 @@
 """One task at a time, in virtual time, and stuck tasks are seen; on small tasks of their own."""
 
+import threading
+from collections.abc import Callable
+from functools import partial
+
 import pytest
 
 from kvmsim.race.explore import Replay, default
@@ -13,12 +17,11 @@ class First:
         return default(enabled, current)
 
 
-def raced(*bodies: object, schedule: list[str] | None = None) -> Scheduler:
+def raced(*bodies: Callable[[Scheduler], object], schedule: list[str] | None = None) -> Scheduler:
     """Tasks a, b, c... that run these."""
     scheduler = Scheduler(Replay(schedule) if schedule else First())
     for name, body in zip("abc", bodies, strict=False):
-        assert callable(body)
-        scheduler.start(scheduler.add(name, name, actor=True), lambda body=body: body(scheduler))
+        scheduler.start(scheduler.add(name, name, actor=True), partial(body, scheduler))
     scheduler.race()
     return scheduler
 
@@ -30,7 +33,7 @@ def makers(scheduler: Scheduler) -> Makers:
 def test_tasks_take_turns_as_the_schedule_says() -> None:
     told: list[str] = []
 
-    def body(name: str) -> object:
+    def body(name: str) -> Callable[[Scheduler], None]:
         def run(scheduler: Scheduler) -> None:
             for number in (1, 2):
                 scheduler.reach(f"point {number}")
@@ -57,7 +60,7 @@ def test_a_lock_that_is_held_is_waited_for() -> None:
             told.append(f"{name} out")
 
     for name in "ab":
-        scheduler.start(scheduler.add(name, name, actor=True), lambda name=name: run(name))  # type: ignore[misc]
+        scheduler.start(scheduler.add(name, name, actor=True), partial(run, name))
     scheduler.race()
     scheduler.end()
     assert told == ["a in", "a out", "b in", "b out"]
@@ -68,8 +71,8 @@ def test_two_locks_in_opposite_orders_are_a_deadlock_under_one_schedule() -> Non
     with sync.use(makers(scheduler)):
         one, two = sync.lock("one"), sync.lock("two")
 
-    def run(first: object, second: object) -> None:
-        with first, second:  # type: ignore[attr-defined]
+    def run(first: threading.Lock, second: threading.Lock) -> None:
+        with first, second:
             pass
 
     scheduler.start(scheduler.add("a", "a", actor=True), lambda: run(one, two))

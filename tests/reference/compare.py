@@ -77,10 +77,10 @@ class Reference:
         name = type(operation).__name__
         self.done[name] += 1
         self.worked[name] += not isinstance(tmpfs, str)
-        seen = [_observe(world, operation, outcome) for world, outcome in zip(worlds, (memfsd, tmpfs), strict=True)]
-        if memfsd != tmpfs and not allowed_result(operation, memfsd, tmpfs, seen[1].get("handle", {})):
+        ours, theirs = (_observe(w, operation, outcome) for w, outcome in zip(worlds, (memfsd, tmpfs), strict=True))
+        if memfsd != tmpfs and not allowed_result(operation, memfsd, tmpfs, theirs.get("handle", {})):
             raise Differs(f"{operation}\nmemfsd: {_short(memfsd)}\ntmpfs:  {_short(tmpfs)}", so_far)
-        _same(*seen, "after the last operation", so_far)
+        _same(ours, theirs, "after the last operation", so_far)
 
 
 def _observe(world: World, operation: Operation, outcome: Outcome) -> dict[str, Seen]:

@@ -57,9 +57,7 @@ ATTRIBUTES = (
         "tmpfs stamps a directory with the ctime of what it lost, a tick of the clock that the directory may have had",
         lambda ours, theirs: (
             _is(stat.S_ISDIR)(ours, theirs)
-            and all(
-                ours.get(f) >= theirs.get(f) for f in ("mtime changed", "ctime changed") if f in ours and f in theirs
-            )
+            and all(ours[f] >= theirs[f] for f in ("mtime changed", "ctime changed") if f in ours and f in theirs)
         ),
     ),
     Attribute(

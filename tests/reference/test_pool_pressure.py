@@ -187,8 +187,11 @@ def test_a_store_to_a_hole_of_a_full_pool_is_sigbus_on_tmpfs_and_enospc_of_msync
                 memory[:3] = b"sto"
                 return b"stored"
 
+            def flush(fd: int, memory: mmap.mmap = memory) -> None:
+                memory.flush()
+
             assert elsewhere(store) == answer
-            assert filling.told(lambda fd, memory=memory: memory.flush()) == synced  # type: ignore[misc]
+            assert filling.told(flush) == synced
         assert os.fstat(filling.fd).st_blocks == POOL * PAGE // 512
         os.close(filling.fd)
 

@@ -11,7 +11,7 @@ import sys
 
 from memfsd.commands import memfsd as cli
 from memfsd.host.windows import Windows
-from memfsd.peers.invalidator import Invalidator
+from memfsd.peers.invalidator import Invalidator, Peer
 from memfsd.peers.session import Session
 
 _leaked: list[object] = []
@@ -20,8 +20,8 @@ _leaked: list[object] = []
 def leak() -> None:
     ending = Session._end_pairing
 
-    def end(self: Session, *arguments: object) -> None:
-        ending(self, *arguments)  # type: ignore[arg-type]
+    def end(self: Session, peer: Peer, why: str) -> None:
+        ending(self, peer, why)
         _leaked.append((b"\xff" * (8 << 20), os.open(os.devnull, os.O_RDONLY)))
 
     Session._end_pairing = end  # type: ignore[method-assign]

@@ -29,6 +29,11 @@ def bounds_of(info: inspect.IntType) -> tuple[int, int]:
     return low, high
 
 
+def _bound(length: int | None) -> int:
+    assert length is not None, "a text or a list of a message has no greatest length"
+    return length
+
+
 def _any(info: inspect.Type) -> st.SearchStrategy[Any]:
     match info:
         case inspect.StructType(cls=cls, fields=fields):
@@ -38,15 +43,15 @@ def _any(info: inspect.Type) -> st.SearchStrategy[Any]:
         case inspect.IntType():
             return st.integers(*bounds_of(info))
         case inspect.StrType(min_length=low, max_length=high):
-            return st.text(st.characters(exclude_categories=["Cs"]), min_size=low or 0, max_size=min(high, 80))
+            return st.text(st.characters(exclude_categories=["Cs"]), min_size=low or 0, max_size=min(_bound(high), 80))
         case inspect.BytesType(min_length=low, max_length=high):
-            return st.binary(min_size=low, max_size=high)
+            return st.binary(min_size=low or 0, max_size=_bound(high))
         case inspect.TupleType(item_types=items):
             return st.tuples(*map(_any, items))
         case inspect.ListType(item_type=item, max_length=high):
-            return st.lists(_any(item), max_size=min(high, 4))
+            return st.lists(_any(item), max_size=min(_bound(high), 4))
         case inspect.DictType(key_type=key, value_type=value, max_length=high):
-            return st.dictionaries(_any(key), _any(value), max_size=min(high, 4))
+            return st.dictionaries(_any(key), _any(value), max_size=min(_bound(high), 4))
     raise AssertionError(f"no strategy for {info}")
 
 
@@ -60,13 +65,13 @@ def _largest(info: inspect.Type) -> Any:
         case inspect.IntType():
             return bounds_of(info)[1]
         case inspect.StrType(max_length=high):
-            return WIDEST * high
+            return WIDEST * _bound(high)
         case inspect.BytesType(max_length=high):
-            return bytes(high)
+            return bytes(_bound(high))
         case inspect.TupleType(item_types=items):
             return tuple(map(_largest, items))
         case inspect.ListType(item_type=item, max_length=high):
-            return [_largest(item)] * high
+            return [_largest(item)] * _bound(high)
         case inspect.DictType(key_type=inspect.StrType(max_length=length), value_type=value, max_length=high):
-            return {chr(0x1F600 + n) * length: _largest(value) for n in range(high)}
+            return {chr(0x1F600 + n) * _bound(length): _largest(value) for n in range(_bound(high))}
     raise AssertionError(f"no largest value of {info}")

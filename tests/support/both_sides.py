@@ -58,10 +58,18 @@ _clock = itertools.count(1)
 class LocalStore:
     """memfsd without FUSE; each connection is a Session on a thread of its own. Sizes and places in pages."""
 
-    def __init__(self, place: Path, frames: int = 1024, journal: Journal = NO_JOURNAL, **options: bool) -> None:
+    def __init__(
+        self,
+        place: Path,
+        frames: int = 1024,
+        journal: Journal = NO_JOURNAL,
+        *,
+        resize_any: bool = False,
+        fixed_gfn: bool = True,
+    ) -> None:
         self._place = place
         self._creds = Creds(os.geteuid(), os.getegid())
-        store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, **options)
+        store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, resize_any=resize_any, fixed_gfn=fixed_gfn)
         self.service = Service(store_options, root_mode=0o755, creds=self._creds, now_ns=1, socket_path="")
         self.windows = Windows(frames * PAGE_SIZE)
         self.runner = EffectRunner(self.service, self.windows, journal)
@@ -294,13 +302,15 @@ def errno_of(call: object, *arguments: object, **named: object) -> str:
 
 
 @contextlib.contextmanager
-def opened_store(place: Path, monkeypatch: pytest.MonkeyPatch, frames: int, **options: bool) -> Iterator[LocalStore]:
+def opened_store(
+    place: Path, monkeypatch: pytest.MonkeyPatch, frames: int, *, resize_any: bool = False, fixed_gfn: bool = True
+) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
     for module in (memfsd.peers.session, memfsd.peers.invalidator, memfsd.peers.checker):
         # A VM in this process is never dead: do not wait long for the proof.
         monkeypatch.setattr(module, "PROOF_DEADLINE_S", 0.02)
     with recorded():
-        store = LocalStore(place, frames, **options)
+        store = LocalStore(place, frames, resize_any=resize_any, fixed_gfn=fixed_gfn)
         monkeypatch.setattr(kvmsim.store.link, "punch_file", store.punch_fd)
         try:
             yield store

@@ -4,7 +4,6 @@
 """
 
 import graphlib
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -90,4 +89,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Protocol
 
 import pytest
 
@@ -113,7 +114,10 @@ class Mount:
             watchdog.join()
 
 
-MountFactory = Callable[[str], Mount]
+class MountFactory(Protocol):
+    def __call__(self, options: str = ...) -> Mount: ...
+
+
 DirectoryFactory = Callable[[str], Path]
 
 

@@ -1,5 +1,6 @@
 """Memslots for tests that touch no memory."""
 
+from kvmsim.kvm.mmu.tlb import Translation
 from kvmsim.kvm.slots.backing import SlotBacking
 from kvmsim.memory.memory import Memory
 
@@ -26,3 +27,4 @@ class _NoMemory:
 
 NO_MEMORY: Memory = _NoMemory()
 NO_BACKING = SlotBacking(NO_MEMORY, 0)
+TRANSLATION: Translation = (NO_MEMORY, 0, True)

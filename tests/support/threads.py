@@ -5,6 +5,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Generic, TypeVar
 
 from memfsd.uapi.errors import Refused
@@ -64,7 +65,7 @@ def over_and_over(steps: list[Callable[[random.Random], object]], times: int) ->
                 steps[index](dice)
             counts[index] += 1
 
-    loops = [Beside(lambda index=index: loop(index)) for index in range(len(steps))]  # type: ignore[misc]
+    loops = [Beside(partial(loop, index)) for index in range(len(steps))]
     try:
         yield
         until(lambda: min(counts) >= times, "every thread gets on")

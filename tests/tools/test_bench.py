@@ -7,9 +7,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 from benchlib import __main__ as bench
 from benchlib import real_kvm
 from benchlib.figure import Figure, Progress, table

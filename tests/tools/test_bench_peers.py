@@ -9,9 +9,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 from benchlib import machine, minimal_fuse, raw_socket, real_kvm
 
 kvm_reason = real_kvm.available()

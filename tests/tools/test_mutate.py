@@ -7,14 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 from mutatelib import __main__ as command
 from mutatelib import coverage
 from mutatelib.catalogue import Equivalent, Equivalents, catalogue, known_equivalents, sample, sources
 from mutatelib.mutations import Mutation, mutations_of
-from mutatelib.trial import DIED, NOT_EXECUTED, SURVIVED, TIMED_OUT, try_one
+from mutatelib.trial import DIED, NOT_EXECUTED, SURVIVED, TIMED_OUT, Verdict, try_one
 from mutatelib.workplace import Run, Workplace
 
 ROOT = Path(__file__).parents[2]
@@ -300,7 +297,7 @@ def test_the_exit_status_is_whether_the_target_is_reached(
     target: str, status: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = command._parser().parse_args(["--target", target, "--json"])
-    verdicts = [command.Verdict(DIED), command.Verdict(SURVIVED), command.Verdict("equivalent", "the reason")]
+    verdicts = [Verdict(DIED), Verdict(SURVIVED), Verdict("equivalent", "the reason")]
     results = [command.Result(fault(), verdict, "a = 1", "a = 2") for verdict in verdicts]
     assert command._show(asked, 900, results, 1.0) == status
     shown = json.loads(capsys.readouterr().out)

@@ -8,14 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
-
-from tests.support.threads import DEADLINE_S
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
-
 from fidelity import cli, kvm
 from fidelity.cases import Case, region
 from fidelity.recording import Recorded, Recording, load, record, save
+
+from tests.support.threads import DEADLINE_S
 
 TOOLS = Path(__file__).parents[2] / "tools"
 no_kvm_reason = kvm.unavailable()
@@ -44,7 +41,7 @@ def test_a_machine_without_kvm_gets_one_line_and_writes_nothing(
     def absent(path: str, flags: int) -> int:
         raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), path)
 
-    monkeypatch.setattr(kvm.os, "open", absent)
+    monkeypatch.setattr(os, "open", absent)
     output = tmp_path / "recording.json"
 
     assert cli.main(["--date", "2000-01-01", "--output", str(output)]) == 1
@@ -55,7 +52,7 @@ def test_a_machine_without_kvm_gets_one_line_and_writes_nothing(
 
 
 def test_a_case_that_can_not_be_asked_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvm.sys, "executable", "/bin/false")
+    monkeypatch.setattr(sys, "executable", "/bin/false")
     with pytest.raises(RuntimeError, match=r"slot/broken: KVM could not be asked: status 1"):
         record([Case("slot/broken", ())], "2000-01-01")
 

@@ -16,6 +16,7 @@ from memfsd.uapi.framing import (
     BadBody,
     BadPacket,
     Header,
+    Packet,
     decode_failure,
     decode_header,
     decode_reply,
@@ -30,7 +31,7 @@ from memfsd.uapi.limits import MAX_GFN, MAX_PACKET_BYTES, MAX_RUN_PAGES, MAX_SLO
 from memfsd.uapi.messages import REPLIES, REPLY, REQUESTS, RESERVED_KINDS, Kind
 from tests.support.bodies import bodies
 
-Decode = Callable[[Kind, bytes], m.Body]
+Decode = Callable[[Kind, Packet], m.Body]
 SPOKEN = sorted(REQUESTS)
 BOTH = [(decode_request, REQUESTS, 0), (decode_reply, REPLIES, REPLY)]
 MESSAGES = [(kind, decode, table[kind], mark) for decode, table, mark in BOTH for kind in SPOKEN]
@@ -168,8 +169,9 @@ def test_what_follows_the_body_is_bad(kind: Kind, decode: Decode, cls: type[m.Bo
 @each_message
 def test_a_field_of_another_type_is_bad(kind: Kind, decode: Decode, cls: type[m.Body], mark: int) -> None:
     fields = list(msgspec.to_builtins(next_example(cls)))
+    of_another_type: list[object] = [None, True, 0.5, [[[]]], {"a": []}]
     for at in range(len(fields)):
-        for other in (None, True, 0.5, [[[]]], {"a": []}):
+        for other in of_another_type:
             with pytest.raises(BadBody):
                 decode(kind, packet_of(kind | mark, [*fields[:at], other, *fields[at + 1 :]]))
 

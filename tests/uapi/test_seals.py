@@ -15,7 +15,7 @@ def test_the_bits_are_those_of_memfds_and_the_guest_seal_takes_none_of_the_kerne
         fcntl.F_SEAL_GROW,
         fcntl.F_SEAL_WRITE,
     )
-    assert Seal.FUTURE_WRITE == 0x10
+    assert int(Seal.FUTURE_WRITE) == 0x10
     exec_seal = 0x20
     assert Seal.GUEST not in (exec_seal, *range(exec_seal))
 

@@ -3,11 +3,11 @@
 import difflib
 
 import pytest
+import wiredoc
 
 from memfsd.uapi import limits
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.pairing import State
-from tools import wiredoc
 
 
 def test_docs_wire_md_is_what_the_code_renders() -> None:

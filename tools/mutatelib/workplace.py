@@ -70,7 +70,7 @@ class Workplace:
         place = Path(tempfile.mkdtemp(dir=self._base))
         names = place / "tests"
         names.write_text("\n".join(arguments))
-        command = [
+        command: list[str | Path] = [
             *("setpriv", "--pdeathsig", "KILL"),
             *("unshare", "--mount", "--pid", "--fork", "--kill-child", "--mount-proc", "--propagation", "private"),
             *("choom", "--adjust", "1000", "--"),  # a fault may take all memory: the kernel ends the run first
@@ -105,11 +105,11 @@ def _kill(process: subprocess.Popen[bytes]) -> None:
     if process.poll() is not None:
         return
     try:
-        first = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
     except OSError:
-        first = []
-    for pid in first or [process.pid]:
-        os.kill(int(pid), signal.SIGKILL)
+        children = []
+    for pid in [int(child) for child in children] or [process.pid]:
+        os.kill(pid, signal.SIGKILL)
     process.wait()
 
 

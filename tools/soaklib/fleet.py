@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_SEALS
@@ -131,7 +132,7 @@ class Fleet:
 
     def wait_ready(self) -> None:
         for vm in self.vms:
-            until(lambda vm=vm: vm.ledger.is_ready or not vm.is_running, f"{vm} is paired")
+            until(partial(_is_ready_or_gone, vm), f"{vm} is paired")
             if not vm.ledger.is_ready:
                 self._judge(vm)
 
@@ -161,3 +162,7 @@ class Fleet:
                 vm.process.kill()
             vm.process.wait()
             Path(vm.plan.ledger).unlink(missing_ok=True)
+
+
+def _is_ready_or_gone(vm: RunningVm) -> bool:
+    return vm.ledger.is_ready or not vm.is_running

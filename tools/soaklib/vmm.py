@@ -178,7 +178,7 @@ class Vcpu:
         """Nobody converts here: an exit."""
         got = self._vm.read(self._id, self._any_page(), 1, shared=True)
         if not isinstance(got, Trouble) or got.errno or got.refused:
-            raise Wrong(f"a shared access without a shared slot: {got}, not an exit")
+            raise Wrong(f"a shared access without a shared slot: {got!r}, not an exit")
 
     def _convert(self) -> None:
         plan = self._plan

@@ -1,6 +1,7 @@
 """Open files and directories."""
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -61,7 +62,11 @@ def test_one_user_can_not_take_the_handles_of_others_nor_all_users_those_of_root
     file = store.make("file")
     mine = [store.open(file, uid=1001) for _ in range(4)]
     mine.append(store.service.opendir(ROOT_INO, 1001))
-    for call in (lambda: store.open(file, uid=1001), lambda: store.service.opendir(ROOT_INO, 1001)):
+    calls: list[Callable[[], object]] = [
+        lambda: store.open(file, uid=1001),
+        lambda: store.service.opendir(ROOT_INO, 1001),
+    ]
+    for call in calls:
         with refused("ENFILE", match="uid 1001 has 5 of 5"):
             call()
     others = [store.open(file, uid=1002) for _ in range(5)]

@@ -2,6 +2,8 @@
 
 import os
 import stat
+from collections.abc import Callable
+from functools import partial
 
 import pytest
 
@@ -69,7 +71,7 @@ def test_special_files_keep_type_and_device(store: CoreStore, kind: int) -> None
 def test_names_are_up_to_255_bytes(store: CoreStore) -> None:
     store.make(LONGEST)
     too_long = (LONGEST + "x").encode()
-    for call in (
+    calls: list[Callable[[], object]] = [
         lambda: store.names.lookup(ROOT, too_long),
         lambda: store.names.create(ROOT, too_long, stat.S_IFREG, ME, 1),
         lambda: store.names.mkdir(ROOT, too_long, 0o755, ME, 1),
@@ -77,7 +79,8 @@ def test_names_are_up_to_255_bytes(store: CoreStore) -> None:
         lambda: store.names.link(store.service.inodes.directory(ROOT).entries[LONGEST.encode()].ino, ROOT, too_long, 1),
         lambda: store.names.rename(ROOT, LONGEST.encode(), ROOT, too_long, 0, 1, ME),
         lambda: store.names.unlink(ROOT, too_long, 1),
-    ):
+    ]
+    for call in calls:
         with refused("ENAMETOOLONG"):
             call()
 
@@ -86,11 +89,12 @@ def test_a_name_that_exists_is_not_made_again(store: CoreStore) -> None:
     store.make("taken")
     before = tree(store)
     for name in (b"taken", b".", b".."):
-        for call in (
-            lambda name=name: store.names.create(ROOT, name, stat.S_IFREG, ME, 9),
-            lambda name=name: store.names.mkdir(ROOT, name, 0o755, ME, 9),
-            lambda name=name: store.names.symlink(ROOT, name, b"x", ME, 9),
-        ):
+        calls: list[Callable[[], object]] = [
+            partial(store.names.create, ROOT, name, stat.S_IFREG, ME, 9),
+            partial(store.names.mkdir, ROOT, name, 0o755, ME, 9),
+            partial(store.names.symlink, ROOT, name, b"x", ME, 9),
+        ]
+        for call in calls:
             with refused("EEXIST"):
                 call()
     assert tree(store) == before

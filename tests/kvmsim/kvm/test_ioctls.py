@@ -2,6 +2,7 @@
 
 import os
 import re
+from collections.abc import Callable
 
 import pytest
 
@@ -279,12 +280,13 @@ def test_a_slot_beyond_the_guests_addresses_is_einval(vm: LocalVm, gpa: int) -> 
 
 
 def test_every_refusal_names_the_slot_or_the_value(one: LocalVm) -> None:
-    for call, pattern in (
+    refusals: list[tuple[Callable[[], object], str]] = [
         (lambda: one.private_slot(1, page(16), page(1), "file"), r"overlaps .* private slot 0"),
         (lambda: one.private_slot(1, page(64), page(1), "file"), r"bound to slot 0"),
         (lambda: one.private_slot(1, page(64), page(64), "file", page(16)), r"past the end"),
         (lambda: one.delete(3, private=True), r"no private slot 3"),
-    ):
+    ]
+    for call, pattern in refusals:
         with pytest.raises(Refused) as refused:
             call()
         assert re.search(pattern, refused.value.reason), refused.value.reason

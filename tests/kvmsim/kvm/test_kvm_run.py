@@ -69,9 +69,7 @@ def offset_of(name: str) -> int:
     struct: type[ctypes.Structure] = KvmRun
     at: int = getattr(struct, outer).offset
     if inner:
-        union = dict(KvmRun._fields_)["exit"]  # type: ignore[arg-type]
-        member = dict(union._fields_)[outer]  # type: ignore[arg-type, attr-defined]
-        at += getattr(member, inner).offset
+        at += getattr(type(getattr(KvmRun(), outer)), inner).offset
     return at
 
 

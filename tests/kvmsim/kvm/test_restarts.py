@@ -140,7 +140,7 @@ def test_memory_error_of_a_full_pool_goes_on_when_memory_is_free(small_store: Lo
     assert isinstance(stopped, MemoryErrorExit) and stopped.errno == errno.ENOSPC
     small_store.punch("file", 0, 16)
     assert run(local) is None
-    assert local.vm.mmu.epts[True].runs(32, 40) != []
+    assert list(local.vm.mmu.epts[True].runs(32, 40)) != []
 
 
 def test_memory_error_of_a_hole_in_a_slot_goes_on_when_it_is_filled(store: LocalStore) -> None:

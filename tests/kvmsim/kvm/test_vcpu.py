@@ -10,6 +10,7 @@ from kvmsim.kvm.vm import Vm
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_VCPUS
 from tests.support.both_sides import errno_of
+from tests.support.slots import TRANSLATION
 from tests.support.threads import Beside, Gate, until
 
 
@@ -19,7 +20,7 @@ def vcpu() -> Vcpu:
 
 
 def test_a_kick_of_a_vcpu_outside_the_guest_returns_at_once(vcpu: Vcpu) -> None:
-    vcpu.tlb.insert(1, 2)
+    vcpu.tlb.insert(1, TRANSLATION)
     vcpu.kick()
     assert (len(vcpu.tlb), vcpu.kick_count) == (1, 1), "flushing is another's business, where it is needed"
     vcpu.enter()

@@ -1,5 +1,7 @@
 """User space alone: nobody is in KVM_RUN, nobody enters, and every vCPU goes on afterwards."""
 
+from functools import partial
+
 from kvmsim.vmm.inhibit import Inhibitor
 from tests.support.threads import Beside, Gate, until
 
@@ -11,7 +13,7 @@ def run_through(inhibitor: Inhibitor, gate: Gate) -> None:
 
 def test_several_run_at_once() -> None:
     inhibitor, gates = Inhibitor(), [Gate(), Gate()]
-    threads = [Beside(lambda gate=gate: run_through(inhibitor, gate)) for gate in gates]
+    threads = [Beside(partial(run_through, inhibitor, gate)) for gate in gates]
     for gate in gates:
         gate.reached()
     for gate, thread in zip(gates, threads, strict=True):

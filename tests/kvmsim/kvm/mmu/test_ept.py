@@ -1,4 +1,5 @@
 import errno
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -159,7 +160,7 @@ def test_one_page_with_another_frame_among_many_must_never_be() -> None:
 @pytest.mark.parametrize("gfn", [MAX_GFN_EPT, -1])
 def test_a_gfn_beyond_the_four_levels_must_never_be(call: str, gfn: int) -> None:
     ept = Ept()
-    calls = {
+    calls: dict[str, Callable[[], object]] = {
         "walk": lambda: ept.walk(gfn),
         "mark": lambda: ept.mark(gfn, ACCESSED),
         "map_run": lambda: ept.map_run(gfn, 0, 1),

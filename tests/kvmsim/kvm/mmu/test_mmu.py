@@ -6,9 +6,9 @@ import pytest
 
 from kvmsim.kvm.mmu.ept import ACCESSED
 from kvmsim.kvm.mmu.mmu import Mmu, Ticket
-from kvmsim.kvm.mmu.tlb import Tlb, tlb_key
+from kvmsim.kvm.mmu.tlb import Tlb, Translation, tlb_key
 from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, SlotFlag
-from tests.support.slots import NO_BACKING
+from tests.support.slots import NO_BACKING, TRANSLATION
 
 
 @pytest.fixture
@@ -151,13 +151,13 @@ def test_what_is_clear_of_an_open_bracket(mmu: Mmu, gfn: int, clear: tuple[int, 
 
 
 def test_a_zap_drops_its_own_translations_of_its_own_alias(mmu: Mmu) -> None:
-    tlbs: list[Tlb[str]] = [Tlb(), Tlb()]
+    tlbs: list[Tlb[Translation]] = [Tlb(), Tlb()]
     mmu.tlbs += tlbs
     mmu.install(ticket(mmu, 10, limit=8), 500, 8)
     for tlb in tlbs:
         for gfn in (9, 10, 11):
-            tlb.insert(tlb_key(gfn, False), "private")
-            tlb.insert(tlb_key(gfn, True), "shared")
+            tlb.insert(tlb_key(gfn, False), TRANSLATION)
+            tlb.insert(tlb_key(gfn, True), TRANSLATION)
     mmu.zap(0, 11, private=True)
     for tlb in tlbs:
         assert [gfn for gfn in (9, 10, 11) if tlb.lookup(tlb_key(gfn, False)) is None] == [10]
@@ -166,9 +166,9 @@ def test_a_zap_drops_its_own_translations_of_its_own_alias(mmu: Mmu) -> None:
 
 
 def test_a_zap_that_removes_nothing_and_a_reclaim_flush_nothing(mmu: Mmu) -> None:
-    tlb: Tlb[str] = Tlb()
+    tlb: Tlb[Translation] = Tlb()
     mmu.tlbs.append(tlb)
-    tlb.insert(tlb_key(10, False), "kept")
+    tlb.insert(tlb_key(10, False), TRANSLATION)
     mmu.install(ticket(mmu, 10, limit=8), 500, 8)
     mmu.zap(50, 60, private=True)
     mmu.zap_untouched(0, 100)
@@ -177,7 +177,7 @@ def test_a_zap_that_removes_nothing_and_a_reclaim_flush_nothing(mmu: Mmu) -> Non
 
 @pytest.mark.parametrize(("pages", "flushes"), [(512, (0, 1)), (513, (1, 0))])
 def test_a_large_zap_empties_the_tlb(mmu: Mmu, pages: int, flushes: tuple[int, int]) -> None:
-    tlb: Tlb[str] = Tlb()
+    tlb: Tlb[Translation] = Tlb()
     mmu.tlbs.append(tlb)
     mmu.install(ticket(mmu, 0, limit=pages), 500, pages)
     mmu.zap(0, 10_000, private=True)
@@ -185,11 +185,11 @@ def test_a_large_zap_empties_the_tlb(mmu: Mmu, pages: int, flushes: tuple[int, i
 
 
 def test_a_zap_answers_with_its_own_part_of_a_leaf_that_could_not_be_split(mmu: Mmu) -> None:
-    tlb: Tlb[str] = Tlb()
+    tlb: Tlb[Translation] = Tlb()
     mmu.tlbs.append(tlb)
     assert mmu.install_large(large_ticket(mmu, 512, 512), 1024, 512, 9)
     mmu.epts[True]._max_tables = mmu.epts[True]._next_table
-    tlb.insert(tlb_key(600, False), "beside the range")
+    tlb.insert(tlb_key(600, False), TRANSLATION)  # beside the range
     assert mmu.zap(700, 701, private=True) == [(700, 1024 + 188, 1)]
     assert mmu.epts[True].leaf_count == 0
     assert len(tlb) == 0, "all that went is flushed"

@@ -1,4 +1,5 @@
 import errno
+from typing import Any
 
 import pytest
 
@@ -180,7 +181,7 @@ def region(
 @pytest.mark.parametrize(("private", "bits"), [(True, 64), (False, 63)])
 def test_an_offset_and_a_size_that_wrap_are_refused(private: bool, bits: int) -> None:
     """guest_memfd_offset + memory_size in 64 bits; a userspace_addr is half of them."""
-    kind = {"as_id": 1, "flags": 4} if private else {}
+    as_id, flags = (1, 4) if private else (0, 0)
     for offset, size, result in (
         ((1 << bits) - 0x1000, 0x1000, "EINVAL"),
         ((1 << bits) - 0x1000, 0x2000, "EINVAL"),
@@ -189,7 +190,7 @@ def test_an_offset_and_a_size_that_wrap_are_refused(private: bool, bits: int) ->
         (1 << bits, 0x1000, "EINVAL"),
         (-0x1000, 0x1000, "EINVAL"),
     ):
-        assert region(offset=offset, size=size, **kind) == result
+        assert region(offset=offset, size=size, as_id=as_id, flags=flags) == result
 
 
 # Recorded on Linux 6.18 with KVM_SET_USER_MEMORY_REGION2 (cases slot/ and gslot/).
@@ -245,7 +246,7 @@ def test_an_offset_and_a_size_that_wrap_are_refused(private: bool, bits: int) ->
     ],
     ids=str,
 )
-def test_a_new_region_as_linux_takes_it(arguments: dict[str, int], result: RegionChange | str) -> None:
+def test_a_new_region_as_linux_takes_it(arguments: dict[str, Any], result: RegionChange | str) -> None:
     assert region(**arguments) == result
 
 

@@ -1,5 +1,7 @@
 """A conversion may take the last slot of a file away: its pairing stays as long as something is to come back."""
 
+from functools import partial
+
 from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.hypercalls import SHARED_BIT
 from tests.support.both_sides import LocalStore, LocalVm, page
@@ -18,7 +20,7 @@ def converted(store: LocalStore, start: int, end: int) -> LocalVm:
 def convert(vm: LocalVm, start: int, end: int, *, shared: bool) -> object:
     for number in range(start, end):
         gpa = page(number) | (SHARED_BIT if shared else 0)
-        done = vm.vmm.run(vm.vcpu, lambda gpa=gpa: vm.guest.write(vm.vcpu, gpa & ~SHARED_BIT, b"x", shared=shared))
+        done = vm.vmm.run(vm.vcpu, partial(vm.guest.write, vm.vcpu, gpa & ~SHARED_BIT, b"x", shared=shared))
         if isinstance(done, Exit):
             return done
     return None

@@ -1,6 +1,6 @@
 """A VM whose memory says where each page came from, and everything that a conversion may change about it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import pytest
@@ -20,8 +20,8 @@ STEPS = {"slots": ("set_shared_slot", "delete_slot", "fill_slot"), "blocking": (
 class State(NamedTuple):
     """Slots of both spaces, the store's bindings, the bytes that both aliases show, and frames."""
 
-    slots: list[object]
-    bindings: list[object]
+    slots: Sequence[object]
+    bindings: Sequence[object]
     private: list[int | None]
     shared: list[bytes | None]
     free: int

@@ -1,6 +1,0 @@
-"""The package of tools/soak."""
-
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "tools"))
