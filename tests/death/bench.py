@@ -43,6 +43,8 @@ class Bench:
         self.socket = base / "store.sock"
         self.board = Board()
         self.store: Child | None = None
+        self.settle_s = SETTLE_S
+        """For what a fault leaves to go again."""
         self._number = 0
         self._logged = 0
 
@@ -107,7 +109,7 @@ class Bench:
 
     def settle_at(self, level: dict[str, int]) -> None:
         try:
-            until(lambda: self.level() == level, "", SETTLE_S)
+            until(lambda: self.level() == level, "", self.settle_s)
         except TooLate:
             now = self.level()
             changed = ", ".join(f"{name} {level[name]} -> {now[name]}" for name in level if level[name] != now[name])

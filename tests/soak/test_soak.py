@@ -61,7 +61,8 @@ def test_the_soak(tmp_path: Path) -> None:
 @pytest.mark.timeout(1000)
 def test_an_injected_leak_is_found_out(tmp_path: Path) -> None:
     """By the curves, after two epochs."""
-    status, told = soak(tmp_path, "--rounds", "2", "--memfsd", str(sick_program(tmp_path)), MEMFSD_SICK="leak")
+    settle = ("--settle", "20")  # it would wait for what never comes: idle threads end after ten
+    status, told = soak(tmp_path, "--rounds", "2", *settle, "--memfsd", str(sick_program(tmp_path)), MEMFSD_SICK="leak")
     failures = told["failures"]
     assert status == 1 and isinstance(failures, list)
     assert [failure.split(" rose")[0] for failure in failures[:-1]] == ["not flat: rss_kib", "not flat: fds"]

@@ -37,6 +37,7 @@ def test_help_tells_what_happens_and_how_to_repeat_it() -> None:
     [
         ("--minutes", "0"),
         ("--minutes", "nan"),
+        ("--settle", "-1"),
         ("--round", "-1"),
         ("--seed", "x"),
         ("x",),

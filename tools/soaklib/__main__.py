@@ -42,7 +42,7 @@ def main() -> int:
     print(f"soak: --seed {seed}", file=sys.stderr, flush=True)
     report, failures = Report(), []
     base = Path(tempfile.mkdtemp(prefix="memfsd-soak.")).resolve()
-    soak = Soak(base, seed, asked.memfsd, report)
+    soak = Soak(base, seed, asked.memfsd, report, asked.settle)
     progress = Progress(lambda: report.line(soak.levels()))
     begin = time.monotonic()
     try:
@@ -109,6 +109,13 @@ def _parser() -> argparse.ArgumentParser:
     how_many = parser.add_mutually_exclusive_group()
     how_many.add_argument("--rounds", type=_positive, metavar="N", help="stop after so many rounds instead")
     how_many.add_argument("--round", type=_count, metavar="K", help="only this round (they count from 0)")
+    parser.add_argument(
+        "--settle",
+        type=_seconds,
+        default=60.0,
+        metavar="SECONDS",
+        help="how long memfsd has after a round to let go of what it holds (default 60)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument(
         "--memfsd", type=Path, default=BIN / "memfsd", metavar="PROGRAM", help="which one to run (default: our own)"
@@ -117,13 +124,21 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _minutes(text: str) -> float:
+    return _time(text, "minutes")
+
+
+def _seconds(text: str) -> float:
+    return _time(text, "seconds")
+
+
+def _time(text: str, unit: str) -> float:
     try:
-        minutes = float(text)
+        time_ = float(text)
     except ValueError:
-        minutes = -1.0
-    if not 0 < minutes <= 1e6:
-        raise argparse.ArgumentTypeError(f"'{text}' is no time: choose minutes above 0")
-    return minutes
+        time_ = -1.0
+    if not 0 < time_ <= 1e6:
+        raise argparse.ArgumentTypeError(f"'{text}' is no time: choose {unit} above 0")
+    return time_
 
 
 def _count(text: str) -> int:

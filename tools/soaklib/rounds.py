@@ -23,7 +23,6 @@ PAGE_BYTES = (4096, 2 << 20)
 DESIGNS = tuple(itertools.product(POLICIES, PAGE_BYTES))
 VMS, VCPUS = 4, 3
 STEADY_ACTIONS, LOSS_ACTIONS = 40, 10
-SETTLING_S = 60.0
 KINDS = 4
 """Of four rounds one is a loss, and in one of the others a VM is cut off."""
 _STUCK_S = 150.0
@@ -31,11 +30,12 @@ _FILES_PER_ROUND = 1000
 
 
 class Soak:
-    def __init__(self, base: Path, seed: int, program: Path, report: Report) -> None:
+    def __init__(self, base: Path, seed: int, program: Path, report: Report, settling_s: float) -> None:
         self._base = base
         self._seed = seed
         self._program = program
         self._report = report
+        self._settling_s = settling_s
         self.curve = Curve()
         self.round = -1
         self._daemon: Daemon | None = None
@@ -145,7 +145,7 @@ class Soak:
 
     def _take_levels(self, daemon: Daemon) -> None:
         """When it has settled, or at the deadline: then the curve tells."""
-        end, pause = time.monotonic() + SETTLING_S, threading.Event()
+        end, pause = time.monotonic() + self._settling_s, threading.Event()
         while not self.curve.fits(levels := daemon.levels()) and time.monotonic() < end:
             pause.wait(0.05)
         self.curve.add(levels)
