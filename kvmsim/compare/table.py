@@ -9,6 +9,8 @@ from .rig import Design, Measured
 
 
 class Row(NamedTuple):
+    """A workload under one design."""
+
     workload: str
     design: Design
     page_bytes: int

@@ -33,6 +33,8 @@ class Bracket:
 
 @dataclass
 class Asked:
+    """A request that has no answer yet, and where in the journals it is."""
+
     kind: str
     body: dict[str, Any] | None
     number: int

@@ -44,6 +44,8 @@ _EMULATION_WORDS = 4
 
 
 class Mmio(ctypes.Structure):
+    """KVM_EXIT_MMIO."""
+
     _fields_ = (
         ("phys_addr", c_uint64),
         ("data", c_uint8 * MMIO_BYTES),
@@ -53,6 +55,8 @@ class Mmio(ctypes.Structure):
 
 
 class Hypercall(ctypes.Structure):
+    """KVM_EXIT_HYPERCALL."""
+
     _fields_ = (
         ("nr", c_uint64),
         ("args", c_uint64 * HYPERCALL_ARGS),
@@ -62,6 +66,8 @@ class Hypercall(ctypes.Structure):
 
 
 class MemoryFault(ctypes.Structure):
+    """KVM_EXIT_MEMORY_ERROR, which Linux does not have; it begins as KVM_EXIT_MEMORY_FAULT."""
+
     _fields_ = (
         ("flags", c_uint64),
         ("gpa", c_uint64),
@@ -72,6 +78,8 @@ class MemoryFault(ctypes.Structure):
 
 
 class Internal(ctypes.Structure):
+    """KVM_EXIT_INTERNAL_ERROR."""
+
     _fields_ = (("suberror", c_uint32), ("ndata", c_uint32), ("data", c_uint64 * 16))
 
 

@@ -19,6 +19,8 @@ Key = tuple[str, str]
 
 
 class Kind(Enum):
+    """What a step does to a thing that other tasks may touch."""
+
     READ = "r"
     WRITE = "w"
     TAKE = "take"

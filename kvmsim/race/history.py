@@ -19,6 +19,8 @@ class _Change:
 
 @dataclass(slots=True)
 class History:
+    """What each page may hold at each moment of a run."""
+
     clock: int = 0
     _pages: dict[Page, list[_Change]] = field(default_factory=dict)
 

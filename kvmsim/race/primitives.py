@@ -81,6 +81,8 @@ class Lock:
 
 
 class Condition:
+    """threading.Condition, each wait a point of the scheduler."""
+
     def __init__(self, scheduler: Scheduler, name: str, lock: Lock) -> None:
         self._scheduler = scheduler
         self._lock = lock
@@ -120,6 +122,8 @@ class Condition:
 
 
 class Event:
+    """threading.Event, each wait a point of the scheduler."""
+
     def __init__(self, scheduler: Scheduler, name: str) -> None:
         self._scheduler = scheduler
         self._name = name

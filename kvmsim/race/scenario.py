@@ -104,6 +104,8 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
 
 @dataclass(frozen=True, slots=True)
 class Command:
+    """What an actor does in one line: a verb and its arguments."""
+
     verb: str
     arguments: tuple[int | str, ...]
 
@@ -126,6 +128,8 @@ class Actor:
 
 @dataclass(slots=True)
 class Scenario:
+    """A race of a few actors: one file of scenarios/."""
+
     name: str
     about: str = ""
     text: str = ""

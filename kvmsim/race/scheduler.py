@@ -133,6 +133,8 @@ class Step:
 
 
 class Chooser(Protocol):
+    """Decides at each step which task goes on."""
+
     def choose(self, steps: list[Step], enabled: list[Task], current: Task | None) -> Task | None:
         """Who goes on; None ends the run (its rest was seen before)."""
 

@@ -20,6 +20,8 @@ class _Slot:
 
 
 class Shown:
+    """Which slots showed a page of a file at each moment of a run."""
+
     def __init__(self, history: History) -> None:
         self._history = history
         self._slots: list[_Slot] = []

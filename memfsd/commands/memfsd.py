@@ -149,7 +149,7 @@ def _detach_stdio() -> None:
 class _OneLine(logging.Formatter):
     """A message may hold names of files and VMs. A traceback after it keeps its lines."""
 
-    def formatMessage(self, record: logging.LogRecord) -> str:
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802  logging's name
         return printable(super().formatMessage(record))
 
 

@@ -78,6 +78,8 @@ class Note(msgspec.Struct, tag="note"):
 
 
 class End(msgspec.Struct, tag="end"):
+    """The last record: why nothing follows."""
+
     t: int
     why: str
 

@@ -8,10 +8,14 @@ _CREDENTIALS = struct.Struct("iii")
 
 
 class Options(Protocol):
+    """A socket, or what has its options."""
+
     def getsockopt(self, level: int, option: int, size: int, /) -> bytes: ...
 
 
 class Credentials(NamedTuple):
+    """struct ucred."""
+
     pid: int
     uid: int
     gid: int

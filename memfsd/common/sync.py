@@ -52,7 +52,7 @@ _makers = _PLAIN
 @contextlib.contextmanager
 def use(makers: Makers) -> Iterator[None]:
     """What is made from now on comes from these makers; the plain ones are back at the end."""
-    global _makers
+    global _makers  # noqa: PLW0603  in force for the whole process
     assert _makers is _PLAIN, "one scheduler at a time"
     _makers = makers
     try:

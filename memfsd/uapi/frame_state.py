@@ -4,6 +4,8 @@ from enum import IntEnum
 
 
 class FrameState(IntEnum):
+    """What a frame is used for, or waits for."""
+
     FREE = 0
     SHARED = 1
     """Data of an ordinary file."""

@@ -47,6 +47,8 @@ class BadBody(Exception):
 
 
 class Header(msgspec.Struct, frozen=True):
+    """What a packet begins with."""
+
     id: int
     kind: Kind
     errno: int

@@ -67,6 +67,8 @@ REQUIRED_KVM_OPERATIONS = frozenset({Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END}
 
 
 class Role(IntEnum):
+    """What a client of the down channel is."""
+
     GUEST = 0
     OBSERVER = 1
     """A tool that asks the store about itself (memfs check, memfs map); it cannot pair."""

@@ -10,6 +10,8 @@ from .messages import Kind
 
 
 class State(Enum):
+    """Of a channel."""
+
     # A member is equal to itself alone; Enum's own hash is Python code, on the path of every fault.
     __hash__ = object.__hash__
 

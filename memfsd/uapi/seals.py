@@ -8,6 +8,8 @@ from enum import IntFlag
 
 
 class Seal(IntFlag):
+    """F_SEAL_*, with Linux's values, and the one of this file system."""
+
     SEAL = 0x0001
     SHRINK = 0x0002
     GROW = 0x0004

@@ -101,7 +101,7 @@ def read(fd: int) -> bytes | None:
 
 
 def read_mapping(fd: int) -> bytes | None:
-    """None: not even a page could be made present. (A touch would be SIGBUS, and the end of the test.)"""
+    """None: not even a page could be made present; a touch would be SIGBUS, and the end of the test."""
     at = mapped(fd, PAGE, PROT_READ, MAP_PRIVATE)
     out, into = os.pipe()
     try:

@@ -57,7 +57,9 @@ class Exposed:
     def mapping(self) -> tuple[int, list[str]]:
         """Where kvmsim maps the window, and that mapping's flags."""
         smaps = Path(f"/proc/{self.guest.pid}/smaps").read_text()
-        (found,) = re.findall(r"^([0-9a-f]+)-.*memfd:memfsd-window.*\n(?:\w+:.*\n)*?VmFlags: (.*)$", smaps, re.M)
+        (found,) = re.findall(
+            r"^([0-9a-f]+)-.*memfd:memfsd-window.*\n(?:\w+:.*\n)*?VmFlags: (.*)$", smaps, re.MULTILINE
+        )
         return int(found[0], 16), found[1].split()
 
 

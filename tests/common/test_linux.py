@@ -1,3 +1,5 @@
+"""What Linux's file calls do beyond Python's, on tmpfs."""
+
 import errno
 import os
 from collections.abc import Iterator

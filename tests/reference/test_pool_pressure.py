@@ -225,7 +225,7 @@ def test_a_guest_that_finds_the_pool_full_exits_and_runs_on_when_there_is_room(m
         """,
         tmp_path,
     )
-    assert [(exit["gpa"], exit["errno"]) for exit in exits] == [(4 * PAGE, errno.ENOSPC)]
+    assert [(left["gpa"], left["errno"]) for left in exits] == [(4 * PAGE, errno.ENOSPC)]
 
 
 def test_a_guest_that_finds_the_pool_full_in_shared_memory_exits_at_that_page(memfsd: Path, tmp_path: Path) -> None:
@@ -244,7 +244,7 @@ def test_a_guest_that_finds_the_pool_full_in_shared_memory_exits_at_that_page(me
         """,
         tmp_path,
     )
-    assert [(exit["gpa"], exit["errno"]) for exit in exits] == [(4 * PAGE, errno.ENOSPC), (5 * PAGE, errno.ENOSPC)]
+    assert [(left["gpa"], left["errno"]) for left in exits] == [(4 * PAGE, errno.ENOSPC), (5 * PAGE, errno.ENOSPC)]
 
 
 def test_what_a_guest_was_granted_and_never_touched_makes_room_for_its_shared_memory(

@@ -99,7 +99,7 @@ _depth = 0
 @contextlib.contextmanager
 def recorded() -> Iterator[None]:
     """Locks that are made in it report. May be nested."""
-    global _depth
+    global _depth  # noqa: PLW0603
     _depth += 1
     try:
         with sync.use(RECORDER) if _depth == 1 else contextlib.nullcontext():

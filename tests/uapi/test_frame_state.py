@@ -1,3 +1,5 @@
+"""The states of a frame."""
+
 from memfsd.uapi.frame_state import FrameState, state_name
 
 

@@ -122,7 +122,7 @@ class _Finder(ast.NodeVisitor):
             self._scope.pop()
         self._functions -= 1
 
-    visit_AsyncFunctionDef = visit_FunctionDef
+    visit_AsyncFunctionDef = visit_FunctionDef  # noqa: N815  the name that ast calls
 
     def _enter(self, name: str, body: list[ast.stmt]) -> None:
         if not self._functions:
@@ -251,7 +251,7 @@ class _Finder(ast.NodeVisitor):
                 self._add("without its lock", node, start, colon, "if True")
         self.generic_visit(node)
 
-    visit_AsyncWith = visit_With
+    visit_AsyncWith = visit_With  # noqa: N815  the name that ast calls
 
 
 def _number(node: ast.expr) -> bool:

@@ -34,6 +34,8 @@ MAX_SLOT_PAGES = (1 << 31) - 1
 
 
 class AddressSpaceId(IntEnum):
+    """Whose slots: those of shared GPAs, or of private ones."""
+
     SHARED = 0
     PRIVATE = 1
 

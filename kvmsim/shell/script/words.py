@@ -29,6 +29,8 @@ class ScriptError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Word:
+    """A word of a line."""
+
     text: str
     """Without its quotes."""
     column: int

@@ -29,6 +29,8 @@ from .transaction import Transaction
 
 
 class Overlay:
+    """The design `overlay`."""
+
     name = "overlay"
 
     def __init__(self, kvm: Kvm, copy: SharedCopy, tally: Tally, *, freed: bool) -> None:

@@ -28,6 +28,8 @@ from .transaction import Transaction
 
 
 class Punch:
+    """The design `punch`."""
+
     name = "punch"
 
     def __init__(self, kvm: Kvm, copy: SharedCopy, tally: Tally) -> None:

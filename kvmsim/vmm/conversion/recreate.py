@@ -32,6 +32,8 @@ from .transaction import Transaction
 
 
 class Recreate:
+    """The design `recreate`."""
+
     name = "recreate"
 
     def __init__(self, kvm: Kvm, copy: SharedCopy, tally: Tally) -> None:

@@ -20,6 +20,8 @@ from .shares import Shares
 
 @dataclass(slots=True, eq=False)
 class FileHandle:
+    """What open(2) made."""
+
     file: Regular
     readable: bool
     writable: bool

@@ -80,6 +80,8 @@ class Regular(Inode):
 
 @dataclass(slots=True, eq=False)
 class Directory(Inode):
+    """Its names and what they stand for."""
+
     parent: Ino = ROOT_INO
     entries: dict[bytes, Inode] = field(default_factory=dict)
 
@@ -91,6 +93,8 @@ class Directory(Inode):
 
 @dataclass(slots=True, eq=False)
 class Symlink(Inode):
+    """A symbolic link."""
+
     target: bytes = b""
 
     @property

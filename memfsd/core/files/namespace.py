@@ -151,13 +151,7 @@ class Namespace:
         source = self._inodes.directory(parent)
         target = self._inodes.directory(new_parent)
         moved = self.lookup(parent, name)
-        replaced = target.entries.get(new_name)
-        if replaced is None:
-            if flags & RENAME_EXCHANGE:
-                raise Refused(errno.ENOENT, f"{new_name!r} does not exist")
-            self._room_for(new_parent, new_name)
-        elif flags & RENAME_NOREPLACE:
-            raise Refused(errno.EEXIST, f"{new_name!r} exists")
+        replaced = self._replaced(target, new_name, flags)
         if isinstance(moved, Directory) and self._is_inside(target, moved):
             raise Refused(errno.EINVAL, f"{name!r} can not move into itself")
         if flags & RENAME_EXCHANGE and isinstance(replaced, Directory) and self._is_inside(source, replaced):
@@ -176,13 +170,7 @@ class Namespace:
             replaced.ctime_ns = now_ns
         else:
             if replaced is not None:
-                del target.entries[new_name]
-                if isinstance(replaced, Directory):
-                    target.nlink -= 1
-                    replaced.nlink = 0
-                    replaced.ctime_ns = now_ns
-                else:
-                    self._lose_name(replaced, now_ns)
+                self._drop_replaced(target, new_name, replaced, now_ns)
             del source.entries[name]
             self._place(target, new_name, moved, source)
         if whiteout_ino is not None:
@@ -193,6 +181,26 @@ class Namespace:
         for directory in (source, target):
             directory.mtime_ns = directory.ctime_ns = now_ns
         return None if flags & RENAME_EXCHANGE else replaced
+
+    def _replaced(self, target: Directory, new_name: bytes, flags: int) -> Inode | None:
+        """What has the new name. ENOENT and EEXIST by the flags; else as for a name that is made."""
+        replaced = target.entries.get(new_name)
+        if replaced is None:
+            if flags & RENAME_EXCHANGE:
+                raise Refused(errno.ENOENT, f"{new_name!r} does not exist")
+            self._room_for(target.ino, new_name)
+        elif flags & RENAME_NOREPLACE:
+            raise Refused(errno.EEXIST, f"{new_name!r} exists")
+        return replaced
+
+    def _drop_replaced(self, target: Directory, new_name: bytes, replaced: Inode, now_ns: int) -> None:
+        del target.entries[new_name]
+        if isinstance(replaced, Directory):
+            target.nlink -= 1
+            replaced.nlink = 0
+            replaced.ctime_ns = now_ns
+        else:
+            self._lose_name(replaced, now_ns)
 
     @staticmethod
     def _check_replace(moved: Inode, replaced: Inode, new_name: bytes) -> None:

@@ -38,6 +38,8 @@ def _page_after(offset: int) -> int:
 
 
 class OrdinaryData:
+    """The data of all files that are not sealed, in frames of the pool."""
+
     def __init__(self, pool: FramePool) -> None:
         self._pool = pool
         self.discards: list[Discard] = []

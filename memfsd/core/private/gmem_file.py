@@ -15,6 +15,8 @@ from .bindings import Bindings
 
 
 class PairState(Enum):
+    """Of the one VM that a sealed file is paired with."""
+
     ACTIVE = "paired"
     DISCONNECTED = "cut"
     """Alive but silent or broken: its frames are quarantined until it is proven dead."""

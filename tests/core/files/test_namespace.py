@@ -158,7 +158,7 @@ def test_links_are_counted_and_the_data_goes_with_the_last(store: CoreStore) -> 
     assert store.leaks() == NO_LEAKS
 
 
-def test_a_directory_has_one_name_and_a_file_at_most_LINK_MAX(store: CoreStore) -> None:
+def test_a_directory_has_one_name_and_a_file_at_most_link_max(store: CoreStore) -> None:
     with refused("EPERM"):
         store.names.link(store.mkdir("dir"), ROOT, b"again", 1)
     file = store.make("file")

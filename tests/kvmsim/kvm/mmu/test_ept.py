@@ -1,3 +1,5 @@
+"""The EPT: mapping, walking, marking and zapping, with leaves of each size."""
+
 import errno
 from collections.abc import Callable
 

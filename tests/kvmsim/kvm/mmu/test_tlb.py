@@ -1,3 +1,5 @@
+"""The software TLB."""
+
 from kvmsim.kvm.mmu.tlb import Tlb, tlb_key
 
 

@@ -1,3 +1,5 @@
+"""Memslots: lookup, segments, and the checks of a new region as Linux makes them."""
+
 import errno
 from typing import Any
 
