@@ -168,8 +168,10 @@ class World:
         self.fuse(lambda: self.punch(ino, offset, length))
 
     def allocate(self, name: str, start: int, pages: int) -> None:
+        ino, offset, length = self.inos[name], start * PAGE_SIZE, pages * PAGE_SIZE
         with self.service.lock:
-            self.service.fallocate(self.inos[name], 1, start * PAGE_SIZE, pages * PAGE_SIZE, next(self._clock))
+            effects, _ = self.service.fallocate(ino, 1, offset, length, next(self._clock))
+        self.runner.perform(effects)
 
     def truncate(self, name: str, pages: int) -> None:
         ino = self.inos[name]

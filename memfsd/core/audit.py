@@ -67,7 +67,13 @@ def audit(service: Service, facts: Facts) -> list[Finding]:
             legal = _PRIVATE_STATES if inode.guest is not None else (FrameState.SHARED,)
             findings += _own_frames(service, inode.ino, inode.pages, legal, owner)
     for discard in service.data.discards:
-        findings += _own_frames(service, discard.ino, discard.pages, (FrameState.SHARED,), owner)
+        states = (FrameState.SHARED,) if discard.window is None else (*_PRIVATE_STATES, FrameState.QUARANTINED)
+        findings += _own_frames(service, discard.ino, discard.pages, states, owner)
+    for allocation in service.data.allocations.values():
+        file = allocation.file
+        findings += _own_frames(service, file.ino, allocation.supply, (FrameState.SHARED, FrameState.PRIVATE), owner)
+    for effect in service.gmem.quarantines:
+        findings += _own_frames(service, effect.ino, effect.pages, _PRIVATE_STATES, owner)
     findings += _quarantined(service, owner)
     findings += _pool_sums(service, owner)
     findings += _leaked(service, "the pool of ordinary files", None, facts.populated, owner, {FrameState.SHARED})
@@ -107,7 +113,7 @@ def _own_frames(
 def _quarantined(service: Service, owner: np.ndarray) -> Iterator[Finding]:
     """R1 and R6: what a file keeps in quarantine is in no file, and in that state."""
     for file in service.inodes.sealed_files():
-        for pfn, count in guest_of(file).quarantine:
+        for _, pfn, count in guest_of(file).quarantine.extents(Pgoff(0), PGOFF_END):
             taken = owner[pfn : pfn + count]
             if taken.any():
                 at = pfn + int(taken.nonzero()[0][0])
@@ -135,7 +141,9 @@ def _pool_sums(service: Service, owner: np.ndarray) -> Iterator[Finding]:
     held = sum(map(pool.count, (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING, FrameState.QUARANTINED)))
     if owned != held:
         yield "R6", f"files own {owned} frames but {held} are shared, private, pending or quarantined"
-    kept = sum(count for file in service.inodes.sealed_files() for _, count in guest_of(file).quarantine)
+    discarded = (discard.pages.extents(0, PGOFF_END) for discard in service.data.discards if discard.window is not None)
+    kept = sum(guest_of(file).quarantine.page_count for file in service.inodes.sealed_files())
+    kept += sum(pool.tally(pfn, n)[FrameState.QUARANTINED] for extents in discarded for _, pfn, n in extents)
     if kept != pool.count(FrameState.QUARANTINED):
         yield "R6", f"files keep {kept} frames in quarantine but {pool.count(FrameState.QUARANTINED)} are quarantined"
     total = sum(pool.count(state) for state in FrameState)
@@ -169,7 +177,7 @@ def _sealed_file(service: Service, file: Regular, guest: Guest) -> Iterator[Find
     """R2, R4, R5, R6 of one sealed file, from the store's state alone."""
     if Seal.GUEST not in file.seals:
         yield "R2", f"inode {file.ino} has guest state without the seal"
-    if guest.quarantine and (guest.pairing is None or guest.pairing.state is not PairState.DISCONNECTED):
+    if guest.quarantine.page_count and (guest.pairing is None or guest.pairing.state is not PairState.DISCONNECTED):
         yield "R6", f"inode {file.ino} keeps quarantined frames though its VM is not cut off"
     if guest.bindings and guest.active is None:
         yield "R6", f"inode {file.ino} has bindings without a live VM"

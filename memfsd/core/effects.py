@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import Ino, Pfn
 
 from .memory.page_table import FilePages
@@ -27,10 +28,27 @@ class Scrub:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Discard:
-    """Pages that an ordinary file has lost, too many to free at once: ``Service.discard`` gives the Scrubs."""
+    """Pages that a file has lost, too many to free at once: ``Service.discard`` gives the Scrubs of a window."""
 
     ino: Ino
     pages: FilePages
+    window: Ino | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Quarantine:
+    """Pages of a file whose VM was cut off, too many to quarantine at once: ``Service.quarantine`` takes some more."""
+
+    ino: Ino
+    pages: FilePages
+
+
+@dataclass(slots=True, eq=False)
+class Fill:
+    """Holes of a file, too many to fill at once: ``Service.fill`` fills some more, until they are or it is refused."""
+
+    ino: Ino
+    refused: Refused | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,4 +73,4 @@ class ForgetCache:
     ino: Ino
 
 
-Effect = Scrub | Discard | ZeroBytes | DropWindow | ForgetCache
+Effect = Scrub | Discard | Quarantine | Fill | ZeroBytes | DropWindow | ForgetCache

@@ -7,6 +7,7 @@ end, and takes it for bind, unbind and release too, so the set of bindings is th
 
 import errno
 from bisect import bisect_right
+from collections.abc import Sequence
 from itertools import islice
 
 import numpy as np
@@ -19,18 +20,21 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Gfn, Ino, Pfn, Pgoff, Seq, page_aligned
 
-from .effects import DropWindow, Effect, Runs, Scrub
-from .files.inodes import Regular
+from .effects import DropWindow, Effect, Quarantine, Runs, Scrub
+from .files.inodes import InodeTable, Regular
 from .files.ordinary import OrdinaryData
 from .memory.frames import FramePool
+from .memory.page_table import Run
 from .options import StoreOptions
 from .private.bindings import Binding
 from .private.gmem_file import Guest, Invalidation, Pairing, PairState
 
 PageRange = tuple[Pgoff, Pgoff]
+Touched = Sequence[tuple[int, int]]
+"""Frames [start, end) that hold memory in the file's window, in order."""
 
 _PART_EXTENTS = 256
-"""What one step of an invalidation takes out of a file: a millisecond or so with Service.lock held."""
+"""What one step looks at: a millisecond or so with Service.lock held."""
 _PRIVATE, _PENDING = FrameState.PRIVATE, FrameState.PENDING
 """A member's name looked up in its class takes a quarter of a microsecond: too long for a grant."""
 
@@ -44,16 +48,20 @@ def guest_of(file: Regular) -> Guest:
 class GuestMemory:
     """All sealed files of a store; each method is one step that runs to completion."""
 
-    def __init__(self, pool: FramePool, data: OrdinaryData, options: StoreOptions) -> None:
+    def __init__(self, pool: FramePool, inodes: InodeTable, data: OrdinaryData, options: StoreOptions) -> None:
         self._pool = pool
+        self._inodes = inodes
         self._data = data
         self._options = options
+        self.quarantines: list[Quarantine] = []
+        """Pages that files have lost, and that are not in quarantine yet."""
 
     def seal(self, file: Regular) -> None:
         """One-way: from now on the file is guest private memory. It must be empty."""
         assert file.size == 0 and file.pages.page_count == 0 and file.readers == 0
         file.seals |= Seal.GUEST
         file.guest = Guest()
+        self._inodes.add_sealed(file)
 
     # -- size and preallocation
 
@@ -79,8 +87,10 @@ class GuestMemory:
         guest.size_set = guest.size_set or size != file.size
         file.size = size
 
-    def fallocate(self, file: Regular, mode: int, offset: int, length: int) -> PageRange | None:
-        """Allocate now, or give the pages that a punch takes back (None: nothing there)."""
+    def fallocate(
+        self, file: Regular, mode: int, offset: int, length: int
+    ) -> tuple[Sequence[Effect], PageRange | None]:
+        """Allocate, or give the pages that a punch takes back (None: nothing there)."""
         end = offset + length
         if offset < 0 or length <= 0:
             raise Refused(errno.EINVAL, "fallocate needs an offset of 0 or more and a length above 0")
@@ -91,14 +101,13 @@ class GuestMemory:
         if mode == FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
             end = min(end, file.size)
             if offset >= end:
-                return None
-            return Pgoff(offset >> PAGE_SHIFT), Pgoff(end >> PAGE_SHIFT)
+                return [], None
+            return [], (Pgoff(offset >> PAGE_SHIFT), Pgoff(end >> PAGE_SHIFT))
         if mode & ~FALLOC_FL_KEEP_SIZE:
             raise Refused(errno.EOPNOTSUPP, f"fallocate mode {mode:#x} is not supported on a sealed file")
         if end > file.size:
             raise Refused(errno.EINVAL, f"{end} is past the end of the file ({file.size})")
-        self._data.allocate(file, offset >> PAGE_SHIFT, end >> PAGE_SHIFT, _PRIVATE)
-        return None
+        return self._data.allocate(file, offset >> PAGE_SHIFT, end >> PAGE_SHIFT, _PRIVATE), None
 
     # -- pairing
 
@@ -185,7 +194,12 @@ class GuestMemory:
             after=None if before is None else Pfn(before + 1),
         )
         self._pool.set_state(pfn, 1, _PRIVATE)
-        guest.pending += count - 1
+        if count > 1:
+            start, end = Pgoff(pgoff + 1), Pgoff(pgoff + count)
+            if guest.pending:
+                start, end = min(start, guest.pending_start), max(end, guest.pending_end)
+            guest.pending_start, guest.pending_end = start, end
+            guest.pending += count - 1
         file.pages.map_run(Pgoff(pgoff), pfn, count)
         return pfn, count
 
@@ -209,19 +223,16 @@ class GuestMemory:
         guest.closing = Invalidation(Pgoff(start), Pgoff(end), reason, upcall, guest.seq)
         return guest.closing
 
-    def unmap(self, file: Regular, kept: list[PageRange]) -> Scrub | None:
+    def unmap(self, file: Regular, kept: list[PageRange], touched: Touched = ()) -> Scrub | None:
         """After the acknowledgement: take the range's next pages out of the file, ready to be scrubbed; None: no more.
 
         At most _PART_EXTENTS of them are looked at in one step, from `closing.taken_to` on, which is `end` at the last.
-        kept (RECLAIM): pages that the guest has touched stay. Only PENDING frames are reclaimed at all.
+        kept, touched (RECLAIM): pages and frames that the guest has touched stay. Only PENDING frames are reclaimed at
+        all.
         """
         guest = guest_of(file)
         closing = guest.closing
         assert closing is not None
-        if closing.reason is Reason.RECLAIM and closing.taken_to == closing.start:
-            for low, high in kept:
-                for _, pfn, count in list(file.pages.extents(max(low, closing.start), min(high, closing.end))):
-                    guest.pending -= self._settle(pfn, count)
         start, part = closing.taken_to, list(islice(file.pages.extents(closing.taken_to, closing.end), _PART_EXTENTS))
         if not part:
             closing.taken_to = closing.end
@@ -229,6 +240,8 @@ class GuestMemory:
         last, _, count = part[-1]
         closing.taken_to = Pgoff(last + count) if len(part) == _PART_EXTENTS else closing.end
         if closing.reason is Reason.RECLAIM:
+            self._settle_kept(file, guest, kept, part)
+            self._settle_touched(file, guest, touched, start, closing.taken_to)
             return Scrub(file.ino, self._unmap_pending(file, guest, start, closing.taken_to))
         return Scrub(file.ino, self._unmap_all(file, guest, start, closing.taken_to))
 
@@ -267,9 +280,7 @@ class GuestMemory:
         for file in files:
             guest = guest_of(file)
             if guest.pending and guest.closing is None:
-                extents = list(self._pending_extents(file, 0, file.size >> PAGE_SHIFT))
-                last, _, count = extents[-1]
-                found.append((file.ino, Pgoff(extents[0][0]), Pgoff(last + count)))
+                found.append((file.ino, guest.pending_start, guest.pending_end))
         return found
 
     def _pending_extents(self, file: Regular, start: int, end: int) -> list[tuple[int, Pfn, int]]:
@@ -291,32 +302,65 @@ class GuestMemory:
             settled += high - low
         return settled
 
-    def settle(self, file: Regular, populated: list[tuple[int, int]]) -> None:
-        """Frames that hold memory in the window were touched: PENDING ones become PRIVATE."""
+    def settle(self, file: Regular, touched: Touched, start: Pgoff) -> Pgoff | None:
+        """Frames that hold memory in the window were touched: PENDING ones become PRIVATE.
+
+        Of the next pages from `start` on; where to go on, or None.
+        """
         guest = guest_of(file)
         if guest.pending == 0:
+            return None
+        start = max(start, guest.pending_start)
+        part = list(islice(file.pages.extents(start, guest.pending_end), _PART_EXTENTS))
+        if not part:
+            return None
+        end = Pgoff(part[-1][0] + part[-1][2])
+        self._settle_touched(file, guest, touched, start, end)
+        return end if len(part) == _PART_EXTENTS else None
+
+    def _settle_touched(self, file: Regular, guest: Guest, touched: Touched, start: int, end: int) -> None:
+        """A VM may write anywhere in its window, also where frames of other files are: only its own count."""
+        if not touched:
             return
-        # A VM may write anywhere in its window, also where frames of other files are: only its own count.
-        for _, pfn, count in self._pending_extents(file, 0, file.size >> PAGE_SHIFT):
-            for low, high in populated[bisect_right(populated, int(pfn), key=lambda run: run[1]) :]:
+        for _, pfn, count in self._pending_extents(file, start, end):
+            for index in range(bisect_right(touched, int(pfn), key=_end_of), len(touched)):
+                low, high = touched[index]
                 if low >= pfn + count:
                     break
-                start, end = max(low, pfn), min(high, pfn + count)
-                guest.pending -= self._settle(Pfn(start), end - start)
+                first, last = max(low, pfn), min(high, pfn + count)
+                guest.pending -= self._settle(Pfn(first), last - first)
+
+    def _settle_kept(self, file: Regular, guest: Guest, kept: list[PageRange], part: list[Run]) -> None:
+        start, end = part[0][0], part[-1][0] + part[-1][2]
+        for low, high in kept:
+            if low < end and start < high:
+                for _, pfn, count in list(file.pages.extents(max(low, start), min(high, end))):
+                    guest.pending -= self._settle(pfn, count)
 
     # -- the end of a VM
 
-    def disconnect(self, file: Regular) -> None:
+    def disconnect(self, file: Regular) -> list[Effect]:
         """The VM lives but does not answer: it may still reach every frame, so all are quarantined (R6)."""
         guest = guest_of(file)
         assert guest.pairing is not None and guest.pairing.state is PairState.ACTIVE
         guest.pairing.state = PairState.DISCONNECTED
         guest.bindings.clear()
-        runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(0), PGOFF_END)]
-        for pfn, count in runs:
-            self._pool.set_state(pfn, count, FrameState.QUARANTINED)
-        guest.quarantine += runs
         guest.pending = 0
+        effect = Quarantine(file.ino, file.pages.detach(0, PGOFF_END))
+        self.quarantines.append(effect)
+        return [effect] if self.quarantine(effect) else []
+
+    def quarantine(self, effect: Quarantine) -> bool:
+        """The next part of it; False when all is done."""
+        file = self._inodes.regular(effect.ino)
+        guest = guest_of(file)
+        for pgoff, pfn, count in effect.pages.take():
+            self._pool.set_state(pfn, count, FrameState.QUARANTINED)
+            guest.quarantine.map_run(pgoff, pfn, count)
+        if effect.pages.page_count:
+            return True
+        self.quarantines.remove(effect)
+        return False
 
     def release(self, file: Regular) -> list[Effect]:
         """The VM is gone (BYE, or proven dead): all its frames come back; the file stays sealed."""
@@ -324,13 +368,8 @@ class GuestMemory:
         assert guest.pairing is not None and guest.closing is None
         guest.pairing.state = PairState.ENDED
         guest.bindings.clear()
-        runs = self._unmap_all(file, guest, 0, PGOFF_END)
-        for pfn, count in guest.quarantine:
-            self._pool.set_state(pfn, count, FrameState.CLOSING)
-        runs += guest.quarantine
-        guest.quarantine = []
-        effects: list[Effect] = [Scrub(file.ino, runs)] if runs else []
-        return [*effects, DropWindow(file.ino)]
+        quarantined = self._data.give_back(file.ino, guest.quarantine, 0, PGOFF_END, file.ino)
+        return [*self._give_back_all(file, guest), *quarantined, DropWindow(file.ino)]
 
     def forget_unused(self, file: Regular) -> None:
         """After `release`, of a VM that said BYE. One that never bound a page never had one: then any VM may pair."""
@@ -342,12 +381,22 @@ class GuestMemory:
         """Name, handles and pairing are gone: give every frame back."""
         guest = guest_of(file)
         assert not guest.holds_memory
-        runs = self._unmap_all(file, guest, 0, PGOFF_END)
-        return [Scrub(file.ino, runs)] if runs else []
+        return self._give_back_all(file, guest)
+
+    def _give_back_all(self, file: Regular, guest: Guest) -> list[Effect]:
+        guest.pending = 0
+        return list(self._data.give_back(file.ino, file.pages, 0, PGOFF_END, file.ino))
+
+
+def _end_of(run: tuple[int, int]) -> int:
+    return run[1]
 
 
 def _runs_of(states: NDArray[np.uint8], wanted: FrameState) -> list[tuple[int, int]]:
     """Where consecutive states are the wanted one: [low, high) indices."""
+    found = states.tobytes().count(wanted)
+    if found in (0, len(states)):  # as a rule
+        return [(0, found)] if found else []
     match = np.concatenate(([False], states == wanted, [False]))
     edges = (match[1:] != match[:-1]).nonzero()[0].tolist()
     return list(zip(edges[::2], edges[1::2], strict=True))

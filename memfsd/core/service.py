@@ -7,7 +7,7 @@ changes nothing. Methods that need work outside return effects, to be done in or
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,13 +16,14 @@ from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.proof import ID_BYTES, Token, ino_of, key_of, make_token
 from memfsd.uapi.seals import Seal, parse_seals
-from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, Ino
 
-from .effects import Discard, Effect, ForgetCache, Scrub
+from .effects import Discard, Effect, Fill, ForgetCache, Quarantine, Scrub
 from .files.handles import HandleTable
 from .files.inodes import Directory, Inode, InodeTable, Regular, Symlink
 from .files.namespace import Creds, Namespace
-from .files.ordinary import Contents, OrdinaryData, Plan
+from .files.ordinary import OrdinaryData, Plan
+from .files.seeking import Seek
 from .files.xattrs import Xattrs
 from .gmem import GuestMemory, PageRange
 from .memory.frames import FramePool
@@ -57,21 +58,21 @@ class Service:
         self.names = Namespace(self.inodes, root_mode, creds, now_ns)
         self.handles = HandleTable(creds.uid)
         self.data = OrdinaryData(self.pool)
-        self.gmem = GuestMemory(self.pool, self.data, options)
+        self.gmem = GuestMemory(self.pool, self.inodes, self.data, options)
         self.xattrs = Xattrs(self.pool, self.inodes, socket_path)
 
     # -- names
 
     def lookup(self, parent: int, name: bytes) -> Inode:
         inode = self.names.lookup(parent, name)
-        inode.lookups += 1
+        self.inodes.looked_up(inode)
         return inode
 
     def forget(self, ino: int, count: int) -> list[Effect]:
         inode = self.inodes.find(ino)
         if inode is None:
             return []
-        inode.lookups = max(inode.lookups - count, 0)
+        self.inodes.forgotten(inode, count)
         return self._reap(inode)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, creds: Creds, now_ns: int) -> Inode:
@@ -80,7 +81,7 @@ class Service:
     def _born(self, inode: _I) -> _I:
         if self.options.born_guest and isinstance(inode, Regular):
             self.gmem.seal(inode)
-        inode.lookups += 1
+        self.inodes.looked_up(inode)
         return inode
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, creds: Creds, now_ns: int) -> tuple[Regular, int]:
@@ -102,17 +103,17 @@ class Service:
 
     def mkdir(self, parent: int, name: bytes, mode: int, creds: Creds, now_ns: int) -> Inode:
         inode = self.names.mkdir(parent, name, mode, creds, now_ns)
-        inode.lookups += 1
+        self.inodes.looked_up(inode)
         return inode
 
     def symlink(self, parent: int, name: bytes, target: bytes, creds: Creds, now_ns: int) -> Inode:
         inode = self.names.symlink(parent, name, target, creds, now_ns)
-        inode.lookups += 1
+        self.inodes.looked_up(inode)
         return inode
 
     def link(self, ino: int, parent: int, name: bytes, now_ns: int) -> Inode:
         inode = self.names.link(ino, parent, name, now_ns)
-        inode.lookups += 1
+        self.inodes.looked_up(inode)
         return inode
 
     def unlink(self, parent: int, name: bytes, now_ns: int) -> list[Effect]:
@@ -301,48 +302,17 @@ class Service:
         """fallocate(2). For a punch in a sealed file: the range to take back."""
         file = self.inodes.regular(ino)
         if file.guest is not None:
-            taken = self.gmem.fallocate(file, mode, offset, length)
+            filled, taken = self.gmem.fallocate(file, mode, offset, length)
             if taken is None:
                 file.ctime_ns = now_ns
-            return [], taken
+            return list(filled), taken
         effects = self.data.fallocate(file, mode, offset, length)
         file.mtime_ns = file.ctime_ns = now_ns
         return effects, None
 
-    def lseek(self, ino: int, offset: int, whence: int, contents: Contents) -> int:
-        """SEEK_DATA and SEEK_HOLE in bytes, as lseek(2): ENXIO past the end or past the last data.
-
-        What was allocated and never written is a hole in an ordinary file, as on tmpfs, and data in a sealed one,
-        where nobody but the guest may know.
-        """
-        file = self.inodes.regular(ino)
-        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
-            raise Refused(errno.EINVAL, f"whence {whence} is not SEEK_DATA or SEEK_HOLE")
-        if not 0 <= offset < file.size:
-            raise Refused(errno.ENXIO, f"offset {offset} is not in the file")
-        page = Pgoff(offset >> PAGE_SHIFT)
-        if whence == os.SEEK_DATA:
-            data = file.pages.next_data(page) if file.guest else self.data.next_written(file, page, contents)
-            if data is None or data << PAGE_SHIFT >= file.size:
-                raise Refused(errno.ENXIO, f"no data behind offset {offset}")
-            return max(data << PAGE_SHIFT, offset)
-        hole = file.pages.next_hole(page) if file.guest else self.data.next_unwritten(file, page, contents)
-        return min(max(hole << PAGE_SHIFT, offset), file.size)
-
-    def doubtful_hole(self, ino: int, offset: int, whence: int, contents: Contents) -> tuple[int, int] | None:
-        """The hole, in bytes, from which `lseek` with these arguments takes its answer, if it may hold data after all:
-        what was stored through a shared mapping and not yet written back. Only a read-write handle has one.
-        """
-        file = self.inodes.regular(ino)
-        if file.guest is not None or not file.mappable_writers or not 0 <= offset < file.size:
-            return None
-        page = Pgoff(offset >> PAGE_SHIFT)
-        if whence == os.SEEK_HOLE:
-            page = self.data.next_unwritten(file, page, contents)
-        data = self.data.next_written(file, page, contents)
-        start = max(page << PAGE_SHIFT, offset)
-        end = file.size if data is None else min(data << PAGE_SHIFT, file.size)
-        return (start, end) if start < end else None
+    def seek(self, ino: int, offset: int, whence: int) -> Seek:
+        """SEEK_DATA and SEEK_HOLE in bytes, as lseek(2): ENXIO past the end or past the last data."""
+        return Seek(self.inodes.regular(ino), offset, whence)
 
     # -- seals and attributes
 
@@ -399,7 +369,7 @@ class Service:
         return {
             "inodes": len(self.inodes),
             "handles": len(self.handles),
-            "lookups": sum(inode.lookups for inode in self.inodes),
+            "lookups": self.inodes.lookup_count,
         }
 
     # -- after the effects
@@ -407,6 +377,14 @@ class Service:
     def discard(self, effect: Discard) -> list[Scrub]:
         """The next part of the pages that a file has lost; [] when there are no more."""
         return self.data.discard(effect)
+
+    def quarantine(self, effect: Quarantine) -> bool:
+        """Some more of the pages that a file has lost; False when there are no more."""
+        return self.gmem.quarantine(effect)
+
+    def fill(self, effect: Fill) -> Sequence[Effect]:
+        """Some more of a file's holes. Then: the effect itself, while there are more."""
+        return self.data.fill(effect)
 
     def scrubbed(self, effect: Scrub) -> None:
         """The frames are zero in their window: now, and only now, they are free (R6, R8)."""

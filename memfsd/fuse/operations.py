@@ -21,6 +21,7 @@ from memfsd.core.effects import Effect
 from memfsd.core.files.inodes import ROOT_INO, Inode, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.files.ordinary import Plan
+from memfsd.core.files.seeking import Seek
 from memfsd.core.gmem import guest_of
 from memfsd.core.service import Changes, Service
 from memfsd.host.effect_runner import EffectRunner
@@ -449,7 +450,7 @@ class Operations(pyfuse3.Operations):
                 if not pyfuse3.readdir_reply(token, name, _attributes(inode), next_id):
                     break
                 if name not in (b".", b".."):  # the kernel never forgets those two
-                    inode.lookups += 1
+                    self._service.inodes.looked_up(inode)
 
     @_door
     async def releasedir(self, fh: int) -> None:
@@ -488,14 +489,22 @@ class Operations(pyfuse3.Operations):
         written_back_to = 0
         while True:
             with self._lock:
-                hole = self._service.doubtful_hole(ino, offset, whence, self._windows)
+                seek = self._service.seek(ino, offset, whence)
+            while not self._step(seek):
+                await trio.lowlevel.checkpoint()
+            with self._lock:
+                hole = seek.doubtful_hole()
                 if hole is None or hole[1] <= written_back_to:
-                    return self._service.lseek(ino, offset, whence, self._windows)
+                    return seek.answer()
                 if not self._service.pool.free_count:
                     # Nothing can be written back: what may be data is data, and a file always ends with a hole.
                     return hole[0] if whence == os.SEEK_DATA else self._service.inodes.regular(ino).size
             await self._write_back(ino, *hole)
             written_back_to = hole[1]
+
+    def _step(self, seek: Seek) -> bool:
+        with self._lock:
+            return seek.step(self._windows)
 
     async def _write_back(self, ino: int, start: int, end: int) -> None:
         await trio.to_thread.run_sync(write_back, ino, start, end - start, limiter=self._workers)

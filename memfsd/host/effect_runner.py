@@ -4,7 +4,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from memfsd.common.journal import NO_JOURNAL, Journal
-from memfsd.core.effects import Discard, DropWindow, Effect, Scrub, ZeroBytes
+from memfsd.core.effects import Discard, DropWindow, Effect, Fill, Quarantine, Scrub, ZeroBytes
 from memfsd.core.service import Service
 from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import Ino
@@ -41,7 +41,16 @@ class EffectRunner:
         with self._service.lock:
             return self._service.discard(effect)
 
+    def _quarantine(self, effect: Quarantine) -> bool:
+        with self._service.lock:
+            return self._service.quarantine(effect)
+
+    def _fill(self, effect: Fill) -> Sequence[Effect]:
+        with self._service.lock:
+            return self._service.fill(effect)
+
     def perform(self, effects: Sequence[Effect]) -> None:
+        """Refused when a file can not be filled after all."""
         for effect in effects:
             if isinstance(effect, Scrub):
                 if effect.window is not None:
@@ -55,6 +64,15 @@ class EffectRunner:
                 while scrubs := self._next_of(effect):
                     self.perform(scrubs)
                     time.sleep(PAUSE_S)
+            elif isinstance(effect, Quarantine):
+                while self._quarantine(effect):
+                    time.sleep(PAUSE_S)
+            elif isinstance(effect, Fill):
+                while (following := self._fill(effect)) == [effect]:
+                    time.sleep(PAUSE_S)
+                self.perform(following)
+                if effect.refused is not None:
+                    raise effect.refused
             elif isinstance(effect, ZeroBytes):
                 self._windows.zero(effect.offset, effect.length)
             elif isinstance(effect, DropWindow):

@@ -4,11 +4,12 @@ import errno
 import time
 
 from memfsd.common import sync
-from memfsd.core.audit import Facts, Finding, PeerReport, audit
+from memfsd.core.audit import Facts, Finding, FrameRange, PeerReport, audit
 from memfsd.core.files.inodes import Regular
 from memfsd.core.files.xattrs import owner_line
 from memfsd.core.gmem import guest_of
 from memfsd.core.service import Service
+from memfsd.host.effect_runner import PAUSE_S
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import (
@@ -154,13 +155,22 @@ def file_list(service: Service, windows: Windows) -> ListReply:
     with service.lock:
         files = service.inodes.sealed_files()
         largest = sorted(files, key=lambda file: -file.pages.page_count)[:MAX_FILES_PER_LIST]
-    touched = {file.ino: windows.populated(file.ino) for file in largest}
-    with service.lock:
-        reports = []
-        for file in largest:
-            service.gmem.settle(file, touched[file.ino])
+    reports = []
+    for file in largest:
+        settle(service, file, windows.populated(file.ino))
+        with service.lock:
             reports.append(_file_report(service, file))
+    with service.lock:
         return ListReply(service.pool.counts(), reports, len(files))
+
+
+def settle(service: Service, file: Regular, touched: list[FrameRange]) -> None:
+    """What the guest has touched is pending no more."""
+    at: Pgoff | None = Pgoff(0)
+    while at is not None:
+        with service.lock:
+            at = service.gmem.settle(file, touched, at)
+        time.sleep(0 if at is None else PAUSE_S)
 
 
 def _file_report(service: Service, file: Regular) -> FileReport:

@@ -128,16 +128,14 @@ class Invalidator:
             # an overlay, or in the middle of a conversion that may yet be taken back.
             touched = self._windows.populated(file.ino) if reason is Reason.RECLAIM else []
             with self._service.lock:
-                if touched:
-                    self._service.gmem.settle(file, touched)
-                scrub = self._service.gmem.unmap(file, kept)
+                scrub = self._service.gmem.unmap(file, kept, touched)
             while scrub is not None:
                 self._runner.perform([scrub])
                 if closing.taken_to == closing.end:
                     break
                 time.sleep(PAUSE_S)
                 with self._service.lock:
-                    scrub = self._service.gmem.unmap(file, kept)
+                    scrub = self._service.gmem.unmap(file, kept, touched)
         finally:
             with self._service.lock:
                 finish(file)
@@ -153,9 +151,9 @@ class Invalidator:
         log.warning("VM %s (process %d) is cut off: %s", peer.vm, peer.process.pid, why)
         with self._service.lock:
             file = self._service.inodes.regular(peer.ino)
-            if guest_of(file).active is not None:
-                self._service.gmem.disconnect(file)
+            effects = self._service.gmem.disconnect(file) if guest_of(file).active is not None else []
         peer.hang_up()
+        self._runner.perform(effects)
 
     def exited(self, peer: Peer) -> None:
         """It said BYE, or its death is proven: for the journal, before anything is done because of it."""

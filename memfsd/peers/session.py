@@ -36,7 +36,7 @@ from memfsd.uapi.pairing import LEGAL, State
 from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves
 from memfsd.uapi.units import Ino
 
-from .checker import Checker, file_list, page_map
+from .checker import Checker, file_list, page_map, settle
 from .invalidator import Invalidator, Peer
 from .process import PeerProcess
 from .upchannel import UpChannel, set_deadline, timeval
@@ -340,9 +340,9 @@ class Session:
                 raise Refused(errno.EACCES, f"uid {self._process.uid} does not own inode {file.ino}")
         # Without the lock: how long it takes is up to the VM, which may touch every second page of its window.
         populated = self._windows.populated(file.ino) if file.guest is not None else []
+        if populated:
+            settle(self._service, file, populated)
         with self._service.lock:
-            if file.guest is not None:
-                self._service.gmem.settle(file, populated)
             return page_map(self._service, file, want.pgoff)
 
     def _on_list(self, _: m.Empty) -> m.Body:

@@ -11,7 +11,7 @@ from memfsd.core.private.gmem_file import Guest
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SIZE, Gfn, Ino, Pgoff, Seq
+from memfsd.uapi.units import PAGE_SIZE, PGOFF_END, Gfn, Ino, Pgoff, Seq
 from tests.support.core_store import PUNCH, RDWR, CoreStore
 from tests.support.inconsistent import overlap_last
 
@@ -97,7 +97,7 @@ def free_frame_in_a_file(world: World) -> None:
 
 def quarantined_frame_still_in_the_file(world: World) -> None:
     world.store.pool.set_state(world.frame(0), 1, FrameState.QUARANTINED)
-    world.guest.quarantine.append((world.file.pages.lookup(0), 1))  # type: ignore[arg-type]
+    world.guest.quarantine.map_run(0, world.file.pages.lookup(0), 1)  # type: ignore[arg-type]
 
 
 def sealed_and_open_for_reading(world: World) -> None:
@@ -180,7 +180,7 @@ def frame_that_a_file_forgot(world: World) -> None:
 def quarantine_without_cut(world: World) -> None:
     ((pfn, _),) = world.store.pool.alloc(1, FrameState.PRIVATE)
     world.store.pool.set_state(pfn, 1, FrameState.QUARANTINED)
-    world.guest.quarantine.append((pfn, 1))
+    world.guest.quarantine.map_run(99, pfn, 1)
 
 
 def quarantined_frame_that_nobody_remembers(world: World) -> None:
@@ -192,15 +192,19 @@ def pending_frames_miscounted(world: World) -> None:
     world.guest.pending += 1
 
 
+def quarantined(world: World) -> int:
+    return next(world.guest.quarantine.extents(0, PGOFF_END))[1]
+
+
 def frame_in_quarantine_and_in_a_file(world: World) -> None:
     world.store.gmem.disconnect(world.file)
     other = world.store.guest_file("other", 4)
-    other.pages.map_run(0, world.guest.quarantine[0][0], 1)
+    other.pages.map_run(0, quarantined(world), 1)
 
 
 def quarantined_frame_in_another_state(world: World) -> None:
     world.store.gmem.disconnect(world.file)
-    world.store.pool.set_state(world.guest.quarantine[0][0], 1, FrameState.CLOSING)
+    world.store.pool.set_state(quarantined(world), 1, FrameState.CLOSING)
 
 
 def counts_that_do_not_add_up(world: World) -> None:

@@ -401,9 +401,9 @@ def test_frames_that_hold_memory_were_touched(store: CoreStore) -> None:
     file, guest = granted_ahead(store)
     base = file.pages.lookup(0)
     assert base is not None
-    store.gmem.settle(file, [(base, base + 6), (base + 9, base + 10)])
+    assert store.gmem.settle(file, [(base, base + 6), (base + 9, base + 10)], Pgoff(0)) is None
     assert (guest.pending, store.pool.count(PRIVATE)) == (11 - 4, 8)
-    store.gmem.settle(file, [(base, base + 64)])
+    assert store.gmem.settle(file, [(base, base + 64)], Pgoff(0)) is None
     assert (guest.pending, store.pool.count(PENDING)) == (0, 0)
 
 
@@ -413,7 +413,7 @@ def test_a_vm_that_writes_all_over_its_window_settles_only_its_own_frames(store:
     liar, mine = store.bound_file("liar", 16, gfn=0x900)
     for pgoff in (0, 1, 3):
         store.fault(liar, pgoff, 512)
-    store.gmem.settle(liar, [(0, 64)])
+    assert store.gmem.settle(liar, [(0, 64)], Pgoff(0)) is None
     assert (mine.pending, its.pending) == (0, 11)
     assert store.pool.count(PENDING) == 11
     store.fallocate(victim, PUNCH, 0, 16 * P)

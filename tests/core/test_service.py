@@ -97,7 +97,7 @@ def test_only_regular_files_are_opened_read_and_resized(store: CoreStore) -> Non
         lambda: store.service.open(ROOT_INO, RDWR, 0, 1),
         lambda: store.service.resize(ROOT_INO, 0, 1),
         lambda: store.service.fallocate(ROOT_INO, 0, 0, 1, 1),
-        lambda: store.service.lseek(ROOT_INO, 0, os.SEEK_DATA, store),
+        lambda: store.service.seek(ROOT_INO, 0, os.SEEK_DATA),
     ):
         with refused("EISDIR"):
             call()

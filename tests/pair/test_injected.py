@@ -10,7 +10,7 @@ from memfsd.core.private.gmem_file import PairState
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import Pgoff, Seq
+from memfsd.uapi.units import PGOFF_END, Pgoff, Seq
 from tests.support.both_sides import LocalStore, page
 from tests.support.inconsistent import overlap_last
 
@@ -40,7 +40,7 @@ class Live:
         """Its frames are in quarantine."""
         self.store.hang_up("file")
         with self.store.service.lock:
-            assert self.guest.quarantine
+            assert self.guest.quarantine.page_count
 
     def remap(self, gfn: int, frame: int) -> None:
         """In the VM's EPT: window frame numbers."""
@@ -123,12 +123,12 @@ def a_frame_that_nobody_owns(live: Live) -> None:
 
 def a_lost_quarantine(live: Live) -> None:
     live.cut_off()
-    live.guest.quarantine.clear()
+    live.guest.quarantine.unmap(0, PGOFF_END)
 
 
 def a_quarantine_that_was_freed_too_early(live: Live) -> None:
     live.cut_off()
-    for pfn, count in live.guest.quarantine:
+    for _, pfn, count in live.guest.quarantine.extents(0, PGOFF_END):
         live.store.service.pool.set_state(pfn, count, FrameState.CLOSING)
         live.store.service.pool.free(pfn, count)
 

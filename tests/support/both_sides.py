@@ -134,7 +134,8 @@ class LocalStore:
 
     def allocate(self, name: str, start: int, pages: int) -> None:
         with self.service.lock:
-            self.service.fallocate(self._inos[name], 1, start * PAGE_SIZE, pages * PAGE_SIZE, next(_clock))
+            effects, _ = self.service.fallocate(self._inos[name], 1, start * PAGE_SIZE, pages * PAGE_SIZE, next(_clock))
+        self.runner.perform(effects)
 
     def punch(self, name: str, start: int, pages: int) -> None:
         """fallocate(PUNCH_HOLE | KEEP_SIZE), as the FUSE handler does it."""

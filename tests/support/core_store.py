@@ -9,7 +9,7 @@ from dataclasses import replace
 import pytest
 
 from memfsd.core.audit import Facts, Finding, PeerReport, audit
-from memfsd.core.effects import Discard, DropWindow, Effect, ForgetCache, Scrub, ZeroBytes
+from memfsd.core.effects import Discard, DropWindow, Effect, Fill, ForgetCache, Quarantine, Scrub, ZeroBytes
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.gmem import PageRange, guest_of
@@ -70,6 +70,15 @@ class CoreStore:
             elif isinstance(effect, Discard):
                 while scrubs := self.service.discard(effect):
                     self.perform(scrubs)
+            elif isinstance(effect, Quarantine):
+                while self.service.quarantine(effect):
+                    pass
+            elif isinstance(effect, Fill):
+                while (following := self.service.fill(effect)) == [effect]:
+                    pass
+                self.perform(following)
+                if effect.refused is not None:
+                    raise effect.refused
             elif isinstance(effect, ZeroBytes):
                 self._store(effect.offset, bytes(effect.length))
             elif isinstance(effect, DropWindow):
@@ -152,7 +161,10 @@ class CoreStore:
             self.invalidate(file, *taken, Reason.PUNCH)
 
     def seek(self, file: Regular, offset: int, whence: int) -> int:
-        return self.service.lseek(file.ino, offset, whence, self)
+        seek = self.service.seek(file.ino, offset, whence)
+        while not seek.step(self):
+            pass
+        return seek.answer()
 
     def seal(self, file: Regular, seals: Seal = Seal.GUEST, **how: bool | int) -> None:
         self.perform(self.service.add_seals(file.ino, seals, self.tick(), **how))  # type: ignore[arg-type]

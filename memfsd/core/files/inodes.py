@@ -117,6 +117,9 @@ class InodeTable:
         total = inode_count * INODE_BYTES
         self._shares = Shares(total, total // INODE_SHARES_PER_UID, total // INODE_SHARES_RESERVED, owner_uid)
         self._inodes: dict[int, Inode] = {}
+        self._sealed: dict[int, Regular] = {}
+        self.lookup_count = 0
+        """Of all inodes."""
         self._next = int(ROOT_INO)
 
     def __len__(self) -> int:
@@ -187,7 +190,21 @@ class InodeTable:
         return inode
 
     def sealed_files(self) -> list[Regular]:
-        return [i for i in self._inodes.values() if isinstance(i, Regular) and i.guest is not None]
+        return list(self._sealed.values())
+
+    def add_sealed(self, file: Regular) -> None:
+        """It has become guest private memory."""
+        self._sealed[file.ino] = file
+
+    def looked_up(self, inode: Inode) -> None:
+        """The kernel knows it once more."""
+        inode.lookups += 1
+        self.lookup_count += 1
+
+    def forgotten(self, inode: Inode, count: int) -> None:
+        count = min(count, inode.lookups)
+        inode.lookups -= count
+        self.lookup_count -= count
 
     def drop_if_unused(self, inode: Inode) -> bool:
         """Take it out of the table when nobody and no kernel lookup holds it."""
@@ -195,6 +212,7 @@ class InodeTable:
             return False
         if self._inodes.pop(inode.ino, None) is None:
             return False
+        self._sealed.pop(inode.ino, None)
         self._shares.give(inode.uid, inode.charge)
         return True
 

@@ -6,31 +6,22 @@ the adapter reads and writes there. A fresh frame is a hole in that memfd and so
 
 import errno
 from collections.abc import Sequence
-from typing import Protocol
 
-from memfsd.core.effects import Discard, Effect, Runs, Scrub, ZeroBytes
+from memfsd.core.effects import Discard, Effect, Fill, Scrub, ZeroBytes
 from memfsd.core.memory.frames import FramePool
-from memfsd.core.memory.page_table import Run
+from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_FILE_BYTES
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Pfn, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Ino, Pfn, Pgoff
 
+from .allocation import Allocation
 from .inodes import Regular
 
 Plan = list[tuple[int, int]]
 """(offset in the pool's memfd, or -1 for a hole; bytes), in file order."""
-
-
-class Contents(Protocol):
-    """Which frames of ordinary files hold bytes that somebody wrote; frames from pfn on, as a distance from it."""
-
-    def first_written(self, pfn: Pfn, count: int) -> int | None: ...
-
-    def first_unwritten(self, pfn: Pfn, count: int) -> int:
-        """count if all are written."""
 
 
 def _page_after(offset: int) -> int:
@@ -44,6 +35,8 @@ class OrdinaryData:
         self._pool = pool
         self.discards: list[Discard] = []
         """Pages that no file has any more, and that are not free yet."""
+        self.allocations: dict[Fill, Allocation] = {}
+        """Frames that no file has yet, and that are not free any more."""
 
     def read(self, file: Regular, offset: int, size: int) -> Plan:
         """Where the bytes [offset, offset + size) are, ending at end of file."""
@@ -123,49 +116,32 @@ class OrdinaryData:
         grows = end > file.size and not mode & FALLOC_FL_KEEP_SIZE
         if end > file.size and file.seals & Seal.GROW:
             raise Refused(errno.EPERM, f"inode {file.ino} is sealed against growing")
-        self.allocate(file, offset >> PAGE_SHIFT, _page_after(end), FrameState.SHARED)
-        if grows:
-            file.size = end
-        return []
+        pages = offset >> PAGE_SHIFT, _page_after(end)
+        return self.allocate(file, *pages, FrameState.SHARED, size=end if grows else None)
 
-    def allocate(self, file: Regular, start: int, end: int, state: FrameState) -> None:
-        """Fill every hole of pages [start, end), all or nothing: ENOSPC changes nothing."""
-        holes = list(file.pages.holes(start, end))
-        runs: Runs = []
-        wanted = sum(high - low for low, high in holes)
-        if wanted == 0:
-            return
-        runs = self._pool.alloc(wanted, state, order=file.order, node=file.node)
-        supply = iter(runs)
-        pfn, count = next(supply)
-        for low, high in holes:
-            at = int(low)
-            while at < high:
-                if count == 0:
-                    pfn, count = next(supply)
-                take = min(count, high - at)
-                file.pages.map_run(Pgoff(at), pfn, take)
-                pfn, count, at = Pfn(pfn + take), count - take, at + take
+    def allocate(
+        self, file: Regular, start: int, end: int, state: FrameState, *, size: int | None = None
+    ) -> list[Effect]:
+        """Fill every hole of pages [start, end), then set the size: ENOSPC changes nothing. What takes long is left to
+        the effects.
+        """
+        allocation = Allocation(self._pool, file, start, end, state, size)
+        if allocation.step():
+            return []
+        effect = Fill(file.ino)
+        self.allocations[effect] = allocation
+        return [effect]
 
-    def next_written(self, file: Regular, page: Pgoff, contents: Contents) -> Pgoff | None:
-        """The first page from this one on that was written."""
-        for pgoff, pfn, count in file.pages.extents(page, _page_after(file.size)):
-            written = contents.first_written(pfn, count)
-            if written is not None:
-                return Pgoff(pgoff + written)
-        return None
-
-    def next_unwritten(self, file: Regular, page: Pgoff, contents: Contents) -> Pgoff:
-        """The first page from this one on that was not; it may lie past the end of the file."""
-        at = page
-        for pgoff, pfn, count in file.pages.extents(page, _page_after(file.size)):
-            if at < pgoff:
-                break
-            written = contents.first_unwritten(pfn, count)
-            at = Pgoff(pgoff + written)
-            if written < count:
-                break
-        return at
+    def fill(self, effect: Fill) -> Sequence[Effect]:
+        """The next part of it. Then: itself, while there is more; at the end, what gives unneeded frames back."""
+        allocation = self.allocations[effect]
+        try:
+            if not allocation.step():
+                return [effect]
+        except Refused as refused:
+            effect.refused = refused
+        del self.allocations[effect]
+        return self.give_back(effect.ino, allocation.supply, 0, PGOFF_END, None)
 
     def drop_all(self, file: Regular) -> list[Effect]:
         """The last name and handle are gone: give every frame back."""
@@ -233,21 +209,25 @@ class OrdinaryData:
     def _drop(self, file: Regular, start: int, end: int) -> Sequence[Effect]:
         if start >= end or file.pages.page_count == 0:
             return []
-        if file.pages.is_long(start, end):
-            discard = Discard(file.ino, file.pages.detach(start, end))
-            self.discards.append(discard)
-            return [discard]
-        return self._scrub(file.pages.unmap(Pgoff(start), Pgoff(end)))
+        return self.give_back(file.ino, file.pages, start, end, None)
+
+    def give_back(self, ino: Ino, pages: FilePages, start: int, end: int, window: Ino | None) -> Sequence[Effect]:
+        """Pages [start, end) of this table leave it, and are to be scrubbed in the window."""
+        if not pages.is_long(start, end):
+            return self._scrub(pages.unmap(Pgoff(start), Pgoff(end)), window)
+        discard = Discard(ino, pages.detach(start, end), window)
+        self.discards.append(discard)
+        return [discard]
 
     def discard(self, effect: Discard) -> list[Scrub]:
         """The next part of it; [] when all is done."""
-        scrub = self._scrub(effect.pages.take())
+        scrub = self._scrub(effect.pages.take(), effect.window)
         if not scrub:
             self.discards.remove(effect)
         return scrub
 
-    def _scrub(self, taken: list[Run]) -> list[Scrub]:
+    def _scrub(self, taken: list[Run], window: Ino | None) -> list[Scrub]:
         runs = [(pfn, count) for _, pfn, count in taken]
         for pfn, count in runs:
             self._pool.set_state(pfn, count, FrameState.CLOSING)
-        return [Scrub(None, runs)] if runs else []
+        return [Scrub(window, runs)] if runs else []

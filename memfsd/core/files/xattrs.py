@@ -160,5 +160,5 @@ def _frames_line(file: Regular, populated: int | None) -> str:
     if file.guest is None:
         return f"shared={file.pages.page_count}"
     pending = file.guest.untouched(file.pages.page_count, populated)
-    quarantined = sum(count for _, count in file.guest.quarantine)
+    quarantined = file.guest.quarantine.page_count
     return f"private={file.pages.page_count - pending} pending={pending} quarantined={quarantined}"

@@ -13,6 +13,7 @@ out contiguous. Bitmaps are never scanned frame by frame. One structure, all its
 """
 
 import errno
+import sys
 from collections.abc import Iterator
 
 from memfsd.uapi.errors import Refused
@@ -74,8 +75,8 @@ class Buddy:
     def is_free(self, pfn: int) -> bool:
         return self._run_length(pfn, 1) == 1
 
-    def alloc(self, count: int, order: int = ORDER_4K) -> list[tuple[Pfn, int]]:
-        """Runs (pfn, frames) that add up to count, a multiple of 1 << order, as each run is.
+    def alloc(self, count: int, order: int = ORDER_4K, max_runs: int = sys.maxsize) -> list[tuple[Pfn, int]]:
+        """Runs (pfn, frames) that add up to count, a multiple of 1 << order, as each run is; to less with max_runs.
 
         Refused with ENOSPC, and nothing changed, when there is not enough.
         """
@@ -86,7 +87,7 @@ class Buddy:
         if count > self.available(order):
             raise _no_space(count, order, self.free_count)
         runs: list[tuple[Pfn, int]] = []
-        while count:
+        while count and len(runs) < max_runs:
             pfn = self._lowest(count, order)
             run = self._run_length(pfn, count) & -unit
             self._take(pfn, run)

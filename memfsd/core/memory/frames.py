@@ -8,6 +8,7 @@ The states, their transitions and the arrays that hold them are one thing: hence
 """
 
 import errno
+import sys
 from bisect import bisect_right
 
 import numpy as np
@@ -106,9 +107,15 @@ class FramePool:
         return [buddy.free_count for buddy in self._buddies]
 
     def alloc(
-        self, count: int, state: FrameState, *, order: int = ORDER_4K, node: int | None = None
+        self,
+        count: int,
+        state: FrameState,
+        *,
+        order: int = ORDER_4K,
+        node: int | None = None,
+        max_runs: int = sys.maxsize,
     ) -> list[tuple[Pfn, int]]:
-        """Runs (pfn, frames) that add up to count, a multiple of 1 << order, as each run is.
+        """Runs (pfn, frames) that add up to count, a multiple of 1 << order, as each run is; to less with max_runs.
 
         From the preferred node as far as it goes, then from the others in order. ENOSPC, and nothing changed,
         when all together have not enough.
@@ -121,9 +128,9 @@ class FramePool:
         for buddy in buddies:
             part = min(left, buddy.available(order))
             if part:
-                runs += buddy.alloc(part, order)
+                runs += buddy.alloc(part, order, max_runs - len(runs))
                 left -= part
-                if not left:
+                if not left or len(runs) >= max_runs:
                     break
         for pfn, run in runs:
             self._enter(pfn, run, state)
@@ -197,6 +204,8 @@ class FramePool:
         assert pfn + count <= self.frame_count
         first = pfn >> ORDER_2M
         last = -(-(pfn + count) >> ORDER_2M)
+        if last - first == 1 and self._blocks[first] == _MIXED:  # as a rule, and cheap
+            return self._frame_array[pfn : pfn + count].copy()
         blocks = self._block_array[first:last]
         found = np.repeat(blocks, _BLOCK)
         mixed = np.flatnonzero(blocks == _MIXED)

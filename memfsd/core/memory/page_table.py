@@ -32,6 +32,8 @@ _GIG = 1 << ORDER_1G
 _LAST = _CHUNK - 1
 _SHORT = 2
 """Arrays, of up to 256 runs each, whose pages are unmapped at once."""
+_MANY = 256
+"""Nodes that are unmapped at once."""
 _TAKEN = 128
 _NOTHING = array("I", bytes(4 * _CHUNK))
 _COUNTING = np.arange(_CHUNK, dtype=np.uint32)
@@ -194,15 +196,21 @@ class FilePages:
     def is_long(self, start: int, end: int) -> bool:
         """Whether to unmap [start, end) could take more than some milliseconds: then `detach`, and `take` in parts."""
         arrays = 0
-        for _, _, node in self._nodes(start, end):
+        for index, (_, _, node) in enumerate(self._nodes(start, end)):
             arrays += not isinstance(node, int)
-            if arrays > _SHORT:
+            if arrays > _SHORT or index >= _MANY:
                 return True
         return False
 
     def detach(self, start: int, end: int) -> "FilePages":
-        """Take the pages of [start, end) out, as a table of their own. A step for each node, not for each run."""
+        """Take the pages of [start, end) out, as a table of their own. A step for each node, not for each run; one if
+        that is all of them.
+        """
         other = FilePages()
+        if start <= 0 and end >= PGOFF_END:
+            other._chunks, other._gigs, other.page_count = self._chunks, self._gigs, self.page_count
+            self._chunks, self._gigs, self._starts, self.page_count = {}, {}, None, 0
+            return other
         for first, size, node in list(self._nodes(start, end)):
             low, high = max(start, first), min(end, first + size)
             if high - low == size:
@@ -226,7 +234,7 @@ class FilePages:
                     self._remove(first, size)
                 if part != _NOTHING:
                     other._chunks[first >> 9] = part
-        other.page_count = other._count()
+        other.page_count = other.count_mapped(start, end)
         self.page_count -= other.page_count
         return other
 
@@ -245,10 +253,14 @@ class FilePages:
         self.page_count -= sum(count for _, _, count in runs)
         return list(_merged(iter(sorted(runs))))
 
-    def _count(self) -> int:
-        arrays = [node for node in self._chunks.values() if not isinstance(node, int)]
-        whole = (len(self._chunks) - len(arrays) << 9) + (len(self._gigs) << 18)
-        return whole + sum(int(np.count_nonzero(_view(node))) for node in arrays)
+    def count_mapped(self, start: int, end: int) -> int:
+        """Mapped pages of [start, end), in a step for each node."""
+        count = 0
+        for first, size, node in self._nodes(start, end):
+            low, high = max(start, first), min(end, first + size)
+            mapped = high - low if isinstance(node, int) else np.count_nonzero(_view(node)[low - first : high - first])
+            count += int(mapped)
+        return count
 
     def _unmap_page(self, pgoff: int, chunk: Entries) -> list[Run]:
         entry = chunk[pgoff & _LAST]

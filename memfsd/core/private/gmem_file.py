@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from memfsd.common import sync
-from memfsd.core.effects import Runs
+from memfsd.core.memory.page_table import FilePages
 from memfsd.core.memory.readahead import Readahead
 from memfsd.uapi.messages import Kind, Reason
 from memfsd.uapi.units import Pgoff, Seq
@@ -90,7 +90,11 @@ class Guest:
     seq: Seq = Seq(0)
     pending: int = 0
     """Frames in state PENDING: granted ahead of the guest's touch."""
-    quarantine: Runs = field(default_factory=list)
+    pending_start: Pgoff = Pgoff(0)
+    pending_end: Pgoff = Pgoff(0)
+    """No page outside is PENDING."""
+    quarantine: FilePages = field(default_factory=FilePages)
+    """Which frames its VM may still reach, and which pages of the file they were."""
     grant_count: int = 0
     invalidation_count: int = 0
     secret: bytes = b""

@@ -1,0 +1,89 @@
+"""The holes of a file, filled in steps of bounded length: first the frames for all of them, then the page table.
+
+With all frames in hand nothing can fail for want of room, so a full pool changes nothing in the file. Between steps
+others may fill holes of the range, punch new ones, and seal or shrink the file.
+"""
+
+import errno
+from itertools import islice
+
+from memfsd.core.memory.frames import FramePool
+from memfsd.core.memory.page_table import FilePages
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.seals import Seal
+from memfsd.uapi.units import PAGE_SHIFT
+
+from .inodes import Regular
+
+_STEP_RUNS = 128
+"""Runs of frames taken from the pool, or mapped: two milliseconds at most."""
+
+
+class Allocation:
+    """For pages [start, end) of a file. `supply` has the frames that the file lacks still, at pages of no meaning."""
+
+    def __init__(
+        self, pool: FramePool, file: Regular, start: int, end: int, state: FrameState, size: int | None
+    ) -> None:
+        self.file = file
+        self.supply = FilePages()
+        self._pool, self._state, self._size = pool, state, size
+        self._at, self._end = start, end
+        self._is_sealed = file.guest is not None
+        self._wanted = end - start - file.pages.count_mapped(start, end)
+        """Frames that are still to be taken."""
+        self._stocked = self._used = 0
+        """Of `supply`: pages [used, stocked)."""
+
+    def step(self) -> bool:
+        """True when it is done. ENOSPC; EPERM when a seal came in between."""
+        room = self._stock(_STEP_RUNS)
+        return room > 0 and self._map(room)
+
+    def _stock(self, room: int) -> int:
+        """How much of the step's room is left; 0 also while frames are wanted."""
+        if not self._wanted:
+            return room
+        file = self.file
+        runs = self._pool.alloc(self._wanted, self._state, order=file.order, node=file.node, max_runs=room)
+        for pfn, count in runs:
+            self.supply.map_run(self._stocked, pfn, count)
+            self._stocked += count
+            self._wanted -= count
+        return 0 if self._wanted else room - len(runs)
+
+    def _map(self, room: int) -> bool:
+        self._check_seal()
+        pages, used, is_whole = self.file.pages, self._used, True
+        for low, high in list(islice(pages.holes(self._at, self._end), room)):
+            self._at = int(low)
+            while self._at < high and room and (run := self.supply.run_at(self._used, high - self._at)):
+                pages.map_run(self._at, *run)
+                self._at += run[1]
+                self._used += run[1]
+                room -= 1
+            if self._at < high:
+                is_whole = False
+                break
+        self.supply.unmap(used, self._used)
+        if not is_whole and self._used == self._stocked:  # there are new holes
+            self._wanted = self._end - self._at - pages.count_mapped(self._at, self._end)
+        if not is_whole or not room:
+            return False
+        self._set_size()
+        return True
+
+    def _check_seal(self) -> None:
+        file = self.file
+        if (file.guest is not None) != self._is_sealed:
+            raise Refused(errno.EPERM, f"inode {file.ino} was sealed for a guest while it was being filled: try again")
+        if self._is_sealed:
+            self._end = min(self._end, file.size >> PAGE_SHIFT)
+
+    def _set_size(self) -> None:
+        file = self.file
+        if self._size is not None and self._size > file.size:
+            if Seal.GROW in file.seals:
+                raise Refused(errno.EPERM, f"inode {file.ino} was sealed against growing while it was being filled")
+            file.size = self._size

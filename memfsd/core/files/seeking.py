@@ -1,0 +1,98 @@
+"""SEEK_DATA and SEEK_HOLE, in steps of bounded length.
+
+What was allocated and never written is a hole in an ordinary file, as on tmpfs, and data in a sealed one, where nobody
+but the guest may know.
+"""
+
+import errno
+import os
+from itertools import islice
+from typing import Protocol
+
+from memfsd.core.memory.page_table import Run
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import PAGE_SHIFT, Pfn, Pgoff
+
+from .inodes import Regular
+
+_STEP_EXTENTS = 256
+"""Each is a system call or two: a millisecond."""
+
+
+class Contents(Protocol):
+    """Which frames of ordinary files hold bytes that somebody wrote; frames from pfn on, as a distance from it."""
+
+    def first_written(self, pfn: Pfn, count: int) -> int | None: ...
+
+    def first_unwritten(self, pfn: Pfn, count: int) -> int:
+        """count if all are written."""
+
+
+class Seek:
+    """One lseek(2): `step` until it is done, then `answer`."""
+
+    def __init__(self, file: Regular, offset: int, whence: int) -> None:
+        """EINVAL; ENXIO outside the file."""
+        if whence not in (os.SEEK_DATA, os.SEEK_HOLE):
+            raise Refused(errno.EINVAL, f"whence {whence} is not SEEK_DATA or SEEK_HOLE")
+        if not 0 <= offset < file.size:
+            raise Refused(errno.ENXIO, f"offset {offset} is outside the file, which has {file.size} bytes")
+        self._file, self._offset, self._whence = file, offset, whence
+        self._at = Pgoff(offset >> PAGE_SHIFT)
+        # The answer is where this hole begins, or the data after it.
+        self._hole = self._at if whence == os.SEEK_DATA else None
+        self._data: Pgoff | None = None
+
+    def step(self, contents: Contents) -> bool:
+        """True when it is done."""
+        file = self._file
+        if file.guest is not None:
+            self._hole, self._data = file.pages.next_hole(self._at), file.pages.next_data(self._at)
+            return True
+        end = -(-file.size >> PAGE_SHIFT)
+        part = list(islice(file.pages.extents(self._at, end), _STEP_EXTENTS))
+        if any(self._look_at(extent, contents) for extent in part):
+            return True
+        if len(part) == _STEP_EXTENTS:
+            return False
+        self._hole = self._at if self._hole is None else self._hole
+        return True
+
+    def _look_at(self, extent: Run, contents: Contents) -> bool:
+        pgoff, pfn, count = extent
+        if self._hole is None:
+            if pgoff == self._at:
+                self._at = Pgoff(pgoff + contents.first_unwritten(pfn, count))
+            if self._at == pgoff + count:
+                return False
+            self._hole = self._at
+            if not self._file.mappable_writers:
+                return True
+        skipped = max(self._at - pgoff, 0)
+        written = contents.first_written(Pfn(pfn + skipped), count - skipped)
+        if written is not None:
+            self._data = Pgoff(pgoff + skipped + written)
+        self._at = Pgoff(pgoff + count)
+        return written is not None
+
+    def answer(self) -> int:
+        """In bytes. ENXIO after the last data."""
+        size = self._file.size
+        if self._whence == os.SEEK_HOLE:
+            assert self._hole is not None
+            return min(max(self._hole << PAGE_SHIFT, self._offset), size)
+        if self._data is None or self._data << PAGE_SHIFT >= size:
+            raise Refused(errno.ENXIO, f"there is no data after offset {self._offset}")
+        return max(self._data << PAGE_SHIFT, self._offset)
+
+    def doubtful_hole(self) -> tuple[int, int] | None:
+        """The hole of the answer, in bytes, if it may hold data after all: what was stored through a shared mapping and
+        not yet written back. Only a read-write handle has one.
+        """
+        file = self._file
+        if file.guest is not None or not file.mappable_writers:
+            return None
+        assert self._hole is not None
+        start = max(self._hole << PAGE_SHIFT, self._offset)
+        end = file.size if self._data is None else min(self._data << PAGE_SHIFT, file.size)
+        return (start, end) if start < end else None

@@ -1,0 +1,343 @@
+"""Whatever a file of very many extents goes through, no step of it holds Service.lock for long.
+
+Time is not measured here: what a step costs is counted, in runs of frames that it looks at, moves or maps.
+"""
+
+import os
+from collections.abc import Callable
+
+import pytest
+
+from memfsd.core.audit import Facts, audit
+from memfsd.core.effects import Effect, Fill
+from memfsd.core.files.inodes import Regular
+from memfsd.core.memory.frames import FramePool
+from memfsd.core.memory.page_table import FilePages
+from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.messages import Reason
+from memfsd.uapi.seals import Seal
+from memfsd.uapi.units import PAGE_SIZE, Pfn, Pgoff
+from tests.support.core_store import PUNCH, CoreStore, refused
+
+PAGES = 8 * 512
+MOST = 1300
+"""Of what is counted, in one step: 256 extents, each looked at and moved a few times."""
+
+
+class Steps:
+    """The steps of one CoreStore: how many there were, and what the dearest one cost."""
+
+    def __init__(self) -> None:
+        self.store = CoreStore(3 * PAGES)
+        self.cost = self.dearest = self.count = 0
+
+    def step(self, call: Callable[..., object]) -> Callable[..., object]:
+        def counted(*args: object, **how: object) -> object:
+            self.cost, before = 0, self.cost
+            result = call(*args, **how)
+            self.dearest, self.count = max(self.dearest, self.cost), self.count + 1
+            self.cost = before
+            if self.count in (3, 9) and getattr(call, "__name__", "") in ("discard", "quarantine", "fill"):
+                closing = {f.ino for f in self.store.service.inodes.sealed_files() if f.guest and f.guest.closing}
+                assert audit(self.store.service, Facts(moving=closing)) == [], "every frame is accounted for"
+            return result
+
+        return counted
+
+    def assert_short(self, at_least: int = 4) -> None:
+        assert self.dearest <= MOST
+        assert self.count >= at_least
+
+
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
+    steps = Steps()
+
+    def count(owner: type, name: str, cost: Callable[[object], int]) -> None:
+        real = getattr(owner, name)
+
+        def counting(*args: object, **how: object) -> object:
+            result = real(*args, **how)
+            steps.cost += cost(result)
+            return result
+
+        monkeypatch.setattr(owner, name, counting)
+
+    for name in ("set_state", "states", "free"):
+        count(FramePool, name, lambda _: 1)
+    count(FramePool, "alloc", lambda runs: len(runs))  # type: ignore[arg-type]
+    count(FilePages, "map_run", lambda _: 1)
+    count(FilePages, "unmap", lambda runs: len(runs))  # type: ignore[arg-type]
+    for owner, name in (
+        (steps.store.service, "discard"),
+        (steps.store.service, "quarantine"),
+        (steps.store.service, "fill"),
+        (steps.store.service, "scrubbed"),
+        (steps.store.service, "release_guest"),
+        (steps.store.service, "unlink"),
+        (steps.store.service, "fallocate"),
+        (steps.store.gmem, "disconnect"),
+        (steps.store.gmem, "unmap"),
+        (steps.store.gmem, "settle"),
+        (steps.store.gmem, "reclaimable"),
+    ):
+        monkeypatch.setattr(owner, name, steps.step(getattr(owner, name)))
+    return steps
+
+
+def comb(store: CoreStore, state: FrameState, *, vm: bool = False) -> Regular:
+    """Every second page: as many extents as can be."""
+    sealed = state is not FrameState.SHARED
+    file = store.guest_file("comb", PAGES) if sealed else store.make("comb")
+    if vm:
+        store.pair(file)
+        store.gmem.bind(file, 1, 0x100, 0, PAGES)
+    for page in range(0, PAGES, 2):
+        file.pages.map_run(page, store.pool.alloc_one(state), 1)
+    if not sealed:
+        file.size = PAGES * PAGE_SIZE
+    if file.guest is not None and state is FrameState.PENDING:
+        file.guest.pending, file.guest.pending_end = PAGES // 2, Pgoff(PAGES)
+    return file
+
+
+def test_the_end_of_a_vm(steps: Steps) -> None:
+    store = steps.store
+    file = comb(store, FrameState.PRIVATE, vm=True)
+    store.release_guest(file)
+    steps.assert_short()
+    assert store.pool.free_count == store.pool.frame_count
+    assert store.dropped == [file.ino]
+
+
+def test_a_vm_that_is_cut_off_and_then_dies(steps: Steps) -> None:
+    store = steps.store
+    file = comb(store, FrameState.PENDING, vm=True)
+    store.perform(store.gmem.disconnect(file))
+    steps.assert_short()
+    assert store.pool.count(FrameState.QUARANTINED) == PAGES // 2
+    assert store.getfattr(file, "frames") == f"private=0 pending=0 quarantined={PAGES // 2}"
+    assert store.audit() == []
+    store.release_guest(file)
+    steps.assert_short(8)
+    assert store.pool.free_count == store.pool.frame_count
+    assert store.audit() == []
+
+
+def test_a_sealed_file_that_is_removed(steps: Steps) -> None:
+    comb(steps.store, FrameState.PRIVATE)
+    steps.store.unlink("comb")
+    steps.assert_short()
+    assert steps.store.pool.free_count == steps.store.pool.frame_count
+
+
+def test_pages_that_turn_out_to_be_touched(steps: Steps) -> None:
+    store = steps.store
+    file = comb(store, FrameState.PENDING, vm=True)
+    assert file.guest is not None
+    touched = [(pfn, pfn + 1) for _, pfn, _ in list(file.pages.extents(0, PAGES))[::2]]
+    at: Pgoff | None = Pgoff(0)
+    while at is not None:
+        at = store.gmem.settle(file, touched, at)
+    steps.assert_short()
+    assert (file.guest.pending, store.pool.count(FrameState.PENDING)) == (PAGES // 4, PAGES // 4)
+    assert store.gmem.reclaimable([file]) == [(file.ino, 0, PAGES)]
+    assert steps.dearest <= MOST
+
+
+def test_a_reclaim_that_keeps_half_of_the_pages(steps: Steps) -> None:
+    store = steps.store
+    file = comb(store, FrameState.PENDING, vm=True)
+    kept = [(Pgoff(0), Pgoff(PAGES // 4))]
+    touched = [(pfn, pfn + 1) for _, pfn, _ in file.pages.extents(PAGES // 4, PAGES // 2)]
+    store.gmem.invalidate_begin(file, 0, PAGES, Reason.RECLAIM)
+    while (scrub := store.gmem.unmap(file, kept, touched)) is not None:
+        store.perform([scrub])
+    store.gmem.invalidate_end(file)
+    steps.assert_short()
+    assert (store.pool.count(FrameState.PRIVATE), store.pool.count(FrameState.PENDING)) == (PAGES // 4, 0)
+
+
+@pytest.mark.parametrize("state", [FrameState.SHARED, FrameState.PRIVATE])
+def test_holes_that_are_filled(steps: Steps, state: FrameState) -> None:
+    store = steps.store
+    file = comb(store, state)
+    store.fallocate(file, 0, 0, PAGES * PAGE_SIZE)
+    steps.assert_short()
+    assert (file.pages.page_count, store.pool.count(state)) == (PAGES, PAGES)
+    assert store.service.data.allocations == {}
+    assert store.audit() == []
+
+
+def test_a_hole_that_is_filled_from_a_pool_in_pieces(steps: Steps) -> None:
+    store = steps.store
+    for pfn in splinters(store):
+        store.pool.free(pfn, 1)
+    file = store.make("file")
+    store.fallocate(file, 0, 0, PAGES * PAGE_SIZE)
+    steps.assert_short()
+    assert (file.size, file.pages.page_count) == (PAGES * PAGE_SIZE, PAGES)
+
+
+def splinters(store: CoreStore) -> list[Pfn]:
+    """A file takes all frames but every second one, which may be freed."""
+    (run,) = store.pool.alloc(store.pool.frame_count, FrameState.SHARED)
+    ends = [Pfn(pfn) for pfn in range(run[0], run[0] + run[1], 2)]
+    hog = store.make("hog")
+    for pfn in ends:
+        store.pool.set_state(pfn, 1, FrameState.CLOSING)
+        hog.pages.map_run(pfn, pfn + 1, 1)
+    return ends
+
+
+# -- what may happen between two steps of a fallocate
+
+
+def begun(store: CoreStore, state: FrameState = FrameState.SHARED) -> tuple[Regular, Fill]:
+    file = comb(store, state)
+    (fill,), _ = store.service.fallocate(file.ino, 0, 0, (PAGES + (0 if file.guest else 7)) * PAGE_SIZE, store.tick())
+    assert isinstance(fill, Fill)
+    return file, fill
+
+
+def finish(store: CoreStore, fill: Effect) -> None:
+    try:
+        store.perform([fill])
+    finally:
+        assert store.service.data.allocations == {}
+        assert [finding for finding in store.audit() if finding[0] != "R8"] == []
+
+
+def test_others_fill_the_holes_first(steps: Steps) -> None:
+    file, fill = begun(steps.store)
+    handle = steps.store.open(file)
+    steps.store.write(handle, PAGES // 2 * PAGE_SIZE, b"x" * (PAGES // 4) * PAGE_SIZE)
+    finish(steps.store, fill)
+    assert file.pages.page_count == PAGES + 7 == steps.store.pool.count(FrameState.SHARED)
+    assert steps.store.read(handle, (PAGES // 2 + 1) * PAGE_SIZE, 1) == b"x"
+
+
+def test_others_punch_new_holes(steps: Steps) -> None:
+    store = steps.store
+    file, fill = begun(store)
+    for page in range(PAGES // 2, PAGES, 8):
+        store.fallocate(file, PUNCH, page * PAGE_SIZE, PAGE_SIZE)
+    finish(store, fill)
+    assert file.pages.page_count == PAGES + 7 == store.pool.count(FrameState.SHARED)
+
+
+def test_all_frames_are_taken_before_anything_changes(steps: Steps) -> None:
+    store = steps.store
+    for pfn in splinters(store)[: PAGES + 100]:
+        store.pool.free(pfn, 1)
+    file, other = store.make("file"), store.make("other")
+    (fill,), _ = store.service.fallocate(file.ino, 0, 0, PAGES * PAGE_SIZE, store.tick())
+    store.write(store.open(other), 0, b"x" * 200 * PAGE_SIZE)
+    with refused("ENOSPC"):
+        finish_of_a_full_pool(store, fill)
+    assert (file.size, file.pages.page_count) == (0, 0)
+    assert store.pool.free_count == PAGES + 100 - 200
+
+
+def finish_of_a_full_pool(store: CoreStore, fill: Effect) -> None:
+    try:
+        store.perform([fill])
+    finally:
+        assert store.service.data.allocations == {}
+
+
+def test_the_file_is_sealed_against_growing(steps: Steps) -> None:
+    file, fill = begun(steps.store)
+    steps.store.seal(file, Seal.GROW)
+    with refused("EPERM", "growing"):
+        finish(steps.store, fill)
+    assert file.size == PAGES * PAGE_SIZE
+
+
+def test_the_file_is_sealed_for_a_guest(steps: Steps) -> None:
+    file, fill = begun(steps.store)
+    steps.store.seal(file, Seal.GUEST, truncate=True)
+    with refused("EPERM", "sealed for a guest"):
+        finish(steps.store, fill)
+    assert file.pages.page_count == 0
+    assert steps.store.pool.free_count == steps.store.pool.frame_count
+
+
+def test_the_sealed_file_shrinks() -> None:
+    store = CoreStore(3 * PAGES, resize_any=True)
+    file, fill = begun(store, FrameState.PRIVATE)
+    store.resize(file, PAGES // 2 * PAGE_SIZE)
+    finish(store, fill)
+    assert file.pages.page_count == PAGES // 2
+    assert file.pages.next_data(PAGES // 2) is None
+
+
+# -- SEEK_DATA and SEEK_HOLE
+
+
+class CountedContents:
+    """Frames from `written` on hold bytes."""
+
+    def __init__(self, written: range) -> None:
+        self.written, self.count = written, 0
+
+    def first_written(self, pfn: Pfn, count: int) -> int | None:
+        self.count += 1
+        return next((n for n in range(count) if pfn + n in self.written), None)
+
+    def first_unwritten(self, pfn: Pfn, count: int) -> int:
+        self.count += 1
+        return next((n for n in range(count) if pfn + n not in self.written), count)
+
+
+@pytest.mark.parametrize(
+    ("whence", "written", "answer"),
+    [(os.SEEK_DATA, (PAGES // 2 - 1,), PAGES - 2), (os.SEEK_DATA, (), None), (os.SEEK_HOLE, (0, 1, 2), 1)],
+)
+def test_a_seek_looks_at_some_extents_at_a_time(whence: int, written: tuple[int, ...], answer: int | None) -> None:
+    store = CoreStore(PAGES)
+    file = comb(store, FrameState.SHARED)
+    contents = CountedContents(range(written[0], written[-1] + 1) if written else range(0))
+    assert sought(store, file, whence, contents) == (None if answer is None else answer * PAGE_SIZE)
+
+
+def test_a_seek_for_the_end_of_many_written_extents_is_done_in_steps() -> None:
+    """Contiguous in the file and nowhere in the pool, so that the hole comes after all of them."""
+    store = CoreStore(PAGES)
+    file = store.make("file")
+    for page in range(PAGES // 2):
+        file.pages.map_run(page, PAGES - 1 - page, 1)
+    file.size = PAGES * PAGE_SIZE
+    contents = CountedContents(range(PAGES))
+    assert sought(store, file, os.SEEK_HOLE, contents) == PAGES // 2 * PAGE_SIZE
+
+
+def sought(store: CoreStore, file: Regular, whence: int, contents: CountedContents) -> int | None:
+    seek = store.service.seek(file.ino, 0, whence)
+    while not seek.step(contents):
+        assert contents.count <= 512
+        contents.count = 0
+    if whence == os.SEEK_DATA and seek.doubtful_hole() is None and not contents.written:
+        with refused("ENXIO"):
+            seek.answer()
+        return None
+    return seek.answer()
+
+
+# -- tables of all inodes
+
+
+def test_nobody_looks_at_every_inode_to_find_the_sealed_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CoreStore(64)
+    sealed = [store.guest_file(f"sealed{n}") for n in range(3)]
+    for n in range(3):
+        store.make(f"plain{n}")
+    monkeypatch.setattr(
+        type(store.service.inodes), "__iter__", lambda _: pytest.fail("all inodes were visited"), raising=True
+    )
+    assert store.service.inodes.sealed_files() == sealed
+    assert store.service.counts()["lookups"] == 6
+    store.unlink("sealed1")
+    store.perform(store.service.forget(sealed[1].ino, sealed[1].lookups))
+    assert store.service.inodes.sealed_files() == [sealed[0], sealed[2]]
+    assert store.service.counts()["lookups"] == 5
