@@ -97,7 +97,7 @@ def write_back(ino: int, offset: int, length: int) -> None:
     """Have the kernel write back what was stored through mappings in a range, and drop its pages; length 0: to the end.
 
     Waits for our answers to those writes and to reads of the same pages: never call it on the loop. What can not be
-    written (ENOSPC) stays in the kernel's cache.
+    written (ENOSPC) is dropped all the same, and lost.
     """
     _hook.write_back(ino, offset, length)
 

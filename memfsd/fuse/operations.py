@@ -44,6 +44,8 @@ _CACHE_S = 3600.0
 """Names, and attributes of what only the kernel changes, may be cached; sealed files change behind its back."""
 _WORKERS = 32
 _MAX_SEALED = 256
+_WRITE_BACK_PARTS = 64
+"""In which a range is written back at most when the pool has not room for all of it."""
 
 EntryAttributes = pyfuse3.EntryAttributes
 FileInfo = pyfuse3.FileInfo
@@ -237,9 +239,13 @@ class Operations(pyfuse3.Operations):
                     return self._sealed_attributes(found)
                 if not _seems_empty(found):
                     return _attributes(found)
-            await self._write_back(inode, 0, found.size)
+            is_known = await self._write_back(inode, 0, found.size)
             with self._lock:
-                return _attributes(self._service.inodes.get(inode))
+                found = self._service.inodes.get(inode)
+                attributes = _attributes(found)
+                if not is_known and _seems_empty(found):
+                    attributes.st_blocks = PAGE_SIZE // 512  # who copies it looks for data, and `lseek` says "perhaps"
+                return attributes
         except Exception as error:
             raise _fuse_error("getattr", error) from None
 
@@ -421,12 +427,14 @@ class Operations(pyfuse3.Operations):
             return written
         with self._in_background():
             made_room = await self._made_room()
-        if not made_room:
-            if written == 0 and size:
-                raise FUSEError(errno.ENOSPC)
-            return written
         with self._lock:
-            return self._write_now(fh, off, buf, stored)
+            if made_room:
+                written = self._write_now(fh, off, buf, stored)
+            if stored and written < size:
+                self._service.handles.file(fh).file.is_cached_only = True
+        if written == 0 and size:
+            raise FUSEError(errno.ENOSPC)
+        return written
 
     def _write_now(self, fh: int, off: int, buf: bytes, stored: bool) -> int:
         plan: Plan = []
@@ -496,18 +504,30 @@ class Operations(pyfuse3.Operations):
                 hole = seek.doubtful_hole()
                 if hole is None or hole[1] <= written_back_to:
                     return seek.answer()
-                if not self._service.pool.free_count:
-                    # Nothing can be written back: what may be data is data, and a file always ends with a hole.
-                    return hole[0] if whence == os.SEEK_DATA else self._service.inodes.regular(ino).size
-            await self._write_back(ino, *hole)
+                size = self._service.inodes.regular(ino).size
+            if not await self._write_back(ino, max(hole[0], written_back_to), hole[1]):
+                # What may be data is data, and a file always ends with a hole.
+                return hole[0] if whence == os.SEEK_DATA else size
             written_back_to = hole[1]
 
     def _step(self, seek: Seek) -> bool:
         with self._lock:
             return seek.step(self._windows)
 
-    async def _write_back(self, ino: int, start: int, end: int) -> None:
-        await trio.to_thread.run_sync(write_back, ino, start, end - start, limiter=self._workers)
+    async def _write_back(self, ino: int, start: int, end: int) -> bool:
+        """What mappings stored in bytes [start, end) is written back. False, and it may not be, when there might be no
+        room: it would leave the kernel's cache all the same, and be lost.
+        """
+        while start < end:
+            with self._lock:
+                room = self._service.pool.free_count // 2 * PAGE_SIZE
+                is_cached_only = self._service.inodes.regular(ino).is_cached_only
+            if is_cached_only or room * _WRITE_BACK_PARTS < end - start:
+                return False
+            stop = min(start + room, end)
+            await trio.to_thread.run_sync(write_back, ino, start, stop - start, limiter=self._workers)
+            start = stop
+        return True
 
     async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
         with self._lock:

@@ -132,6 +132,19 @@ def test_future_write_goes_beside_mappings(store: CoreStore) -> None:
     store.seal(file, FUTURE_WRITE)
 
 
+def test_a_read_write_handle_opened_after_future_write_does_not_hinder_a_write_seal(store: CoreStore) -> None:
+    file = store.make("file")
+    before = store.open(file, RDWR)
+    store.seal(file, FUTURE_WRITE)
+    after = store.open(file, RDWR)
+    with refused("EBUSY"):
+        store.seal(file, WRITE)
+    store.close(before)
+    store.seal(file, WRITE)
+    store.close(after)
+    assert (file.readers, file.mappable_writers) == (0, 0)
+
+
 def test_seals_through_a_handle_need_one_that_writes(store: CoreStore) -> None:
     """As fcntl(2): F_ADD_SEALS on a read-only descriptor is EPERM."""
     file = store.make("file")

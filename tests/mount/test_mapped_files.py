@@ -140,3 +140,46 @@ def test_in_a_full_pool_what_may_be_data_is_data(mount: MountFactory) -> None:
         sh(f"cp f {place.parent}/copy", place)
         assert (place.parent / "copy").read_bytes() == memory[:]
         memory.close()
+
+
+def test_in_a_full_pool_tar_keeps_what_was_stored_in_a_file_without_blocks(mount: MountFactory) -> None:
+    """tar takes a file of no blocks for one hole, and does not look for data."""
+    place = mount("size=1M").path
+    sh(f"truncate -s {SIZE} f; fallocate -l $(( $(stat -f -c %f .) * {PAGE} )) full", place)
+    with storing(place / "f"):
+        assert block_count(place / "f") == 8
+        sh(f"tar cSf - f | tar xf - -C {place.parent}", place)
+        copied = (place.parent / "f").read_bytes()
+        assert [copied[at : at + len(what)] for at, what in STORED.items()] == list(STORED.values())
+
+
+def test_looking_for_data_loses_none_in_a_pool_that_is_nearly_full(mount: MountFactory) -> None:
+    """There is room for one page, and four were stored to."""
+    place = mount("size=1M").path
+    sh(f"truncate -s {SIZE} f; fallocate -l $(( ($(stat -f -c %f .) - 1) * {PAGE} )) full", place)
+    with storing(place / "f"):
+        assert block_count(place / "f") == 8
+        sh(f"cp f {place.parent}/f || true", place)  # closing f is ENOSPC: the kernel tried to write it back
+        (place / "full").unlink()
+        sh(f"cp f {place.parent}/again", place)
+        for copy in (place.parent / "f", place.parent / "again"):
+            copied = copy.read_bytes()
+            assert [copied[at : at + len(what)] for at, what in STORED.items()] == list(STORED.values())
+
+
+def test_a_handle_that_was_opened_after_a_future_write_seal_is_no_writer_for_the_write_seal(place: Path) -> None:
+    """As a memfd, where it has no writable mapping and can never get one."""
+    sh("truncate -s 4K f; setfattr -n user.memfsd.seals -v future-write f", place)
+    with opened(place / "f", os.O_RDWR) as fd:
+        with refused(errno.ENODEV):
+            mmap.mmap(fd, PAGE)
+        sh("setfattr -n user.memfsd.seals -v write f", place)
+        assert os.getxattr(place / "f", "user.memfsd.seals") == b"write,future-write"
+
+
+def test_a_handle_that_was_opened_before_a_future_write_seal_stays_a_writer(place: Path) -> None:
+    sh("truncate -s 4K f", place)
+    with opened(place / "f", os.O_RDWR):
+        sh("setfattr -n user.memfsd.seals -v future-write f", place)
+        with refused(errno.EBUSY):
+            os.setxattr(place / "f", "user.memfsd.seals", b"write")

@@ -13,6 +13,7 @@ from memfsd.uapi.limits import (
     RESERVED_HANDLES,
     RESERVED_LISTED_BYTES,
 )
+from memfsd.uapi.seals import Seal
 
 from .inodes import Directory, Regular
 from .shares import Shares
@@ -25,6 +26,8 @@ class FileHandle:
     file: Regular
     readable: bool
     writable: bool
+    mappable_writer: bool
+    """A shared mapping of it may store: not if the file was sealed against that before."""
     uid: int
     """Of who opened it."""
     noatime: bool = False
@@ -53,10 +56,11 @@ class HandleTable:
         return len(self._handles)
 
     def open_file(self, file: Regular, uid: int, *, readable: bool, writable: bool, noatime: bool = False) -> int:
-        number = self._add(FileHandle(file, readable, writable, uid, noatime))
+        mappable_writer = readable and writable and not file.seals & (Seal.WRITE | Seal.FUTURE_WRITE)
+        number = self._add(FileHandle(file, readable, writable, mappable_writer, uid, noatime))
         file.opens += 1
         file.readers += readable
-        file.mappable_writers += readable and writable
+        file.mappable_writers += mappable_writer
         return number
 
     def open_directory(self, directory: Directory, uid: int) -> int:
@@ -117,7 +121,7 @@ class HandleTable:
         file = handle.file
         file.opens -= 1
         file.readers -= handle.readable
-        file.mappable_writers -= handle.readable and handle.writable
+        file.mappable_writers -= handle.mappable_writer
         assert file.opens >= file.readers >= file.mappable_writers >= 0
         return file
 

@@ -53,9 +53,11 @@ class Inode:
 
 @dataclass(slots=True, eq=False)
 class Regular(Inode):
-    """readers: open handles that can read, and so be mapped; mappable_writers: read-write ones.
+    """readers: open handles that can read, and so be mapped; mappable_writers: those through which a
+    shared mapping may store.
 
     nameless: made by open(O_TMPFILE), and link(2) may still give it its first name.
+    is_cached_only: the kernel wrote back what a mapping stored, found no room, and has it in its cache at best.
     """
 
     size: int = 0
@@ -65,6 +67,7 @@ class Regular(Inode):
     readers: int = 0
     mappable_writers: int = 0
     nameless: bool = False
+    is_cached_only: bool = False
     pages: FilePages = field(default_factory=FilePages)
     guest: Guest | None = None
 

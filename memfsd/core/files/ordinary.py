@@ -98,6 +98,7 @@ class OrdinaryData:
             effects += self._zero(file, size, min(file.size, _page_after(size) << PAGE_SHIFT))
             effects += self._drop(file, _page_after(size), PGOFF_END)
         file.size = size
+        file.is_cached_only = file.is_cached_only and size > 0
         return effects
 
     def fallocate(self, file: Regular, mode: int, offset: int, length: int) -> list[Effect]:
