@@ -1,0 +1,45 @@
+"""Command lines: a mistake is one line that says where to look, and nobody's text breaks it."""
+
+import pytest
+
+from memfsd.common.arguments import Parser
+
+
+@pytest.fixture
+def parser() -> Parser:
+    made = Parser(prog="tool", description="Lines\nstay lines.")
+    made.add_argument("number", type=int)
+    return made
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "tool: the following arguments are required: number: see tool --help\n"),
+        (["7", "8"], "tool: unrecognized arguments: 8: see tool --help\n"),
+        (["7", "a\nb\x1b[31m"], "tool: unrecognized arguments: a b\\033[31m: see tool --help\n"),
+    ],
+    ids=["missing", "too many", "text of an attacker"],
+)
+def test_a_usage_error_is_one_line_and_exits_2(
+    parser: Parser, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        parser.parse_args(words)
+    assert ended.value.code == 2
+    assert capsys.readouterr() == ("", said)
+
+
+def test_help_keeps_its_line_breaks(parser: Parser) -> None:
+    assert "\nLines\nstay lines.\n" in parser.format_help()
+
+
+def test_help_that_cannot_be_written_is_an_error(parser: Parser, monkeypatch: pytest.MonkeyPatch) -> None:
+    """argparse alone says nothing, and exits 0."""
+    with open("/dev/full", "w", buffering=1) as full:
+        monkeypatch.setattr("sys.stdout", full)
+        with pytest.raises(OSError, match="No space left"):
+            parser.parse_args(["--help"])
+        monkeypatch.undo()
+        with pytest.raises(OSError, match="No space left"):
+            full.close()

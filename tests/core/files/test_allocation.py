@@ -1,0 +1,66 @@
+"""Holes filled in steps: nothing changes until all frames are there."""
+
+from memfsd.core.files.allocation import Allocation
+from memfsd.core.files.inodes import Regular
+from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.units import PAGE_SIZE, Pgoff
+from tests.support.core_store import PUNCH, CoreStore, refused
+
+P = PAGE_SIZE
+
+
+def allocation(store: CoreStore, file: Regular, start: int, end: int, size: int | None = None) -> Allocation:
+    return Allocation(store.pool, file, start, end, FrameState.SHARED, size)
+
+
+def frames(file: Regular, end: int) -> list[int | None]:
+    return [file.pages.lookup(Pgoff(page)) for page in range(end)]
+
+
+def test_holes_get_frames_and_what_is_there_stays(store: CoreStore) -> None:
+    file = store.make("file")
+    store.fallocate(file, 0, 2 * P, 3 * P)
+    before, free = frames(file, 8), store.pool.free_count
+    filling = allocation(store, file, 0, 8, size=8 * P)
+    while not filling.step():
+        pass
+    after = frames(file, 8)
+    assert after[2:5] == before[2:5]
+    assert len(set(after)) == 8 and None not in after
+    assert store.pool.free_count == free - 5
+    assert filling.supply.page_count == 0
+    assert file.size == 8 * P
+
+
+def test_a_size_is_never_made_smaller(store: CoreStore) -> None:
+    file = store.make("file")
+    store.resize(file, 20 * P)
+    filling = allocation(store, file, 0, 1, size=P)
+    while not filling.step():
+        pass
+    assert file.size == 20 * P
+
+
+def test_a_pool_without_room_changes_nothing_in_the_file(store: CoreStore) -> None:
+    file, other = store.make("file"), store.make("other")
+    store.fallocate(other, 0, 0, (store.pool.frame_count - 3) * P)
+    filling = allocation(store, file, 0, 4, size=4 * P)
+    with refused("ENOSPC"):
+        while not filling.step():
+            pass
+    assert (frames(file, 4), file.size) == ([None] * 4, 0)
+
+
+def test_a_file_in_many_pieces_is_filled_in_several_steps(store: CoreStore) -> None:
+    """The frames are in hand before the first page is mapped."""
+    store = CoreStore(1024)
+    file, other = store.make("file"), store.make("other")
+    store.fallocate(other, 0, 0, 1024 * P)
+    for page in range(0, 800, 2):
+        store.fallocate(other, PUNCH, page * P, P)
+    filling, steps = allocation(store, file, 0, 400), 0
+    while not filling.step():
+        steps += 1
+        assert filling.supply.page_count in (0, 400) or file.pages.page_count == 0 or None in frames(file, 400)
+    assert steps > 3
+    assert file.pages.page_count == 400

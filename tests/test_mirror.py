@@ -1,0 +1,145 @@
+"""Tests mirror the source: each module has a test of its name, or a line below that says where else to look."""
+
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+ROOT = TESTS.parent
+
+PURE = (
+    "memfsd/uapi",
+    "memfsd/common",
+    "memfsd/core",
+    "kvmsim/kvm/mmu",
+    "kvmsim/kvm/slots",
+    "kvmsim/shell/script",
+)
+"""Rooms whose modules are tested alone, each by its own test: they need no process, no mount and no other side."""
+
+PLACES = {
+    "memfsd/daemon": "mount/test_daemon",
+    "memfsd/encrypted": "attack/test_encrypted",
+    "memfsd/commands/": "mount/test_",
+    "memfsd/fuse/": "mount/test_",
+    "memfsd/": "",
+    "kvmsim/race/": "race/test_",
+    "kvmsim/": "kvmsim/",
+}
+"""What needs a mount is tested in tests/mount; kvmsim/race is tests/race. The first that a module begins with."""
+
+NO_BEHAVIOUR = {
+    "memfsd/common/version.py": "a constant",
+    "memfsd/core/effects.py": "values; what is done with them is effect_runner's",
+    "kvmsim/vmm/policies.py": "constants",
+}
+
+ELSEWHERE = {
+    "memfsd/commands/memfs_help.py": "mount/test_memfs.py",
+    "memfsd/commands/memfsd.py": "mount/test_daemon.py",
+    "memfsd/commands/observer.py": "mount/test_killed_callers.py",
+    "memfsd/fuse/mount.py": "mount/test_mount_command.py",
+    "memfsd/fuse/mounting.py": "mount/test_mount_command.py",
+    "memfsd/fuse/operations.py": "mount/test_ordinary_files.py",
+    "memfsd/host/effect_runner.py": "pair/test_injected.py",
+    "memfsd/peers/invalidator.py": "pair/test_invalidation.py",
+    "memfsd/peers/process.py": "pair/test_ends.py",
+    "memfsd/peers/reclaim.py": "pair/test_slow_vms.py",
+    "memfsd/peers/rundir.py": "hostile/test_impostor.py",
+    "kvmsim/compare/command.py": "mount/test_compare.py",
+    "kvmsim/compare/plot.py": "mount/test_compare.py",
+    "kvmsim/compare/rig.py": "mount/test_compare.py",
+    "kvmsim/compare/store.py": "mount/test_compare.py",
+    "kvmsim/compare/table.py": "mount/test_compare.py",
+    "kvmsim/compare/workloads.py": "mount/test_compare.py",
+    "kvmsim/cpu/accesses.py": "kvmsim/kvm/test_restarts.py",
+    "kvmsim/journal/check.py": "kvmsim/journal/test_journal_command.py",
+    "kvmsim/journal/command.py": "kvmsim/journal/test_journal_command.py",
+    "kvmsim/journal/conversation.py": "kvmsim/journal/test_journal_rules.py",
+    "kvmsim/journal/record.py": "pair/test_journaled.py",
+    "kvmsim/journal/show.py": "kvmsim/journal/test_journal_command.py",
+    "kvmsim/journal/store_rules.py": "kvmsim/journal/test_journal_rules.py",
+    "kvmsim/journal/vm_rules.py": "kvmsim/journal/test_journal_rules.py",
+    "kvmsim/kvm/blocking.py": "kvmsim/vmm/conversion/test_designs.py",
+    "kvmsim/kvm/exits.py": "kvmsim/kvm/test_kvm_run.py",
+    "kvmsim/kvm/faults.py": "pair/test_faults.py",
+    "kvmsim/kvm/kvm.py": "kvmsim/kvm/test_ioctls.py",
+    "kvmsim/kvm/notifier.py": "pair/test_invalidation.py",
+    "kvmsim/kvm/pairings.py": "pair/test_plug_and_unplug.py",
+    "kvmsim/kvm/unmapper.py": "pair/test_invalidation.py",
+    "kvmsim/kvm/vmcall.py": "kvmsim/kvm/test_hypercalls.py",
+    "kvmsim/machine.py": "kvmsim/shell/test_execute.py",
+    "kvmsim/race/accesses.py": "race/test_scheduler.py",
+    "kvmsim/race/cli.py": "race/test_race_command.py",
+    "kvmsim/race/diagram.py": "race/test_text.py",
+    "kvmsim/race/exhaustive.py": "race/test_scenarios.py",
+    "kvmsim/race/history.py": "race/test_mutants.py",
+    "kvmsim/race/minimise.py": "race/test_text.py",
+    "kvmsim/race/oracle.py": "race/test_mutants.py",
+    "kvmsim/race/order.py": "race/test_explore.py",
+    "kvmsim/race/primitives.py": "race/test_scheduler.py",
+    "kvmsim/race/record.py": "race/test_text.py",
+    "kvmsim/race/runner.py": "race/test_scenarios.py",
+    "kvmsim/race/scenario.py": "race/test_text.py",
+    "kvmsim/race/world.py": "race/test_scenarios.py",
+    "kvmsim/shell/host_commands.py": "kvmsim/shell/test_execute.py",
+    "kvmsim/shell/info.py": "kvmsim/shell/test_execute.py",
+    "kvmsim/shell/prompt.py": "kvmsim/shell/test_interrupt.py",
+    "kvmsim/shell/script_command.py": "kvmsim/test_cli.py",
+    "kvmsim/shell/script_vm.py": "kvmsim/shell/test_execute.py",
+    "kvmsim/store/link.py": "hostile/test_hostile_store.py",
+    "kvmsim/vmm/conversion/design.py": "kvmsim/vmm/conversion/test_designs.py",
+    "kvmsim/vmm/conversion/overlay.py": "kvmsim/vmm/conversion/test_designs.py",
+    "kvmsim/vmm/conversion/punch.py": "kvmsim/vmm/conversion/test_designs.py",
+    "kvmsim/vmm/conversion/recreate.py": "kvmsim/vmm/conversion/test_designs.py",
+    "kvmsim/vmm/conversion/shared_copy.py": "kvmsim/vmm/conversion/test_designs.py",
+    "kvmsim/vmm/conversion/transaction.py": "kvmsim/vmm/conversion/test_rollback.py",
+    "kvmsim/vmm/host.py": "kvmsim/vmm/test_hva.py",
+}
+"""Modules that do what they do only together with others: the test that would notice first."""
+
+MODULES = sorted(
+    str(path.relative_to(ROOT))
+    for package in ("memfsd", "kvmsim")
+    for path in (ROOT / package).rglob("*.py")
+    if not path.name.startswith("__")
+)
+
+
+def expected_test(module: str) -> Path:
+    """tests/core/memory/test_buddy.py for memfsd/core/memory/buddy.py."""
+    room, place = next(item for item in PLACES.items() if module.startswith(item[0]))
+    mirrored = Path(place + module.removesuffix(".py").removeprefix(room))
+    return TESTS / mirrored.with_name(f"test_{mirrored.name.removeprefix('test_')}.py")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_each_module_has_its_test_or_says_where_else_to_look(module: str) -> None:
+    own = expected_test(module)
+    if own.exists():
+        assert module not in NO_BEHAVIOUR.keys() | ELSEWHERE.keys(), "it has a test of its name: remove the line here"
+    elif module not in NO_BEHAVIOUR:
+        assert module in ELSEWHERE, f"write {own.relative_to(ROOT)}"
+        assert (TESTS / ELSEWHERE[module]).exists(), f"tests/{ELSEWHERE[module]} is gone"
+
+
+def test_pure_modules_are_tested_alone() -> None:
+    assert [module for module in ELSEWHERE if module.startswith(tuple(f"{room}/" for room in PURE))] == []
+
+
+def test_the_lines_above_are_about_modules_that_exist() -> None:
+    assert (NO_BEHAVIOUR.keys() | ELSEWHERE.keys()) - set(MODULES) == set()
+
+
+def test_the_guide_names_every_room_of_tests_and_every_module_of_support() -> None:
+    guide = (ROOT / "docs" / "contributing.md").read_text()
+    rooms = [f"tests/{path.parent.name}" for path in TESTS.glob("*/test_*.py")]
+    assert [room for room in sorted(set(rooms)) if f"`{room}`" not in guide] == []
+    modules = [path.stem for path in (TESTS / "support").glob("*.py") if path.stem != "__init__"]
+    assert [module for module in sorted(modules) if f"`{module}`" not in guide] == []
+
+
+def test_names_of_test_files_are_unique() -> None:
+    """They are imported by their names: two of one name are an error where both are collected."""
+    names = [path.name for path in TESTS.rglob("test_*.py")]
+    assert sorted(names) == sorted(set(names))

@@ -1,0 +1,59 @@
+"""Kinds and the tables of their bodies: what a peer that was built from other sources relies on."""
+
+import pytest
+
+from memfsd.uapi.messages import (
+    KVM_OPERATIONS,
+    REPLIES,
+    REPLY,
+    REQUESTS,
+    REQUIRED_KVM_OPERATIONS,
+    RESERVED_KINDS,
+    STORE_OPERATIONS,
+    Kind,
+    Reason,
+    Role,
+)
+
+
+def test_numbers_that_were_given_once_stay() -> None:
+    """A change of one is another PROTOCOL_VERSION."""
+    assert {kind.name: kind.value for kind in Kind} == {
+        "HELLO": 1,
+        "PAIR": 2,
+        "BIND": 3,
+        "UNBIND": 4,
+        "GET_PFN": 5,
+        "STAT": 6,
+        "PING": 7,
+        "BYE": 8,
+        "CHECK": 16,
+        "MAP": 17,
+        "LIST": 18,
+        "INVALIDATE_BEGIN": 32,
+        "INVALIDATE_END": 33,
+        "MOVE": 34,
+        "SWAP_OUT": 35,
+        "SWAP_IN": 36,
+        "POISON": 37,
+        "REVOKE": 38,
+        "REPORT": 39,
+    }
+    assert [(role.name, role.value) for role in Role] == [("GUEST", 0), ("OBSERVER", 1)]
+    assert [(reason.name, reason.value) for reason in Reason] == [("PUNCH", 0), ("TRUNCATE", 1), ("RECLAIM", 2)]
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_kind_has_both_bodies_or_is_reserved(kind: Kind) -> None:
+    assert (kind in REQUESTS, kind in REPLIES) == (kind not in RESERVED_KINDS,) * 2
+
+
+@pytest.mark.parametrize("kind", Kind)
+def test_a_reply_is_never_taken_for_a_request(kind: Kind) -> None:
+    assert not kind & REPLY
+    assert kind | REPLY < 1 << 16, "the header has 16 bits for it"
+
+
+def test_what_a_side_needs_is_part_of_what_the_other_may_offer() -> None:
+    assert REQUIRED_KVM_OPERATIONS < KVM_OPERATIONS
+    assert not (KVM_OPERATIONS | STORE_OPERATIONS) & RESERVED_KINDS
