@@ -4,6 +4,7 @@ uapi/        the contract, pure: units, seals, names, limits, errors, messages
 common/      what both processes run on: locks, sockets, mounts, standard output, the journal
 core/        the synchronous model: frames, files, sealing, pairings, invalidation
 host/        memfds: the pool of ordinary files and one window for each sealed file; effects carried out
+store/       the use cases: what every adapter calls; owns the lock, the effects and the invalidations
 peers/       KVM processes: sessions, invalidations, death
 fuse/        adapter to pyfuse3
 daemon       composes them

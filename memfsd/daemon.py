@@ -1,4 +1,4 @@
-"""One mount: composes core, windows, FUSE and guests, and ends them in order."""
+"""One mount: composes store, FUSE and guests, and ends them in order."""
 
 import contextlib
 import ctypes
@@ -9,7 +9,6 @@ import os
 import resource
 import signal
 import stat
-import time
 from collections.abc import Callable
 
 import trio
@@ -17,15 +16,13 @@ import trio
 from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.common.quote import quoted
 from memfsd.core.files.namespace import Creds
-from memfsd.core.service import Service
 from memfsd.fuse.hook import pyfuse3
 from memfsd.fuse.mount import MountOptions, mounting_at
 from memfsd.fuse.mounting import set_attributes
 from memfsd.fuse.operations import Operations
-from memfsd.host.effect_runner import EffectRunner
-from memfsd.host.windows import Windows
 from memfsd.peers.rundir import default_socket_path
 from memfsd.peers.server import GuestServer
+from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import Ino
 
@@ -49,14 +46,12 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], jou
     socket_path = options.socket or default_socket_path()
     creds = Creds(os.geteuid(), os.getegid())
     mode = stat.S_IMODE(os.stat(mountpoint).st_mode)
-    service = Service(options.store, root_mode=mode, creds=creds, now_ns=time.time_ns(), socket_path=socket_path)
-    windows = Windows(options.store.pool_bytes)
-    runner = EffectRunner(service, windows, journal)
-    guests = GuestServer(socket_path, service, windows, runner, journal)
-    operations = Operations(service, windows, runner, guests.invalidator, guests.reclaimer.reclaim, creds.uid)
+    store = build_store(options.store, root_mode=mode, creds=creds, socket_path=socket_path, journal=journal)
+    guests = GuestServer(socket_path, store, journal)
+    operations = Operations(store, creds.uid)
     with contextlib.ExitStack() as ending:
         ending.callback(journal.close)
-        ending.callback(windows.close)
+        ending.callback(store.close)
         # A signal that no handler takes would end the daemon and leave the mount: one that comes before the loop
         # listens, or a second one while it ends.
         early: list[int] = []
@@ -75,7 +70,7 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], jou
         if os.geteuid() == 0:
             set_attributes(mountpoint, options.attributes)
         hook.check_active()
-        runner.forget_cache = _forget_cache
+        store.runner.forget_cache = _forget_cache
         guests.start()
         # What the imports made lives for ever: a collection of the garbage of requests need not go through it.
         gc.freeze()

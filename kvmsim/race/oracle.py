@@ -114,13 +114,13 @@ class Oracle:
     def _store(self) -> None:
         world, fail = self._world, self._scheduler.fail
         self._scheduler.main.process = "store"
-        for rule, text in world.checker.check().findings:
+        for rule, text in world.store.checker.check().findings:
             fail(f"{rule}: {text}")
-        with world.service.lock:
-            pool = world.service.pool
+        with world.store.service.lock:
+            pool = world.store.service.pool
             if pool.count(FrameState.CLOSING):
                 fail(f"R6: {pool.count(FrameState.CLOSING)} frames are closing and nothing goes on")
-            pending = sum(guest_of(file).pending for file in world.service.inodes.sealed_files())
+            pending = sum(guest_of(file).pending for file in world.store.service.inodes.sealed_files())
             if pending != pool.count(FrameState.PENDING):
                 fail(f"files count {pending} pending frames, the pool {pool.count(FrameState.PENDING)}")
         self._scheduler.main.process = "nobody"
@@ -136,11 +136,13 @@ class Oracle:
                 fail(f"{task.name}: {type(task.error).__name__}: {task.error}")
         if world.store_is_dead:
             return
-        pool = world.service.pool
+        pool = world.store.service.pool
         for state in (FrameState.CLOSING, FrameState.QUARANTINED, FrameState.PENDING):
             if pool.count(state):
                 fail(f"R6: {pool.count(state)} frames are {state.name.lower()} though every VM has ended")
-        kept = sum(f.pages.page_count for f in world.service.inodes.sealed_files() if guest_of(f).pairing is not None)
+        kept = sum(
+            f.pages.page_count for f in world.store.service.inodes.sealed_files() if guest_of(f).pairing is not None
+        )
         if kept:
             fail(f"R6: files of ended VMs keep {kept} frames")
 

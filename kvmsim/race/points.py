@@ -129,7 +129,7 @@ LOOKS = ("kvmsim.kvm.faults:Faults.translate", "kvmsim.kvm.vm:Vm.fault")
 """Sections under Mmu.lock that only read (an accessed bit is set by all alike): two of them need no order."""
 
 FIELDS: tuple[Field, ...] = (
-    Field("memfsd.peers.invalidator:Peer.said_bye", "store"),
+    Field("memfsd.store.peer:Peer.said_bye", "store"),
     Field("kvmsim.kvm.vcpu:Vcpu._kickers", "vm"),
     Field("kvmsim.store.link:StoreLink.lost", "vm"),
     Field("kvmsim.store.link:StoreLink.seq", "vm"),

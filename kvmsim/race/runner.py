@@ -82,6 +82,7 @@ class _Run:
         self._scheduler = scheduler
         self._watch = watch
         self.world = World(scenario, scheduler, connections)
+        self._files = self.world.store.files
         self._oracle = Oracle(self.world, scheduler)
         self._history = History()
         self._shown = Shown(self._history)
@@ -288,16 +289,16 @@ class _Run:
 
     def _host_punch(self, name: str, pgoff: int, pages: int) -> str:
         with self._taking([(name, pgoff + index) for index in range(pages)]):
-            self.world.punch(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT)
+            self._files.punch(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT).run()
         return ""
 
     def _host_allocate(self, name: str, pgoff: int, pages: int) -> str:
-        self.world.allocate(name, pgoff, pages)
+        self._files.allocate(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT).run()
         return ""
 
     def _host_truncate(self, name: str, pages: int) -> str:
         with self._taking([(name, index) for index in range(pages, self._scenario.files[name])]):
-            self.world.truncate(name, pages)
+            self._files.truncate(self.world.inos[name], pages << PAGE_SHIFT).run()
         return ""
 
     def _host_unlink(self, name: str) -> str:
@@ -305,7 +306,7 @@ class _Run:
         return ""
 
     def _host_check(self) -> str:
-        findings = self.world.checker.check().findings
+        findings = self.world.store.checker.check().findings
         return "; ".join(f"{rule} {text}" for rule, text in findings)
 
     def _outside_kill(self, process: str) -> str:

@@ -21,20 +21,14 @@ from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.vm import Vm
 from kvmsim.store.link import Callbacks, StoreLink
 from kvmsim.vmm.vmm import Vmm
-from memfsd.core.effects import Effect
+from memfsd.core.files.inodes import ROOT_INO
 from memfsd.core.files.namespace import Creds
 from memfsd.core.options import StoreOptions
-from memfsd.core.service import Service
-from memfsd.host.effect_runner import EffectRunner
-from memfsd.host.windows import Windows
-from memfsd.peers.checker import Checker
-from memfsd.peers.invalidator import Invalidator
-from memfsd.peers.reclaim import Reclaimer
 from memfsd.peers.session import Session
 from memfsd.peers.upchannel import set_deadline
+from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.names import XATTR_TOKEN
 from memfsd.uapi.proof import Token, split_token
 from memfsd.uapi.seals import Seal
@@ -47,7 +41,6 @@ from .scenario import Scenario
 from .scheduler import Scheduler, Task
 
 R = TypeVar("R")
-_PUNCH_HOLE = 1 | 2
 _POLICY = "punch"
 
 
@@ -80,17 +73,18 @@ class World:
     def __init__(self, scenario: Scenario, scheduler: Scheduler, connections: Connections) -> None:
         self._scheduler = scheduler
         self.connections = connections
-        self._clock = itertools.count(1)
-        self._tokens = itertools.count(1)
         self._creds = Creds(os.geteuid(), os.getegid())
         options = StoreOptions(pool_bytes=scenario.frames * PAGE_SIZE, resize_any=scenario.resize_any)
         scheduler.main.process = "store"
-        self.service = Service(options, root_mode=0o755, creds=self._creds, now_ns=1, socket_path="")
-        self.windows = Windows(options.pool_bytes)
-        self.runner = EffectRunner(self.service, self.windows)
-        self.invalidator = Invalidator(self.service, self.windows, self.runner)
-        self.reclaimer = Reclaimer(self.service, self.invalidator, os.geteuid())
-        self.checker = Checker(self.service, self.windows, self.invalidator)
+        clock, tokens = itertools.count(1), itertools.count(1)
+        self.store = build_store(
+            options,
+            root_mode=0o755,
+            creds=self._creds,
+            socket_path="",
+            now_ns=lambda: next(clock),
+            random_bytes=lambda: next(tokens).to_bytes(16, "little"),
+        )
         self.store_is_dead = False
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self.stand_ins: dict[str, int] = {}
@@ -113,17 +107,16 @@ class World:
     # -- the store's files
 
     def _create(self, name: str, pages: int) -> None:
-        service = self.service
-        file, handle = service.create(1, name.encode(), 0o600, os.O_WRONLY, self._creds, next(self._clock))
-        service.release(handle)
-        self.runner.perform(service.add_seals(file.ino, Seal.GUEST, next(self._clock)))
-        effects, _ = service.resize(file.ino, pages * PAGE_SIZE, next(self._clock))
-        self.runner.perform(effects)
+        files = self.store.files
+        opened, shown = files.create(ROOT_INO, name.encode(), 0o600, os.O_WRONLY, self._creds)
+        files.release(opened.handle).run()
+        files.add_seals(shown.ino, Seal.GUEST).run()
+        files.truncate(shown.ino, pages * PAGE_SIZE).run()
         stand_in = os.memfd_create(f"race-{name}", os.MFD_CLOEXEC)
         os.truncate(stand_in, pages * PAGE_SIZE)
         self.stand_ins[name] = stand_in
-        self.inos[name] = file.ino
-        self._by_inode[os.fstat(stand_in).st_ino] = file.ino
+        self.inos[name] = shown.ino
+        self._by_inode[os.fstat(stand_in).st_ino] = shown.ino
 
     def path(self, name: str) -> str:
         return f"/proc/self/fd/{self.stand_ins[name]}"
@@ -154,56 +147,30 @@ class World:
             raise box[0]
         return box[0]
 
-    def punch(self, ino: Ino, offset: int, length: int) -> None:
-        """fallocate(PUNCH_HOLE | KEEP_SIZE), as the FUSE handler does it. In the store."""
-        with self.service.lock:
-            effects, taken = self.service.fallocate(ino, _PUNCH_HOLE, offset, length, next(self._clock))
-        self.runner.perform(effects)
-        if taken is not None:
-            self.invalidator.invalidate(ino, *taken, Reason.PUNCH)
-
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
         """In the place of kvmsim.store.link.punch_file."""
         ino = self._by_inode[os.fstat(fd).st_ino]
-        self.fuse(lambda: self.punch(ino, offset, length))
-
-    def allocate(self, name: str, start: int, pages: int) -> None:
-        ino, offset, length = self.inos[name], start * PAGE_SIZE, pages * PAGE_SIZE
-        with self.service.lock:
-            effects, _ = self.service.fallocate(ino, 1, offset, length, next(self._clock))
-        self.runner.perform(effects)
-
-    def truncate(self, name: str, pages: int) -> None:
-        ino = self.inos[name]
-        with self.service.lock:
-            _, taken = self.service.resize(ino, pages * PAGE_SIZE, next(self._clock))
-        if taken is not None:
-            self.invalidator.invalidate(
-                ino, *taken, Reason.TRUNCATE, lambda file: self.service.gmem.set_size(file, pages * PAGE_SIZE)
-            )
+        self.fuse(lambda: self.store.files.punch(ino, offset, length).run())
 
     def unlink(self, name: str) -> None:
-        with self.service.lock:
-            effects = self.service.unlink(1, name.encode(), next(self._clock))
-            self._unlinked.add(self.inos[name])
-            effects += self._forget(self.inos[name])
-        self.runner.perform(effects)
+        """In the store."""
+        ino = self.inos[name]
+        self.store.names.unlink(ROOT_INO, name.encode()).run()
+        self._unlinked.add(ino)
+        self._forget(ino)
 
-    def _forget(self, ino: Ino) -> list[Effect]:
+    def _forget(self, ino: Ino) -> None:
         """The kernel drops an inode that has no name and no open file."""
-        if ino not in self._unlinked or any(opened == ino for vm in self.vms.values() for opened, _ in vm.handles):
-            return []
-        self._unlinked.remove(ino)
-        return self.service.forget(ino, 1)
+        if ino in self._unlinked and not any(opened == ino for vm in self.vms.values() for opened, _ in vm.handles):
+            self._unlinked.remove(ino)
+            self.store.names.forget(ino, 1).run()
 
     def _release(self, vm: SimulatedVm) -> None:
         """FUSE's RELEASE of all that a VM's process had open. In the store."""
         while vm.handles:
-            with self.service.lock:
-                ino, handle = vm.handles.pop()
-                effects = self.service.release(handle)
-                effects += self._forget(ino)
-            self.runner.perform(effects)
+            ino, handle = vm.handles.pop()
+            self.store.files.release(handle).run()
+            self._forget(ino)
 
     # -- pairing
 
@@ -213,11 +180,9 @@ class World:
         ino = self._by_inode[os.fstat(fd).st_ino]
 
         def token_of() -> Token:
-            with self.service.lock:
-                _, handle, _ = self.service.open(ino, os.O_WRONLY, self._creds.uid, next(self._clock))
-                vm.handles.append((ino, handle))
-                random_bytes = next(self._tokens).to_bytes(16, "little")
-                return split_token(self.service.getxattr(ino, XATTR_TOKEN, lambda: random_bytes))
+            opened, _ = self.store.files.open(ino, os.O_WRONLY, self._creds.uid)
+            vm.handles.append((ino, opened.handle))
+            return split_token(self.store.files.getxattr(ino, XATTR_TOKEN))
 
         token = self.fuse(token_of)
         ours, theirs = self.connections.connect(vm.life)
@@ -226,20 +191,7 @@ class World:
         task = scheduler.add("session", "store")
         task.serves = True
 
-        def serve() -> None:
-            Session(
-                ours,
-                os.getuid(),
-                self.service,
-                self.windows,
-                self.runner,
-                self.invalidator,
-                self.reclaimer.reclaim,
-                self.checker,
-                self._stop_read,
-            ).run()
-
-        scheduler.start(task, serve)
+        scheduler.start(task, Session(ours, os.getuid(), self.store, self._stop_read).run)
         link = StoreLink(fd, theirs, token, name, callbacks)
         vm.links.append(link)
         points.labels[id(link.memory)] = str(ino)
@@ -328,7 +280,7 @@ class World:
         self.connections.close()
         for sock in self.sockets:
             sock.close()
-        self.windows.close()
+        self.store.close()
         os.close(self._stop_read)
         if self._stop_write >= 0:
             os.close(self._stop_write)

@@ -1,8 +1,8 @@
-"""The pyfuse3 handlers: requests to calls of the core, refusals to errnos.
+"""The pyfuse3 handlers: requests to use cases of the store, refusals to errnos.
 
-Handlers run on one trio loop. They hold Service.lock for a call, never across an await; what waits (a VM's
-acknowledgement, a large punch, the kernel's cache) runs in a worker thread. lookup, getattr, getxattr and
-statfs never wait on a VM.
+Handlers run on one trio loop. A use case takes Service.lock for a moment; what it leaves to be done and waits (for a
+VM's acknowledgement, a large punch, the kernel's cache) runs in a worker thread. lookup, getattr, getxattr and statfs
+never wait on a VM.
 """
 
 import contextlib
@@ -10,29 +10,23 @@ import errno
 import functools
 import logging
 import os
-import threading
-import time
 from collections.abc import Callable, Coroutine, Iterator, Sequence
-from typing import Any, ParamSpec, Protocol, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import trio
 
-from memfsd.core.effects import Effect
-from memfsd.core.files.inodes import ROOT_INO, Inode, Regular
 from memfsd.core.files.namespace import Creds
-from memfsd.core.files.ordinary import Plan
-from memfsd.core.files.seeking import Seek
-from memfsd.core.gmem import guest_of
-from memfsd.core.service import Changes, Service
-from memfsd.host.effect_runner import EffectRunner
-from memfsd.host.windows import Windows
+from memfsd.core.service import Changes
+from memfsd.store.attributes import Attributes
+from memfsd.store.files import Opened
+from memfsd.store.seeking import Hole
+from memfsd.store.store import Store
+from memfsd.store.work import VmWork, Work
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import NAME_MAX
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
+from memfsd.uapi.units import PAGE_SIZE, Ino
 
 from .closing import after_closing
 from .hook import kills, pyfuse3, queued, stores, write_back
@@ -53,16 +47,6 @@ FUSEError = pyfuse3.FUSEError
 
 P = ParamSpec("P")
 R = TypeVar("R")
-Finish = Callable[[Regular], None]
-
-
-class Invalidations(Protocol):
-    """What waits for VMs: blocks, and so runs in worker threads."""
-
-    def invalidate(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish, /) -> None: ...
-
-    def invalidate_unpaired(self, ino: Ino, start: Pgoff, end: Pgoff, reason: Reason, finish: Finish, /) -> bool:
-        """False, and nothing done, when it would wait."""
 
 
 def _door(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -89,41 +73,39 @@ def _fuse_error(name: str, error: Exception) -> Exception:
 
 
 class Operations(pyfuse3.Operations):
-    """reclaim: take back what no guest touched; True if any frame came free. It blocks, as `invalidations` do."""
+    """One handler for each request of the kernel. owner_uid: who mounted."""
 
     enable_writeback_cache = False
 
-    def __init__(
-        self,
-        service: Service,
-        windows: Windows,
-        runner: EffectRunner,
-        invalidations: Invalidations,
-        reclaim: Callable[[], bool],
-        owner_uid: int,
-    ) -> None:
+    def __init__(self, store: Store, owner_uid: int) -> None:
         super().__init__()
-        self._service = service
-        self._lock = service.lock
-        self._windows = windows
-        self._runner = runner
-        self._invalidations = invalidations
-        self._reclaim = reclaim
+        self._names = store.names
+        self._files = store.files
+        self._reclaimer = store.reclaimer
         self._reclaiming: trio.Event | None = None
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._waiters = Waiters(owner_uid)
         self._background = 0
         """Requests under way that the kernel sends behind its callers' backs, and only some at a time."""
-        self._sealed: dict[Ino, tuple[tuple[object, ...], EntryAttributes]] = {}
+        self._sealed: dict[Ino, tuple[Attributes, EntryAttributes]] = {}
         """Sealed files that were looked at: what they showed, and that made for the kernel."""
 
-    async def _perform(self, effects: Sequence[Effect]) -> None:
-        if not effects:
-            return
-        if self._runner.is_quick(effects):
-            self._runner.perform(effects)
+    async def _finish(self, work: Work) -> None:
+        """What waits for no VM."""
+        if work.is_quick:
+            work.run()
         else:
-            await trio.to_thread.run_sync(self._runner.perform, effects, limiter=self._workers)
+            await trio.to_thread.run_sync(work.run, limiter=self._workers)
+
+    async def _finish_for(self, uid: int, work: Work) -> None:
+        """Also what may wait for a VM, on behalf of the user uid. What does not queues with no such waiters."""
+        if not isinstance(work, VmWork):
+            await self._finish(work)
+            return
+        if not work.has_vm() and await trio.to_thread.run_sync(work.run_unpaired, limiter=self._workers):
+            return
+        async with self._waiters.turn(uid):
+            await trio.to_thread.run_sync(work.run, limiter=trio.CapacityLimiter(1))
 
     @contextlib.contextmanager
     def _in_background(self) -> Iterator[None]:
@@ -134,141 +116,111 @@ class Operations(pyfuse3.Operations):
             self._background -= 1
 
     async def _with_room(self, call: Callable[[], R]) -> R:
-        """Run a call that allocates; when the pool is full, once more after taking back untouched grants."""
+        """Run a use case that allocates; when the pool is full, once more after taking back untouched grants."""
         try:
-            with self._lock:
-                return call()
+            return call()
         except Refused as refused:
             if refused.errno != errno.ENOSPC or not await self._made_room():
                 raise
-        with self._lock:
-            return call()
+        return call()
 
     async def _without_the_closed(self, add_seals: Callable[[], R]) -> R:
         """Add seals; EBUSY only for handles that are still open, not for those whose RELEASE is under way."""
-
-        def locked() -> R:
-            with self._lock:
-                return add_seals()
-
-        return await after_closing(locked, lambda: self._background > 0 or queued())
+        return await after_closing(add_seals, lambda: self._background > 0 or queued())
 
     async def _made_room(self) -> bool:
         if self._reclaiming is None:
-            with self._lock:
-                if self._service.pool.count(FrameState.PENDING) == 0:
-                    return False
+            if not self._reclaimer.may_help():
+                return False
             self._reclaiming = trio.Event()
             try:
-                return await trio.to_thread.run_sync(self._reclaim, limiter=trio.CapacityLimiter(1))
+                return await trio.to_thread.run_sync(self._reclaimer.reclaim, limiter=trio.CapacityLimiter(1))
             finally:
                 self._reclaiming.set()
                 self._reclaiming = None
         # All who find the pool full wait for the same: one thread, however many they are.
         await self._reclaiming.wait()
-        with self._lock:
-            return self._service.pool.free_count > 0
+        return self._reclaimer.free_count() > 0
 
     # -- names
 
     @_door
     async def lookup(self, parent: int, name: bytes, ctx: Any) -> EntryAttributes:
-        with self._lock:
-            return _attributes(self._service.lookup(parent, name))
+        return _entry(self._names.lookup(parent, name))
 
     @_door
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         for ino, count in inode_list:
-            with self._lock:
-                effects = self._service.forget(ino, count)
-            await self._perform(effects)
+            await self._finish(self._names.forget(ino, count))
 
     @_door
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> EntryAttributes:
-        with self._lock:
-            return _attributes(self._service.mknod(parent, name, mode, rdev, _creds(ctx), time.time_ns()))
+        return _entry(self._names.mknod(parent, name, mode, rdev, _creds(ctx)))
 
     @_door
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> EntryAttributes:
-        with self._lock:
-            return _attributes(self._service.mkdir(parent, name, mode, _creds(ctx), time.time_ns()))
+        return _entry(self._names.mkdir(parent, name, mode, _creds(ctx)))
 
     @_door
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> EntryAttributes:
-        with self._lock:
-            return _attributes(self._service.symlink(parent, name, target, _creds(ctx), time.time_ns()))
+        return _entry(self._names.symlink(parent, name, target, _creds(ctx)))
 
     @_door
     async def link(self, inode: int, new_parent: int, new_name: bytes, ctx: Any) -> EntryAttributes:
-        with self._lock:
-            return _attributes(self._service.link(inode, new_parent, new_name, time.time_ns()))
+        return _entry(self._names.link(inode, new_parent, new_name))
 
     @_door
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
-        with self._lock:
-            effects = self._service.unlink(parent, name, time.time_ns())
-        await self._perform(effects)
+        await self._finish(self._names.unlink(parent, name))
 
     @_door
     async def rmdir(self, parent: int, name: bytes, ctx: Any) -> None:
-        with self._lock:
-            effects = self._service.rmdir(parent, name, time.time_ns())
-        await self._perform(effects)
+        await self._finish(self._names.rmdir(parent, name))
 
     @_door
     async def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, ctx: Any) -> None:
-        with self._lock:
-            effects = self._service.rename(parent, name, new_parent, new_name, flags, time.time_ns(), _creds(ctx))
-        await self._perform(effects)
+        await self._finish(self._names.rename(parent, name, new_parent, new_name, flags, _creds(ctx)))
 
     @_door
     async def readlink(self, inode: int, ctx: Any) -> bytes:
-        with self._lock:
-            target = self._service.readlink(inode)
-            self._service.accessed(self._service.inodes.get(inode), time.time_ns())
-            return target
+        return self._names.readlink(inode)
 
     # -- attributes
 
     async def getattr(self, inode: int, ctx: Any = None) -> EntryAttributes:
         # Its own door: the kernel caches nothing of a sealed file, and a second coroutine is felt at each stat(2).
         try:
-            with self._lock:
-                found = self._service.inodes.get(inode)
-                if isinstance(found, Regular) and found.guest is not None:
-                    return self._sealed_attributes(found)
-                if not _seems_empty(found):
-                    return _attributes(found)
-            is_known = await self._write_back(inode, 0, found.size)
-            with self._lock:
-                found = self._service.inodes.get(inode)
-                attributes = _attributes(found)
-                if not is_known and _seems_empty(found):
-                    attributes.st_blocks = PAGE_SIZE // 512  # who copies it looks for data, and `lseek` says "perhaps"
-                return attributes
+            shown = self._files.getattr(inode)
+            if shown.is_sealed:
+                return self._sealed_entry(shown)
+            if not shown.seems_empty:
+                return _entry(shown)
+            is_known = await self._write_back(inode, 0, shown.size)
+            shown = self._files.getattr(inode)
+            entry = _entry(shown)
+            if not is_known and shown.seems_empty:
+                entry.st_blocks = PAGE_SIZE // 512  # who copies it looks for data, and `lseek` says "perhaps"
+            return entry
         except Exception as error:
             raise _fuse_error("getattr", error) from None
 
-    def _sealed_attributes(self, file: Regular) -> EntryAttributes:
-        """The kernel asks for these at each stat(2), and to make them anew takes longer than all else here."""
-        owner, times = (file.mode, file.nlink, file.uid, file.gid), (file.atime_ns, file.mtime_ns, file.ctime_ns)
-        shows = (file.size, file.block_count, owner, times)
-        made = self._sealed.get(file.ino)
-        if made is None or made[0] != shows:
+    def _sealed_entry(self, shown: Attributes) -> EntryAttributes:
+        """The kernel asks for these at each stat(2), and making them again takes longer than all else here."""
+        made = self._sealed.get(shown.ino)
+        if made is None or made[0] != shown:
             if len(self._sealed) >= _MAX_SEALED:
                 self._sealed.clear()
-            made = self._sealed[file.ino] = shows, _attributes(file)
+            made = self._sealed[shown.ino] = shown, _entry(shown)
         return made[1]
 
     @_door
     async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> EntryAttributes:
-        now = time.time_ns()
         if kills():
             self._clear_setid(inode)
         elif _is_chown(fields):
             self._clear_setid_by_chown(inode, fields, ctx)
         if fields.update_size:
-            await self._resize(inode, attr.st_size, ctx.uid, now, opened=fh is not None)
+            await self._finish_for(ctx.uid, self._files.truncate(inode, attr.st_size, opened=fh is not None))
         changes = Changes(
             mode=attr.st_mode if fields.update_mode else None,
             uid=attr.st_uid if fields.update_uid else None,
@@ -277,24 +229,17 @@ class Operations(pyfuse3.Operations):
             mtime_ns=attr.st_mtime_ns if fields.update_mtime else None,
             ctime_ns=attr.st_ctime_ns if fields.update_ctime else None,
         )
-        with self._lock:
-            file = self._service.inodes.get(inode)
-            if changes == Changes() and (fields.update_size or ctx.uid not in (0, file.uid)):
-                return _attributes(file)
-            return _attributes(self._service.setattr(inode, changes, now))
+        return _entry(self._files.setattr(inode, changes, ctx.uid, resized=fields.update_size))
 
     def _clear_setid_by_chown(self, inode: int, fields: Any, ctx: Any) -> None:
         def in_group(gid: int) -> bool:
             return gid == ctx.gid or gid in pyfuse3.get_sup_groups(ctx.pid)
 
         changes = fields.update_uid or fields.update_gid
-        with self._lock:
-            self._service.clear_setid_by_chown(inode, ctx.uid, in_group, changes=changes)
+        self._files.clear_setid_by_chown(inode, ctx.uid, in_group, changes=changes)
 
     def _clear_setid(self, inode: int) -> None:
-        with self._lock:
-            changed = self._service.clear_setid(inode)
-        if changed:
+        if self._files.clear_setid(inode):
             # Before our answer, so that nobody executes what changed with the old mode.
             self._forget_attributes(inode)
 
@@ -304,79 +249,35 @@ class Operations(pyfuse3.Operations):
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_inode(inode, attr_only=True)
 
-    async def _resize(self, inode: int, size: int, uid: int, now_ns: int, *, opened: bool) -> None:
-        with self._lock:
-            effects, taken = self._service.resize(inode, size, now_ns, opened=opened)
-        await self._perform(effects)
-        if taken is not None:
-
-            def finish(file: Regular) -> None:
-                self._service.gmem.set_size(file, size)
-                file.mtime_ns = file.ctime_ns = now_ns
-
-            await self._invalidate(inode, uid, taken, Reason.TRUNCATE, finish)
-
-    async def _invalidate(
-        self, inode: int, uid: int, taken: tuple[Pgoff, Pgoff], reason: Reason, finish: Finish
-    ) -> None:
-        """For the user uid. What needs no VM does not queue with what does."""
-        arguments = Ino(inode), taken[0], taken[1], reason, finish
-        if not self._has_vm(inode) and await trio.to_thread.run_sync(
-            self._invalidations.invalidate_unpaired, *arguments, limiter=self._workers
-        ):
-            return
-        async with self._waiters.turn(uid):
-            await trio.to_thread.run_sync(self._invalidations.invalidate, *arguments, limiter=trio.CapacityLimiter(1))
-
-    def _has_vm(self, inode: int) -> bool:
-        with self._lock:
-            return guest_of(self._service.inodes.regular(inode)).active is not None
-
     @_door
     async def statfs(self, ctx: Any) -> Any:
-        data = pyfuse3.StatvfsData()
-        with self._lock:
-            pool = self._service.pool
-            data.f_bsize = data.f_frsize = PAGE_SIZE
-            data.f_blocks = pool.frame_count
-            data.f_bfree = data.f_bavail = pool.free_count
-            data.f_files = self._service.options.inode_count
-            data.f_ffree = data.f_favail = self._service.inodes.free_count
+        data, space = pyfuse3.StatvfsData(), self._files.space()
+        data.f_bsize = data.f_frsize = PAGE_SIZE
+        data.f_blocks = space.frame_count
+        data.f_bfree = data.f_bavail = space.free_frames
+        data.f_files = space.inode_count
+        data.f_ffree = data.f_favail = space.free_inodes
         data.f_namemax = NAME_MAX
         return data
 
     @_door
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
-        if name == names.XATTR_COUNTS and inode == ROOT_INO:
-            return self._counts()
-        populated = self._windows.populated_count(Ino(inode)) if name == names.XATTR_FRAMES else None
-        with self._lock:
-            return self._service.getxattr(inode, name, _random_bytes, populated)
-
-    def _counts(self) -> bytes:
-        with self._lock:
-            held = self._service.counts()
-        held |= {"windows": self._windows.window_count(), "fds": len(os.listdir("/proc/self/fd"))}
-        held |= {"threads": threading.active_count()}
-        return " ".join(f"{name}={count}" for name, count in held.items()).encode()
+        return self._files.getxattr(inode, name)
 
     @_door
     async def listxattr(self, inode: int, ctx: Any) -> Sequence[bytes]:
-        with self._lock:
-            listed = self._service.xattrs.list(self._service.inodes.get(inode))
+        listed = self._files.listxattr(inode)
         # The kernel keeps others from reading and setting these, but leaves the list to us.
         return listed if ctx.uid == 0 else [name for name in listed if not name.startswith(b"trusted.")]
 
     @_door
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
         value = bytes(value)
-        effects = await self._without_the_closed(lambda: self._service.setxattr(inode, name, value, 0, time.time_ns()))
-        await self._perform(effects)
+        await self._finish(await self._without_the_closed(lambda: self._files.setxattr(inode, name, value)))
 
     @_door
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
-        with self._lock:
-            self._service.removexattr(inode, name, time.time_ns())
+        self._files.removexattr(inode, name)
 
     # -- open files
 
@@ -384,145 +285,99 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[FileInfo, EntryAttributes]:
-        with self._lock:
-            file, handle = self._service.create(parent, name, mode, flags, _creds(ctx), time.time_ns())
-            return _file_info(file, handle, flags), _attributes(file)
+        opened, shown = self._files.create(parent, name, mode, flags, _creds(ctx))
+        return _file_info(opened, flags), _entry(shown)
 
     @_door
     async def open(self, inode: int, flags: int, ctx: Any) -> FileInfo:
         if kills():
             self._clear_setid(inode)
-        with self._lock:
-            file, handle, effects = self._service.open(inode, flags, ctx.uid, time.time_ns())
-            info = _file_info(file, handle, flags)
-            seems_empty = _seems_empty(file)
-        await self._perform(effects)
-        if seems_empty:
+        opened, work = self._files.open(inode, flags, ctx.uid)
+        await self._finish(work)
+        if opened.seems_empty:
             self._forget_attributes(inode)  # from here on it is for us to say how many blocks it has
-        return info
+        return _file_info(opened, flags)
 
     @_door
     async def release(self, fh: int) -> None:
-        with self._lock:
-            effects = self._service.release(fh)
-        if effects:
-            with self._in_background():
-                await self._perform(effects)
+        work = self._files.release(fh)
+        with self._in_background():
+            await self._finish(work)
 
     @_door
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        with self._lock:
-            plan = self._service.read(fh, off, size, time.time_ns())
-            return self._windows.read(plan)
+        return self._files.read(fh, off, size)
 
     @_door
     async def write(self, fh: int, off: int, buf: bytes) -> int:
         size, stored = len(buf), stores()
         if kills():
-            self._clear_setid(self._service.handles.file(fh).file.ino)
-        with self._lock:
-            # Planned and written in one go, so that no truncate frees the frames between.
-            written = self._write_now(fh, off, buf, stored)
+            self._clear_setid(self._files.opener(fh)[0])
+        written = self._files.write(fh, off, buf, stored=stored)
         if written == size:
             return written
         with self._in_background():
             made_room = await self._made_room()
-        with self._lock:
-            if made_room:
-                written = self._write_now(fh, off, buf, stored)
-            if stored and written < size:
-                self._service.handles.file(fh).file.is_cached_only = True
+        if made_room:
+            written = self._files.write(fh, off, buf, stored=stored)
+        if stored and written < size:
+            self._files.keep_cached(fh)
         if written == 0 and size:
             raise FUSEError(errno.ENOSPC)
         return written
 
-    def _write_now(self, fh: int, off: int, buf: bytes, stored: bool) -> int:
-        plan: Plan = []
-        try:
-            plan = self._service.write(fh, off, len(buf), time.time_ns(), stored=stored)
-        except Refused as refused:
-            if refused.errno != errno.ENOSPC:
-                raise
-        return self._windows.write(plan, buf)
-
     @_door
     async def opendir(self, inode: int, ctx: Any) -> int:
-        with self._lock:
-            return self._service.opendir(inode, ctx.uid)
+        return self._names.opendir(inode, ctx.uid)
 
     @_door
     async def readdir(self, fh: int, start_id: int, token: Any) -> None:
-        with self._lock:
-            self._service.accessed(self._service.handles.directory(fh).directory, time.time_ns())
-            for next_id, name, inode in self._service.entries(fh, start_id):
-                if not pyfuse3.readdir_reply(token, name, _attributes(inode), next_id):
-                    break
-                if name not in (b".", b".."):  # the kernel never forgets those two
-                    self._service.inodes.looked_up(inode)
+        def reply(name: bytes, shown: Attributes, next_id: int) -> bool:
+            return bool(pyfuse3.readdir_reply(token, name, _entry(shown), next_id))
+
+        self._names.readdir(fh, start_id, reply)
 
     @_door
     async def releasedir(self, fh: int) -> None:
-        with self._lock:
-            effects = self._service.releasedir(fh)
-        await self._perform(effects)
+        await self._finish(self._names.releasedir(fh))
 
     # -- what pyfuse3 lacks (hook.Handlers)
 
     async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int, killing: bool) -> None:
-        now = time.time_ns()
         if killing:
             self._clear_setid(ino)
-        effects, taken = await self._with_room(lambda: self._service.fallocate(ino, mode, offset, length, now))
-        await self._perform(effects)
-        if taken is not None:
-
-            def finish(file: Regular) -> None:
-                file.mtime_ns = file.ctime_ns = now
-
-            with self._lock:
-                uid = self._service.handles.file(fh).uid
-            await self._invalidate(ino, uid, taken, Reason.PUNCH, finish)
+        _, uid = self._files.opener(fh)
+        work = await self._with_room(lambda: self._files.fallocate(ino, mode, offset, length))
+        await self._finish_for(uid, work)
 
     def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:
         try:
-            with self._lock:
-                at = self._service.place_write(fh, offset, size, time.time_ns())
+            return self._files.place_write(fh, offset, size)
         except Refused as refused:
             log.debug("write: %s", refused)
             return refused.errno
-        return None if at is None else (self._windows.pool_fd, at)
 
     async def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
         """What mappings stored is data, also before the kernel writes it back: holes are answered after it did."""
         written_back_to = 0
         while True:
-            with self._lock:
-                seek = self._service.seek(ino, offset, whence)
-            while not self._step(seek):
+            seeking = self._files.seek(ino, offset, whence)
+            while not seeking.step():
                 await trio.lowlevel.checkpoint()
-            with self._lock:
-                hole = seek.doubtful_hole()
-                if hole is None or hole[1] <= written_back_to:
-                    return seek.answer()
-                size = self._service.inodes.regular(ino).size
-            if not await self._write_back(ino, max(hole[0], written_back_to), hole[1]):
-                # What may be data is data, and a file always ends with a hole.
-                return hole[0] if whence == os.SEEK_DATA else size
-            written_back_to = hole[1]
-
-    def _step(self, seek: Seek) -> bool:
-        with self._lock:
-            return seek.step(self._windows)
+            found = seeking.answer(written_back_to)
+            if not isinstance(found, Hole):
+                return found
+            if not await self._write_back(ino, max(found.start, written_back_to), found.end):
+                return found.answer
+            written_back_to = found.end
 
     async def _write_back(self, ino: int, start: int, end: int) -> bool:
         """What mappings stored in bytes [start, end) is written back. False, and it may not be, when there might be no
         room: it would leave the kernel's cache all the same, and be lost.
         """
         while start < end:
-            with self._lock:
-                room = self._service.pool.free_count // 2 * PAGE_SIZE
-                is_cached_only = self._service.inodes.regular(ino).is_cached_only
-            if is_cached_only or room * _WRITE_BACK_PARTS < end - start:
+            room = self._files.room_to_write_back(ino)
+            if room * _WRITE_BACK_PARTS < end - start:
                 return False
             stop = min(start + room, end)
             await trio.to_thread.run_sync(write_back, ino, start, stop - start, limiter=self._workers)
@@ -530,45 +385,36 @@ class Operations(pyfuse3.Operations):
         return True
 
     async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
-        with self._lock:
-            if not isinstance(self._service.inodes.get(ino), Regular):
-                raise Refused(errno.ENOTTY, f"inode {ino} takes no ioctl")
-            if cmd == names.IOC_GET_SEALS:
-                return int(self._service.inodes.regular(ino).seals).to_bytes(4, "little")
-            if cmd != names.IOC_ADD_SEALS:
-                raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist")
-        seals = Seal(int.from_bytes(data, "little"))
-        effects = await self._without_the_closed(
-            lambda: self._service.add_seals(ino, seals, time.time_ns(), own_handle=fh)
-        )
-        await self._perform(effects)
+        seals = self._files.seals(ino)
+        if seals is None:
+            raise Refused(errno.ENOTTY, f"inode {ino} takes no ioctl")
+        if cmd == names.IOC_GET_SEALS:
+            return int(seals).to_bytes(4, "little")
+        if cmd != names.IOC_ADD_SEALS:
+            raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist")
+        new = Seal(int.from_bytes(data, "little"))
+        await self._finish(await self._without_the_closed(lambda: self._files.add_seals(ino, new, own_handle=fh)))
         self._forget_attributes(ino)  # the kernel does not know that an ioctl changes any
         return b""
 
 
-def _attributes(inode: Inode) -> EntryAttributes:
+def _entry(shown: Attributes) -> EntryAttributes:
     """An EntryAttributes begins with generation 0 and blocks of 4096 bytes; Linux asks for no time of birth."""
     attr = EntryAttributes()
-    attr.st_ino = inode.ino
-    attr.st_mode = inode.mode
-    attr.st_nlink = inode.nlink
-    attr.st_uid = inode.uid
-    attr.st_gid = inode.gid
-    attr.st_rdev = inode.rdev
-    attr.st_size = inode.size
-    attr.st_blocks = inode.block_count
-    attr.st_atime_ns = inode.atime_ns
-    attr.st_mtime_ns = inode.mtime_ns
-    attr.st_ctime_ns = inode.ctime_ns
+    attr.st_ino = shown.ino
+    attr.st_mode = shown.mode
+    attr.st_nlink = shown.nlink
+    attr.st_uid = shown.uid
+    attr.st_gid = shown.gid
+    attr.st_rdev = shown.rdev
+    attr.st_size = shown.size
+    attr.st_blocks = shown.block_count
+    attr.st_atime_ns = shown.atime_ns
+    attr.st_mtime_ns = shown.mtime_ns
+    attr.st_ctime_ns = shown.ctime_ns
     attr.entry_timeout = _CACHE_S
-    is_sealed = isinstance(inode, Regular) and inode.guest is not None
-    attr.attr_timeout = 0.0 if is_sealed or _seems_empty(inode) else _CACHE_S
+    attr.attr_timeout = 0.0 if shown.is_sealed or shown.seems_empty else _CACHE_S
     return attr
-
-
-def _seems_empty(inode: Inode) -> bool:
-    """A size and no blocks, but the kernel may hold what a mapping stored. tar takes such a file for one hole."""
-    return isinstance(inode, Regular) and inode.size > 0 and inode.mappable_writers > 0 and not inode.pages.page_count
 
 
 def _is_chown(fields: Any) -> bool:
@@ -577,19 +423,16 @@ def _is_chown(fields: Any) -> bool:
     return fields.update_uid or fields.update_gid or not any(others)
 
 
-def _file_info(file: Regular, handle: int, flags: int) -> FileInfo:
+def _file_info(opened: Opened, flags: int) -> FileInfo:
     """Sealed files bypass the page cache, so every access reaches us and MAP_SHARED is ENODEV.
 
     So do those who open a write-sealed file for writing: what they stored through a mapping, readers would see.
     """
-    if file.guest is not None or (file.seals & (Seal.WRITE | Seal.FUTURE_WRITE) and flags & os.O_ACCMODE):
-        return FileInfo(fh=handle, direct_io=True)
-    return FileInfo(fh=handle, keep_cache=True)
+    bypassing = Seal.GUEST | (Seal.WRITE | Seal.FUTURE_WRITE if flags & os.O_ACCMODE else Seal(0))
+    if opened.seals & bypassing:
+        return FileInfo(fh=opened.handle, direct_io=True)
+    return FileInfo(fh=opened.handle, keep_cache=True)
 
 
 def _creds(ctx: Any) -> Creds:
     return Creds(ctx.uid, ctx.gid)
-
-
-def _random_bytes() -> bytes:
-    return os.urandom(16)

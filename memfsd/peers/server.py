@@ -13,11 +13,8 @@ from memfsd.common import sync
 from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.common.quote import quoted
 from memfsd.common.sockets import peer_of
-from memfsd.core.files.inodes import Regular
-from memfsd.core.gmem import guest_of
-from memfsd.core.service import Service
-from memfsd.host.effect_runner import EffectRunner
-from memfsd.host.windows import Windows
+from memfsd.store.peer import Peer
+from memfsd.store.store import Store
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
 from memfsd.uapi.limits import (
     MAX_CONNECTIONS,
@@ -29,9 +26,6 @@ from memfsd.uapi.limits import (
 from memfsd.uapi.messages import Empty, Kind, Revoke
 
 from . import rundir
-from .checker import Checker
-from .invalidator import Invalidator, Peer
-from .reclaim import Reclaimer
 from .session import Session, refuse
 
 log = logging.getLogger("memfsd.peers")
@@ -43,17 +37,11 @@ _STOP_DEADLINE_S = 3.0
 class GuestServer:
     """Accepts on a thread of its own; `_lock` guards `_sessions`."""
 
-    def __init__(
-        self, path: str, service: Service, windows: Windows, runner: EffectRunner, journal: Journal = NO_JOURNAL
-    ) -> None:
+    def __init__(self, path: str, store: Store, journal: Journal = NO_JOURNAL) -> None:
         """Refused names why the socket can not be made there."""
         self._path = path
-        self._service = service
-        self._windows = windows
-        self._runner = runner
-        self.invalidator = Invalidator(service, windows, runner, journal)
-        self.reclaimer = Reclaimer(service, self.invalidator, os.getuid())
-        self._checker = Checker(service, windows, self.invalidator)
+        self._store = store
+        self._journal = journal
         self._sessions: dict[threading.Thread, Session] = {}
         self._lock = sync.lock("GuestServer.lock")
         self._refusing: set[int] = set()
@@ -91,9 +79,7 @@ class GuestServer:
 
     def _revoke_all(self) -> None:
         """Every VM hears it at the same time, so that silent ones take no time from others."""
-        with self._service.lock:
-            peers = list(self.invalidator.peers.values())
-        threads = [sync.thread(self._revoke, "revoke", (peer,)) for peer in peers]
+        threads = [sync.thread(self._revoke, "revoke", (peer,)) for peer in self._store.pairings.peers()]
         for thread in threads:
             try:
                 thread.start()
@@ -102,10 +88,7 @@ class GuestServer:
         _join([thread for thread in threads if thread.is_alive()], REVOKE_DEADLINE_S)
 
     def _revoke(self, peer: Peer) -> None:
-        with self._service.lock:
-            file = self._service.inodes.find(peer.ino)  # its VM, and the file with it, may be gone by now
-            active = guest_of(file).active if isinstance(file, Regular) else None
-        if active is not None and active.implements(Kind.REVOKE):
+        if self._store.pairings.is_callable(peer.ino, Kind.REVOKE):  # it, and the file with it, may be gone by now
             with contextlib.suppress(PeerLost):
                 peer.up.call(Kind.REVOKE, Revoke("the store is unmounted"), Empty)
 
@@ -174,17 +157,7 @@ class GuestServer:
         return sock  # there was one again by the time somebody connected
 
     def _begin(self, sock: socket.socket, uid: int) -> None:
-        session = Session(
-            sock,
-            uid,
-            self._service,
-            self._windows,
-            self._runner,
-            self.invalidator,
-            self.reclaimer.reclaim,
-            self._checker,
-            self._stop_read,
-        )
+        session = Session(sock, uid, self._store, self._stop_read, self._journal)
         thread = sync.thread(self._serve, "session", (session,))
         with self._lock:
             self._sessions[thread] = session

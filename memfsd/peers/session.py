@@ -10,12 +10,11 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from memfsd.common import sync
-from memfsd.core.files.inodes import Regular
-from memfsd.core.gmem import guest_of
+from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.core.private.gmem_file import Pairing
-from memfsd.core.service import Service
-from memfsd.host.effect_runner import EffectRunner
-from memfsd.host.windows import Windows
+from memfsd.store.pairings import PairedFile
+from memfsd.store.peer import Peer
+from memfsd.store.store import Store
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import (
@@ -30,14 +29,12 @@ from memfsd.uapi.framing import (
     encode_reply,
     request_words,
 )
-from memfsd.uapi.limits import ACK_DEADLINE_S, GREETING_DEADLINE_S, MAX_PACKET_BYTES, PROOF_DEADLINE_S
+from memfsd.uapi.limits import ACK_DEADLINE_S, GREETING_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.pairing import LEGAL, State
 from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves
 from memfsd.uapi.units import Ino
 
-from .checker import Checker, file_list, page_map, settle
-from .invalidator import Invalidator, Peer
 from .process import PeerProcess
 from .upchannel import UpChannel, set_deadline, timeval
 
@@ -68,32 +65,26 @@ class Session:
         self,
         sock: socket.socket,
         uid: int,
-        service: Service,
-        windows: Windows,
-        runner: EffectRunner,
-        invalidator: Invalidator,
-        reclaim: Callable[[Ino | None, int | None], bool],
-        checker: Checker,
+        store: Store,
         stop_fd: int,
+        journal: Journal = NO_JOURNAL,
     ) -> None:
-        self._sock = invalidator.journal.down(sync.channel(sock, "store.down"))
+        self._sock = journal.down(sync.channel(sock, "store.down"))
         self.uid = uid
-        self._service = service
-        self._lock, self._gmem = service.lock, service.gmem
-        self._windows = windows
-        self._runner = runner
-        self._invalidator = invalidator
-        self._reclaim = reclaim
-        self._checker = checker
+        self._store = store
         self._stop_fd = stop_fd
+        self._journal = journal
         self._hello: m.Hello | None = None
         self._claim: _Claim | None = None
-        self._file: Regular | None = None
-        self._peer: Peer | None = None
+        self._paired: PairedFile | None = None
         self._fds: list[int] = []
         """To send with the next reply: the window (ours) and the VM's end of the up channel (closed then)."""
-        # Each gets a body of its kind's class (messages.REQUESTS).
-        self._handlers: dict[Kind, _Handler] = {
+        self._handlers = self._handlers_by_kind()
+        self._enter(State.CONNECTED)
+
+    def _handlers_by_kind(self) -> dict[Kind, _Handler]:
+        """Each gets a body of its kind's class (messages.REQUESTS)."""
+        return {
             Kind.HELLO: self._on_hello,
             Kind.PAIR: self._on_pair,
             Kind.BIND: self._on_bind,
@@ -106,7 +97,6 @@ class Session:
             Kind.MAP: self._on_map,
             Kind.LIST: self._on_list,
         }
-        self._enter(State.CONNECTED)
 
     def _enter(self, state: State) -> None:
         if state is State.GREETED and self._hello is not None and self._hello.role is m.Role.OBSERVER:
@@ -132,18 +122,18 @@ class Session:
             except Exception:
                 log.exception("a session failed")
                 why = "memfsd failed to serve it"
-            if self._peer is not None:
-                self._end_pairing(self._peer, why)
+            if self._paired is not None and not self._paired.is_released:
+                self._paired.connection_lost(why, self._stop_fd)
         finally:
             self._sock.close()
-            if self._peer is not None:
-                self._peer.up.close()
+            if self._paired is not None and not self._paired.is_released:
+                self._paired.peer.up.close()
             process.close()
 
     @property
     def is_paired(self) -> bool:
         """Or was, until its end is settled; from any thread."""
-        return self._file is not None
+        return self._paired is not None
 
     def stop(self) -> None:
         """From another thread: the store ends."""
@@ -210,20 +200,11 @@ class Session:
             raise Refused(errno.EPROTONOSUPPORT, f"protocol {hello.version}: this store speaks {m.PROTOCOL_VERSION}")
         nonce, proof = os.urandom(NONCE_BYTES), b""
         if hello.role is m.Role.GUEST:
-            with self._service.lock:
-                file, token = self._service.file_by_token(hello.token)
-                self._check_owner(file)
+            token = self._store.pairings.token(hello.token, self._process.uid)
             self._claim = _Claim(token, hello.nonce, nonce)
             proof = prove(STORE, *self._claim)
         self._hello = hello
-        return m.HelloReply(
-            m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), self._service.pool.frame_count, nonce, proof
-        )
-
-    def _check_owner(self, file: Regular) -> None:
-        uid = self._process.uid
-        if uid not in (0, file.uid):
-            raise Refused(errno.EACCES, f"uid {uid} does not own inode {file.ino} (uid {file.uid} does)")
+        return m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), self._store.frame_count, nonce, proof)
 
     def _on_pair(self, pair: m.Pair) -> m.Body:
         assert self._hello is not None and self._claim is not None
@@ -234,37 +215,21 @@ class Session:
             raise Refused(errno.EOPNOTSUPP, "a VM that can not be invalidated can not pair")
         vm = _plain(hello.vm)
         pairing = Pairing(vm, process.pid, process.uid, frozenset(hello.operations), pair.secret)
-        with self._service.lock:
-            file, _ = self._service.file_by_token(self._claim.token.id)
-            self._check_owner(file)
-            self._service.gmem.check_owner(file, pairing)
-        window = -1
+        ends: list[socket.socket] = []
+
+        def connect(ino: Ino) -> Peer:
+            ends.extend(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+            return Peer(ino, vm, UpChannel(self._journal.up(self._sock, ends[0])), process, self.stop)
+
         try:
-            window = self._windows.make_window(file.ino)
-            ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        except OSError as error:
-            if window >= 0:
-                os.close(window)
-            number = error.errno or errno.EIO
-            raise Refused(number, f"memfsd cannot make a window for inode {file.ino}: {error.strerror}") from None
-        journaled = self._invalidator.journal.up(self._sock, ours)
-        peer = Peer(file.ino, vm, UpChannel(journaled), process, self.stop)
-        try:
-            with self._service.lock:
-                self._service.inodes.get(file.ino)  # who showed the token may have let go of the file since
-                self._service.gmem.pair(file, pairing)
-                self._windows.adopt_window(file.ino, window)
-                self._invalidator.peers[file.ino] = peer
-                seq = guest_of(file).seq
+            paired = self._store.pairings.pair(self._claim.token.id, pairing, connect)
         except Refused:
-            ours.close()
-            theirs.close()
-            os.close(window)
+            for end in ends:
+                end.close()
             raise
-        self._file, self._peer = file, peer
-        self._fds = [window, theirs.detach()]
-        log.info("inode %d is paired with VM %s of process %d", file.ino, vm, process.pid)
-        return m.PairReply(file.ino, file.size, file.order, seq)
+        self._paired = paired
+        self._fds = [paired.window, ends[1].detach()]
+        return m.PairReply(paired.file.ino, paired.file.size, paired.file.order, paired.seq)
 
     def _send_with_fds(self, reply: bytes) -> None:
         fds, self._fds = self._fds, []
@@ -277,53 +242,28 @@ class Session:
 
     # -- paired
 
-    def _paired(self) -> Regular:
-        assert self._file is not None
-        return self._file
-
     def _on_bind(self, bind: m.Bind) -> m.Body:
-        file = self._paired()
-        with self._invalidator.hold(guest_of(file)), self._service.lock:
-            if guest_of(file).active is None:
-                raise Refused(errno.ENOTCONN, f"this VM was cut off from inode {file.ino}")
-            self._service.gmem.bind(file, bind.slot, bind.gfn, bind.pgoff, bind.page_count)
+        assert self._paired is not None
+        self._paired.bind(bind.slot, bind.gfn, bind.pgoff, bind.page_count)
         return m.Empty()
 
     def _on_unbind(self, unbind: m.Unbind) -> m.Body:
-        file = self._paired()
-        with self._invalidator.hold(guest_of(file)), self._service.lock:
-            self._service.gmem.unbind(file, unbind.pgoff, unbind.page_count)
+        assert self._paired is not None
+        self._paired.unbind(unbind.pgoff, unbind.page_count)
         return m.Empty()
 
     def _on_get_pfn(self, want: m.GetPfn) -> m.Body:
-        file = self._file
-        assert file is not None
-        try:
-            self._lock.acquire()  # not `with`, which takes twice as long: here that is felt
-            try:
-                return self._gmem.get_pfn(file, want.pgoff, want.max_pages)
-            finally:
-                self._lock.release()
-        except Refused as refused:
-            if refused.errno != errno.ENOSPC or not self._reclaim(file.ino, None if file.order else 1):
-                raise
-        with self._lock:
-            return self._gmem.get_pfn(file, want.pgoff, want.max_pages)
+        assert self._paired is not None
+        return self._paired.get_pfn(want.pgoff, want.max_pages)
 
     def _on_stat(self, _: m.Empty) -> m.Body:
-        file = self._paired()
-        populated = self._windows.populated_count(file.ino)
-        with self._service.lock:
-            guest, pages = guest_of(file), file.pages.page_count
-            return m.StatReply(file.size, pages, guest.untouched(pages, populated), guest.seq)
+        assert self._paired is not None
+        return self._paired.stat()
 
     def _on_bye(self, _: m.Body) -> m.Body:
         """Answered when the frames are free and the file can be paired again."""
-        peer = self._peer
-        if peer is not None:
-            peer.said_bye = True
-            peer.up.shut()
-            self._release(peer, BYE)
+        if self._paired is not None:
+            self._paired.bye()
         return m.Empty()
 
     # -- observing
@@ -331,51 +271,15 @@ class Session:
     def _on_check(self, _: m.Empty) -> m.Body:
         if self._process.uid not in (0, os.getuid()):
             raise Refused(errno.EACCES, "memfs check is for root and the user who mounted")
-        return self._checker.check()
+        return self._store.checker.check()
 
     def _on_map(self, want: m.Map) -> m.Body:
-        with self._service.lock:
-            file = self._service.inodes.regular(want.ino)
-            if self._process.uid not in (0, file.uid):
-                raise Refused(errno.EACCES, f"uid {self._process.uid} does not own inode {file.ino}")
-        # Without the lock: how long it takes is up to the VM, which may touch every second page of its window.
-        populated = self._windows.populated(file.ino) if file.guest is not None else []
-        if populated:
-            settle(self._service, file, populated)
-        with self._service.lock:
-            return page_map(self._service, file, want.pgoff)
+        return self._store.checker.map_of(Ino(want.ino), self._process.uid, want.pgoff)
 
     def _on_list(self, _: m.Empty) -> m.Body:
         if self._process.uid not in (0, os.getuid()):
             raise Refused(errno.EACCES, "memfs top is for root and the user who mounted")
-        return file_list(self._service, self._windows)
-
-    # -- the end of a VM
-
-    def _end_pairing(self, peer: Peer, why: str) -> None:
-        """BYE or proven death frees the frames; until then they are quarantined (R6)."""
-        guest = guest_of(self._paired())
-        peer.up.shut()
-        if not peer.said_bye and not peer.process.wait_dead(PROOF_DEADLINE_S, self._stop_fd):
-            with guest.invalidate_lock:
-                if guest.active is not None:
-                    self._invalidator.disconnect(peer, why)
-            if not peer.process.wait_dead(None, self._stop_fd):
-                return
-        self._release(peer, why)
-
-    def _release(self, peer: Peer, why: str) -> None:
-        with guest_of(self._paired()).invalidate_lock:
-            self._invalidator.exited(peer)
-            with self._service.lock:
-                effects = self._service.release_guest(peer.ino)
-                if peer.said_bye:
-                    self._service.gmem.forget_unused(self._paired())
-                del self._invalidator.peers[peer.ino]
-            self._runner.perform(effects)
-        self._peer = None
-        peer.up.close()
-        log.info("inode %d: VM %s is gone (%s), its frames are free", peer.ino, peer.vm, why)
+        return self._store.checker.files()
 
 
 def refuse(sock: socket.socket, number: int, why: str) -> None:

@@ -6,6 +6,7 @@ import time
 from typing import TypeVar, cast
 
 from memfsd.common import sync
+from memfsd.store.peer import PeerGone, PeerSilent
 from memfsd.uapi.errors import PeerLost, errno_name, one_line
 from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_reply, encode_request
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_PACKET_BYTES
@@ -13,14 +14,6 @@ from memfsd.uapi.messages import Body, Kind
 
 _MAX_ABANDONED = 64
 _Reply = TypeVar("_Reply", bound=Body)
-
-
-class PeerSilent(PeerLost):
-    """Alive perhaps, but no answer before the deadline."""
-
-
-class PeerGone(PeerLost):
-    """The channel is closed: no answer will ever come."""
 
 
 def timeval(timeout_s: float) -> bytes:

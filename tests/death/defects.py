@@ -7,7 +7,7 @@ from .model import Cell, Fault
 
 
 def _silence_acknowledges() -> None:
-    from memfsd.peers.invalidator import Invalidator
+    from memfsd.store.invalidator import Invalidator
 
     begin = Invalidator._begin
 

@@ -11,7 +11,7 @@ import memfsd.peers.session
 import memfsd.peers.upchannel
 from memfsd.core.audit import Facts, audit
 from memfsd.core.private.gmem_file import PairState
-from memfsd.peers.upchannel import set_deadline
+from memfsd.peers.upchannel import UpChannel, set_deadline
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.frame_state import FrameState
@@ -235,6 +235,7 @@ def test_a_silent_vm_is_called_so_often_and_no_more(store: LocalStore, liar: Wir
     """REPORT after REPORT without an answer: the store remembers 64 of them, then it has enough."""
     with liar:
         peer = store.invalidator.peers[store.file("file").ino]
+        assert isinstance(peer.up, UpChannel)
         set_deadline(peer.up._sock, 0.001)
         for _ in range(memfsd.peers.upchannel._MAX_ABANDONED + 5):
             with pytest.raises(PeerLost):

@@ -27,7 +27,7 @@ def rules(store: LocalStore) -> set[str]:
 
 
 def test_check_counts_what_it_looked_at(store: LocalStore, running: LocalVm) -> None:
-    reply = store.checker.check()
+    reply = store.store.checker.check()
     assert (reply.findings, reply.pairing_count, reply.frame_count) == ([], 1, 1024)
 
 

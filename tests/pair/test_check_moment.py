@@ -6,8 +6,6 @@ from collections.abc import Callable
 
 import pytest
 
-import memfsd.peers.checker
-import memfsd.peers.invalidator
 from kvmsim.store.link import StoreLink
 from memfsd.core.private.gmem_file import PairState
 from memfsd.peers.process import PeerProcess
@@ -148,10 +146,8 @@ def test_a_check_and_a_grant_that_needs_reclaim_do_not_wait_for_each_other(small
         wire.ask(Kind.BYE)
 
 
-def test_a_bracket_that_never_ends_is_found_and_keeps_nobody(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memfsd.peers.invalidator, "CHECK_BRACKETS_DEADLINE_S", 0.05)
+def test_a_bracket_that_never_ends_is_found_and_keeps_nobody(store: LocalStore) -> None:
+    store.deadlines.check_locks_s = 0.05
     store.create("leaky", 8)
     store.create("fine", 8)
     with store.guest("leaky").invalidate_lock:
@@ -161,23 +157,23 @@ def test_a_bracket_that_never_ends_is_found_and_keeps_nobody(
     assert store.findings() == []
 
 
-def test_one_check_at_a_time_and_the_other_is_told(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memfsd.peers.checker, "CHECK_TURN_DEADLINE_S", 0.02)
+def test_one_check_at_a_time_and_the_other_is_told(store: LocalStore) -> None:
+    store.deadlines.check_turn_s = 0.02
     store.create("file", 8)
     with Wire(store) as wire:
         wire.paired("file", 8)
         wire.ask(Kind.UNBIND, m.Unbind(0, 8))
         first = Beside(store.findings)
         kind, id_, _ = wire.called()
-        assert errno_of(store.checker.check) == "EBUSY"
+        assert errno_of(store.store.checker.check) == "EBUSY"
         wire.answer(kind, id_, m.ReportReply([], [], 0, (0, 0), -1))
         assert first.result() == []
         wire.ask(Kind.BYE)
 
 
-def test_all_vms_together_have_one_time_to_report(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_vms_together_have_one_time_to_report(store: LocalStore) -> None:
     """A VM that always has more to tell does not hold the invalidate_locks of the others."""
-    monkeypatch.setattr(memfsd.peers.checker, "CHECK_REPORTS_DEADLINE_S", 0.2)
+    store.deadlines.check_reports_s = 0.2
     store.create("file", 1024)
     with Wire(store) as wire:
         wire.paired("file", 1024)

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-import memfsd.peers.invalidator
 import memfsd.peers.session
+import memfsd.store.invalidator
 from kvmsim.journal.check import check
 from kvmsim.kvm.notifier import Notifier
 from memfsd.peers.upchannel import UpChannel
@@ -207,7 +207,7 @@ def test_a_frame_freed_before_the_acknowledgement_is_found(tmp_path: Path, monke
     def run(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
         one.touch(page(16), page(4))
         monkeypatch.setattr(UpChannel, "call", late)
-        monkeypatch.setattr(memfsd.peers.invalidator.Invalidator, "disconnect", lambda *_: None)
+        monkeypatch.setattr(memfsd.store.invalidator.Invalidator, "disconnect", lambda *_: None)
         with contextlib.suppress(Refused):
             store.punch("one", 0, 4)
         monkeypatch.undo()

@@ -165,7 +165,7 @@ def test_a_session_that_fails_still_gives_the_frames_back(
         raise ZeroDivisionError("a bug of the store")
 
     wire.get_pfn(0)
-    monkeypatch.setattr(store.server._windows, "populated_count", broken)
+    monkeypatch.setattr(store.windows, "populated_count", broken)
     wire.down.send(encode_request(9, Kind.STAT, m.Empty()))
     assert wire.ended()
     until(lambda: store.guest("file").active is None, "the VM is cut off")

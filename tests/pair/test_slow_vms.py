@@ -6,16 +6,15 @@ from collections.abc import Iterator
 import pytest
 
 import kvmsim.kvm.notifier
-import memfsd.peers.invalidator
-import memfsd.peers.reclaim
 import memfsd.peers.server
 from memfsd.core.files.shares import Shares
+from memfsd.store.work import VmWork
 from memfsd.uapi import messages as m
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_FILE_BYTES
-from memfsd.uapi.messages import Kind, Reason
+from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE
-from tests.support.both_sides import PUNCH_HOLE, LocalStore, errno_of, page
+from tests.support.both_sides import LocalStore, errno_of, page
 from tests.support.threads import Beside, until
 from tests.support.wire import Wire
 
@@ -91,11 +90,9 @@ def test_a_guest_that_needs_a_page_waits_for_the_first_vm_that_gives_one(
         asker.ask(Kind.BYE)
 
 
-def test_a_guest_that_needs_a_page_waits_for_all_silent_vms_together(
-    small_store: LocalStore, slow: list[Wire], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_guest_that_needs_a_page_waits_for_all_silent_vms_together(small_store: LocalStore, slow: list[Wire]) -> None:
     """The deadline passes once, and before any of them is cut off."""
-    monkeypatch.setattr(memfsd.peers.reclaim, "RECLAIM_DEADLINE_S", 0.05)
+    small_store.deadlines.reclaim_s = 0.05
     fill(small_store)
     with asker_of(small_store) as asker:
         assert asker.get_pfn(0) == "ENOSPC"
@@ -109,7 +106,7 @@ def test_a_guest_that_needs_a_page_waits_for_all_silent_vms_together(
 
 def test_slow_vms_of_one_user_leave_threads_for_those_of_others(small_store: LocalStore, slow: list[Wire]) -> None:
     nobody, other = 65534, 65533
-    small_store.server.reclaimer._shares = Shares(4, 2, 1, owner_uid=0)
+    small_store.store.reclaimer._shares = Shares(4, 2, 1, owner_uid=0)
     for number in range(SLOW):
         peer = small_store.invalidator.peers[small_store.file(f"slow{number}").ino]
         peer.process.uid = nobody if number < SLOW - 1 else other
@@ -162,11 +159,16 @@ def test_memory_of_a_file_without_a_vm_is_taken_back_while_nobody_answers(
     free = small_store.free_count
     punch = Beside(lambda: small_store.punch("slow0", 0, 8))
     kind, id_, _ = slow[0].called()
-    at_once = small_store.invalidator.invalidate_unpaired
-    assert at_once(small_store.file("plain").ino, 0, 4, Reason.PUNCH)  # type: ignore[arg-type]
+
+    def at_once(name: str, pages: int) -> bool:
+        work = small_store.store.files.punch(small_store.file(name).ino, 0, page(pages))
+        assert isinstance(work, VmWork)
+        return work.run_unpaired()
+
+    assert at_once("plain", 4)
     assert small_store.free_count == free + 4
     for name in ("slow0", "slow1"):
-        assert not at_once(small_store.file(name).ino, 0, 8, Reason.PUNCH), "it would wait"  # type: ignore[arg-type]
+        assert not at_once(name, 8), "it would wait"
     assert small_store.free_count == free + 4
     slow[0].answer(kind, id_, m.InvalidateBeginReply([]))
     kind, id_, _ = slow[0].called()
@@ -174,16 +176,14 @@ def test_memory_of_a_file_without_a_vm_is_taken_back_while_nobody_answers(
     punch.result()
     small_store.create("held", 8)
     with small_store.guest("held").invalidate_lock:
-        assert not at_once(small_store.file("held").ino, 0, 8, Reason.PUNCH)  # type: ignore[arg-type]
+        assert not at_once("held", 8)
 
 
 # -- refusals after a deadline
 
 
-def test_an_invalidation_whose_turn_does_not_come_changes_nothing(
-    store: LocalStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(memfsd.peers.invalidator, "BRACKET_DEADLINE_S", 0.01)
+def test_an_invalidation_whose_turn_does_not_come_changes_nothing(store: LocalStore) -> None:
+    store.deadlines.invalidate_lock_s = 0.01
     store.create("file", 16)
     with Wire(store) as wire:
         wire.paired("file", 16)
@@ -232,9 +232,9 @@ def test_pages_and_bytes_beyond_every_number_are_refused(store: LocalStore) -> N
         assert len(store.guest("file").bindings) == 1
         assert wire.get_pfn(7).page_count == 1
         wire.ask(Kind.BYE)
-    ino, service = store.file("file").ino, store.service
+    ino, files = store.file("file").ino, store.store.files
     top = 1 << 63
     for offset, length in ((top - PAGE_SIZE, PAGE_SIZE), (top, PAGE_SIZE), ((1 << 64) - PAGE_SIZE, 2 * PAGE_SIZE)):
-        assert errno_of(service.fallocate, ino, PUNCH_HOLE, offset, length, 1) == "EFBIG"
-        assert errno_of(service.fallocate, ino, 1, offset, length, 1) == "EFBIG"
+        assert errno_of(files.punch, ino, offset, length) == "EFBIG"
+        assert errno_of(files.allocate, ino, offset, length) == "EFBIG"
     assert top > MAX_FILE_BYTES

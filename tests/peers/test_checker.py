@@ -8,8 +8,9 @@ import pytest
 
 from memfsd.core.files.inodes import Regular
 from memfsd.host.windows import Windows
-from memfsd.peers.checker import Checker, file_list, page_map
-from memfsd.peers.invalidator import Invalidator
+from memfsd.store.checker import Checker, file_list, page_map
+from memfsd.store.deadlines import Deadlines
+from memfsd.store.invalidator import Invalidator
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.framing import decode_reply, encode_reply
 from memfsd.uapi.limits import MAX_FILES_PER_LIST, MAX_FINDINGS, MAX_LINE_CHARS, MAX_RUNS_PER_REPORT
@@ -73,7 +74,7 @@ def peers() -> PeersOf:
 
 @pytest.fixture
 def checker(store: CoreStore, peers: PeersOf) -> Checker:
-    return Checker(store.service, cast(Windows, FakeWindows(store)), cast(Invalidator, peers))
+    return Checker(store.service, cast(Windows, FakeWindows(store)), cast(Invalidator, peers), Deadlines())
 
 
 @pytest.fixture

@@ -20,9 +20,7 @@ def test_a_file_that_goes_while_it_is_being_paired_leaves_nothing_behind(
 
     def window_after_the_end(ino: Ino) -> int:
         store.unlink("file")
-        with store.service.lock:
-            effects = store.service.forget(ino, file.lookups)
-        store.runner.perform(effects)
+        store.store.names.forget(ino, file.lookups).run()
         return window_of(ino)
 
     monkeypatch.setattr(store.windows, "make_window", window_after_the_end)

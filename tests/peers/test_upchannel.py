@@ -6,7 +6,8 @@ from collections.abc import Iterator
 import pytest
 
 from memfsd.peers import upchannel
-from memfsd.peers.upchannel import PeerGone, PeerSilent, UpChannel
+from memfsd.peers.upchannel import UpChannel
+from memfsd.store.peer import PeerGone, PeerSilent
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import decode_header, encode_reply
 from memfsd.uapi.messages import Kind

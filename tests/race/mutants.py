@@ -31,7 +31,8 @@ _FAULTS = "kvmsim.kvm.faults:Faults"
 _CALLBACKS = "kvmsim.kvm.notifier:Notifier"
 _SLOTS = "kvmsim.kvm.ioctls:SlotIoctls"
 _MMU = "kvmsim.kvm.mmu.mmu:Mmu"
-_INVALIDATOR = "memfsd.peers.invalidator:Invalidator"
+_INVALIDATOR = "memfsd.store.invalidator:Invalidator"
+_PAIRED = "memfsd.store.pairings:PairedFile"
 _GMEM = "memfsd.core.gmem:GuestMemory"
 
 MUTANTS: tuple[Mutant, ...] = (
@@ -119,13 +120,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "bindings changed between BEGIN and END: bind",
-        "memfsd.peers.session:Session._on_bind",
+        f"{_PAIRED}.bind",
         ("with self._invalidator.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
         at="punch-x-bind",
     ),
     _mutant(
         "bindings changed between BEGIN and END: unbind",
-        "memfsd.peers.session:Session._on_unbind",
+        f"{_PAIRED}.unbind",
         ("with self._invalidator.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
         at="punch-x-unbind",
     ),
@@ -144,6 +145,21 @@ MUTANTS: tuple[Mutant, ...] = (
             "            if peer is not None:\n"
             "                kept, silent = self._begin(peer, file, closing)\n"
             "        finally:\n",
+        ),
+        at="access-x-punch",
+    ),
+    _mutant(
+        "a punch that is answered and takes nothing",
+        "memfsd.store.files:Files._work",
+        ("if taken is None:", "if True:"),
+        at="access-x-punch",
+    ),
+    _mutant(
+        "half-open range off by one: what a punch takes",
+        "memfsd.store.files:Files._work",
+        (
+            "InvalidateRange(Ino(ino), *taken, reason, size, now)",
+            "InvalidateRange(Ino(ino), taken[0], taken[1] - 1, reason)",
         ),
         at="access-x-punch",
     ),
@@ -173,9 +189,9 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "death counted before it is proven, by a session",
-        "memfsd.peers.session:Session._end_pairing",
+        f"{_PAIRED}.connection_lost",
         (
-            "if not peer.said_bye and not peer.process.wait_dead(PROOF_DEADLINE_S, self._stop_fd):",
+            "if not peer.said_bye and not peer.process.wait_dead(self._pairings.deadlines.proof_s, stop_fd):",
             "if False:",
         ),
         at="punch-x-cut",

@@ -11,20 +11,20 @@ import sys
 
 from memfsd.commands import memfsd as cli
 from memfsd.host.windows import Windows
-from memfsd.peers.invalidator import Invalidator, Peer
-from memfsd.peers.session import Session
+from memfsd.store.invalidator import Invalidator
+from memfsd.store.pairings import PairedFile
 
 _leaked: list[object] = []
 
 
 def leak() -> None:
-    ending = Session._end_pairing
+    ending = PairedFile.connection_lost
 
-    def end(self: Session, peer: Peer, why: str) -> None:
-        ending(self, peer, why)
+    def end(self: PairedFile, why: str, stop_fd: int) -> None:
+        ending(self, why, stop_fd)
         _leaked.append((b"\xff" * (8 << 20), os.open(os.devnull, os.O_RDONLY)))
 
-    Session._end_pairing = end  # type: ignore[method-assign]
+    PairedFile.connection_lost = end  # type: ignore[method-assign]
 
 
 def main() -> None:

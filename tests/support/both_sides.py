@@ -14,9 +14,6 @@ from pathlib import Path
 import pytest
 
 import kvmsim.store.link
-import memfsd.peers.checker
-import memfsd.peers.invalidator
-import memfsd.peers.session
 from kvmsim.cpu.accesses import Guest
 from kvmsim.journal.record import journaled
 from kvmsim.kvm.exits import Exit
@@ -29,20 +26,17 @@ from kvmsim.store.link import Callbacks, FileId, StoreLink
 from kvmsim.vmm.vmm import Vmm
 from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.core.audit import Finding
-from memfsd.core.files.inodes import Regular
+from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.options import StoreOptions
 from memfsd.core.private.gmem_file import Guest as GuestState
-from memfsd.core.service import Service
-from memfsd.host.effect_runner import EffectRunner
-from memfsd.host.windows import Windows
-from memfsd.peers.checker import Checker
 from memfsd.peers.server import GuestServer
 from memfsd.peers.upchannel import set_deadline
+from memfsd.store.deadlines import Deadlines
+from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_SLOTS
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
 from memfsd.uapi.proof import Token, split_token
 from memfsd.uapi.seals import Seal
@@ -51,7 +45,6 @@ from memfsd.uapi.units import PAGE_SIZE, Ino
 from .lock_order import recorded
 from .threads import DEADLINE_S, until
 
-PUNCH_HOLE = 1 | 2
 _clock = itertools.count(1)
 
 
@@ -70,14 +63,22 @@ class LocalStore:
         self._place = place
         self._creds = Creds(os.geteuid(), os.getegid())
         store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, resize_any=resize_any, fixed_gfn=fixed_gfn)
-        self.service = Service(store_options, root_mode=0o755, creds=self._creds, now_ns=1, socket_path="")
-        self.windows = Windows(frames * PAGE_SIZE)
-        self.runner = EffectRunner(self.service, self.windows, journal)
+        self.deadlines = Deadlines(proof_s=0.02)
+        """A VM in this process is never dead: no long wait for the proof."""
+        self.store = build_store(
+            store_options,
+            root_mode=0o755,
+            creds=self._creds,
+            socket_path="",
+            journal=journal,
+            deadlines=self.deadlines,
+            now_ns=lambda: next(_clock),
+        )
+        self.service = self.store.service
+        self.windows = self.store.windows
+        self.invalidator = self.store.invalidator
         self.socket_path = str(place / "socket")
-        self.server = GuestServer(self.socket_path, self.service, self.windows, self.runner, journal)
-        self.invalidator = self.server.invalidator
-        self.reclaim = self.server.reclaimer.reclaim
-        self.checker = Checker(self.service, self.windows, self.invalidator)
+        self.server = GuestServer(self.socket_path, self.store, journal)
         self.vms: list[LocalVm] = []
         self.is_broken = False
         """A test that breaks a rule on purpose says so: then the check at its end is left out."""
@@ -89,23 +90,22 @@ class LocalStore:
     # -- files
 
     def create(self, name: str, pages: int, *, sealed: bool = True, page_size: str = "4K") -> Regular:
-        service = self.service
-        file, handle = service.create(1, name.encode(), 0o600, os.O_WRONLY, self._creds, next(_clock))
-        service.release(handle)
-        self._inos[name] = file.ino
+        files = self.store.files
+        opened, shown = files.create(ROOT_INO, name.encode(), 0o600, os.O_WRONLY, self._creds)
+        files.release(opened.handle).run()
+        self._inos[name] = shown.ino
         if sealed:
-            self.runner.perform(service.add_seals(file.ino, Seal.GUEST, next(_clock)))
+            files.add_seals(shown.ino, Seal.GUEST).run()
             self.set_page_size(name, page_size)
-        effects, _ = service.resize(file.ino, pages * PAGE_SIZE, next(_clock))
-        self.runner.perform(effects)
+        files.truncate(shown.ino, pages * PAGE_SIZE).run()
         with open(self.path(name), "wb") as stand_in:
             os.truncate(stand_in.fileno(), pages * PAGE_SIZE)
             status = os.fstat(stand_in.fileno())
-        self._by_file[FileId(status.st_dev, status.st_ino)] = file.ino
-        return file
+        self._by_file[FileId(status.st_dev, status.st_ino)] = shown.ino
+        return self.file(name)
 
     def set_page_size(self, name: str, page_size: str) -> None:
-        self.service.setxattr(self._inos[name], XATTR_PAGE_SIZE, page_size.encode(), 0, next(_clock))
+        self.store.files.setxattr(self._inos[name], XATTR_PAGE_SIZE, page_size.encode()).run()
 
     def path(self, name: str) -> str:
         return str(self._place / name)
@@ -123,8 +123,7 @@ class LocalStore:
         return self._token(self._inos[name])
 
     def _token(self, ino: Ino) -> Token:
-        with self.service.lock:
-            return split_token(self.service.getxattr(ino, XATTR_TOKEN, lambda: os.urandom(16)))
+        return split_token(self.store.files.getxattr(ino, XATTR_TOKEN))
 
     def last_sealed(self) -> str | None:
         """The file that was made last."""
@@ -133,39 +132,24 @@ class LocalStore:
         return next((name for name, ino in reversed(self._inos.items()) if ino in sealed), None)
 
     def allocate(self, name: str, start: int, pages: int) -> None:
-        with self.service.lock:
-            effects, _ = self.service.fallocate(self._inos[name], 1, start * PAGE_SIZE, pages * PAGE_SIZE, next(_clock))
-        self.runner.perform(effects)
+        self.store.files.allocate(self._inos[name], start * PAGE_SIZE, pages * PAGE_SIZE).run()
 
     def punch(self, name: str, start: int, pages: int) -> None:
-        """fallocate(PUNCH_HOLE | KEEP_SIZE), as the FUSE handler does it."""
-        self._punch(self._inos[name], start * PAGE_SIZE, pages * PAGE_SIZE)
-
-    def _punch(self, ino: Ino, offset: int, length: int) -> None:
-        with self.service.lock:
-            effects, taken = self.service.fallocate(ino, PUNCH_HOLE, offset, length, next(_clock))
-        self.runner.perform(effects)
-        if taken is not None:
-            self.invalidator.invalidate(ino, *taken, Reason.PUNCH)
+        self.store.files.punch(self._inos[name], start * PAGE_SIZE, pages * PAGE_SIZE).run()
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
         """What `kvmsim.store.link.punch_file` does on a mount."""
         status = os.fstat(fd)
-        self._punch(self._by_file[FileId(status.st_dev, status.st_ino)], offset, length)
+        self.store.files.punch(self._by_file[FileId(status.st_dev, status.st_ino)], offset, length).run()
 
     def truncate(self, name: str, pages: int) -> None:
-        ino = self._inos[name]
-        with self.service.lock:
-            _, taken = self.service.resize(ino, pages * PAGE_SIZE, next(_clock))
-        if taken is not None:
-            self.invalidator.invalidate(
-                ino, *taken, Reason.TRUNCATE, lambda file: self.service.gmem.set_size(file, pages * PAGE_SIZE)
-            )
+        self.store.files.truncate(self._inos[name], pages * PAGE_SIZE).run()
 
     def unlink(self, name: str) -> None:
-        with self.service.lock:
-            effects = self.service.unlink(1, name.encode(), next(_clock))
-        self.runner.perform(effects)
+        self.store.names.unlink(ROOT_INO, name.encode()).run()
+
+    def reclaim(self) -> bool:
+        return self.store.reclaimer.reclaim()
 
     # -- what a test asks about
 
@@ -180,7 +164,7 @@ class LocalStore:
 
     def findings(self) -> list[Finding]:
         """memfs check."""
-        return self.checker.check().findings
+        return self.store.checker.check().findings
 
     # -- connections
 
@@ -221,7 +205,7 @@ class LocalStore:
             vm.close()
         self.unmount()
         until(lambda: self.server.session_count() == 0, "all sessions end")
-        self.windows.close()
+        self.store.close()
 
 
 class LocalVm:
@@ -307,9 +291,6 @@ def opened_store(
     place: Path, monkeypatch: pytest.MonkeyPatch, frames: int, *, resize_any: bool = False, fixed_gfn: bool = True
 ) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
-    for module in (memfsd.peers.session, memfsd.peers.invalidator, memfsd.peers.checker):
-        # A VM in this process is never dead: do not wait long for the proof.
-        monkeypatch.setattr(module, "PROOF_DEADLINE_S", 0.02)
     with recorded():
         store = LocalStore(place, frames, resize_any=resize_any, fixed_gfn=fixed_gfn)
         monkeypatch.setattr(kvmsim.store.link, "punch_file", store.punch_fd)

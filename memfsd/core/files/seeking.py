@@ -37,7 +37,7 @@ class Seek:
             raise Refused(errno.EINVAL, f"whence {whence} is not SEEK_DATA or SEEK_HOLE")
         if not 0 <= offset < file.size:
             raise Refused(errno.ENXIO, f"offset {offset} is outside the file, which has {file.size} bytes")
-        self._file, self._offset, self._whence = file, offset, whence
+        self.file, self.whence, self._offset = file, whence, offset
         self._at = Pgoff(offset >> PAGE_SHIFT)
         # The answer is where this hole begins, or the data after it.
         self._hole = self._at if whence == os.SEEK_DATA else None
@@ -45,7 +45,7 @@ class Seek:
 
     def step(self, contents: Contents) -> bool:
         """True when it is done."""
-        file = self._file
+        file = self.file
         if file.guest is not None:
             self._hole, self._data = file.pages.next_hole(self._at), file.pages.next_data(self._at)
             return True
@@ -66,7 +66,7 @@ class Seek:
             if self._at == pgoff + count:
                 return False
             self._hole = self._at
-            if not self._file.mappable_writers:
+            if not self.file.mappable_writers:
                 return True
         skipped = max(self._at - pgoff, 0)
         written = contents.first_written(Pfn(pfn + skipped), count - skipped)
@@ -77,8 +77,8 @@ class Seek:
 
     def answer(self) -> int:
         """In bytes. ENXIO after the last data."""
-        size = self._file.size
-        if self._whence == os.SEEK_HOLE:
+        size = self.file.size
+        if self.whence == os.SEEK_HOLE:
             assert self._hole is not None
             return min(max(self._hole << PAGE_SHIFT, self._offset), size)
         if self._data is None or self._data << PAGE_SHIFT >= size:
@@ -89,7 +89,7 @@ class Seek:
         """The hole of the answer, in bytes, if it may hold data after all: what was stored through a shared mapping and
         not yet written back. Only a read-write handle has one.
         """
-        file = self._file
+        file = self.file
         if file.guest is not None or not file.mappable_writers:
             return None
         assert self._hole is not None

@@ -1,4 +1,4 @@
-"""memfs check and memfs map: what both sides hold, asked and compared."""
+"""memfs check, memfs map and memfs top: what both sides hold, asked and compared."""
 
 import errno
 import time
@@ -13,22 +13,19 @@ from memfsd.host.effect_runner import PAUSE_S
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import (
-    CHECK_BRACKETS_DEADLINE_S,
-    CHECK_REPORTS_DEADLINE_S,
-    CHECK_TURN_DEADLINE_S,
     MAX_BINDINGS_PER_FILE,
     MAX_FILES_PER_LIST,
     MAX_FINDINGS,
     MAX_LINE_CHARS,
     MAX_RUNS_PER_REPORT,
     NAME_MAX,
-    PROOF_DEADLINE_S,
 )
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
-from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pgoff
 
-from .invalidator import Invalidator, Peer
-from .upchannel import PeerGone, PeerSilent
+from .deadlines import Deadlines
+from .invalidator import Invalidator
+from .peer import Peer, PeerGone, PeerSilent
 
 
 class Checker:
@@ -39,15 +36,16 @@ class Checker:
     the memory of ordinary files, are looked at in one go with Service.lock held.
     """
 
-    def __init__(self, service: Service, windows: Windows, invalidator: Invalidator) -> None:
+    def __init__(self, service: Service, windows: Windows, invalidator: Invalidator, deadlines: Deadlines) -> None:
         self._service = service
         self._windows = windows
         self._invalidator = invalidator
+        self._deadlines = deadlines
         self._turn = sync.lock("Checker.turn")
 
     def check(self) -> CheckReply:
         """EBUSY while another check runs. It changes nothing, but that a VM whose connection has ended is cut off."""
-        if not self._turn.acquire(timeout=CHECK_TURN_DEADLINE_S):
+        if not self._turn.acquire(timeout=self._deadlines.check_turn_s):
             raise Refused(errno.EBUSY, "another memfs check is running: try again")
         try:
             return self._check()
@@ -61,8 +59,8 @@ class Checker:
         windows = set(self._windows.files())
         with self._invalidator.hold_all(files) as held:
             ours = {file.ino for file in held}
-            findings = [_endless(file) for file in files if file.ino not in ours]
-            until = time.monotonic() + CHECK_REPORTS_DEADLINE_S
+            findings = [self._endless(file) for file in files if file.ino not in ours]
+            until = time.monotonic() + self._deadlines.check_reports_s
             for file in held:
                 findings += self._ask(file, facts, until)
                 facts.windows[file.ino] = self._windows.populated(file.ino)
@@ -93,7 +91,7 @@ class Checker:
             facts.reports[file.ino] = self._report(peer, file, until)
         except PeerLost as lost:
             left = max(until - time.monotonic(), 0)
-            patience = 0 if isinstance(lost, PeerSilent) else min(PROOF_DEADLINE_S, left)
+            patience = 0 if isinstance(lost, PeerSilent) else min(self._deadlines.proof_s, left)
             if peer.said_bye or peer.process.wait_dead(patience):
                 return []  # it breaks no rule to end, and its session gives the frames back
             if isinstance(lost, PeerGone):
@@ -126,9 +124,27 @@ class Checker:
         """A VM maps each page of the file once; a report begins anew at most at each binding."""
         return min(file.size >> PAGE_SHIFT, self._service.pool.frame_count) + MAX_BINDINGS_PER_FILE
 
+    def _endless(self, file: Regular) -> Finding:
+        return "R7", f"inode {file.ino}: a bracket has been open for {self._deadlines.check_locks_s:.0f} seconds"
 
-def _endless(file: Regular) -> Finding:
-    return "R7", f"inode {file.ino}: a bracket has been open for {CHECK_BRACKETS_DEADLINE_S:.0f} seconds"
+    # -- memfs map, memfs top
+
+    def map_of(self, ino: Ino, uid: int, pgoff: int) -> MapReply:
+        """Where the pages of a file are, from pgoff on. EACCES for a user who neither owns it nor is root."""
+        with self._service.lock:
+            file = self._service.inodes.regular(ino)
+            if uid not in (0, file.uid):
+                raise Refused(errno.EACCES, f"uid {uid} does not own inode {file.ino}")
+        # Without the lock: how long it takes is up to the VM, which may touch every second page of its window.
+        populated = self._windows.populated(file.ino) if file.guest is not None else []
+        if populated:
+            settle(self._service, file, populated)
+        with self._service.lock:
+            return page_map(self._service, file, pgoff)
+
+    def files(self) -> ListReply:
+        """The pool, and the sealed files that hold most frames."""
+        return file_list(self._service, self._windows)
 
 
 def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:

@@ -1,7 +1,7 @@
 """The pool is full: pages that were granted ahead and never touched are taken back, from many VMs at a time.
 
 Who needs them does not wait for one VM after the other: each is asked on a thread of its own, those that were quick
-last time first, and after RECLAIM_DEADLINE_S the asker goes on with what came free. What is under way goes on.
+last time first, and after Deadlines.reclaim_s the asker goes on with what came free. What is under way goes on.
 """
 
 import logging
@@ -11,11 +11,14 @@ from memfsd.common import sync
 from memfsd.core.files.shares import Shares
 from memfsd.core.service import Service
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RECLAIM_DEADLINE_S, RESERVED_RECLAIMS
+from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.limits import MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RESERVED_RECLAIMS
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import Ino, Pgoff
 
-from .invalidator import Invalidator, Peer
+from .deadlines import Deadlines
+from .invalidator import InvalidateRange, Invalidator
+from .peer import Peer
 
 log = logging.getLogger("memfsd.peers")
 
@@ -26,9 +29,10 @@ _Question = tuple[Peer, Pgoff, Pgoff]
 class Reclaimer:
     """`_lock` guards `_asking` and `_shares`; it is taken before Service.lock."""
 
-    def __init__(self, service: Service, invalidator: Invalidator, owner_uid: int) -> None:
+    def __init__(self, service: Service, invalidator: Invalidator, deadlines: Deadlines, owner_uid: int) -> None:
         self._service = service
         self._invalidator = invalidator
+        self._deadlines = deadlines
         self._lock = sync.lock("Reclaimer.lock")
         self._progress = sync.condition("Reclaimer.progress", self._lock)
         self._asking: set[Ino] = set()
@@ -48,14 +52,24 @@ class Reclaimer:
         elif questions or self._asking:
             with self._lock:
                 self._ask_all(questions, before, frame_count)
-        return self._free_count() > before
+        return self.free_count() > before
+
+    def may_help(self) -> bool:
+        """Any page was granted and not touched yet."""
+        with self._service.lock:
+            return self._service.pool.count(FrameState.PENDING) > 0
+
+    def free_count(self) -> int:
+        """Frames that are free now."""
+        with self._service.lock:
+            return self._service.pool.free_count
 
     def _ask_all(self, questions: list[_Question], before: int, frame_count: int | None) -> None:
         """Call with the lock held."""
-        until = time.monotonic() + RECLAIM_DEADLINE_S
+        until = time.monotonic() + self._deadlines.reclaim_s
         while True:
             questions = [question for question in questions if not self._start(*question)]
-            enough = frame_count is not None and self._free_count() >= before + frame_count
+            enough = frame_count is not None and self.free_count() >= before + frame_count
             left = until - time.monotonic()
             if not self._asking or enough or left <= 0:
                 return
@@ -97,10 +111,6 @@ class Reclaimer:
 
     def _ask(self, peer: Peer, start: Pgoff, end: Pgoff) -> None:
         try:
-            self._invalidator.invalidate(peer.ino, start, end, Reason.RECLAIM)
+            self._invalidator.invalidate(InvalidateRange(peer.ino, start, end, Reason.RECLAIM))
         except Refused as refused:
             log.warning("reclaim from inode %d: %s", peer.ino, refused.reason)
-
-    def _free_count(self) -> int:
-        with self._service.lock:
-            return self._service.pool.free_count

@@ -1,0 +1,231 @@
+"""The use cases of files: attributes, seals, bytes and pages. Refused says the errno.
+
+What only takes memory from a sealed file that no VM has is done in the same way as when one has it: by an invalidation.
+"""
+
+import errno
+import os
+import threading
+from collections.abc import Callable
+from typing import NamedTuple
+
+from memfsd.core.effects import Effect
+from memfsd.core.files.inodes import ROOT_INO, Regular
+from memfsd.core.files.namespace import Creds
+from memfsd.core.files.ordinary import Plan
+from memfsd.core.gmem import PageRange
+from memfsd.core.service import Changes, Service
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.windows import Windows
+from memfsd.uapi import names
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.messages import Reason
+from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
+from memfsd.uapi.seals import Seal
+from memfsd.uapi.units import PAGE_SIZE, Ino
+
+from .attributes import Attributes, attributes_of, seems_empty
+from .invalidator import InvalidateRange, Invalidator
+from .seeking import Seeking
+from .work import VmWork, Work
+
+
+class Opened(NamedTuple):
+    """A new handle of a file, and what says how the kernel may cache it."""
+
+    handle: int
+    seals: Seal
+    seems_empty: bool
+
+
+class Space(NamedTuple):
+    """What statfs(2) shows: frames of 4096 bytes, and inodes."""
+
+    frame_count: int
+    free_frames: int
+    inode_count: int
+    free_inodes: int
+
+
+class Files:
+    """now_ns: the time of all that changes. random_bytes makes 16 of them, for pairing tokens."""
+
+    def __init__(
+        self,
+        service: Service,
+        windows: Windows,
+        runner: EffectRunner,
+        invalidator: Invalidator,
+        now_ns: Callable[[], int],
+        random_bytes: Callable[[], bytes],
+    ) -> None:
+        self._service = service
+        self._lock = service.lock
+        self._windows = windows
+        self._runner = runner
+        self._invalidator = invalidator
+        self._now_ns = now_ns
+        self._random_bytes = random_bytes
+
+    def _work(
+        self, ino: int, effects: list[Effect], taken: PageRange | None, reason: Reason, size: int | None, now: int
+    ) -> Work:
+        if taken is None:
+            return Work(self._runner, effects)
+        return VmWork(self._invalidator, InvalidateRange(Ino(ino), *taken, reason, size, now))
+
+    # -- attributes
+
+    def getattr(self, ino: int) -> Attributes:
+        with self._lock:
+            return attributes_of(self._service.inodes.get(ino))
+
+    def setattr(self, ino: int, changes: Changes, uid: int, *, resized: bool = False) -> Attributes:
+        """What chmod(2), chown(2) and utimensat(2) of this user change. None at all also changes ctime, but not after
+        `truncate` (resized), which has done so."""
+        with self._lock:
+            inode = self._service.inodes.get(ino)
+            if changes != Changes() or not (resized or uid not in (0, inode.uid)):
+                self._service.setattr(ino, changes, self._now_ns())
+            return attributes_of(inode)
+
+    def clear_setid(self, ino: int) -> bool:
+        """Take setuid and setgid away, as a write by another user does. True if there were any."""
+        with self._lock:
+            return self._service.clear_setid(ino)
+
+    def clear_setid_by_chown(self, ino: int, uid: int, in_group: Callable[[int], bool], *, changes: bool) -> None:
+        """As Service.clear_setid_by_chown."""
+        with self._lock:
+            self._service.clear_setid_by_chown(ino, uid, in_group, changes=changes)
+
+    def space(self) -> Space:
+        with self._lock:
+            pool, inodes = self._service.pool, self._service.inodes
+            return Space(pool.frame_count, pool.free_count, self._service.options.inode_count, inodes.free_count)
+
+    # -- extended attributes and seals
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        if name == names.XATTR_COUNTS and ino == ROOT_INO:
+            return " ".join(f"{name}={count}" for name, count in self._counts().items()).encode()
+        populated = self._windows.populated_count(Ino(ino)) if name == names.XATTR_FRAMES else None
+        with self._lock:
+            return self._service.getxattr(ino, name, self._random_bytes, populated)
+
+    def _counts(self) -> dict[str, int]:
+        """What is held now, to see leaks."""
+        with self._lock:
+            held = self._service.counts()
+        held |= {"windows": self._windows.window_count(), "fds": len(os.listdir("/proc/self/fd"))}
+        return held | {"threads": threading.active_count()}
+
+    def listxattr(self, ino: int) -> list[bytes]:
+        with self._lock:
+            return self._service.xattrs.list(self._service.inodes.get(ino))
+
+    def setxattr(self, ino: int, name: bytes, value: bytes) -> Work:
+        """user.memfsd.seals adds seals, with all refusals of `add_seals`."""
+        with self._lock:
+            return Work(self._runner, self._service.setxattr(ino, name, value, 0, self._now_ns()))
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        with self._lock:
+            self._service.removexattr(ino, name, self._now_ns())
+
+    def seals(self, ino: int) -> Seal | None:
+        """None: not a regular file."""
+        with self._lock:
+            inode = self._service.inodes.get(ino)
+            return inode.seals if isinstance(inode, Regular) else None
+
+    def add_seals(self, ino: int, seals: Seal, own_handle: int | None = None) -> Work:
+        """EPERM and EBUSY as for a memfd; own_handle: the one that asks, which must be able to write."""
+        with self._lock:
+            return Work(self._runner, self._service.add_seals(ino, seals, self._now_ns(), own_handle=own_handle))
+
+    # -- handles
+
+    def create(self, parent: int, name: bytes, mode: int, flags: int, creds: Creds) -> tuple[Opened, Attributes]:
+        with self._lock:
+            file, handle = self._service.create(parent, name, mode, flags, creds, self._now_ns())
+            return Opened(handle, file.seals, seems_empty(file)), attributes_of(file)
+
+    def open(self, ino: int, flags: int, uid: int) -> tuple[Opened, Work]:
+        with self._lock:
+            file, handle, effects = self._service.open(ino, flags, uid, self._now_ns())
+            return Opened(handle, file.seals, seems_empty(file)), Work(self._runner, effects)
+
+    def opener(self, handle: int) -> tuple[Ino, int]:
+        """Which file it is of, and which user opened it."""
+        with self._lock:
+            opened = self._service.handles.file(handle)
+            return opened.file.ino, opened.uid
+
+    def release(self, handle: int) -> Work:
+        with self._lock:
+            return Work(self._runner, self._service.release(handle))
+
+    # -- bytes
+
+    def read(self, handle: int, offset: int, size: int) -> bytes:
+        with self._lock:
+            return self._windows.read(self._service.read(handle, offset, size, self._now_ns()))
+
+    def place_write(self, handle: int, offset: int, size: int) -> tuple[int, int] | None:
+        """Where a write goes as a whole, now: a descriptor and the offset there. None: ask `write`."""
+        with self._lock:
+            at = self._service.place_write(handle, offset, size, self._now_ns())
+        return None if at is None else (self._windows.pool_fd, at)
+
+    def write(self, handle: int, offset: int, data: bytes, *, stored: bool = False) -> int:
+        """Bytes written: fewer, and 0, when the pool gets full. stored: the kernel writes what a mapping stored."""
+        plan: Plan = []
+        with self._lock:
+            # Planned and written in one go, so that no truncate frees the frames between.
+            try:
+                plan = self._service.write(handle, offset, len(data), self._now_ns(), stored=stored)
+            except Refused as refused:
+                if refused.errno != errno.ENOSPC:
+                    raise
+            return self._windows.write(plan, data)
+
+    # -- pages
+
+    def truncate(self, ino: int, size: int, *, opened: bool = True) -> Work:
+        """ftruncate(2), or truncate(2) when not `opened`: that leaves the times if it changes nothing, as on tmpfs."""
+        with self._lock:
+            now = self._now_ns()
+            effects, taken = self._service.resize(ino, size, now, opened=opened)
+            return self._work(ino, effects, taken, Reason.TRUNCATE, size, now)
+
+    def fallocate(self, ino: int, mode: int, offset: int, length: int) -> Work:
+        """ENOSPC changes nothing, and is final only if Reclaimer.reclaim does not help."""
+        with self._lock:
+            now = self._now_ns()
+            effects, taken = self._service.fallocate(ino, mode, offset, length, now)
+            return self._work(ino, effects, taken, Reason.PUNCH, None, now)
+
+    def allocate(self, ino: int, offset: int, length: int) -> Work:
+        """fallocate(FALLOC_FL_KEEP_SIZE)."""
+        return self.fallocate(ino, FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def punch(self, ino: int, offset: int, length: int) -> Work:
+        """fallocate(FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE)."""
+        return self.fallocate(ino, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+    def seek(self, ino: int, offset: int, whence: int) -> Seeking:
+        """lseek(2) with SEEK_DATA or SEEK_HOLE: EINVAL; ENXIO outside the file."""
+        with self._lock:
+            return Seeking(self._lock, self._service.seek(ino, offset, whence), self._windows)
+
+    def room_to_write_back(self, ino: int) -> int:
+        """How many bytes that a mapping of this file stored are surely taken; 0 also once some were not."""
+        with self._lock:
+            is_cached_only = self._service.inodes.regular(ino).is_cached_only
+            return 0 if is_cached_only else self._service.pool.free_count // 2 * PAGE_SIZE
+
+    def keep_cached(self, handle: int) -> None:
+        """What a mapping of the handle's file stored found no room: it is in the kernel's cache only."""
+        with self._lock:
+            self._service.handles.file(handle).file.is_cached_only = True

@@ -1,0 +1,202 @@
+"""Invalidations: BEGIN, acknowledged, scrub, END, under the file's invalidate_lock.
+
+All of it blocks, each step with a deadline, and so runs on a thread of its own (a FUSE handler's worker, or the
+session whose grant found the pool full), never on the FUSE loop.
+"""
+
+import contextlib
+import errno
+import logging
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.core.files.inodes import Regular
+from memfsd.core.gmem import guest_of
+from memfsd.core.private.gmem_file import Guest, Invalidation
+from memfsd.core.service import Service
+from memfsd.host.effect_runner import PAUSE_S, EffectRunner
+from memfsd.host.windows import Windows
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.messages import Empty, InvalidateBegin, InvalidateBeginReply, InvalidateEnd, Kind, Reason
+from memfsd.uapi.units import Ino, Pgoff, Seq
+
+from .deadlines import Deadlines
+from .peer import Peer, PeerSilent
+
+log = logging.getLogger("memfsd.peers")
+
+Ranges = list[tuple[Pgoff, Pgoff]]
+
+
+@dataclass(frozen=True, slots=True)
+class InvalidateRange:
+    """Pages [start, end) that leave a sealed file, and what changes in the same step as the invalidation ends."""
+
+    ino: Ino
+    start: Pgoff
+    end: Pgoff
+    reason: Reason
+    size: int | None = None
+    """The file's new size, in bytes."""
+    now_ns: int | None = None
+    """The file's new mtime and ctime."""
+
+
+class Invalidator:
+    """Takes memory back from VMs. `peers` is guarded by Service.lock."""
+
+    def __init__(
+        self,
+        service: Service,
+        windows: Windows,
+        runner: EffectRunner,
+        journal: Journal = NO_JOURNAL,
+        deadlines: Deadlines | None = None,
+    ) -> None:
+        self._service = service
+        self._windows = windows
+        self._runner = runner
+        self._deadlines = deadlines or Deadlines()
+        self._journal = journal
+        self.peers: dict[Ino, Peer] = {}
+
+    @contextlib.contextmanager
+    def hold(self, guest: Guest) -> Iterator[None]:
+        """The file's invalidate_lock. EBUSY when another invalidation does not end in time."""
+        if not guest.invalidate_lock.acquire(timeout=self._deadlines.invalidate_lock_s):
+            raise Refused(errno.EBUSY, "another invalidation of this file does not end")
+        try:
+            yield
+        finally:
+            guest.invalidate_lock.release()
+
+    @contextlib.contextmanager
+    def hold_all(self, files: list[Regular]) -> Iterator[list[Regular]]:
+        """The invalidate_locks of many files, in the order of inode numbers; yields the files whose lock came in time.
+
+        Nobody else waits for one while holding one, so no ring of waiters can close.
+        """
+        until = time.monotonic() + self._deadlines.check_locks_s
+        held: list[Regular] = []
+        try:
+            for file in sorted(files, key=lambda file: file.ino):
+                if guest_of(file).invalidate_lock.acquire(timeout=max(until - time.monotonic(), 0)):
+                    held.append(file)
+            yield held
+        finally:
+            for file in held:
+                guest_of(file).invalidate_lock.release()
+
+    # -- invalidations
+
+    def has_vm(self, ino: Ino) -> bool:
+        """A VM is paired with the sealed file, and lives."""
+        with self._service.lock:
+            return guest_of(self._service.inodes.regular(ino)).active is not None
+
+    def invalidate(self, range_: InvalidateRange) -> None:
+        """Take the pages out of the file and of its VM; free them; only then return.
+
+        ETIMEDOUT when the VM lives but did not acknowledge: it is disconnected and its frames are quarantined.
+        """
+        with self._service.lock:
+            file = self._service.inodes.regular(range_.ino)
+        with self.hold(guest_of(file)):
+            self._invalidate(file, range_)
+
+    def invalidate_unpaired(self, range_: InvalidateRange) -> bool:
+        """`invalidate` of a file without a live VM, which waits for nobody. False, and nothing done, if it might."""
+        with self._service.lock:
+            file = self._service.inodes.regular(range_.ino)
+        guest = guest_of(file)
+        if not guest.invalidate_lock.acquire(blocking=False):
+            return False
+        try:
+            if guest.active is not None:  # BIND, too, needs the lock: none can come from here on
+                return False
+            self._invalidate(file, range_)
+            return True
+        finally:
+            guest.invalidate_lock.release()
+
+    def _invalidate(self, file: Regular, range_: InvalidateRange) -> None:
+        with self._service.lock:
+            closing = self._service.gmem.invalidate_begin(file, range_.start, range_.end, range_.reason)
+            peer = self.peers.get(file.ino) if closing.upcall else None
+        kept: Ranges = []
+        silent: PeerLost | None = None
+        try:
+            if peer is not None:
+                kept, silent = self._begin(peer, file, closing)
+            self._scrub(file, closing, kept)
+        finally:
+            seq = self._finish(file, range_)
+            if peer is not None and silent is None:
+                self._end(peer, closing, seq)
+        if silent is not None:
+            raise Refused(errno.ETIMEDOUT, f"VM {peer and peer.vm} did not acknowledge: {silent}")
+
+    def _begin(self, peer: Peer, file: Regular, closing: Invalidation) -> tuple[Ranges, PeerLost | None]:
+        """What the VM keeps, and its silence if it lives and does not answer. A proven death acknowledges."""
+        body = InvalidateBegin(closing.start, closing.end, closing.seq, closing.reason)
+        try:
+            kept = peer.up.call(Kind.INVALIDATE_BEGIN, body, InvalidateBeginReply).kept
+            return [(Pgoff(low), Pgoff(high)) for low, high in kept], None
+        except PeerLost as lost:
+            patience = 0 if isinstance(lost, PeerSilent) else self._deadlines.proof_s
+            if peer.said_bye or peer.process.wait_dead(patience):
+                self.exited(peer)
+                return [], None
+            self.disconnect(peer, str(lost))
+            return [], lost
+
+    def _scrub(self, file: Regular, closing: Invalidation, kept: Ranges) -> None:
+        """The pages leave the file in parts, each scrubbed before the next."""
+        # What the guest has touched is memory in its window, also where its VM shows it nowhere just now: under
+        # an overlay, or in the middle of a conversion that may yet be taken back.
+        touched = self._windows.populated(file.ino) if closing.reason is Reason.RECLAIM else []
+        with self._service.lock:
+            scrub = self._service.gmem.unmap(file, kept, touched)
+        while scrub is not None:
+            self._runner.perform([scrub])
+            if closing.taken_to == closing.end:
+                break
+            time.sleep(PAUSE_S)
+            with self._service.lock:
+                scrub = self._service.gmem.unmap(file, kept, touched)
+
+    def _finish(self, file: Regular, range_: InvalidateRange) -> Seq:
+        """The range opens again, and the file changes with it; its new sequence number."""
+        with self._service.lock:
+            if range_.size is not None:
+                self._service.gmem.set_size(file, range_.size)
+            if range_.now_ns is not None:
+                file.mtime_ns = file.ctime_ns = range_.now_ns
+            return self._service.gmem.invalidate_end(file)
+
+    def _end(self, peer: Peer, closing: Invalidation, seq: Seq) -> None:
+        try:
+            peer.up.call(Kind.INVALIDATE_END, InvalidateEnd(closing.start, closing.end, seq), Empty)
+        except PeerSilent as silent:
+            self.disconnect(peer, str(silent))
+        except PeerLost:
+            if not peer.said_bye:  # else it waits for the answer to that
+                peer.hang_up()
+
+    # -- the end of a VM
+
+    def disconnect(self, peer: Peer, why: str) -> None:
+        """Cut off a VM that lives but broke its word. Call with the file's invalidate_lock held."""
+        self._journal.note("cut", vm=peer.vm, ino=peer.ino, why=why)
+        log.warning("VM %s (process %d) is cut off: %s", peer.vm, peer.process.pid, why)
+        with self._service.lock:
+            file = self._service.inodes.regular(peer.ino)
+            effects = self._service.gmem.disconnect(file) if guest_of(file).active is not None else []
+        peer.hang_up()
+        self._runner.perform(effects)
+
+    def exited(self, peer: Peer) -> None:
+        """It said BYE, or its death is proven: for the journal, before anything is done because of it."""
+        self._journal.note("gone", vm=peer.vm, ino=peer.ino, pid=peer.process.pid, said_bye=peer.said_bye)

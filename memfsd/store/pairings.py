@@ -1,0 +1,187 @@
+"""VMs of sealed files: pair, bind, get_pfn, and how they end."""
+
+import errno
+import logging
+import os
+from collections.abc import Callable
+
+from memfsd.core.files.inodes import Regular
+from memfsd.core.gmem import guest_of
+from memfsd.core.private.gmem_file import Pairing
+from memfsd.core.service import Service
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.windows import Windows
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.messages import GetPfnReply, Kind, StatReply
+from memfsd.uapi.proof import Token
+from memfsd.uapi.units import Ino, Seq
+
+from .deadlines import Deadlines
+from .invalidator import Invalidator
+from .peer import Peer
+from .reclaim import Reclaimer
+
+log = logging.getLogger("memfsd.peers")
+
+
+class PairedFile:
+    """A sealed file as its VM sees it, from PAIR to the VM's end."""
+
+    def __init__(self, pairings: "Pairings", file: Regular, peer: Peer, window: int, seq: Seq) -> None:
+        """window: its fd. seq: the file's sequence number at PAIR."""
+        self.file = file
+        self.peer = peer
+        self.window = window
+        self.seq = seq
+        self._service = pairings.service
+        self._lock, self._gmem = pairings.service.lock, pairings.service.gmem
+        self._invalidator = pairings.invalidator
+        self._pairings = pairings
+        self.is_released = False
+
+    def bind(self, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
+        """Pages [pgoff, pgoff + page_count) of the file are at gfn, in this slot. ENOTCONN after `disconnect`, EBUSY
+        when an invalidation does not end, and the errors of GuestMemory.bind."""
+        file = self.file
+        with self._invalidator.hold(guest_of(file)), self._service.lock:
+            if guest_of(file).active is None:
+                raise Refused(errno.ENOTCONN, f"this VM was cut off from inode {file.ino}")
+            self._service.gmem.bind(file, slot, gfn, pgoff, page_count)
+
+    def unbind(self, pgoff: int, page_count: int) -> None:
+        file = self.file
+        with self._invalidator.hold(guest_of(file)), self._service.lock:
+            self._service.gmem.unbind(file, pgoff, page_count)
+
+    def get_pfn(self, pgoff: int, max_pages: int) -> GetPfnReply:
+        """GuestMemory.get_pfn. When the pool is full, once more after taking back what no guest has touched: only
+        then it blocks."""
+        file = self.file
+        try:
+            self._lock.acquire()  # not `with`, which takes twice as long: here that is felt
+            try:
+                return self._gmem.get_pfn(file, pgoff, max_pages)
+            finally:
+                self._lock.release()
+        except Refused as refused:
+            wanted = None if file.order else 1
+            if refused.errno != errno.ENOSPC or not self._pairings.reclaimer.reclaim(file.ino, wanted):
+                raise
+        with self._lock:
+            return self._gmem.get_pfn(file, pgoff, max_pages)
+
+    def stat(self) -> StatReply:
+        file = self.file
+        populated = self._pairings.windows.populated_count(file.ino)
+        with self._service.lock:
+            guest, pages = guest_of(file), file.pages.page_count
+            return StatReply(file.size, pages, guest.untouched(pages, populated), guest.seq)
+
+    # -- the end of the VM
+
+    def bye(self) -> None:
+        """The VM let go of everything: back when its frames are free and the file can be paired again."""
+        self.peer.said_bye = True
+        self.peer.up.shut()
+        self._release("BYE")
+
+    def connection_lost(self, why: str, stop_fd: int) -> None:
+        """BYE or proven death frees the frames; until then they are quarantined (R6). When stop_fd becomes readable
+        the store stops, and nothing waits for that any more."""
+        peer, guest = self.peer, guest_of(self.file)
+        peer.up.shut()
+        if not peer.said_bye and not peer.process.wait_dead(self._pairings.deadlines.proof_s, stop_fd):
+            with guest.invalidate_lock:
+                if guest.active is not None:
+                    self._invalidator.disconnect(peer, why)
+            if not peer.process.wait_dead(None, stop_fd):
+                return
+        self._release(why)
+
+    def _release(self, why: str) -> None:
+        peer = self.peer
+        with guest_of(self.file).invalidate_lock:
+            self._invalidator.exited(peer)
+            with self._service.lock:
+                effects = self._service.release_guest(peer.ino)
+                if peer.said_bye:
+                    self._service.gmem.forget_unused(self.file)
+                del self._invalidator.peers[peer.ino]
+            self._pairings.runner.perform(effects)
+        self.is_released = True
+        peer.up.close()
+        log.info("inode %d: VM %s is gone (%s), its frames are free", peer.ino, peer.vm, why)
+
+
+class Pairings:
+    """Which VM has which sealed file."""
+
+    def __init__(
+        self,
+        service: Service,
+        windows: Windows,
+        runner: EffectRunner,
+        invalidator: Invalidator,
+        reclaimer: Reclaimer,
+        deadlines: Deadlines,
+    ) -> None:
+        self.service = service
+        self.windows = windows
+        self.runner = runner
+        self.invalidator = invalidator
+        self.reclaimer = reclaimer
+        self.deadlines = deadlines
+
+    def peers(self) -> list[Peer]:
+        """The live VMs of all files."""
+        with self.service.lock:
+            return list(self.invalidator.peers.values())
+
+    def is_callable(self, ino: Ino, kind: Kind) -> bool:
+        """The file's VM lives and implements this call."""
+        with self.service.lock:
+            file = self.service.inodes.find(ino)
+            active = guest_of(file).active if isinstance(file, Regular) else None
+            return active is not None and active.implements(kind)
+
+    def token(self, token_id: bytes, uid: int) -> Token:
+        """The token that this id names, of a file that uid may pair. EACCES if there is none."""
+        with self.service.lock:
+            return self._claimed(token_id, uid)[1]
+
+    def _claimed(self, token_id: bytes, uid: int) -> tuple[Regular, Token]:
+        file, token = self.service.file_by_token(token_id)
+        if uid not in (0, file.uid):
+            raise Refused(errno.EACCES, f"uid {uid} does not own inode {file.ino} (uid {file.uid} does)")
+        return file, token
+
+    def pair(self, token_id: bytes, pairing: Pairing, connect: Callable[[Ino], Peer]) -> PairedFile:
+        """The file of this token belongs to the VM for life: EPERM when it has another owner, EACCES as for `token`.
+
+        connect makes what the VM is called through, and is left to its caller when the pairing is refused after all.
+        """
+        service = self.service
+        with service.lock:
+            file, _ = self._claimed(token_id, pairing.uid)
+            service.gmem.check_owner(file, pairing)
+        window = -1
+        try:
+            window = self.windows.make_window(file.ino)
+            peer = connect(file.ino)
+        except OSError as error:
+            if window >= 0:
+                os.close(window)
+            number = error.errno or errno.EIO
+            raise Refused(number, f"memfsd cannot make a window for inode {file.ino}: {error.strerror}") from None
+        try:
+            with service.lock:
+                service.inodes.get(file.ino)  # who showed the token may have let go of the file since
+                service.gmem.pair(file, pairing)
+                self.windows.adopt_window(file.ino, window)
+                self.invalidator.peers[file.ino] = peer
+                seq = guest_of(file).seq
+        except Refused:
+            os.close(window)
+            raise
+        log.info("inode %d is paired with VM %s of process %d", file.ino, pairing.vm, pairing.pid)
+        return PairedFile(self, file, peer, window, seq)

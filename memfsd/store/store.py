@@ -1,0 +1,81 @@
+"""One store: its use cases, composed."""
+
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.core.files.namespace import Creds
+from memfsd.core.options import StoreOptions
+from memfsd.core.service import Service
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.windows import Windows
+
+from .checker import Checker
+from .deadlines import Deadlines
+from .files import Files
+from .invalidator import Invalidator
+from .names import Names
+from .pairings import Pairings
+from .reclaim import Reclaimer
+
+
+@dataclass(frozen=True, slots=True)
+class Store:
+    """What adapters use: names, files, pairings, reclaimer, checker. The rest is what these are made of."""
+
+    names: Names
+    files: Files
+    pairings: Pairings
+    reclaimer: Reclaimer
+    checker: Checker
+    service: Service
+    windows: Windows
+    runner: EffectRunner
+    invalidator: Invalidator
+
+    @property
+    def frame_count(self) -> int:
+        """Frames of the pool, fixed at mount."""
+        return self.service.pool.frame_count
+
+    def close(self) -> None:
+        """When every adapter has stopped."""
+        self.windows.close()
+
+
+def _sixteen_random_bytes() -> bytes:
+    return os.urandom(16)
+
+
+def build_store(
+    options: StoreOptions,
+    *,
+    root_mode: int,
+    creds: Creds,
+    socket_path: str,
+    journal: Journal = NO_JOURNAL,
+    windows: Windows | None = None,
+    deadlines: Deadlines | None = None,
+    now_ns: Callable[[], int] = time.time_ns,
+    random_bytes: Callable[[], bytes] = _sixteen_random_bytes,
+) -> Store:
+    """creds: who mounts. Tests own memory, time and chance: windows, deadlines, now_ns, random_bytes."""
+    service = Service(options, root_mode=root_mode, creds=creds, now_ns=now_ns(), socket_path=socket_path)
+    windows = windows or Windows(options.pool_bytes)
+    deadlines = deadlines or Deadlines()
+    runner = EffectRunner(service, windows, journal)
+    invalidator = Invalidator(service, windows, runner, journal, deadlines)
+    reclaimer = Reclaimer(service, invalidator, deadlines, creds.uid)
+    return Store(
+        names=Names(service, runner, now_ns),
+        files=Files(service, windows, runner, invalidator, now_ns, random_bytes),
+        pairings=Pairings(service, windows, runner, invalidator, reclaimer, deadlines),
+        reclaimer=reclaimer,
+        checker=Checker(service, windows, invalidator, deadlines),
+        service=service,
+        windows=windows,
+        runner=runner,
+        invalidator=invalidator,
+    )
