@@ -191,7 +191,7 @@ class World:
         task = scheduler.add("session", "store")
         task.serves = True
 
-        scheduler.start(task, Session(ours, os.getuid(), self.store, self._stop_read).run)
+        scheduler.start(task, lambda: Session(ours, os.getuid(), self.store, self._stop_read).run())
         link = StoreLink(fd, theirs, token, name, callbacks)
         vm.links.append(link)
         points.labels[id(link.memory)] = str(ino)
