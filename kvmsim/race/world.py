@@ -74,16 +74,18 @@ class World:
         self._scheduler = scheduler
         self.connections = connections
         self._creds = Creds(os.geteuid(), os.getegid())
+        self._now_ns = itertools.count(1).__next__
+        tokens = itertools.count(1)
+        self._random_bytes = lambda: next(tokens).to_bytes(16, "little")
         options = StoreOptions(pool_bytes=scenario.frames * PAGE_SIZE, resize_any=scenario.resize_any)
         scheduler.main.process = "store"
-        clock, tokens = itertools.count(1), itertools.count(1)
         self.store = build_store(
             options,
             root_mode=0o755,
             creds=self._creds,
             socket_path="",
-            now_ns=lambda: next(clock),
-            random_bytes=lambda: next(tokens).to_bytes(16, "little"),
+            now_ns=self._now_ns,
+            random_bytes=self._random_bytes,
         )
         self.store_is_dead = False
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
@@ -180,9 +182,11 @@ class World:
         ino = self._by_inode[os.fstat(fd).st_ino]
 
         def token_of() -> Token:
-            opened, _ = self.store.files.open(ino, os.O_WRONLY, self._creds.uid)
-            vm.handles.append((ino, opened.handle))
-            return split_token(self.store.files.getxattr(ino, XATTR_TOKEN))
+            service = self.store.service
+            with service.lock:  # both in one step: two would make four times as many schedules, and no other errors
+                _, handle, _ = service.open(ino, os.O_WRONLY, self._creds.uid, self._now_ns())
+                vm.handles.append((ino, handle))
+                return split_token(service.getxattr(ino, XATTR_TOKEN, self._random_bytes))
 
         token = self.fuse(token_of)
         ours, theirs = self.connections.connect(vm.life)
