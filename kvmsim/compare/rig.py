@@ -97,7 +97,7 @@ class Rig:
         self._live = 0
         self._stamps: dict[int, bytes] = {}
         try:
-            self._machine.kvm.slots.set_private_slot(0, 0, RAM_BYTES, 0, str(self._path), 0)
+            self._machine.vmm.memory.set_private_slot(0, 0, RAM_BYTES, 0, str(self._path), 0)
             self._machine.vmm.set_policy(design.policy, design.under)
         except BaseException:
             self.close()
@@ -188,7 +188,8 @@ class Rig:
         return machine.vmm.run(vcpu, lambda: machine.guest.write(vcpu, gpa, data, shared=shared))
 
     def _sample(self) -> None:
-        slots = sum(len(space) for space in self._machine.vm.slots)
+        ram = self._machine.vmm.memory.ram
+        slots = len(ram.shared) + len(ram.private)
         self.measured.slots_peak = max(self.measured.slots_peak, slots)
         if len(self._times) % _SAMPLE_EVERY == 0:
             self.measured.samples.append(Sample(self._live, slots, _median_us(self._times[-_SAMPLE_EVERY:])))

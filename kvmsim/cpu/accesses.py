@@ -18,9 +18,8 @@ from kvmsim.kvm.hypercalls import SHARED_BIT, Registers
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.kvm_run import mmio_data
 from kvmsim.kvm.mmu.ept import ACCESSED, DIRTY
-from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.kvm.region import GPA_END, SlotFlag
 from kvmsim.kvm.vcpu import Program, Vcpu
-from kvmsim.kvm.vm import GPA_END
 from kvmsim.kvm.vmcall import tdvmcall, vmcall
 from kvmsim.memory.memory import Closed, Memory
 from memfsd.uapi.errors import Refused, errno_name

@@ -1,12 +1,15 @@
-"""Steps of a conversion that can be taken back: contents stay in the window until `destroy`."""
+"""Steps of a conversion that can be taken back: contents stay in the window until `destroy`.
+
+What user space says is what an ioctl would take: slot ids, GFNs and counts of 4 KiB pages, files by their names.
+"""
 
 import threading
-from dataclasses import replace
 
 from memfsd.uapi.errors import Refused
 
-from .ioctls import check_not_pinned
-from .pairings import Pairings
+from .ioctls import check_not_pinned, private_slot
+from .pairings import PairedFile, Pairings
+from .region import AddressSpaceId, SlotFlag
 from .slots.memslots import Memslot
 from .unmapper import Unmapper
 from .vm import Vm
@@ -21,12 +24,16 @@ class Blocking:
         self._unmapper = unmapper
         self._pairings = pairings
 
-    def hide(self, id_: int, start: int, end: int) -> None:
-        """A punch that only blocks: GFNs [start, end) leave the slot. Undone by `fill_slot`."""
+    def hide(self, id_: int, gfn: int, page_count: int) -> None:
+        """A punch that only blocks: these pages leave the private slot. Undone by `fill_slot`.
+
+        EINVAL: no such slot, or the range is empty, not inside it, or in part a hole. EPERM: the slot shows an
+        encrypted mapping. EHOSTDOWN, or the store's errno: it does not unbind the pages, and the slot is as before.
+        """
+        start, end = gfn, gfn + page_count
         with self._lock:
             slots = self._vm.slots[True]
-            slot = slots.get(id_)
-            assert slot is not None
+            slot = private_slot(self._vm, id_)
             check_not_pinned(slot)
             with self._pairings.change(slot):
                 with self._unmapper.retirement():
@@ -41,10 +48,13 @@ class Blocking:
                     raise
 
     def detach(self, id_: int) -> None:
-        """Take a private slot out, and only block it. Undone by `attach`."""
+        """Take a private slot out, and only block it. Undone by `attach`.
+
+        EINVAL: no such slot. EPERM: it shows an encrypted mapping. The store's errno: it does not unbind the pages, and
+        the slot is as before; a store that is gone has no bindings, and does not keep the slot.
+        """
         with self._lock:
-            slot = self._vm.slots[True].get(id_)
-            assert slot is not None
+            slot = private_slot(self._vm, id_)
             check_not_pinned(slot)
             with self._pairings.change(slot):
                 with self._unmapper.retirement():
@@ -54,59 +64,73 @@ class Blocking:
                 try:
                     self._pairings.unbind(slot, slot.segments)
                 except Refused:
-                    if not slot.gmem.lost:  # else its bindings are gone with the store
+                    if not slot.gmem.lost:
                         with self._vm.mmu.lock:
                             self._vm.slots[True].add(slot)
                         raise
 
-    def attach(self, slot: Memslot) -> None:
-        """Put a slot back that `detach` took out."""
-        with self._lock, self._pairings.change(slot), self._unmapper.hold_off_faults(slot.gfn, slot.end):
-            with self._vm.mmu.lock:
-                self._vm.slots[True].add(slot)
-            self._pairings.bind(slot, slot.segments)
+    def attach(
+        self, id_: int, gfn: int, page_count: int, file: PairedFile, pgoff: int, segments: list[tuple[int, int]]
+    ) -> None:
+        """Put a private slot back that `detach` took out. segments: the ranges of GFNs [start, end) that it showed.
 
-    def create_private(self, id_: int, start: int, end: int, like: Memslot) -> None:
-        """A private slot over GFNs [start, end), of the file and at the place that `like` has them."""
+        ENOENT: the file's pairing has ended. EEXIST: another slot is there by now. The store's errno: it does not bind
+        the pages again, and there is no slot; with a store that is gone there is one all the same, which shows nothing.
+        """
         with self._lock:
-            slot = replace(
-                like,
-                id=id_,
-                gfn=start,
-                page_count=end - start,
-                pgoff=like.pgoff_of(start),
-                segments=[],
-                max_order=like.backing.leaf_order,
-            )
-            with self._pairings.change(slot), self._unmapper.hold_off_faults(start, end):
-                with self._vm.mmu.lock:
-                    self._vm.slots[True].add(slot)
-                try:
-                    self._pairings.bind(slot, slot.segments)
-                except Refused:
+            self._add(self._slot(id_, gfn, page_count, file, pgoff, segments), even_if_lost=True)
+
+    def create_private(self, id_: int, gfn: int, page_count: int, file: PairedFile, pgoff: int) -> None:
+        """A private slot of pages of a file that the VM has paired with and that are not bound now, which have their
+        contents. The id is free.
+
+        ENOENT: the pairing has ended. EEXIST: another slot is there. EHOSTDOWN, or the store's errno: it does not bind
+        the pages, and there is no slot.
+        """
+        with self._lock:
+            self._add(self._slot(id_, gfn, page_count, file, pgoff, [(gfn, gfn + page_count)]), even_if_lost=False)
+
+    def _slot(
+        self, id_: int, gfn: int, page_count: int, file: PairedFile, pgoff: int, segments: list[tuple[int, int]]
+    ) -> Memslot:
+        backing = self._pairings.paired(file)
+        kind, flags, order = AddressSpaceId.PRIVATE, SlotFlag.GUEST_MEMFD, backing.leaf_order
+        return Memslot(id_, kind, gfn, page_count, flags, backing, pgoff, list(segments), max_order=order)
+
+    def _add(self, slot: Memslot, *, even_if_lost: bool) -> None:
+        slots = self._vm.slots[True]
+        with self._pairings.change(slot), self._unmapper.hold_off_faults(slot.gfn, slot.end):
+            with self._vm.mmu.lock:
+                slots.add(slot)
+            try:
+                self._pairings.bind(slot, slot.segments)
+            except Refused:
+                if not (even_if_lost and slot.gmem.lost):
                     with self._vm.mmu.lock:
-                        self._vm.slots[True].delete(id_)
+                        slots.delete(slot.id)
                     raise
 
-    def destroy(self, start: int, end: int) -> int:
-        """Contents of the private GFNs of [start, end) that are blocked: they read as zeros. How many pages it were."""
+    def destroy(self, gfn: int, page_count: int) -> int:
+        """Contents of the private pages of [gfn, gfn + page_count) that are blocked: they read as zeros. Returns how
+        many pages it were. OSError: the window is out of memory for it."""
         with self._vm.mmu.lock:
-            runs = self._vm.mmu.blocked.runs(start, end)
+            runs = self._vm.mmu.blocked.runs(gfn, gfn + page_count)
         self._unmapper.destroy(runs)
         return sum(count for _, _, count in runs)
 
-    def forget(self, start: int, end: int) -> None:
-        """The store has taken the pages of [start, end) back: they are not blocked any more."""
+    def forget(self, gfn: int, page_count: int) -> None:
+        """The store has taken these pages back: they are not blocked any more. Never refused."""
         with self._vm.mmu.lock:
-            self._vm.mmu.blocked.take(start, end)
+            self._vm.mmu.blocked.take(gfn, gfn + page_count)
 
-    def held_private(self, start: int, end: int) -> int:
-        """Private pages of GFNs [start, end) that hold memory, mapped or under an overlay."""
+    def held_private(self, gfn: int, page_count: int) -> int:
+        """How many private pages of [gfn, gfn + page_count) hold memory, mapped or under an overlay. Never refused."""
         with self._vm.mmu.lock:
-            return self._vm.mmu.held_private(start, end)
+            return self._vm.mmu.held_private(gfn, gfn + page_count)
 
     def set_overlay(self, on: bool) -> None:
-        """From now on lookups see ordinary slots first, and a private page under one is not mapped; or no more."""
+        """From now on lookups see ordinary slots first, and a private page under one is not mapped; or no more. Never
+        refused."""
         with self._lock:
             with self._vm.mmu.lock:
                 self._vm.overlay = on

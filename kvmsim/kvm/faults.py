@@ -14,8 +14,8 @@ from .exits import Exit, MemoryErrorExit
 from .mmu.ept import entry_pfn, entry_writable
 from .mmu.mmu import Ticket
 from .mmu.tlb import Translation, tlb_key
+from .region import SlotFlag
 from .slots.backing import Gmem
-from .slots.memslots import SlotFlag
 from .vcpu import Vcpu
 from .vm import Vm
 

@@ -10,9 +10,10 @@ from memfsd.common.quote import quoted
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
-from .pairings import Pairings
+from .pairings import PairedFile, Pairings
+from .region import AddressSpaceId, SlotFlag
 from .slots.backing import SlotBacking
-from .slots.memslots import AddressSpaceId, Memslot, RegionChange, SlotFlag, check_addressable, check_region
+from .slots.memslots import Memslot, RegionChange, check_addressable, check_region
 from .unmapper import Unmapper
 from .vm import Vm
 
@@ -28,8 +29,8 @@ class SlotIoctls:
 
     def set_private_slot(
         self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int, *, mapped_fd: int | None = None
-    ) -> None:
-        """Create a private slot (or with size 0 delete it): this is where pairing happens.
+    ) -> PairedFile | None:
+        """Create a private slot (or with size 0 delete it): this is where pairing happens. The file that it shows.
 
         KVM's checks in KVM's order, then the file's: ENOENT and other errors of open(2), EINVAL not sealed or
         past the end, EPERM another VM's, EEXIST bound already, EINVAL bound at another GFN before.
@@ -46,7 +47,7 @@ class SlotIoctls:
                 assert existing is not None
                 check_not_pinned(existing)
                 self.delete(id_, private=True)
-                return
+                return None
             gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
             slots.check_free(gfn, gfn + page_count)
             fd = _open(path) if mapped_fd is None else os.dup(mapped_fd)
@@ -79,6 +80,7 @@ class SlotIoctls:
             except Refused:
                 self._pairings.end_unused(backing.gmem)
                 raise
+            return self._pairings.name(backing)
 
     def set_shared_slot(
         self,
@@ -204,14 +206,16 @@ class SlotIoctls:
             return dirty
 
     def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
-        """The proposed ioctl: a hole in a private slot. Data around it survives; ranges (gfn, end) removed."""
+        """The proposed ioctl: a hole in a private slot. Data around it survives; ranges (gfn, end) removed.
+
+        EINVAL: no such slot, unaligned, empty, not inside the slot, or in part a hole already. EPERM: a slot that shows
+        an encrypted mapping.
+        """
         if (gpa | size) % PAGE_SIZE:
             raise Refused(errno.EINVAL, f"gpa {gpa:#x} and size {size:#x} must be multiples of 4096")
         start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
         with self._lock:
-            slot = self._vm.slots[True].get(id_)
-            if slot is None:
-                raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
+            slot = private_slot(self._vm, id_)
             check_not_pinned(slot)
             with self._pairings.change(slot):
                 with self._unmapper.retirement():
@@ -223,11 +227,14 @@ class SlotIoctls:
 
     def fill_slot(self, id_: int, start: int, end: int) -> None:
         """The inverse of a punch: GFNs [start, end) of a hole belong to the slot again. What `punch_slot` took is
-        empty; what `hide` took has its contents."""
+        empty; what `hide` took has its contents.
+
+        EINVAL: no such slot, or not all a hole of it. EEXIST: another slot is there by now. EHOSTDOWN, or the store's
+        errno: the store does not bind the pages again, and the hole is as before.
+        """
         with self._lock:
             slots = self._vm.slots[True]
-            slot = slots.get(id_)
-            assert slot is not None
+            slot = private_slot(self._vm, id_)
             with self._pairings.change(slot), self._unmapper.hold_off_faults(start, end):
                 with self._vm.mmu.lock:
                     slots.fill(id_, start, end)
@@ -278,6 +285,14 @@ def _open(path: str) -> int:
         return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except OSError as error:
         raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}") from None
+
+
+def private_slot(vm: Vm, id_: int) -> Memslot:
+    """EINVAL when there is none. With Kvm.slots_lock held."""
+    slot = vm.slots[True].get(id_)
+    if slot is None:
+        raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
+    return slot
 
 
 def check_not_pinned(slot: Memslot) -> None:

@@ -6,6 +6,7 @@ import os
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple
 
 from kvmsim.store.link import Callbacks, FileId, StoreLink
 from memfsd.common.quote import quoted
@@ -19,6 +20,15 @@ from .vm import Vm
 Pair = Callable[[int, str, Callbacks], StoreLink]
 
 
+class PairedFile(NamedTuple):
+    """A file that the VM has paired with, as user space names it: what fstat(2) says, and the path that it was opened
+    by. order: its pages are 4096 << order bytes."""
+
+    id: FileId
+    path: str
+    order: int
+
+
 class Pairings:
     """Down-calls are made with Kvm.slots_lock held, never with Mmu.lock."""
 
@@ -30,7 +40,7 @@ class Pairings:
         self._pair = pair
         self.links: dict[FileId, StoreLink] = {}
         """One for each file that a slot is of, or that is held."""
-        self._holds: Counter[Gmem] = Counter()
+        self._holds: Counter[FileId] = Counter()
         self.past_message_count = 0
         """Messages of pairings that have ended."""
 
@@ -70,36 +80,50 @@ class Pairings:
             raise Refused(refused.errno, f"{quoted(path)}: {refused.reason}") from None
         return SlotBacking(link.memory, link.base, link, path=path)
 
-    def hold(self, slots: Iterable[Memslot]) -> None:
+    def paired(self, file: PairedFile) -> SlotBacking:
+        """What a further slot of this file shows. ENOENT when the pairing has ended."""
+        link = self._paired(file)
+        return SlotBacking(link.memory, link.base, link, path=file.path)
+
+    def name(self, backing: SlotBacking) -> PairedFile:
+        """The file of a private slot."""
+        link = self._link(backing.gmem)
+        assert link is not None
+        return PairedFile(link.file, backing.path, link.order)
+
+    def punch(self, file: PairedFile, pgoff: int, page_count: int) -> None:
+        """fallocate(PUNCH_HOLE | KEEP_SIZE) of the file's pages [pgoff, pgoff + page_count) by user space, which counts
+        them in 4 KiB. Refused with its errno; ENOENT when the pairing has ended."""
+        self._paired(file).punch(pgoff, page_count)
+
+    def hold(self, files: Iterable[PairedFile]) -> None:
         """Their pairings stay until `unhold`, whatever slots go. ENOENT, and nothing is held, when one has ended."""
-        slots = list(slots)
+        files = list(files)
         with self._slots_lock:
-            for slot in slots:
-                if self._link(slot.gmem) is None:
-                    raise Refused(errno.ENOENT, f"{slot} was deleted meanwhile, and its pairing has ended")
-            self._holds.update(slot.gmem for slot in slots)
+            for file in files:
+                self._paired(file)
+            self._holds.update(file.id for file in files)
 
-    def unhold(self, slots: Iterable[Memslot]) -> None:
+    def unhold(self, files: Iterable[PairedFile]) -> None:
+        """The inverse: a pairing that no slot is of and nobody holds ends."""
         with self._slots_lock:
-            for slot in slots:
-                self._holds[slot.gmem] -= 1
-                if not self._holds[slot.gmem]:
-                    del self._holds[slot.gmem]
-                    self.end_unused(slot.gmem)
+            for file in files:
+                self._holds[file.id] -= 1
+                if not self._holds[file.id]:
+                    del self._holds[file.id]
+                    if file.id in self.links:
+                        self.end_unused(self.links[file.id])
 
-    @contextlib.contextmanager
-    def holding(self, slots: list[Memslot]) -> Iterator[None]:
-        """For the time of a conversion."""
-        self.hold(slots)
-        try:
-            yield
-        finally:
-            self.unhold(slots)
+    def _paired(self, file: PairedFile) -> StoreLink:
+        link = self.links.get(file.id)
+        if link is None:
+            raise Refused(errno.ENOENT, f"{quoted(file.path)}: its last slot is gone, and its pairing has ended")
+        return link
 
     def end_unused(self, gmem: Gmem) -> None:
         """BYE if no slot is of its file and nobody holds it. No GFN maps its window: its slots were zapped."""
         link = self._link(gmem)
-        if link is None or self._vm.slots[True].has_file(gmem) or gmem in self._holds:
+        if link is None or self._vm.slots[True].has_file(gmem) or link.file in self._holds:
             return
         link.close()
         del self.links[link.file]
@@ -107,7 +131,7 @@ class Pairings:
         with self._vm.mmu.lock:
             self._vm.physmap.remove(link.base)
 
-    def _link(self, gmem: Gmem) -> StoreLink | None:
+    def _link(self, gmem: Gmem | None) -> StoreLink | None:
         """None: the pairing has ended."""
         return next((link for link in self.links.values() if link is gmem), None)
 

@@ -9,13 +9,11 @@ from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
 from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE
 
 from .exits import Exit, MemoryErrorExit, MmioExit
-from .mmu.ept import MAX_GFN_EPT
 from .mmu.mmu import Mmu, Ticket
 from .mmu.physmap import PhysMap
-from .slots.memslots import AddressSpaceId, Memslot, Memslots, Segment
+from .region import AddressSpaceId
+from .slots.memslots import Memslot, Memslots, Segment
 from .vcpu import Vcpu
-
-GPA_END = MAX_GFN_EPT << PAGE_SHIFT
 
 
 class Vm:

@@ -16,8 +16,8 @@ from . import hypercalls as h
 from .exits import Exit, HypercallExit, MemoryErrorExit
 from .hypercalls import Registers
 from .kvm import Kvm
+from .region import GPA_END
 from .vcpu import Program, Vcpu
-from .vm import GPA_END
 
 
 def vmcall(kvm: Kvm, vcpu: Vcpu, nr: int, args: Sequence[int]) -> Program[int]:

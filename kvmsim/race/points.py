@@ -153,6 +153,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("Vcpu.guest_lock", "vm"),
     ("Vcpu.kick_lock", "vm"),
     ("Inhibitor.lock", "vm"),
+    ("GuestMemory.lock", "vm"),
     ("FileMemory.using", "vm"),
 )
 WAITS: tuple[tuple[str, str], ...] = (

@@ -261,25 +261,29 @@ class _Run:
         path = self.world.path(name)
         slot = self._shown.making(vm.name, id_, name, gfn, pgoff, pages)
         try:
-            vm.kvm.slots.set_private_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, 0, path, pgoff << PAGE_SHIFT)
+            with vm.vmm.memory.lock:
+                vm.vmm.memory.set_private_slot(
+                    id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, 0, path, pgoff << PAGE_SHIFT
+                )
         except Refused:
             self._shown.refused(slot)
             raise
         return ""
 
     def _vmm_delete(self, actor: Actor, vm: SimulatedVm, id_: int) -> str:
-        with self._taking(self._shown.of_slot(vm.name, id_)):
-            vm.kvm.slots.delete_slot(id_, private=True)
+        with self._taking(self._shown.of_slot(vm.name, id_)), vm.vmm.memory.lock:
+            vm.vmm.memory.delete_slot(id_, private=True)
         self._shown.deleted(vm.name, id_)
         return ""
 
     def _vmm_hole(self, actor: Actor, vm: SimulatedVm, id_: int, gfn: int, pages: int) -> str:
-        with self._taking(self._pages(vm, gfn, pages)):
-            vm.kvm.slots.punch_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT)
+        with self._taking(self._pages(vm, gfn, pages)), vm.vmm.memory.lock:
+            vm.vmm.memory.punch_slot(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT)
         return ""
 
     def _vmm_fill(self, actor: Actor, vm: SimulatedVm, id_: int, gfn: int, pages: int) -> str:
-        vm.kvm.slots.fill_slot(id_, gfn, gfn + pages)
+        with vm.vmm.memory.lock:
+            vm.vmm.memory.fill_slot(id_, gfn, gfn + pages)
         return ""
 
     def _vmm_close(self, actor: Actor, vm: SimulatedVm) -> str:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any, NoReturn
 
 from kvmsim.memory.memory import AnonymousMemory, FileMemory, Memory
+from kvmsim.vmm.guest_memory import GuestMemory
 from kvmsim.vmm.host import VMM, Host, encrypted_of, memory_of
 from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.common.quote import quoted
@@ -117,28 +118,32 @@ class Executor:
         return Outcome(ok=True)
 
     def _slot_set(self, command: c.SlotSet) -> Outcome:
-        kvm = self._target.kvm
+        guest = self._target.vmm.memory
+        with guest.lock:
+            return self._set_slot(guest, command)
+
+    def _set_slot(self, guest: GuestMemory, command: c.SlotSet) -> Outcome:
         space = self._host.processes[VMM]
         if command.private:
             path, fd = command.file or "", None
             if command.hva is not None and command.size:
                 path, fd = encrypted_of(space, command.hva, command.size)
-            kvm.slots.set_private_slot(
+            guest.set_private_slot(
                 command.id, command.gpa, command.size, command.flags, path, command.offset, mapped_fd=fd
             )
             return Outcome(ok=True)
         memory: Memory | None = None
         path, offset = command.file or "", command.offset
-        existing = self._target.vm.slots[False].get(command.id)
+        existing = guest.ram.shared.get(command.id)
         if command.hva is not None and command.size:
             if existing is None:
-                kvm.slots.check_shared_slot(command.id, command.gpa, command.size, command.flags, command.hva)
+                guest.check_shared_slot(command.id, command.gpa, command.size, command.flags, command.hva)
             vma = space.backing(command.hva, command.size)
             memory, path, offset = memory_of(vma), str(vma), vma.memory_offset + command.hva - vma.start
         elif existing is None and command.size:
-            kvm.slots.check_shared_slot(command.id, command.gpa, command.size, command.flags, offset)
+            guest.check_shared_slot(command.id, command.gpa, command.size, command.flags, offset)
             memory, path = self._shared_memory(command)
-        kvm.slots.set_shared_slot(
+        guest.set_shared_slot(
             command.id, command.gpa, command.size, command.flags, memory, offset, owned=command.hva is None, path=path
         )
         return Outcome(ok=True)
@@ -150,15 +155,21 @@ class Executor:
         return FileMemory(os.open(command.file, os.O_RDWR | os.O_CLOEXEC)), command.file
 
     def _slot_delete(self, command: c.SlotDelete) -> Outcome:
-        self._target.kvm.slots.delete_slot(command.id, private=command.private)
+        guest = self._target.vmm.memory
+        with guest.lock:
+            guest.delete_slot(command.id, private=command.private)
         return Outcome(ok=True)
 
     def _slot_dirty(self, command: c.SlotDirty) -> Outcome:
-        facts, text = info.dirty(self._target.kvm.slots.get_dirty_log(command.id))
+        guest = self._target.vmm.memory
+        with guest.lock:
+            facts, text = info.dirty(guest.get_dirty_log(command.id))
         return Outcome(ok=True, info=facts, text=text)
 
     def _slot_punch(self, command: c.SlotPunch) -> Outcome:
-        self._target.kvm.slots.punch_slot(command.id, command.gpa, command.size)
+        guest = self._target.vmm.memory
+        with guest.lock:
+            guest.punch_slot(command.id, command.gpa, command.size)
         return Outcome(ok=True)
 
     # -- vCPUs, and KVM's own accesses

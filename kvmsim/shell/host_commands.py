@@ -41,7 +41,7 @@ class HostCommands:
         return _mapped(self._host.map_anonymous(command.length, command.at))
 
     def _unmap(self, command: c.HvaUnmap) -> Outcome:
-        shown = [slot.backing.memory for machine in self._machines.values() for slot in machine.vm.slots[False]]
+        shown = [region.source for machine in self._machines.values() for region in machine.vmm.memory.ram.shared]
         self._host.unmap(command.address, command.size, shown)
         return Outcome(ok=True)
 

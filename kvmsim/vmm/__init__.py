@@ -2,6 +2,8 @@
 
 vmm            exits under a policy
 policies       their names
+ram            the RAM map: which memory user space has set, and where
+guest_memory   the calls that change it, made and recorded
 inhibit        user space's moment without vCPUs
 conversion/    the designs by which a policy replaces private memory by shared and back
 hva            the host address space, with mappings of sealed files that stay

@@ -20,6 +20,7 @@ from .conversion.overlay import Overlay
 from .conversion.punch import Punch
 from .conversion.recreate import Recreate
 from .conversion.shared_copy import SharedCopy
+from .guest_memory import GuestMemory
 from .inhibit import Inhibitor
 from .policies import POLICIES, UNDER
 
@@ -43,14 +44,15 @@ class Vmm:
         self.policy = "none"
         self.under = "kept"
         self.tally = Tally()
-        self._copy = SharedCopy(kvm)
-        self._recreate = Recreate(kvm, self._copy, self.tally)
+        self.memory = GuestMemory(kvm)
+        self._copy = SharedCopy(self.memory)
+        self._recreate = Recreate(self.memory, self._copy, self.tally)
         self.inhibitor = Inhibitor()
 
     def set_policy(self, name: str, under: str = "kept") -> None:
         """One of POLICIES and UNDER. The slots that the policy before has made stay."""
         assert name in POLICIES and under in UNDER, (name, under)
-        if (name == "overlay") != self._kvm.vm.overlay:
+        if (name == "overlay") != (self.policy == "overlay"):
             self._kvm.blocking.set_overlay(name == "overlay")
         self.policy, self.under = name, under
 
@@ -70,7 +72,7 @@ class Vmm:
                 self.tally.exits += 1
             if not isinstance(result, MemoryErrorExit | HypercallExit) or self.policy == "none":
                 return result
-            with self.inhibitor.alone(self._kick_all):
+            with self.inhibitor.alone(self._kick_all), self.memory.lock:
                 if isinstance(result, HypercallExit):
                     if not self._handle(vcpu, result):
                         return result
@@ -112,7 +114,8 @@ class Vmm:
         wanted = _wanted(exit_)
         if wanted is None:
             return False
-        if wanted.explicit and not wanted.private and self._is_hole(wanted.start, wanted.end):
+        if wanted.explicit and not wanted.private and self.memory.ram.is_unknown(wanted.start, wanted.end):
+            # A guest maps its devices' addresses shared, and QEMU answers that with success.
             vcpu.run.memory_error.answered = isinstance(exit_, MemoryErrorExit)
             return True
         try:
@@ -129,37 +132,29 @@ class Vmm:
         else:
             self.tally.to_shared_pages += changed
         if isinstance(exit_, MemoryErrorExit) and wanted.explicit:
-            covered = self._kvm.vm.covers(wanted.start, wanted.end, private=wanted.private)
-            vcpu.run.memory_error.answered = not covered  # several slots do: KVM would ask again
+            vcpu.run.memory_error.answered = not self._is_covered(wanted)  # several slots do: KVM would ask again
         return True
 
     def _convert(self, wanted: "_Wanted") -> int | None:
         design = self._design()
-        if design is None or not self._is_known(wanted.start, wanted.end):
+        if design is None or not self.memory.ram.is_known(wanted.start, wanted.end):
             return None
         way = design.to_private if wanted.private else design.to_shared
         return way(wanted.start, wanted.end)
 
     def _design(self) -> Design | None:
         if self.policy == "punch":
-            return Punch(self._kvm, self._copy, self.tally)
+            return Punch(self.memory, self._copy, self.tally)
         if self.policy == "overlay":
-            return Overlay(self._kvm, self._copy, self.tally, freed=self.under == "freed")
+            return Overlay(self.memory, self._copy, self.tally, freed=self.under == "freed")
         return self._recreate if self.policy == "recreate" else None
 
-    def _is_known(self, start: int, end: int) -> bool:
-        """Every page is the guest's memory in one alias or the other; what a person has punched is not."""
-        vm, at = self._kvm.vm, start
-        while at < end:
-            segment = vm.slots[True].segment(at) or vm.slots[False].segment(at)
-            if segment is None:
-                return False
-            at = segment[2]
-        return True
-
-    def _is_hole(self, start: int, end: int) -> bool:
-        """No page is memory. A guest maps its devices' addresses shared, and QEMU answers that with success."""
-        return not any(slots.overlaps(start, end) for slots in self._kvm.vm.slots)
+    def _is_covered(self, wanted: "_Wanted") -> bool:
+        """KVM handles this request by itself."""
+        ram, start, end = self.memory.ram, wanted.start, wanted.end
+        if not wanted.private:
+            return ram.shared.covers(start, end)
+        return ram.private.covers(start, end) and not (self.policy == "overlay" and ram.shared.visible(start, end))
 
     @property
     def converted_count(self) -> int:
@@ -173,7 +168,7 @@ class Vmm:
     def doubled_pages(self) -> int:
         """Pages that the VMM's shared memory and private memory both hold."""
         kvm, ranges = self._kvm, self._copy.populated()
-        return sum(kvm.blocking.held_private(start, end) for start, end in ranges)
+        return sum(kvm.blocking.held_private(start, end - start) for start, end in ranges)
 
     def close(self) -> None:
         self._copy.close()

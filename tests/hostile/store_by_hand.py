@@ -49,7 +49,7 @@ class ByHand:
 
     # -- the VM's side
 
-    def set_slot(self) -> "Beside[None]":
+    def set_slot(self) -> "Beside[Any]":
         """Makes a slot over the whole file at GFN 0: HELLO, PAIR and BIND will come."""
         size = PAGES * PAGE_SIZE
         return Beside(lambda: self.kvm.slots.set_private_slot(0, 0, size, 0, str(self.path), 0))

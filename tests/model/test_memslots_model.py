@@ -5,7 +5,8 @@ import errno
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, Memslots, SlotFlag
+from kvmsim.kvm.region import AddressSpaceId, SlotFlag
+from kvmsim.kvm.slots.memslots import Memslot, Memslots
 from memfsd.uapi.errors import Refused
 from tests.support.slots import NO_BACKING
 

@@ -54,14 +54,14 @@ class Pair:
 
     def hole(self, start: int, end: int) -> None:
         if all(end <= low or high <= start for low, high in self.holes):
-            self.local.kvm.slots.punch_slot(0, page(start), page(end - start))
+            self.local.vmm.memory.punch_slot(0, page(start), page(end - start))
             self.holes.append((start, end))
             self.forget(start, end)
 
     def fill(self, number: int) -> None:
         if self.holes:
             start, end = self.holes.pop(number % len(self.holes))
-            self.local.kvm.slots.fill_slot(0, start, end)
+            self.local.vmm.memory.fill_slot(0, start, end)
 
     def punch(self, block: int) -> None:
         start = block % (self.pages // self.size) * self.size

@@ -34,8 +34,8 @@ def test_check_counts_what_it_looked_at(store: LocalStore, running: LocalVm) -> 
 def test_check_is_clean_after_every_kind_of_change(store: LocalStore, running: LocalVm) -> None:
     for change in (
         lambda: store.punch("file", 3, 2),
-        lambda: running.kvm.slots.punch_slot(0, page(20), page(4)),
-        lambda: running.kvm.slots.fill_slot(0, 21, 23),
+        lambda: running.vmm.memory.punch_slot(0, page(20), page(4)),
+        lambda: running.vmm.memory.fill_slot(0, 21, 23),
         lambda: running.touch(page(21), page(2)),
         lambda: store.reclaim(),
         lambda: running.delete(0, private=True),
@@ -78,7 +78,7 @@ def test_memory_in_the_window_for_a_frame_of_another_is_found(store: LocalStore,
 
 
 def test_a_punched_slot_leaves_no_mapping(store: LocalStore, running: LocalVm) -> None:
-    running.kvm.slots.punch_slot(0, page(20), page(4))
+    running.vmm.memory.punch_slot(0, page(20), page(4))
     mapped = sum(count for _, _, count in running.vm.mmu.epts[True].runs(0, MAX_GFN_EPT))
     assert mapped == 12 == running.vm.mmu.epts[True].leaf_count
 
@@ -104,7 +104,7 @@ def test_a_long_report_comes_in_parts(store: LocalStore, monkeypatch: pytest.Mon
     for number in range(31, -1, -3):
         local.write(page(number), b"x")
     for number in range(2, 30, 5):
-        local.kvm.slots.punch_slot(0, page(number), page(1))
+        local.vmm.memory.punch_slot(0, page(number), page(1))
     assert store.findings() == []
     with local.vm.mmu.lock:
         ((_, pfn, _),) = local.vm.mmu.epts[True].zap(31, 32)

@@ -40,23 +40,23 @@ def test_no_false_alarm_while_guests_fault_slots_change_and_punches_run(small_st
 
     def convert(local: LocalVm) -> Callable[[random.Random], object]:
         def step(dice: random.Random) -> None:
-            at, pages = dice.randrange(28), dice.randrange(1, 5)
+            memory, at, pages = local.vmm.memory, dice.randrange(28), dice.randrange(1, 5)
+            start, end = 64 + at, 64 + at + pages
             if dice.random() < 0.2:
                 local.delete(0, private=True)
                 local.private_slot(0, page(64), page(32), local.vm.name)
             elif dice.random() < 0.2:
-                slot = local.vm.slots[True].get(0)
-                assert slot is not None
-                local.kvm.blocking.detach(0)
-                local.kvm.blocking.attach(slot)
+                (region,) = memory.ram.private
+                segments = memory.ram.private.segments(region)
+                memory.detach(0)
+                memory.attach(region, segments)
             else:
                 if dice.random() < 0.5:
-                    local.kvm.slots.punch_slot(0, page(64 + at), page(pages))
+                    memory.punch_slot(0, page(start), page(pages))
                 else:
-                    local.kvm.blocking.hide(0, 64 + at, 64 + at + pages)
-                for gfn in range(64 + at, 64 + at + pages):
-                    if local.vm.slots[True].lookup(gfn) is None:
-                        local.kvm.slots.fill_slot(0, gfn, gfn + 1)
+                    memory.hide(0, start, end)
+                for low, high in memory.ram.private.missing(start, end):
+                    memory.fill_slot(0, low, high)
 
         return step
 

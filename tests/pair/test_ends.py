@@ -119,8 +119,8 @@ def test_slots_of_a_vm_that_was_cut_off_can_be_deleted_and_it_does_not_come_back
 ) -> None:
     store.hang_up("file")
     until(lambda: bool(running.link().lost), "the VM knows")
-    running.kvm.slots.punch_slot(0, page(7), page(1))
-    assert errno_of(running.kvm.slots.fill_slot, 0, 7, 8) == "EHOSTDOWN"
+    running.vmm.memory.punch_slot(0, page(7), page(1))
+    assert errno_of(running.vmm.memory.fill_slot, 0, 7, 8) == "EHOSTDOWN"
     running.delete(0, private=True)
     assert running.kvm.pairings.links == {}
     assert errno_of(running.private_slot, 0, 0, page(8), "file") == "EPERM"

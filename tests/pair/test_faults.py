@@ -283,9 +283,9 @@ def test_touched_pages_that_are_not_bound_just_now_are_not_reclaimed(small_store
     vm.private_slot(0, 0, page(16), "file")
     assert vm.write(0, b"data" * page(2)) is None
     assert small_store.guest("file").pending > 0, "granted ahead, and touched since"
-    vm.kvm.blocking.hide(0, 0, 8)
+    vm.vmm.memory.hide(0, 0, 8)
     small_store.reclaim()
-    vm.kvm.slots.fill_slot(0, 0, 8)
+    vm.vmm.memory.fill_slot(0, 0, 8)
     assert vm.read(0, page(8)) == b"data" * page(2)
 
 

@@ -82,7 +82,7 @@ def test_a_punch_while_guests_run_never_shows_anything_but_data_or_zeros(store: 
 
 
 def test_a_punch_of_what_no_vm_has_bound_asks_nobody(store: LocalStore, running: LocalVm) -> None:
-    running.kvm.slots.punch_slot(0, page(4), page(4))
+    running.vmm.memory.punch_slot(0, page(4), page(4))
     seq = running.vm.mmu.invalidate_seq
     store.punch("file", 4, 4)
     assert running.vm.mmu.invalidate_seq == seq, "a range without a binding does not touch the sequence"

@@ -33,10 +33,10 @@ def together(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
     def convert(local: LocalVm) -> Callable[[random.Random], object]:
         def step(dice: random.Random) -> None:
             at = 16 + dice.randrange(15)
-            local.kvm.slots.punch_slot(0, page(at), page(2))
+            local.vmm.memory.punch_slot(0, page(at), page(2))
             for gfn in (at, at + 1):
                 if local.vm.slots[True].lookup(gfn) is None:
-                    local.kvm.slots.fill_slot(0, gfn, gfn + 1)
+                    local.vmm.memory.fill_slot(0, gfn, gfn + 1)
 
         return step
 
@@ -95,7 +95,7 @@ def test_large_leaves_are_installed_and_zapped_in_the_journal_as_they_are(tmp_pa
         assert local.touch(0, page(2048)) is None
         store.punch("large", 512, 512)
         assert local.touch(page(300), page(600)) is None
-        local.kvm.slots.punch_slot(0, page(1100), page(3))
+        local.vmm.memory.punch_slot(0, page(1100), page(3))
         assert local.touch(page(1024), page(76)) is None
         assert store.findings() == []
         local.close()

@@ -101,12 +101,12 @@ def test_a_hole_of_4_kib_splits_one_leaf_and_a_fault_after_the_fill_merges_it_ag
         assert local.write(page(number), b"%4d" % number) is None
     assert leaves(local) == (0, 2, 0)
 
-    local.kvm.slots.punch_slot(0, page(100), page(1))
+    local.vmm.memory.punch_slot(0, page(100), page(1))
     assert leaves(local) == (511, 1, 0)
     assert (ept.split_count, ept.zapped_leaves) == (1, [1, 0, 0])
     assert [local.read(page(n), 4) for n in (0, 99, 101, 511, 512)] == [b"%4d" % n for n in (0, 99, 101, 511, 512)]
 
-    local.kvm.slots.fill_slot(0, 100, 101)
+    local.vmm.memory.fill_slot(0, 100, 101)
     before = requests(local)
     assert local.read(page(100), 4) == bytes(4), "what was unmapped is gone"
     assert (leaves(local), requests(local), ept.merge_count) == ((0, 2, 0), before + 1, 1)
@@ -116,10 +116,10 @@ def test_a_hole_of_4_kib_splits_one_leaf_and_a_fault_after_the_fill_merges_it_ag
 def test_a_hole_of_4_kib_in_1_gib_leaves_2_mib_leaves_around(store: LocalStore) -> None:
     local = vm_with(store, "1G", GIB)
     assert local.write(page(7), b"seven") is None
-    local.kvm.slots.punch_slot(0, page(GIB - 1), page(1))
+    local.vmm.memory.punch_slot(0, page(GIB - 1), page(1))
     assert leaves(local) == (511, 511, 0)
     assert local.read(page(7), 5) == b"seven"
-    local.kvm.slots.fill_slot(0, GIB - 1, GIB)
+    local.vmm.memory.fill_slot(0, GIB - 1, GIB)
     assert local.read(page(GIB - 1), 1) == b"\0"
     assert (leaves(local), local.vm.mmu.epts[True].table_count) == ((0, 0, 1), 2)
     assert local.read(page(7), 5) == b"seven"
@@ -127,7 +127,7 @@ def test_a_hole_of_4_kib_in_1_gib_leaves_2_mib_leaves_around(store: LocalStore) 
 
 def test_while_a_hole_is_open_the_pages_around_it_are_4_kib(store: LocalStore) -> None:
     local = vm_with(store, "2M", 2 * MIB2)
-    local.kvm.slots.punch_slot(0, page(100), page(1))
+    local.vmm.memory.punch_slot(0, page(100), page(1))
     assert local.touch(0, page(100)) is None
     assert local.touch(page(101), page(2 * MIB2 - 101)) is None
     assert leaves(local) == (511, 1, 0)
@@ -166,7 +166,7 @@ def test_a_split_alone_keeps_the_translations_of_the_pages_around(store: LocalSt
     local = vm_with(store, "2M", MIB2)
     for number in (3, 4, 5):
         assert local.write(page(number), b"x") is None
-    local.kvm.slots.punch_slot(0, page(4), page(1))
+    local.vmm.memory.punch_slot(0, page(4), page(1))
     assert [local.vcpu.tlb.lookup(tlb_key(n, False)) is None for n in (3, 4, 5)] == [False, True, False]
 
 
@@ -203,12 +203,12 @@ def test_without_a_table_to_split_into_the_leaf_goes_and_its_data_stays(store: L
         assert local.write(page(number), b"%4d" % number) is None
     ept = local.vm.mmu.epts[True]
     ept._max_tables = ept._next_table
-    local.kvm.slots.punch_slot(0, page(100), page(1))
+    local.vmm.memory.punch_slot(0, page(100), page(1))
     assert leaves(local) == (0, 0, 0)
     assert len(local.vcpu.tlb) == 0
     ept._max_tables += 10
     assert [local.read(page(n), 4) for n in (99, 101)] == [b"  99", b" 101"]
-    local.kvm.slots.fill_slot(0, 100, 101)
+    local.vmm.memory.fill_slot(0, 100, 101)
     assert local.read(page(100), 4) == bytes(4)
 
 
@@ -226,7 +226,7 @@ def test_a_leaf_whose_first_pages_are_just_being_bound_is_4_kib_elsewhere(
 ) -> None:
     """fill_slot shows the hole before the store has bound it: a fault beside it then is no error."""
     local = vm_with(store, "2M", MIB2)
-    local.kvm.slots.punch_slot(0, 0, page(10))
+    local.vmm.memory.punch_slot(0, 0, page(10))
     real, seen = local.link().bind, []
 
     def bind(slot: int, gfn: int, pgoff: int, pages: int) -> None:
@@ -234,7 +234,7 @@ def test_a_leaf_whose_first_pages_are_just_being_bound_is_4_kib_elsewhere(
         real(slot, gfn, pgoff, pages)
 
     monkeypatch.setattr(local.link(), "bind", bind)
-    local.kvm.slots.fill_slot(0, 0, 10)
+    local.vmm.memory.fill_slot(0, 0, 10)
     assert seen == [None]
     assert leaves(local) == (MIB2 - 300, 0, 0)
     assert local.read(page(5), 1) == bytes(1)

@@ -92,7 +92,7 @@ def test_the_pairing_lasts_as_long_as_a_slot(store: LocalStore) -> None:
     vm.delete(0, private=True)
     assert vm.link() is link
     assert vm.read(page(4), 4) == b"kept"
-    vm.kvm.slots.punch_slot(1, page(4), page(4))
+    vm.vmm.memory.punch_slot(1, page(4), page(4))
     assert vm.link() is link, "a slot that is all hole can be filled"
     vm.delete(1, private=True)
     assert vm.kvm.pairings.links == {}

@@ -236,15 +236,15 @@ class LocalVm:
 
     def private_slot(self, id_: int, gpa: int, size: int, name: str, offset: int = 0, flags: int = 0) -> None:
         assert self._store is not None
-        self.kvm.slots.set_private_slot(id_, gpa, size, flags, self._store.path(name), offset)
+        self.vmm.memory.set_private_slot(id_, gpa, size, flags, self._store.path(name), offset)
 
     def shared_slot(self, id_: int, gpa: int, size: int, flags: int = 0) -> AnonymousMemory:
         memory = AnonymousMemory(size)
-        self.kvm.slots.set_shared_slot(id_, gpa, size, flags, memory, 0, owned=True)
+        self.vmm.memory.set_shared_slot(id_, gpa, size, flags, memory, 0, owned=True)
         return memory
 
     def delete(self, id_: int, *, private: bool) -> None:
-        self.kvm.slots.delete_slot(id_, private=private)
+        self.vmm.memory.delete_slot(id_, private=private)
 
     def read(self, gpa: int, length: int, *, shared: bool = False) -> bytes | Exit:
         return self.guest.read(self.vcpu, gpa, length, shared=shared)

@@ -26,6 +26,7 @@ from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import PAGE_SIZE, Pgoff
 
 from .both_sides import LocalStore
+from .ram import in_step
 from .threads import until
 from .vm_model import Home, Stopped, VmModel, runs_of
 
@@ -186,6 +187,7 @@ class ModelledVm:
 
     def _slots_agree(self) -> None:
         model, copied, own = self.model, set[tuple[int, int]](), {}
+        assert in_step(self.vmm.memory.ram, self.vm)
         for slot in self.vm.slots[False]:
             if slot.backing.path == "(vmm)":
                 copied.add((slot.gfn, slot.end))

@@ -56,7 +56,7 @@ def _live(mountpoint: Path, number: int) -> Iterator[VirtualMachine]:
     pages = 2 * number + _SPARE_PAGES
     path = our_mount.sealed_file(mountpoint / f"live-{number}", pages * PAGE_SIZE)
     with closing(VirtualMachine("bench", MAX_SLOTS)) as machine:
-        machine.kvm.slots.set_private_slot(0, 0, pages * PAGE_SIZE, 0, str(path), 0)
+        machine.vmm.memory.set_private_slot(0, 0, pages * PAGE_SIZE, 0, str(path), 0)
         machine.vmm.set_policy("overlay")
         for page in range(0, 2 * number, 2):
             _map(machine, page, private=False)

@@ -27,9 +27,8 @@ class Vm:
 
     def __init__(self, name: str, path: str, size_bytes: int, policy: str, under: str, vcpu_count: int) -> None:
         self._machine = VirtualMachine(name, MAX_SLOTS)
-        kvm = self._machine.kvm
-        kvm.slots.set_private_slot(0, 0, size_bytes, 0, path, 0)
-        (self._link,) = kvm.pairings.links.values()
+        self._machine.vmm.memory.set_private_slot(0, 0, size_bytes, 0, path, 0)
+        (self._link,) = self._machine.kvm.pairings.links.values()
         for id_ in range(1, vcpu_count):
             self._machine.vm.create_vcpu(id_)
         self._machine.vmm.set_policy(policy, under)

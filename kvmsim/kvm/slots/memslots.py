@@ -18,9 +18,10 @@ from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from enum import Enum, IntEnum, IntFlag
+from enum import Enum
 
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
+from kvmsim.kvm.region import AddressSpaceId, SlotFlag
 from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
@@ -31,21 +32,6 @@ from .dirty import DirtyLog
 
 MAX_SLOT_PAGES = (1 << 31) - 1
 """KVM_MEM_MAX_NR_PAGES: dirty bitmaps are indexed with an unsigned int."""
-
-
-class AddressSpaceId(IntEnum):
-    """Whose slots: those of shared GPAs, or of private ones."""
-
-    SHARED = 0
-    PRIVATE = 1
-
-
-class SlotFlag(IntFlag):
-    """KVM_MEM_*, with the kernel's values."""
-
-    LOG_DIRTY_PAGES = 1
-    READONLY = 2
-    GUEST_MEMFD = 4
 
 
 class RegionChange(Enum):

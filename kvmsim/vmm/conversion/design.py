@@ -1,23 +1,12 @@
 """What a design of conversion is, and what all of them do alike."""
 
 from collections.abc import Iterable
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from kvmsim.kvm.kvm import Kvm
-from kvmsim.kvm.slots.memslots import Memslot
+from kvmsim.vmm.guest_memory import GuestMemory
+from kvmsim.vmm.ram import PrivatePiece, RamMap, Range
 from memfsd.common.intervals import subtract
 from memfsd.uapi.errors import Refused
-
-Range = tuple[int, int]
-"""GFNs [start, end)."""
-
-
-class Piece(NamedTuple):
-    """GFNs [start, end) of one private slot."""
-
-    slot: Memslot
-    start: int
-    end: int
 
 
 class Design(Protocol):
@@ -52,63 +41,43 @@ class Tally:
         """Exits that user space saw, those it handled among them."""
 
 
-def visible_private(kvm: Kvm, start: int, end: int) -> list[Piece]:
-    return [Piece(*segment) for segment in kvm.vm.slots[True].visible(start, end)]
-
-
-def visible_shared(kvm: Kvm, start: int, end: int) -> list[Range]:
-    return [(low, high) for _, low, high in kvm.vm.slots[False].visible(start, end)]
-
-
-def not_shared(kvm: Kvm, start: int, end: int) -> list[Range]:
-    """What of [start, end) no ordinary slot shows."""
-    return subtract(start, end, visible_shared(kvm, start, end))
-
-
-def not_private(kvm: Kvm, start: int, end: int) -> list[Range]:
-    """What of [start, end) no private slot shows."""
-    return subtract(start, end, ((low, high) for _, low, high in kvm.vm.slots[True].visible(start, end)))
-
-
-def all_shared_or(pieces: list[Piece], kvm: Kvm, start: int, end: int) -> bool:
+def all_shared_or(pieces: list[PrivatePiece], ram: RamMap, start: int, end: int) -> bool:
     """Every page of [start, end) is in an ordinary slot, or in one of these pieces."""
-    return _all_in([*visible_shared(kvm, start, end), *((low, high) for _, low, high in pieces)], start, end)
+    return _all_in((*ram.shared.visible(start, end), *pieces), start, end)
 
 
-def all_private_or(pieces: list[Piece], kvm: Kvm, start: int, end: int) -> bool:
+def all_private_or(pieces: list[PrivatePiece], ram: RamMap, start: int, end: int) -> bool:
     """Every page of [start, end) is in a private slot, or in one of these pieces."""
-    known = [*visible_private(kvm, start, end), *pieces]
-    return _all_in(((low, high) for _, low, high in known), start, end)
+    return _all_in((*ram.private.visible(start, end), *pieces), start, end)
 
 
-def _all_in(ranges: Iterable[Range], start: int, end: int) -> bool:
-    return not subtract(start, end, ranges)
+def _all_in(pieces: Iterable[tuple[object, int, int]], start: int, end: int) -> bool:
+    return not subtract(start, end, ((low, high) for _, low, high in pieces))
 
 
-def page_count(pieces: list[Piece]) -> int:
+def page_count(pieces: list[PrivatePiece]) -> int:
     return sum(piece.end - piece.start for piece in pieces)
 
 
-def give_back(kvm: Kvm, tally: Tally, pieces: list[Piece]) -> None:
+def give_back(memory: GuestMemory, tally: Tally, pieces: list[PrivatePiece]) -> None:
     """The last step to shared: fallocate(PUNCH_HOLE) gives the private frames back to the store, which zeroes them.
 
     The store takes whole pages of the file's page size. What it does not take is destroyed here and stays allocated.
     Refused when the store refuses before anything is lost; later there is no way back. The pieces are blocked.
     """
-    with kvm.pairings.holding([piece.slot for piece in pieces]):
-        _give_back(kvm, tally, pieces)
+    with memory.holding(pieces):
+        _give_back(memory, tally, pieces)
 
 
-def _give_back(kvm: Kvm, tally: Tally, pieces: list[Piece]) -> None:
+def _give_back(memory: GuestMemory, tally: Tally, pieces: list[PrivatePiece]) -> None:
     lost = False
-    left: list[tuple[int, int]] = []
+    left: list[Range] = []
     for piece in pieces:
         start, end = _whole_pages(piece)
         if start < end:
             try:
-                piece.slot.gmem.punch(piece.slot.pgoff_of(start), end - start)
+                memory.give_back(piece.region, start, end)
                 lost = True
-                kvm.blocking.forget(start, end)
             except Refused:
                 if not lost:
                     raise
@@ -117,13 +86,13 @@ def _give_back(kvm: Kvm, tally: Tally, pieces: list[Piece]) -> None:
             start = end = piece.end
         left += subtract(piece.start, piece.end, [(start, end)])
     for start, end in left:
-        kvm.blocking.destroy(start, end)
+        memory.destroy(start, end)
         tally.unreturned_pages += end - start
 
 
-def _whole_pages(piece: Piece) -> tuple[int, int]:
+def _whole_pages(piece: PrivatePiece) -> Range:
     """The GFNs of a piece that are whole pages of its file; the first not below the second when there are none."""
-    size = 1 << piece.slot.gmem.order
-    apart = piece.slot.pgoff - piece.slot.gfn
+    size = 1 << piece.region.source.order
+    apart = piece.region.pgoff - piece.region.gfn
     first = -(-(piece.start + apart) // size) * size - apart
     return first, (piece.end + apart) // size * size - apart

@@ -11,19 +11,10 @@ kept      it is only blocked, as TDH.MEM.RANGE.BLOCK does: its data is back when
 freed     it goes back to the store, whose callback takes it out of the page tables: a new, zero page comes later.
 """
 
-from kvmsim.kvm.kvm import Kvm
+from kvmsim.vmm.guest_memory import GuestMemory
+from kvmsim.vmm.ram import Piece
 
-from .design import (
-    Piece,
-    Tally,
-    all_shared_or,
-    give_back,
-    not_private,
-    not_shared,
-    page_count,
-    visible_private,
-    visible_shared,
-)
+from .design import Tally, all_shared_or, give_back, page_count
 from .shared_copy import SharedCopy
 from .transaction import Transaction
 
@@ -33,31 +24,33 @@ class Overlay:
 
     name = "overlay"
 
-    def __init__(self, kvm: Kvm, copy: SharedCopy, tally: Tally, *, freed: bool) -> None:
-        self._kvm = kvm
+    def __init__(self, memory: GuestMemory, copy: SharedCopy, tally: Tally, *, freed: bool) -> None:
+        self._memory = memory
         self._copy = copy
         self._tally = tally
         self._freed = freed
 
     def to_shared(self, start: int, end: int) -> int | None:
+        ram = self._memory.ram
         pieces = [
-            Piece(slot, low, high)
-            for slot, first, last in visible_private(self._kvm, start, end)
-            for low, high in not_shared(self._kvm, first, last)
+            Piece(region, low, high)
+            for region, first, last in ram.private.visible(start, end)
+            for low, high in ram.shared.missing(first, last)
         ]
-        if not all_shared_or(pieces, self._kvm, start, end):
+        if not all_shared_or(pieces, ram, start, end):
             return None
         with Transaction() as transaction:
             for _, low, high in pieces:
                 self._copy.add(low, high)
                 transaction.did(self._copy.remove, low, high)
             if self._freed:
-                give_back(self._kvm, self._tally, pieces)
+                give_back(self._memory, self._tally, pieces)
         return page_count(pieces)
 
     def to_private(self, start: int, end: int) -> int | None:
-        under = self._copy.ranges(start, end)
-        if not_private(self._kvm, start, end) or under != visible_shared(self._kvm, start, end):
+        ram, under = self._memory.ram, self._copy.ranges(start, end)
+        shown = [(low, high) for _, low, high in ram.shared.visible(start, end)]
+        if ram.private.missing(start, end) or under != shown:
             return None
         taken = self._copy.remove(start, end)
         self._copy.discard(taken)

@@ -7,22 +7,10 @@ The slot keeps its id, its size and the place of every page in its file; data ar
 is never held twice.
 """
 
-from kvmsim.kvm.kvm import Kvm
-from kvmsim.kvm.slots.memslots import Memslot
-from memfsd.common.intervals import subtract
+from kvmsim.vmm.guest_memory import GuestMemory
+from kvmsim.vmm.ram import Piece, Range
 
-from .design import (
-    Piece,
-    Range,
-    Tally,
-    all_private_or,
-    all_shared_or,
-    give_back,
-    not_private,
-    not_shared,
-    page_count,
-    visible_private,
-)
+from .design import Tally, all_private_or, all_shared_or, give_back, page_count
 from .shared_copy import SharedCopy
 from .transaction import Transaction
 
@@ -32,48 +20,42 @@ class Punch:
 
     name = "punch"
 
-    def __init__(self, kvm: Kvm, copy: SharedCopy, tally: Tally) -> None:
-        self._kvm = kvm
+    def __init__(self, memory: GuestMemory, copy: SharedCopy, tally: Tally) -> None:
+        self._memory = memory
         self._copy = copy
         self._tally = tally
 
     def to_shared(self, start: int, end: int) -> int | None:
-        kvm, pieces = self._kvm, visible_private(self._kvm, start, end)
-        if not all_shared_or(pieces, kvm, start, end):
+        memory, ram = self._memory, self._memory.ram
+        pieces = ram.private.visible(start, end)
+        if not all_shared_or(pieces, ram, start, end):
             return None
         with Transaction() as transaction:
-            for low, high in not_shared(kvm, start, end):
+            for low, high in ram.shared.missing(start, end):
                 self._copy.add(low, high)
                 transaction.did(self._copy.remove, low, high)
-            for slot, low, high in pieces:
-                kvm.blocking.hide(slot.id, low, high)
-                transaction.did(kvm.slots.fill_slot, slot.id, low, high)
-            give_back(kvm, self._tally, pieces)
+            for region, low, high in pieces:
+                memory.hide(region.id, low, high)
+                transaction.did(memory.fill_slot, region.id, low, high)
+            give_back(memory, self._tally, pieces)
         return page_count(pieces)
 
     def to_private(self, start: int, end: int) -> int | None:
-        kvm = self._kvm
+        memory, private = self._memory, self._memory.ram.private
         holes = [
-            Piece(slot, low, high)
-            for slot in kvm.vm.slots[True]
-            for first, last in _holes(slot, start, end)
-            for low, high in not_private(kvm, first, last)
+            Piece(region, low, high)
+            for region, first, last in private.holes(start, end)
+            for low, high in private.missing(first, last)
         ]
-        if not all_private_or(holes, kvm, start, end):
+        if not all_private_or(holes, memory.ram, start, end):
             return None
         taken: list[Range] = []
         with Transaction() as transaction:
-            for slot, low, high in holes:
-                kvm.slots.fill_slot(slot.id, low, high)
-                transaction.did(kvm.blocking.hide, slot.id, low, high)
+            for region, low, high in holes:
+                memory.fill_slot(region.id, low, high)
+                transaction.did(memory.hide, region.id, low, high)
                 removed = self._copy.remove(low, high)
                 transaction.did(self._copy.restore, removed)
                 taken += removed
         self._copy.discard(taken)
         return page_count(holes)
-
-
-def _holes(slot: Memslot, start: int, end: int) -> list[Range]:
-    """What a punched slot does not show of [start, end)."""
-    low, high = max(slot.gfn, start), min(slot.end, end)
-    return subtract(low, high, slot.segments_in(low, high))

@@ -8,24 +8,11 @@ the thread's argument against it, and `Tally.lost_pages` counts it. The pieces a
 delete and destroy once more; so a page that was converted once loses no neighbours the next time.
 """
 
-from collections.abc import Iterator
-
-from kvmsim.kvm.kvm import Kvm
-from kvmsim.kvm.slots.memslots import Memslot
+from kvmsim.vmm.guest_memory import GuestMemory
+from kvmsim.vmm.ram import Piece, PrivatePiece, PrivateRegion, Range
 from memfsd.common.intervals import IntervalMap, subtract
 
-from .design import (
-    Piece,
-    Range,
-    Tally,
-    all_private_or,
-    all_shared_or,
-    give_back,
-    not_private,
-    not_shared,
-    page_count,
-    visible_private,
-)
+from .design import Tally, all_private_or, all_shared_or, give_back, page_count
 from .shared_copy import SharedCopy
 from .slot_ids import SlotIds
 from .transaction import Transaction
@@ -36,61 +23,65 @@ class Recreate:
 
     name = "recreate"
 
-    def __init__(self, kvm: Kvm, copy: SharedCopy, tally: Tally) -> None:
-        self._kvm = kvm
+    def __init__(self, memory: GuestMemory, copy: SharedCopy, tally: Tally) -> None:
+        self._memory = memory
         self._copy = copy
         self._tally = tally
-        self._ids = SlotIds(kvm.vm.slots[True], kvm.vm.max_slots)
-        self._ram: IntervalMap[Memslot] = IntervalMap()
-        """What was converted: GFNs, and the slot that they were in, which tells their file and place. Each is held, so
-        that it can be private again when no other slot is of the file."""
+        self._ids = SlotIds("private", memory.ram.private, memory.max_slots)
+        self._converted: IntervalMap[PrivateRegion] = IntervalMap()
+        """GFNs, and the region that they were in, for their file and place. Each holds the file's pairing, so that it
+        can be private again when no other slot is of the file."""
 
     def to_shared(self, start: int, end: int) -> int | None:
-        kvm, pieces = self._kvm, visible_private(self._kvm, start, end)
-        if not all_shared_or(pieces, kvm, start, end):
+        memory = self._memory
+        pieces = memory.ram.private.visible(start, end)
+        if not all_shared_or(pieces, memory.ram, start, end):
             return None
-        with kvm.pairings.holding([piece.slot for piece in pieces]):
+        with memory.holding(pieces):
             self._recreate(pieces, start, end)
-            for slot, low, high in pieces:
+            for region, low, high in pieces:
                 self._forget(low, high)  # known already when somebody else has made it private again
-                self._remember(slot, low, high)
+                self._remember(region, low, high)
         return page_count(pieces)
 
-    def _recreate(self, pieces: list[Piece], start: int, end: int) -> None:
-        kvm = self._kvm
-        slots = list({piece.slot.id: piece.slot for piece in pieces}.values())
+    def _recreate(self, pieces: list[PrivatePiece], start: int, end: int) -> None:
+        memory, ram = self._memory, self._memory.ram
+        regions = list({piece.region.id: piece.region for piece in pieces}.values())
+        rest: list[Range] = []
         with Transaction() as transaction:
-            for low, high in not_shared(kvm, start, end):
+            for low, high in ram.shared.missing(start, end):
                 self._copy.add(low, high)
                 transaction.did(self._copy.remove, low, high)
-            for slot in slots:
-                kvm.blocking.detach(slot.id)
-                transaction.did(kvm.blocking.attach, slot)
-                for index, (low, high) in enumerate(_rest(slot, start, end)):
-                    id_ = self._ids.take() if index else slot.id
-                    kvm.blocking.create_private(id_, low, high, slot)
+            for region in regions:
+                segments = ram.private.segments(region)
+                memory.detach(region.id)
+                transaction.did(memory.attach, region, segments)
+                around = [part for segment in segments for part in subtract(*segment, [(start, end)])]
+                for index, (low, high) in enumerate(around):
+                    id_ = self._ids.take() if index else region.id
+                    memory.create_private(id_, Piece(region, low, high))
                     transaction.did(self._drop, id_)
-            give_back(kvm, self._tally, pieces)
-        for slot in slots:
-            for low, high in _rest(slot, start, end):
-                self._tally.lost_pages += kvm.blocking.destroy(low, high)
+                rest += around
+            give_back(memory, self._tally, pieces)
+        for low, high in rest:
+            self._tally.lost_pages += memory.destroy(low, high)
 
     def to_private(self, start: int, end: int) -> int | None:
-        kvm, taken = self._kvm, list[Range]()
+        memory, taken = self._memory, list[Range]()
         missing = [
-            Piece(slot, low, high)
-            for first, last, slot in self._ram.within(start, end)
+            Piece(region, low, high)
+            for first, last, region in self._converted.within(start, end)
             for copy_start, copy_end in self._copy.ranges(first, last)
-            for low, high in not_private(kvm, copy_start, copy_end)
+            for low, high in memory.ram.private.missing(copy_start, copy_end)
         ]
-        if not all_private_or(missing, kvm, start, end):
+        if not all_private_or(missing, memory.ram, start, end):
             return None
         with Transaction() as transaction:
-            for slot, low, high in missing:
+            for piece in missing:
                 id_ = self._ids.take()
-                kvm.blocking.create_private(id_, low, high, slot)
+                memory.create_private(id_, piece)
                 transaction.did(self._drop, id_)
-                removed = self._copy.remove(low, high)
+                removed = self._copy.remove(piece.start, piece.end)
                 transaction.did(self._copy.restore, removed)
                 taken += removed
         self._copy.discard(taken)
@@ -98,24 +89,16 @@ class Recreate:
         return page_count(missing)
 
     def _forget(self, start: int, end: int) -> None:
-        for first, last, slot in self._ram.overlapping(start, end):
-            self._ram.remove(first)
+        for first, last, region in self._converted.overlapping(start, end):
+            self._converted.remove(first)
             for low, high in subtract(first, last, [(start, end)]):
-                self._remember(slot, low, high)
-            self._kvm.pairings.unhold([slot])
+                self._remember(region, low, high)
+            self._memory.unhold([region.source])
 
-    def _remember(self, slot: Memslot, low: int, high: int) -> None:
-        self._kvm.pairings.hold([slot])
-        self._ram.add(low, high, slot)
+    def _remember(self, region: PrivateRegion, low: int, high: int) -> None:
+        self._memory.hold([region.source])
+        self._converted.add(low, high, region)
 
     def _drop(self, id_: int) -> None:
-        self._kvm.blocking.detach(id_)
+        self._memory.detach(id_)
         self._ids.give_back(id_)
-
-
-def _rest(slot: Memslot, start: int, end: int) -> Iterator[Range]:
-    """What the slot shows outside [start, end)."""
-    for low, high in slot.segments:
-        for first, last in ((low, min(high, start)), (max(low, end), high)):
-            if first < last:
-                yield first, last

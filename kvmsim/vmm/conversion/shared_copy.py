@@ -2,13 +2,13 @@
 
 from typing import NamedTuple
 
-from kvmsim.kvm.kvm import Kvm
-from kvmsim.kvm.slots.memslots import Memslot
-from kvmsim.kvm.vm import GPA_END
+from kvmsim.kvm.region import GPA_END, SlotFlag
 from kvmsim.memory.memory import SparseMemory
+from kvmsim.vmm.guest_memory import GuestMemory
+from kvmsim.vmm.ram import Range, SharedRegion
+from memfsd.common.intervals import subtract
 from memfsd.uapi.units import PAGE_SHIFT
 
-from .design import Range
 from .slot_ids import SlotIds
 from .transaction import Transaction
 
@@ -30,10 +30,10 @@ class SharedCopy:
     """One sparse memory in which byte GPA lies at offset GPA. Its slots never touch each other, so that page after page
     of a range takes one slot id."""
 
-    def __init__(self, kvm: Kvm) -> None:
-        self._kvm = kvm
-        self._slots = kvm.vm.slots[False]
-        self._ids = SlotIds(self._slots, kvm.vm.max_slots)
+    def __init__(self, guest: GuestMemory) -> None:
+        self._guest = guest
+        self._regions = guest.ram.shared
+        self._ids = SlotIds("shared", self._regions, guest.max_slots)
         self._memory: SparseMemory | None = None
 
     @property
@@ -45,7 +45,7 @@ class SharedCopy:
 
     def ranges(self, start: int, end: int) -> list[Range]:
         """What of [start, end) its slots show."""
-        return [(low, high) for slot, low, high in self._slots.visible(start, end) if self._is_ours(slot)]
+        return [(low, high) for region, low, high in self._regions.visible(start, end) if self._is_ours(region)]
 
     def add(self, start: int, end: int) -> None:
         """An ordinary slot over [start, end), joined with its neighbours; it reads as zeros. EEXIST where a slot is,
@@ -55,13 +55,11 @@ class SharedCopy:
         self.discard([(start, end)])
 
     def _show(self, start: int, end: int) -> None:
-        self._slots.check_free(start, end)
         low, high, log = start, end, _NO_LOG
         with Transaction() as transaction:
-            for slot in self._slots.overlaps(max(start - 1, 0), end + 1):
-                if self._is_ours(slot):
-                    log = log.joined(self._delete(slot, transaction))
-                    low, high = min(low, slot.gfn), max(high, slot.end)
+            for region in self._ours(max(start - 1, 0), end + 1):
+                log = log.joined(self._delete(region, transaction))
+                low, high = min(low, region.gfn), max(high, region.end)
             self._create(low, high, log)
 
     def restore(self, ranges: list[Range]) -> None:
@@ -76,12 +74,11 @@ class SharedCopy:
         """
         taken = self.ranges(start, end)
         with Transaction() as transaction:
-            for slot in [slot for slot in self._slots.overlaps(start, end) if self._is_ours(slot)]:
-                log = self._delete(slot, transaction)
-                for low, high in ((slot.gfn, min(start, slot.end)), (max(end, slot.gfn), slot.end)):
-                    if low < high:
-                        id_ = self._create(low, high, log)
-                        transaction.did(self._drop, id_)
+            for region in self._ours(start, end):
+                log = self._delete(region, transaction)
+                for low, high in subtract(region.gfn, region.end, [(start, end)]):
+                    id_ = self._create(low, high, log)
+                    transaction.did(self._drop, id_)
         return taken
 
     def discard(self, ranges: list[Range]) -> None:
@@ -100,30 +97,32 @@ class SharedCopy:
         if self._memory is not None:
             self._memory.close()
 
-    def _is_ours(self, slot: Memslot) -> bool:
-        return self._memory is not None and slot.backing.memory is self._memory
+    def _ours(self, start: int, end: int) -> list[SharedRegion]:
+        return [region for region, _, _ in self._regions.visible(start, end) if self._is_ours(region)]
+
+    def _is_ours(self, region: SharedRegion) -> bool:
+        return self._memory is not None and region.source is self._memory
 
     def _create(self, start: int, end: int, log: "_Log", wanted: int | None = None) -> int:
         id_ = self._ids.take() if wanted is None else wanted
         gpa, size = start << PAGE_SHIFT, end - start << PAGE_SHIFT
         try:
-            self._kvm.slots.set_shared_slot(id_, gpa, size, log.flags, self.memory, gpa, owned=False, path="(vmm)")
+            self._guest.set_shared_slot(id_, gpa, size, log.flags, self.memory, gpa, owned=False, path="(vmm)")
         except BaseException:
             self._ids.give_back(id_)
             raise
-        with self._kvm.vm.mmu.lock:
-            for low, high in log.dirty:
-                if low < end and high > start:
-                    self._kvm.faults.mark_dirty(max(low, start), min(high, end))
+        if log.dirty:
+            self._guest.keep_dirty(id_, log.dirty)
         return id_
 
-    def _delete(self, slot: Memslot, transaction: Transaction) -> "_Log":
+    def _delete(self, region: SharedRegion, transaction: Transaction) -> "_Log":
         """What a VMM does before it deletes a slot whose log it wants: it asks for it."""
-        log = _NO_LOG if slot.dirty is None else _Log(int(slot.flags), self._kvm.slots.get_dirty_log(slot.id))
-        self._drop(slot.id)
-        transaction.did(self._create, slot.gfn, slot.end, log, slot.id)
+        logs = region.flags & SlotFlag.LOG_DIRTY_PAGES
+        log = _Log(region.flags, self._guest.get_dirty_log(region.id)) if logs else _NO_LOG
+        self._drop(region.id)
+        transaction.did(self._create, region.gfn, region.end, log, region.id)
         return log
 
     def _drop(self, id_: int) -> None:
-        self._kvm.slots.delete_slot(id_, private=False)
+        self._guest.delete_slot(id_, private=False)
         self._ids.give_back(id_)

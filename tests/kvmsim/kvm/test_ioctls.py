@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
-from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
@@ -187,21 +187,21 @@ def test_a_punched_slot_keeps_what_is_around_the_hole(one: LocalVm) -> None:
     ids=["before", "behind", "empty", "unaligned gpa", "unaligned size", "no slot", "a hole already"],
 )
 def test_a_punch_that_makes_no_sense_is_einval(one: LocalVm, id_: int, gpa: int, size: int) -> None:
-    one.kvm.slots.punch_slot(0, page(20), page(1))
-    assert errno_of(one.kvm.slots.punch_slot, id_, gpa, size) == "EINVAL"
+    one.vmm.memory.punch_slot(0, page(20), page(1))
+    assert errno_of(one.vmm.memory.punch_slot, id_, gpa, size) == "EINVAL"
 
 
 def test_another_slot_may_lie_in_a_hole(store: LocalStore, one: LocalVm) -> None:
     store.create("other", 4)
-    one.kvm.slots.punch_slot(0, page(20), page(4))
+    one.vmm.memory.punch_slot(0, page(20), page(4))
     one.private_slot(1, page(20), page(4), "other")
     assert one.write(page(19), b"x" * (page(1) + 10)) is None, "one access across both files"
     assert one.read(page(20), 10) == b"x" * 10
-    assert errno_of(one.kvm.slots.fill_slot, 0, 20, 24) == "EEXIST"
+    assert errno_of(one.vmm.memory.fill_slot, 0, 20, 24) == "EEXIST"
 
 
 def test_a_slot_that_is_all_hole_can_be_deleted(one: LocalVm) -> None:
-    one.kvm.slots.punch_slot(0, page(16), page(16))
+    one.vmm.memory.punch_slot(0, page(16), page(16))
     one.delete(0, private=True)
     assert shape(one) == []
 

@@ -8,7 +8,7 @@ import pytest
 from kvmsim.kvm.exits import Exit, HltExit, HypercallExit, InternalErrorExit, MemoryErrorExit, MmioExit, ShutdownExit
 from kvmsim.kvm.hypercalls import MAP_GPA, RETRY, SUCCESS, Registers
 from kvmsim.kvm.kvm_run import exit_of
-from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import FileMemory
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
@@ -148,9 +148,9 @@ def test_memory_error_of_a_hole_in_a_slot_goes_on_when_it_is_filled(store: Local
     local = store.vm()
     local.private_slot(0, 0, page(4), "file")
     assert local.write(0, b"a" * page(4)) is None
-    local.kvm.slots.punch_slot(0, page(1), page(1))
+    local.vmm.memory.punch_slot(0, page(1), page(1))
     assert local.read(page(1) - 2, page(1) + 4) == MemoryErrorExit(page(1), PAGE_SIZE, private=True)
-    local.kvm.slots.fill_slot(0, 1, 2)
+    local.vmm.memory.fill_slot(0, 1, 2)
     assert run(local) == b"aa" + bytes(page(1)) + b"aa"
 
 

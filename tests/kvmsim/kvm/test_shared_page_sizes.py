@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, SlotFlag
+from kvmsim.kvm.region import AddressSpaceId, SlotFlag
+from kvmsim.kvm.slots.memslots import Memslot
 from kvmsim.memory.memory import FileMemory, SparseMemory
 from tests.support.both_sides import LocalVm, page
 from tests.support.slots import NO_BACKING

@@ -5,7 +5,7 @@ import errno
 import pytest
 
 from kvmsim.kvm.exits import ExitReason, MemoryErrorExit, MmioExit
-from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.kvm.region import SlotFlag
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page

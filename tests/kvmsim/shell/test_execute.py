@@ -11,7 +11,7 @@ import pytest
 import kvmsim.kvm.kvm
 import kvmsim.shell.execute
 from kvmsim.kvm.exits import ExitReason
-from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.kvm.region import SlotFlag
 from kvmsim.shell.execute import Executor
 from kvmsim.shell.script import values
 from kvmsim.shell.script.grammar import EXIT_REASONS, FORMS, INFO_TOPICS, parse_line

@@ -94,7 +94,7 @@ def test_nothing_is_ever_held_twice(punching: LocalVm) -> None:
 
 def test_doubled_memory_is_seen_when_there_is_some(store: LocalStore, punching: LocalVm) -> None:
     run_write(punching, page(3), b"public", shared=True)
-    punching.kvm.slots.fill_slot(0, 3, 4)
+    punching.vmm.memory.fill_slot(0, 3, 4)
     punching.write(page(3), b"secret")
     assert punching.vmm.doubled_pages() == 1
 
@@ -143,7 +143,7 @@ def test_an_exit_that_no_conversion_can_mend_is_handed_on(punching: LocalVm) -> 
 def test_a_shared_slot_of_the_users_is_left_alone(punching: LocalVm) -> None:
     memory = punching.shared_slot(0, page(3), page(1))
     memory.write(0, b"mine")
-    punching.kvm.slots.punch_slot(0, page(3), page(1))
+    punching.vmm.memory.punch_slot(0, page(3), page(1))
     assert run_read(punching, page(3), 1, shared=False) == b"\0", "the hole is filled again"
     assert punching.read(page(3), 4, shared=True) == b"mine"
 

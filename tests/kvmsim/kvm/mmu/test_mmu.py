@@ -7,7 +7,8 @@ import pytest
 from kvmsim.kvm.mmu.ept import ACCESSED
 from kvmsim.kvm.mmu.mmu import Mmu, Ticket
 from kvmsim.kvm.mmu.tlb import Tlb, Translation, tlb_key
-from kvmsim.kvm.slots.memslots import AddressSpaceId, Memslot, SlotFlag
+from kvmsim.kvm.region import AddressSpaceId, SlotFlag
+from kvmsim.kvm.slots.memslots import Memslot
 from tests.support.slots import NO_BACKING, TRANSLATION
 
 

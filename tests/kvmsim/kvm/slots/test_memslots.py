@@ -5,15 +5,8 @@ from typing import Any
 
 import pytest
 
-from kvmsim.kvm.slots.memslots import (
-    AddressSpaceId,
-    Memslot,
-    Memslots,
-    RegionChange,
-    SlotFlag,
-    check_addressable,
-    check_region,
-)
+from kvmsim.kvm.region import AddressSpaceId, SlotFlag
+from kvmsim.kvm.slots.memslots import Memslot, Memslots, RegionChange, check_addressable, check_region
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import PAGE_SHIFT

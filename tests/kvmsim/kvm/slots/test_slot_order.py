@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.kvm.slots.memslots import SlotFlag
+from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.shell.execute import Executor
 from kvmsim.shell.script.grammar import parse_script

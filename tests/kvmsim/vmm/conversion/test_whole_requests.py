@@ -67,7 +67,7 @@ def test_and_to_private_it_changes_nothing(world: World) -> None:
 def test_a_hole_that_another_private_slot_fills_is_private_already(store: LocalStore) -> None:
     world = World(store, "punch", "kept")
     store.create("more", MORE)
-    world.local.kvm.slots.punch_slot(0, page(4), page(2))
+    world.local.vmm.memory.punch_slot(0, page(4), page(2))
     world.local.private_slot(1, page(4), page(2), "more")
     assert world.map(6, 2, private=False) is None
     assert world.map(0, PAGES, private=True) is None
@@ -80,13 +80,13 @@ def test_what_recreate_remembers_of_a_range_goes_when_it_is_private_again(store:
     for first, pages in ((4, 2), (2, 1), (11, 1), (8, 2)):
         assert world.map(first, pages, private=True) is None
     recreate = world.local.vmm._recreate
-    assert [(low, high) for low, high, _ in recreate._ram] == [(3, 4), (6, 8), (10, 11)]
+    assert [(low, high) for low, high, _ in recreate._converted] == [(3, 4), (6, 8), (10, 11)]
     assert world.map(0, PAGES, private=True) is None
-    assert len(recreate._ram) == 0
+    assert len(recreate._converted) == 0
     assert world.map(5, 6, private=False) is None
-    assert [(low, high) for low, high, _ in recreate._ram] == [(5, 6), (6, 8), (8, 10), (10, 11)]
+    assert [(low, high) for low, high, _ in recreate._converted] == [(5, 6), (6, 8), (8, 10), (10, 11)]
     assert world.map(5, 6, private=True) is None
-    assert len(recreate._ram) == 0
+    assert len(recreate._converted) == 0
 
 
 # -- holes: the addresses of devices

@@ -1,0 +1,175 @@
+"""What user space asks of KVM about guest memory: each call is made, and then recorded in the RAM map.
+
+All changes of a VM's memory go through here: commands of a script, and the designs of conversion.
+"""
+
+import contextlib
+from collections.abc import Iterable, Iterator
+
+from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.pairings import PairedFile
+from kvmsim.kvm.region import SlotFlag
+from kvmsim.memory.memory import Memory
+from memfsd.common import sync
+from memfsd.common.intervals import IntervalSet
+from memfsd.uapi.units import PAGE_SHIFT
+
+from .ram import PrivatePiece, PrivateRegion, RamMap, Range, Region, S
+
+
+class GuestMemory:
+    """Every call wants `lock` held, so that one change of memory at a time is made and recorded, as with QEMU's
+    kvm_slots_lock(): a command of a script, or a whole conversion.
+
+    What KVM refuses is not recorded. No other one than user space makes or deletes slots.
+    """
+
+    def __init__(self, kvm: Kvm) -> None:
+        self._kvm = kvm
+        self.lock = sync.lock("GuestMemory.lock")
+        self.ram = RamMap()
+        self._unreported: dict[int, list[Range]] = {}
+        """By shared slot: pages of it, counted from its first one, that were written before it was made in the place
+        of another one, and that `get_dirty_log` has still to report."""
+
+    @property
+    def max_slots(self) -> int:
+        """KVM_CAP_NR_MEMSLOTS, in each alias."""
+        return self._kvm.vm.max_slots
+
+    # -- KVM_SET_USER_MEMORY_REGION
+
+    def set_private_slot(
+        self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int, *, mapped_fd: int | None = None
+    ) -> None:
+        """SlotIoctls.set_private_slot."""
+        file = self._kvm.slots.set_private_slot(id_, gpa, size, flags, path, offset, mapped_fd=mapped_fd)
+        if file is None:
+            self.ram.private.remove(id_)
+        else:
+            self.ram.private.add(_region(id_, gpa, size, flags, file, offset))
+
+    def set_shared_slot(
+        self,
+        id_: int,
+        gpa: int,
+        size: int,
+        flags: int,
+        memory: Memory | None,
+        offset: int,
+        *,
+        owned: bool,
+        path: str = "",
+    ) -> None:
+        """SlotIoctls.set_shared_slot."""
+        self._kvm.slots.set_shared_slot(id_, gpa, size, flags, memory, offset, owned=owned, path=path)
+        before = self.ram.shared.get(id_)
+        if before is not None:
+            self.ram.shared.remove(id_)
+            memory = before.source
+        if not size or not flags & SlotFlag.LOG_DIRTY_PAGES:
+            self._unreported.pop(id_, None)
+        if size:
+            assert memory is not None
+            self.ram.shared.add(_region(id_, gpa, size, flags, memory, offset))
+
+    def check_shared_slot(self, id_: int, gpa: int, size: int, flags: int, offset: int) -> None:
+        """SlotIoctls.check_shared_slot: it changes nothing."""
+        self._kvm.slots.check_shared_slot(id_, gpa, size, flags, offset)
+
+    def delete_slot(self, id_: int, *, private: bool) -> None:
+        """SlotIoctls.delete_slot."""
+        self._kvm.slots.delete_slot(id_, private=private)
+        if private:
+            self.ram.private.remove(id_)
+        else:
+            self.ram.shared.remove(id_)
+            self._unreported.pop(id_, None)
+
+    # -- KVM_GET_DIRTY_LOG
+
+    def get_dirty_log(self, id_: int) -> list[Range]:
+        """SlotIoctls.get_dirty_log, and what `keep_dirty` was told of the slot."""
+        dirty = self._kvm.slots.get_dirty_log(id_)
+        region, kept = self.ram.shared.get(id_), self._unreported.pop(id_, None)
+        if not kept:
+            return dirty
+        assert region is not None
+        moved = [(region.gfn + start, region.gfn + end) for start, end in kept]
+        return IntervalSet([*dirty, *moved]).within(region.gfn, region.end)
+
+    def keep_dirty(self, id_: int, ranges: list[Range]) -> None:
+        """What of these GFNs the shared slot has was written: it is in the next log of the slot."""
+        region = self.ram.shared.get(id_)
+        assert region is not None
+        kept = [(max(start, region.gfn), min(end, region.end)) for start, end in ranges]
+        self._unreported[id_] = [(start - region.gfn, end - region.gfn) for start, end in kept if start < end]
+
+    # -- the proposed ioctl, and its inverse
+
+    def punch_slot(self, id_: int, gpa: int, size: int) -> None:
+        """SlotIoctls.punch_slot: contents of the hole are destroyed."""
+        for start, end in self._kvm.slots.punch_slot(id_, gpa, size):
+            self.ram.private.punch(id_, start, end)
+
+    def fill_slot(self, id_: int, start: int, end: int) -> None:
+        """SlotIoctls.fill_slot."""
+        self._kvm.slots.fill_slot(id_, start, end)
+        self.ram.private.fill(id_, start, end)
+
+    # -- the steps of a conversion that can be taken back
+
+    def hide(self, id_: int, start: int, end: int) -> None:
+        """Blocking.hide. Undone by `fill_slot`."""
+        self._kvm.blocking.hide(id_, start, end - start)
+        self.ram.private.punch(id_, start, end)
+
+    def detach(self, id_: int) -> None:
+        """Blocking.detach. Undone by `attach`, with what the region showed."""
+        self._kvm.blocking.detach(id_)
+        self.ram.private.remove(id_)
+
+    def attach(self, region: PrivateRegion, segments: list[Range]) -> None:
+        """Blocking.attach."""
+        self._kvm.blocking.attach(region.id, region.gfn, region.page_count, region.source, region.pgoff, segments)
+        self.ram.private.add(region, segments)
+
+    def create_private(self, id_: int, piece: PrivatePiece) -> None:
+        """A private slot of this id over a piece, of the file and at the place that the piece's region has them.
+        Blocking.create_private."""
+        was, start, end = piece
+        region = Region(id_, start, end - start, was.flags, was.source, was.pgoff_of(start))
+        self._kvm.blocking.create_private(id_, start, region.page_count, region.source, region.pgoff)
+        self.ram.private.add(region)
+
+    def give_back(self, region: PrivateRegion, start: int, end: int) -> None:
+        """GFNs [start, end) of what the region had are blocked: fallocate(PUNCH_HOLE) of their pages gives them to the
+        store. Pairings.punch; Refused with the store's errno."""
+        self._kvm.pairings.punch(region.source, region.pgoff_of(start), end - start)
+        self._kvm.blocking.forget(start, end - start)
+
+    def destroy(self, start: int, end: int) -> int:
+        """Blocking.destroy."""
+        return self._kvm.blocking.destroy(start, end - start)
+
+    def hold(self, files: Iterable[PairedFile]) -> None:
+        """Pairings.hold."""
+        self._kvm.pairings.hold(files)
+
+    def unhold(self, files: Iterable[PairedFile]) -> None:
+        """Pairings.unhold."""
+        self._kvm.pairings.unhold(files)
+
+    @contextlib.contextmanager
+    def holding(self, pieces: list[PrivatePiece]) -> Iterator[None]:
+        """For the time of a conversion the pairings of these pieces' files stay, whatever slots go: Pairings.hold."""
+        files = [piece.region.source for piece in pieces]
+        self.hold(files)
+        try:
+            yield
+        finally:
+            self.unhold(files)
+
+
+def _region(id_: int, gpa: int, size: int, flags: int, source: S, offset: int) -> Region[S]:
+    return Region(id_, gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, flags, source, offset >> PAGE_SHIFT)
