@@ -25,6 +25,10 @@ UNREACHABLE = {
 WITHOUT_CONNECTION = {"FileMemory.using taken"}
 """kvmsim comes there when it has ended its pairings: there is nothing to cut."""
 
+MET = {hold.until: s.name for s in SCENARIOS for hold in s.holds if hold.until.endswith(" waited for")}
+"""Who waits depends on who comes first, but where a scenario makes them meet: in others such a point is an accident."""
+MET[points.RETRY.name] = MET["Mmu.ended waited for"]
+
 Census = dict[str, dict[str, int]]
 """How often each scenario reaches each point while its VM runs: [point][scenario]."""
 Results = dict[Cell, Outcome]
@@ -58,7 +62,7 @@ def cells(census: Census, *, everything: bool) -> list[Cell]:
     found: list[Cell] = []
     stopped: set[tuple[str, Fault, str]] = set()
     for name, side in NAMES:
-        for place, (scenario, nth) in enumerate(_places(census.get(name, {}), everything=everything)):
+        for place, (scenario, nth) in enumerate(_places(name, census.get(name, {}), everything=everything)):
             for fault, victim in COLUMNS:
                 if fault in (Fault.STOP, Fault.STOP_LONG) and not everything:
                     once = (group_of(name), fault, victim)
@@ -76,9 +80,12 @@ def outlasts(cell: Cell) -> bool:
     return cell.fault is Fault.STOP_LONG or next(s.stops for s in SCENARIOS if s.name == cell.scenario)
 
 
-def _places(reached: dict[str, int], *, everything: bool) -> list[tuple[str, int]]:
+def _places(point: str, reached: dict[str, int], *, everything: bool) -> list[tuple[str, int]]:
     """(scenario, which time). The scenarios' order is that of preference, those first that come there with a VM."""
-    known = sorted((scenario.name for scenario in SCENARIOS if scenario.name in reached), key=lambda n: not reached[n])
+    known = sorted(
+        (scenario.name for scenario in SCENARIOS if scenario.name in reached),
+        key=lambda name: (name != MET.get(point), not reached[name]),
+    )
     if not known:
         return []
     name, middle = known[0], _middle(known[0], reached[known[0]])

@@ -31,6 +31,14 @@ def test_a_table_of_nothing_is_refused(words: str, monkeypatch: pytest.MonkeyPat
     assert ended.value.code == 2
 
 
+def test_a_wait_is_looked_for_where_threads_are_made_to_meet() -> None:
+    """In the census it may have been reached by accident, too."""
+    by_chance: Census = {"Mmu.ended waited for": {"convert": 3, "fault meets invalidation": 1}}
+    assert {(cell.scenario, cell.nth) for cell in cells(by_chance, everything=False)} == {
+        ("fault meets invalidation", 1)
+    }
+
+
 @pytest.fixture(scope="module")
 def census() -> Census:
     return Workers(WORKERS).census()
