@@ -7,8 +7,8 @@ kill. Everything else can as well come after it, if it comes at all.
 
 from collections.abc import Iterator
 
-from .accesses import independent
-from .order import Order, class_of
+from .accesses import Kind, independent
+from .order import MASK, Clock, Order, as_seen, join, part_of
 from .scenario import Scenario
 from .scheduler import Step
 
@@ -36,9 +36,43 @@ def beginnings(steps: list[Step]) -> Iterator[tuple[int, list[str]]]:
         clock = order.add(index, step)
         if not independent(step.accesses, kill.accesses):
             pasts.append(sum(1 << k for k in range(index + 1) if clock.get(others[k].task.name, -1) >= k))
+    classes = _Classes(others, kills, kill.killed)
+    names = [step.task.name for step in others]
     for past in _unions(pasts):
-        chosen = [step for index, step in enumerate(others) if past >> index & 1] + kills
-        yield class_of(chosen), [step.task.name for step in chosen]
+        schedule = [name for index, name in enumerate(names) if past >> index & 1]
+        yield classes.of(past), schedule + [step.task.name for step in kills]
+
+
+class _Classes:
+    """`order.class_of` of beginnings of one run. What a step adds to it depends on what came before, and a beginning
+    has all of that; so it is the same in each, but for what the killer does last."""
+
+    def __init__(self, others: list[Step], kills: list[Step], dead: str) -> None:
+        assert all(not step.fired and Kind.RECEIVE not in {kind for _, kind in step.accesses} for step in kills)
+        self._order = Order()
+        self._parts = [0] * len(others)
+        self._clocks: dict[int, Clock] = {}
+        seen: dict[int, Step] = {}
+        for index, step in enumerate(others):
+            if (shown := as_seen(step, (dead,))) is not None:
+                before = self._order.state
+                self._clocks[index] = self._order.add(len(seen), shown)
+                self._parts[index] = self._order.state - before
+                seen[index] = shown
+        self._kills = [
+            (kill, [index for index, step in seen.items() if not independent(step.accesses, kill.accesses)])
+            for kill in kills
+        ]
+
+    def of(self, past: int) -> int:
+        state = sum(part for index, part in enumerate(self._parts) if past >> index & 1)
+        clock: Clock = {}
+        for number, (kill, dependent) in enumerate(self._kills, 1):
+            for index in dependent:
+                if past >> index & 1:
+                    join(clock, self._clocks[index])
+            state += part_of(kill, [*self._order.numbered(clock), (kill.task.name, number)])
+        return state & MASK
 
 
 def _unions(sets: list[int]) -> set[int]:

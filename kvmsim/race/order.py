@@ -1,10 +1,12 @@
 """Happens-before: the order of dependent steps of a run, which tells equivalent schedules from others."""
 
+from collections.abc import Container, Iterable, Iterator
+
 from .accesses import Access, Key, Kind, can_race, commute
 from .scheduler import Step
 
 Accesses = dict[Access, None]
-_MASK = (1 << 64) - 1
+MASK = (1 << 64) - 1
 
 Clock = dict[str, int]
 
@@ -50,15 +52,15 @@ class Order:
         if key[0] == "queue":
             number = self._received.get(key, 0)
             if number < len(sent):
-                _join(clock, sent[number][1])
+                join(clock, sent[number][1])
             return
         since = self._cleared.get(key, began)
         for at, other in sent:
             if at > since:
-                _join(clock, other)
+                join(clock, other)
                 return
         if sent and key[0] != "event":
-            _join(clock, sent[0][1])
+            join(clock, sent[0][1])
 
     def add(self, index: int, step: Step) -> Clock:
         """The step's clock: for each task, its last step that is before this one (its own: itself)."""
@@ -66,11 +68,11 @@ class Order:
         clock = dict(self._tasks.get(name, {}))
         if step.fired:
             for other in self._tasks.values():
-                _join(clock, other)
+                join(clock, other)
         for key, kind in step.accesses:
             for other_kind, other in self._last.get(key, {}).items():
                 if not commute(other_kind, kind):
-                    _join(clock, other)
+                    join(clock, other)
             if kind is Kind.RECEIVE:
                 self._join_sender(clock, key, clock.get(name, -1))
         clock[name] = index
@@ -83,16 +85,31 @@ class Order:
                 self._received[key] = self._received.get(key, 0) + 1
             kinds = self._last.setdefault(key, {})
             merged = dict(kinds.get(kind, {}))
-            _join(merged, clock)
+            join(merged, clock)
             kinds[kind] = merged
             if kind not in (Kind.RELEASE, Kind.UNLOOK):
                 self._racing.setdefault(key, []).append((index, name, kind))
         self._tasks[name] = clock
         number = self._counts[name] = self._counts.get(name, 0) + 1
         self._numbers.append(number)
-        past = frozenset((task, self._numbers[at]) for task, at in clock.items())
-        self.state = (self.state + hash((name, step.name, step.said, past))) & _MASK
+        self.state = (self.state + part_of(step, self.numbered(clock))) & MASK
         return clock
+
+    def numbered(self, clock: Clock) -> Iterator[tuple[str, int]]:
+        """A clock by the how many-th of its task each step is: the same in every schedule that has them."""
+        return ((task, self._numbers[at]) for task, at in clock.items())
+
+
+def part_of(step: Step, past: Iterable[tuple[str, int]]) -> int:
+    """What a step adds to its run's state."""
+    return hash((step.task.name, step.name, step.said, frozenset(past)))
+
+
+def as_seen(step: Step, dead: Container[str]) -> Step | None:
+    """The step, or what others could see of it before its process died."""
+    if step.task.process not in dead:
+        return step
+    return step.as_seen() if step.is_seen else None
 
 
 def class_of(steps: list[Step]) -> int:
@@ -102,12 +119,12 @@ def class_of(steps: list[Step]) -> int:
     """
     dead = {step.killed for step in steps if step.killed}
     order = Order()
-    for index, step in enumerate(step for step in steps if step.task.process not in dead or step.is_seen):
-        order.add(index, step if step.task.process not in dead else step.as_seen())
+    for index, step in enumerate(seen for step in steps if (seen := as_seen(step, dead)) is not None):
+        order.add(index, step)
     return order.state
 
 
-def _join(clock: Clock, other: Clock) -> None:
+def join(clock: Clock, other: Clock) -> None:
     for name, index in other.items():
         if clock.get(name, -1) < index:
             clock[name] = index

@@ -1,5 +1,6 @@
 """Where a process can die: nowhere that others could tell from another place is left out, and none of those twice."""
 
+import itertools
 import os
 
 import pytest
@@ -67,6 +68,28 @@ def test_the_beginnings_of_a_run() -> None:
     ]
 
 
+@pytest.mark.parametrize("name", ["punch-x-death", "punch-x-death-of-the-store", "punch-x-death-two-vcpus"])
+def test_a_beginning_has_the_class_of_its_schedule(name: str) -> None:
+    """Found from the whole run, for all of them at once."""
+    count = 0
+    for result in itertools.islice(exhaustive.every(load(name)), 12):
+        kill = next((step for step in result.steps if step.killed), None)
+        for class_, schedule in deaths.beginnings(result.steps):
+            assert kill is not None
+            steps = result.steps[: result.steps.index(kill) + 1]
+            left = schedule[:-1]
+            chosen = []
+            for one in steps:
+                if one.task is not kill.task and one.task.name in left:
+                    chosen.append(one)
+                    left.remove(one.task.name)
+            chosen += [one for one in steps if one.task is kill.task]
+            assert [one.task.name for one in chosen] == schedule
+            assert class_ == order.class_of(chosen)
+            count += 1
+    assert count > 15
+
+
 def test_a_run_without_a_kill_has_none() -> None:
     assert list(deaths.beginnings([sends(VICTIM, b"1")])) == []
 
@@ -98,17 +121,10 @@ def test_to_die_at_every_point_shows_no_more(name: str, monkeypatch: pytest.Monk
     vCPUs, too, in half an hour."""
     scenario = load(name)
     classes = {order.class_of(r.steps) for r in exhaustive.every(scenario) if not r.cut_short}
-    monkeypatch.setattr(deaths, "class_of", _exactly)
+    monkeypatch.setattr(deaths, "as_seen", lambda step, dead: step)
     found = set()
     for result in exhaustive.every(scenario):
         assert result.failures == []
         if not result.cut_short:
             found.add(order.class_of(result.steps))
     assert found == classes
-
-
-def _exactly(steps: list[Step]) -> int:
-    exact = order.Order()
-    for index, one in enumerate(steps):
-        exact.add(index, one)
-    return exact.state
