@@ -1,9 +1,6 @@
 """One virtual kvm put together: KVM, its guest, and user space."""
 
-from memfsd.common.journal import NO_JOURNAL, Journal
-
 from .cpu.accesses import Guest
-from .journal.record import journaled
 from .kvm.kvm import Kvm
 from .kvm.vm import Vm
 from .vmm.vmm import Vmm
@@ -12,8 +9,8 @@ from .vmm.vmm import Vmm
 class VirtualMachine:
     """What a VMM process has for one VM."""
 
-    def __init__(self, name: str, max_slots: int, journal: Journal = NO_JOURNAL) -> None:
-        self.kvm = Kvm(Vm(name, max_slots)) if journal is NO_JOURNAL else journaled(name, journal, max_slots)
+    def __init__(self, name: str, max_slots: int) -> None:
+        self.kvm = Kvm(Vm(name, max_slots))
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)

@@ -13,7 +13,6 @@ from collections.abc import Callable
 
 import trio
 
-from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.common.quote import quoted
 from memfsd.core.files.namespace import Creds
 from memfsd.fuse.hook import pyfuse3
@@ -38,7 +37,7 @@ _MAX_REQUESTS = 10_000
 """At a time. Each that waits for a VM is one, and lookup and getattr must not wait behind them."""
 
 
-def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], journal: Journal = NO_JOURNAL) -> None:
+def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
     """Mount and serve until unmounted or told to end (SIGTERM, SIGINT, SIGHUP). `ready` when it is live."""
     _raise_file_limit()
     _keep_the_heap_small()
@@ -46,11 +45,10 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None], jou
     socket_path = options.socket or default_socket_path()
     creds = Creds(os.geteuid(), os.getegid())
     mode = stat.S_IMODE(os.stat(mountpoint).st_mode)
-    store = build_store(options.store, root_mode=mode, creds=creds, socket_path=socket_path, journal=journal)
-    guests = GuestServer(socket_path, store, journal)
+    store = build_store(options.store, root_mode=mode, creds=creds, socket_path=socket_path)
+    guests = GuestServer(socket_path, store)
     operations = Operations(store, creds.uid)
     with contextlib.ExitStack() as ending:
-        ending.callback(journal.close)
         ending.callback(store.close)
         # A signal that no handler takes would end the daemon and leave the mount: one that comes before the loop
         # listens, or a second one while it ends.

@@ -1,6 +1,5 @@
-"""Journals of kvmsim: what is recorded besides messages, and `kvmsim journal` that reads them.
+"""`kvmsim journal`, which reads what --journal recorded (memfsd/common/journal.py).
 
-record.py     a KVM that notes zaps, kicks and installs
 reader.py     lines of several files, in the order of their times
 conversation.py   requests and replies, states and brackets, of one connection
 store_rules.py    what memfsd's journal proves: frames freed only when no VM can reach them

@@ -5,6 +5,7 @@ A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: 
 
 import errno
 
+from memfsd.common import trace
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES
@@ -93,10 +94,14 @@ class Faults:
         """Wait until no open invalidation covers the ticket; False at the deadline."""
         mmu = self._vm.mmu
         with mmu.lock:
-            return mmu.ended.wait_for(
+            is_over = mmu.ended.wait_for(
                 lambda: not (mmu.in_progress and mmu.range_start <= ticket.gfn < mmu.range_end), ANSWER_DEADLINE_S
             )
+        if trace.vm is not None:
+            trace.vm.fault_waited(ticket.gfn)
+        return is_over
 
+    @trace.hot(trace.Side.VM, lambda to, _, vcpu, gfn, *, shared, write: to.translating(vcpu.tlb, gfn, shared))
     def translate(self, vcpu: Vcpu, gfn: int, *, shared: bool, write: bool) -> Translation | None:
         """TLB, then a walk that marks the leaf accessed and fills the TLB; None is an EPT violation. In guest mode."""
         found = vcpu.tlb.lookup(gfn if shared else ~gfn)  # tlb_key, without the call: every access comes here

@@ -27,12 +27,12 @@ _EVERY_PAGE = 0, PGOFF_END - 1
 class Kvm:
     """Close it: its pairings end."""
 
-    def __init__(self, vm: Vm, pair: Pair = pair_with_store, unmapper: Unmapper | None = None) -> None:
+    def __init__(self, vm: Vm, pair: Pair = pair_with_store) -> None:
         """pair makes the pairing with the file behind an fd."""
         self.vm = vm
         self.slots_lock = sync.lock("Kvm.slots_lock")
         """Changes of slots and pairings, one at a time (KVM's slots_lock)."""
-        self.unmapper = unmapper or Unmapper(vm)
+        self.unmapper = Unmapper(vm)
         self.notifier = Notifier(vm, self.unmapper)
         self.pairings = Pairings(vm, self.slots_lock, self.notifier, pair)
         self.slots = SlotIoctls(vm, self.slots_lock, self.unmapper, self.pairings)

@@ -1,9 +1,11 @@
 """How GFNs lose their mappings when it is this side that takes them away."""
 
 import contextlib
+import time
 from collections.abc import Iterator
 
 from kvmsim.memory.memory import WindowMemory
+from memfsd.common import trace
 
 from .mmu.runs import Run
 from .vm import Vm
@@ -74,8 +76,11 @@ class Unmapper:
                 mmu.invalidate_end()
 
     def kick_all(self) -> None:
+        since_ns = time.monotonic_ns()
         for vcpu in list(self.vm.vcpus.values()):
             vcpu.kick()
+        if trace.vm is not None:
+            trace.vm.kicked_out(self.vm.name, since_ns)
 
     def destroy(self, runs: list[Run]) -> None:
         """Contents of private frames that are not mapped any more: what a TDX or SNP unmap does. They read as zeros."""

@@ -19,10 +19,10 @@ from .vcpu import Vcpu
 class Vm:
     """Memslots change under Kvm.slots_lock and Mmu.lock; lookups want Mmu.lock."""
 
-    def __init__(self, name: str, max_slots: int = MAX_SLOTS, mmu: Mmu | None = None) -> None:
+    def __init__(self, name: str, max_slots: int = MAX_SLOTS) -> None:
         self.name = name
         self.max_slots = max_slots
-        self.mmu = mmu or Mmu()
+        self.mmu = Mmu(name)
         self.physmap: PhysMap[Memory] = PhysMap()
         self.slots = (Memslots(AddressSpaceId.SHARED), Memslots(AddressSpaceId.PRIVATE))
         """By address space: shared is 0, private is 1, as SMM has its own."""

@@ -10,7 +10,7 @@ from typing import Protocol
 
 import numpy as np
 
-from memfsd.common import sync
+from memfsd.common import sync, trace
 from memfsd.common.linux import PageRange, data_ranges, punch_hole
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
 from memfsd.uapi.units import ORDER_1G, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
@@ -61,9 +61,11 @@ class _Mapped:
         self._view = memoryview(self._map)
         self._bytes: np.ndarray[tuple[int], np.dtype[np.uint8]] = np.frombuffer(self._map, dtype=np.uint8)
 
+    @trace.hot(trace.Side.VM, lambda to, memory, offset, length: to.guest_reads(memory, offset, length))
     def read(self, offset: int, length: int) -> bytes:
         return self._view[offset : offset + length].tobytes()
 
+    @trace.hot(trace.Side.VM, lambda to, memory, offset, data: to.guest_writes(memory, offset, len(data)))
     def write(self, offset: int, data: bytes) -> None:
         self._view[offset : offset + len(data)] = data
 
@@ -118,6 +120,8 @@ class WindowMemory(_Mapped):
 
     def scrub(self, frame: int, frame_count: int) -> None:
         """Destroy contents: what a TDX or SNP unmap does. The frames stay the file's and read as zeros."""
+        if trace.vm is not None:
+            trace.vm.contents_destroyed(self, frame, frame_count)
         punch_hole(self.fd, frame << PAGE_SHIFT, frame_count << PAGE_SHIFT)
 
 

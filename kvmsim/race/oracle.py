@@ -30,8 +30,7 @@ class Oracle:
         """A task comes to a point; it may have to wait there."""
         self.in_access.pop(task, None)
         if name in ("guest reads", "guest writes"):
-            memory, offset, data = arguments
-            length = data if isinstance(data, int) else len(data)
+            memory, offset, length = arguments
             first = offset >> PAGE_SHIFT
             self.in_access[task] = memory, first, max(-(-(offset + length) >> PAGE_SHIFT) - first, 1)
 
@@ -39,9 +38,9 @@ class Oracle:
         """The step from the point begins."""
         self.in_access.pop(self._scheduler.me(), None)
         if name == "frames freed":
-            scrub = arguments[1]
-            for pfn, count in scrub.runs:
-                self._at_free(pfn, count, scrub.window)
+            window, runs = arguments
+            for pfn, count in runs:
+                self._at_free(pfn, count, window)
 
     def _at_free(self, pfn: int, count: int, window: int | None) -> None:
         """R6: nobody who lives can reach a frame that becomes free."""

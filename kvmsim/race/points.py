@@ -1,46 +1,48 @@
 """The named points: every place where the two sides can interleave, or one of them can die.
 
 Waits are points by themselves, through memfsd.common.sync: each lock taken, each packet sent and received, each event
-and condition waited for. The rest is the table here: methods at which something becomes true for the other side, and
-fields that are used without a lock. Nothing of it is in the code itself: `installed` wraps the methods for as long
-as somebody looks.
+and condition waited for. Where something becomes true for the other side are trace points (memfsd.common.trace): the
+table here gives each its name. What nobody but a scheduler wants to know has no trace point, and is watched from here
+while `installed` lasts: fields that are used without a lock, and sections that only read.
 """
 
 import contextlib
-import functools
-import importlib
 import struct
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from kvmsim.kvm.faults import Faults
+from kvmsim.kvm.mmu.mmu import Mmu
+from kvmsim.kvm.vcpu import Vcpu
+from kvmsim.kvm.vm import Vm
+from kvmsim.store.link import StoreLink
+from memfsd.common import trace
+from memfsd.common.trace import Instrument
+from memfsd.store.peer import Peer
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import HEADER_BYTES
 from memfsd.uapi.units import PAGE_SHIFT
 
 from .accesses import Access, Kind
 
-Touches = Callable[[str, tuple[Any, ...]], list[Access]]
-"""What a call touches, by the process that makes it and its arguments (self first)."""
+Touches = Callable[..., list[Access]]
+"""What a step from a point touches: of the process that makes it, and the point's arguments."""
 
 
-def _nothing(process: str, arguments: tuple[Any, ...]) -> list[Access]:
+def _nothing(process: str, *arguments: Any) -> list[Access]:
     return []
 
 
 def _ept(kind: Kind) -> Touches:
-    return lambda process, arguments: [(("ept", process), kind)]
+    return lambda process, *_: [(("ept", process), kind)]
 
 
 def _tlb(kind: Kind) -> Touches:
-    return lambda process, arguments: [(("tlb", labels.get(id(arguments[0]), process)), kind)]
+    return lambda process, tlb, *_: [(("tlb", labels.get(id(tlb), process)), kind)]
 
 
-def _translated(process: str, arguments: tuple[Any, ...]) -> list[Access]:
-    return [(("tlb", labels.get(id(arguments[1].tlb), process)), Kind.READ)]
-
-
-def _frames(window: object, runs: list[tuple[int, int]], kind: Kind) -> list[Access]:
+def _frames(window: object, runs: Iterable[tuple[int, int]], kind: Kind) -> list[Access]:
     return [
         (("frame", f"{pfn:#x} of window {window}"), kind)
         for first, count in runs
@@ -49,30 +51,28 @@ def _frames(window: object, runs: list[tuple[int, int]], kind: Kind) -> list[Acc
 
 
 def _guest_access(kind: Kind) -> Touches:
-    def touches(process: str, arguments: tuple[Any, ...]) -> list[Access]:
-        memory, offset, data = arguments
-        length = data if isinstance(data, int) else len(data)
+    def touches(process: str, memory: object, offset: int, length: int) -> list[Access]:
         first, end = offset >> PAGE_SHIFT, -(-(offset + length) >> PAGE_SHIFT)
         return _frames(labels.get(id(memory), process), [(first, max(end - first, 1))], kind)
 
     return touches
 
 
-def _zeroed(process: str, arguments: tuple[Any, ...]) -> list[Access]:
-    return _frames(arguments[1], arguments[2], Kind.WRITE)
+def _zeroed(process: str, window: int | None, runs: Iterable[tuple[int, int]]) -> list[Access]:
+    return _frames(window, runs, Kind.WRITE)
 
 
-def _destroyed(process: str, arguments: tuple[Any, ...]) -> list[Access]:
-    return _frames(labels.get(id(arguments[0]), process), [(arguments[1], arguments[2])], Kind.WRITE)
+def _destroyed(process: str, memory: object, frame: int, frame_count: int) -> list[Access]:
+    return _frames(labels.get(id(memory), process), [(frame, frame_count)], Kind.WRITE)
 
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """A named place: just before a call of this method."""
+    """A trace point at which a thread may be left standing."""
 
     name: str
-    where: str
-    """module:Class.method"""
+    at: Callable[..., None]
+    """The method of Instrument."""
     side: str
     touches: Touches = _nothing
 
@@ -81,60 +81,65 @@ class Point:
 class Field:
     """A field that some use without a lock; each such use is a point."""
 
-    where: str
-    """module:Class.field"""
+    owner: type
+    name: str
     side: str
+
+    @property
+    def shown(self) -> str:
+        return f"{self.owner.__name__}.{self.name}"
 
 
 POINTS: tuple[Point, ...] = (
     # memfsd: the core's steps, each under Service.lock
-    Point("file paired", "memfsd.core.gmem:GuestMemory.pair", "store"),
-    Point("pages bound", "memfsd.core.gmem:GuestMemory.bind", "store"),
-    Point("pages unbound", "memfsd.core.gmem:GuestMemory.unbind", "store"),
-    Point("run granted", "memfsd.core.gmem:GuestMemory.get_pfn", "store"),
-    Point("range closing", "memfsd.core.gmem:GuestMemory.invalidate_begin", "store"),
-    Point("pages unmapped", "memfsd.core.gmem:GuestMemory.unmap", "store"),
-    Point("range open again", "memfsd.core.gmem:GuestMemory.invalidate_end", "store"),
-    Point("VM cut off", "memfsd.core.gmem:GuestMemory.disconnect", "store"),
-    Point("VM released", "memfsd.core.gmem:GuestMemory.release", "store"),
-    Point("file dropped", "memfsd.core.gmem:GuestMemory.drop_all", "store"),
-    Point("frames freed", "memfsd.core.service:Service.scrubbed", "store"),
+    Point("file paired", Instrument.file_paired, "store"),
+    Point("pages bound", Instrument.pages_bound, "store"),
+    Point("pages unbound", Instrument.pages_unbound, "store"),
+    Point("run granted", Instrument.run_granted, "store"),
+    Point("range closing", Instrument.invalidate_begin, "store"),
+    Point("pages unmapped", Instrument.pages_unmapped, "store"),
+    Point("range open again", Instrument.invalidate_end, "store"),
+    Point("VM cut off", Instrument.frames_quarantined, "store"),
+    Point("VM released", Instrument.vm_released, "store"),
+    Point("file dropped", Instrument.file_dropped, "store"),
+    Point("frames freed", Instrument.frames_freed, "store"),
     # memfsd: the world outside the core
-    Point("frames zeroed", "memfsd.host.windows:Windows.punch", "store", _zeroed),
-    Point("window made", "memfsd.host.windows:Windows.make_window", "store"),
-    Point("window dropped", "memfsd.host.windows:Windows.drop_window", "store"),
+    Point("frames zeroed", Instrument.frames_zeroed, "store", _zeroed),
+    Point("window made", Instrument.window_made, "store"),
+    Point("window dropped", Instrument.window_dropped, "store"),
     # kvmsim
-    Point("staleness tested", "kvmsim.kvm.mmu.mmu:Mmu.install", "vm", _ept(Kind.READ)),
-    Point("entry mapped", "kvmsim.kvm.mmu.ept:Ept.map_page", "vm", _ept(Kind.WRITE)),
-    Point("staleness of a large page tested", "kvmsim.kvm.mmu.mmu:Mmu.install_large", "vm", _ept(Kind.READ)),
-    Point("large page mapped", "kvmsim.kvm.mmu.ept:Ept.map_large", "vm", _ept(Kind.WRITE)),
-    Point("run mapped", "kvmsim.kvm.mmu.ept:Ept.map_run", "vm", _ept(Kind.WRITE)),
-    Point("range zapped", "kvmsim.kvm.mmu.mmu:Mmu._unmap", "vm", _ept(Kind.WRITE)),
-    Point("untouched zapped", "kvmsim.kvm.mmu.mmu:Mmu.zap_untouched", "vm", _ept(Kind.WRITE)),
-    Point("bracket opened", "kvmsim.kvm.mmu.mmu:Mmu.invalidate_begin", "vm", _ept(Kind.WRITE)),
-    Point("bracket closed", "kvmsim.kvm.mmu.mmu:Mmu.invalidate_end", "vm", _ept(Kind.WRITE)),
-    Point("TLB filled", "kvmsim.kvm.mmu.tlb:Tlb.insert", "vm", _tlb(Kind.WRITE)),
-    Point("TLB flushed", "kvmsim.kvm.mmu.tlb:Tlb.flush", "vm", _tlb(Kind.WRITE)),
-    Point("TLB entries flushed", "kvmsim.kvm.mmu.tlb:Tlb.flush_keys", "vm", _tlb(Kind.WRITE)),
-    Point("TLB looked up", "kvmsim.kvm.faults:Faults.translate", "vm", _translated),
-    Point("guest reads", "kvmsim.memory.memory:_Mapped.read", "vm", _guest_access(Kind.READ)),
-    Point("guest writes", "kvmsim.memory.memory:_Mapped.write", "vm", _guest_access(Kind.WRITE)),
-    Point("contents destroyed", "kvmsim.memory.memory:WindowMemory.scrub", "vm", _destroyed),
+    Point("staleness tested", Instrument.install_begun, "vm", _ept(Kind.READ)),
+    Point("entry mapped", Instrument.page_mapped, "vm", _ept(Kind.WRITE)),
+    Point("staleness of a large page tested", Instrument.install_large_begun, "vm", _ept(Kind.READ)),
+    Point("large page mapped", Instrument.large_page_mapped, "vm", _ept(Kind.WRITE)),
+    Point("run mapped", Instrument.run_mapped, "vm", _ept(Kind.WRITE)),
+    Point("range zapped", Instrument.zap_begun, "vm", _ept(Kind.WRITE)),
+    Point("untouched zapped", Instrument.zap_untouched_begun, "vm", _ept(Kind.WRITE)),
+    Point("bracket opened", Instrument.bracket_opened, "vm", _ept(Kind.WRITE)),
+    Point("bracket closed", Instrument.bracket_closed, "vm", _ept(Kind.WRITE)),
+    Point("TLB filled", Instrument.tlb_filled, "vm", _tlb(Kind.WRITE)),
+    Point("TLB flushed", Instrument.tlb_flushed, "vm", _tlb(Kind.WRITE)),
+    Point("TLB entries flushed", Instrument.tlb_entries_flushed, "vm", _tlb(Kind.WRITE)),
+    Point("TLB looked up", Instrument.translating, "vm", _tlb(Kind.READ)),
+    Point("guest reads", Instrument.guest_reads, "vm", _guest_access(Kind.READ)),
+    Point("guest writes", Instrument.guest_writes, "vm", _guest_access(Kind.WRITE)),
+    Point("contents destroyed", Instrument.contents_destroyed, "vm", _destroyed),
 )
 
-RETRY = Point("fault retried", "kvmsim.kvm.faults:Faults._wait_end", "vm")
-"""After the wait. A fault asks again only when another thread was in a section that may change the answer."""
+RETRY = Point("fault retried", Instrument.fault_waited, "vm")
+"""A fault asks again only when another thread was in a section that may change the answer."""
 
-LOOKS = ("kvmsim.kvm.faults:Faults.translate", "kvmsim.kvm.vm:Vm.fault")
-"""Sections under Mmu.lock that only read (an accessed bit is set by all alike): two of them need no order."""
+LOOKS: tuple[tuple[type, Callable[..., object]], ...] = ((Faults, Faults.translate), (Vm, Vm.fault))
+"""Sections under Mmu.lock that only read (an accessed bit is set by all alike): two of them need no order. Of (class,
+method)."""
 
 FIELDS: tuple[Field, ...] = (
-    Field("memfsd.store.peer:Peer.said_bye", "store"),
-    Field("kvmsim.kvm.vcpu:Vcpu._kickers", "vm"),
-    Field("kvmsim.store.link:StoreLink.lost", "vm"),
-    Field("kvmsim.store.link:StoreLink.seq", "vm"),
-    Field("kvmsim.kvm.mmu.mmu:Mmu.invalidate_seq", "vm"),
-    Field("kvmsim.kvm.mmu.mmu:Mmu.in_progress", "vm"),
+    Field(Peer, "said_bye", "store"),
+    Field(Vcpu, "_kickers", "vm"),
+    Field(StoreLink, "lost", "vm"),
+    Field(StoreLink, "seq", "vm"),
+    Field(Mmu, "invalidate_seq", "vm"),
+    Field(Mmu, "in_progress", "vm"),
 )
 
 LOCKS: tuple[tuple[str, str], ...] = (
@@ -211,8 +216,7 @@ def all_names() -> list[tuple[str, str]]:
     names += WAITS
     names += [(point.name, point.side) for point in (*POINTS, RETRY)]
     for field in FIELDS:
-        short = field.where.rpartition(":")[2]
-        names += [(f"{short} read", field.side), (f"{short} written", field.side)]
+        names += [(f"{field.shown} read", field.side), (f"{field.shown} written", field.side)]
     return names
 
 
@@ -220,15 +224,23 @@ labels: dict[int, str] = {}
 """Names of TLBs and windows in this run, by id()."""
 
 Watcher = Callable[[str, tuple[Any, ...], Callable[[str], list[Access]]], None]
-"""Called at a point with its name, the call's arguments, and what a step from there touches, by its process."""
+"""Called at a point with its name, its arguments, and what a step from there touches, by its process."""
 
 
-@functools.cache
-def resolve(where: str) -> tuple[type, str]:
-    """The class and the attribute's name. Fails when the code has no such thing."""
-    module, _, path = where.partition(":")
-    class_name, _, attribute = path.partition(".")
-    return getattr(importlib.import_module(module), class_name), attribute
+class _Watching(Instrument):
+    """Each point of the table, by its name."""
+
+    def __init__(self, watch: Watcher, retried: Callable[[], None]) -> None:
+        for point in POINTS:
+            vars(self)[point.at.__name__] = _watching(point, watch)
+        vars(self)[RETRY.at.__name__] = lambda *_: retried()
+
+
+def _watching(point: Point, watch: Watcher) -> Callable[..., None]:
+    def at(*arguments: Any) -> None:
+        watch(point.name, arguments, lambda process: point.touches(process, *arguments))
+
+    return at
 
 
 @contextlib.contextmanager
@@ -237,53 +249,31 @@ def installed(
 ) -> Iterator[None]:
     """Call `watch` at each point of the table, and `retried` after each wait of a fault, until the end; LOOKS are
     called within `looking`."""
+    watching = _Watching(watch, retried)
     undo: list[tuple[type, str, Any]] = []
-    try:
-        for point in POINTS:
-            owner, name = resolve(point.where)
-            undo.append((owner, name, owner.__dict__[name]))
-            setattr(owner, name, _before(owner.__dict__[name], point, watch))
-        for where in LOOKS:
-            owner, name = resolve(where)
-            undo.append((owner, name, owner.__dict__[name]))
-            setattr(owner, name, _within(owner.__dict__[name], looking))
-        owner, name = resolve(RETRY.where)
-        undo.append((owner, name, owner.__dict__[name]))
-        setattr(owner, name, _after(owner.__dict__[name], retried))
-        for field in FIELDS:
-            owner, name = resolve(field.where)
-            undo.append((owner, name, owner.__dict__.get(name)))
-            setattr(owner, name, _Watched(f"{owner.__name__}.{name}", name, owner.__dict__.get(name), watch))
-        yield
-    finally:
-        for owner, name, original in reversed(undo):
-            if original is None:
-                delattr(owner, name)
-            else:
-                setattr(owner, name, original)
-
-
-def _before(method: Callable[..., Any], point: Point, watch: Watcher) -> Callable[..., Any]:
-    def watched(*arguments: Any, **named: Any) -> Any:
-        watch(point.name, arguments, lambda process: point.touches(process, arguments))
-        return method(*arguments, **named)
-
-    return watched
+    with trace.observed(store=watching, vm=watching):
+        try:
+            for owner, method in LOOKS:
+                name = method.__name__
+                undo.append((owner, name, vars(owner)[name]))
+                setattr(owner, name, _within(vars(owner)[name], looking))
+            for field in FIELDS:
+                slot = vars(field.owner).get(field.name)
+                undo.append((field.owner, field.name, slot))
+                setattr(field.owner, field.name, _Watched(field.shown, field.name, slot, watch))
+            yield
+        finally:
+            for owner, name, original in reversed(undo):
+                if original is None:
+                    delattr(owner, name)
+                else:
+                    setattr(owner, name, original)
 
 
 def _within(method: Callable[..., Any], looking: Callable[[], contextlib.AbstractContextManager[None]]) -> Any:
     def watched(*arguments: Any, **named: Any) -> Any:
         with looking():
             return method(*arguments, **named)
-
-    return watched
-
-
-def _after(method: Callable[..., Any], call: Callable[[], None]) -> Callable[..., Any]:
-    def watched(*arguments: Any, **named: Any) -> Any:
-        result = method(*arguments, **named)
-        call()
-        return result
 
     return watched
 

@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 from kvmsim.memory.memory import AnonymousMemory, FileMemory, Memory
 from kvmsim.vmm.guest_memory import GuestMemory
 from kvmsim.vmm.host import VMM, Host, encrypted_of, memory_of
-from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import MAX_VMS
@@ -31,12 +30,9 @@ _SHELL_ENDS_S = 2.0
 class Executor:
     """All VMs of a process; vm0 exists and is current."""
 
-    def __init__(
-        self, max_slots: int, policy: str = "none", under: str = "kept", journal: Journal = NO_JOURNAL
-    ) -> None:
+    def __init__(self, max_slots: int, policy: str = "none", under: str = "kept") -> None:
         self._max_slots = max_slots
         self._policy = policy, under
-        self._journal = journal
         self.interrupt = Interrupt()
         self._machines: dict[str, ScriptVm] = {}
         self._host = Host()
@@ -89,7 +85,6 @@ class Executor:
         for machine in self._machines.values():
             machine.close()
         self._host.close()
-        self._journal.close()
 
     # -- VMs, vCPUs, slots
 
@@ -104,7 +99,7 @@ class Executor:
             raise Refused(
                 errno.ENOSPC, f"VM {quoted(name)}: {MAX_VMS} VMs are the limit of one kvmsim: start another one"
             )
-        machine = ScriptVm(name, self._max_slots, self._journal, self.interrupt)
+        machine = ScriptVm(name, self._max_slots, self.interrupt)
         machine.vmm.set_policy(*self._policy)
         self._machines[name] = machine
         return machine

@@ -12,7 +12,8 @@ from collections.abc import Iterator
 
 from kvmsim.store.link import store_of_sealed
 from kvmsim.vmm.policies import POLICIES, UNDER
-from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.common import trace
+from memfsd.common.journal import Recording
 from memfsd.common.journalfile import open_journal, start_journal
 from memfsd.common.quote import printable, quoted
 from memfsd.common.starting import INTERRUPTED
@@ -125,7 +126,8 @@ class Run:
         self._journal_lost = False
         self._ending = contextlib.ExitStack()
         try:
-            self._executor = Executor(asked.max_slots, asked.policy, asked.under, self._journal(asked.journal))
+            self._journal = self._open_journal(asked.journal)
+            self._executor = Executor(asked.max_slots, asked.policy, asked.under)
         except Refused as refused:
             sys.exit(_say(refused.reason, 2))
 
@@ -133,6 +135,9 @@ class Run:
         interrupt = self._executor.interrupt
         self._ending.enter_context(interrupt.listen())
         self._ending.enter_context(interrupt.command())
+        if self._journal is not None:
+            self._ending.callback(self._journal.close)
+            self._ending.enter_context(trace.observed(vm=self._journal))
         self._ending.callback(self._executor.close)
         return self._executor
 
@@ -144,9 +149,9 @@ class Run:
         elif self._journal_lost:
             self.status = self.status or _JOURNAL_LOST
 
-    def _journal(self, path: str | None) -> Journal:
+    def _open_journal(self, path: str | None) -> Recording | None:
         if path is None:
-            return NO_JOURNAL
+            return None
         return start_journal(open_journal(path), "kvmsim", time.monotonic_ns, functools.partial(self._lose, path))
 
     def _lose(self, path: str, why: str) -> None:

@@ -1,7 +1,6 @@
 """A VM of a script: a virtual machine, and the commands that run its vCPUs."""
 
 from kvmsim.machine import VirtualMachine
-from memfsd.common.journal import Journal
 
 from .interrupt import Interrupt
 from .vcpu_commands import VcpuCommands
@@ -10,8 +9,8 @@ from .vcpu_commands import VcpuCommands
 class ScriptVm(VirtualMachine):
     """What `vm NAME` makes."""
 
-    def __init__(self, name: str, max_slots: int, journal: Journal, interrupt: Interrupt) -> None:
-        super().__init__(name, max_slots, journal)
+    def __init__(self, name: str, max_slots: int, interrupt: Interrupt) -> None:
+        super().__init__(name, max_slots)
         self.vcpu_commands = VcpuCommands(self.kvm, self.guest, self.vmm, interrupt)
 
     def close(self) -> None:

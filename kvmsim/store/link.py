@@ -12,8 +12,7 @@ import struct
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from kvmsim.memory.memory import WindowMemory, punch_file
-from memfsd.common import sync
-from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.common import packets, sync, trace
 from memfsd.common.mounts import Mount, check_serves, mount_of
 from memfsd.common.quote import quoted
 from memfsd.common.sockets import peer_of
@@ -69,15 +68,7 @@ class Callbacks(Protocol):
 class StoreLink:
     """A sealed file that belongs to this VM. `_lock` guards the down channel: one request at a time."""
 
-    def __init__(
-        self,
-        fd: int,
-        down: socket.socket,
-        token: Token,
-        vm: str,
-        callbacks: Callbacks,
-        journal: Journal = NO_JOURNAL,
-    ) -> None:
+    def __init__(self, fd: int, down: socket.socket, token: Token, vm: str, callbacks: Callbacks) -> None:
         """HELLO and PAIR on a connected socket; takes the socket at once and the fd when all went well.
 
         Refused with the store's errno (EPERM: the file belongs to another VM), or with that of what this process has
@@ -97,11 +88,11 @@ class StoreLink:
         self.callback_count = 0
         self.punch_count = 0
         self._buffer = bytearray(MAX_PACKET_BYTES)
-        self._down = journal.down(sync.channel(down, "vm.down"))
-        self.conn = journal.conn_of(self._down)
+        self._down = packets.down(sync.channel(down, "vm.down"), trace.vm)
+        self.conn = packets.number_of(self._down)
         try:
             self.memory, up, reply = self._greet(vm, token)
-            self._up = journal.up(self._down, up)
+            self._up = packets.up(self._down, up)
         except BaseException:
             self._down.close()
             raise
@@ -338,7 +329,7 @@ class StoreLink:
         return encode_reply(id_, kind, reply), True
 
 
-def pair(fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) -> StoreLink:
+def pair(fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
     """Pair with the store of the file behind fd, and take the fd when all went well.
 
     EINVAL the file is not sealed for a guest; EPERM it belongs to another VM, or who listens is not its store;
@@ -355,7 +346,7 @@ def pair(fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) 
     except Refused:
         down.close()
         raise
-    return StoreLink(fd, down, token, vm, callbacks, journal)
+    return StoreLink(fd, down, token, vm, callbacks)
 
 
 def store_of_sealed(file: int | str) -> tuple[Mount, str]:

@@ -1,5 +1,6 @@
 """The command memfsd: mounts, and stays or goes into the background."""
 
+import contextlib
 import errno
 import logging
 import logging.handlers
@@ -8,8 +9,8 @@ import sys
 import time
 from argparse import Namespace
 
+from memfsd.common import trace
 from memfsd.common.arguments import Parser
-from memfsd.common.journal import NO_JOURNAL
 from memfsd.common.journalfile import open_journal, start_journal
 from memfsd.common.quote import printable, quoted
 from memfsd.common.stdio import fill_standard_fds, with_stdout
@@ -96,8 +97,12 @@ def run(arguments: list[str]) -> int:
 
     warn = logging.getLogger("memfsd").warning
     try:
-        journal = NO_JOURNAL if journal_fd < 0 else start_journal(journal_fd, "memfsd", time.monotonic_ns, warn)
-        serve(mountpoint, options, ready, journal)
+        with contextlib.ExitStack() as ending:
+            if journal_fd >= 0:
+                journal = start_journal(journal_fd, "memfsd", time.monotonic_ns, warn)
+                ending.callback(journal.close)
+                ending.enter_context(trace.observed(store=journal))
+            serve(mountpoint, options, ready)
     except Refused as refused:
         return _fail(refused, 1)
     return 0

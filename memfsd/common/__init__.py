@@ -3,7 +3,8 @@
 sync         locks, threads and ends of connections: made here, so that a scheduler can step in
 linux        fallocate(2), and which pages of a memfd hold memory
 intervals    half-open intervals with values, and sets of them
-journal      a line of JSON for each message; journalfile: the file it is written to
+trace        what happens on either side, reported to whoever observes it; packets: what is sent and received
+journal      an observer: a line of JSON for each message; journalfile: the file it is written to
 sockets      connections between processes of one mount
 mounts       which mount of memfsd a path is on
 stdio        standard output that is closed, full, or a pipe without reader

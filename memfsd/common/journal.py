@@ -9,29 +9,27 @@ Times are CLOCK_MONOTONIC nanoseconds, the same clock in every process of a mach
 processes can be merged. A sent packet is recorded before it is sent, a received one after it came: what another process
 can have seen is in the journal even if this one is killed. docs/reliability.md says what each note means.
 
-Recording stands in the way of nobody: a `Recording` is installed where a process is put together, in place of
-the `Journal` that records nothing, and wraps the sockets; without it they are the sockets themselves.
+Recording stands in the way of nobody: a `Recording` is an instrument, which observes the trace points of one side
+(common/trace.py) for as long as the process has a journal.
 """
 
 import errno
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import msgspec
 
 from memfsd.uapi.framing import BadBody, BadPacket, Header, decode_failure, decode_header, decode_reply, decode_request
+from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
 from memfsd.uapi.messages import Body, Hello, PairReply
 
-from . import sync
-from .sockets import Options, peer_of
+from . import sync, trace
+from .trace import Connection
 
 FORMAT_VERSION = 1
 _END_ROOM = 256
 """Bytes kept for the last record."""
-
-S = TypeVar("S", bound=Options)
 
 
 class Opening(msgspec.Struct, tag="journal"):
@@ -90,37 +88,14 @@ decode_entry: Callable[[bytes], Entry] = msgspec.json.Decoder(Opening | Message 
 """msgspec.MsgspecError when the line is no record."""
 
 
-class Journal:
-    """Records nothing: what a process has unless a journal is asked for."""
-
-    def down(self, sock: S) -> S:
-        """The socket of a down channel, recorded from now on."""
-        return sock
-
-    def up(self, down: object, sock: S) -> S:
-        """That of the up channel which belongs to a down channel."""
-        return sock
-
-    def conn_of(self, down: object) -> int:
-        """The number of a connection in the journal."""
-        return -1
-
-    def note(self, what: str, *, vm: str = "", ino: int = -1, conn: int = -1, **data: Any) -> None:
-        """A fact, at the time when it is one."""
-
-    def close(self) -> None:
-        """The process ends."""
-
-
-NO_JOURNAL = Journal()
-
-
-class Recording(Journal):
+class Recording(trace.Instrument):
     """`write` appends bytes to the journal and answers how many; `now_ns` is CLOCK_MONOTONIC. Safe from any thread.
 
     OSError when the first record can not be written. Later nothing stops the process, and `warn` is told once: after
     room_bytes the journal ends with a record that says so, and where it is when a write fails.
     """
+
+    sees_packets = True
 
     def __init__(
         self,
@@ -140,30 +115,55 @@ class Recording(Journal):
         with self._lock:
             self._append(_encode(Opening(now_ns(), FORMAT_VERSION, side, pid)) + b"\n")
 
-    def down(self, sock: S) -> S:
-        return cast(S, JournaledSocket(self, sock, "down", About(next(self._numbers), peer_of(sock).pid)))
-
-    def up(self, down: object, sock: S) -> S:
-        assert isinstance(down, JournaledSocket)
-        return cast(S, JournaledSocket(self, sock, "up", down.about))
-
-    def conn_of(self, down: object) -> int:
-        assert isinstance(down, JournaledSocket)
-        return down.about.conn
-
     def note(self, what: str, *, vm: str = "", ino: int = -1, conn: int = -1, **data: Any) -> None:
         self._put(Note(0, what, vm, ino, conn, data))
 
-    def closed(self, channel: str, about: "About") -> None:
-        """The other end of a channel has closed it."""
-        self._put(Note(0, "closed", about.vm, about.ino, about.conn, {"channel": channel}))
+    def close(self) -> None:
+        """The process ends."""
+        self._put(End(0, "closed"))
+        self._room = 0
 
-    def unsent(self, channel: str, about: "About", why: str) -> None:
-        """The packet recorded last on this channel could not be sent."""
-        self._put(Note(0, "unsent", about.vm, about.ino, about.conn, {"channel": channel, "why": why}))
+    # -- trace points, of the side whose journal it is
 
-    def packet(self, channel: str, about: "About", packet: bytes, fds: int, *, sent: bool) -> None:
-        message = Message(0, about.conn, about.peer, channel, sent, fds=fds)
+    def connected(self, connection: Connection) -> None:
+        connection.number = next(self._numbers)
+
+    def packet_sent(self, channel: str, connection: Connection, packet: bytes, fds: int) -> None:
+        self._packet(channel, connection, packet, fds, sent=True)
+
+    def packet_unsent(self, channel: str, connection: Connection, why: str) -> None:
+        """It is the packet recorded last on this channel."""
+        self._put(Note(0, "unsent", connection.vm, connection.ino, connection.number, {"channel": channel, "why": why}))
+
+    def packet_received(self, channel: str, connection: Connection, packet: bytes, fds: int) -> None:
+        self._packet(channel, connection, packet, fds, sent=False)
+
+    def channel_closed(self, channel: str, connection: Connection) -> None:
+        self._put(Note(0, "closed", connection.vm, connection.ino, connection.number, {"channel": channel}))
+
+    def frames_zeroed(self, window: int | None, runs: Sequence[tuple[int, int]]) -> None:
+        """In parts that fit in a line; ordinary files are nobody's business."""
+        if window is not None:
+            for part in range(0, len(runs), MAX_RUNS_PER_REPORT):
+                self.note("freed", ino=window, runs=runs[part : part + MAX_RUNS_PER_REPORT])
+
+    def vm_disconnected(self, ino: int, vm: str, why: str) -> None:
+        self.note("cut", vm=vm, ino=ino, why=why)
+
+    def vm_exited(self, ino: int, vm: str, pid: int, said_bye: bool) -> None:
+        self.note("gone", vm=vm, ino=ino, pid=pid, said_bye=said_bye)
+
+    def installed(self, vm: str, ino: int, conn: int, gfn: int, pgoff: int, pfn: int, page_count: int) -> None:
+        self.note("installed", vm=vm, ino=ino, conn=conn, gfn=gfn, pgoff=pgoff, pfn=pfn, pages=page_count)
+
+    def zapped(self, vm: str, start: int, end: int, kept: list[tuple[int, int]]) -> None:
+        self.note("zapped", vm=vm, start=start, end=end, kept=kept)
+
+    def kicked_out(self, vm: str, since_ns: int) -> None:
+        self.note("out", vm=vm, since=since_ns)
+
+    def _packet(self, channel: str, connection: Connection, packet: bytes, fds: int, *, sent: bool) -> None:
+        message = Message(0, connection.number, connection.peer, channel, sent, fds=fds)
         header, body = _decoded(packet)
         if header is not None:
             message.kind, message.id = header.kind.name, header.id
@@ -173,15 +173,11 @@ class Recording(Journal):
         else:
             message.body = {name: getattr(body, name) for name in body.__struct_fields__}
             if isinstance(body, Hello):
-                about.vm = body.vm
+                connection.vm = body.vm
             elif isinstance(body, PairReply):
-                about.ino = body.ino
-        message.vm, message.ino = about.vm, about.ino
+                connection.ino = body.ino
+        message.vm, message.ino = connection.vm, connection.ino
         self._put(message)
-
-    def close(self) -> None:
-        self._put(End(0, "closed"))
-        self._room = 0
 
     def _put(self, entry: Entry) -> None:
         with self._lock:
@@ -209,69 +205,6 @@ class Recording(Journal):
         if written != len(line):
             raise OSError(errno.ENOSPC, "the disk is full")
         self._room -= written
-
-
-@dataclass(slots=True)
-class About:
-    """What both channels of a connection have in common; vm and ino once they are known."""
-
-    conn: int
-    peer: int
-    vm: str = ""
-    ino: int = -1
-
-
-class JournaledSocket:
-    """A socket whose packets are recorded; everything else is the socket's own."""
-
-    def __init__(self, journal: Recording, sock: Any, channel: str, about: About) -> None:
-        self.about = about
-        self._journal = journal
-        self._sock = sock
-        self._channel = channel
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._sock, name)
-
-    def send(self, packet: bytes, *flags: int) -> int:
-        return self._sending(packet, 0, lambda: self._sock.send(packet, *flags))
-
-    def sendmsg(self, buffers: list[bytes], ancillary: Any = (), *more: Any) -> int:
-        fds = sum(len(data) for _, _, data in ancillary)
-        return self._sending(b"".join(buffers), fds, lambda: self._sock.sendmsg(buffers, ancillary, *more))
-
-    def recv_into(self, buffer: bytearray, nbytes: int = 0, flags: int = 0) -> int:
-        size = self._receiving(lambda: self._sock.recv_into(buffer, nbytes, flags))
-        self._received(bytes(memoryview(buffer)[:size]), 0)
-        return cast(int, size)
-
-    def recvmsg(self, bufsize: int, *more: Any) -> Any:
-        received = self._receiving(lambda: self._sock.recvmsg(bufsize, *more))
-        self._received(received[0], sum(len(data) // 4 for _, _, data in received[1]))
-        return received
-
-    def _sending(self, packet: bytes, fds: int, send: Callable[[], int]) -> int:
-        self._journal.packet(self._channel, self.about, packet, fds, sent=True)
-        try:
-            return send()
-        except OSError as error:
-            self._journal.unsent(self._channel, self.about, error.strerror or str(error))
-            raise
-
-    def _receiving(self, receive: Callable[[], Any]) -> Any:
-        try:
-            return receive()
-        except BlockingIOError:
-            raise
-        except OSError:
-            self._journal.closed(self._channel, self.about)
-            raise
-
-    def _received(self, packet: bytes, fds: int) -> None:
-        if packet:
-            self._journal.packet(self._channel, self.about, packet, fds, sent=False)
-        else:
-            self._journal.closed(self._channel, self.about)
 
 
 def _decoded(packet: bytes) -> tuple[Header | None, Body | None]:

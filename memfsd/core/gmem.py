@@ -13,6 +13,7 @@ from itertools import islice
 import numpy as np
 from numpy.typing import NDArray
 
+from memfsd.common import trace
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import GetPfnReply, Reason
@@ -113,6 +114,8 @@ class GuestMemory:
 
     def pair(self, file: Regular, pairing: Pairing) -> None:
         """EPERM when the file has or had another owner."""
+        if trace.store is not None:
+            trace.store.file_paired(file.ino, pairing.vm)
         self.check_owner(file, pairing)
         guest_of(file).pairing = pairing
 
@@ -131,6 +134,8 @@ class GuestMemory:
 
         What was bound before the file shrank may be bound again, or a conversion could not take back its UNBIND.
         """
+        if trace.store is not None:
+            trace.store.pages_bound(file.ino, slot, gfn, pgoff, page_count)
         guest = guest_of(file)
         assert guest.closing is None, "the caller holds the invalidate_lock"
         end = pgoff + page_count
@@ -141,10 +146,13 @@ class GuestMemory:
         guest.bound_end = max(guest.bound_end, binding.end)
 
     def unbind(self, file: Regular, pgoff: int, page_count: int) -> None:
+        if trace.store is not None:
+            trace.store.pages_unbound(file.ino, pgoff, page_count)
         guest = guest_of(file)
         assert guest.closing is None, "the caller holds the invalidate_lock"
         guest.bindings.unbind(pgoff, pgoff + page_count)
 
+    @trace.hot(trace.Side.STORE, lambda to, _, file, pgoff, max_pages: to.run_granted(file.ino, pgoff, max_pages))
     def get_pfn(self, file: Regular, pgoff: int, max_pages: int) -> GetPfnReply:
         """Grant a run of frames from pgoff: what is allocated already, or new frames as readahead wishes.
 
@@ -215,6 +223,8 @@ class GuestMemory:
 
     def invalidate_begin(self, file: Regular, start: int, end: int, reason: Reason) -> Invalidation:
         """Open an invalidation. `upcall` says whether a VM must acknowledge before `unmap`."""
+        if trace.store is not None:
+            trace.store.invalidate_begin(file.ino, start, end, reason)
         guest = guest_of(file)
         assert guest.closing is None, "one invalidation of a file at a time"
         assert start < end
@@ -230,6 +240,8 @@ class GuestMemory:
         kept, touched (RECLAIM): pages and frames that the guest has touched stay. Only PENDING frames are reclaimed at
         all.
         """
+        if trace.store is not None:
+            trace.store.pages_unmapped(file.ino)
         guest = guest_of(file)
         closing = guest.closing
         assert closing is not None
@@ -265,6 +277,8 @@ class GuestMemory:
 
     def invalidate_end(self, file: Regular) -> Seq:
         """Close it; the file's new sequence number (it grows only if the range was bound)."""
+        if trace.store is not None:
+            trace.store.invalidate_end(file.ino)
         guest = guest_of(file)
         closing = guest.closing
         assert closing is not None
@@ -341,6 +355,8 @@ class GuestMemory:
 
     def disconnect(self, file: Regular) -> list[Effect]:
         """The VM lives but does not answer: it may still reach every frame, so all are quarantined (R6)."""
+        if trace.store is not None:
+            trace.store.frames_quarantined(file.ino)
         guest = guest_of(file)
         assert guest.pairing is not None and guest.pairing.state is PairState.ACTIVE
         guest.pairing.state = PairState.DISCONNECTED
@@ -364,6 +380,8 @@ class GuestMemory:
 
     def release(self, file: Regular) -> list[Effect]:
         """The VM is gone (BYE, or proven dead): all its frames come back; the file stays sealed."""
+        if trace.store is not None:
+            trace.store.vm_released(file.ino)
         guest = guest_of(file)
         assert guest.pairing is not None and guest.closing is None
         guest.pairing.state = PairState.ENDED
@@ -379,6 +397,8 @@ class GuestMemory:
 
     def drop_all(self, file: Regular) -> list[Effect]:
         """Name, handles and pairing are gone: give every frame back."""
+        if trace.store is not None:
+            trace.store.file_dropped(file.ino)
         guest = guest_of(file)
         assert not guest.holds_memory
         return self._give_back_all(file, guest)

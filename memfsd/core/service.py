@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
-from memfsd.common import sync
+from memfsd.common import sync, trace
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.proof import ID_BYTES, Token, ino_of, key_of, make_token
@@ -388,6 +388,8 @@ class Service:
 
     def scrubbed(self, effect: Scrub) -> None:
         """The frames are zero in their window: now, and only now, they are free (R6, R8)."""
+        if trace.store is not None:
+            trace.store.frames_freed(effect.window, effect.runs)
         for pfn, count in effect.runs:
             self.pool.free(pfn, count)
 

@@ -3,10 +3,8 @@
 import time
 from collections.abc import Callable, Sequence
 
-from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.core.effects import Discard, DropWindow, Effect, Fill, Quarantine, Scrub, ZeroBytes
 from memfsd.core.service import Service
-from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
 from memfsd.uapi.units import Ino
 
 from .windows import Windows
@@ -23,10 +21,9 @@ class EffectRunner:
     run on the FUSE loop.
     """
 
-    def __init__(self, service: Service, windows: Windows, journal: Journal = NO_JOURNAL) -> None:
+    def __init__(self, service: Service, windows: Windows) -> None:
         self._service = service
         self._windows = windows
-        self._journal = journal
         self.forget_cache: Callable[[Ino], None] = lambda ino: None
 
     @staticmethod
@@ -53,10 +50,6 @@ class EffectRunner:
         """Refused when a file can not be filled after all."""
         for effect in effects:
             if isinstance(effect, Scrub):
-                if effect.window is not None:
-                    for part in range(0, len(effect.runs), MAX_RUNS_PER_REPORT):
-                        runs = effect.runs[part : part + MAX_RUNS_PER_REPORT]
-                        self._journal.note("freed", ino=effect.window, runs=runs)
                 self._windows.punch(effect.window, effect.runs)
                 with self._service.lock:
                     self._service.scrubbed(effect)

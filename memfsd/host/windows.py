@@ -8,7 +8,7 @@ import errno
 import fcntl
 import os
 
-from memfsd.common import sync
+from memfsd.common import sync, trace
 from memfsd.common.linux import PageRange, data_ranges, punch_hole
 from memfsd.core.effects import Runs
 from memfsd.core.files.ordinary import Plan
@@ -76,6 +76,8 @@ class Windows:
 
     def make_window(self, ino: Ino) -> int:
         """An fd for a sealed file's window, the caller's until it is adopted."""
+        if trace.store is not None:
+            trace.store.window_made(ino)
         return self._make(f"memfsd-window-{ino}")
 
     def adopt_window(self, ino: Ino, fd: int) -> None:
@@ -85,6 +87,8 @@ class Windows:
             self._windows[ino] = fd
 
     def drop_window(self, ino: Ino) -> None:
+        if trace.store is not None:
+            trace.store.window_dropped(ino)
         with self._lock:
             fd = self._windows.pop(ino, None)
         if fd is not None:
@@ -92,6 +96,8 @@ class Windows:
 
     def punch(self, window: Ino | None, runs: Runs) -> None:
         """Zero these frames and give their memory back. A window that nobody asked for holds nothing."""
+        if trace.store is not None:
+            trace.store.frames_zeroed(window, runs)
         if window is None:
             fd = self._pool
         else:

@@ -10,7 +10,6 @@ import threading
 import time
 
 from memfsd.common import sync
-from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.common.quote import quoted
 from memfsd.common.sockets import peer_of
 from memfsd.store.peer import Peer
@@ -37,11 +36,10 @@ _STOP_DEADLINE_S = 3.0
 class GuestServer:
     """Accepts on a thread of its own; `_lock` guards `_sessions`."""
 
-    def __init__(self, path: str, store: Store, journal: Journal = NO_JOURNAL) -> None:
+    def __init__(self, path: str, store: Store) -> None:
         """Refused names why the socket can not be made there."""
         self._path = path
         self._store = store
-        self._journal = journal
         self._sessions: dict[threading.Thread, Session] = {}
         self._lock = sync.lock("GuestServer.lock")
         self._refusing: set[int] = set()
@@ -157,7 +155,7 @@ class GuestServer:
         return sock  # there was one again by the time somebody connected
 
     def _begin(self, sock: socket.socket, uid: int) -> None:
-        session = Session(sock, uid, self._store, self._stop_read, self._journal)
+        session = Session(sock, uid, self._store, self._stop_read)
         thread = sync.thread(self._serve, "session", (session,))
         with self._lock:
             self._sessions[thread] = session

@@ -9,8 +9,7 @@ import time
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-from memfsd.common import sync
-from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.common import packets, sync, trace
 from memfsd.core.private.gmem_file import Pairing
 from memfsd.store.pairings import PairedFile
 from memfsd.store.peer import Peer
@@ -67,13 +66,11 @@ class Session:
         uid: int,
         store: Store,
         stop_fd: int,
-        journal: Journal = NO_JOURNAL,
     ) -> None:
-        self._sock = journal.down(sync.channel(sock, "store.down"))
+        self._sock = packets.down(sync.channel(sock, "store.down"), trace.store)
         self.uid = uid
         self._store = store
         self._stop_fd = stop_fd
-        self._journal = journal
         self._hello: m.Hello | None = None
         self._claim: _Claim | None = None
         self._paired: PairedFile | None = None
@@ -219,7 +216,7 @@ class Session:
 
         def connect(ino: Ino) -> Peer:
             ends.extend(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
-            return Peer(ino, vm, UpChannel(self._journal.up(self._sock, ends[0])), process, self.stop)
+            return Peer(ino, vm, UpChannel(packets.up(self._sock, ends[0])), process, self.stop)
 
         try:
             paired = self._store.pairings.pair(self._claim.token.id, pairing, connect)

@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from memfsd.common.journal import NO_JOURNAL, Journal
+from memfsd.common import trace
 from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.core.private.gmem_file import Guest, Invalidation
@@ -52,14 +52,12 @@ class Invalidator:
         service: Service,
         windows: Windows,
         runner: EffectRunner,
-        journal: Journal = NO_JOURNAL,
         deadlines: Deadlines | None = None,
     ) -> None:
         self._service = service
         self._windows = windows
         self._runner = runner
         self._deadlines = deadlines or Deadlines()
-        self._journal = journal
         self.peers: dict[Ino, Peer] = {}
 
     @contextlib.contextmanager
@@ -189,7 +187,8 @@ class Invalidator:
 
     def disconnect(self, peer: Peer, why: str) -> None:
         """Cut off a VM that lives but broke its word. Call with the file's invalidate_lock held."""
-        self._journal.note("cut", vm=peer.vm, ino=peer.ino, why=why)
+        if trace.store is not None:
+            trace.store.vm_disconnected(peer.ino, peer.vm, why)
         log.warning("VM %s (process %d) is cut off: %s", peer.vm, peer.process.pid, why)
         with self._service.lock:
             file = self._service.inodes.regular(peer.ino)
@@ -198,5 +197,6 @@ class Invalidator:
         self._runner.perform(effects)
 
     def exited(self, peer: Peer) -> None:
-        """It said BYE, or its death is proven: for the journal, before anything is done because of it."""
-        self._journal.note("gone", vm=peer.vm, ino=peer.ino, pid=peer.process.pid, said_bye=peer.said_bye)
+        """It said BYE, or its death is proven: before anything is done because of it."""
+        if trace.store is not None:
+            trace.store.vm_exited(peer.ino, peer.vm, peer.process.pid, peer.said_bye)

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.core.files.namespace import Creds
 from memfsd.core.options import StoreOptions
 from memfsd.core.service import Service
@@ -55,7 +54,6 @@ def build_store(
     root_mode: int,
     creds: Creds,
     socket_path: str,
-    journal: Journal = NO_JOURNAL,
     windows: Windows | None = None,
     deadlines: Deadlines | None = None,
     now_ns: Callable[[], int] = time.time_ns,
@@ -65,8 +63,8 @@ def build_store(
     service = Service(options, root_mode=root_mode, creds=creds, now_ns=now_ns(), socket_path=socket_path)
     windows = windows or Windows(options.pool_bytes)
     deadlines = deadlines or Deadlines()
-    runner = EffectRunner(service, windows, journal)
-    invalidator = Invalidator(service, windows, runner, journal, deadlines)
+    runner = EffectRunner(service, windows)
+    invalidator = Invalidator(service, windows, runner, deadlines)
     reclaimer = Reclaimer(service, invalidator, deadlines, creds.uid)
     return Store(
         names=Names(service, runner, now_ns),

@@ -6,7 +6,8 @@ import socket
 
 import pytest
 
-from memfsd.common.journal import NO_JOURNAL, Recording
+from memfsd.common import packets
+from memfsd.common.journal import Recording
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
 from memfsd.uapi.messages import Kind
@@ -44,20 +45,10 @@ def ends() -> "list[socket.socket]":
     return list(socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
 
 
-def test_without_a_journal_sockets_are_themselves(ends: list[socket.socket]) -> None:
-    """So that a fault pays nothing for what nobody asked for."""
-    assert NO_JOURNAL.down(ends[0]) is ends[0]
-    assert NO_JOURNAL.up(ends[0], ends[1]) is ends[1]
-    NO_JOURNAL.note("freed", ino=1)
-    NO_JOURNAL.close()
-    for end in ends:
-        end.close()
-
-
 def test_packets_of_both_directions_are_recorded_with_what_is_known(ends: list[socket.socket]) -> None:
     disk, warnings = Disk(), list[str]()
     journal = recorded(disk, warnings)
-    mine, other = journal.down(ends[0]), ends[1]
+    mine, other = packets.down(ends[0], journal), ends[1]
     mine.send(
         encode_request(1, Kind.HELLO, m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, "alice", [32, 33], b"", bytes(16)))
     )
@@ -88,7 +79,7 @@ def test_packets_of_both_directions_are_recorded_with_what_is_known(ends: list[s
 
 def test_a_packet_that_can_not_be_sent_is_marked(ends: list[socket.socket]) -> None:
     disk = Disk()
-    mine = recorded(disk, []).down(ends[0])
+    mine = packets.down(ends[0], recorded(disk, []))
     ends[1].close()
     with pytest.raises(BrokenPipeError):
         mine.send(encode_request(1, Kind.PING, m.Empty()))
@@ -99,12 +90,12 @@ def test_a_packet_that_can_not_be_sent_is_marked(ends: list[socket.socket]) -> N
 def test_the_up_channel_is_of_the_same_connection(ends: list[socket.socket]) -> None:
     disk = Disk()
     journal = recorded(disk, [])
-    down = journal.down(ends[0])
-    up = journal.up(down, ends[1])
+    down = packets.down(ends[0], journal)
+    up = packets.up(down, ends[1])
     up.send(encode_request(1, Kind.REPORT, m.Report(0)))
     down.close()
     up.close()
-    assert (disk.lines[1]["conn"], disk.lines[1]["channel"]) == (journal.conn_of(down), "up")
+    assert (disk.lines[1]["conn"], disk.lines[1]["channel"]) == (packets.number_of(down), "up")
 
 
 def test_at_its_limit_a_journal_ends_with_a_record_that_says_so() -> None:

@@ -20,8 +20,8 @@ from tests.support.wire import Wire
 
 def test_the_journal_of_a_fuzzed_store_keeps_all_rules(tmp_path: Path) -> None:
     path, count = tmp_path / "store.journal", share(0.02)
-    with recording(path, "memfsd") as journal:
-        store = LocalStore(tmp_path, 64, journal)
+    with recording(path, "memfsd"):
+        store = LocalStore(tmp_path, 64)
         store.create("file", 16)
         anything, paired = Hostile(SEED, GREETING), Hostile(SEED, PAIRED)
         with Wire(store) as wire:

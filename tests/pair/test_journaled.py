@@ -87,10 +87,10 @@ def test_both_sides_record_the_same_messages(tmp_path: Path) -> None:
 def test_large_leaves_are_installed_and_zapped_in_the_journal_as_they_are(tmp_path: Path) -> None:
     """2 MiB leaves: one note for what one fault maps, and a punch of a whole one; a hole in the slot splits another."""
     paths = tmp_path / "store.journal", tmp_path / "vm.journal"
-    with recording(paths[0], "memfsd") as of_store, recording(paths[1], "kvmsim") as of_vm:
-        store = LocalStore(tmp_path, 4096, of_store)
+    with recording(paths[0], "memfsd"), recording(paths[1], "kvmsim"):
+        store = LocalStore(tmp_path, 4096)
         store.create("large", 2048, page_size="2M")
-        local = store.vm("vm", journal=of_vm)
+        local = store.vm("vm")
         local.private_slot(0, 0, page(2048), "large")
         assert local.touch(0, page(2048)) is None
         store.punch("large", 512, 512)
@@ -110,18 +110,19 @@ CHILD = """
 import sys, time
 from pathlib import Path
 from kvmsim.cpu.accesses import Guest
-from kvmsim.journal.record import journaled
+from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.vm import Vm
 from kvmsim.store import link
 from memfsd.uapi.proof import split_token
 from tests.support.journaled import recording
 
 path, socket_path, token, journal_path = sys.argv[1:]
 
-def pair(fd, vm, callbacks, journal):
-    return link.StoreLink(fd, link._connect(socket_path), split_token(bytes.fromhex(token)), vm, callbacks, journal)
+def pair(fd, vm, callbacks):
+    return link.StoreLink(fd, link._connect(socket_path), split_token(bytes.fromhex(token)), vm, callbacks)
 
-with recording(Path(journal_path), "kvmsim") as journal:
-    kvm = journaled("child", journal, pair=pair)
+with recording(Path(journal_path), "kvmsim"):
+    kvm = Kvm(Vm("child"), pair)
     kvm.slots.set_private_slot(0, 0, 16 << 12, 0, path, 0)
     assert Guest(kvm).write(kvm.vm.vcpu(0), 0, b"x" * 65536) is None
     print("ready", flush=True)
@@ -135,8 +136,8 @@ def test_a_death_and_a_silence_in_the_middle_keep_all_rules(
 ) -> None:
     monkeypatch.setattr(memfsd.peers.session, "UpChannel", _impatient)
     store_path, vm_path = tmp_path / "store.journal", tmp_path / "vm.journal"
-    with recording(store_path, "memfsd") as journal:
-        store = LocalStore(tmp_path, 64, journal)
+    with recording(store_path, "memfsd"):
+        store = LocalStore(tmp_path, 64)
         store.create("file", 16)
         command = [
             sys.executable,

@@ -1,5 +1,6 @@
 """Every named point is in the code, every place that needs one has one, and without a race there is nothing."""
 
+import inspect
 import re
 from pathlib import Path
 
@@ -7,6 +8,7 @@ import pytest
 
 from kvmsim.race import explore, points
 from kvmsim.race.scenario import load, shipped
+from memfsd.common import trace
 from memfsd.uapi.messages import KVM_OPERATIONS, STORE_OPERATIONS
 
 ROOT = Path(__file__).parents[2]
@@ -18,16 +20,20 @@ def test_names_are_unique() -> None:
 
 
 @pytest.mark.parametrize("point", [*points.POINTS, points.RETRY], ids=lambda point: point.name)
-def test_a_point_is_a_method_that_exists(point: points.Point) -> None:
-    owner, name = points.resolve(point.where)
-    assert callable(owner.__dict__[name])
+def test_a_point_is_a_trace_point_of_its_side(point: points.Point) -> None:
+    """The code calls it, on that side and nowhere else."""
+    assert point.at.__name__ in trace.POINTS
+    package = {"store": "memfsd", "vm": "kvmsim"}
+    for side, name in package.items():
+        calls = re.compile(rf"(trace\.{side}|\bto)\.{point.at.__name__}\(")
+        found = [path for path in (ROOT / name).glob("**/*.py") if calls.search(path.read_text())]
+        assert bool(found) is (side == point.side), (side, found)
 
 
-@pytest.mark.parametrize("field", points.FIELDS, ids=lambda field: field.where)
+@pytest.mark.parametrize("field", points.FIELDS, ids=lambda field: field.shown)
 def test_a_field_is_one_that_the_code_uses(field: points.Field) -> None:
-    owner, name = points.resolve(field.where)
-    module = Path(ROOT / (owner.__module__.replace(".", "/") + ".py"))
-    assert re.search(rf"\b(self\.)?{name}\b", module.read_text())
+    module = inspect.getsource(inspect.getmodule(field.owner))  # type: ignore[arg-type]
+    assert re.search(rf"\b(self\.)?{field.name}\b", module)
 
 
 def test_each_message_of_a_pairing_is_sent_received_and_acknowledged_at_a_point() -> None:
@@ -62,17 +68,11 @@ def test_every_step_of_the_shipped_scenarios_has_a_name_of_the_list() -> None:
                 assert shown in known or of_the_harness.match(shown), step.name
 
 
-def test_the_methods_are_the_plain_ones_without_a_race() -> None:
-    before = {point.where: _method(point.where) for point in points.POINTS}
+def test_without_a_race_there_is_nothing() -> None:
+    before = [vars(owner)[method.__name__] for owner, method in points.LOOKS]
     next(explore.seeded(load("fault-x-punch"), 1, 1))
-    assert {point.where: _method(point.where) for point in points.POINTS} == before
-    for point in points.POINTS:
-        assert not hasattr(_method(point.where), "__wrapped__")
+    assert (trace.store, trace.vm) == (None, None)
+    assert [vars(owner)[method.__name__] for owner, method in points.LOOKS] == before
+    assert before == [method for _, method in points.LOOKS], "the plain ones"
     for field in points.FIELDS:
-        owner, name = points.resolve(field.where)
-        assert type(owner.__dict__.get(name)).__name__ in ("NoneType", "member_descriptor")
-
-
-def _method(where: str) -> object:
-    owner, name = points.resolve(where)
-    return owner.__dict__[name]
+        assert type(vars(field.owner).get(field.name)).__name__ in ("NoneType", "member_descriptor")

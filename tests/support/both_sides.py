@@ -15,7 +15,6 @@ import pytest
 
 import kvmsim.store.link
 from kvmsim.cpu.accesses import Guest
-from kvmsim.journal.record import journaled
 from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.hypercalls import SHARED_BIT
 from kvmsim.kvm.kvm import Kvm
@@ -24,7 +23,6 @@ from kvmsim.kvm.vm import Vm
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.store.link import Callbacks, FileId, StoreLink
 from kvmsim.vmm.vmm import Vmm
-from memfsd.common.journal import NO_JOURNAL, Journal
 from memfsd.core.audit import Finding
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
@@ -51,15 +49,7 @@ _clock = itertools.count(1)
 class LocalStore:
     """memfsd without FUSE; each connection is a Session on a thread of its own. Sizes and places in pages."""
 
-    def __init__(
-        self,
-        place: Path,
-        frames: int = 1024,
-        journal: Journal = NO_JOURNAL,
-        *,
-        resize_any: bool = False,
-        fixed_gfn: bool = True,
-    ) -> None:
+    def __init__(self, place: Path, frames: int = 1024, *, resize_any: bool = False, fixed_gfn: bool = True) -> None:
         self._place = place
         self._creds = Creds(os.geteuid(), os.getegid())
         store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, resize_any=resize_any, fixed_gfn=fixed_gfn)
@@ -70,7 +60,6 @@ class LocalStore:
             root_mode=0o755,
             creds=self._creds,
             socket_path="",
-            journal=journal,
             deadlines=self.deadlines,
             now_ns=lambda: next(_clock),
         )
@@ -78,7 +67,7 @@ class LocalStore:
         self.windows = self.store.windows
         self.invalidator = self.store.invalidator
         self.socket_path = str(place / "socket")
-        self.server = GuestServer(self.socket_path, self.store, journal)
+        self.server = GuestServer(self.socket_path, self.store)
         self.vms: list[LocalVm] = []
         self.is_broken = False
         """A test that breaks a rule on purpose says so: then the check at its end is left out."""
@@ -175,14 +164,14 @@ class LocalStore:
         down.connect(self.socket_path)
         return down
 
-    def pair(self, fd: int, vm: str, callbacks: Callbacks, journal: Journal = NO_JOURNAL) -> StoreLink:
+    def pair(self, fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
         """For Kvm, in the place of kvmsim.store.link.pair."""
         status = os.fstat(fd)
         token = self._token(self._by_file[FileId(status.st_dev, status.st_ino)])
-        return StoreLink(fd, self.connect(), token, vm, callbacks, journal)
+        return StoreLink(fd, self.connect(), token, vm, callbacks)
 
-    def vm(self, name: str = "vm0", max_slots: int = MAX_SLOTS, journal: Journal = NO_JOURNAL) -> "LocalVm":
-        return LocalVm(self, name, max_slots, journal)
+    def vm(self, name: str = "vm0", max_slots: int = MAX_SLOTS) -> "LocalVm":
+        return LocalVm(self, name, max_slots)
 
     def hang_up(self, name: str) -> None:
         """The connection to a file's VM ends, as when memfsd dies; back when the store has settled that.
@@ -216,12 +205,8 @@ class LocalVm:
         store: LocalStore | None = None,
         name: str = "vm0",
         max_slots: int = MAX_SLOTS,
-        journal: Journal = NO_JOURNAL,
     ) -> None:
-        if store and journal is not NO_JOURNAL:
-            self.kvm = journaled(name, journal, max_slots, store.pair)
-        else:
-            self.kvm = Kvm(Vm(name, max_slots), store.pair) if store else Kvm(Vm(name, max_slots))
+        self.kvm = Kvm(Vm(name, max_slots), store.pair) if store else Kvm(Vm(name, max_slots))
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)

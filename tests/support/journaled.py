@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from memfsd.common import trace
 from memfsd.common.journal import Recording
 from memfsd.common.journalfile import open_journal, start_journal
 
@@ -22,10 +23,12 @@ def never(text: str) -> None:
 
 @contextmanager
 def recording(path: Path, side: str, warn: Callable[[str], None] = never, **limit: int) -> Iterator[Recording]:
+    """What this process does on one side, memfsd or kvmsim, until the end."""
     fd = open_journal(str(path))
     journal = start_journal(fd, side, time.monotonic_ns, warn, **limit)
     try:
-        yield journal
+        with trace.observed(store=journal) if side == "memfsd" else trace.observed(vm=journal):
+            yield journal
         journal.close()
     finally:
         os.close(fd)
@@ -34,13 +37,13 @@ def recording(path: Path, side: str, warn: Callable[[str], None] = never, **limi
 def record_run(place: Path, run: Callable[[LocalStore, LocalVm, LocalVm], None]) -> tuple[Path, Path]:
     """A store, and one process with two VMs that have 16 pages of a file each: the journals of both."""
     store_path, vm_path = place / "store.journal", place / "vm.journal"
-    with recording(store_path, "memfsd") as of_store, recording(vm_path, "kvmsim") as of_vm:
-        store = LocalStore(place, 64, of_store)
+    with recording(store_path, "memfsd"), recording(vm_path, "kvmsim"):
+        store = LocalStore(place, 64)
         try:
             vms = []
             for name in ("one", "two"):
                 store.create(name, 16)
-                local = store.vm(name, journal=of_vm)
+                local = store.vm(name)
                 local.private_slot(0, page(16), page(16), name)
                 vms.append(local)
             run(store, vms[0], vms[1])

@@ -17,6 +17,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from memfsd.common import trace
+
 from .eptentry import (
     ACCESSED,
     DIRTY,
@@ -117,6 +119,8 @@ class Ept(EptTables):
         A page that is there with the same frame keeps its entry (two vCPUs faulted on it), and gets ACCESSED
         when it is demanded now; one of few gets WRITE, too. Refused ENOMEM when the tables run out: nothing was mapped.
         """
+        if trace.vm is not None:
+            trace.vm.run_mapped(gfn, pfn, count)
         assert 0 <= gfn < gfn + count <= MAX_GFN_EPT, (gfn, count)
         assert 0 <= pfn <= MAX_PFN - count, (pfn, count)
         assert 0 <= accessed <= count, (accessed, count)
@@ -130,6 +134,7 @@ class Ept(EptTables):
             self._map_pages(gfn, pfn, count, flags)
             self.mark_range(gfn, gfn + accessed, ACCESSED)
 
+    @trace.hot(trace.Side.VM, lambda to, _, gfn, pfn, **__: to.page_mapped(gfn, pfn))
     def map_page(self, gfn: int, pfn: int, *, writable: bool = True) -> None:
         """`map_run` of one page that is demanded: the usual fault."""
         assert 0 <= pfn < MAX_PFN, pfn
@@ -152,6 +157,8 @@ class Ept(EptTables):
         gfn and pfn are aligned to it. Flags of leaves that it replaces, or of a leaf that is there already, stay.
         Refused ENOMEM when the tables run out: nothing was mapped.
         """
+        if trace.vm is not None:
+            trace.vm.large_page_mapped(gfn, pfn, order)
         level = order // LEVEL_BITS
         assert level in (1, 2), order
         size = leaf_pages(level)

@@ -8,7 +8,7 @@ time of mapping, the sequence has moved or an open invalidation covers what it w
 import msgspec
 
 from kvmsim.kvm.slots.memslots import Memslot
-from memfsd.common import sync
+from memfsd.common import sync, trace
 from memfsd.common.intervals import IntervalSet
 
 from .blocked import BlockedPages
@@ -39,7 +39,9 @@ class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
 class Mmu:
     """`lock` guards everything here and the VM's memslots; every method wants it held."""
 
-    def __init__(self) -> None:
+    def __init__(self, vm: str = "") -> None:
+        """vm: its name, for traces."""
+        self._vm = vm
         self.lock = sync.lock("Mmu.lock")
         self.ended = sync.condition("Mmu.ended", self.lock)
         """Notified at each END: faults that met an open invalidation go on."""
@@ -59,6 +61,8 @@ class Mmu:
 
     def invalidate_begin(self, start: int, end: int) -> None:
         """Open a bracket on GFNs [start, end): nothing in it is mapped until its END (R7)."""
+        if trace.vm is not None:
+            trace.vm.bracket_opened(start, end)
         assert start < end
         self.in_progress += 1
         if self.in_progress == 1:
@@ -67,6 +71,8 @@ class Mmu:
             self.range_start, self.range_end = min(self.range_start, start), max(self.range_end, end)
 
     def invalidate_end(self) -> None:
+        if trace.vm is not None:
+            trace.vm.bracket_closed()
         self.invalidate_seq += 1
         self.in_progress -= 1
         assert self.in_progress >= 0, "END without BEGIN"
@@ -87,6 +93,13 @@ class Mmu:
                 start = max(start, self.range_end)
         return start, end
 
+    @trace.hot(
+        trace.Side.VM,
+        lambda to, _, ticket, pfn, count: to.install_begun(ticket.gfn, pfn, count),
+        lambda to, is_mapped, mmu, ticket, pfn, count: (
+            mmu.trace_installed(to, ticket, pfn, min(count, ticket.limit)) if is_mapped else None
+        ),
+    )
     def install(self, ticket: Ticket, pfn: int, count: int) -> bool:
         """Map the run, its first page as accessed; False when the ticket is stale and the fault must be retried.
 
@@ -109,6 +122,8 @@ class Mmu:
 
     def install_large(self, ticket: Ticket, pfn: int, count: int, order: int) -> bool:
         """`install` in whole leaves of this order, of a run that begins at the leaf around the ticket's page."""
+        if trace.vm is not None:
+            trace.vm.install_large_begun(ticket.gfn, pfn, count, order)
         assert 0 < order <= ticket.order
         ahead = ticket.gfn & (1 << order) - 1
         run = msgspec.structs.replace(ticket, gfn=ticket.gfn - ahead, limit=ticket.limit + ahead)
@@ -120,7 +135,16 @@ class Mmu:
         for at in range(0, count, 1 << order):
             self.epts[run.private].map_large(run.gfn + at, pfn + at, order, writable=run.writable, accessed=not at)
         self.fault_count += 1
+        if trace.vm is not None:
+            self.trace_installed(trace.vm, ticket, pfn, count, ahead)
         return True
+
+    def trace_installed(self, to: trace.Instrument, ticket: Ticket, pfn: int, page_count: int, ahead: int = 0) -> None:
+        """The run begins `ahead` pages before the ticket's."""
+        gmem, base = ticket.slot.backing.gmem, ticket.slot.backing.base
+        if gmem is not None:
+            gfn, pgoff = ticket.gfn - ahead, ticket.pgoff - ahead
+            to.installed(self._vm, gmem.ino, gmem.conn, gfn, pgoff, pfn - base, page_count)
 
     def zap(self, start: int, end: int, *, private: bool) -> list[Run]:
         """Remove leaves of [start, end), also from the TLBs; runs (gfn, pfn, pages) that it held, blocked ones too.
@@ -141,10 +165,14 @@ class Mmu:
         return runs
 
     def _unmap(self, start: int, end: int, private: bool) -> list[Run]:
+        if trace.vm is not None:
+            trace.vm.zap_begun(start, end, private)
         removed = self.epts[private].zap(start, end)
         page_count = sum(count for _, _, count in removed)
         self.zapped_count += page_count
         self._flush(removed, page_count, private)
+        if trace.vm is not None and private:
+            trace.vm.zapped(self._vm, start, end, [])
         # More than was asked for goes when a large leaf can not be split: those pages are the slot's as before.
         return inside(removed, start, end)
 
@@ -169,12 +197,16 @@ class Mmu:
     def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
         """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that
         stay, those under an overlay among them."""
+        if trace.vm is not None:
+            trace.vm.zap_untouched_begun(start, end)
         ept = self.epts[True]
         self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
         stay = ept.touched(start, end)
-        if not self.blocked:
-            return stay
-        return IntervalSet([*stay, *self.blocked.take_untouched(start, end)]).within(start, end)
+        if self.blocked:
+            stay = IntervalSet([*stay, *self.blocked.take_untouched(start, end)]).within(start, end)
+        if trace.vm is not None:
+            trace.vm.zapped(self._vm, start, end, stay)
+        return stay
 
     def _flush(self, removed: list[Run], page_count: int, private: bool) -> None:
         """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing

@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable
 from typing import Generic, TypeVar
 
 from kvmsim.memory.memory import Memory
+from memfsd.common import trace
 
 V = TypeVar("V")
 
@@ -45,6 +46,7 @@ class Tlb(Generic[V]):
     def __len__(self) -> int:
         return len(self._entries)
 
+    @trace.hot(trace.Side.VM, lambda to, tlb, key, _: to.tlb_filled(tlb, key))
     def insert(self, key: int, value: V) -> None:
         if len(self._entries) >= self._capacity:
             self.flush()
@@ -52,11 +54,15 @@ class Tlb(Generic[V]):
         self.insert_count += 1
 
     def flush(self) -> None:
+        if trace.vm is not None:
+            trace.vm.tlb_flushed(self)
         self._entries.clear()
         self.flush_count += 1
 
     def flush_keys(self, keys: Iterable[int]) -> None:
         """Drop the translations of these keys only."""
+        if trace.vm is not None:
+            trace.vm.tlb_entries_flushed(self)
         for key in keys:
             self._entries.pop(key, None)
         self.ranged_flush_count += 1

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from kvmsim.cli import run_command
+from memfsd.common import packets
 from memfsd.uapi import messages as m
 from memfsd.uapi.framing import encode_request
 from memfsd.uapi.messages import Kind
@@ -131,7 +132,7 @@ def test_those_who_ask_and_are_gone_share_a_lifeline(tmp_path: Path, capsys: pyt
             ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
             with ours, theirs:
                 theirs.send(greeting("observer", m.Role.OBSERVER))
-                journal.down(ours).recvmsg(4096)
+                packets.down(ours, journal).recvmsg(4096)
     lines = read_lines(path)
     hellos = [line for line in lines if line.get("kind") == "HELLO"]
     for pid, hello in enumerate(hellos, 1000):
@@ -150,7 +151,7 @@ def test_names_of_vms_do_not_control_the_terminal(tmp_path: Path, capsys: pytest
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with ours, theirs:
             theirs.send(greeting(name, m.Role.GUEST))
-            journal.down(ours).recvmsg(4096)
+            packets.down(ours, journal).recvmsg(4096)
     lines = shown(capsys, str(path))
     assert all(line.isprintable() for line in lines)
     assert "'a'$'\\033''[2J'" in lines[0]
@@ -217,7 +218,7 @@ def test_what_a_peer_calls_itself_is_shown_in_printable_lines(
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with recording(path, "memfsd") as journal, ours, theirs:
         theirs.send(encode_request(1, Kind.HELLO, m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, name, [], b"", bytes(16))))
-        journal.down(ours).recvmsg(4096)
+        packets.down(ours, journal).recvmsg(4096)
         journal.note("cut" + name, vm=name, why=name)
     lines = read_lines(path)
     lines[1:1] = [lines[1] | {"id": 7, "kind": name, "raw": name, "body": None}]

@@ -1,0 +1,291 @@
+"""Trace points: what happens in a store and in a VM, reported to whoever observes it.
+
+An `Instrument` (after trio's) has a method for each point; `observed` attaches one to the store's points of this
+process, to the VM's, or to both. Who observes today: the journal (common/journal.py), and the race scheduler with the
+tests that kill a process at a point (kvmsim/race/points.py).
+
+Most points are a call at the place, behind one test of a variable of this module:
+
+    if trace.vm is not None:
+        trace.vm.bracket_opened(start, end)
+
+Those on the path of a fault or of a guest's access are `hot`: declared at the method, which is the plain one until
+somebody observes, as a static key patches the kernel's code. They cost nothing at all.
+
+Packets have their points in common/packets.py: a socket is wrapped when it is made, if somebody observes then.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any, TypeVar, cast
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+
+@dataclass(slots=True)
+class Connection:
+    """What both channels of a pairing have in common, at either end.
+
+    number: as the journal counts them. peer: the pid at the other end. vm and ino once a packet said so.
+    """
+
+    peer: int
+    number: int = -1
+    vm: str = ""
+    ino: int = -1
+
+
+class Instrument:
+    """Every point, doing nothing: a subclass has those that it wants.
+
+    Called on the thread that does it, with the locks held that are named: take none of ours, and raise nothing that the
+    code should survive. A point is just before the step that it names; those that say "after" are not. Frame numbers
+    are the store's, but for those of an EPT, which are the VM's. tlb and memory are there for their identity.
+    """
+
+    sees_packets = False
+    """Packets, too: only then are the sockets of connections observed."""
+
+    # -- packets, of both sides: down is the channel on which the VM asks, up that on which the store calls
+
+    def connected(self, connection: Connection) -> None:
+        """This end of a down channel exists."""
+
+    def packet_sent(self, channel: str, connection: Connection, packet: bytes, fds: int) -> None:
+        """Is about to be sent, so that an observer knows of it before the peer does. With so many descriptors."""
+
+    def packet_unsent(self, channel: str, connection: Connection, why: str) -> None:
+        """After that: it could not be."""
+
+    def packet_received(self, channel: str, connection: Connection, packet: bytes, fds: int) -> None:
+        """After it came."""
+
+    def channel_closed(self, channel: str, connection: Connection) -> None:
+        """After the other end was seen to have closed it."""
+
+    # -- the store: steps of the core, each with Service.lock held
+
+    def file_paired(self, ino: int, vm: str) -> None: ...
+    def pages_bound(self, ino: int, slot: int, gfn: int, pgoff: int, page_count: int) -> None: ...
+    def pages_unbound(self, ino: int, pgoff: int, page_count: int) -> None: ...
+
+    def run_granted(self, ino: int, pgoff: int, max_pages: int) -> None:
+        """GET_PFN, whether it is granted or refused. Hot."""
+
+    def invalidate_begin(self, ino: int, start: int, end: int, reason: int) -> None:
+        """File pages [start, end) are being taken back; the file's invalidate_lock is held until `invalidate_end`."""
+
+    def pages_unmapped(self, ino: int) -> None:
+        """Acknowledged: the next part of the range leaves the file's page table."""
+
+    def invalidate_end(self, ino: int) -> None: ...
+
+    def frames_quarantined(self, ino: int) -> None:
+        """All frames of a VM that lives and does not answer."""
+
+    def vm_released(self, ino: int) -> None:
+        """All frames of a VM that has exited are taken out of the file."""
+
+    def file_dropped(self, ino: int) -> None:
+        """Nobody holds it any more: its frames are given back."""
+
+    def frames_freed(self, window: int | None, runs: Sequence[tuple[int, int]]) -> None:
+        """Scrubbed (first frame, frames) of a file's window can be granted again. None: of the ordinary files' pool."""
+
+    # -- the store: its windows; no lock is held
+
+    def frames_zeroed(self, window: int | None, runs: Sequence[tuple[int, int]]) -> None:
+        """Scrub: these frames are punched out of a window (None: of the pool)."""
+
+    def window_made(self, ino: int) -> None: ...
+    def window_dropped(self, ino: int) -> None: ...
+
+    # -- the store: the end of a VM; the file's invalidate_lock is held
+
+    def vm_disconnected(self, ino: int, vm: str, why: str) -> None:
+        """It lives and broke its word."""
+
+    def vm_exited(self, ino: int, vm: str, pid: int, said_bye: bool) -> None:
+        """It said BYE, or its death is proven: before anything is done because of it."""
+
+    # -- a VM: its page tables and TLBs, with Mmu.lock held
+
+    def bracket_opened(self, start: int, end: int) -> None:
+        """An invalidation of GFNs [start, end), by the store or by KVM itself, begins."""
+
+    def bracket_closed(self) -> None: ...
+
+    def install_begun(self, gfn: int, pfn: int, page_count: int) -> None:
+        """The granted run comes back to the fault: is it stale? Hot."""
+
+    def install_large_begun(self, gfn: int, pfn: int, page_count: int, order: int) -> None:
+        """Likewise, for leaves of this order."""
+
+    def installed(self, vm: str, ino: int, conn: int, gfn: int, pgoff: int, pfn: int, page_count: int) -> None:
+        """After a run of private pages was mapped; pfn is the store's. Hot."""
+
+    def page_mapped(self, gfn: int, pfn: int) -> None:
+        """One page, as most faults do it. Hot."""
+
+    def run_mapped(self, gfn: int, pfn: int, page_count: int) -> None: ...
+    def large_page_mapped(self, gfn: int, pfn: int, order: int) -> None: ...
+
+    def zap_begun(self, start: int, end: int, private: bool) -> None:
+        """GFNs [start, end) lose their leaves in one EPT."""
+
+    def zap_untouched_begun(self, start: int, end: int) -> None:
+        """RECLAIM: only the leaves that no walk has marked accessed."""
+
+    def zapped(self, vm: str, start: int, end: int, kept: list[tuple[int, int]]) -> None:
+        """After private GFNs [start, end), but for those kept, left the EPT and every TLB."""
+
+    def tlb_filled(self, tlb: object, key: int) -> None:
+        """Hot."""
+
+    def tlb_flushed(self, tlb: object) -> None:
+        """Of all translations. Also without Mmu.lock: by the vCPU whose TLB is full."""
+
+    def tlb_entries_flushed(self, tlb: object) -> None: ...
+
+    # -- a VM: its vCPUs; no lock is held but where it is named
+
+    def fault_waited(self, gfn: int) -> None:
+        """After the wait for the end of an invalidation: the fault begins again."""
+
+    def translating(self, tlb: object, gfn: int, shared: bool) -> None:
+        """In guest mode. Hot."""
+
+    def guest_reads(self, memory: object, offset: int, length: int) -> None:
+        """Bytes of a memory, by a guest with a translation in hand, or by the host. Hot."""
+
+    def guest_writes(self, memory: object, offset: int, length: int) -> None:
+        """Likewise."""
+
+    def kicked_out(self, vm: str, since_ns: int) -> None:
+        """After every vCPU was out of guest mode at some time since (CLOCK_MONOTONIC)."""
+
+    def contents_destroyed(self, memory: object, frame: int, frame_count: int) -> None:
+        """Private frames that are not mapped any more read as zeros."""
+
+
+POINTS: tuple[str, ...] = tuple(
+    name for name, value in vars(Instrument).items() if callable(value) and not name.startswith("_")
+)
+
+
+class Side(Enum):
+    STORE = "store"
+    VM = "vm"
+
+
+store: Instrument | None = None
+"""Who observes the store's points of this process; None: nobody."""
+vm: Instrument | None = None
+"""Who observes the VM's."""
+
+_observers: dict[Side, list[Instrument]] = {Side.STORE: [], Side.VM: []}
+
+
+@contextlib.contextmanager
+def observed(*, store: Instrument | None = None, vm: Instrument | None = None) -> Iterator[None]:
+    """Until the end these observe; who came last is told first. Not for two threads at once."""
+    wanted = [(side, one) for side, one in ((Side.STORE, store), (Side.VM, vm)) if one is not None]
+    for side, one in wanted:
+        _observers[side].insert(0, one)
+        _switch(side)
+    try:
+        yield
+    finally:
+        for side, one in wanted:
+            _observers[side].remove(one)
+            _switch(side)
+
+
+def _switch(side: Side) -> None:
+    observers = _observers[side]
+    globals()[side.value] = None if not observers else observers[0] if len(observers) == 1 else _Several(observers)
+    for method in _hot:
+        if method.side is side:
+            method.switch(on=bool(observers))
+
+
+class _Several(Instrument):
+    def __init__(self, instruments: list[Instrument]) -> None:
+        self.sees_packets = any(one.sees_packets for one in instruments)
+        for name in POINTS:
+            vars(self)[name] = _each([getattr(one, name) for one in instruments])
+
+
+def _each(calls: list[Callable[..., None]]) -> Callable[..., None]:
+    def call(*arguments: Any) -> None:
+        for one in calls:
+            one(*arguments)
+
+    return call
+
+
+def hot(
+    side: Side, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
+) -> Callable[[F], F]:
+    """The decorated method has points that cost nothing while nobody observes.
+
+    before gets the instrument and the method's arguments, self first; after gets the instrument, the result and those.
+    """
+
+    def mark(method: F) -> F:
+        return cast(F, _Hot(method, side, before, after))
+
+    return mark
+
+
+class _Hot:
+    """Stands for the method only until its class is made."""
+
+    def __init__(
+        self,
+        method: Callable[..., Any],
+        side: Side,
+        before: Callable[..., None] | None,
+        after: Callable[..., None] | None,
+    ) -> None:
+        self.side = side
+        self._plain = method
+        self._before = before
+        self._after = after
+        self._is_on = False
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._owner, self._name = owner, name
+        setattr(owner, name, self._plain)
+        _hot.append(self)
+        self.switch(on=bool(_observers[self.side]))
+
+    def switch(self, *, on: bool) -> None:
+        if on is self._is_on:
+            return
+        self._is_on = on
+        if on:
+            self._plain = vars(self._owner)[self._name]
+            setattr(self._owner, self._name, self._traced(self._plain))
+        else:
+            setattr(self._owner, self._name, self._plain)
+
+    def _traced(self, method: Callable[..., Any]) -> Callable[..., Any]:
+        before, after = self._before, self._after
+        side = self.side.value
+
+        def traced(*arguments: Any, **named: Any) -> Any:
+            to = globals()[side]
+            if before is not None and to is not None:
+                before(to, *arguments, **named)
+            result = method(*arguments, **named)
+            if after is not None and to is not None:
+                after(to, result, *arguments, **named)
+            return result
+
+        return traced
+
+
+_hot: list[_Hot] = []
