@@ -176,6 +176,8 @@ POINTS: tuple[str, ...] = tuple(
 
 
 class Side(Enum):
+    """Whose points."""
+
     STORE = "store"
     VM = "vm"
 
