@@ -19,7 +19,7 @@ from memfsd.uapi.seals import Seal, parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, Ino
 
 from .effects import Discard, Effect, Fill, ForgetCache, Quarantine, Scrub
-from .files.handles import HandleTable
+from .files.handles import HandleTable, handle_shares, listed_shares
 from .files.inodes import Directory, Inode, InodeTable, Regular, Symlink
 from .files.namespace import Creds, Namespace
 from .files.ordinary import OrdinaryData, Plan
@@ -56,7 +56,7 @@ class Service:
         self.pool = FramePool(options.pool_bytes >> PAGE_SHIFT, options.nodes)
         self.inodes = InodeTable(options.inode_count, creds.uid)
         self.names = Namespace(self.inodes, root_mode, creds, now_ns)
-        self.handles = HandleTable(creds.uid)
+        self.handles = HandleTable(handle_shares(creds.uid), listed_shares(creds.uid))
         self.data = OrdinaryData(self.pool)
         self.gmem = GuestMemory(self.pool, self.inodes, self.data, options)
         self.xattrs = Xattrs(self.pool, self.inodes, socket_path)

@@ -10,6 +10,7 @@ import memfsd.core.private.bindings
 import memfsd.peers.session
 import memfsd.peers.upchannel
 from memfsd.core.audit import Facts, audit
+from memfsd.core.private.bindings import Bindings
 from memfsd.core.private.gmem_file import PairState
 from memfsd.peers.upchannel import UpChannel, set_deadline
 from memfsd.uapi import messages as m
@@ -256,10 +257,10 @@ def test_requests_are_answered_in_their_order_however_many_wait(store: LocalStor
         liar.ask(Kind.BYE)
 
 
-def test_what_a_vm_binds_is_bounded(store: LocalStore, liar: Wire, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memfsd.core.private.bindings, "MAX_BINDINGS_PER_FILE", 16)
+def test_what_a_vm_binds_is_bounded(store: LocalStore, liar: Wire) -> None:
     with liar:
         liar.ask(Kind.UNBIND, m.Unbind(0, 64))
+        store.guest("file").bindings = Bindings(limit=16)
         errors = [liar.ask(Kind.BIND, m.Bind(0, 2 * n, 2 * n, 1)) for n in range(32)]
         assert errors[:16] == [m.Empty()] * 16
         assert set(errors[16:]) == {"ENOSPC"}

@@ -43,12 +43,20 @@ class DirectoryHandle:
     listed_bytes: int = 0
 
 
+def handle_shares(owner_uid: int) -> Shares:
+    return Shares(MAX_HANDLES, MAX_HANDLES_PER_UID, RESERVED_HANDLES, owner_uid)
+
+
+def listed_shares(owner_uid: int) -> Shares:
+    return Shares(MAX_LISTED_BYTES, MAX_LISTED_BYTES_PER_UID, RESERVED_LISTED_BYTES, owner_uid)
+
+
 class HandleTable:
     """A handle lives from open to release; a mapping keeps its handle open."""
 
-    def __init__(self, owner_uid: int) -> None:
-        self._shares = Shares(MAX_HANDLES, MAX_HANDLES_PER_UID, RESERVED_HANDLES, owner_uid)
-        self._listed = Shares(MAX_LISTED_BYTES, MAX_LISTED_BYTES_PER_UID, RESERVED_LISTED_BYTES, owner_uid)
+    def __init__(self, shares: Shares, listed: Shares) -> None:
+        """shares: of handles; listed: of bytes of the names that open directories keep."""
+        self._shares, self._listed = shares, listed
         self._handles: dict[int, FileHandle | DirectoryHandle] = {}
         self._next = 1
 

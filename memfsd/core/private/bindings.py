@@ -27,7 +27,9 @@ class Binding:
 class Bindings:
     """Disjoint bindings of one file, by page, and the history that fixes GFNs."""
 
-    def __init__(self) -> None:
+    def __init__(self, limit: int = MAX_BINDINGS_PER_FILE) -> None:
+        """limit: of bindings at once; of GFNs that are remembered, four times as many."""
+        self._limit = limit
         self._pages: IntervalMap[tuple[int, int]] = IntervalMap()
         """(slot, GFN - page) of bound pages. A hole of a slot that was filled again is one binding with what is around
         it, as it is one segment in the VM."""
@@ -70,8 +72,8 @@ class Bindings:
             raise Refused(
                 errno.EEXIST, f"GFN {gfn:#x} stands for another page of this file already: delete that slot first"
             )
-        if len(self._pages) >= MAX_BINDINGS_PER_FILE:
-            raise Refused(errno.ENOSPC, f"{MAX_BINDINGS_PER_FILE} bindings of one file are the limit")
+        if len(self._pages) >= self._limit:
+            raise Refused(errno.ENOSPC, f"{self._limit} bindings of one file are the limit")
         if fixed_gfn:
             self._fix(start, end, delta)
         self._pages.put(start, end, (binding.slot, delta))
@@ -105,7 +107,7 @@ class Bindings:
                     f"file page {page:#x} was bound at GFN {page + fixed:#x} before and can not be bound "
                     f"at {page + delta:#x} (fixed_gfn): use a new file, or mount with fixed_gfn=off",
                 )
-        if len(self._history) >= 4 * MAX_BINDINGS_PER_FILE and not self._history.overlapping(start - 1, end + 1):
+        if len(self._history) >= 4 * self._limit and not self._history.overlapping(start - 1, end + 1):
             raise Refused(errno.ENOSPC, "this file's GFN history is full: use a new file")
         self._history.put(start, end, delta)
 

@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from memfsd.core.files.handles import HandleTable, handle_shares, listed_shares
 from memfsd.core.files.inodes import ROOT_INO
 from memfsd.core.files.shares import Shares
 from tests.support.core_store import ME, RDONLY, RDWR, WRONLY, CoreStore, refused
@@ -43,9 +44,9 @@ def test_a_directory_is_no_file_and_a_file_no_directory(store: CoreStore) -> Non
 
 
 @pytest.fixture
-def full(store: CoreStore, monkeypatch: pytest.MonkeyPatch) -> CoreStore:
+def full(store: CoreStore) -> CoreStore:
     """A store with no handle left."""
-    monkeypatch.setattr(store.service.handles, "_shares", Shares(1, 1, 0, owner_uid=0))
+    store.service.handles = HandleTable(Shares(1, 1, 0, owner_uid=0), listed_shares(0))
     store.open(store.make("other"))
     return store
 
@@ -55,10 +56,8 @@ def test_handles_are_limited(full: CoreStore) -> None:
         full.service.opendir(ROOT_INO, 0)
 
 
-def test_one_user_can_not_take_the_handles_of_others_nor_all_users_those_of_root(
-    store: CoreStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(store.service.handles, "_shares", Shares(12, 5, 2, owner_uid=7))
+def test_one_user_can_not_take_the_handles_of_others_nor_all_users_those_of_root(store: CoreStore) -> None:
+    store.service.handles = HandleTable(Shares(12, 5, 2, owner_uid=7), listed_shares(0))
     file = store.make("file")
     mine = [store.open(file, uid=1001) for _ in range(4)]
     mine.append(store.service.opendir(ROOT_INO, 1001))
@@ -91,14 +90,11 @@ def test_a_create_without_a_handle_creates_nothing(full: CoreStore) -> None:
     assert full.service.counts()["inodes"] == 2
 
 
-def test_a_truncating_open_without_a_handle_truncates_nothing(
-    store: CoreStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_truncating_open_without_a_handle_truncates_nothing(store: CoreStore) -> None:
+    store.service.handles = HandleTable(Shares(1, 1, 0, owner_uid=0), listed_shares(0))
     file = store.make("file")
     handle = store.open(file)
     store.write(handle, 0, b"kept")
-    monkeypatch.setattr(store.service.handles, "_shares", Shares(1, 1, 0, owner_uid=0))
-    store.service.handles.open_file(file, 0, readable=False, writable=True)
     with refused("ENFILE"):
         store.open(file, RDWR | os.O_TRUNC)
     assert store.read(handle, 0, 10) == b"kept"
@@ -128,10 +124,10 @@ def test_dot_and_dot_dot_are_the_directory_and_its_parent(store: CoreStore) -> N
     assert [inode.ino for _, _, inode in store.service.entries(at_root, 0)][:2] == [ROOT_INO, ROOT_INO]
 
 
-def test_names_that_open_directories_keep_are_limited(store: CoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_names_that_open_directories_keep_are_limited(store: CoreStore) -> None:
     """A directory of 4 million names is opened once, and not 131,072 times."""
     one = 4 * 41 + len(b"...filemore")
-    monkeypatch.setattr(store.service.handles, "_listed", Shares(5 * one, 2 * one, one, owner_uid=7))
+    store.service.handles = HandleTable(handle_shares(0), Shares(5 * one, 2 * one, one, owner_uid=7))
     store.make("file")
     store.make("more")
     handles = [store.service.opendir(ROOT_INO, 1001) for _ in range(3)]

@@ -5,7 +5,6 @@ from itertools import pairwise
 
 import pytest
 
-from memfsd.core.private import bindings as module
 from memfsd.core.private.bindings import Binding, Bindings
 from memfsd.uapi.units import Gfn, Pgoff
 from tests.support.core_store import refused
@@ -176,18 +175,16 @@ def test_a_refused_binding_leaves_no_past() -> None:
     bind(table, 1, 15, 10, 0x300)
 
 
-def test_bindings_of_a_file_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BINDINGS_PER_FILE", 2)
-    table = Bindings()
+def test_bindings_of_a_file_are_limited() -> None:
+    table = Bindings(limit=2)
     bind(table, 1, 0, 1, 0)
     bind(table, 2, 10, 1, 100)
     with refused("ENOSPC", match="2 bindings"):
         bind(table, 3, 20, 1, 200)
 
 
-def test_the_past_is_limited(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "MAX_BINDINGS_PER_FILE", 1)
-    table = Bindings()
+def test_the_past_is_limited() -> None:
+    table = Bindings(limit=1)
     for page in range(4):
         bind(table, 1, 2 * page, 1, 100 * page)
         table.clear()
