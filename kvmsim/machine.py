@@ -2,15 +2,18 @@
 
 from .cpu.accesses import Guest
 from .kvm.kvm import Kvm
+from .kvm.pairings import Pair
 from .kvm.vm import Vm
+from .store.link import pair as pair_with_store
 from .vmm.vmm import Vmm
 
 
 class VirtualMachine:
     """What a VMM process has for one VM."""
 
-    def __init__(self, name: str, max_slots: int) -> None:
-        self.kvm = Kvm(Vm(name, max_slots))
+    def __init__(self, name: str, max_slots: int, pair: Pair = pair_with_store) -> None:
+        """pair makes the pairing with the file behind an fd."""
+        self.kvm = Kvm(Vm(name, max_slots), pair)
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)

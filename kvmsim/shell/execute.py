@@ -7,7 +7,9 @@ import subprocess
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from kvmsim.kvm.pairings import Pair
 from kvmsim.memory.memory import AnonymousMemory, FileMemory, Memory
+from kvmsim.store.link import pair as pair_with_store
 from kvmsim.vmm.guest_memory import GuestMemory
 from kvmsim.vmm.host import VMM, Host, encrypted_of, memory_of
 from memfsd.common.quote import quoted
@@ -30,9 +32,11 @@ _SHELL_ENDS_S = 2.0
 class Executor:
     """All VMs of a process; vm0 exists and is current."""
 
-    def __init__(self, max_slots: int, policy: str = "none", under: str = "kept") -> None:
+    def __init__(self, max_slots: int, policy: str = "none", under: str = "kept", pair: Pair = pair_with_store) -> None:
+        """pair makes the pairing with the file behind an fd."""
         self._max_slots = max_slots
         self._policy = policy, under
+        self._pair = pair
         self.interrupt = Interrupt()
         self._machines: dict[str, ScriptVm] = {}
         self._host = Host()
@@ -99,7 +103,7 @@ class Executor:
             raise Refused(
                 errno.ENOSPC, f"VM {quoted(name)}: {MAX_VMS} VMs are the limit of one kvmsim: start another one"
             )
-        machine = ScriptVm(name, self._max_slots, self.interrupt)
+        machine = ScriptVm(name, self._max_slots, self.interrupt, self._pair)
         machine.vmm.set_policy(*self._policy)
         self._machines[name] = machine
         return machine

@@ -1,5 +1,6 @@
 """A VM of a script: a virtual machine, and the commands that run its vCPUs."""
 
+from kvmsim.kvm.pairings import Pair
 from kvmsim.machine import VirtualMachine
 
 from .interrupt import Interrupt
@@ -9,8 +10,8 @@ from .vcpu_commands import VcpuCommands
 class ScriptVm(VirtualMachine):
     """What `vm NAME` makes."""
 
-    def __init__(self, name: str, max_slots: int, interrupt: Interrupt) -> None:
-        super().__init__(name, max_slots)
+    def __init__(self, name: str, max_slots: int, interrupt: Interrupt, pair: Pair) -> None:
+        super().__init__(name, max_slots, pair)
         self.vcpu_commands = VcpuCommands(self.kvm, self.guest, self.vmm, interrupt)
 
     def close(self) -> None:

@@ -12,10 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import pytest
-
 from kvmsim.kvm.exits import ExitReason
-from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT, entry_pfn, entry_writable
 from kvmsim.shell.execute import Executor
 from kvmsim.shell.script import commands as c
@@ -45,9 +42,7 @@ class ModelledVm:
         self._store, self._page = store, page
         self.name = name
         self.model = VmModel(homes, max_slots, others)
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(Kvm.__init__, "__defaults__", (store.pair, None))
-            self.executor = Executor(max_slots)
+        self.executor = Executor(max_slots, pair=store.pair)
         kvm = self.executor._current
         self.vm, self.kvm, self.vmm = kvm.vm, kvm.kvm, kvm.vmm
 

@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-import kvmsim.kvm.kvm
-import kvmsim.shell.execute
 from kvmsim.kvm.exits import ExitReason
 from kvmsim.kvm.region import SlotFlag
 from kvmsim.shell.execute import Executor
 from kvmsim.shell.script import values
 from kvmsim.shell.script.grammar import EXIT_REASONS, FORMS, INFO_TOPICS, parse_line
 from kvmsim.shell.script.outcome import Outcome
+from kvmsim.store.link import pair as pair_with_store
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VMS
 from tests.support.both_sides import LocalStore, LocalVm, page
@@ -25,8 +24,8 @@ from tests.support.threads import until
 class Lines:
     """Does script lines."""
 
-    def __init__(self, max_slots: int = MAX_SLOTS, policy: str = "none") -> None:
-        self.executor = Executor(max_slots, policy)
+    def __init__(self, max_slots: int = MAX_SLOTS, policy: str = "none", store: LocalStore | None = None) -> None:
+        self.executor = Executor(max_slots, policy, pair=store.pair if store else pair_with_store)
 
     def __call__(self, line: str) -> Outcome:
         command = parse_line(line, 1)
@@ -51,11 +50,10 @@ def do() -> Iterator[Lines]:
 
 
 @pytest.fixture
-def private(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
-    """Machines pair with the local store; private slot 0 at 0, 16 pages."""
-    monkeypatch.setattr(kvmsim.kvm.kvm.Kvm.__init__, "__defaults__", (store.pair, None))
+def private(store: LocalStore) -> Iterator[Lines]:
+    """VMs pair with the local store; private slot 0 at 0, 16 pages."""
     store.create("file", 16)
-    lines = Lines()
+    lines = Lines(store=store)
     lines.ok(f"slot set 0 private gpa=0 size=64K file={store.path('file')}")
     yield lines
     lines.executor.close()
@@ -307,11 +305,10 @@ def test_a_lost_store_is_an_exit_or_ehostdown_never_a_crash(store: LocalStore, p
     private.ok("slot delete 0 private", "slot set 0 shared gpa=0 size=4K", "read 0 1 shared")
 
 
-def test_closing_ends_every_vm(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(kvmsim.kvm.kvm.Kvm.__init__, "__defaults__", (store.pair, None))
+def test_closing_ends_every_vm(store: LocalStore) -> None:
     store.create("file", 4)
     store.create("other", 4)
-    lines = Lines()
+    lines = Lines(store=store)
     lines.ok(
         f"slot set 0 private gpa=0 size=16K file={store.path('file')}",
         "touch 0 16K",

@@ -24,11 +24,10 @@ def do() -> Iterator[Lines]:
 
 
 @pytest.fixture
-def private(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Iterator[Lines]:
+def private(store: LocalStore) -> Iterator[Lines]:
     """Private slot 0 at 0, 16 pages; vCPUs 0 and 1."""
-    monkeypatch.setattr(kvmsim.kvm.kvm.Kvm.__init__, "__defaults__", (store.pair, None))
     store.create("file", 16)
-    lines = Lines()
+    lines = Lines(store=store)
     lines.ok(f"slot set 0 private gpa=0 size=64K file={store.path('file')}", "vcpu 1")
     yield lines
     lines.executor.close()
