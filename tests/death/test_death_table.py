@@ -17,8 +17,6 @@ from .traps import NAMES
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))
 TIMEOUT_S = 2 * 3600 if LONG else 3600
-WORKERS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2
-"""Cells side by side, when nothing else runs beside them."""
 
 pytestmark = pytest.mark.minutes
 
@@ -41,7 +39,7 @@ def test_a_wait_is_looked_for_where_threads_are_made_to_meet() -> None:
 
 @pytest.fixture(scope="module")
 def census() -> Census:
-    return Workers(WORKERS).census()
+    return Workers().census()
 
 
 @pytest.mark.timeout(TIMEOUT_S)
@@ -61,7 +59,7 @@ def test_every_cell_holds(census: Census) -> None:
     wanted = cells(census, everything=LONG)
     assert {cell.point for cell in wanted} == set(census)
     assert len(census) >= len(NAMES) - len(UNREACHABLE)
-    results = Workers(WORKERS).run(wanted)
+    results = Workers().run(wanted)
     SUMMARY.append(summary(results))
     broken = [f"{describe(cell)}: {outcome.text}" for cell, outcome in results.items() if not outcome.ok]
     assert broken == [], "\n".join(broken)
