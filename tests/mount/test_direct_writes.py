@@ -6,16 +6,17 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 
 from tests.attack.syscalls import IOCB_CMD_PWRITE, Aio, address_of, is_in
-from tests.support.real_mount import DEADLINE_S, MountFactory, opened
+from tests.support.real_mount import DEADLINE_S, Mount, MountFactory, opened
 from tests.support.threads import Beside, until
 
 MIB = 1 << 20
-SIZE = 16 * MIB
-READ_AT = 14 * MIB
-"""Beyond the 12 requests of 1 MiB that the kernel has under way at a time (max_background)."""
+SIZE = 64 * MIB
+READ_AT = SIZE - MIB
+"""In the last request of 1 MiB, which the kernel sends when all but 11 before it are answered (max_background)."""
 
 TOUCH = """
 import mmap, os, sys
@@ -23,19 +24,52 @@ memory = mmap.mmap(os.open(sys.argv[1], os.O_RDONLY), 0, prot=mmap.PROT_READ)
 memory.madvise(mmap.MADV_RANDOM)
 print("ready", flush=True)
 sys.stdin.readline()
-print("touching", flush=True)
 memory[int(sys.argv[2])]
 """
 
 
-def is_blocked(task: int) -> bool:
-    return Path(f"/proc/{task}/stat").read_text().rpartition(")")[2].split()[0] in "SD"
+def waits_for_a_page(task: int) -> bool:
+    """It sleeps, and not in a system call. That it sleeps alone would not do: it may do so before it gets there."""
+    return Path(f"/proc/{task}/syscall").read_text().startswith("-1 ")
 
 
-def test_a_reader_sees_an_asynchronous_direct_write_that_was_under_way_when_it_read(mount: MountFactory) -> None:
-    """Its page gets the old bytes, from before the write, and must not keep them."""
-    mounted = mount("size=64M")
-    path = mounted.path / "f"
+def written_bytes(process: int) -> int:
+    lines = dict(line.split(": ") for line in Path(f"/proc/{process}/io").read_text().splitlines())
+    return int(lines["wchar"])
+
+
+class Writer:
+    """One asynchronous direct write of all of a file, on a thread of its own."""
+
+    def __init__(self, fd: int) -> None:
+        self._context = Aio(1)
+        self._buffer = mmap.mmap(-1, SIZE)
+        self._buffer[:] = b"n" * SIZE
+        self._fd = fd
+        self._task: list[int] = []
+        self._writing = Beside(self._write)
+
+    def _write(self) -> tuple[int, int]:
+        self._task.append(threading.get_native_id())
+        self._context.submit(IOCB_CMD_PWRITE, self._fd, address_of(memoryview(self._buffer)), SIZE)
+        return self._context.wait()
+
+    @property
+    def is_submitting(self) -> bool:
+        """The kernel has not sent all of its requests."""
+        return bool(self._task) and is_in(self._task[0], "io_submit")
+
+    @property
+    def has_submitted(self) -> bool:
+        return bool(self._task) and is_in(self._task[0], "io_getevents")
+
+    def finish(self) -> None:
+        assert self._writing.result() == (0, SIZE)
+        self._context.close()
+
+
+def read_during_a_write(mounted: Mount, path: Path) -> bool:
+    """A page that is written last is read, old, in the middle of the write. False when the write was too quick."""
     path.write_bytes(b"o" * SIZE)
     with opened(path, os.O_RDONLY) as fd:
         os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
@@ -44,30 +78,37 @@ def test_a_reader_sees_an_asynchronous_direct_write_that_was_under_way_when_it_r
     )
     assert reader.stdin is not None
     assert reader.stdout is not None
-    buffer = mmap.mmap(-1, SIZE)
-    buffer[:] = b"n" * SIZE
-    context = Aio(1)
-    writer: list[int] = []
+    assert reader.stdout.readline() == "ready\n"
+    daemon = mounted.process
     with opened(path, os.O_WRONLY | os.O_DIRECT) as fd:
-        assert reader.stdout.readline() == "ready\n"
-        mounted.process.send_signal(signal.SIGSTOP)
-
-        def write() -> tuple[int, int]:
-            writer.append(threading.get_native_id())
-            context.submit(IOCB_CMD_PWRITE, fd, address_of(memoryview(buffer)), SIZE)
-            return context.wait()
-
+        daemon.send_signal(signal.SIGSTOP)
         try:
-            writing = Beside(write)
-            until(lambda: bool(writer) and is_in(writer[0], "io_submit"), "the write is under way")
+            before = written_bytes(daemon.pid)
+            writer = Writer(fd)
+            # It begins with a question about privileges, before it drops cached pages: only then the page is read.
+            until(lambda: writer.is_submitting, "the write has begun")
+            daemon.send_signal(signal.SIGCONT)
+            deadline = time.monotonic() + DEADLINE_S
+            while written_bytes(daemon.pid) < before + MIB:
+                assert time.monotonic() < deadline
+            daemon.send_signal(signal.SIGSTOP)
+            until(lambda: writer.is_submitting or writer.has_submitted, "the writer waits for the store")
+            is_in_time = writer.is_submitting
             reader.stdin.write("\n")
             reader.stdin.flush()
-            assert reader.stdout.readline() == "touching\n"
-            until(lambda: is_blocked(reader.pid), "the reader waits for its page")
+            until(lambda: waits_for_a_page(reader.pid), "the reader waits for its page")
         finally:
-            mounted.process.send_signal(signal.SIGCONT)
-        assert writing.result() == (0, SIZE)
+            daemon.send_signal(signal.SIGCONT)
+        writer.finish()
     reader.communicate(timeout=DEADLINE_S)
     assert reader.returncode == 0
-    assert path.read_bytes() == b"n" * SIZE
-    context.close()
+    return is_in_time
+
+
+def test_a_reader_sees_an_asynchronous_direct_write_that_was_under_way_when_it_read(mount: MountFactory) -> None:
+    """Its page gets the old bytes, from before the write, and must not keep them."""
+    mounted = mount("size=192M")
+    path = mounted.path / "f"
+    until(lambda: read_during_a_write(mounted, path), "a page is read during a write")
+    with opened(path, os.O_RDONLY) as fd:
+        assert os.pread(fd, 4, READ_AT) == b"nnnn"
