@@ -11,13 +11,10 @@ from typing import Any
 from memfsd.common.arguments import Parser
 from memfsd.common.quote import printable, quoted
 from memfsd.common.starting import INTERRUPTED, be_quiet_when_interrupted, take_interrupts
-from memfsd.common.stdio import fill_standard_fds
+from memfsd.common.stdio import fill_standard_fds, with_stdout
 from memfsd.common.version import VERSION
 
 _NO_MEMORY = "out of memory: raise the limit (ulimit -v), or give the host more"
-_UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
-_READER_GONE = 141
-"""As shells report SIGPIPE: 1 has another meaning for every command."""
 
 _EPILOG = """\
 examples:
@@ -36,17 +33,10 @@ def main() -> None:
     fill_standard_fds()
     status: int
     try:
-        _require_stdout()
         _close_to_inspection()
-        status = run_command(sys.argv[1:])
-        sys.stdout.flush()
-    except SystemExit as end:
-        status = _flushed(int(end.code or 0))
+        status = with_stdout("kvmsim", _run_asked)
     except KeyboardInterrupt:
         status = INTERRUPTED
-    except BrokenPipeError:
-        _give_up_stdout()
-        status = _READER_GONE
     except MemoryError:
         status = _failed(_NO_MEMORY, 1)
     except OSError as error:
@@ -55,44 +45,24 @@ def main() -> None:
     sys.exit(status)
 
 
-def _require_stdout() -> None:
-    """Python makes nothing of a closed descriptor, and print() then prints nothing."""
-    if sys.stdout is None:
-        sys.exit(_failed("standard output is closed: open it, or send it to /dev/null", 2))
-
-
-def _flushed(status: int) -> int:
+def _run_asked() -> int:
+    os.write(1, b"")  # what cannot be written is said before anything is done
     try:
-        sys.stdout.flush()
-    except BrokenPipeError:
-        _give_up_stdout()
-        return _READER_GONE
-    except OSError as error:
-        return _os_error(error)
-    except AttributeError:
-        pass  # it is closed, and that was said
-    return status
+        return run_command(sys.argv[1:])
+    except SystemExit as end:  # of argparse
+        return int(end.code or 0)
 
 
 def _os_error(error: OSError) -> int:
-    """What cannot be written and has no name is standard output: every other file is named where it is used."""
-    why = error.strerror or str(error)
     if error.errno == errno.ENOMEM:
         return _failed(_NO_MEMORY, 1)
-    if error.filename is not None or error.errno not in _UNWRITABLE:
-        return _failed(f"{quoted(error.filename)}: {why}" if error.filename is not None else why, 1)
-    _give_up_stdout()
-    return _failed(f"standard output: {why}", 2)
+    why = error.strerror or str(error)
+    return _failed(why if error.filename is None else f"{quoted(error.filename)}: {why}", 1)
 
 
 def _failed(what: str, status: int) -> int:
     print(f"kvmsim: {printable(what)}", file=sys.stderr)
     return status
-
-
-def _give_up_stdout() -> None:
-    """The interpreter must not try to flush to it again."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _close_to_inspection() -> None:

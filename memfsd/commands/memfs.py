@@ -34,7 +34,7 @@ _NAMES = ("file", "mount", "socket")
 def main() -> None:
     fill_standard_fds()
     arguments = sys.argv[1:]
-    sys.exit(with_stdout("memfs", lambda: run(arguments), _NOT_CHECKED if arguments[:1] == ["check"] else 1))
+    sys.exit(with_stdout("memfs", lambda: run(arguments)))
 
 
 def run(arguments: list[str]) -> int:

@@ -12,7 +12,8 @@ examples:
 
 Sizes take K, M, G, T or 0x. 'memfs COMMAND --help' explains each command and what it prints.
 
-exit status: 0 done, 1 refused (check: a rule is broken), 2 usage, 3 check was refused, 130 interrupted
+exit status: 0 done, 1 refused (check: a rule is broken), 2 usage, or standard output cannot be written, 3 check was
+refused, 130 interrupted, 141 the reader of standard output went away
 """
 
 COMMANDS = {
@@ -74,7 +75,7 @@ Asks memfsd, and through it every paired VM, and compares both sides. Prints eac
   R3 both sides agree on GFN -> frame           R7 an invalidation is a bracket
   R4 a frame keeps its GFN until freed          R8 a new page is zero
 
-exit status: 0 all hold, 1 a rule is broken, 2 usage, 3 it could not be checked
+exit status: 0 all hold, 1 a rule is broken, 2 usage, or standard output cannot be written, 3 it could not be checked
 """,
     "top": """\
 The pool by state, then the sealed files (of many, the largest):

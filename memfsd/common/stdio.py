@@ -1,6 +1,7 @@
 """Descriptors 0 to 2, for a program that may have been started without some of them (`memfsd mnt <&-`), or whose reader
 may go away."""
 
+import errno
 import os
 import sys
 from collections.abc import Callable
@@ -9,6 +10,9 @@ from memfsd.uapi.errors import errno_text
 
 READER_GONE = 141
 """As shells report a death by SIGPIPE: 1 has another meaning for every command."""
+UNWRITABLE = 2
+"""Standard output cannot be written: that is no answer, as 1 is of `memfs check` and `kvmsim run`."""
+_FULL_OR_CLOSED = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF)
 _MODES = (os.O_WRONLY, os.O_RDONLY, os.O_RDWR)
 """Reading a stdin that was closed, and writing to such a stdout, stay errors. What goes to stderr is lost."""
 
@@ -28,9 +32,9 @@ def fill_standard_fds() -> None:
             os.set_inheritable(fd, True)
 
 
-def with_stdout(program: str, run: Callable[[], int], unwritable: int = 1) -> int:
+def with_stdout(program: str, run: Callable[[], int]) -> int:
     """The exit status of run, whose OSErrors without a filename are those of standard output: READER_GONE when its
-    reader went away, else `unwritable`, and one line on stderr."""
+    reader went away, else UNWRITABLE, and one line on stderr."""
     if sys.stdout is None:  # closed when Python started
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115
     try:
@@ -39,11 +43,12 @@ def with_stdout(program: str, run: Callable[[], int], unwritable: int = 1) -> in
         finally:
             sys.stdout.flush()
     except OSError as error:
-        if error.filename is not None:
+        if error.filename is not None or not (isinstance(error, BrokenPipeError) or error.errno in _FULL_OR_CLOSED):
             raise
         # The interpreter must not try to flush to it again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
         if isinstance(error, BrokenPipeError):
             return READER_GONE
-        print(f"{program}: standard output: {errno_text(error.errno or 0)}", file=sys.stderr)
-        return unwritable
+        why = "it is not open for writing" if error.errno == errno.EBADF else errno_text(error.errno or 0)
+        print(f"{program}: standard output: {why}: open it, or send it elsewhere", file=sys.stderr)
+        return UNWRITABLE

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
-from memfsd.core.audit import PeerReport
+from memfsd.core.audit import PeerReport, _pieces
 from memfsd.core.files.inodes import Regular
 from memfsd.core.private.bindings import Binding
 from memfsd.core.private.gmem_file import Guest
@@ -335,6 +335,33 @@ def test_thousands_of_pieces_are_compared_each_with_its_own() -> None:
     assert len(store.audit({file.ino: PeerReport(slots, wrong)})) == pieces // 2
     between = [(int(b.gfn) + 1, 0, 1) for b in guest.bindings]
     assert len(store.audit({file.ino: PeerReport(slots, between)})) == pieces
+
+
+@pytest.mark.parametrize(
+    ("slots", "changing", "pieces"),
+    [
+        ([(1, 100, 0, 4), (1, 104, 4, 4)], [], {(1, 100, 0, 8)}),  # they meet
+        ([(1, 104, 4, 4), (1, 100, 0, 4)], [], {(1, 100, 0, 8)}),  # told in another order
+        ([(1, 100, 0, 4), (1, 105, 5, 4)], [], {(1, 100, 0, 4), (1, 100, 5, 9)}),  # a hole between
+        ([(1, 100, 0, 8), (1, 102, 2, 3), (1, 106, 6, 4)], [], {(1, 100, 0, 10)}),  # told again: within, and beyond
+        ([(1, 100, 0, 4), (2, 104, 4, 4)], [], {(1, 100, 0, 4), (2, 100, 4, 8)}),  # two slots
+        ([(1, 100, 0, 4), (1, 204, 4, 4)], [], {(1, 100, 0, 4), (1, 200, 4, 8)}),  # at other GFNs
+        ([(1, 100, 0, 4), (1, 150, 50, 1), (1, 104, 4, 4)], [], {(1, 100, 0, 8), (1, 100, 50, 51)}),
+        ([(1, 100, 0, 8)], [(0, 0)], {(1, 100, 0, 8)}),  # nothing changes
+        ([(1, 100, 0, 8)], [(3, 3)], {(1, 100, 0, 8)}),
+        ([(1, 100, 0, 8)], [(6, 2)], {(1, 100, 0, 8)}),
+        ([(1, 100, 0, 8)], [(2, 5)], {(1, 100, 0, 2), (1, 100, 5, 8)}),
+        ([(1, 100, 0, 8)], [(0, 5), (6, 99)], {(1, 100, 5, 6)}),
+        ([(1, 100, 0, 8)], [(0, 8)], set()),
+        ([(1, 100, 0, 8), (2, 300, 20, 4)], [(8, 20)], {(1, 100, 0, 8), (2, 280, 20, 24)}),  # beside them
+    ],
+)
+def test_slots_are_compared_as_pieces(
+    slots: list[tuple[int, int, int, int]],
+    changing: list[tuple[int, int]],
+    pieces: set[tuple[int, int, int, int]],
+) -> None:
+    assert _pieces(slots, changing) == pieces
 
 
 def test_one_report_may_be_missing(world: World) -> None:

@@ -266,4 +266,7 @@ def test_an_output_that_can_not_be_written_is_named(recorded: list[str], tmp_pat
                 timeout=DEADLINE_S,
                 check=False,
             )
-        assert (done.returncode, done.stderr) == (2, b"kvmsim: standard output: No space left on device\n")
+        assert (done.returncode, done.stderr) == (
+            2,
+            b"kvmsim: standard output: No space left on device (ENOSPC): open it, or send it elsewhere\n",
+        )
