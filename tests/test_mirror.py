@@ -31,6 +31,8 @@ PLACES = {
 NO_BEHAVIOUR = {
     "memfsd/common/version.py": "a constant",
     "memfsd/core/effects.py": "values; what is done with them is effect_runner's",
+    "memfsd/store/deadlines.py": "values",
+    "kvmsim/kvm/region.py": "values of the ioctls",
     "kvmsim/vmm/policies.py": "constants",
 }
 
@@ -42,10 +44,18 @@ ELSEWHERE = {
     "memfsd/fuse/mounting.py": "mount/test_mount_command.py",
     "memfsd/fuse/operations.py": "mount/test_ordinary_files.py",
     "memfsd/host/effect_runner.py": "pair/test_injected.py",
-    "memfsd/peers/invalidator.py": "pair/test_invalidation.py",
     "memfsd/peers/process.py": "pair/test_ends.py",
-    "memfsd/peers/reclaim.py": "pair/test_slow_vms.py",
     "memfsd/peers/rundir.py": "hostile/test_impostor.py",
+    "memfsd/store/attributes.py": "mount/test_ordinary_files.py",
+    "memfsd/store/files.py": "mount/test_ordinary_files.py",
+    "memfsd/store/invalidator.py": "pair/test_invalidation.py",
+    "memfsd/store/names.py": "mount/test_ordinary_files.py",
+    "memfsd/store/pairings.py": "pair/test_pair_and_tokens.py",
+    "memfsd/store/peer.py": "pair/test_ends.py",
+    "memfsd/store/reclaim.py": "pair/test_slow_vms.py",
+    "memfsd/store/seeking.py": "reference/test_reference.py",
+    "memfsd/store/store.py": "pair/test_pair_and_tokens.py",
+    "memfsd/store/work.py": "pair/test_injected.py",
     "kvmsim/compare/command.py": "mount/test_compare.py",
     "kvmsim/compare/plot.py": "mount/test_compare.py",
     "kvmsim/compare/rig.py": "mount/test_compare.py",
@@ -56,7 +66,6 @@ ELSEWHERE = {
     "kvmsim/journal/check.py": "kvmsim/journal/test_journal_command.py",
     "kvmsim/journal/command.py": "kvmsim/journal/test_journal_command.py",
     "kvmsim/journal/conversation.py": "kvmsim/journal/test_journal_rules.py",
-    "kvmsim/journal/record.py": "pair/test_journaled.py",
     "kvmsim/journal/show.py": "kvmsim/journal/test_journal_command.py",
     "kvmsim/journal/store_rules.py": "kvmsim/journal/test_journal_rules.py",
     "kvmsim/journal/vm_rules.py": "kvmsim/journal/test_journal_rules.py",
@@ -94,6 +103,7 @@ ELSEWHERE = {
     "kvmsim/vmm/conversion/recreate.py": "kvmsim/vmm/conversion/test_designs.py",
     "kvmsim/vmm/conversion/shared_copy.py": "kvmsim/vmm/conversion/test_designs.py",
     "kvmsim/vmm/conversion/transaction.py": "kvmsim/vmm/conversion/test_rollback.py",
+    "kvmsim/vmm/guest_memory.py": "kvmsim/vmm/conversion/test_rollback.py",
     "kvmsim/vmm/host.py": "kvmsim/vmm/test_hva.py",
 }
 """Modules that do what they do only together with others: the test that would notice first."""
