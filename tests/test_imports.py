@@ -16,6 +16,9 @@ PURE = sorted(
 KVMSIM = sorted(path for path in ROOT.glob("kvmsim/**/*.py") if path.parent.name != "race")
 """All but kvmsim/race, which runs both sides in one process."""
 CLOCKS_AND_WAITS = {"time", "datetime", "asyncio", "sched", "select", "selectors", "signal", "socket", "subprocess"}
+BORDER = {"exits", "hypercalls", "kvm", "kvm_run", "pairings", "region", "vcpu", "vmcall"}
+"""Modules of kvmsim.kvm that user space and guests may know: the object that they ask, and the values they exchange."""
+IN_FRONT = sorted([*ROOT.glob("kvmsim/vmm/**/*.py"), *ROOT.glob("kvmsim/cpu/**/*.py")])
 SUSPENDING = (ast.Await, ast.AsyncFunctionDef, ast.AsyncFor, ast.AsyncWith)
 
 
@@ -71,6 +74,18 @@ def test_kvmsim_knows_nothing_of_memfsd_but_uapi(path: Path) -> None:
     allowed = ("memfsd.uapi.", "memfsd.common.")
     assert {module for module in ours if not f"{module}.".startswith(allowed)} <= {"memfsd"}
     assert "memfsd" not in ours or ours & {"memfsd.uapi", "memfsd.common"}
+
+
+@pytest.mark.parametrize("path", IN_FRONT, ids=name_of)
+def test_user_space_and_guests_stay_in_front_of_the_border(path: Path) -> None:
+    """Also of a module of kvmsim.kvm that the contract has not heard of yet."""
+    of_kvm = {module.split(".")[2] for module in imported(parse(path)) if module.startswith("kvmsim.kvm.")}
+    assert of_kvm <= BORDER
+
+
+def test_the_border_is_of_modules_that_are_there() -> None:
+    assert {path.stem for path in ROOT.glob("kvmsim/kvm/*.py")} > BORDER
+    assert len(IN_FRONT) > 15
 
 
 def test_what_is_forbidden_is_seen() -> None:

@@ -17,11 +17,10 @@ from kvmsim.kvm.exits import INTR, Exit, HltExit, InternalErrorExit, MemoryError
 from kvmsim.kvm.hypercalls import SHARED_BIT, Registers
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.kvm_run import mmio_data
-from kvmsim.kvm.mmu.ept import ACCESSED, DIRTY
-from kvmsim.kvm.region import GPA_END, SlotFlag
+from kvmsim.kvm.region import GPA_END
 from kvmsim.kvm.vcpu import Program, Vcpu
 from kvmsim.kvm.vmcall import tdvmcall, vmcall
-from kvmsim.memory.memory import Closed, Memory
+from kvmsim.memory.memory import Closed, Memory, MemoryRun
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -34,8 +33,6 @@ _SHA256MSG1 = bytes.fromhex("0f38cc06")
 
 RunAction = Callable[[Memory, int, int, int], None]
 """(memory, byte offset in it, bytes, bytes done before) for a contiguous piece of an access."""
-Run = tuple[Memory, int, int]
-"""(memory, byte offset in it, bytes): contiguous."""
 DeviceAction = Callable[[MmioExit, int], Program[int]]
 """What the access is where no memory is: (the exit for its next fragment, bytes done before) to bytes done now."""
 
@@ -188,33 +185,7 @@ class Guest:
         a READONLY slot, as kvm_write_guest() does.
         """
         gpa, _ = _alias(gpa, length, True)
-        out = bytearray()
-        end = gpa + length
-        kvm, vm = self._kvm, self._kvm.vm
-        while gpa < end:
-            gfn, size = gpa >> PAGE_SHIFT, min(end - gpa, PAGE_SIZE - gpa % PAGE_SIZE)
-            with vm.mmu.lock:
-                slot = vm.slots[False].lookup(gfn)
-                private = slot is None and vm.slots[True].lookup(gfn) is not None
-            if slot is None:
-                if private:
-                    return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, True, illegal=True)
-                raise Refused(errno.EFAULT, f"no shared slot at gpa {gpa:#x}")
-            if data is not None and slot.flags & SlotFlag.READONLY:
-                raise Refused(errno.EFAULT, f"{slot} is READONLY: the host can not write at {gpa:#x} through it")
-            offset = (slot.pgoff_of(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE
-            memory = slot.backing.memory
-            try:
-                if data is None:
-                    out += memory.read(offset, size)
-                else:
-                    memory.write(offset, data[:size])
-                    data = data[size:]
-                    kvm.faults.log_write(gfn, gfn + 1)
-            except OSError as error:
-                raise Refused(errno.EFAULT, f"host access at {gpa:#x}: {error.strerror}") from None
-            gpa += size
-        return bytes(out)
+        return self._kvm.emulation.access(gpa, length, data)
 
     # -- what is under way after an exit
 
@@ -273,13 +244,12 @@ class Guest:
 
     def _accepting(self, vcpu: Vcpu, gpa: int, size: int) -> Program[None]:
         """TDG.MEM.PAGE.ACCEPT of each page: it must be mapped, and is zero as every new private page is."""
-        mmu, gfn, end = self._kvm.vm.mmu, gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
+        faults, gfn, end = self._kvm.faults, gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
         while True:
-            with mmu.lock:
-                gfn = mmu.epts[True].first_missing(gfn, end)
+            gfn = faults.first_unmapped(gfn, end)
             if gfn == end:
                 return
-            exit_ = self._kvm.faults.fault(vcpu, gfn, shared=False, write=True, want=end - gfn)
+            exit_ = faults.fault(vcpu, gfn, shared=False, write=True, want=end - gfn)
             if exit_ is not None:
                 yield exit_
             yield from vcpu.entry()
@@ -351,7 +321,7 @@ class Guest:
             try:
                 vcpu.enter()
                 try:
-                    runs = self._runs(gfn, last, shared, write)
+                    runs = kvm.faults.walk(gfn, last, shared=shared, write=write)
                     waits = any(memory.waits for memory, _, _ in runs)
                     if not waits:
                         at = _act(runs, gpa, at, end, action)
@@ -376,28 +346,6 @@ class Guest:
         access.at = at
         return exit_
 
-    def _runs(self, gfn: int, last: int, shared: bool, write: bool) -> list[Run]:
-        """Mapped memory from gfn up to the first page that is missing (or not writable): walked as by the CPU."""
-        kvm = self._kvm
-        mmu = kvm.vm.mmu
-        with mmu.lock:
-            ept = mmu.epts[not shared]
-            stop = ept.first_missing(gfn, last)
-            if stop == gfn:
-                return []
-            if write and shared:
-                stop = kvm.faults.writable_until(gfn, stop)
-                if stop == gfn:
-                    return []
-                kvm.faults.mark_dirty(gfn, stop)
-            ept.mark_range(gfn, stop, ACCESSED | DIRTY if write else ACCESSED)
-            runs = []
-            for start, pfn, count in ept.runs(gfn, stop):
-                assert gfn <= start
-                memory, frame = kvm.vm.physmap.find(pfn)
-                runs.append((memory, frame << PAGE_SHIFT, count << PAGE_SHIFT))
-            return runs
-
 
 def _to_read(vcpu: Vcpu, gpa: int, length: int, shared: bool) -> tuple[_Access, bytearray]:
     """The access, and the buffer that it fills."""
@@ -418,7 +366,7 @@ def _to_write(vcpu: Vcpu, gpa: int, data: bytes, shared: bool) -> _Access:
     return _Access(vcpu, gpa, gpa + len(data), shared, True, put, gpa)
 
 
-def _act(runs: list[Run], start: int, at: int, end: int, action: RunAction) -> int:
+def _act(runs: list[MemoryRun], start: int, at: int, end: int, action: RunAction) -> int:
     """The access of [start, end) goes on from `at` in these runs; how far they reach."""
     for memory, offset, size in runs:
         skip = at % PAGE_SIZE

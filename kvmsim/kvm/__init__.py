@@ -10,6 +10,7 @@
     hypercalls     MapGPA's registers and statuses, KVM's own numbers
     vmcall         KVM's side of a guest's calls
     faults         EPT violations, and translation
+    emulation      KVM's own accesses to guest memory
     unmapper       how GFNs lose their mappings when it is this side that takes them away
     notifier       what the store calls
     pairings       connections to stores, and what they are told of slots

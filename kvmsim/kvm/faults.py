@@ -5,6 +5,7 @@ A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: 
 
 import errno
 
+from kvmsim.memory.memory import MemoryRun
 from memfsd.common import trace
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
@@ -12,7 +13,7 @@ from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 from .exits import Exit, MemoryErrorExit
-from .mmu.ept import entry_pfn, entry_writable
+from .mmu.ept import ACCESSED, DIRTY, entry_pfn, entry_writable
 from .mmu.mmu import Ticket
 from .mmu.tlb import Translation, tlb_key
 from .region import SlotFlag
@@ -117,14 +118,40 @@ class Faults:
                 vcpu.tlb.insert(tlb_key(gfn, shared), found)
         return found if found[2] or not write else None
 
-    def writable_until(self, gfn: int, end: int) -> int:
+    def walk(self, gfn: int, end: int, *, shared: bool, write: bool) -> list[MemoryRun]:
+        """Mapped memory from gfn up to the first page that is missing (or not writable): walked as by the CPU, which
+        marks it accessed (or dirty). The TLB is not asked, nor filled. In guest mode."""
+        mmu = self._vm.mmu
+        with mmu.lock:
+            ept = mmu.epts[not shared]
+            stop = ept.first_missing(gfn, end)
+            if stop != gfn and write and shared:
+                stop = self._writable_until(gfn, stop)
+                if stop != gfn:
+                    self._mark_dirty(gfn, stop)
+            if stop == gfn:
+                return []
+            ept.mark_range(gfn, stop, ACCESSED | DIRTY if write else ACCESSED)
+            runs = []
+            for start, pfn, count in ept.runs(gfn, stop):
+                assert gfn <= start
+                memory, frame = self._vm.physmap.find(pfn)
+                runs.append((memory, frame << PAGE_SHIFT, count << PAGE_SHIFT))
+            return runs
+
+    def first_unmapped(self, gfn: int, end: int) -> int:
+        """The first GFN of [gfn, end) whose private page is not mapped, or end."""
+        with self._vm.mmu.lock:
+            return self._vm.mmu.epts[True].first_missing(gfn, end)
+
+    def _writable_until(self, gfn: int, end: int) -> int:
         """The first GFN of [gfn, end) that a READONLY shared slot shows, or end. With Mmu.lock held."""
         for slot in self._vm.slots[False].overlaps(gfn, end):
             if slot.flags & SlotFlag.READONLY:
                 return max(gfn, min((low for low, high in slot.segments if high > gfn), default=end))
         return end
 
-    def mark_dirty(self, start: int, end: int) -> None:
+    def _mark_dirty(self, start: int, end: int) -> None:
         """GFNs [start, end) were written: into the logs of the slots that have one. With Mmu.lock held."""
         for slot, low, high in self._vm.slots[False].visible(start, end):
             if slot.dirty is not None:
@@ -133,7 +160,7 @@ class Faults:
     def log_write(self, start: int, end: int) -> None:
         """After a write out of guest mode, which a log that was taken meanwhile has not seen."""
         with self._vm.mmu.lock:
-            self.mark_dirty(start, end)
+            self._mark_dirty(start, end)
 
 
 def _get_large(ticket: Ticket, gmem: Gmem) -> tuple[m.GetPfnReply, int]:

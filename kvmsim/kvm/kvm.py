@@ -7,6 +7,7 @@ pairings    connections to stores, and what they are told of slots
 slots       KVM_SET_USER_MEMORY_REGION and what belongs to it
 blocking    the steps of a conversion that can be taken back
 faults      EPT violations, translation
+emulation   KVM's own accesses to guest memory
 """
 
 from kvmsim.store.link import pair as pair_with_store
@@ -14,6 +15,7 @@ from memfsd.common import sync
 from memfsd.uapi.units import PGOFF_END
 
 from .blocking import Blocking
+from .emulation import Emulation
 from .faults import Faults
 from .ioctls import SlotIoctls
 from .notifier import Notifier
@@ -38,6 +40,7 @@ class Kvm:
         self.slots = SlotIoctls(vm, self.slots_lock, self.unmapper, self.pairings)
         self.blocking = Blocking(vm, self.slots_lock, self.unmapper, self.pairings)
         self.faults = Faults(vm)
+        self.emulation = Emulation(vm, self.faults)
 
     def close(self) -> None:
         """The VM ends: slots go, then every pairing with BYE."""

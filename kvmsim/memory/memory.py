@@ -41,6 +41,10 @@ class Memory(Protocol):
     def close(self) -> None: ...
 
 
+MemoryRun = tuple[Memory, int, int]
+"""(memory, byte offset in it, bytes): contiguous."""
+
+
 class Closed(OSError):
     """The memory has no slot any more."""
 
