@@ -24,6 +24,7 @@ from .files.inodes import Directory, Inode, InodeTable, Regular, Symlink
 from .files.namespace import Creds, Namespace
 from .files.ordinary import OrdinaryData, Plan
 from .files.seeking import Seek
+from .files.shares import ROOT_UID
 from .files.xattrs import Xattrs
 from .gmem import GuestMemory, PageRange
 from .memory.frames import FramePool
@@ -111,7 +112,13 @@ class Service:
         self.inodes.looked_up(inode)
         return inode
 
-    def link(self, ino: int, parent: int, name: bytes, now_ns: int) -> Inode:
+    def link(self, ino: int, parent: int, name: bytes, now_ns: int, *, uid: int = ROOT_UID) -> Inode:
+        """EPERM for who neither owns the file nor is root: its owner pays for each name of it."""
+        owner = self.inodes.get(ino).uid
+        if uid not in (ROOT_UID, owner):
+            raise Refused(
+                errno.EPERM, f"inode {ino} is of uid {owner}, who pays for its names: link(2) is for the owner"
+            )
         inode = self.names.link(ino, parent, name, now_ns)
         self.inodes.looked_up(inode)
         return inode

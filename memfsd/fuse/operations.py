@@ -167,7 +167,7 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def link(self, inode: int, new_parent: int, new_name: bytes, ctx: Any) -> EntryAttributes:
-        return _entry(self._names.link(inode, new_parent, new_name))
+        return _entry(self._names.link(inode, new_parent, new_name, ctx.uid))
 
     @_door
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:

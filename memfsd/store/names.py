@@ -43,9 +43,9 @@ class Names:
         with self._lock:
             return attributes_of(self._service.symlink(parent, name, target, creds, self._now_ns()))
 
-    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+    def link(self, ino: int, parent: int, name: bytes, uid: int) -> Attributes:
         with self._lock:
-            return attributes_of(self._service.link(ino, parent, name, self._now_ns()))
+            return attributes_of(self._service.link(ino, parent, name, self._now_ns(), uid=uid))
 
     def unlink(self, parent: int, name: bytes) -> Work:
         with self._lock:

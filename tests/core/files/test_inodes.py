@@ -117,6 +117,18 @@ def test_who_gets_a_file_gets_all_that_is_charged_for_it(store: CoreStore) -> No
     assert (table._shares.held(OTHER), used(store)) == (0, 0)
 
 
+def test_nobody_links_what_another_pays_for(store: CoreStore) -> None:
+    """Where the kernel lets them: a file that they may write."""
+    file = store.make("file", mode=0o666)
+    charged = file.charge
+    with refused("EPERM", f"uid {ME.uid}, who pays"):
+        store.service.link(file.ino, ROOT_INO, b"theirs", store.tick(), uid=OTHER)
+    assert (file.nlink, file.charge) == (1, charged)
+    for name, uid in ((b"mine", ME.uid), (b"roots", 0)):
+        store.service.link(file.ino, ROOT_INO, name, store.tick(), uid=uid)
+    assert file.nlink == 3
+
+
 def test_the_largest_attribute_needs_65_inodes() -> None:
     store = CoreStore(inode_count=66, creds=ME)
     file = store.make("file")
