@@ -47,7 +47,7 @@ _memfs() {
 }
 
 _kvmsim() {
-    local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal'
+    local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal -v --verbose'
     if ((COMP_CWORD == 1)); then
         _memfsd_words 'run attach race compare journal -h --help --version' "$word"
         return

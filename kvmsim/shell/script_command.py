@@ -5,6 +5,7 @@ import contextlib
 import dataclasses
 import errno
 import functools
+import logging
 import os
 import sys
 import time
@@ -15,6 +16,7 @@ from kvmsim.vmm.policies import POLICIES, UNDER
 from memfsd.common import trace
 from memfsd.common.journal import Recording
 from memfsd.common.journalfile import open_journal, start_journal
+from memfsd.common.logs import OneLine
 from memfsd.common.quote import printable, quoted
 from memfsd.common.starting import INTERRUPTED
 from memfsd.uapi.errors import Refused
@@ -69,6 +71,14 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
     parser.add_argument("--json", action="store_true", help="one JSON object per command")
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
+    parser.add_argument(
+        "-v",
+        "--verbose",
+        action="count",
+        default=0,
+        help="log to stderr which pairings are made and lost, and which calls of the store are refused; given twice: "
+        "also each invalidation, and what the store refuses",
+    )
 
 
 def _address(text: str) -> int:
@@ -123,6 +133,7 @@ class Run:
 
     def __init__(self, asked: argparse.Namespace) -> None:
         self.status = 0
+        self._verbose: int = asked.verbose
         self._journal_lost = False
         self._ending = contextlib.ExitStack()
         try:
@@ -133,6 +144,7 @@ class Run:
 
     def __enter__(self) -> Executor:
         interrupt = self._executor.interrupt
+        self._ending.enter_context(_logging(self._verbose))
         self._ending.enter_context(interrupt.listen())
         self._ending.enter_context(interrupt.command())
         if self._journal is not None:
@@ -157,6 +169,26 @@ class Run:
     def _lose(self, path: str, why: str) -> None:
         self._journal_lost = True
         _say(f"{quoted(path)}: {why}", 2)
+
+
+@contextlib.contextmanager
+def _logging(verbose: int) -> Iterator[None]:
+    """The log of kvmsim goes to standard error."""
+    log = logging.getLogger("kvmsim")
+    if not verbose:
+        yield
+        return
+    # Where stderr is closed or full there is nobody to take a traceback about that either.
+    logging.raiseExceptions = False
+    handler = logging.StreamHandler()
+    handler.setFormatter(OneLine("kvmsim: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
+    try:
+        yield
+    finally:
+        log.setLevel(logging.NOTSET)
+        log.removeHandler(handler)
 
 
 def _say(what: str, status: int) -> int:

@@ -6,6 +6,7 @@ back, whatever this process waits for.
 
 import contextlib
 import errno
+import logging
 import os
 import socket
 import struct
@@ -17,7 +18,7 @@ from memfsd.common.mounts import Mount, check_serves, mount_of
 from memfsd.common.quote import quoted
 from memfsd.common.sockets import peer_of
 from memfsd.uapi import messages as m
-from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused, one_line
+from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused, errno_name, one_line
 from memfsd.uapi.framing import (
     NOT_LET_IN,
     BadBody,
@@ -39,6 +40,7 @@ from memfsd.uapi.units import PAGE_SHIFT
 
 _B = TypeVar("_B", bound=m.Body)
 _GET_PFN = Kind.GET_PFN
+log = logging.getLogger("kvmsim.store")
 
 
 class FileId(NamedTuple):
@@ -79,6 +81,7 @@ class StoreLink:
         self.file = FileId(status.st_dev, status.st_ino)
         self.lost = ""
         """Why the store is gone; "" while it is there."""
+        self._vm = quoted(vm)
         self._callbacks = callbacks
         self._ends = False
         """BYE is said: its answer comes after the end of the up channel."""
@@ -116,6 +119,7 @@ class StoreLink:
             raise Refused(
                 errno.EAGAIN, "no thread is left to serve the store's calls: end some, or raise ulimit -u"
             ) from None
+        log.info("VM %s is paired with inode %d, of %d bytes", self._vm, self.ino, self.size)
 
     @property
     def message_count(self) -> int:
@@ -148,6 +152,7 @@ class StoreLink:
     def close(self) -> None:
         """BYE: the store has freed all frames when it returns. No vCPU may use the window any more."""
         self._ends = True
+        was_lost = self.lost
         with contextlib.suppress(PeerLost, Refused):
             self._ask(Kind.BYE, m.Empty(), m.Empty)
         self.lost = "closed"
@@ -160,6 +165,8 @@ class StoreLink:
         self._up.close()
         self.memory.close()
         os.close(self.fd)
+        if not was_lost:
+            log.info("VM %s is no longer paired with inode %d: BYE", self._vm, self.ino)
 
     def _ask(self, kind: Kind, body: m.Body, reply: type[_B]) -> _B:
         self._lock.acquire()  # not `with`, which takes twice as long: a fault asks
@@ -197,7 +204,11 @@ class StoreLink:
         if header.id != id_ or header.kind is not kind or not header.is_reply:
             return self._broken(f"the store answered {header.kind.name} {header.id} to {kind.name} {id_}")
         self.request_count += 1
-        return Refused(header.errno, one_line(decode_failure(packet).reason))
+        reason = one_line(decode_failure(packet).reason)
+        log.debug(
+            "VM %s: the store refuses %s %d with %s: %s", self._vm, kind.name, id_, errno_name(header.errno), reason
+        )
+        return Refused(header.errno, reason)
 
     def _last_words(self) -> Refused | None:
         """A store that has no place for us says so and hangs up, before or after our first request reaches it."""
@@ -302,25 +313,38 @@ class StoreLink:
         finally:
             if not self.lost:
                 self.lost = why
+            if not self._ends:
+                log.info("VM %s lost the store of inode %d: %s", self._vm, self.ino, self.lost)
             self._callbacks.on_lost(self, self.lost)
             for sock in () if self._ends else (self._down, self._up):
                 with contextlib.suppress(OSError):
                     sock.shutdown(socket.SHUT_RDWR)
 
+    def _refuse(self, id_: int, kind: Kind, number: int, why: str) -> bytes:
+        log.info(
+            "VM %s refuses %s %d of inode %d with %s: %s", self._vm, kind.name, id_, self.ino, errno_name(number), why
+        )
+        return encode_failure(id_, kind, number, why)
+
     def _answer(self, id_: int, kind: Kind, packet: memoryview, *, legal: bool) -> tuple[bytes, bool]:
         if kind not in m.KVM_OPERATIONS:
-            return encode_failure(id_, kind, errno.EOPNOTSUPP, f"{kind.name} is not an operation of kvmsim"), False
+            return self._refuse(id_, kind, errno.EOPNOTSUPP, f"{kind.name} is not an operation of kvmsim"), False
         if not legal:
-            return encode_failure(id_, kind, errno.EPROTO, f"{kind.name} is not legal now"), False
+            return self._refuse(id_, kind, errno.EPROTO, f"{kind.name} is not legal now"), False
         try:
             body = decode_request(kind, packet)
         except BadBody as error:
-            return encode_failure(id_, kind, errno.EINVAL, str(error)), False
+            return self._refuse(id_, kind, errno.EINVAL, str(error)), False
         reply: m.Body = m.Empty()
         if isinstance(body, m.InvalidateBegin):
             reply = m.InvalidateBeginReply(self._callbacks.on_begin(self, body))
+            log.debug(
+                "VM %s gave back pages %#x-%#x of inode %d (%s) but for %d ranges",
+                *(self._vm, body.start, body.end, self.ino, body.reason.name, len(reply.kept)),
+            )
         elif isinstance(body, m.InvalidateEnd):
             self._callbacks.on_end(self, body)
+            log.debug("VM %s: the invalidation of inode %d is over, sequence %d", self._vm, self.ino, body.seq)
         elif isinstance(body, m.Revoke):
             self.lost = f"the store revoked the pairing: {one_line(body.reason)}"
             self._callbacks.on_lost(self, self.lost)

@@ -9,6 +9,7 @@ sockets      connections between processes of one mount
 mounts       which mount of memfsd a path is on
 stdio        standard output that is closed, full, or a pipe without reader
 arguments    argparse with one line for each error
+logs         lines of a log
 quote        names with control characters, as ls shows them
 starting     Ctrl-C while a program is still starting
 version      of both programs

@@ -51,6 +51,37 @@ def test_commands_from_a_pipe_have_an_exit_status(file: Path, script: str, statu
     assert (code, err) == (status, said), out
 
 
+@pytest.mark.parametrize(
+    ("option", "said"),
+    [
+        ("-v", ["is paired with inode", "is no longer paired with inode"]),
+        ("-vv", ["is paired with inode", "gave back pages 0x0-0x1 of", "is over, sequence", "is no longer paired"]),
+    ],
+)
+def test_what_a_vm_logs_goes_to_stderr(file: Path, option: str, said: list[str]) -> None:
+    script = f"write 0 aa\nsh memfs fallocate -p -o 0 -l 4096 {file}\n"
+    code, out, err = attach(file, script, option)
+    assert (code, out) == (0, ""), err
+    lines = err.splitlines()
+    assert len(lines) == len(said), lines
+    for line, part in zip(lines, said, strict=True):
+        assert line.startswith("kvmsim: VM vm0")
+        assert part in line
+
+
+def test_a_closed_stderr_does_not_keep_a_vm_from_logging(file: Path) -> None:
+    done = subprocess.run(
+        f"echo read 0 1 | {BIN / 'kvmsim'} attach -vv {file} 2>&-",
+        shell=True,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        env=ENVIRONMENT,
+        check=False,
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_json_is_one_object_a_line(file: Path) -> None:
     script = "write 0 aa\nraed\nhelp\nread 0 1\n"
     code, out, _ = attach(file, script, "--json")
