@@ -6,7 +6,7 @@
     vcpu           KVM_RUN and what is under way, guest mode, kicks
     kvm_run        struct kvm_run, as user space sees it
     exits          KVM_EXIT_*
-    region         the values that user space gives: address spaces, slot flags
+    region         struct kvm_userspace_memory_region2: address spaces, slot flags
     hypercalls     MapGPA's registers and statuses, KVM's own numbers
     vmcall         KVM's side of a guest's calls
     faults         EPT violations, and translation

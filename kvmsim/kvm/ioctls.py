@@ -11,7 +11,7 @@ from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .pairings import PairedFile, Pairings
-from .region import AddressSpaceId, SlotFlag
+from .region import AddressSpaceId, MemoryRegion, SlotFlag
 from .slots.backing import SlotBacking
 from .slots.memslots import Memslot, RegionChange, check_addressable, check_region
 from .unmapper import Unmapper
@@ -37,50 +37,43 @@ class SlotIoctls:
         The end of GPAs, KVM's last check, comes before pairing and binding: they can not be undone.
         mapped_fd: of the file behind an encrypted mapping, which the slot shows instead of the file at path.
         """
+        region = MemoryRegion(id_, AddressSpaceId.PRIVATE, flags, gpa, size, offset)
         with self._lock:
             slots = self._vm.slots[True]
             existing = slots.get(id_)
-            change = check_region(
-                id_, AddressSpaceId.PRIVATE, flags, gpa, size, offset, self._vm.max_slots, existing, True
-            )
-            if change is RegionChange.DELETE:
+            if check_region(region, self._vm.max_slots, existing) is RegionChange.DELETE:
                 assert existing is not None
                 check_not_pinned(existing)
                 self.delete(id_, private=True)
                 return None
-            gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
-            slots.check_free(gfn, gfn + page_count)
-            fd = _open(path) if mapped_fd is None else os.dup(mapped_fd)
-            try:
-                check_addressable(gfn, page_count)
-            except Refused:
-                os.close(fd)
-                raise
-            backing = replace(self._pairings.backing(fd, path, offset + size), pinned=mapped_fd is not None)
-            assert backing.gmem is not None
-            all_flags = SlotFlag(flags) | SlotFlag.GUEST_MEMFD
-            slot = Memslot(
-                id_,
-                AddressSpaceId.PRIVATE,
-                gfn,
-                page_count,
-                all_flags,
-                backing,
-                pgoff,
-                max_order=backing.leaf_order,
-            )
-            try:
-                with self._pairings.change(slot):
-                    try:
-                        backing.gmem.bind(id_, gfn, pgoff, page_count)
-                    except PeerLost as lost:
-                        raise Refused(errno.EHOSTDOWN, str(lost)) from None
-                    with self._vm.mmu.lock:
-                        slots.add(slot)
-            except Refused:
-                self._pairings.end_unused(backing.gmem)
-                raise
+            slots.check_free(region.gfn, region.end)
+            backing = self._pair(region, path, mapped_fd)
+            self._create_private(region, backing)
             return self._pairings.name(backing)
+
+    def _pair(self, region: MemoryRegion, path: str, mapped_fd: int | None) -> SlotBacking:
+        fd = _open(path) if mapped_fd is None else os.dup(mapped_fd)
+        try:
+            check_addressable(region)
+        except Refused:
+            os.close(fd)
+            raise
+        return replace(self._pairings.backing(fd, path, region.offset + region.size), pinned=mapped_fd is not None)
+
+    def _create_private(self, region: MemoryRegion, backing: SlotBacking) -> None:
+        """Bind the pages and show them; a pairing that was made for a slot that is refused ends."""
+        slot = _slot(region, SlotFlag(region.flags) | SlotFlag.GUEST_MEMFD, backing)
+        try:
+            with self._pairings.change(slot):
+                try:
+                    slot.gmem.bind(slot.id, slot.gfn, slot.pgoff, slot.page_count)
+                except PeerLost as lost:
+                    raise Refused(errno.EHOSTDOWN, str(lost)) from None
+                with self._vm.mmu.lock:
+                    self._vm.slots[True].add(slot)
+        except Refused:
+            self._pairings.end_unused(slot.gmem)
+            raise
 
     def set_shared_slot(
         self,
@@ -100,7 +93,8 @@ class SlotIoctls:
         """
         try:
             with self._lock:
-                self._set_shared(id_, gpa, size, flags, memory, offset, owned, path)
+                region = MemoryRegion(id_, AddressSpaceId.SHARED, flags, gpa, size, offset)
+                self._set_shared(region, memory, owned, path)
         except Refused:
             if owned and memory is not None:
                 memory.close()
@@ -108,77 +102,59 @@ class SlotIoctls:
 
     def check_shared_slot(self, id_: int, gpa: int, size: int, flags: int, offset: int) -> None:
         """The refusals of `set_shared_slot` that need no memory: KVM makes them before it looks at any."""
+        region = MemoryRegion(id_, AddressSpaceId.SHARED, flags, gpa, size, offset)
         with self._lock:
             slots = self._vm.slots[False]
-            check_region(
-                id_, AddressSpaceId.SHARED, flags, gpa, size, offset, self._vm.max_slots, slots.get(id_), False
-            )
-            if size and slots.get(id_) is None:
-                slots.check_free(gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT)
-                check_addressable(gpa >> PAGE_SHIFT, size >> PAGE_SHIFT)
+            if check_region(region, self._vm.max_slots, slots.get(id_)) is RegionChange.CREATE:
+                slots.check_free(region.gfn, region.end)
+                check_addressable(region)
 
-    def _set_shared(
-        self, id_: int, gpa: int, size: int, flags: int, memory: Memory | None, offset: int, owned: bool, path: str
-    ) -> None:
-        slots, mmu = self._vm.slots[False], self._vm.mmu
-        existing = slots.get(id_)
-        change = check_region(id_, AddressSpaceId.SHARED, flags, gpa, size, offset, self._vm.max_slots, existing, False)
-        gfn, page_count, pgoff = gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, offset >> PAGE_SHIFT
-        if existing is not None and change is not RegionChange.DELETE:
-            backing = existing.backing
-            if (memory is not None and memory is not backing.memory) or (path and path != backing.path):
-                raise Refused(errno.EINVAL, f"{existing} shows other memory: delete the slot, then create it anew")
-        if change is RegionChange.DELETE:
-            self.delete(id_, private=False)
-        elif change is RegionChange.CREATE:
+    def _set_shared(self, region: MemoryRegion, memory: Memory | None, owned: bool, path: str) -> None:
+        existing = self._vm.slots[False].get(region.id)
+        change = check_region(region, self._vm.max_slots, existing)
+        if existing is None:
             assert memory is not None
-            slots.check_free(gfn, gfn + page_count)
-            check_addressable(gfn, page_count)
-            with mmu.lock:
-                whole, end = memory.frame_count, pgoff + page_count
-                if whole is not None and end <= whole:
-                    base, is_whole = self._vm.physmap.share(memory, whole), True
-                else:
-                    base, is_whole = self._vm.physmap.add(memory, pgoff, end), False
-                backing = SlotBacking(memory, base, owned=owned, path=path, whole=is_whole)
-                slots.add(
-                    Memslot(
-                        id_,
-                        AddressSpaceId.SHARED,
-                        gfn,
-                        page_count,
-                        SlotFlag(flags),
-                        backing,
-                        pgoff,
-                        max_order=memory.leaf_order,
-                    )
-                )
-            self._block_under_overlay(gfn, gfn + page_count)
-        elif change is not RegionChange.NONE:
-            assert existing is not None
-            with mmu.lock:
-                slots.delete(id_)
-                moved = Memslot(
-                    id_,
-                    AddressSpaceId.SHARED,
-                    gfn,
-                    page_count,
-                    SlotFlag(flags),
-                    existing.backing,
-                    existing.pgoff,
-                    max_order=existing.backing.leaf_order,
-                )
-                if moved.dirty is not None:
-                    moved.dirty = existing.dirty or moved.dirty
-                try:
-                    slots.check_free(gfn, gfn + page_count)
-                    check_addressable(gfn, page_count)
-                    slots.add(moved)
-                except Refused:
-                    slots.add(existing)
-                    raise
-            self._unmapper.zap(existing.segments, private=False)
-            self._block_under_overlay(gfn, gfn + page_count)
+            self._create_shared(region, memory, owned, path)
+        elif change is RegionChange.DELETE:
+            self.delete(region.id, private=False)
+        else:
+            shown = existing.backing
+            if (memory is not None and memory is not shown.memory) or (path and path != shown.path):
+                raise Refused(errno.EINVAL, f"{existing} shows other memory: delete the slot, then create it anew")
+            if change is not RegionChange.NONE:
+                self._change_shared(existing, region)
+
+    def _create_shared(self, region: MemoryRegion, memory: Memory, owned: bool, path: str) -> None:
+        slots, physmap = self._vm.slots[False], self._vm.physmap
+        slots.check_free(region.gfn, region.end)
+        check_addressable(region)
+        with self._vm.mmu.lock:
+            whole, end = memory.frame_count, region.pgoff + region.page_count
+            if whole is not None and end <= whole:
+                base, is_whole = physmap.share(memory, whole), True
+            else:
+                base, is_whole = physmap.add(memory, region.pgoff, end), False
+            backing = SlotBacking(memory, base, owned=owned, path=path, whole=is_whole)
+            slots.add(_slot(region, SlotFlag(region.flags), backing))
+        self._block_under_overlay(region.gfn, region.end)
+
+    def _change_shared(self, existing: Memslot, region: MemoryRegion) -> None:
+        """It moves, or gets other flags: what it shows stays, and so does what its log has if it keeps one."""
+        slots = self._vm.slots[False]
+        moved = _slot(region, SlotFlag(region.flags), existing.backing)
+        if moved.dirty is not None:
+            moved.dirty = existing.dirty or moved.dirty
+        with self._vm.mmu.lock:
+            slots.delete(existing.id)
+            try:
+                slots.check_free(region.gfn, region.end)
+                check_addressable(region)
+                slots.add(moved)
+            except Refused:
+                slots.add(existing)
+                raise
+        self._unmapper.zap(existing.segments, private=False)
+        self._block_under_overlay(region.gfn, region.end)
 
     def delete_slot(self, id_: int, *, private: bool) -> None:
         """EINVAL when there is none. A private slot's contents are destroyed, as TDX and SNP unmap."""
@@ -278,6 +254,11 @@ class SlotIoctls:
     def _retire(self, segments: list[tuple[int, int]]) -> None:
         """Private GFNs that no slot shows any more: zap, flush, destroy contents."""
         self._unmapper.destroy(self._unmapper.zap(segments, private=True))
+
+
+def _slot(region: MemoryRegion, flags: SlotFlag, backing: SlotBacking) -> Memslot:
+    space, order = AddressSpaceId(region.space), backing.leaf_order
+    return Memslot(region.id, space, region.gfn, region.page_count, flags, backing, region.pgoff, max_order=order)
 
 
 def _open(path: str) -> int:

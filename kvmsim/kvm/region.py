@@ -1,6 +1,7 @@
 """What user space says of guest memory: the values of the ioctls."""
 
 from enum import IntEnum, IntFlag
+from typing import NamedTuple
 
 from memfsd.uapi.units import PAGE_SHIFT
 
@@ -22,3 +23,35 @@ class SlotFlag(IntFlag):
     LOG_DIRTY_PAGES = 1
     READONLY = 2
     GUEST_MEMFD = 4
+
+
+class MemoryRegion(NamedTuple):
+    """struct kvm_userspace_memory_region2, as it comes from user space: nothing of it is checked. gpa, size and offset
+    are bytes; size 0 deletes. offset: in the backing of the slot, be it a guest_memfd_offset or a userspace_addr."""
+
+    id: int
+    space: int
+    flags: int
+    gpa: int
+    size: int
+    offset: int
+
+    @property
+    def gfn(self) -> int:
+        """The first of the slot's GFNs."""
+        return self.gpa >> PAGE_SHIFT
+
+    @property
+    def page_count(self) -> int:
+        """In 4 KiB."""
+        return self.size >> PAGE_SHIFT
+
+    @property
+    def end(self) -> int:
+        """The GFN after the last one."""
+        return self.gfn + self.page_count
+
+    @property
+    def pgoff(self) -> int:
+        """The page of the backing at the first GFN."""
+        return self.offset >> PAGE_SHIFT

@@ -20,6 +20,7 @@ from fidelity.cases import A_BYTES, GUEST_MEMFD, Op
 
 import kvmsim.store.link
 from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.slots.memslots import check_region
 from kvmsim.kvm.vm import Vm
 from kvmsim.memory.memory import AnonymousMemory
@@ -96,7 +97,7 @@ class Simulated:
         is_gmem = bool(flags & GUEST_MEMFD and op["op"] == "set_region2")
         if space > 1:
             # A Machine's calls name the address space and so can not ask for a third one.
-            check_region(id_, space, flags, gpa, size, 0, MAX_SLOTS, None, is_gmem)
+            check_region(MemoryRegion(id_, space, flags, gpa, size, 0), MAX_SLOTS, None)
             raise AssertionError("there are two address spaces")
         shared, private = kvm.vm.slots
         is_private = space == 1 or (is_gmem and bool(size))

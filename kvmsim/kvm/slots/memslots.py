@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
-from kvmsim.kvm.region import AddressSpaceId, SlotFlag
+from kvmsim.kvm.region import AddressSpaceId, MemoryRegion, SlotFlag
 from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
@@ -286,79 +286,72 @@ class Memslots:
                 del self._files[gmem]
 
 
-def check_region(
-    slot_id: int,
-    as_id: int,
-    flags: int,
-    gpa: int,
-    size_bytes: int,
-    offset_bytes: int,
-    max_slots: int,
-    existing: Memslot | None,
-    private: bool,
-) -> RegionChange:
+def check_region(region: MemoryRegion, max_slots: int, existing: Memslot | None) -> RegionChange:
     """The wall of KVM_SET_USER_MEMORY_REGION2, in the order of virt/kvm/kvm_main.c; all Refused are EINVAL.
 
-    offset_bytes is the offset in the backing, whether a file or a userspace_addr. Then come, as there: overlap
-    (EEXIST, `Memslots.check_free`), the backing's own errors, and the end of GPAs (`check_addressable`).
+    existing: the slot of this id in its address space. Then come, as there: overlap (EEXIST, `Memslots.check_free`),
+    the backing's own errors, and the end of GPAs (`check_addressable`).
     """
+    _check_fields(region)
+    if region.space not in (AddressSpaceId.SHARED, AddressSpaceId.PRIVATE):
+        raise _invalid(f"address space {region.space}", "take 0 (shared) or 1 (private)")
+    if not 0 <= region.id < max_slots:
+        more = ", or raise --max-slots" if region.id < MAX_SLOTS else ""
+        raise _invalid(f"slot {region.id}", f"ids end at {max_slots - 1}: take a free one{more}")
+    gpa, size = region.gpa, region.size
+    if gpa < 0 or size < 0 or gpa + size >= 1 << 64:
+        raise _invalid(f"gpa {gpa:#x} + size {size:#x}", "it must stay below 2^64")
+    if region.page_count > MAX_SLOT_PAGES:
+        raise _invalid(f"size {size:#x}", f"{MAX_SLOT_PAGES} pages fit in a slot: make several")
+    if not size:
+        if existing is None:
+            raise _invalid(f"size 0 of slot {region.id}", "it deletes, and there is no such slot: give a size")
+        return RegionChange.DELETE
+    return RegionChange.CREATE if existing is None else _change_of(existing, region)
+
+
+def _check_fields(region: MemoryRegion) -> None:
+    """Flags, and what must be a multiple of a page or must not wrap: check_memory_region_flags() and what follows."""
+    private = region.space == AddressSpaceId.PRIVATE
     # Deleting asks nothing of the flags but that they could stand together; the slot to go may be of either kind.
-    kind_is_private = private if size_bytes else bool(flags & SlotFlag.GUEST_MEMFD)
+    kind_is_private = private if region.size else bool(region.flags & SlotFlag.GUEST_MEMFD)
     # As int: the complement of an IntFlag leaves out the bits that have no name.
     allowed = int(SlotFlag.GUEST_MEMFD if kind_is_private else SlotFlag.LOG_DIRTY_PAGES | SlotFlag.READONLY)
-    if flags & ~allowed:
+    if region.flags & ~allowed:
         kind = "private" if kind_is_private else "shared"
-        raise _invalid(f"flags {_flag_names(flags)}", f"a {kind} slot takes {_flag_names(allowed) or 'none'}")
-    if not page_aligned(size_bytes):
-        raise _invalid(f"size {size_bytes:#x}", "make it a multiple of 4096")
-    if not page_aligned(gpa):
-        raise _invalid(f"gpa {gpa:#x}", "make it a multiple of 4096")
-    if private and not kind_is_private:
-        offset_bytes = 0  # no guest_memfd is spoken of, and so nobody looks at its offset
-    if not page_aligned(offset_bytes):
-        raise _invalid(f"offset {offset_bytes:#x}", "make it a multiple of 4096")
+        raise _invalid(f"flags {_flag_names(region.flags)}", f"a {kind} slot takes {_flag_names(allowed) or 'none'}")
+    # Where no guest_memfd is spoken of nobody looks at its offset.
+    offset = 0 if private and not kind_is_private else region.offset
+    for name, value in (("size", region.size), ("gpa", region.gpa), ("offset", offset)):
+        if not page_aligned(value):
+            raise _invalid(f"{name} {value:#x}", "make it a multiple of 4096")
     limit = 64 if private else 63  # guest_memfd_offset must not wrap; a userspace_addr must pass access_ok()
-    if not 0 <= offset_bytes < 1 << limit or offset_bytes + size_bytes >= 1 << limit:
-        raise _invalid(f"offset {offset_bytes:#x} + size {size_bytes:#x}", f"it must stay below 2^{limit}")
-    if as_id not in (AddressSpaceId.SHARED, AddressSpaceId.PRIVATE):
-        raise _invalid(f"address space {as_id}", "take 0 (shared) or 1 (private)")
-    if not 0 <= slot_id < max_slots:
-        more = ", or raise --max-slots" if slot_id < MAX_SLOTS else ""
-        raise _invalid(f"slot {slot_id}", f"ids end at {max_slots - 1}: take a free one{more}")
-    if gpa < 0 or size_bytes < 0 or gpa + size_bytes >= 1 << 64:
-        raise _invalid(f"gpa {gpa:#x} + size {size_bytes:#x}", "it must stay below 2^64")
-    page_count = size_bytes >> PAGE_SHIFT
-    if page_count > MAX_SLOT_PAGES:
-        raise _invalid(f"size {size_bytes:#x}", f"{MAX_SLOT_PAGES} pages fit in a slot: make several")
+    if not 0 <= offset < 1 << limit or offset + region.size >= 1 << limit:
+        raise _invalid(f"offset {offset:#x} + size {region.size:#x}", f"it must stay below 2^{limit}")
 
-    if not size_bytes:
-        if existing is None:
-            raise _invalid(f"size 0 of slot {slot_id}", "it deletes, and there is no such slot: give a size")
-        return RegionChange.DELETE
 
-    gfn = gpa >> PAGE_SHIFT
-    if existing is None:
-        return RegionChange.CREATE
-    if private or existing.flags & SlotFlag.GUEST_MEMFD:
+def _change_of(existing: Memslot, region: MemoryRegion) -> RegionChange:
+    """What becomes of a slot that is there."""
+    if region.space == AddressSpaceId.PRIVATE or existing.flags & SlotFlag.GUEST_MEMFD:
         raise _invalid(f"a change of {existing}", "private slots are immutable: delete it, then create it")
-    if page_count != existing.page_count:
-        raise _invalid(f"size {size_bytes:#x} of {existing}", "delete the slot, then create it anew")
-    if offset_bytes >> PAGE_SHIFT != existing.pgoff:
-        raise _invalid(f"offset {offset_bytes:#x} of {existing}", "delete the slot, then create it anew")
-    if (flags ^ existing.flags) & SlotFlag.READONLY:
-        raise _invalid(f"READONLY in flags {flags:#x} of {existing}", "it is fixed at creation: delete first")
-    if gfn != existing.gfn:
+    if region.page_count != existing.page_count:
+        raise _invalid(f"size {region.size:#x} of {existing}", "delete the slot, then create it anew")
+    if region.pgoff != existing.pgoff:
+        raise _invalid(f"offset {region.offset:#x} of {existing}", "delete the slot, then create it anew")
+    if (region.flags ^ existing.flags) & SlotFlag.READONLY:
+        raise _invalid(f"READONLY in flags {region.flags:#x} of {existing}", "it is fixed at creation: delete first")
+    if region.gfn != existing.gfn:
         return RegionChange.MOVE
-    return RegionChange.FLAGS_ONLY if flags != existing.flags else RegionChange.NONE
+    return RegionChange.FLAGS_ONLY if region.flags != existing.flags else RegionChange.NONE
 
 
-def check_addressable(gfn: int, page_count: int) -> None:
+def check_addressable(region: MemoryRegion) -> None:
     """The last check of a slot that is created or moved, kvm_arch_prepare_memory_region(): EINVAL past the end.
 
     The end is not KVM's: GPAs end at 2^48, where the EPT's four levels do, not where the CPU's do.
     """
-    if gfn + page_count > MAX_GFN_EPT:
-        what = f"gpa {gfn << PAGE_SHIFT:#x} + size {page_count << PAGE_SHIFT:#x}"
+    if region.end > MAX_GFN_EPT:
+        what = f"gpa {region.gpa:#x} + size {region.size:#x}"
         raise _invalid(what, "guest physical addresses end at 2^48")
 
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from kvmsim.kvm.region import AddressSpaceId, SlotFlag
+from kvmsim.kvm.region import AddressSpaceId, MemoryRegion, SlotFlag
 from kvmsim.kvm.slots.memslots import Memslot, Memslots, RegionChange, check_addressable, check_region
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
@@ -165,9 +165,10 @@ def region(
 ) -> RegionChange | str:
     """The change, or the name of the errno."""
     try:
-        change = check_region(slot_id, as_id, flags, gpa, size, offset, MAX_SLOTS, existing, as_id == 1)
+        asked = MemoryRegion(slot_id, as_id, flags, gpa, size, offset)
+        change = check_region(asked, MAX_SLOTS, existing)
         if change in (RegionChange.CREATE, RegionChange.MOVE):
-            check_addressable(gpa >> PAGE_SHIFT, size >> PAGE_SHIFT)
+            check_addressable(asked)
         return change
     except Refused as refused:
         return errno.errorcode[refused.errno]
@@ -282,28 +283,31 @@ def test_a_private_slot_is_immutable_but_can_be_deleted() -> None:
 
 
 def test_addresses_beyond_the_four_levels_are_refused_by_name() -> None:
+    def check(gfn: int, page_count: int) -> None:
+        check_addressable(MemoryRegion(0, 0, 0, gfn << PAGE_SHIFT, page_count << PAGE_SHIFT, 0))
+
     with pytest.raises(Refused, match=r"gpa 0x1000000000000 .* end at 2\^48"):
-        check_addressable(1 << 36, 1)
+        check(1 << 36, 1)
     with pytest.raises(Refused, match=r"end at 2\^48"):
-        check_addressable((1 << 36) - 1, 2)
-    check_addressable((1 << 36) - 1, 1)
+        check((1 << 36) - 1, 2)
+    check((1 << 36) - 1, 1)
 
 
 def test_the_first_thing_wrong_is_the_one_named() -> None:
     def reason(**wrong: int) -> str:
         arguments = {
-            "slot_id": 0,
-            "as_id": 0,
+            "id": 0,
+            "space": 0,
             "flags": 0,
             "gpa": 0,
-            "size_bytes": 0,
-            "offset_bytes": 0,
+            "size": 0,
+            "offset": 0,
         } | wrong
         with pytest.raises(Refused) as refused:
-            check_region(**arguments, max_slots=MAX_SLOTS, existing=None, private=False)
+            check_region(MemoryRegion(**arguments), MAX_SLOTS, None)
         return refused.value.reason
 
-    wrong = {"flags": 8, "size_bytes": 1, "gpa": 1, "offset_bytes": 1, "as_id": 9, "slot_id": MAX_SLOTS}
+    wrong = {"flags": 8, "size": 1, "gpa": 1, "offset": 1, "space": 9, "id": MAX_SLOTS}
     named = ["flags 0x8", "size 0x1", "gpa 0x1", "offset 0x1", "address space 9", f"slot {MAX_SLOTS}"]
     for argument, name in zip(list(wrong), named, strict=True):
         assert reason(**wrong).startswith(f"{name} is refused: ")
