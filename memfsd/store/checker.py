@@ -1,6 +1,7 @@
 """memfs check, memfs map and memfs top: what both sides hold, asked and compared."""
 
 import errno
+import threading
 import time
 
 from memfsd.common import sync
@@ -14,11 +15,13 @@ from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import (
     MAX_BINDINGS_PER_FILE,
+    MAX_CHECK_THREADS,
     MAX_FILES_PER_LIST,
     MAX_FINDINGS,
     MAX_LINE_CHARS,
     MAX_RUNS_PER_REPORT,
     NAME_MAX,
+    VMS_PER_CHECK_THREAD,
 )
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
 from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pgoff
@@ -60,10 +63,7 @@ class Checker:
         with self._invalidator.hold_all(files) as held:
             ours = {file.ino for file in held}
             findings = [self._endless(file) for file in files if file.ino not in ours]
-            until = time.monotonic() + self._deadlines.check_reports_s
-            for file in held:
-                findings += self._ask(file, facts, until)
-                facts.windows[file.ino] = self._windows.populated(file.ino)
+            findings += self._ask_all(held, facts)
             with service.lock:
                 sealed = service.inodes.sealed_files()
                 facts.moving = {file.ino for file in sealed} - ours
@@ -75,6 +75,33 @@ class Checker:
                 pairings = sum(guest_of(file).active is not None for file in sealed)
                 told = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]
                 return CheckReply(told, len(service.inodes), pairings, service.pool.frame_count)
+
+    def _ask_all(self, files: list[Regular], facts: Facts) -> list[Finding]:
+        """Several VMs at a time, so that the slow ones do not use up the time of the others."""
+        until = time.monotonic() + self._deadlines.check_reports_s
+        left, found, failed = files[::-1], dict[Ino, list[Finding]](), list[Exception]()
+
+        def ask() -> None:
+            while not failed:
+                try:
+                    file = left.pop()
+                except IndexError:
+                    return
+                try:
+                    found[file.ino] = self._ask(file, facts, until)
+                    facts.windows[file.ino] = self._windows.populated(file.ino)
+                except Exception as error:
+                    failed.append(error)
+
+        helper_count = min(len(self._invalidator.peers) // VMS_PER_CHECK_THREAD, MAX_CHECK_THREADS)
+        helpers = [sync.thread(ask, "check") for _ in range(helper_count)]
+        started = [helper for helper in helpers if _has_started(helper)]
+        ask()
+        for helper in started:
+            helper.join()  # each question has its deadline
+        if failed:
+            raise failed[0]
+        return [finding for file in files for finding in found[file.ino]]
 
     def _ask(self, file: Regular, facts: Facts, until: float) -> list[Finding]:
         """What the file's VM reports, into the facts. Call with the file's invalidate_lock held."""
@@ -145,6 +172,14 @@ class Checker:
     def files(self) -> ListReply:
         """The pool, and the sealed files that hold most frames."""
         return file_list(self._service, self._windows)
+
+
+def _has_started(thread: threading.Thread) -> bool:
+    try:
+        thread.start()
+    except RuntimeError:  # there are no more: the others do its work
+        return False
+    return True
 
 
 def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:

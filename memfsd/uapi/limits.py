@@ -57,6 +57,9 @@ MAX_WAITERS_PER_UID = 32
 """System calls on the mount that wait for VMs, of one user; the others of this user queue for TURN_DEADLINE_S."""
 MAX_WAITERS = 96
 """Of all users together but for root and the one who mounted, who have MAX_WAITERS_PER_UID each besides."""
+MAX_CHECK_THREADS = 32
+VMS_PER_CHECK_THREAD = 4
+"""memfs check asks this many VMs by itself, and has a thread more for each as many, up to MAX_CHECK_THREADS."""
 MAX_RECLAIMS = 64
 """VMs that are asked at a time for pages they never touched."""
 MAX_RECLAIMS_PER_UID = 16

@@ -1,6 +1,7 @@
 """memfs check, map and top, asked for more than fits and answered with more than can be."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 from typing import Any, cast
 
@@ -13,11 +14,18 @@ from memfsd.store.deadlines import Deadlines
 from memfsd.store.invalidator import Invalidator
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.framing import decode_reply, encode_reply
-from memfsd.uapi.limits import MAX_FILES_PER_LIST, MAX_FINDINGS, MAX_LINE_CHARS, MAX_RUNS_PER_REPORT
+from memfsd.uapi.limits import (
+    MAX_FILES_PER_LIST,
+    MAX_FINDINGS,
+    MAX_LINE_CHARS,
+    MAX_RUNS_PER_REPORT,
+    VMS_PER_CHECK_THREAD,
+)
 from memfsd.uapi.messages import Kind, Report, ReportReply
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.bodies import WIDEST
 from tests.support.core_store import CoreStore
+from tests.support.threads import DEADLINE_S
 
 P = PAGE_SIZE
 
@@ -108,6 +116,41 @@ def test_a_list_has_the_files_that_hold_most(store: CoreStore) -> None:
 
 
 # -- CHECK
+
+
+class MeetingVm(TalkativeVm):
+    """Answers when others are asked, too."""
+
+    def __init__(self, meeting: threading.Barrier, report: ReportReply | Exception) -> None:
+        super().__init__(iter([]))
+        self._meeting, self._report = meeting, report
+
+    def call(self, kind: Kind, body: Report, _: type[ReportReply]) -> ReportReply:
+        self._meeting.wait(DEADLINE_S)
+        if isinstance(self._report, Exception):
+            raise self._report
+        return self._report
+
+
+def test_vms_are_asked_side_by_side(store: CoreStore, checker: Checker, peers: PeersOf) -> None:
+    """One after the other, the first would not answer before the second is asked."""
+    side_by_side = 3
+    meeting = threading.Barrier(side_by_side)
+    for number in range(2 * VMS_PER_CHECK_THREAD + 1):
+        file = store.guest_file(f"file{number}", 1)
+        store.pair(file)
+        peers.peers[file.ino] = MeetingVm(meeting, ReportReply([], [], 0, (0, 0), -1))
+    assert checker.check().findings == []
+
+
+def test_what_fails_beside_is_not_lost(store: CoreStore, checker: Checker, peers: PeersOf) -> None:
+    meeting = threading.Barrier(2)
+    for number in range(VMS_PER_CHECK_THREAD):
+        file = store.guest_file(f"file{number}", 1)
+        store.pair(file)
+        peers.peers[file.ino] = MeetingVm(meeting, KeyError("it is broken"))
+    with pytest.raises(KeyError, match="it is broken"):
+        checker.check()
 
 
 def test_as_many_findings_as_fit_are_told_and_each_in_a_line(store: CoreStore, checker: Checker) -> None:
