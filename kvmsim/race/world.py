@@ -15,7 +15,6 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
-import kvmsim.store.link
 from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.vm import Vm
@@ -150,7 +149,7 @@ class World:
         return box[0]
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
-        """In the place of kvmsim.store.link.punch_file."""
+        """In the place of fallocate(2) on the mount."""
         ino = self._by_inode[os.fstat(fd).st_ino]
         self.fuse(lambda: self.store.files.punch(ino, offset, length).run())
 
@@ -196,7 +195,7 @@ class World:
         task.serves = True
 
         scheduler.start(task, lambda: Session(ours, os.getuid(), self.store, self._stop_read).run())
-        link = StoreLink(fd, theirs, token, name, callbacks)
+        link = StoreLink(fd, theirs, token, name, callbacks, self.punch_fd)
         vm.links.append(link)
         points.labels[id(link.memory)] = str(ino)
         points.labels[id(link)] = f"{vm.name} inode {ino}"
@@ -321,18 +320,16 @@ def repeatable(scheduler: Scheduler) -> Iterator[None]:
 
 @contextlib.contextmanager
 def standing_in(world: World) -> Iterator[None]:
-    """A VMM's fallocate(2) on the mount is the world's, and it knows each socket that is made."""
-    punch, pair = vars(kvmsim.store.link)["punch_file"], socket.socketpair
+    """The world knows each socket that is made."""
+    pair = socket.socketpair
 
     def remembered(*arguments: Any) -> tuple[socket.socket, socket.socket]:
         ends = pair(*arguments)
         world.sockets += ends
         return ends
 
-    vars(kvmsim.store.link)["punch_file"] = world.punch_fd
     vars(socket)["socketpair"] = remembered
     try:
         yield
     finally:
-        vars(kvmsim.store.link)["punch_file"] = punch
         vars(socket)["socketpair"] = pair

@@ -10,6 +10,7 @@ import logging
 import os
 import socket
 import struct
+from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar, cast
 
 from kvmsim.memory.memory import WindowMemory, punch_file
@@ -70,8 +71,18 @@ class Callbacks(Protocol):
 class StoreLink:
     """A sealed file that belongs to this VM. `_lock` guards the down channel: one request at a time."""
 
-    def __init__(self, fd: int, down: socket.socket, token: Token, vm: str, callbacks: Callbacks) -> None:
+    def __init__(
+        self,
+        fd: int,
+        down: socket.socket,
+        token: Token,
+        vm: str,
+        callbacks: Callbacks,
+        punch: Callable[[int, int, int], None] = punch_file,
+    ) -> None:
         """HELLO and PAIR on a connected socket; takes the socket at once and the fd when all went well.
+
+        punch: gives bytes of the file behind an fd back, as fallocate(2) on the mount does.
 
         Refused with the store's errno (EPERM: the file belongs to another VM), or with that of what this process has
         no more of: then the store was told BYE. PeerLost when it breaks off.
@@ -83,6 +94,7 @@ class StoreLink:
         """Why the store is gone; "" while it is there."""
         self._vm = quoted(vm)
         self._callbacks = callbacks
+        self._punch = punch
         self._ends = False
         """BYE is said: its answer comes after the end of the up channel."""
         self._lock = sync.lock("StoreLink.lock")
@@ -143,7 +155,7 @@ class StoreLink:
 
     def punch(self, pgoff: int, page_count: int) -> None:
         """fallocate(PUNCH_HOLE | KEEP_SIZE): user space gives pages of the file back. Refused with its errno."""
-        punch_file(self.fd, pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT)
+        self._punch(self.fd, pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT)
         self.punch_count += 1
 
     def stat(self) -> m.StatReply:

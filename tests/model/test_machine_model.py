@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.minutes, pytest.mark.timeout(240 + STEPS // 20)]
 
 def run(place: Path, steps: list[str], shape: Shape = SMALL) -> BaseException | None:
     """The steps in a new world; what was wrong, and after which step."""
-    with pytest.MonkeyPatch.context() as patch, opened_store(place, patch, shape.frames) as store:
+    with opened_store(place, shape.frames) as store:
         world, done = World(store, shape), 0
         try:
             for line in steps:

@@ -90,11 +90,9 @@ class Pair:
 
 
 @pytest.mark.parametrize(("page_size", "size", "blocks"), [("2M", MIB2, 3), ("1G", GIB, 2)])
-def test_a_vm_with_large_pages_agrees_with_a_dict(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, page_size: str, size: int, blocks: int
-) -> None:
+def test_a_vm_with_large_pages_agrees_with_a_dict(tmp_path: Path, page_size: str, size: int, blocks: int) -> None:
     chosen = random.Random(page_size)
-    with opened_store(tmp_path, monkeypatch, size * blocks) as store:
+    with opened_store(tmp_path, size * blocks) as store:
         pair = Pair(store, page_size, size, blocks)
         places = [at + near for at in (0, MIB2, size, 2 * size - MIB2) for near in (0, 1, 255, 510, 511)]
         for step in range(600):

@@ -102,7 +102,7 @@ def test_every_byte_goes_to_its_place_once(
     tmp_path_factory: pytest.TempPathFactory, kinds: list[str], start: int, length: int, seed: int
 ) -> None:
     place: Path = tmp_path_factory.mktemp("m")
-    with pytest.MonkeyPatch.context() as patch, opened_store(place, patch, 16) as store:
+    with opened_store(place, 16) as store:
         world = World(store, kinds, seed)
         end = min(start + length, page(PAGES))
         before = bytes(world.content[start:end])

@@ -59,10 +59,8 @@ def test_a_page_keeps_its_gfn_for_life(wire: Wire) -> None:
     assert wire.ask(Kind.BIND, m.Bind(5, 10, 10, 2)) == m.Empty(), "in another slot, at the same GFN"
 
 
-def test_fixed_gfn_off_is_what_upstream_linux_does(
-    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with opened_store(tmp_path_factory.mktemp("free"), monkeypatch, 64, fixed_gfn=False) as store:
+def test_fixed_gfn_off_is_what_upstream_linux_does(tmp_path_factory: pytest.TempPathFactory) -> None:
+    with opened_store(tmp_path_factory.mktemp("free"), 64, fixed_gfn=False) as store:
         store.create("file", 8)
         local = store.vm()
         local.private_slot(0, 0, page(8), "file")

@@ -14,9 +14,9 @@ GIB = 1 << 18
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStore]:
+def store(tmp_path: Path) -> Iterator[LocalStore]:
     """3 GiB of frames: it costs what is touched."""
-    with opened_store(tmp_path, monkeypatch, 3 * GIB) as opened:
+    with opened_store(tmp_path, 3 * GIB) as opened:
         yield opened
 
 
@@ -241,10 +241,8 @@ def test_a_leaf_whose_first_pages_are_just_being_bound_is_4_kib_elsewhere(
     assert (leaves(local), local.read(page(300), 6)) == ((0, 1, 0), b"beside")
 
 
-def test_a_file_that_got_smaller_pages_after_it_was_paired_has_4_kib_leaves(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with opened_store(tmp_path, monkeypatch, 4 * MIB2, resize_any=True) as store:
+def test_a_file_that_got_smaller_pages_after_it_was_paired_has_4_kib_leaves(tmp_path: Path) -> None:
+    with opened_store(tmp_path, 4 * MIB2, resize_any=True) as store:
         local = vm_with(store, "2M", MIB2)
         local.delete(0, private=True)
         store.truncate("file", 0)

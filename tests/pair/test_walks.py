@@ -64,8 +64,8 @@ def entered() -> Iterator[Entered]:
 
 
 @pytest.fixture
-def store(entered: Entered, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStore]:
-    with opened_store(tmp_path, monkeypatch, 1024) as store:
+def store(entered: Entered, tmp_path: Path) -> Iterator[LocalStore]:
+    with opened_store(tmp_path, 1024) as store:
         yield store
 
 

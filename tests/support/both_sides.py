@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-import kvmsim.store.link
 from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.hypercalls import SHARED_BIT
@@ -127,7 +126,7 @@ class LocalStore:
         self.store.files.punch(self._inos[name], start * PAGE_SIZE, pages * PAGE_SIZE).run()
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
-        """What `kvmsim.store.link.punch_file` does on a mount."""
+        """What fallocate(2) does on a mount."""
         status = os.fstat(fd)
         self.store.files.punch(self._by_file[FileId(status.st_dev, status.st_ino)], offset, length).run()
 
@@ -168,7 +167,7 @@ class LocalStore:
         """For Kvm, in the place of kvmsim.store.link.pair."""
         status = os.fstat(fd)
         token = self._token(self._by_file[FileId(status.st_dev, status.st_ino)])
-        return StoreLink(fd, self.connect(), token, vm, callbacks)
+        return StoreLink(fd, self.connect(), token, vm, callbacks, self.punch_fd)
 
     def vm(self, name: str = "vm0", max_slots: int = MAX_SLOTS) -> "LocalVm":
         return LocalVm(self, name, max_slots)
@@ -272,13 +271,10 @@ def errno_of(call: object, *arguments: object, **named: object) -> str:
 
 
 @contextlib.contextmanager
-def opened_store(
-    place: Path, monkeypatch: pytest.MonkeyPatch, frames: int, *, resize_any: bool = False, fixed_gfn: bool = True
-) -> Iterator[LocalStore]:
+def opened_store(place: Path, frames: int, *, resize_any: bool = False, fixed_gfn: bool = True) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
     with recorded():
         store = LocalStore(place, frames, resize_any=resize_any, fixed_gfn=fixed_gfn)
-        monkeypatch.setattr(kvmsim.store.link, "punch_file", store.punch_fd)
         try:
             yield store
             if not store.is_broken:
@@ -288,23 +284,23 @@ def opened_store(
 
 
 @pytest.fixture
-def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStore]:
+def store(tmp_path: Path) -> Iterator[LocalStore]:
     """1024 frames, strict options."""
-    with opened_store(tmp_path, monkeypatch, 1024) as opened:
+    with opened_store(tmp_path, 1024) as opened:
         yield opened
 
 
 @pytest.fixture
-def small_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStore]:
+def small_store(tmp_path: Path) -> Iterator[LocalStore]:
     """32 frames."""
-    with opened_store(tmp_path, monkeypatch, 32) as opened:
+    with opened_store(tmp_path, 32) as opened:
         yield opened
 
 
 @pytest.fixture
-def resizable_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LocalStore]:
+def resizable_store(tmp_path: Path) -> Iterator[LocalStore]:
     """1024 frames, resize=any."""
-    with opened_store(tmp_path, monkeypatch, 1024, resize_any=True) as opened:
+    with opened_store(tmp_path, 1024, resize_any=True) as opened:
         yield opened
 
 

@@ -4,7 +4,6 @@ import errno
 
 import pytest
 
-import kvmsim.store.link
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
@@ -221,10 +220,10 @@ def test_a_conversion_that_was_taken_back_loses_nothing_later(
     local.vmm.set_policy(policy)
     with monkeypatch.context() as patch:
 
-        def refuse(fd: int, offset: int, length: int) -> None:
+        def refuse(pgoff: int, page_count: int) -> None:
             raise Refused(errno.EIO, "the store does not take it")
 
-        patch.setattr(kvmsim.store.link, "punch_file", refuse)
+        patch.setattr(local.link(), "punch", refuse)
         with pytest.raises(Refused, match="does not take it"):
             local.vmm.run(local.vcpu, lambda: local.guest.map(local.vcpu, page(2), page(4), private=False))
     store.reclaim()
