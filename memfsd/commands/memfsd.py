@@ -12,6 +12,7 @@ from argparse import Namespace
 from memfsd.common import trace
 from memfsd.common.arguments import Parser
 from memfsd.common.journalfile import open_journal, start_journal
+from memfsd.common.logqueue import LogQueue, StderrHandler
 from memfsd.common.logs import OneLine
 from memfsd.common.quote import printable, quoted
 from memfsd.common.stdio import fill_standard_fds, with_stdout
@@ -155,8 +156,8 @@ def _detach_stdio() -> None:
 def _log_to(foreground: bool, debug: bool) -> None:
     # Where nobody takes the log (no /dev/log, stderr closed), there is nobody to take a traceback about that either.
     logging.raiseExceptions = False
-    handler: logging.Handler = logging.StreamHandler() if foreground else logging.handlers.SysLogHandler("/dev/log")
+    handler: logging.Handler = StderrHandler() if foreground else logging.handlers.SysLogHandler("/dev/log")
     handler.setFormatter(OneLine("memfsd: %(message)s"))
-    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[handler])
+    logging.basicConfig(level=logging.DEBUG if debug else logging.INFO, handlers=[LogQueue(handler)])
     for chatty in ("pyfuse3", "trio"):
         logging.getLogger(chatty).setLevel(logging.WARNING)

@@ -7,6 +7,7 @@ trace        what happens on either side, reported to whoever observes it; packe
 journal      an observer: a line of JSON for each message; journalfile: the file it is written to
 sockets      connections between processes of one mount
 mounts       which mount of memfsd a path is on
+logqueue     logging that waits for nobody
 stdio        standard output that is closed, full, or a pipe without reader
 arguments    argparse with one line for each error
 logs         lines of a log

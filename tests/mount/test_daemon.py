@@ -14,6 +14,7 @@ import pytest
 from memfsd.fuse.mount import check_fuse
 from memfsd.uapi.errors import Refused
 from tests.support.real_mount import (
+    BIN,
     DEADLINE_S,
     Mount,
     MountFactory,
@@ -310,3 +311,22 @@ def test_signals_as_soon_as_the_mount_is_there_end_it_and_leave_no_mount(mount: 
         made.process.send_signal(signal.SIGINT)
         assert made.process.wait(DEADLINE_S) == 0
         assert not made.is_mounted
+
+
+def test_a_log_that_nobody_reads_holds_up_neither_the_mount_nor_its_end(mnt: Path) -> None:
+    read_end, write_end = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+    with contextlib.suppress(BlockingIOError):
+        while True:
+            os.write(write_end, bytes(4096))
+    os.set_blocking(write_end, True)
+    daemon = subprocess.Popen([BIN / "memfsd", "-d", "-o", "size=1M", str(mnt)], stderr=write_end, stdout=write_end)
+    os.close(write_end)
+    try:
+        until(lambda: mount_minor(mnt) is not None, "it is mounted")
+        sh("for n in 1 2 3; do mkdir d d/d/d; cat nothing; done; true", mnt)
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(DEADLINE_S) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
+        os.close(read_end)
