@@ -1,4 +1,4 @@
-"""The file system as one object: what the adapters call.
+"""The file system as one object: what the use cases in memfsd.store call, and nobody else.
 
 Every method is one request, runs to completion, and either changes everything it says or raises Refused and
 changes nothing. Methods that need work outside return effects, to be done in order.

@@ -174,7 +174,7 @@ def frame_that_no_file_owns(world: World) -> None:
 def frame_that_a_file_forgot(world: World) -> None:
     world.file.pages.unmap(12, 13)
     world.report.mappings.pop()
-    world.store.memory = {key: page for key, page in world.store.memory.items() if key[0] is None}
+    world.store.windows.memory = {key: page for key, page in world.store.memory.items() if key[0] is None}
 
 
 def quarantine_without_cut(world: World) -> None:

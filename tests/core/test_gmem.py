@@ -86,7 +86,7 @@ def test_an_ordinary_file_has_no_guest_memory(store: CoreStore) -> None:
     for call in (
         lambda: store.gmem.bind(file, 0, 0, 0, 1),
         lambda: store.gmem.get_pfn(file, 0, 1),
-        lambda: store.pair(file),
+        lambda: store.gmem.pair(file, Pairing("vm0", 1, 1, frozenset())),
     ):
         with refused("EINVAL", match="not sealed for a guest"):
             call()
@@ -123,7 +123,7 @@ def test_only_the_vm_that_ended_its_pairing_may_come_back(store: CoreStore) -> N
     with refused("EPERM", match="paired"):
         store.gmem.pair(file, pairing())
     store.gmem.bind(file, 0, 0x100, 0, 8)
-    store.release_guest(file)
+    store.perform(store.service.release_guest(file.ino))
     for other in (pairing(pid=2), pairing(uid=2), pairing(secret=b"t" * 16), pairing(secret=b"")):
         with refused("EPERM", match="ended"):
             store.gmem.pair(file, other)

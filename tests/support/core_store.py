@@ -1,25 +1,35 @@
-"""The core's store with a dict for its memory: what a mount does, without FUSE, sockets and memfds."""
+"""A store with a dict for its memory: what a mount does, without FUSE, sockets and memfds."""
 
+import errno
 import os
 import stat
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
-from memfsd.core.audit import Facts, Finding, PeerReport, audit
-from memfsd.core.effects import Discard, DropWindow, Effect, Fill, ForgetCache, Quarantine, Scrub, ZeroBytes
+from memfsd.core.audit import Facts, Finding, FrameRange, PeerReport, audit
+from memfsd.core.effects import Effect, Runs
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
+from memfsd.core.files.ordinary import Plan
 from memfsd.core.gmem import PageRange, guest_of
 from memfsd.core.options import StoreOptions
 from memfsd.core.private.gmem_file import Guest, Pairing
-from memfsd.core.service import Service
+from memfsd.host.windows import Windows
+from memfsd.store.invalidator import InvalidateRange
+from memfsd.store.pairings import PairedFile
+from memfsd.store.peer import Peer
+from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused, errno_name
-from memfsd.uapi.messages import KVM_OPERATIONS, GetPfnReply, Reason
+from memfsd.uapi.messages import KVM_OPERATIONS, Body, Empty, GetPfnReply, InvalidateBeginReply, Kind, Reason
+from memfsd.uapi.names import XATTR_TOKEN
+from memfsd.uapi.proof import split_token
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SIZE, Ino
+from memfsd.uapi.units import PAGE_SIZE, Ino, Pfn, Pgoff
 
 ME = Creds(1000, 1000)
 _ROOT = Creds(0, 0)
@@ -37,56 +47,27 @@ def refused(name: str, match: str | None = None) -> Iterator[None]:
     assert caught.value.reason
 
 
-class CoreStore:
-    """A Service whose effects are done in `memory`: (window or None, frame) -> its 4096 bytes.
+class DictWindows(Windows):
+    """In the place of memfds: (window or None, frame) -> its 4096 bytes."""
 
-    Time is a counter. Files are made in the root unless a parent is named. creds: who mounted.
-    """
-
-    def __init__(self, pages: int = 64, creds: Creds = _ROOT, **options: bool | int) -> None:
-        chosen = replace(StoreOptions(pool_bytes=pages * PAGE_SIZE), **options)  # type: ignore[arg-type]
-        self.now = 0
-        self.service = Service(chosen, root_mode=0o755, creds=creds, now_ns=self.tick(), socket_path="/run/s")
-        self.pool = self.service.pool
-        self.gmem = self.service.gmem
-        self.names = self.service.names
+    def __init__(self) -> None:
         self.memory: dict[tuple[Ino | None, int], bytearray] = {}
+        self.adopted: set[Ino] = set()
         self.dropped: list[Ino] = []
-        self.forgotten: list[Ino] = []
 
-    def tick(self) -> int:
-        self.now += 1
-        return self.now
+    def read(self, plan: Plan) -> bytes:
+        return b"".join(bytes(length) if at < 0 else self._load(at, length) for at, length in plan)
 
-    # -- the world outside
+    def write(self, plan: Plan, data: bytes) -> int:
+        done = 0
+        for at, length in plan:
+            assert at >= 0, "a write plan has no holes"
+            self._store(at, data[done : done + length])
+            done += length
+        return done
 
-    def perform(self, effects: Sequence[Effect]) -> None:
-        for effect in effects:
-            if isinstance(effect, Scrub):
-                for pfn, count in effect.runs:
-                    for frame in range(pfn, pfn + count):
-                        self.memory.pop((effect.window, frame), None)
-                self.service.scrubbed(effect)
-            elif isinstance(effect, Discard):
-                while scrubs := self.service.discard(effect):
-                    self.perform(scrubs)
-            elif isinstance(effect, Quarantine):
-                while self.service.quarantine(effect):
-                    pass
-            elif isinstance(effect, Fill):
-                while (following := self.service.fill(effect)) == [effect]:
-                    pass
-                self.perform(following)
-                if effect.refused is not None:
-                    raise effect.refused
-            elif isinstance(effect, ZeroBytes):
-                self._store(effect.offset, bytes(effect.length))
-            elif isinstance(effect, DropWindow):
-                self.memory = {key: page for key, page in self.memory.items() if key[0] != effect.window}
-                self.dropped.append(effect.window)
-            else:
-                assert isinstance(effect, ForgetCache)
-                self.forgotten.append(effect.ino)
+    def zero(self, offset: int, length: int) -> None:
+        self._store(offset, bytes(length))
 
     def _store(self, offset: int, data: bytes) -> None:
         frame, at = divmod(offset, PAGE_SIZE)
@@ -101,80 +82,177 @@ class CoreStore:
         pages = b"".join(self.memory.get((None, frame), bytes(PAGE_SIZE)) for frame in range(first, last))
         return pages[offset - first * PAGE_SIZE :][:length]
 
-    def first_written(self, pfn: int, count: int) -> int | None:
-        """With `first_unwritten`: core.ordinary.Contents."""
+    def first_written(self, pfn: Pfn, count: int) -> int | None:
         return next((n for n in range(count) if (None, pfn + n) in self.memory), None)
 
-    def first_unwritten(self, pfn: int, count: int) -> int:
+    def first_unwritten(self, pfn: Pfn, count: int) -> int:
         return next((n for n in range(count) if (None, pfn + n) not in self.memory), count)
+
+    def make_window(self, ino: Ino) -> int:
+        return os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+
+    def adopt_window(self, ino: Ino, fd: int) -> None:
+        os.close(fd)
+        self.adopted.add(ino)
+
+    def drop_window(self, ino: Ino) -> None:
+        self.memory = {key: page for key, page in self.memory.items() if key[0] != ino}
+        self.adopted.discard(ino)
+        self.dropped.append(ino)
+
+    def punch(self, window: Ino | None, runs: Runs) -> None:
+        for pfn, count in runs:
+            for frame in range(pfn, pfn + count):
+                self.memory.pop((window, frame), None)
+
+    def window_count(self) -> int:
+        return len(self.adopted)
+
+    def files(self) -> list[Ino]:
+        return list(self.adopted)
+
+    def populated_count(self, window: Ino) -> int:
+        return sum(key[0] == window for key in self.memory)
+
+    def populated(self, window: Ino | None) -> list[FrameRange]:
+        ranges: list[FrameRange] = []
+        for frame in sorted(frame for of, frame in self.memory if of == window):
+            if ranges and ranges[-1][1] == frame:
+                ranges[-1] = ranges[-1][0], frame + 1
+            else:
+                ranges.append((frame, frame + 1))
+        return ranges
+
+    def close(self) -> None:
+        pass
+
+
+class ScriptedVm:
+    """In the place of a VM's channel and process: it acknowledges at once, and is dead when asked."""
+
+    def __init__(self, pid: int = 4242, uid: int = ME.uid) -> None:
+        self.pid, self.uid = pid, uid
+        self.last_call_s = 0.0
+        self.kept: list[PageRange] = []
+        """What it says it has touched, of each range that is reclaimed."""
+        self.calls: list[Kind] = []
+        self.is_dead = True
+
+    def call(self, kind: Kind, body: Body, reply: type[Any]) -> Any:
+        self.calls.append(kind)
+        return InvalidateBeginReply(list(self.kept)) if kind is Kind.INVALIDATE_BEGIN else Empty()
+
+    def shut(self) -> None:
+        pass
+
+    def close(self) -> None:
+        pass
+
+    def wait_dead(self, timeout_s: float | None, stop_fd: int | None = None) -> bool:
+        return self.is_dead
+
+
+class CoreStore:
+    """A store whose memory is a dict, and whose VMs acknowledge at once.
+
+    Time is a counter. Files are made in the root unless a parent is named. creds: who mounted.
+    """
+
+    def __init__(self, pages: int = 64, creds: Creds = _ROOT, **options: bool | int) -> None:
+        chosen = replace(StoreOptions(pool_bytes=pages * PAGE_SIZE), **options)  # type: ignore[arg-type]
+        self.now = 0
+        self.windows = DictWindows()
+        self.store = build_store(
+            chosen,
+            root_mode=0o755,
+            creds=creds,
+            socket_path="/run/s",
+            windows=self.windows,
+            now_ns=self.tick,
+            random_bytes=lambda: bytes(16),
+        )
+        self.service = self.store.service
+        self.pool = self.service.pool
+        self.gmem = self.service.gmem
+        self.names = self.service.names
+        self.forgotten: list[Ino] = []
+        self.store.runner.forget_cache = self.forgotten.append
+        self._vms: dict[Ino, tuple[PairedFile, ScriptedVm]] = {}
+
+    @property
+    def memory(self) -> dict[tuple[Ino | None, int], bytearray]:
+        return self.windows.memory
+
+    @property
+    def dropped(self) -> list[Ino]:
+        return self.windows.dropped
+
+    def tick(self) -> int:
+        self.now += 1
+        return self.now
+
+    def perform(self, effects: Sequence[Effect]) -> None:
+        self.store.runner.perform(effects)
 
     # -- files
 
     def make(self, name: str, mode: int = 0o644, parent: int = ROOT_INO) -> Regular:
         """A new regular file that nobody has open."""
-        file = self.service.mknod(parent, name.encode(), stat.S_IFREG | mode, 0, ME, self.tick())
-        assert isinstance(file, Regular)
-        return file
+        shown = self.store.names.mknod(parent, name.encode(), stat.S_IFREG | mode, 0, ME)
+        return self.service.inodes.regular(shown.ino)
 
     def open(self, file: Regular, flags: int = RDWR, uid: int = ME.uid) -> int:
-        _, handle, effects = self.service.open(file.ino, flags, uid, self.tick())
-        self.perform(effects)
-        return handle
+        opened, work = self.store.files.open(file.ino, flags, uid)
+        work.run()
+        return opened.handle
 
     def close(self, handle: int) -> None:
-        self.perform(self.service.release(handle))
+        self.store.files.release(handle).run()
 
     def unlink(self, name: str, parent: int = ROOT_INO) -> None:
-        self.perform(self.service.unlink(parent, name.encode(), self.tick()))
+        self.store.names.unlink(parent, name.encode()).run()
 
     def mkdir(self, name: str, mode: int = 0o755, parent: int = ROOT_INO) -> Ino:
-        return self.service.mkdir(parent, name.encode(), mode, ME, self.tick()).ino
+        return self.store.names.mkdir(parent, name.encode(), mode, ME).ino
 
     def forget_all(self) -> None:
         """The kernel drops all its cached lookups."""
         for inode in list(self.service.inodes):
-            self.perform(self.service.forget(inode.ino, inode.lookups))
+            self.store.names.forget(inode.ino, inode.lookups).run()
 
     def write(self, handle: int, offset: int, data: bytes) -> int:
-        """How many bytes found room."""
-        done = 0
-        for at, length in self.service.write(handle, offset, len(data), self.tick()):
-            assert at >= 0, "a write plan has no holes"
-            self._store(at, data[done : done + length])
-            done += length
-        return done
+        """How many bytes found room: fewer than asked when the pool gets full, ENOSPC when none did."""
+        written = self.store.files.write(handle, offset, data)
+        if data and not written:
+            raise Refused(errno.ENOSPC, "no byte found room")
+        return written
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
-        plan = self.service.read(handle, offset, size, self.tick())
-        return b"".join(bytes(length) if at < 0 else self._load(at, length) for at, length in plan)
+        return self.store.files.read(handle, offset, size)
 
     def resize(self, file: Regular, size: int) -> None:
-        effects, taken = self.service.resize(file.ino, size, self.tick())
-        self.perform(effects)
-        if taken is not None:
-            self.invalidate(file, *taken, Reason.TRUNCATE, finish=lambda: self.gmem.set_size(file, size))
+        self.store.files.truncate(file.ino, size).run()
 
     def fallocate(self, file: Regular, mode: int, offset: int, length: int) -> None:
-        effects, taken = self.service.fallocate(file.ino, mode, offset, length, self.tick())
-        self.perform(effects)
-        if taken is not None:
-            self.invalidate(file, *taken, Reason.PUNCH)
+        self.store.files.fallocate(file.ino, mode, offset, length).run()
 
     def seek(self, file: Regular, offset: int, whence: int) -> int:
-        seek = self.service.seek(file.ino, offset, whence)
-        while not seek.step(self):
+        """As if all that mappings stored were written back."""
+        seeking = self.store.files.seek(file.ino, offset, whence)
+        while not seeking.step():
             pass
-        return seek.answer()
+        answer = seeking.answer(written_back_to=sys.maxsize)
+        assert isinstance(answer, int)
+        return answer
 
     def seal(self, file: Regular, seals: Seal = Seal.GUEST, **how: bool | int) -> None:
         self.perform(self.service.add_seals(file.ino, seals, self.tick(), **how))  # type: ignore[arg-type]
 
     def getfattr(self, file: Regular, name: str) -> str:
-        return self.service.getxattr(file.ino, f"user.memfsd.{name}".encode(), lambda: bytes(16)).decode("latin1")
+        return self.store.files.getxattr(file.ino, f"user.memfsd.{name}".encode()).decode("latin1")
 
     def setfattr(self, file: Regular, name: str, value: str) -> None:
-        attribute = f"user.memfsd.{name}".encode()
-        self.perform(self.service.setxattr(file.ino, attribute, value.encode(), 0, self.tick()))
+        self.store.files.setxattr(file.ino, f"user.memfsd.{name}".encode(), value.encode()).run()
 
     # -- guest private memory
 
@@ -188,8 +266,22 @@ class CoreStore:
         return file
 
     def pair(self, file: Regular, vm: str = "vm0") -> Guest:
-        self.gmem.pair(file, Pairing(vm, 4242, ME.uid, frozenset(KVM_OPERATIONS)))
+        self.paired(file, vm)
         return guest_of(file)
+
+    def paired(self, file: Regular, vm: str = "vm0") -> PairedFile:
+        """The file as its VM sees it; EPERM and the like as for PAIR."""
+        scripted = ScriptedVm()
+        token = split_token(self.service.getxattr(file.ino, XATTR_TOKEN, lambda: bytes(16)))
+        pairing = Pairing(vm, scripted.pid, scripted.uid, frozenset(KVM_OPERATIONS))
+        paired = self.store.pairings.pair(
+            token.id, pairing, lambda ino: Peer(ino, vm, scripted, scripted, scripted.shut)
+        )
+        self._vms[file.ino] = paired, scripted
+        return paired
+
+    def vm_of(self, file: Regular) -> ScriptedVm:
+        return self._vms[file.ino][1]
 
     def bound_file(self, name: str, pages: int, gfn: int = 0x100) -> tuple[Regular, Guest]:
         """Sealed, sized, paired, and bound whole to slot 1."""
@@ -206,38 +298,27 @@ class CoreStore:
         return reply
 
     def touch(self, file: Regular, pfn: int) -> None:
-        self.memory[file.ino, pfn] = bytearray(b"\1" * PAGE_SIZE)
+        self.windows.memory[file.ino, pfn] = bytearray(b"\1" * PAGE_SIZE)
 
-    def invalidate(
-        self,
-        file: Regular,
-        start: int,
-        end: int,
-        reason: Reason,
-        kept: list[PageRange] = _NO_KEPT,
-        finish: Callable[[], None] = lambda: None,
-    ) -> None:
-        """A whole bracket: begin, acknowledged, unmap, scrub, end."""
-        self.gmem.invalidate_begin(file, start, end, reason)
-        while (scrub := self.gmem.unmap(file, kept)) is not None:
-            self.perform([scrub])
-        finish()
-        self.gmem.invalidate_end(file)
+    def invalidate(self, file: Regular, start: int, end: int, reason: Reason, kept: list[PageRange] = _NO_KEPT) -> None:
+        """A whole bracket; its VM, if it has one, keeps these pages."""
+        if file.ino in self._vms:
+            self.vm_of(file).kept = kept
+        self.store.invalidator.invalidate(InvalidateRange(file.ino, Pgoff(start), Pgoff(end), reason))
 
     def release_guest(self, file: Regular) -> None:
-        self.perform(self.service.release_guest(file.ino))
+        """Its VM's process has ended."""
+        paired, _ = self._vms.pop(file.ino)
+        paired.connection_lost("its process has ended", -1)
 
     # -- the whole
 
     def facts(self) -> Facts:
         """What an adapter sees of the memory."""
         facts = Facts()
-        for (window, frame), _ in sorted(self.memory.items(), key=lambda item: item[0][1]):
-            ranges = facts.populated if window is None else facts.windows.setdefault(window, [])
-            if ranges and ranges[-1][1] == frame:
-                ranges[-1] = ranges[-1][0], frame + 1
-            else:
-                ranges.append((frame, frame + 1))
+        facts.populated = self.windows.populated(None)
+        windows = {window for window, _ in self.memory if window is not None}
+        facts.windows = {window: self.windows.populated(window) for window in windows}
         return facts
 
     def audit(self, reports: dict[Ino, PeerReport] | None = None) -> list[Finding]:

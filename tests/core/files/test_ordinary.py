@@ -301,7 +301,7 @@ def test_the_hole_of_an_answer_is_doubtful_while_a_handle_can_be_mapped_to_write
 
     def doubtful(offset: int, whence: int) -> tuple[int, int] | None:
         seek = store.service.seek(file.ino, offset, whence)
-        while not seek.step(store):
+        while not seek.step(store.windows):
             pass
         return seek.doubtful_hole()
 
