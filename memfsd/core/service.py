@@ -8,7 +8,6 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from typing import TypeVar
 
 from memfsd.common import sync, trace
@@ -20,7 +19,7 @@ from memfsd.uapi.units import PAGE_SHIFT, Ino
 
 from .effects import Discard, Effect, Fill, ForgetCache, Quarantine, Scrub
 from .files.handles import HandleTable, handle_shares, listed_shares
-from .files.inodes import Directory, Inode, InodeTable, Regular, Symlink
+from .files.inodes import Changes, Directory, Inode, InodeTable, Regular, Symlink
 from .files.namespace import Creds, Namespace
 from .files.ordinary import OrdinaryData, Plan
 from .files.seeking import Seek
@@ -34,18 +33,6 @@ from .sealing import check_add
 _I = TypeVar("_I", bound=Inode)
 NAMELESS = b"/"
 _DAY_NS = 86_400 * 10**9
-
-
-@dataclass(frozen=True, slots=True)
-class Changes:
-    """What setattr(2)'s family changes; None leaves it. Size is changed by `resize`."""
-
-    mode: int | None = None
-    uid: int | None = None
-    gid: int | None = None
-    atime_ns: int | None = None
-    mtime_ns: int | None = None
-    ctime_ns: int | None = None
 
 
 class Service:

@@ -15,8 +15,8 @@ from typing import Any, ParamSpec, TypeVar
 
 import trio
 
+from memfsd.core.files.inodes import Changes
 from memfsd.core.files.namespace import Creds
-from memfsd.core.service import Changes
 from memfsd.store.attributes import Attributes
 from memfsd.store.files import Opened
 from memfsd.store.seeking import Hole

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from memfsd.core.effects import Effect
-from memfsd.core.files.inodes import ROOT_INO, Regular
+from memfsd.core.files.inodes import ROOT_INO, Changes, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.files.ordinary import Plan
 from memfsd.core.gmem import PageRange
-from memfsd.core.service import Changes, Service
+from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
 from memfsd.host.windows import Windows
 from memfsd.uapi import names

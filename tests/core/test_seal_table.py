@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from memfsd.core.files.inodes import ROOT_INO, Regular
-from memfsd.core.service import NAMELESS, Changes
+from memfsd.core.files.inodes import ROOT_INO, Changes, Regular
+from memfsd.core.service import NAMELESS
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.core_store import (

@@ -7,9 +7,8 @@ from collections.abc import Callable
 
 import pytest
 
-from memfsd.core.files.inodes import ROOT_INO, Directory, Regular
+from memfsd.core.files.inodes import ROOT_INO, Changes, Directory, Regular
 from memfsd.core.gmem import guest_of
-from memfsd.core.service import Changes
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from memfsd.core.service import Changes
+from memfsd.core.files.inodes import Changes
 from memfsd.store.seeking import Hole
 from memfsd.store.work import VmWork
 from memfsd.uapi.messages import Kind

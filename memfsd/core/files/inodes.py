@@ -20,6 +20,18 @@ from .shares import Shares
 ROOT_INO = Ino(1)
 
 
+@dataclass(frozen=True, slots=True)
+class Changes:
+    """What setattr(2)'s family changes; None leaves it. Size is changed by `Service.resize`."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+    ctime_ns: int | None = None
+
+
 @dataclass(slots=True, eq=False)
 class Inode:
     """Times are nanoseconds since the epoch; `lookups` is the kernel's count, `opens` ours.

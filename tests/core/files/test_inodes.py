@@ -4,8 +4,7 @@ import stat
 
 import pytest
 
-from memfsd.core.files.inodes import ROOT_INO, InodeTable
-from memfsd.core.service import Changes
+from memfsd.core.files.inodes import ROOT_INO, Changes, InodeTable
 from memfsd.uapi.limits import XATTR_VALUE_MAX
 from tests.support.core_store import ME, CoreStore, refused
 
