@@ -16,7 +16,7 @@ def test_names_come_and_go(store: CoreStore) -> None:
         names.symlink(ROOT, b"link", b"target", ME),
     ]
     assert names.readlink(made[2].ino) == b"target"
-    assert names.link(made[0].ino, ROOT, b"other").nlink == 2
+    assert names.link(made[0].ino, ROOT, b"other", ME.uid).nlink == 2
     assert names.lookup(ROOT, b"other").ino == made[0].ino
     names.rename(ROOT, b"other", made[1].ino, b"inside", 0, ME).run()
     with refused("ENOTEMPTY"):
