@@ -67,6 +67,7 @@ ELSEWHERE = {
     "kvmsim/journal/store_rules.py": "kvmsim/journal/test_journal_rules.py",
     "kvmsim/journal/vm_rules.py": "kvmsim/journal/test_journal_rules.py",
     "kvmsim/kvm/blocking.py": "kvmsim/vmm/conversion/test_designs.py",
+    "kvmsim/kvm/emulation.py": "kvmsim/kvm/test_vm.py",
     "kvmsim/kvm/exits.py": "kvmsim/kvm/test_kvm_run.py",
     "kvmsim/kvm/faults.py": "pair/test_faults.py",
     "kvmsim/kvm/kvm.py": "kvmsim/kvm/test_ioctls.py",
