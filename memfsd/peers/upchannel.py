@@ -3,6 +3,7 @@
 import socket
 import struct
 import time
+from collections.abc import Callable
 from typing import TypeVar, cast
 
 from memfsd.common import sync
@@ -32,9 +33,12 @@ def set_deadline(sock: socket.socket, timeout_s: float) -> None:
 class UpChannel:
     """One call at a time; `_lock` guards the socket, `_next_id` and the buffer."""
 
-    def __init__(self, sock: socket.socket, deadline_s: float = ACK_DEADLINE_S) -> None:
+    def __init__(
+        self, sock: socket.socket, deadline_s: float = ACK_DEADLINE_S, now_s: Callable[[], float] = time.monotonic
+    ) -> None:
         self._sock = sync.channel(sock, "store.up")
         self._deadline_s = self._armed_s = deadline_s
+        self._now_s = now_s
         self.last_call_s = 0.0
         """How long the VM took for its last call: who was quick is asked first when the pool is full."""
         set_deadline(self._sock, deadline_s)
@@ -47,13 +51,13 @@ class UpChannel:
     def call(self, kind: Kind, body: Body, reply: type[_Reply]) -> _Reply:
         """PeerSilent at the deadline, which counts from here; PeerGone at end of file; PeerLost for a broken answer, or
         a refusal."""
-        begun = time.monotonic()
+        begun = self._now_s()
         if not self._lock.acquire(timeout=self._deadline_s):
             raise PeerSilent(f"{kind.name} could not be sent: the call before it is not answered")
         try:
             return self._call(kind, body, reply, begun + self._deadline_s)
         finally:
-            self.last_call_s = time.monotonic() - begun
+            self.last_call_s = self._now_s() - begun
             self._lock.release()
 
     def _call(self, kind: Kind, body: Body, reply: type[_Reply], until: float) -> _Reply:
@@ -84,7 +88,7 @@ class UpChannel:
             raise PeerLost(str(error)) from None
 
     def _receive(self, kind: Kind, until: float) -> memoryview:
-        self._arm(until - time.monotonic())
+        self._arm(until - self._now_s())
         size = self._sock.recv_into(self._buffer, 0, socket.MSG_TRUNC)
         if size == 0:
             raise PeerGone(f"the VM closed its side before it answered {kind.name}")

@@ -5,7 +5,6 @@ from collections.abc import Iterator
 
 import pytest
 
-from memfsd.peers import upchannel
 from memfsd.peers.upchannel import UpChannel
 from memfsd.store.peer import PeerGone, PeerSilent
 from memfsd.uapi import messages as m
@@ -19,12 +18,12 @@ OLD_CALLS = 40
 
 
 class Clock:
-    """In the place of the module time, and of the kernel's timeouts."""
+    """Of the channel, and of the kernel's timeouts."""
 
     def __init__(self) -> None:
         self.now = 0.0
 
-    def monotonic(self) -> float:
+    def __call__(self) -> float:
         return self.now
 
 
@@ -60,10 +59,8 @@ class SlowVm:
 
 
 @pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
-    clock = Clock()
-    monkeypatch.setattr(upchannel, "time", clock)
-    return clock
+def clock() -> Clock:
+    return Clock()
 
 
 def ping(channel: UpChannel) -> None:
@@ -72,7 +69,7 @@ def ping(channel: UpChannel) -> None:
 
 def test_a_vm_that_answers_old_calls_one_by_one_does_not_stretch_the_deadline(clock: Clock) -> None:
     vm = SlowVm(clock)
-    channel = UpChannel(vm, DEADLINE_S)  # type: ignore[arg-type]
+    channel = UpChannel(vm, DEADLINE_S, clock)  # type: ignore[arg-type]
     for _ in range(OLD_CALLS):
         with pytest.raises(PeerSilent):
             ping(channel)
