@@ -85,7 +85,7 @@ def test_a_disk_that_fills_up_ends_the_journals_and_nothing_else(tmp_path: Path)
             assert told.returncode == 2, told.stdout
             warning = "the journal can not be written and has ended: "
             assert told.stdout.count(warning) == 1
-            assert mounted.log.count(warning) == 1
+            until(lambda: mounted.log.count(warning) == 1, "it is logged once")
             assert mounted.stop() == 0
             lines = sh(f"kvmsim journal check {disk}/store.journal {disk}/vm.journal", tmp_path).splitlines()
             assert "no rule is broken in what was recorded" in lines.pop()
