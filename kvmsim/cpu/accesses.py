@@ -75,25 +75,13 @@ class Guest:
                     exit_ = _failed(gpa, shared, error)
                 finally:
                     vcpu.leave()
-                pieces: list[bytes] = []
-                exit_ = exit_ or self._miss(
-                    vcpu,
-                    gpa,
-                    length,
-                    shared,
-                    False,
-                    lambda memory, offset: pieces.append(memory.read(offset, length)),
-                    missing=found is None,
-                )
-                if exit_ is None:
-                    return pieces[0]
-                access, buffer = _to_read(vcpu, gpa, length, shared)
-            else:
-                access, buffer = _to_read(vcpu, gpa, length, shared)
-                exit_ = self._bulk(access)
-                if exit_ is None:
-                    return bytes(buffer)
-            return vcpu.step(self._reading(access, buffer, exit_))
+                got = exit_ or self._miss(vcpu, gpa, length, shared, None, missing=found is None)
+                if isinstance(got, bytes):
+                    return got
+                exit_ = got
+            access, buffer = _to_read(vcpu, gpa, length, shared)
+            exit_ = exit_ or self._bulk(access)
+            return bytes(buffer) if exit_ is None else vcpu.step(self._reading(access, buffer, exit_))
         finally:
             vcpu.release()
 
@@ -113,24 +101,13 @@ class Guest:
                     exit_ = _failed(gpa, shared, error)
                 finally:
                     vcpu.leave()
-                exit_ = exit_ or self._miss(
-                    vcpu,
-                    gpa,
-                    len(data),
-                    shared,
-                    True,
-                    lambda memory, offset: memory.write(offset, data),
-                    missing=found is None,
-                )
-                if exit_ is None:
+                got = exit_ or self._miss(vcpu, gpa, len(data), shared, data, missing=found is None)
+                if isinstance(got, bytes):
                     return None
-                access = _to_write(vcpu, gpa, data, shared)
-            else:
-                access = _to_write(vcpu, gpa, data, shared)
-                exit_ = self._bulk(access)
-                if exit_ is None:
-                    return None
-            return vcpu.step(self._writing(access, data, exit_))
+                exit_ = got
+            access = _to_write(vcpu, gpa, data, shared)
+            exit_ = exit_ or self._bulk(access)
+            return None if exit_ is None else vcpu.step(self._writing(access, data, exit_))
         finally:
             vcpu.release()
 
@@ -267,18 +244,11 @@ class Guest:
     # -- the two ways of an access
 
     def _miss(
-        self,
-        vcpu: Vcpu,
-        gpa: int,
-        length: int,
-        shared: bool,
-        write: bool,
-        action: Callable[[Memory, int], None],
-        *,
-        missing: bool,
-    ) -> Exit | None:
-        """Scalar: an access inside one page that is not mapped, or (not `missing`) to memory that waits."""
-        kvm, gfn, offset = self._kvm, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1)
+        self, vcpu: Vcpu, gpa: int, length: int, shared: bool, data: bytes | None, *, missing: bool
+    ) -> bytes | Exit:
+        """Scalar: an access inside one page that is not mapped, or (not `missing`) to memory that waits. What was read;
+        with data to write, b""."""
+        kvm, gfn, offset, write = self._kvm, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1), data is not None
         while True:
             if missing:
                 exit_ = kvm.faults.fault(vcpu, gfn, shared=shared, write=write, offset=offset, length=length)
@@ -291,16 +261,15 @@ class Guest:
                 try:
                     found = kvm.faults.translate(vcpu, gfn, shared=shared, write=write)
                     if found is not None and not found[0].waits:
-                        action(found[0], found[1] + offset)
-                        return None
+                        return _transfer(found[0], found[1] + offset, length, data)
                 finally:
                     vcpu.leave()
                 missing = found is None
                 if found is not None:
-                    action(found[0], found[1] + offset)
+                    got = _transfer(found[0], found[1] + offset, length, data)
                     if write:
                         kvm.faults.log_write(gfn, gfn + 1)
-                    return None
+                    return got
             except Closed:
                 missing = True
             except OSError as error:
@@ -345,6 +314,14 @@ class Guest:
                 )
         access.at = at
         return exit_
+
+
+def _transfer(memory: Memory, at: int, length: int, data: bytes | None) -> bytes:
+    """What is at these bytes of a memory; or write data there, for b""."""
+    if data is None:
+        return memory.read(at, length)
+    memory.write(at, data)
+    return b""
 
 
 def _to_read(vcpu: Vcpu, gpa: int, length: int, shared: bool) -> tuple[_Access, bytearray]:

@@ -23,6 +23,9 @@ from .vm import Vm
 
 _MAX_RETRIES = 1 << 16
 
+_Frames = tuple[int, int, int]
+"""(frame of the VM, count, order) of a run of leaves of that order; it begins at the leaf around the ticket's page."""
+
 
 class Faults:
     """What a vCPU asks of KVM for an access; takes Mmu.lock itself unless it says otherwise."""
@@ -37,8 +40,7 @@ class Faults:
 
         want: shared pages worth mapping at once; private runs are the store's to choose.
         """
-        vm, mmu = self._vm, self._vm.mmu
-        lock = mmu.lock  # acquired by hand: `with` takes twice as long, and here that is felt
+        vm, lock = self._vm, self._vm.mmu.lock  # acquired by hand: `with` takes twice as long, and here that is felt
         ticket: Ticket | Exit
         for _ in range(_MAX_RETRIES):
             lock.acquire()
@@ -48,48 +50,61 @@ class Faults:
                 lock.release()
             if not isinstance(ticket, Ticket):
                 return ticket
-            backing = ticket.slot.backing
-            order = ticket.order
-            if backing.gmem is None:
-                ahead = gfn & (1 << order) - 1
-                pfn = backing.base + ticket.pgoff - ahead
-                count = min(max(want + ahead, 1 << order), ticket.limit + ahead)
-            else:
-                try:
-                    if order:
-                        granted, order = _get_large(ticket, backing.gmem)
-                    else:
-                        most = ticket.limit if ticket.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
-                        granted = backing.gmem.get_pfn(ticket.pgoff, most)
-                except Refused as refused:
-                    with lock:
-                        stale = mmu.is_stale(ticket, 1)  # a slot may have gone or come meanwhile
-                    if (stale or refused.errno == errno.EAGAIN) and self._wait_end(ticket):
-                        continue
-                    return _failed(ticket, refused.errno, refused.reason)
-                except PeerLost as lost:
-                    with lock:
-                        stale = mmu.is_stale(ticket, 1)  # the pairing ends with the last slot
-                    if stale and self._wait_end(ticket):
-                        continue
-                    return _failed(ticket, errno.EIO, str(lost))
-                pfn, count = backing.base + granted.pfn, granted.page_count
-            lock.acquire()
+            found = _of_memory(ticket, want) if ticket.slot.backing.gmem is None else self._granted(ticket)
+            if found is None:
+                continue
+            if isinstance(found, MemoryErrorExit):
+                return found
             try:
-                if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, count):
-                    if order:
-                        pfn += gfn & (1 << order) - 1
-                    at = pfn - backing.base << PAGE_SHIFT
-                    vcpu.tlb.insert(gfn if shared else ~gfn, (backing.memory, at, ticket.writable))
+                if self._install(vcpu, ticket, found):
                     return None
             except Refused as refused:
                 return _failed(ticket, refused.errno, refused.reason)
-            finally:
-                lock.release()
             if not self._wait_end(ticket):
                 return _failed(ticket, errno.ETIMEDOUT, "an invalidation does not end")
         assert isinstance(ticket, Ticket)
         return _failed(ticket, errno.EAGAIN, f"{_MAX_RETRIES} retries without progress")
+
+    def _granted(self, ticket: Ticket) -> _Frames | MemoryErrorExit | None:
+        """GET_PFN: what the store grants for the ticket's page. None: the ticket is out of date, and nothing is in the
+        way of another one."""
+        backing, order = ticket.slot.backing, ticket.order
+        try:
+            if order:
+                granted, order = _get_large(ticket, ticket.slot.gmem)
+            else:
+                most = ticket.limit if ticket.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
+                granted = ticket.slot.gmem.get_pfn(ticket.pgoff, most)
+        except Refused as refused:
+            return self._not_granted(ticket, refused.errno, refused.reason)
+        except PeerLost as lost:
+            return self._not_granted(ticket, errno.EIO, str(lost))
+        return backing.base + granted.pfn, granted.page_count, order
+
+    def _not_granted(self, ticket: Ticket, number: int, why: str) -> MemoryErrorExit | None:
+        """None: a slot has gone or come meanwhile, or an invalidation that is over now was in the way. A pairing ends
+        with the last slot, so a store that is gone may be that, too."""
+        with self._vm.mmu.lock:
+            stale = self._vm.mmu.is_stale(ticket, 1)
+        if (stale or number == errno.EAGAIN) and self._wait_end(ticket):
+            return None
+        return _failed(ticket, number, why)
+
+    def _install(self, vcpu: Vcpu, ticket: Ticket, frames: _Frames) -> bool:
+        """Into the page table and the vCPU's TLB, in one section; False when the ticket is stale. ENOMEM (Refused)."""
+        pfn, count, order = frames
+        mmu, gfn, backing = self._vm.mmu, ticket.gfn, ticket.slot.backing
+        mmu.lock.acquire()
+        try:
+            if not (mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, count)):
+                return False
+            if order:
+                pfn += gfn & (1 << order) - 1
+            at = pfn - backing.base << PAGE_SHIFT
+            vcpu.tlb.insert(~gfn if ticket.private else gfn, (backing.memory, at, ticket.writable))
+            return True
+        finally:
+            mmu.lock.release()
 
     def _wait_end(self, ticket: Ticket) -> bool:
         """Wait until no open invalidation covers the ticket; False at the deadline."""
@@ -161,6 +176,13 @@ class Faults:
         """After a write out of guest mode, which a log that was taken meanwhile has not seen."""
         with self._vm.mmu.lock:
             self._mark_dirty(start, end)
+
+
+def _of_memory(ticket: Ticket, want: int) -> _Frames:
+    """Host memory needs no grant: the frames of the ticket's page, and of what is wanted with it."""
+    order, ahead = ticket.order, ticket.gfn & (1 << ticket.order) - 1
+    count = min(max(want + ahead, 1 << order), ticket.limit + ahead)
+    return ticket.slot.backing.base + ticket.pgoff - ahead, count, order
 
 
 def _get_large(ticket: Ticket, gmem: Gmem) -> tuple[m.GetPfnReply, int]:
