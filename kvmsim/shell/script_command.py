@@ -16,6 +16,7 @@ from kvmsim.vmm.policies import POLICIES, UNDER
 from memfsd.common import trace
 from memfsd.common.journal import Recording
 from memfsd.common.journalfile import open_journal, start_journal
+from memfsd.common.logqueue import LogQueue, StderrHandler
 from memfsd.common.logs import OneLine
 from memfsd.common.quote import printable, quoted
 from memfsd.common.starting import INTERRUPTED
@@ -173,15 +174,16 @@ class Run:
 
 @contextlib.contextmanager
 def _logging(verbose: int) -> Iterator[None]:
-    """The log of kvmsim goes to standard error."""
+    """The log of kvmsim goes to standard error; no thread waits for whoever reads that, least of all an up thread."""
     log = logging.getLogger("kvmsim")
     if not verbose:
         yield
         return
     # Where stderr is closed or full there is nobody to take a traceback about that either.
     logging.raiseExceptions = False
-    handler = logging.StreamHandler()
-    handler.setFormatter(OneLine("kvmsim: %(message)s"))
+    stderr = StderrHandler()
+    stderr.setFormatter(OneLine("kvmsim: %(message)s"))
+    handler = LogQueue(stderr)
     log.addHandler(handler)
     log.setLevel(logging.INFO if verbose == 1 else logging.DEBUG)
     try:
@@ -189,6 +191,7 @@ def _logging(verbose: int) -> Iterator[None]:
     finally:
         log.setLevel(logging.NOTSET)
         log.removeHandler(handler)
+        handler.close()
 
 
 def _say(what: str, status: int) -> int:
