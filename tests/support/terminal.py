@@ -7,6 +7,7 @@ import select
 import subprocess
 import time
 from pathlib import Path
+from typing import Self
 
 DEADLINE_S = 60.0
 CTRL_C, CTRL_D, TAB = "\x03", "\x04", "\t"
@@ -50,7 +51,7 @@ class Terminal:
         said, self._unread = self._unread.split(text, 1)
         return said + text
 
-    def __enter__(self) -> "Terminal":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *raised: object) -> None:

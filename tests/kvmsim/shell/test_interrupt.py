@@ -6,7 +6,6 @@ import signal
 import subprocess
 import sys
 import termios
-from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
@@ -16,30 +15,9 @@ from kvmsim.shell.execute import Executor
 from kvmsim.shell.script.grammar import parse_line
 from kvmsim.shell.script.outcome import Outcome
 from memfsd.uapi.errors import Refused
-from tests.support.terminal import CTRL_C, Terminal
+from tests.support.prompt import PROMPT, ROOT, PromptTerminal
+from tests.support.terminal import CTRL_C
 from tests.support.threads import until
-
-ROOT = Path(__file__).parents[3]
-PROMPT = "(kvmsim) "
-PROGRAM = """
-import sys
-sys.path.insert(0, sys.argv[1])
-from kvmsim.shell.execute import Executor
-from kvmsim.shell.prompt import prompt
-from kvmsim.shell.script.output import HumanPrinter
-from kvmsim.shell.script.runner import Session
-executor = Executor(8)
-with executor.interrupt.listen():
-    prompt(Session(executor, HumanPrinter(sys.stdout, echo=False).emit), executor.interrupt, "here")
-    executor.close()
-"""
-
-
-@pytest.fixture
-def terminal(tmp_path: Path) -> Iterator[Terminal]:
-    with Terminal([sys.executable, "-c", PROGRAM, str(ROOT)], tmp_path) as terminal:
-        terminal.until(PROMPT)
-        yield terminal
 
 
 @pytest.fixture
@@ -48,30 +26,24 @@ def fifo(tmp_path: Path) -> Path:
     return tmp_path / "fifo"
 
 
-def do(terminal: Terminal, line: str) -> str:
-    """What the command printed."""
-    terminal.type(line + "\n")
-    return terminal.until(PROMPT).split("\n", 1)[1].removesuffix(PROMPT)
-
-
-def test_an_access_is_stopped_and_goes_on_where_it_was(terminal: Terminal, fifo: Path) -> None:
-    do(terminal, "slot set 0 shared gpa=0 size=64K")
-    do(terminal, "hlt")
+def test_an_access_is_stopped_and_goes_on_where_it_was(terminal: PromptTerminal, fifo: Path) -> None:
+    terminal.run("slot set 0 shared gpa=0 size=64K")
+    terminal.run("hlt")
     terminal.type(f"load 0x8000000001000 {fifo}\n")  # with the SHARED bit
     with fifo.open("wb", buffering=0) as pipe:  # returns when the command has opened it
         pipe.write(b"first ")
         terminal.type(CTRL_C)
         assert "EINTR" in terminal.until(PROMPT)
-        assert "under way" in do(terminal, "info run")
+        assert "under way" in terminal.run("info run")
         terminal.type("resume\n")
         pipe.write(b"second")
         pipe.close()
         assert "12 bytes" in terminal.until(PROMPT)
-    assert "first second" in do(terminal, "read 0x1000 12 shared").replace("|", "")
+    assert "first second" in terminal.run("read 0x1000 12 shared").replace("|", "")
 
 
-def test_it_can_be_stopped_again_and_again(terminal: Terminal, fifo: Path) -> None:
-    do(terminal, "slot set 0 shared gpa=0 size=64K")
+def test_it_can_be_stopped_again_and_again(terminal: PromptTerminal, fifo: Path) -> None:
+    terminal.run("slot set 0 shared gpa=0 size=64K")
     terminal.type(f"load 0x8000000000000 {fifo}\n")
     with fifo.open("wb", buffering=0) as pipe:
         for _ in range(3):
@@ -81,7 +53,7 @@ def test_it_can_be_stopped_again_and_again(terminal: Terminal, fifo: Path) -> No
             assert "EINTR" in terminal.until(PROMPT)
             terminal.type("resume\n")
     assert "3 bytes" in terminal.until(PROMPT)
-    assert do(terminal, "read 0 3 shared").endswith("|xxx|\n"), "nobody is kicked by what came before"
+    assert terminal.run("read 0 3 shared").endswith("|xxx|\n"), "nobody is kicked by what came before"
 
 
 def unread(fd: int) -> int:
@@ -128,7 +100,7 @@ class Run:
             return self._executor(command)
 
 
-def test_a_shell_command_is_stopped(terminal: Terminal, fifo: Path) -> None:
+def test_a_shell_command_is_stopped(terminal: PromptTerminal, fifo: Path) -> None:
     """`exec`, since dash loses a SIGINT that comes between two of its commands."""
     terminal.type(f"sh exec cat {fifo}; echo not reached\n")
     with fifo.open("wb", buffering=0):  # returns when cat has opened it
@@ -136,21 +108,21 @@ def test_a_shell_command_is_stopped(terminal: Terminal, fifo: Path) -> None:
         said = terminal.until(PROMPT)
     assert "exit status 130" in said and "SIGINT" in said
     assert "not reached" not in said.split("\n", 1)[1]
-    assert do(terminal, "sh echo still here") == "    still here\n"
+    assert terminal.run("sh echo still here") == "    still here\n"
 
 
-def test_a_shell_command_that_ignores_it_is_ended(terminal: Terminal, fifo: Path) -> None:
+def test_a_shell_command_that_ignores_it_is_ended(terminal: PromptTerminal, fifo: Path) -> None:
     terminal.type(f"sh trap '' INT; echo begun > {fifo}; sleep 1000 & wait\n")
     assert fifo.read_text() == "begun\n"
     terminal.type(CTRL_C)
     assert "exit status" in terminal.until(PROMPT)
 
 
-def test_at_the_prompt_it_clears_the_line(terminal: Terminal) -> None:
+def test_at_the_prompt_it_clears_the_line(terminal: PromptTerminal) -> None:
     terminal.type("nonsense that is never run")
     terminal.until("never run")
     terminal.interrupt(PROMPT)
-    assert do(terminal, "info vms").startswith("    * vm0")
+    assert terminal.run("info vms").startswith("    * vm0")
     terminal.type("q\n")
     assert terminal.process.wait(30) == 0
 
