@@ -38,7 +38,7 @@ _MAX_REQUESTS = 10_000
 
 
 def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> None:
-    """Mount and serve until unmounted or told to end (SIGTERM, SIGINT, SIGHUP). `ready` when it is live."""
+    """Mount and serve until unmounted or asked to end (SIGTERM, SIGINT, SIGHUP). `ready` when it is live."""
     _raise_file_limit()
     _keep_the_heap_small()
     _close_to_inspection()
@@ -61,7 +61,7 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
                 with mounting_at(mountpoint):
                     pyfuse3.init(operations, mountpoint, set(options.fuse))
             except RuntimeError as error:
-                raise Refused(errno.EIO, f"{quoted(mountpoint)} can not be mounted: {error}") from None
+                raise Refused(errno.EIO, f"{quoted(mountpoint)} cannot be mounted: {error}") from None
             failing.pop_all()
         ending.callback(pyfuse3.close, unmount=True)
         ending.callback(guests.stop)
@@ -70,7 +70,7 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
         hook.check_active()
         store.runner.forget_cache = _forget_cache
         guests.start()
-        # What the imports made lives for ever: a collection of the garbage of requests need not go through it.
+        # What the imports made lives forever: a collection of the garbage of requests need not go through it.
         gc.freeze()
         trio.run(_main, operations, guests, ready, early)
 

@@ -32,6 +32,7 @@ NO_BEHAVIOUR = {
     "memfsd/common/version.py": "a constant",
     "memfsd/core/effects.py": "values; what is done with them is effect_runner's",
     "memfsd/store/deadlines.py": "values",
+    "kvmsim/kvm/alias.py": "an enum",
     "kvmsim/kvm/region.py": "values of the ioctls",
     "memfsd/store/peer.py": "a value and two protocols",
     "kvmsim/vmm/policies.py": "constants",

@@ -1,4 +1,4 @@
-"""The story that tools/demo tells. Each step: the command a person types, what came back, and whether it held."""
+"""The story of tools/demo. Each step: the command a person types, what came back, and whether it held."""
 
 import contextlib
 import hashlib
@@ -24,11 +24,11 @@ SHOWN_LINES = 8
 
 
 class Broken(Exception):
-    """A step can not go on."""
+    """A step cannot go on."""
 
 
 class Story:
-    """Tells the steps, counts what held."""
+    """Prints the steps, counts what held."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -171,7 +171,7 @@ def _seal(story: Story) -> None:
     )
     story.shell("touch mnt/vm.mem", lambda status, _: status == 0, "an ordinary, empty file")
     story.shell(
-        "setfattr -n user.memfsd.seals -v guest mnt/vm.mem", lambda status, _: status == 0, "sealed: one way, for ever"
+        "setfattr -n user.memfsd.seals -v guest mnt/vm.mem", lambda status, _: status == 0, "sealed: one way, forever"
     )
     story.shell("truncate -s 64M mnt/vm.mem", lambda status, _: status == 0, "its size is set, once")
     story.shell(
@@ -183,21 +183,21 @@ def _seal(story: Story) -> None:
         "64 MiB long, and it holds nothing yet",
     )
     story.shell("ls -l mnt", lambda _, out: "67108864" in out, "ls shows it like any file")
-    story.shell("du -k mnt/vm.mem", lambda _, out: out.split()[0] == "0", "du tells the truth")
+    story.shell("du -k mnt/vm.mem", lambda _, out: out.split()[0] == "0", "du is right")
     _check(story)
 
-    story.chapter("The host can not reach it")
+    story.chapter("The host cannot reach it")
     story.shell("cat mnt/vm.mem", lambda status, out: status != 0 and "not permitted" in out, "cat is refused")
     story.shell("cp mnt/vm.mem copy", lambda status, out: status != 0 and "not permitted" in out, "cp is refused")
     story.shell(
         "dd if=mnt/vm.mem of=/dev/null count=1",
         lambda status, out: status != 0 and "not permitted" in out,
-        "dd can not read",
+        "dd cannot read",
     )
     story.shell(
         "dd if=/dev/zero of=mnt/vm.mem bs=4k count=1 conv=notrunc",
         lambda status, out: status != 0 and "not permitted" in out,
-        "dd can not write",
+        "dd cannot write",
     )
     for words, access, flags in (
         ("read-only", "os.O_RDONLY", "mmap.PROT_READ"),

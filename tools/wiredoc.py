@@ -167,7 +167,7 @@ def _operations() -> str:
     text = (
         "## Operation tables\n\n"
         'HELLO exchanges them: the "function pointers". An operation that the peer lacks is never called. Without '
-        f"{_names(REQUIRED_KVM_OPERATIONS)} a VM can not pair.\n\n"
+        f"{_names(REQUIRED_KVM_OPERATIONS)} a VM cannot pair.\n\n"
     )
     rows = [
         ("memfsd", _names(STORE_OPERATIONS)),

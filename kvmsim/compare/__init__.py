@@ -1,7 +1,7 @@
 """`kvmsim compare`: the same guests over all designs of conversion and page sizes, measured.
 
 workloads   what the guests do
-rig         one VM on a file of its own, and what is measured of it
+rig         one VM on its own file, and what is measured of it
 store       a memfsd mount for the time, when the person names none
 table       the results for people and for programs
 plot        slots and cost against live conversions, as a picture

@@ -1,4 +1,4 @@
-"""One VM on a sealed file of its own, and what is measured of it while a workload runs."""
+"""One VM on its own sealed file, and what is measured of it while a workload runs."""
 
 import errno
 import itertools
@@ -106,7 +106,7 @@ class Rig:
             self._path.unlink()  # the slot holds it: nothing is left behind, however this process ends
 
     def _make_file(self, page_bytes: int) -> None:
-        """Refused names the directory when it is not on a memfsd mount, or can not hold the file."""
+        """Refused names the directory when it is not on a memfsd mount, or cannot hold the file."""
         directory = self._path.parent
         try:
             fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)

@@ -232,7 +232,7 @@ class Guest:
             yield from vcpu.entry()
 
     def _access(self, access: _Access, device: DeviceAction, exit_: Exit | None = None) -> Program[None]:
-        """From obstacle to obstacle; what is behind one is looked at anew when the vCPU is run again."""
+        """From obstacle to obstacle; what is behind one is looked at again when the vCPU is run again."""
         exit_ = exit_ or self._bulk(access)
         while exit_ is not None:
             if isinstance(exit_, MmioExit):
@@ -354,7 +354,7 @@ def _act(runs: list[MemoryRun], start: int, at: int, end: int, action: RunAction
 
 
 def _failed(gpa: int, shared: bool, error: OSError) -> MemoryErrorExit:
-    """The page is mapped, and its memory can not be had."""
+    """The page is mapped, and its memory cannot be had."""
     number = error.errno or errno.EIO
     why = f"{errno_name(number)}: the memory of this page cannot be reached: {error.strerror or error}"
     return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=number, why=why)

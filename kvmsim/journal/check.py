@@ -24,7 +24,7 @@ class Verdict:
 
 
 def check(paths: list[str]) -> Verdict:
-    """NotAJournal when a file can not be read, or a record makes no sense."""
+    """NotAJournal when a file cannot be read, or a record makes no sense."""
     journals, verdict, rules = Journals(paths), Verdict(), _Rules()
     for record in journals.records():
         verdict.message_count += isinstance(record.entry, Message)

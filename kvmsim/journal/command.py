@@ -18,7 +18,7 @@ from .show import Event, Wanted, diagram, events, events_of, growing_diagram
 _LOOK_AGAIN_S = 0.2
 _HELP = """\
 exit status of check: 0 no rule is broken, 1 one is broken (FILE:LINE and why), 2 a file is no journal,
-or standard output can not be written
+or standard output cannot be written
 """
 
 
@@ -115,6 +115,6 @@ def _show(asked: argparse.Namespace) -> int:
     for event in shown:
         record = msgspec.to_builtins(event.record.entry)
         target = None if event.target is None else str(event.target)
-        told = {"where": event.record.where, "from": str(event.source), "to": target, **record}
-        print(json.dumps(told), flush=asked.follow)
+        report = {"where": event.record.where, "from": str(event.source), "to": target, **record}
+        print(json.dumps(report), flush=asked.follow)
     return 0

@@ -1,4 +1,4 @@
-"""What holds for each connection, whoever's journal tells of it: replies, states, brackets, the sequence, bindings."""
+"""What holds for each connection, whoever's journal has it: replies, states, brackets, the sequence, bindings."""
 
 from dataclasses import dataclass, field
 from typing import Any

@@ -27,11 +27,11 @@ _UNDECODABLE = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 class NotAJournal(Exception):
-    """A file, or a line of one, that can not be read as a journal."""
+    """A file, or a line of one, that cannot be read as a journal."""
 
 
 class Process(NamedTuple):
-    """One run of one process. number tells runs apart."""
+    """One run of one process. number distinguishes runs."""
 
     number: int
     side: str
@@ -73,7 +73,7 @@ class Journals:
     incomplete: list[str] = field(default_factory=list)
 
     def records(self) -> Iterator[Record]:
-        """NotAJournal at the first line that is none, and when a file can not be read."""
+        """NotAJournal at the first line that is none, and when a file cannot be read."""
         try:
             with contextlib.ExitStack() as files:
                 runs = [run for path in self.paths for run in _runs(path, files.enter_context(_opened(path)))]

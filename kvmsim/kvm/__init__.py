@@ -1,5 +1,6 @@
 """What the kernel would be.
 
+    alias          shared and private
     mmu/           EPTs, TLBs, the invalidation sequence
     slots/         memslots by address space, and KVM's checks
     vm             one VM's slots, EPTs and vCPUs; which request is a fault, which an exit
@@ -13,7 +14,7 @@
     emulation      KVM's own accesses to guest memory
     unmapper       how GFNs lose their mappings when it is this side that takes them away
     notifier       what the store calls
-    pairings       connections to stores, and what they are told of slots
+    pairings       connections to stores, and what they know of slots
     ioctls         KVM_SET_USER_MEMORY_REGION and what belongs to it
     blocking       the steps of a conversion that can be taken back
     kvm            all of it for one VM

@@ -5,11 +5,12 @@ What user space says is what an ioctl would take: slot ids, GFNs and counts of 4
 
 import threading
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from memfsd.uapi.errors import Refused
 
 from .ioctls import check_not_pinned, private_slot
 from .pairings import PairedFile, Pairings
-from .region import AddressSpaceId, SlotFlag
+from .region import Alias, SlotFlag
 from .slots.memslots import Memslot
 from .unmapper import Unmapper
 from .vm import Vm
@@ -32,11 +33,11 @@ class Blocking:
         """
         start, end = gfn, gfn + page_count
         with self._lock:
-            slots = self._vm.slots[True]
+            slots = self._vm.slots[PRIVATE]
             slot = private_slot(self._vm, id_)
             check_not_pinned(slot)
-            with self._pairings.change(slot):
-                with self._unmapper.retirement():
+            with self._pairings.announce_change(slot):
+                with self._unmapper.deleting():
                     with self._vm.mmu.lock:
                         slots.punch(id_, start, end)
                     self._unmapper.block([(start, end)])
@@ -56,17 +57,17 @@ class Blocking:
         with self._lock:
             slot = private_slot(self._vm, id_)
             check_not_pinned(slot)
-            with self._pairings.change(slot):
-                with self._unmapper.retirement():
+            with self._pairings.announce_change(slot):
+                with self._unmapper.deleting():
                     with self._vm.mmu.lock:
-                        self._vm.slots[True].delete(id_)
+                        self._vm.slots[PRIVATE].delete(id_)
                     self._unmapper.block(slot.segments)
                 try:
                     self._pairings.unbind(slot, slot.segments)
                 except Refused:
                     if not slot.gmem.lost:
                         with self._vm.mmu.lock:
-                            self._vm.slots[True].add(slot)
+                            self._vm.slots[PRIVATE].add(slot)
                         raise
 
     def attach(
@@ -94,12 +95,12 @@ class Blocking:
         self, id_: int, gfn: int, page_count: int, file: PairedFile, pgoff: int, segments: list[tuple[int, int]]
     ) -> Memslot:
         backing = self._pairings.paired(file)
-        kind, flags, order = AddressSpaceId.PRIVATE, SlotFlag.GUEST_MEMFD, backing.leaf_order
+        kind, flags, order = Alias.PRIVATE, SlotFlag.GUEST_MEMFD, backing.leaf_order
         return Memslot(id_, kind, gfn, page_count, flags, backing, pgoff, list(segments), max_order=order)
 
     def _add(self, slot: Memslot, *, even_if_lost: bool) -> None:
-        slots = self._vm.slots[True]
-        with self._pairings.change(slot), self._unmapper.hold_off_faults(slot.gfn, slot.end):
+        slots = self._vm.slots[PRIVATE]
+        with self._pairings.announce_change(slot), self._unmapper.hold_off_faults(slot.gfn, slot.end):
             with self._vm.mmu.lock:
                 slots.add(slot)
             try:
@@ -134,6 +135,6 @@ class Blocking:
         with self._lock:
             with self._vm.mmu.lock:
                 self._vm.overlay = on
-                under = [(start, end) for slot in self._vm.slots[False] for start, end in slot.segments]
+                under = [(start, end) for slot in self._vm.slots[SHARED] for start, end in slot.segments]
             if on:
                 self._unmapper.block(under)

@@ -2,6 +2,7 @@
 
 import errno
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -28,8 +29,8 @@ class Emulation:
         while gpa < end:
             gfn, size = gpa >> PAGE_SHIFT, min(end - gpa, PAGE_SIZE - gpa % PAGE_SIZE)
             with vm.mmu.lock:
-                slot = vm.slots[False].lookup(gfn)
-                private = slot is None and vm.slots[True].lookup(gfn) is not None
+                slot = vm.slots[SHARED].lookup(gfn)
+                private = slot is None and vm.slots[PRIVATE].lookup(gfn) is not None
             if slot is None:
                 if private:
                     return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, True, illegal=True)

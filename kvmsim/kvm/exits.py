@@ -91,7 +91,7 @@ class HypercallExit:
 
 @dataclass(frozen=True, slots=True)
 class InternalErrorExit:
-    """kvm_run.emulation_failure: KVM had to emulate this instruction, and can not. gpa: its operand."""
+    """kvm_run.emulation_failure: KVM had to emulate this instruction, and cannot. gpa: its operand."""
 
     insn: bytes
     gpa: int

@@ -1,10 +1,11 @@
 """The fault path, and translation.
 
-A fault, out and back: fault -> ticket (slot, page, seq) -> get_pfn -> install: stale? retry : mapped -> TLB.
+A fault, out and back: fault -> page_fault (slot, page, seq) -> get_pfn -> install: stale? retry : mapped -> TLB.
 """
 
 import errno
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.memory.memory import MemoryRun
 from memfsd.common import trace
 from memfsd.uapi import messages as m
@@ -14,7 +15,7 @@ from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 from .exits import Exit, MemoryErrorExit
 from .mmu.ept import ACCESSED, DIRTY, entry_pfn, entry_writable
-from .mmu.mmu import Ticket
+from .mmu.mmu import PageFault
 from .mmu.tlb import Translation, tlb_key
 from .region import SlotFlag
 from .slots.backing import Gmem
@@ -24,7 +25,7 @@ from .vm import Vm
 _MAX_RETRIES = 1 << 16
 
 _Frames = tuple[int, int, int]
-"""(frame of the VM, count, order) of a run of leaves of that order; it begins at the leaf around the ticket's page."""
+"""(frame of the VM, count, order) of a run of leaves of that order; it begins at the leaf around the fault's page."""
 
 
 class Faults:
@@ -41,80 +42,80 @@ class Faults:
         want: shared pages worth mapping at once; private runs are the store's to choose.
         """
         vm, lock = self._vm, self._vm.mmu.lock  # acquired by hand: `with` takes twice as long, and here that is felt
-        ticket: Ticket | Exit
+        page_fault: PageFault | Exit
         for _ in range(_MAX_RETRIES):
             lock.acquire()
             try:
-                ticket = vm.fault(gfn, private=not shared, write=write, offset=offset, length=length)
+                page_fault = vm.fault(gfn, private=not shared, write=write, offset=offset, length=length)
             finally:
                 lock.release()
-            if not isinstance(ticket, Ticket):
-                return ticket
-            found = _of_memory(ticket, want) if ticket.slot.backing.gmem is None else self._granted(ticket)
+            if not isinstance(page_fault, PageFault):
+                return page_fault
+            found = _of_memory(page_fault, want) if page_fault.slot.backing.gmem is None else self._granted(page_fault)
             if found is None:
                 continue
             if isinstance(found, MemoryErrorExit):
                 return found
             try:
-                if self._install(vcpu, ticket, found):
+                if self._install(vcpu, page_fault, found):
                     return None
             except Refused as refused:
-                return _failed(ticket, refused.errno, refused.reason)
-            if not self._wait_end(ticket):
-                return _failed(ticket, errno.ETIMEDOUT, "an invalidation does not end")
-        assert isinstance(ticket, Ticket)
-        return _failed(ticket, errno.EAGAIN, f"{_MAX_RETRIES} retries without progress")
+                return _failed(page_fault, refused.errno, refused.reason)
+            if not self._wait_end(page_fault):
+                return _failed(page_fault, errno.ETIMEDOUT, "an invalidation does not end")
+        assert isinstance(page_fault, PageFault)
+        return _failed(page_fault, errno.EAGAIN, f"{_MAX_RETRIES} retries without progress")
 
-    def _granted(self, ticket: Ticket) -> _Frames | MemoryErrorExit | None:
-        """GET_PFN: what the store grants for the ticket's page. None: the ticket is out of date, and nothing is in the
+    def _granted(self, page_fault: PageFault) -> _Frames | MemoryErrorExit | None:
+        """GET_PFN: what the store grants for the fault's page. None: the fault is out of date, and nothing is in the
         way of another one."""
-        backing, order = ticket.slot.backing, ticket.order
+        backing, order = page_fault.slot.backing, page_fault.order
         try:
             if order:
-                granted, order = _get_large(ticket, ticket.slot.gmem)
+                granted, order = _get_large(page_fault, page_fault.slot.gmem)
             else:
-                most = ticket.limit if ticket.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
-                granted = ticket.slot.gmem.get_pfn(ticket.pgoff, most)
+                most = page_fault.limit if page_fault.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
+                granted = page_fault.slot.gmem.get_pfn(page_fault.pgoff, most)
         except Refused as refused:
-            return self._not_granted(ticket, refused.errno, refused.reason)
+            return self._not_granted(page_fault, refused.errno, refused.reason)
         except PeerLost as lost:
-            return self._not_granted(ticket, errno.EIO, str(lost))
+            return self._not_granted(page_fault, errno.EIO, str(lost))
         return backing.base + granted.pfn, granted.page_count, order
 
-    def _not_granted(self, ticket: Ticket, number: int, why: str) -> MemoryErrorExit | None:
+    def _not_granted(self, page_fault: PageFault, number: int, why: str) -> MemoryErrorExit | None:
         """None: a slot has gone or come meanwhile, or an invalidation that is over now was in the way. A pairing ends
         with the last slot, so a store that is gone may be that, too."""
         with self._vm.mmu.lock:
-            stale = self._vm.mmu.is_stale(ticket, 1)
-        if (stale or number == errno.EAGAIN) and self._wait_end(ticket):
+            stale = self._vm.mmu.is_stale(page_fault, 1)
+        if (stale or number == errno.EAGAIN) and self._wait_end(page_fault):
             return None
-        return _failed(ticket, number, why)
+        return _failed(page_fault, number, why)
 
-    def _install(self, vcpu: Vcpu, ticket: Ticket, frames: _Frames) -> bool:
-        """Into the page table and the vCPU's TLB, in one section; False when the ticket is stale. ENOMEM (Refused)."""
+    def _install(self, vcpu: Vcpu, page_fault: PageFault, frames: _Frames) -> bool:
+        """Into the page table and the vCPU's TLB, in one section; False when the fault is stale. ENOMEM (Refused)."""
         pfn, count, order = frames
-        mmu, gfn, backing = self._vm.mmu, ticket.gfn, ticket.slot.backing
+        mmu, gfn, backing = self._vm.mmu, page_fault.gfn, page_fault.slot.backing
         mmu.lock.acquire()
         try:
-            if not (mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, count)):
+            if not (mmu.install_large(page_fault, pfn, count, order) if order else mmu.install(page_fault, pfn, count)):
                 return False
             if order:
                 pfn += gfn & (1 << order) - 1
             at = pfn - backing.base << PAGE_SHIFT
-            vcpu.tlb.insert(~gfn if ticket.private else gfn, (backing.memory, at, ticket.writable))
+            vcpu.tlb.insert(~gfn if page_fault.private else gfn, (backing.memory, at, page_fault.writable))
             return True
         finally:
             mmu.lock.release()
 
-    def _wait_end(self, ticket: Ticket) -> bool:
-        """Wait until no open invalidation covers the ticket; False at the deadline."""
+    def _wait_end(self, page_fault: PageFault) -> bool:
+        """Wait until no open invalidation covers the fault; False at the deadline."""
         mmu = self._vm.mmu
         with mmu.lock:
-            is_over = mmu.ended.wait_for(
-                lambda: not (mmu.in_progress and mmu.range_start <= ticket.gfn < mmu.range_end), ANSWER_DEADLINE_S
+            is_over = mmu.invalidation_ended.wait_for(
+                lambda: not (mmu.in_progress and mmu.range_start <= page_fault.gfn < mmu.range_end), ANSWER_DEADLINE_S
             )
         if trace.vm is not None:
-            trace.vm.fault_waited(ticket.gfn)
+            trace.vm.fault_waited(page_fault.gfn)
         return is_over
 
     @trace.hot(trace.Side.VM, lambda to, _, vcpu, gfn, *, shared, write: to.translating(vcpu.tlb, gfn, shared))
@@ -157,18 +158,18 @@ class Faults:
     def first_unmapped(self, gfn: int, end: int) -> int:
         """The first GFN of [gfn, end) whose private page is not mapped, or end."""
         with self._vm.mmu.lock:
-            return self._vm.mmu.epts[True].first_missing(gfn, end)
+            return self._vm.mmu.epts[PRIVATE].first_missing(gfn, end)
 
     def _writable_until(self, gfn: int, end: int) -> int:
         """The first GFN of [gfn, end) that a READONLY shared slot shows, or end. With Mmu.lock held."""
-        for slot in self._vm.slots[False].overlaps(gfn, end):
+        for slot in self._vm.slots[SHARED].overlaps(gfn, end):
             if slot.flags & SlotFlag.READONLY:
                 return max(gfn, min((low for low, high in slot.segments if high > gfn), default=end))
         return end
 
     def _mark_dirty(self, start: int, end: int) -> None:
         """GFNs [start, end) were written: into the logs of the slots that have one. With Mmu.lock held."""
-        for slot, low, high in self._vm.slots[False].visible(start, end):
+        for slot, low, high in self._vm.slots[SHARED].visible(start, end):
             if slot.dirty is not None:
                 slot.dirty.mark(low - slot.gfn, high - slot.gfn)
 
@@ -178,31 +179,33 @@ class Faults:
             self._mark_dirty(start, end)
 
 
-def _of_memory(ticket: Ticket, want: int) -> _Frames:
-    """Host memory needs no grant: the frames of the ticket's page, and of what is wanted with it."""
-    order, ahead = ticket.order, ticket.gfn & (1 << ticket.order) - 1
-    count = min(max(want + ahead, 1 << order), ticket.limit + ahead)
-    return ticket.slot.backing.base + ticket.pgoff - ahead, count, order
+def _of_memory(page_fault: PageFault, want: int) -> _Frames:
+    """Host memory needs no grant: the frames of the fault's page, and of what is wanted with it."""
+    order, ahead = page_fault.order, page_fault.gfn & (1 << page_fault.order) - 1
+    count = min(max(want + ahead, 1 << order), page_fault.limit + ahead)
+    return page_fault.slot.backing.base + page_fault.pgoff - ahead, count, order
 
 
-def _get_large(ticket: Ticket, gmem: Gmem) -> tuple[m.GetPfnReply, int]:
-    """The run from the first page of the leaf around the ticket's page, and the leaf's order. If the store does not
+def _get_large(page_fault: PageFault, gmem: Gmem) -> tuple[m.GetPfnReply, int]:
+    """The run from the first page of the leaf around the fault's page, and the leaf's order. If the store does not
     grant the leaf whole, in one frame of that size: the run from the page itself, and order 0."""
-    order = ticket.order
-    ahead = ticket.gfn & (1 << order) - 1
+    order = page_fault.order
+    ahead = page_fault.gfn & (1 << order) - 1
     try:
-        granted = gmem.get_pfn(ticket.pgoff - ahead, max(1 << order, min(ticket.limit + ahead, MAX_AHEAD_PAGES)))
+        granted = gmem.get_pfn(
+            page_fault.pgoff - ahead, max(1 << order, min(page_fault.limit + ahead, MAX_AHEAD_PAGES))
+        )
         if granted.order >= order and granted.page_count >> order and granted.pfn % (1 << order) == 0:
             return granted, order
     except Refused as refused:
         if refused.errno != errno.EFAULT:
             raise
         # A hole at the beginning of the leaf has been filled and is not bound yet: not the page that is wanted.
-    small = (1 << ORDER_2M) - (ticket.gfn & (1 << ORDER_2M) - 1)
-    return gmem.get_pfn(ticket.pgoff, min(ticket.limit, small)), ORDER_4K
+    small = (1 << ORDER_2M) - (page_fault.gfn & (1 << ORDER_2M) - 1)
+    return gmem.get_pfn(page_fault.pgoff, min(page_fault.limit, small)), ORDER_4K
 
 
-def _failed(ticket: Ticket, number: int, why: str) -> MemoryErrorExit:
+def _failed(page_fault: PageFault, number: int, why: str) -> MemoryErrorExit:
     return MemoryErrorExit(
-        ticket.gfn << PAGE_SHIFT, PAGE_SIZE, ticket.private, errno=number, why=f"{errno_name(number)}: {why}"
+        page_fault.gfn << PAGE_SHIFT, PAGE_SIZE, page_fault.private, errno=number, why=f"{errno_name(number)}: {why}"
     )

@@ -5,13 +5,14 @@ import os
 import threading
 from dataclasses import replace
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.memory.memory import Memory
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .pairings import PairedFile, Pairings
-from .region import AddressSpaceId, MemoryRegion, SlotFlag
+from .region import Alias, MemoryRegion, SlotFlag
 from .slots.backing import SlotBacking
 from .slots.memslots import Memslot, RegionChange, check_addressable, check_region
 from .unmapper import Unmapper
@@ -34,12 +35,12 @@ class SlotIoctls:
 
         KVM's checks in KVM's order, then the file's: ENOENT and other errors of open(2), EINVAL not sealed or
         past the end, EPERM another VM's, EEXIST bound already, EINVAL bound at another GFN before.
-        The end of GPAs, KVM's last check, comes before pairing and binding: they can not be undone.
+        The end of GPAs, KVM's last check, comes before pairing and binding: they cannot be undone.
         mapped_fd: of the file behind an encrypted mapping, which the slot shows instead of the file at path.
         """
-        region = MemoryRegion(id_, AddressSpaceId.PRIVATE, flags, gpa, size, offset)
+        region = MemoryRegion(id_, Alias.PRIVATE, flags, gpa, size, offset)
         with self._lock:
-            slots = self._vm.slots[True]
+            slots = self._vm.slots[PRIVATE]
             existing = slots.get(id_)
             if check_region(region, self._vm.max_slots, existing) is RegionChange.DELETE:
                 assert existing is not None
@@ -64,13 +65,13 @@ class SlotIoctls:
         """Bind the pages and show them; a pairing that was made for a slot that is refused ends."""
         slot = _slot(region, SlotFlag(region.flags) | SlotFlag.GUEST_MEMFD, backing)
         try:
-            with self._pairings.change(slot):
+            with self._pairings.announce_change(slot):
                 try:
                     slot.gmem.bind(slot.id, slot.gfn, slot.pgoff, slot.page_count)
                 except PeerLost as lost:
                     raise Refused(errno.EHOSTDOWN, str(lost)) from None
                 with self._vm.mmu.lock:
-                    self._vm.slots[True].add(slot)
+                    self._vm.slots[PRIVATE].add(slot)
         except Refused:
             self._pairings.end_unused(slot.gmem)
             raise
@@ -93,7 +94,7 @@ class SlotIoctls:
         """
         try:
             with self._lock:
-                region = MemoryRegion(id_, AddressSpaceId.SHARED, flags, gpa, size, offset)
+                region = MemoryRegion(id_, Alias.SHARED, flags, gpa, size, offset)
                 self._set_shared(region, memory, owned, path)
         except Refused:
             if owned and memory is not None:
@@ -102,15 +103,15 @@ class SlotIoctls:
 
     def check_shared_slot(self, id_: int, gpa: int, size: int, flags: int, offset: int) -> None:
         """The refusals of `set_shared_slot` that need no memory: KVM makes them before it looks at any."""
-        region = MemoryRegion(id_, AddressSpaceId.SHARED, flags, gpa, size, offset)
+        region = MemoryRegion(id_, Alias.SHARED, flags, gpa, size, offset)
         with self._lock:
-            slots = self._vm.slots[False]
+            slots = self._vm.slots[SHARED]
             if check_region(region, self._vm.max_slots, slots.get(id_)) is RegionChange.CREATE:
                 slots.check_free(region.gfn, region.end)
                 check_addressable(region)
 
     def _set_shared(self, region: MemoryRegion, memory: Memory | None, owned: bool, path: str) -> None:
-        existing = self._vm.slots[False].get(region.id)
+        existing = self._vm.slots[SHARED].get(region.id)
         change = check_region(region, self._vm.max_slots, existing)
         if existing is None:
             assert memory is not None
@@ -120,12 +121,12 @@ class SlotIoctls:
         else:
             shown = existing.backing
             if (memory is not None and memory is not shown.memory) or (path and path != shown.path):
-                raise Refused(errno.EINVAL, f"{existing} shows other memory: delete the slot, then create it anew")
+                raise Refused(errno.EINVAL, f"{existing} shows other memory: delete the slot, then create it again")
             if change is not RegionChange.NONE:
                 self._change_shared(existing, region)
 
     def _create_shared(self, region: MemoryRegion, memory: Memory, owned: bool, path: str) -> None:
-        slots, physmap = self._vm.slots[False], self._vm.physmap
+        slots, physmap = self._vm.slots[SHARED], self._vm.physmap
         slots.check_free(region.gfn, region.end)
         check_addressable(region)
         with self._vm.mmu.lock:
@@ -140,7 +141,7 @@ class SlotIoctls:
 
     def _change_shared(self, existing: Memslot, region: MemoryRegion) -> None:
         """It moves, or gets other flags: what it shows stays, and so does what its log has if it keeps one."""
-        slots = self._vm.slots[False]
+        slots = self._vm.slots[SHARED]
         moved = _slot(region, SlotFlag(region.flags), existing.backing)
         if moved.dirty is not None:
             moved.dirty = existing.dirty or moved.dirty
@@ -167,12 +168,12 @@ class SlotIoctls:
             self.delete(id_, private=private)
 
     def get_dirty_log(self, id_: int) -> list[tuple[int, int]]:
-        """KVM_GET_DIRTY_LOG: GFN ranges of a shared slot that were written since the last time, and are logged anew.
+        """KVM_GET_DIRTY_LOG: GFN ranges of a shared slot that were written since the last time, and are logged again.
 
         ENOENT where no slot logs. Writes that are reported have landed: every vCPU has left the guest since.
         """
         with self._lock:
-            slot = self._vm.slots[False].get(id_)
+            slot = self._vm.slots[SHARED].get(id_)
             if slot is None or slot.dirty is None:
                 raise Refused(errno.ENOENT, f"no shared slot {id_} logs dirty pages: set it with flags=log_dirty")
             with self._unmapper.bracket(slot.segments):
@@ -193,10 +194,10 @@ class SlotIoctls:
         with self._lock:
             slot = private_slot(self._vm, id_)
             check_not_pinned(slot)
-            with self._pairings.change(slot):
-                with self._unmapper.retirement():
+            with self._pairings.announce_change(slot):
+                with self._unmapper.deleting():
                     with self._vm.mmu.lock:
-                        removed = self._vm.slots[True].punch(id_, start, end)
+                        removed = self._vm.slots[PRIVATE].punch(id_, start, end)
                     self._retire(removed)
                 self._pairings.forget(slot, removed)
             return removed
@@ -209,9 +210,9 @@ class SlotIoctls:
         errno: the store does not bind the pages again, and the hole is as before.
         """
         with self._lock:
-            slots = self._vm.slots[True]
+            slots = self._vm.slots[PRIVATE]
             slot = private_slot(self._vm, id_)
-            with self._pairings.change(slot), self._unmapper.hold_off_faults(start, end):
+            with self._pairings.announce_change(slot), self._unmapper.hold_off_faults(start, end):
                 with self._vm.mmu.lock:
                     slots.fill(id_, start, end)
                 try:
@@ -229,18 +230,18 @@ class SlotIoctls:
     def delete(self, id_: int, *, private: bool) -> None:
         """With `lock` held; the slot exists."""
         if private:
-            deleted = self._vm.slots[True].get(id_)
+            deleted = self._vm.slots[PRIVATE].get(id_)
             assert deleted is not None
-            with self._pairings.change(deleted):
-                with self._unmapper.retirement():
+            with self._pairings.announce_change(deleted):
+                with self._unmapper.deleting():
                     with self._vm.mmu.lock:
-                        self._vm.slots[True].delete(id_)
+                        self._vm.slots[PRIVATE].delete(id_)
                     self._retire(deleted.segments)
                 self._pairings.forget(deleted, deleted.segments)
             self._pairings.end_unused(deleted.gmem)
             return
         with self._vm.mmu.lock:
-            slot = self._vm.slots[False].delete(id_)
+            slot = self._vm.slots[SHARED].delete(id_)
         self._unmapper.zap(slot.segments, private=False)
         backing = slot.backing
         with self._vm.mmu.lock:
@@ -257,7 +258,7 @@ class SlotIoctls:
 
 
 def _slot(region: MemoryRegion, flags: SlotFlag, backing: SlotBacking) -> Memslot:
-    space, order = AddressSpaceId(region.space), backing.leaf_order
+    space, order = Alias(region.space), backing.leaf_order
     return Memslot(region.id, space, region.gfn, region.page_count, flags, backing, region.pgoff, max_order=order)
 
 
@@ -270,7 +271,7 @@ def _open(path: str) -> int:
 
 def private_slot(vm: Vm, id_: int) -> Memslot:
     """EINVAL when there is none. With Kvm.slots_lock held."""
-    slot = vm.slots[True].get(id_)
+    slot = vm.slots[PRIVATE].get(id_)
     if slot is None:
         raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
     return slot

@@ -3,13 +3,14 @@
 vm          memslots, EPTs, vCPUs
 unmapper    how GFNs lose their mappings when it is this side that takes them away
 notifier    what the store calls
-pairings    connections to stores, and what they are told of slots
+pairings    connections to stores, and what they know of slots
 slots       KVM_SET_USER_MEMORY_REGION and what belongs to it
 blocking    the steps of a conversion that can be taken back
 faults      EPT violations, translation
 emulation   KVM's own accesses to guest memory
 """
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.store.link import pair as pair_with_store
 from memfsd.common import sync
 from memfsd.uapi.units import PGOFF_END
@@ -47,15 +48,15 @@ class Kvm:
         vm, links = self.vm, self.pairings.links
         with self.slots_lock:
             self.unmapper.kick_all()
-            for slot in list(vm.slots[False]):
+            for slot in list(vm.slots[SHARED]):
                 self.slots.delete(slot.id, private=False)
             for link in links.values():
-                with self.unmapper.retirement():
+                with self.unmapper.deleting():
                     with vm.mmu.lock:
                         self.notifier.changing[link] = _EVERY_PAGE
                         segments = self.notifier.segments(link)
                         for id_ in {slot.id for slot, _, _ in segments}:
-                            vm.slots[True].delete(id_)
+                            vm.slots[PRIVATE].delete(id_)
                     self.unmapper.zap([(start, end) for _, start, end in segments], private=True)
                 link.close()
             links.clear()

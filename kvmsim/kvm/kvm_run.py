@@ -1,4 +1,4 @@
-"""struct kvm_run, laid out as in linux/kvm.h for x86-64: what a vCPU tells user space, and what user space answers.
+"""struct kvm_run, laid out as in linux/kvm.h for x86-64: what a vCPU reports, and what user space answers.
 
     offset  0  in   request_interrupt_window, immediate_exit
             8  out  exit_reason

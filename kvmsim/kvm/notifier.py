@@ -6,6 +6,7 @@ makes a down-call.
 
 import os
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.store.link import StoreLink
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost
@@ -36,7 +37,7 @@ class Notifier:
         mmu = self._vm.mmu
         kept: list[tuple[int, int]] = []
         with mmu.lock:
-            if not mmu.ended.wait_for(lambda: not self._unmapper.retiring, ACK_DEADLINE_S):
+            if not mmu.invalidation_ended.wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S):
                 raise PeerLost("a slot of this VM does not go away in time")
             ranges = self._gfn_ranges(link, begin.start, begin.end)
             if not ranges:
@@ -74,7 +75,7 @@ class Notifier:
                 start = max(start, cursor)
                 slots.append((slot.id, start, slot.pgoff_of(start), end - start))
             # Also what no slot shows: it may not be there.
-            for gfn, pfn, count in self._vm.mmu.epts[True].runs(min(cursor, stop), stop):
+            for gfn, pfn, count in self._vm.mmu.epts[PRIVATE].runs(min(cursor, stop), stop):
                 if not link.base <= pfn < link.base + link.frame_count:
                     continue
                 if len(mappings) >= MAX_RUNS_PER_REPORT:
@@ -95,14 +96,15 @@ class Notifier:
 
     def segments(self, link: StoreLink) -> list[tuple[Memslot, int, int]]:
         """Visible segments of the link's slots, by GFN."""
-        return sorted(self._vm.slots[True].of_file(link), key=lambda segment: segment[1])
+        return sorted(self._vm.slots[PRIVATE].of_file(link), key=lambda segment: segment[1])
 
     def _gfn_ranges(self, link: StoreLink, start: int, end: int) -> list[tuple[int, int, int]]:
         """Where file pages [start, end) show: (gfn, pgoff, pages); nothing if a store that lies says end <= start."""
         if end <= start:
             return []
         return [
-            (low, slot.pgoff_of(low), high - low) for slot, low, high in self._vm.slots[True].of_file(link, start, end)
+            (low, slot.pgoff_of(low), high - low)
+            for slot, low, high in self._vm.slots[PRIVATE].of_file(link, start, end)
         ]
 
 

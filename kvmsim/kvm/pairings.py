@@ -1,4 +1,4 @@
-"""The pairings of a VM, and what the store is told of its slots."""
+"""The pairings of a VM, and what the store knows of its slots."""
 
 import contextlib
 import errno
@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.store.link import Callbacks, FileId, StoreLink
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import PeerLost, Refused
@@ -123,7 +124,7 @@ class Pairings:
     def end_unused(self, gmem: Gmem) -> None:
         """BYE if no slot is of its file and nobody holds it. No GFN maps its window: its slots were zapped."""
         link = self._link(gmem)
-        if link is None or self._vm.slots[True].has_file(gmem) or link.file in self._holds:
+        if link is None or self._vm.slots[PRIVATE].has_file(gmem) or link.file in self._holds:
             return
         link.close()
         del self.links[link.file]
@@ -164,7 +165,7 @@ class Pairings:
             raise Refused(errno.EHOSTDOWN, str(error)) from None
 
     @contextlib.contextmanager
-    def change(self, slot: Memslot) -> Iterator[None]:
+    def announce_change(self, slot: Memslot) -> Iterator[None]:
         """A private slot changes, here and in the store; until both know, a report says so. One at a time."""
         gmem = slot.gmem
         with self._vm.mmu.lock:

@@ -10,7 +10,7 @@ from .mmu.eptentry import MAX_GFN_EPT
 GPA_END = MAX_GFN_EPT << PAGE_SHIFT
 
 
-class AddressSpaceId(IntEnum):
+class Alias(IntEnum):
     """Whose slots: those of shared GPAs, or of private ones."""
 
     SHARED = 0

@@ -12,11 +12,11 @@ from .vm import Vm
 
 
 class Unmapper:
-    """Each in a bracket of its own, as an invalidation by the store is: every vCPU leaves the guest before its end."""
+    """Each in its own bracket, as an invalidation by the store is: every vCPU leaves the guest before its end."""
 
     def __init__(self, vm: Vm) -> None:
         self.vm = vm
-        self.retiring = False
+        self.is_deleting = False
         """Private GFNs have no slot any more and may still be mapped, or hold their contents. Guarded by Mmu.lock."""
 
     @contextlib.contextmanager
@@ -47,7 +47,7 @@ class Unmapper:
                     self.vm.mmu.block(start, end)
 
     @contextlib.contextmanager
-    def retirement(self) -> Iterator[None]:
+    def deleting(self) -> Iterator[None]:
         """Private GFNs lose their slot, are zapped, and perhaps destroyed: the store's BEGIN waits until it is done.
 
         Else it would find no slot, and be acknowledged while they are mapped; and contents would be destroyed in a
@@ -55,13 +55,13 @@ class Unmapper:
         """
         mmu = self.vm.mmu
         with mmu.lock:
-            self.retiring = True
+            self.is_deleting = True
         try:
             yield
         finally:
             with mmu.lock:
-                self.retiring = False
-                mmu.ended.notify_all()
+                self.is_deleting = False
+                mmu.invalidation_ended.notify_all()
 
     @contextlib.contextmanager
     def hold_off_faults(self, start: int, end: int) -> Iterator[None]:

@@ -33,7 +33,7 @@ class Vcpu:
         self.run = KvmRun()
         """Shared with user space; valid after an exit."""
         self.program: Program[object] | None = None
-        """What is under way: it came back with the exit that `run` tells. Guarded by the KVM_RUN."""
+        """What is under way: it came back with the exit in `run`. Guarded by the KVM_RUN."""
         self._mutex = sync.lock("Vcpu.mutex")
         self._try_to_take = self._mutex.acquire
         self.release = self._mutex.release

@@ -2,6 +2,7 @@
 
 import errno
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.memory.memory import Memory
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
@@ -9,9 +10,9 @@ from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
 from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE
 
 from .exits import Exit, MemoryErrorExit, MmioExit
-from .mmu.mmu import Mmu, Ticket
+from .mmu.mmu import Mmu, PageFault
 from .mmu.physmap import PhysMap
-from .region import AddressSpaceId
+from .region import Alias
 from .slots.memslots import Memslot, Memslots, Segment
 from .vcpu import Vcpu
 
@@ -24,7 +25,7 @@ class Vm:
         self.max_slots = max_slots
         self.mmu = Mmu(name)
         self.physmap: PhysMap[Memory] = PhysMap()
-        self.slots = (Memslots(AddressSpaceId.SHARED), Memslots(AddressSpaceId.PRIVATE))
+        self.slots = (Memslots(Alias.SHARED), Memslots(Alias.PRIVATE))
         """By address space: shared is 0, private is 1, as SMM has its own."""
         self.overlay = False
         """Ordinary slots lie over private ones: lookups see them first. Changed by Blocking.set_overlay alone."""
@@ -51,8 +52,8 @@ class Vm:
             raise Refused(errno.EINVAL, f"VM {quoted(self.name)} has no vCPU {id_}: create it with 'vcpu {id_}'")
         return found
 
-    def fault(self, gfn: int, *, private: bool, write: bool, offset: int, length: int) -> Ticket | Exit:
-        """An EPT violation (implicit request): the ticket to handle it, or the exit. The sequence is read first.
+    def fault(self, gfn: int, *, private: bool, write: bool, offset: int, length: int) -> PageFault | Exit:
+        """An EPT violation (implicit request): the fault to handle it, or the exit. The sequence is read first.
 
         offset and length: the bytes of the access in its page, for the exits.
         """
@@ -60,7 +61,7 @@ class Vm:
         seq = mmu.invalidate_seq
         segment = self.slots[private].segment(gfn)
         if segment is not None and private and self.overlay:
-            segment = self._bare(gfn, segment)
+            segment = self._not_overlaid(gfn, segment)
         if segment is not None:
             slot, start, end = segment
             if slot.writable or not write:
@@ -71,8 +72,8 @@ class Vm:
                     order, end = _largest_leaf(order, gfn, start, end)
                 if slot.dirty is not None:
                     return _logged(slot, gfn, end, seq, write=write)
-                return Ticket(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq, order)
-        elif private or self.slots[True].lookup(gfn) is not None:
+                return PageFault(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq, order)
+        elif private or self.slots[PRIVATE].lookup(gfn) is not None:
             return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
         return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)
 
@@ -80,25 +81,25 @@ class Vm:
         """One slot shows all of [start, end) in this alias: an explicit request for it is handled."""
         if self.slots[private].covers(start, end) is None:
             return False
-        return not (private and self.overlay and self.slots[False].overlaps(start, end))
+        return not (private and self.overlay and self.slots[SHARED].overlaps(start, end))
 
-    def _bare(self, gfn: int, segment: Segment) -> Segment | None:
+    def _not_overlaid(self, gfn: int, segment: Segment) -> Segment | None:
         """The part of a private segment around gfn that no ordinary slot lies over; None where one does."""
         slot, start, end = segment
-        over = self.slots[False]
+        over = self.slots[SHARED]
         if over.segment(gfn) is not None:
             return None
         limit = over.next_start(gfn)
         return slot, max(start, over.previous_end(gfn)), end if limit is None else min(end, limit)
 
 
-def _logged(slot: Memslot, gfn: int, end: int, seq: int, *, write: bool) -> Ticket:
+def _logged(slot: Memslot, gfn: int, end: int, seq: int, *, write: bool) -> PageFault:
     """A page of a slot with a dirty log: read-only until it is written, and then it alone is writable, and dirty."""
     assert slot.dirty is not None
     if write:
         slot.dirty.mark(gfn - slot.gfn, gfn - slot.gfn + 1)
         end = gfn + 1
-    return Ticket(gfn, False, slot, slot.pgoff_of(gfn), end - gfn, slot.writable and write, seq, 0)
+    return PageFault(gfn, False, slot, slot.pgoff_of(gfn), end - gfn, slot.writable and write, seq, 0)
 
 
 def _largest_leaf(max_order: int, gfn: int, start: int, end: int) -> tuple[int, int]:

@@ -117,7 +117,7 @@ class WindowMemory(_Mapped):
             if number in NO_RESOURCES:
                 why = f"its window of {size:#x} bytes cannot be mapped ({os.strerror(number)}): raise ulimit -n or -v"
                 raise Refused(number, why) from None
-            raise PeerLost(f"the store's window can not be mapped: {error}") from None
+            raise PeerLost(f"the store's window cannot be mapped: {error}") from None
         except PeerLost:
             os.close(fd)
             raise

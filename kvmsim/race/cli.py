@@ -44,9 +44,9 @@ def epilog() -> str:
             lines.append(f"  {role:9}{' '.join([verb, *shown]):40}{what}")
     lines += [
         "",
-        "exit status: 0 all held, 1 a failure was found, 2 usage, or a scenario that can not be run, 3 nothing failed,",
+        "exit status: 0 all held, 1 a failure was found, 2 usage, or a scenario that cannot be run, 3 nothing failed,",
         "but --replay could not follow its record, 130 interrupted, and all had held until then",
-        "docs/reliability.md tells what is explored, and what is not",
+        "docs/reliability.md says what is explored, and what is not",
     ]
     return "\n".join(lines)
 
@@ -146,8 +146,8 @@ def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
     if asked.json:
         print(json.dumps(_report(asked, scenario, found) | ({} if failed is None else {"replay": path})))
     else:
-        told = f"{scenario.name}: {found.runs} runs ({_mode(asked)}), {len(found.classes)} different schedules"
-        print(f"{told}, {time.monotonic() - began:.1f} s: {_verdict(asked, found, path)}")
+        report = f"{scenario.name}: {found.runs} runs ({_mode(asked)}), {len(found.classes)} different schedules"
+        print(f"{report}, {time.monotonic() - began:.1f} s: {_verdict(asked, found, path)}")
     if failed is not None:
         return FAILED
     return INTERRUPTED if found.end == "interrupted" else HELD
@@ -216,7 +216,7 @@ def _replay(asked: argparse.Namespace) -> int:
         if result.failures or asked.show:
             print(diagram.draw(result))
         if diverged:
-            print(f"kvmsim: the record can not be followed, the code is another one: {diverged}", file=sys.stderr)
+            print(f"kvmsim: the record cannot be followed, the code is another one: {diverged}", file=sys.stderr)
         print(f"{scenario.name}: {'FAILED' if result.failures else 'held'} in {len(result.steps)} steps")
     if result.failures:
         return FAILED

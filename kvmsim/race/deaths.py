@@ -21,7 +21,7 @@ def killer(scenario: Scenario) -> str:
     return ""
 
 
-def beginnings(steps: list[Step]) -> Iterator[tuple[int, list[str]]]:
+def kill_prefixes(steps: list[Step]) -> Iterator[tuple[int, list[str]]]:
     """From a run in which the kill comes last: each schedule of some of its steps that ends with the kill, and the
     number of its class."""
     at = next((index for index, step in enumerate(steps) if step.killed), None)
@@ -44,7 +44,7 @@ def beginnings(steps: list[Step]) -> Iterator[tuple[int, list[str]]]:
 
 
 class _Classes:
-    """`order.class_of` of beginnings of one run. What a step adds to it depends on what came before, and a beginning
+    """`order.class_of` of kill_prefixes of one run. What a step adds to it depends on what came before, and a beginning
     has all of that; so it is the same in each, but for what the killer does last."""
 
     def __init__(self, others: list[Step], kills: list[Step], dead: str) -> None:

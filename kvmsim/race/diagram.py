@@ -35,7 +35,7 @@ def draw(result: Result) -> str:
 
 
 def _short(step: Step) -> str:
-    """Messages without what the column tells."""
+    """Messages without what the column shows."""
     name = step.name
     for side in ("store", "vm"):
         for channel in ("down", "up"):

@@ -6,7 +6,7 @@ could have gone the other way round, and that nothing else orders, is turned in 
 
 A scenario with one kill is explored in two parts, since nobody can see what a process did before it died but by what
 it sent, and where it wrote. First all schedules in which the kill comes last. They begin in every way in which a
-schedule can begin; of the beginnings (deaths.py) that those who live on can not tell apart one is taken, the process
+schedule can begin; of the kill_prefixes (deaths.py) that those who live on cannot tell apart one is taken, the process
 is killed there, and all is run that can come of it.
 """
 
@@ -25,13 +25,13 @@ from .scheduler import Step, Task
 def every(scenario: Scenario) -> Iterator[Result]:
     """Every order of dependent steps. Results that are `cut_short` were seen before, under another order."""
     killer = deaths.killer(scenario)
-    beginnings: dict[int, list[str]] = {}
+    kill_prefixes: dict[int, list[str]] = {}
     for result in _search(scenario, [], killer):
         yield result
         if killer and not result.cut_short:
-            for class_, schedule in deaths.beginnings(result.steps):
-                beginnings.setdefault(class_, schedule)
-    for schedule in beginnings.values():
+            for class_, schedule in deaths.kill_prefixes(result.steps):
+                kill_prefixes.setdefault(class_, schedule)
+    for schedule in kill_prefixes.values():
         yield from _search(scenario, schedule, "")
 
 

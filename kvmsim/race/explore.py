@@ -20,7 +20,7 @@ def default(enabled: list[Task], current: Task | None) -> Task:
 
 
 class Random:
-    """Even numbers choose at each point anew; odd ones change the order of the tasks' priorities a few times (PCT:
+    """Even numbers choose again at each point; odd ones change the order of the tasks' priorities a few times (PCT:
     Burckhardt et al., 2010), which finds what needs few but rare switches."""
 
     def __init__(self, seed: int, number: int) -> None:
@@ -40,7 +40,7 @@ class Random:
 
 
 class Replay:
-    """A recorded schedule. Where it can not be followed the default is taken."""
+    """A recorded schedule. Where it cannot be followed the default is taken."""
 
     def __init__(self, schedule: list[str]) -> None:
         self._schedule = schedule
@@ -60,7 +60,7 @@ class Replay:
                 if task.name == self._schedule[at]:
                     return task
             if not self._diverged:
-                self._diverged = f"at step {at + 1} {self._schedule[at]} can not go on"
+                self._diverged = f"at step {at + 1} {self._schedule[at]} cannot go on"
         return default(enabled, current)
 
 
@@ -73,7 +73,7 @@ def seeded(scenario: Scenario, seed: int, count: int) -> Iterator[Result]:
 
 
 class _Recorder:
-    """Follows a prefix, then the default; tells of each later state where else it could go."""
+    """Follows a prefix, then the default; reports of each later state where else it could go."""
 
     def __init__(self, prefix: list[str]) -> None:
         self._prefix = prefix

@@ -48,7 +48,7 @@ class History:
                 page[:] = [change for change in page if not any(change is gone for gone in changes)]
 
     def check(self, page: Page, value: bytes, start: int) -> str:
-        """Why a read since `start` can not have returned this value, "" when it can."""
+        """Why a read since `start` cannot have returned this value, "" when it can."""
         now = self.tick()
         changes = self._pages.get(page, [_Change(bytes(len(value)), -2, -1)])
         allowed = {

@@ -1,7 +1,7 @@
 """From a schedule that fails to the shortest one that still does.
 
 Shorter is: fewer switches from one task to another, then fewer steps. A schedule is tried by taking something out and
-running it; what can not be followed any more is made up by the default, and what really ran is the new schedule.
+running it; what cannot be followed any more is made up by the default, and what really ran is the new schedule.
 """
 
 from itertools import pairwise

@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.mmu.ept import entry_pfn
 from kvmsim.memory.memory import Memory
 from kvmsim.store.link import StoreLink
@@ -57,7 +58,7 @@ class Oracle:
     def _reaches(self, vm: SimulatedVm, link: StoreLink, low: int, high: int) -> str:
         if link not in vm.kvm.pairings.links.values():
             return ""
-        for gfn, pfn, count in vm.vm.mmu.epts[True].runs(0, _ALL_GFNS):
+        for gfn, pfn, count in vm.vm.mmu.epts[PRIVATE].runs(0, _ALL_GFNS):
             first = pfn - link.base
             if first < high and low < first + count:
                 return f"{vm.name} maps it (GFN {gfn + max(low - first, 0):#x})"
@@ -92,8 +93,8 @@ class Oracle:
                 scheduler.fail(f"{task.name}: {type(task.error).__name__}: {task.error}")
         stuck = [task for task in scheduler.tasks if task.is_actor and not task.done and not task.dead]
         if stuck:
-            told = ", ".join(f"{task.name} waits at '{task.point}'" for task in stuck)
-            scheduler.fail(f"deadlock: {told}")
+            report = ", ".join(f"{task.name} waits at '{task.point}'" for task in stuck)
+            scheduler.fail(f"deadlock: {report}")
 
     def _vm(self, vm: SimulatedVm) -> None:
         fail, mmu = self._scheduler.fail, vm.vm.mmu
@@ -103,12 +104,12 @@ class Oracle:
             for key, (memory, offset, _) in vars_of_tlb(vcpu.tlb).items():
                 if key >= 0:
                     continue
-                entry = mmu.epts[True].walk(~key)
+                entry = mmu.epts[PRIVATE].walk(~key)
                 found = vm.vm.physmap.find(entry_pfn(entry)) if entry else None
                 if found is None or found[0] is not memory or found[1] != offset >> PAGE_SHIFT:
                     fail(f"R3: the TLB of {vm.name}.vcpu{vcpu.id} has GFN {~key:#x}, which the EPT has not")
-        if self._world.store_is_dead and mmu.epts[True].leaf_count:
-            fail(f"{vm.name} still maps {mmu.epts[True].leaf_count} pages of a store that is dead")
+        if self._world.store_is_dead and mmu.epts[PRIVATE].leaf_count:
+            fail(f"{vm.name} still maps {mmu.epts[PRIVATE].leaf_count} pages of a store that is dead")
 
     def _store(self) -> None:
         world, fail = self._world, self._scheduler.fail

@@ -1,4 +1,4 @@
-"""Happens-before: the order of dependent steps of a run, which tells equivalent schedules from others."""
+"""Happens-before: the order of dependent steps of a run, which distinguishes equivalent schedules from others."""
 
 from collections.abc import Container, Iterable, Iterator
 

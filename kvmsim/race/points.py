@@ -144,7 +144,7 @@ FIELDS: tuple[Field, ...] = (
 
 LOCKS: tuple[tuple[str, str], ...] = (
     ("Service.lock", "store"),
-    ("Guest.invalidate_lock", "store"),
+    ("GmemFile.invalidate_lock", "store"),
     ("UpChannel.lock", "store"),
     ("Windows.lock", "store"),
     ("GuestServer.lock", "store"),

@@ -190,7 +190,7 @@ class Channel:
         sock: socket.socket,
         name: str,
         pipe: Pipe,
-        life: "Life | None",
+        life: "ProcessHandle | None",
     ) -> None:
         self._scheduler = scheduler
         self._connections = connections
@@ -311,7 +311,7 @@ LIVES = ("life", "processes")
 """The ends of all processes are one thing: a poll does not tell of which."""
 
 
-class Life:
+class ProcessHandle:
     """A simulated process: a pipe that is readable at one end once the other is closed, as a pidfd is."""
 
     def __init__(self, name: str, pid: int) -> None:
@@ -375,7 +375,7 @@ class Connections:
     def __init__(self, scheduler: Scheduler) -> None:
         self._scheduler = scheduler
         self._pipes: dict[int, Pipe] = {}
-        self._lives: dict[str, Life] = {}
+        self._lives: dict[str, ProcessHandle] = {}
         self._serving: dict[Task, Pipe] = {}
         """The down connection that a session's task serves."""
         self._made: dict[Task, Pipe] = {}
@@ -383,7 +383,7 @@ class Connections:
         self.raw: list[tuple[str, socket.socket]] = []
         self.channels: list[Channel] = []
 
-    def connect(self, life: Life) -> tuple[socket.socket, socket.socket]:
+    def connect(self, life: ProcessHandle) -> tuple[socket.socket, socket.socket]:
         """The store's and the VM's end of a new down connection."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         pipe = Pipe(self._scheduler.unique(f"down of {life.name}"), life.name)

@@ -17,9 +17,9 @@ _MAX_FILE_BYTES = 1 << 24
 
 
 def save(path: Path, scenario: Scenario, result: Result) -> None:
-    """The scenario's text is in it, so that the file stands alone."""
+    """The scenario's text is in it, so that the file is complete."""
     turns = [[name, len(list(turn))] for name, turn in groupby(result.schedule)]
-    told: dict[str, Any] = {
+    report: dict[str, Any] = {
         "format": FORMAT,
         "version": _version(),
         "points": len(all_names()),
@@ -28,7 +28,7 @@ def save(path: Path, scenario: Scenario, result: Result) -> None:
         "failures": result.failures,
         "turns": turns,
     }
-    _write(path, json.dumps(told, indent=1) + "\n")
+    _write(path, json.dumps(report, indent=1) + "\n")
 
 
 def refuse_unusable(path: Path) -> None:
@@ -36,7 +36,7 @@ def refuse_unusable(path: Path) -> None:
     if path.is_dir():
         raise ScenarioError(f"{path}: is a directory, no place for a record")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ScenarioError(f"{path}: a record can not be written there")
+        raise ScenarioError(f"{path}: a record cannot be written there")
 
 
 def refuse_other_file(path: Path) -> None:
@@ -66,13 +66,13 @@ def read(path: Path) -> tuple[Scenario, list[str]]:
     with path.open("rb") as file:
         data = file.read(_MAX_FILE_BYTES + 1)
     try:
-        told = json.loads(data)
-        if told["format"] != FORMAT:
-            raise ScenarioError(f"{path}: format {told['format']}, this kvmsim reads {FORMAT}")
-        text = str(told["text"])
+        report = json.loads(data)
+        if report["format"] != FORMAT:
+            raise ScenarioError(f"{path}: format {report['format']}, this kvmsim reads {FORMAT}")
+        text = str(report["text"])
         if len(text) > MAX_BYTES:
             raise ScenarioError(f"{path}: the scenario has more than {MAX_BYTES} bytes")
-        return parse(str(told["scenario"]), text), _schedule(told["turns"])
+        return parse(str(report["scenario"]), text), _schedule(report["turns"])
     except KeyError as error:
         raise ScenarioError(f"{path} is not a replay file: it has no {error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):

@@ -22,7 +22,7 @@ from .oracle import Oracle
 from .primitives import Connections, Makers
 from .scenario import MAX_TEXT, Actor, Command, Scenario, ScenarioError
 from .scheduler import Chooser, Killed, Scheduler, Step, Stuck
-from .shown import Shown
+from .shown import SlotHistory
 from .world import SimulatedVm, World, repeatable, standing_in
 
 _BROKEN = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY}
@@ -85,7 +85,7 @@ class _Run:
         self._files = self.world.store.files
         self._oracle = Oracle(self.world, scheduler)
         self._history = History()
-        self._shown = Shown(self._history)
+        self._shown = SlotHistory(self._history)
         self._peaceful = not any(actor.role == "outside" for actor in scenario.actors)
 
     def go(self) -> Result:
@@ -197,14 +197,14 @@ class _Run:
         self._scheduler.me().asked = len(self._scheduler.steps)
         action = getattr(self, f"_{actor.role}_{command.verb}")
         try:
-            told = action(actor, vm, *command.arguments) if vm else action(*command.arguments)
+            report = action(actor, vm, *command.arguments) if vm else action(*command.arguments)
         except Refused as refused:
             if must:
                 raise ScenarioError(f"{self._scenario.name}: before {actor.name}: {command}: {refused}") from None
-            told = errno_name(refused.errno)
+            report = errno_name(refused.errno)
             if self._peaceful and refused.errno in _BROKEN:
                 self._scheduler.fail(f"{actor.name}: {command}: {refused}")
-        self._scheduler.note(f"{command}: {told or 'done'}")
+        self._scheduler.note(f"{command}: {report or 'done'}")
 
     # -- what actors do; each returns what came of it, "" for nothing to tell
 
@@ -215,15 +215,15 @@ class _Run:
         data = self._runs(vm, vcpu, lambda: vm.guest.read(vcpu, gfn << PAGE_SHIFT, length))()
         if not isinstance(data, bytes):
             return self._exit(actor, data)
-        told = []
+        report = []
         for index in range(pages):
             value = data[index * PAGE_SIZE :][:MAX_TEXT]
             shown = self._shown.at(vm.name, gfn + index, start)
             wrong = [self._history.check(page, value, start) for page in shown]
             if wrong and all(wrong):
                 self._scheduler.fail(f"R8: {actor.name}: {wrong[0]}")
-            told.append(repr(value.rstrip(b"\0").decode(errors="replace")))
-        return "read " + " ".join(told)
+            report.append(repr(value.rstrip(b"\0").decode(errors="replace")))
+        return "read " + " ".join(report)
 
     def _vcpu_write(self, actor: Actor, vm: SimulatedVm, gfn: int, text: str, pages: int = 1) -> str:
         value = text.encode().ljust(MAX_TEXT, b"\0")

@@ -11,7 +11,7 @@
     outside: kill vm0
     after vcpu0: read 1
 
-Numbers count pages: a page of the file, a GFN. A line without `before` or `after` is an *actor*, a thread of its own.
+Numbers count pages: a page of the file, a GFN. A line without `before` or `after` is an *actor*, its own thread.
 `vcpuN` and `vmmN` are threads of a VM (`vm1.vcpu0`; vm0 when it is not said), `hostN` acts on the mount, `outsideN`
 kills, stops and cuts.
 """
@@ -32,7 +32,7 @@ _ACTOR = re.compile(r"(?:([a-z][a-z0-9_-]*)\.)?(vcpu|vmm|host|outside)([0-9]{0,3
 
 
 class ScenarioError(Exception):
-    """A scenario that can not be understood; names the line."""
+    """A scenario that cannot be understood; names the line."""
 
 
 def _number(word: str) -> int:
@@ -171,7 +171,7 @@ def load(name: str) -> Scenario:
 
 
 def parse(name: str, text: str, where: str = "") -> Scenario:
-    """ScenarioError tells where it stands: the path, if there is one."""
+    """ScenarioError says where it is: the path, if there is one."""
     where = where or name
     scenario = Scenario(name, text=text)
     for number, line in enumerate(text.splitlines(), 1):
@@ -235,7 +235,7 @@ def _setting(scenario: Scenario, what: str, words: list[str]) -> None:
         if not 1 <= count <= 8:
             raise ValueError("1 to 8 vCPUs")
         if words[0] in ("store", "outside", "nobody"):
-            raise ValueError(f"a VM can not be named {words[0]}")
+            raise ValueError(f"a VM cannot be named {words[0]}")
         scenario.vms[_name(words[0])] = count
 
 

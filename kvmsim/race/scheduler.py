@@ -70,7 +70,7 @@ class Task:
         self.process = process
         self.is_actor = False
         self.point = "starts"
-        """Where it stands, or what it did last."""
+        """Where it is, or what it did last."""
         self.ready: Callable[[], bool] | None = None
         """None: enabled."""
         self.deadline: float | None = None
@@ -177,7 +177,7 @@ class Scheduler:
         timeout_s: float | None = None,
         pending: Access | None = None,
     ) -> bool:
-        """The calling task stands at a point; back when it was chosen. False when its deadline passed first."""
+        """The calling task is at a point; back when it was chosen. False when its deadline passed first."""
         task = self.me()
         if self.is_over and task is self.main:
             return True  # alone: it only clears away

@@ -19,7 +19,7 @@ class _Slot:
     end: float = float("inf")
 
 
-class Shown:
+class SlotHistory:
     """Which slots showed a page of a file at each moment of a run."""
 
     def __init__(self, history: History) -> None:

@@ -35,7 +35,7 @@ from memfsd.uapi.units import PAGE_SIZE, Ino
 
 from . import points
 from .accesses import Kind
-from .primitives import LIVES, Connections, Life
+from .primitives import LIVES, Connections, ProcessHandle
 from .scenario import Scenario
 from .scheduler import Scheduler, Task
 
@@ -48,7 +48,7 @@ class SimulatedVm:
 
     def __init__(self, world: "World", name: str, vcpu_count: int, pid: int) -> None:
         self.name = name
-        self.life = Life(name, pid)
+        self.life = ProcessHandle(name, pid)
         self.is_dead = False
         self.said_bye = False
         self.is_disconnected = False
@@ -123,7 +123,7 @@ class World:
         return f"/proc/self/fd/{self.stand_ins[name]}"
 
     def fuse(self, call: Callable[[], R]) -> R:
-        """A system call on the mount: memfsd does it, on a thread of its own. ENOTCONN when it is dead."""
+        """A system call on the mount: memfsd does it, on its own thread. ENOTCONN when it is dead."""
         scheduler = self._scheduler
         if self.store_is_dead:
             raise Refused(errno.ENOTCONN, "the store is dead")
@@ -301,8 +301,8 @@ def _close_once(link: StoreLink) -> None:
 
 @contextlib.contextmanager
 def repeatable(scheduler: Scheduler) -> Iterator[None]:
-    """os.urandom(3) answers each task with bytes of its own, the same in every run: packets carry nonces and secrets,
-    and what a packet says is part of what tells two schedules apart."""
+    """os.urandom(3) answers each task with its own bytes, the same in every run: packets carry nonces and secrets,
+    and what a packet says is part of what distinguishes two schedules."""
     urandom, asked = os.urandom, collections.Counter[str]()
 
     def bytes_of(size: int) -> bytes:

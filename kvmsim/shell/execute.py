@@ -40,7 +40,7 @@ class Executor:
         self.interrupt = Interrupt()
         self._machines: dict[str, ScriptVm] = {}
         self._host = Host()
-        self._doers: dict[type[c.Command], Callable[[Any], Outcome]] = {
+        self._handlers: dict[type[c.Command], Callable[[Any], Outcome]] = {
             c.SwitchVm: self._vm,
             c.CreateVcpu: self._vcpu,
             c.SlotSet: self._slot_set,
@@ -58,7 +58,7 @@ class Executor:
             c.Info: self._info,
             c.Sh: self._sh,
         }
-        self._doers |= HostCommands(self._host, self._machines).doers()
+        self._handlers |= HostCommands(self._host, self._machines).handlers()
         self._topics: dict[str, Callable[[], Answer]] = {
             "slots": lambda: info.slots(self._target),
             "ept": lambda: info.ept(self._target),
@@ -76,7 +76,7 @@ class Executor:
         """Do one command; every failure is an Outcome or Refused."""
         self._target = self._current if command.vm is None else self._find(command.vm)
         try:
-            return self._doers[type(command)](command)
+            return self._handlers[type(command)](command)
         except MemoryError:
             raise Refused(errno.ENOMEM, "out of memory: raise the limit (ulimit -v), or give the host more") from None
         except PeerLost as lost:

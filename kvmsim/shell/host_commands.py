@@ -19,7 +19,7 @@ class HostCommands:
         self._host = host
         self._machines = machines
 
-    def doers(self) -> dict[type[c.Command], Callable[[Any], Outcome]]:
+    def handlers(self) -> dict[type[c.Command], Callable[[Any], Outcome]]:
         return {
             c.HvaMap: self._map,
             c.HvaAnon: self._anon,

@@ -1,8 +1,9 @@
-"""What `info TOPIC` tells: facts for programs, and lines for people."""
+"""What `info TOPIC` shows: facts for programs, and lines for people."""
 
 from collections.abc import Mapping
 from typing import Any
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.kvm_run import exit_of
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
 from kvmsim.machine import VirtualMachine
@@ -79,7 +80,7 @@ def mmu(machine: VirtualMachine) -> Answer:
     mmu = machine.vm.mmu
     with mmu.lock:
         facts = {"mmu_invalidate_seq": mmu.invalidate_seq, "mmu_invalidate_in_progress": mmu.in_progress}
-        for space, ept in (("shared", mmu.epts[False]), ("private", mmu.epts[True])):
+        for space, ept in (("shared", mmu.epts[SHARED]), ("private", mmu.epts[PRIVATE])):
             facts[f"{space}_leaves"] = ept.leaf_count
             facts |= {f"{space}_leaves_{size}": n for size, n in zip(_LEAF_SIZES, ept.leaf_counts, strict=True)}
             facts[f"{space}_tables"] = ept.table_count
@@ -90,7 +91,7 @@ def memory(machine: VirtualMachine) -> Answer:
     """Bytes mapped and held, and those held twice."""
     vm, vmm, kvm = machine.vm, machine.vmm, machine.kvm
     with vm.mmu.lock:
-        private = vm.mmu.epts[True].page_count
+        private = vm.mmu.epts[PRIVATE].page_count
     with kvm.slots_lock:
         populated = sum(link.memory.populated_count() for link in kvm.pairings.links.values())
     facts = {
@@ -190,7 +191,7 @@ def vms(machines: Mapping[str, VirtualMachine], current: VirtualMachine) -> Answ
             "vm": name,
             "current": machine is current,
             "vcpus": sorted(machine.vm.vcpus),
-            "slots": len(machine.vm.slots[False]) + len(machine.vm.slots[True]),
+            "slots": len(machine.vm.slots[SHARED]) + len(machine.vm.slots[PRIVATE]),
             "policy": machine.vmm.policy,
             "stores": [link.lost or "connected" for link in list(machine.kvm.pairings.links.values())],
         }

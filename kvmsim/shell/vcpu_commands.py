@@ -1,7 +1,7 @@
-"""Script commands that run a vCPU: what each lets the guest do, under the VM's policy, and how its result is told.
+"""Script commands that run a vCPU: what each lets the guest do, under the VM's policy, and how its result is reported.
 
-A command whose vCPU exits leaves the rest under way; `resume` goes on with it and tells the result of that command.
-`start` does a command on a thread of its own, as a VMM has a thread for each vCPU.
+A command whose vCPU exits leaves the rest under way; `resume` goes on with it and reports the result of that command.
+`start` does a command on its own thread, as a VMM has a thread for each vCPU.
 """
 
 import errno
@@ -45,7 +45,7 @@ class VcpuCommands:
         self._vmm = vmm
         self._interrupt = interrupt
         self._under_way: dict[int, Tell] = {}
-        """By vCPU: how the result of what is under way is told. Written by the thread that runs the vCPU."""
+        """By vCPU: how the result of what is under way is reported. Written by the thread that runs the vCPU."""
         self._started: dict[int, _Thread] = {}
         self._kicked: set[int] = set()
         """vCPUs that the script wants back: EINTR of others was user space's own doing."""
@@ -122,7 +122,7 @@ class VcpuCommands:
         self._kicked.discard(vcpu)
         return wanted
 
-    # -- what each command does, and tells
+    # -- what each command does, and reports
 
     def _read(self, vcpu: Vcpu, command: c.Read) -> tuple[Begin, Tell]:
         return (
@@ -216,7 +216,7 @@ GUEST_COMMANDS = tuple(_MAKERS)
 
 
 class _Thread:
-    """A command on a thread of its own. Its exception is the joiner's."""
+    """A command on its own thread. Its exception is the joiner's."""
 
     def __init__(self, name: str, do: Do) -> None:
         self._do = do

@@ -234,7 +234,7 @@ class StoreLink:
         return said if isinstance(said, Refused) else None
 
     def _broken(self, why: str) -> PeerLost:
-        """The connection can not be used any more; the up thread sees its end and tells the machine."""
+        """The connection cannot be used any more; the up thread sees its end and tells the machine."""
         self.lost = why
         for sock in (self._down, getattr(self, "_up", None)):
             if sock is not None:

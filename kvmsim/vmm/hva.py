@@ -5,11 +5,11 @@ reached. From the thread, rule by rule:
 
     each page is mapped exactly once, in one process    a second mmap of the file is EBUSY, wherever it is made
     the whole file, MAP_SHARED only                     EINVAL
-    it can not vanish, not even in parts                munmap over it is EPERM, as of a mseal(2)ed mapping
+    it cannot vanish, not even in parts                munmap over it is EPERM, as of a mseal(2)ed mapping
     skipped by fork and dump                            VM_DONTCOPY, VM_DONTDUMP
     accesses fault like swap markers                    SIGBUS, here EFAULT
 
-Anonymous VMAs are there beside them, to be shared guest memory and to be told apart.
+Anonymous VMAs are there beside them, to be shared guest memory and to be distinguished.
 """
 
 import errno
@@ -85,7 +85,7 @@ class HostAddressSpace:
         if not shared:
             raise Refused(errno.EINVAL, f"{quoted(name)}: encrypted memory is mapped MAP_SHARED only")
         if file_size == 0:
-            raise Refused(errno.EINVAL, f"{quoted(name)}: an empty file can not be mapped: set its size first")
+            raise Refused(errno.EINVAL, f"{quoted(name)}: an empty file cannot be mapped: set its size first")
         if offset or length != file_size:
             raise Refused(
                 errno.EINVAL,
@@ -113,7 +113,7 @@ class HostAddressSpace:
         found = self.within(start, end)
         for vma in found:
             if vma.file is not None:
-                raise Refused(errno.EPERM, f"{vma} is encrypted memory: it can not vanish, not even in part")
+                raise Refused(errno.EPERM, f"{vma} is encrypted memory: it cannot vanish, not even in part")
         for vma in found:
             self._remove(vma)
             for low, high in ((vma.start, start), (end, vma.end)):

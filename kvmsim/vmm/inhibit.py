@@ -23,7 +23,7 @@ class Inhibitor:
         self._alone = False
 
     @contextmanager
-    def running(self) -> Iterator[None]:
+    def in_kvm_run(self) -> Iterator[None]:
         """Around KVM_RUN; waits while user space is, or wants to be, without vCPUs."""
         with self._changed:
             self._changed.wait_for(lambda: not self._wanting and not self._alone)
@@ -36,7 +36,7 @@ class Inhibitor:
                 self._changed.notify_all()
 
     @contextmanager
-    def alone(self, kick: Callable[[], None]) -> Iterator[None]:
+    def quiesced(self, kick: Callable[[], None]) -> Iterator[None]:
         """Outside of KVM_RUN; kick asks every vCPU to leave. The wait ends with what their faults wait for: each such
         wait has a deadline."""
         with self._changed:

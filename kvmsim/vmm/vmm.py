@@ -72,7 +72,7 @@ class Vmm:
                 self.tally.exits += 1
             if not isinstance(result, MemoryErrorExit | HypercallExit) or self.policy == "none":
                 return result
-            with self.inhibitor.alone(self._kick_all), self.memory.lock:
+            with self.inhibitor.quiesced(self._kick_all), self.memory.lock:
                 if isinstance(result, HypercallExit):
                     if not self._handle(vcpu, result):
                         return result
@@ -92,7 +92,7 @@ class Vmm:
 
         def kvm_run() -> Any:
             while True:
-                with self.inhibitor.running():
+                with self.inhibitor.in_kvm_run():
                     try:
                         return next(runs)()
                     except Refused as refused:

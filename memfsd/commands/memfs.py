@@ -203,7 +203,7 @@ def _file_facts(path: str, status: os.stat_result) -> dict[str, Any]:
     facts: dict[str, Any] = {"file": path, "inode": status.st_ino, "size": status.st_size, "blocks": status.st_blocks}
     if not stat.S_ISREG(status.st_mode):
         return facts
-    told = {
+    report = {
         key: os.getxattr(path, name).decode()
         for key, name in (
             ("seals", names.XATTR_SEALS),
@@ -214,8 +214,8 @@ def _file_facts(path: str, status: os.stat_result) -> dict[str, Any]:
     }
     return {
         **facts,
-        **told,
-        "page_size": int(told["page_size"]),
+        **report,
+        "page_size": int(report["page_size"]),
         **_fields(os.getxattr(path, names.XATTR_FRAMES).decode()),
     }
 

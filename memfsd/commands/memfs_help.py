@@ -26,11 +26,11 @@ sealed file is set once, to whole pages.
   memfs create /mnt/shared.bin --size 16M          ordinary: a VM's shared memory
 """,
     "seal": """\
-seals, one-way and for ever:
+seals, one-way and forever:
   guest          guest private memory: nobody on the host reads, writes or maps it again. The file must be empty
                  and not open for reading (EBUSY); guest,truncate empties it first
-  shrink, grow   the size can not change in that direction
-  write          the contents can not change; EBUSY while any read-write handle is open
+  shrink, grow   the size cannot change in that direction
+  write          the contents cannot change; EBUSY while any read-write handle is open
   future-write   the same, beside handles that are open
   seal           no more seals
 
@@ -91,7 +91,7 @@ Ends with Ctrl-C. Without a terminal, and with --json, views follow each other; 
 """,
 }
 
-_NO_ROOM = "the pool has not that many free frames, or is out of inodes: memfs stat MOUNTPOINT tells"
+_NO_ROOM = "the pool has not that many free frames, or is out of inodes: see memfs stat MOUNTPOINT"
 
 WHY: dict[tuple[str, int], str] = {
     (

@@ -33,7 +33,7 @@ options (-o, comma separated):
   seal_nonempty=refuse|truncate
                           sealing a file that is not empty: EBUSY (default), or truncate it first
   open=strict|rw          sealed files open write-only (default), or read-write for fallocate(1) and xfs_io
-  fixed_gfn=on|off        a file page keeps its GFN for ever (default on)
+  fixed_gfn=on|off        a file page keeps its GFN forever (default on)
   socket=PATH             where kvmsim connects (default: under /run/memfsd; read it as user.memfsd.socket)
   relatime|strictatime|noatime, nodiratime
                           when reading sets the access time (default relatime)
@@ -139,8 +139,8 @@ def _fork_daemon() -> int:
         os.chdir("/")
         return write_end
     os.close(write_end)
-    told = os.read(read_end, 1)
-    if told == b"0":
+    report = os.read(read_end, 1)
+    if report == b"0":
         sys.exit(0)
     _, status = os.waitpid(child, 0)
     sys.exit(os.waitstatus_to_exitcode(status) or 1)

@@ -18,12 +18,12 @@ from .observer import Observer, Store
 
 _CLEAR = "\033[H\033[2J"
 _OWNER = re.compile(r"vm=(?P<vm>.*) pid=(?P<pid>\d+) uid=(?P<uid>\d+) state=(?P<state>\w+)", re.DOTALL)
-"""user.memfsd.owner. A VM's name may hold anything, so that only what follows it can be told for sure."""
+"""user.memfsd.owner. A VM's name may hold anything, so that only what follows it is certain."""
 Facts = dict[str, Any]
 
 
 def run(mountpoint: str, store: Store, *, interval_s: float, count: int, as_json: bool) -> int:
-    """Print a view each interval_s: over the last one on a terminal, else one after the other. 0 counts: for ever."""
+    """Print a view each interval_s: over the last one on a terminal, else one after the other. 0 counts: forever."""
     for number, facts in enumerate(_samples(store, interval_s), 1):
         if as_json:
             print(json.dumps({"mount": mountpoint, **facts}), flush=True)

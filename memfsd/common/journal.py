@@ -9,7 +9,7 @@ Times are CLOCK_MONOTONIC nanoseconds, the same clock in every process of a mach
 processes can be merged. A sent packet is recorded before it is sent, a received one after it came: what another process
 can have seen is in the journal even if this one is killed. docs/reliability.md says what each note means.
 
-Recording stands in the way of nobody: a `Recording` is an instrument, which observes the trace points of one side
+Recording blocks nobody: a `Recording` is an instrument, which observes the trace points of one side
 (common/trace.py) for as long as the process has a journal.
 """
 
@@ -91,7 +91,7 @@ decode_entry: Callable[[bytes], Entry] = msgspec.json.Decoder(Opening | Message 
 class Recording(trace.Instrument):
     """`write` appends bytes to the journal and answers how many; `now_ns` is CLOCK_MONOTONIC. Safe from any thread.
 
-    OSError when the first record can not be written. Later nothing stops the process, and `warn` is told once: after
+    OSError when the first record cannot be written. Later nothing stops the process, and `warn` is told once: after
     room_bytes the journal ends with a record that says so, and where it is when a write fails.
     """
 
@@ -193,7 +193,7 @@ class Recording(trace.Instrument):
                 self._append(line)
             except OSError as error:
                 self._room = 0
-                self._warn(f"the journal can not be written and has ended: {error.strerror}")
+                self._warn(f"the journal cannot be written and has ended: {error.strerror}")
             else:
                 if is_full:
                     self._room = 0

@@ -24,7 +24,7 @@ _OPENING_BYTES = 4096
 def open_journal(path: str) -> int:
     """An fd that appends, also to a journal that is there; while it is open, in whatever process, nobody else gets one.
 
-    Refused names why it can not: a memfsd mount would wait for itself; EBUSY while another process writes it; EEXIST
+    Refused names why it cannot: a memfsd mount would wait for itself; EBUSY while another process writes it; EEXIST
     for a file that is no journal; what open(2) says.
     """
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
@@ -79,7 +79,7 @@ def _claim(fd: int, path: str) -> None:
         except PermissionError:
             raise Refused(
                 errno.EACCES,
-                f"journal {quoted(path)}: others can read it, and you can not change that: name another file",
+                f"journal {quoted(path)}: others can read it, and you cannot change that: name another file",
             ) from None
 
 
@@ -94,7 +94,7 @@ def _is_journal(fd: int) -> bool:
 def start_journal(
     fd: int, side: str, now_ns: Callable[[], int], warn: Callable[[str], None], limit_bytes: int = MAX_JOURNAL_BYTES
 ) -> Recording:
-    """Record into an fd of `open_journal`; a line that a crash tore stays a line of its own.
+    """Record into an fd of `open_journal`; a line that a crash tore stays its own line.
 
     EFBIG when it is full; what write(2) says when there is no room for the first record: the file is as it was then.
     """
@@ -112,7 +112,7 @@ def start_journal(
         if is_regular:
             with contextlib.suppress(OSError):
                 os.ftruncate(fd, size)
-        raise Refused(error.errno or errno.EIO, f"the journal can not be written: {error.strerror}") from None
+        raise Refused(error.errno or errno.EIO, f"the journal cannot be written: {error.strerror}") from None
 
 
 def _appending(fd: int) -> Callable[[bytes], int]:

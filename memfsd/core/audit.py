@@ -20,7 +20,7 @@ from .files.inodes import Regular
 from .gmem import guest_of
 from .memory.page_table import FilePages
 from .private.bindings import Binding
-from .private.gmem_file import Guest, PairState
+from .private.gmem_file import GmemFile, PairState
 from .service import Service
 
 Finding = tuple[str, str]
@@ -83,8 +83,10 @@ def audit(service: Service, facts: Facts) -> list[Finding]:
         if file.readers and not service.options.open_rw:
             findings.append(("R2", f"inode {file.ino} is sealed and open for reading"))
         findings += _sealed_file(service, file, file.guest)
-        if file.guest.closing is not None and file.ino not in facts.moving:
-            findings.append(("R7", f"inode {file.ino}: the bracket on {file.guest.closing.start:#x} was never closed"))
+        if file.guest.open_invalidation is not None and file.ino not in facts.moving:
+            findings.append(
+                ("R7", f"inode {file.ino}: the bracket on {file.guest.open_invalidation.start:#x} was never closed")
+            )
         window = facts.windows.get(file.ino, [])
         findings += _leaked(service, f"window {file.ino}", file.ino, window, owner, set(_PRIVATE_STATES))
         report = facts.reports.get(file.ino)
@@ -173,7 +175,7 @@ def _leaked(
             yield "R8", f"{where} holds memory for frame {at:#x}, which is {state} and not its own"
 
 
-def _sealed_file(service: Service, file: Regular, guest: Guest) -> Iterator[Finding]:
+def _sealed_file(service: Service, file: Regular, guest: GmemFile) -> Iterator[Finding]:
     """R2, R4, R5, R6 of one sealed file, from the store's state alone."""
     if Seal.GUEST not in file.seals:
         yield "R2", f"inode {file.ino} has guest state without the seal"
@@ -201,7 +203,7 @@ def _sealed_file(service: Service, file: Regular, guest: Guest) -> Iterator[Find
         yield "R2", f"inode {file.ino}: the size {file.size} is not whole pages"
 
 
-def _compare(file: Regular, guest: Guest, report: PeerReport) -> Iterator[Finding]:
+def _compare(file: Regular, guest: GmemFile, report: PeerReport) -> Iterator[Finding]:
     """R3 (and R7's sequence): both processes agree on slots, frames and the sequence number."""
     if report.seq != guest.seq:
         yield "R7", f"inode {file.ino}: sequence number {guest.seq} here, {report.seq} in the VM"

@@ -28,7 +28,7 @@ from .memory.frames import FramePool
 from .memory.page_table import Run
 from .options import StoreOptions
 from .private.bindings import Binding
-from .private.gmem_file import Guest, Invalidation, Pairing, PairState
+from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
 
 PageRange = tuple[Pgoff, Pgoff]
 Touched = Sequence[tuple[int, int]]
@@ -40,7 +40,7 @@ _PRIVATE, _PENDING = FrameState.PRIVATE, FrameState.PENDING
 """A member's name looked up in its class takes a quarter of a microsecond: too long for a grant."""
 
 
-def guest_of(file: Regular) -> Guest:
+def guest_of(file: Regular) -> GmemFile:
     if file.guest is None:
         raise Refused(errno.EINVAL, f"inode {file.ino} is not sealed for a guest: seal it first")
     return file.guest
@@ -61,7 +61,7 @@ class GuestMemory:
         """One-way: from now on the file is guest private memory. It must be empty."""
         assert file.size == 0 and file.pages.page_count == 0 and file.readers == 0
         file.seals |= Seal.GUEST
-        file.guest = Guest()
+        file.guest = GmemFile()
         self._inodes.add_sealed(file)
 
     # -- size and preallocation
@@ -137,7 +137,7 @@ class GuestMemory:
         if trace.store is not None:
             trace.store.pages_bound(file.ino, slot, gfn, pgoff, page_count)
         guest = guest_of(file)
-        assert guest.closing is None, "the caller holds the invalidate_lock"
+        assert guest.open_invalidation is None, "the caller holds the invalidate_lock"
         end = pgoff + page_count
         if end << PAGE_SHIFT > file.size and end > guest.bound_end:
             raise Refused(errno.EINVAL, f"pages {pgoff:#x}-{end:#x} are past the end of the file ({file.size} bytes)")
@@ -149,7 +149,7 @@ class GuestMemory:
         if trace.store is not None:
             trace.store.pages_unbound(file.ino, pgoff, page_count)
         guest = guest_of(file)
-        assert guest.closing is None, "the caller holds the invalidate_lock"
+        assert guest.open_invalidation is None, "the caller holds the invalidate_lock"
         guest.bindings.unbind(pgoff, pgoff + page_count)
 
     @trace.hot(trace.Side.STORE, lambda to, _, file, pgoff, max_pages: to.run_granted(file.ino, pgoff, max_pages))
@@ -164,7 +164,7 @@ class GuestMemory:
         bound_until = guest.bindings.bound_until(pgoff)
         if bound_until is None or pgoff << PAGE_SHIFT >= file.size:
             raise Refused(errno.EFAULT, f"file page {pgoff:#x} is not bound")
-        closing = guest.closing
+        closing = guest.open_invalidation
         if closing is not None and closing.start <= pgoff < closing.end:
             raise Refused(errno.EAGAIN, f"file page {pgoff:#x} is being taken back")
         wish = readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
@@ -189,7 +189,7 @@ class GuestMemory:
             guest.pending -= 1
         return run
 
-    def _grant(self, file: Regular, guest: Guest, pgoff: int, limit: int, wish: int) -> tuple[Pfn, int]:
+    def _grant(self, file: Regular, guest: GmemFile, pgoff: int, limit: int, wish: int) -> tuple[Pfn, int]:
         """New frames, and several at once if it can be."""
         if file.order:
             return self._grant_large(file, pgoff, limit)
@@ -226,12 +226,12 @@ class GuestMemory:
         if trace.store is not None:
             trace.store.invalidate_begin(file.ino, start, end, reason)
         guest = guest_of(file)
-        assert guest.closing is None, "one invalidation of a file at a time"
+        assert guest.open_invalidation is None, "one invalidation of a file at a time"
         assert start < end
         bound = bool(guest.bindings.overlapping(start, end))
         upcall = bound and guest.active is not None
-        guest.closing = Invalidation(Pgoff(start), Pgoff(end), reason, upcall, guest.seq)
-        return guest.closing
+        guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), reason, upcall, guest.seq)
+        return guest.open_invalidation
 
     def unmap(self, file: Regular, kept: list[PageRange], touched: Touched = ()) -> Scrub | None:
         """After the acknowledgement: take the range's next pages out of the file, ready to be scrubbed; None: no more.
@@ -243,7 +243,7 @@ class GuestMemory:
         if trace.store is not None:
             trace.store.pages_unmapped(file.ino)
         guest = guest_of(file)
-        closing = guest.closing
+        closing = guest.open_invalidation
         assert closing is not None
         start, part = closing.taken_to, list(islice(file.pages.extents(closing.taken_to, closing.end), _PART_EXTENTS))
         if not part:
@@ -257,7 +257,7 @@ class GuestMemory:
             return Scrub(file.ino, self._unmap_pending(file, guest, start, closing.taken_to))
         return Scrub(file.ino, self._unmap_all(file, guest, start, closing.taken_to))
 
-    def _unmap_all(self, file: Regular, guest: Guest, start: int, end: int) -> Runs:
+    def _unmap_all(self, file: Regular, guest: GmemFile, start: int, end: int) -> Runs:
         runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(start), Pgoff(end))]
         for pfn, count in runs:
             if guest.pending:
@@ -265,7 +265,7 @@ class GuestMemory:
             self._pool.set_state(pfn, count, FrameState.CLOSING)
         return runs
 
-    def _unmap_pending(self, file: Regular, guest: Guest, start: int, end: int) -> Runs:
+    def _unmap_pending(self, file: Regular, guest: GmemFile, start: int, end: int) -> Runs:
         runs: Runs = []
         for pgoff, pfn, count in self._pending_extents(file, start, end):
             file.pages.unmap(Pgoff(pgoff), Pgoff(pgoff + count))
@@ -280,9 +280,9 @@ class GuestMemory:
         if trace.store is not None:
             trace.store.invalidate_end(file.ino)
         guest = guest_of(file)
-        closing = guest.closing
+        closing = guest.open_invalidation
         assert closing is not None
-        guest.closing = None
+        guest.open_invalidation = None
         guest.invalidation_count += 1
         if closing.upcall:
             guest.seq = Seq(guest.seq + 1)
@@ -293,7 +293,7 @@ class GuestMemory:
         found = []
         for file in files:
             guest = guest_of(file)
-            if guest.pending and guest.closing is None:
+            if guest.pending and guest.open_invalidation is None:
                 found.append((file.ino, guest.pending_start, guest.pending_end))
         return found
 
@@ -332,7 +332,7 @@ class GuestMemory:
         self._settle_touched(file, guest, touched, start, end)
         return end if len(part) == _PART_EXTENTS else None
 
-    def _settle_touched(self, file: Regular, guest: Guest, touched: Touched, start: int, end: int) -> None:
+    def _settle_touched(self, file: Regular, guest: GmemFile, touched: Touched, start: int, end: int) -> None:
         """A VM may write anywhere in its window, also where frames of other files are: only its own count."""
         if not touched:
             return
@@ -344,7 +344,7 @@ class GuestMemory:
                 first, last = max(low, pfn), min(high, pfn + count)
                 guest.pending -= self._settle(Pfn(first), last - first)
 
-    def _settle_kept(self, file: Regular, guest: Guest, kept: list[PageRange], part: list[Run]) -> None:
+    def _settle_kept(self, file: Regular, guest: GmemFile, kept: list[PageRange], part: list[Run]) -> None:
         start, end = part[0][0], part[-1][0] + part[-1][2]
         for low, high in kept:
             if low < end and start < high:
@@ -383,7 +383,7 @@ class GuestMemory:
         if trace.store is not None:
             trace.store.vm_released(file.ino)
         guest = guest_of(file)
-        assert guest.pairing is not None and guest.closing is None
+        assert guest.pairing is not None and guest.open_invalidation is None
         guest.pairing.state = PairState.ENDED
         guest.bindings.clear()
         quarantined = self._data.give_back(file.ino, guest.quarantine, 0, PGOFF_END, file.ino)
@@ -403,7 +403,7 @@ class GuestMemory:
         assert not guest.holds_memory
         return self._give_back_all(file, guest)
 
-    def _give_back_all(self, file: Regular, guest: Guest) -> list[Effect]:
+    def _give_back_all(self, file: Regular, guest: GmemFile) -> list[Effect]:
         guest.pending = 0
         return list(self._data.give_back(file.ino, file.pages, 0, PGOFF_END, file.ino))
 

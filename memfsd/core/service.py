@@ -21,7 +21,7 @@ from .effects import Discard, Effect, Fill, ForgetCache, Quarantine, Scrub
 from .files.handles import HandleTable, handle_shares, listed_shares
 from .files.inodes import Changes, Directory, Inode, InodeTable, Regular, Symlink
 from .files.namespace import Creds, Namespace
-from .files.ordinary import OrdinaryData, Plan
+from .files.ordinary import IoVec, OrdinaryData
 from .files.seeking import Seek
 from .files.shares import ROOT_UID
 from .files.xattrs import Xattrs
@@ -208,7 +208,7 @@ class Service:
         # Also of a handle that only reads: the kernel has asked for the right to write.
         if flags & os.O_TRUNC and (file.size or file.guest is None):
             if file.guest is not None:
-                raise Refused(errno.EPERM, f"inode {ino} is guest private memory: O_TRUNC can not empty it")
+                raise Refused(errno.EPERM, f"inode {ino} is guest private memory: O_TRUNC cannot empty it")
             effects, _ = self.resize(ino, 0, now_ns)
         return file, self._open(file, flags, uid), effects
 
@@ -224,7 +224,7 @@ class Service:
         return self.handles.open_directory(self.inodes.directory(ino), uid)
 
     def entries(self, handle: int, offset: int) -> Iterator[tuple[int, bytes, Inode]]:
-        """Directory entries from an offset, "." and ".." first: (next offset, name, inode). Offset 0 reads anew: ENOMEM
+        """Directory entries from an offset, "." and ".." first: (next offset, name, inode). Offset 0 rereads: ENOMEM
         when this user keeps too many names.
         """
         opened = self.handles.directory(handle)
@@ -241,7 +241,7 @@ class Service:
     def releasedir(self, handle: int) -> list[Effect]:
         return self._reap(self.handles.release_directory(handle))
 
-    def read(self, handle: int, offset: int, size: int, now_ns: int) -> Plan:
+    def read(self, handle: int, offset: int, size: int, now_ns: int) -> IoVec:
         """EPERM on a sealed file, whoever asks."""
         opened = self.handles.file(handle)
         file = opened.file
@@ -278,7 +278,7 @@ class Service:
             file.mtime_ns = file.ctime_ns = now_ns
         return at
 
-    def write(self, handle: int, offset: int, size: int, now_ns: int, *, stored: bool = False) -> Plan:
+    def write(self, handle: int, offset: int, size: int, now_ns: int, *, stored: bool = False) -> IoVec:
         """Where the bytes go; the plan may be shorter than asked when the pool gets full.
 
         stored: through a mapping, which a later F_SEAL_FUTURE_WRITE leaves alone.

@@ -8,9 +8,9 @@
  *     kernel -> libfuse -> on_fallocate ... -> handler(request, ...)      in Python, under the GIL
  *     reply_err, reply_lseek, reply_ioctl(request, ...) -> libfuse -> kernel, now or from a later task
  *
- * The same place asks the kernel for FUSE_HANDLE_KILLPRIV_V2, which libfuse 3.14 can not: without it each write(2)
+ * The same place asks the kernel for FUSE_HANDLE_KILLPRIV_V2, which libfuse 3.14 cannot: without it each write(2)
  * costs a second request, GETXATTR of security.capability. In return the kernel leaves clearing setuid and
- * setgid bits to us and says when, in bits that libfuse drops; `kills` tells them.
+ * setgid bits to us and says when, in bits that libfuse drops; `clears_setid` reports them.
  *
  * A write into one run of frames, as most are, is done here as well, from libfuse's buffer: Python only says where.
  * pyfuse3 would copy the bytes first and make three coroutines.
@@ -486,21 +486,21 @@ static PyObject *active(PyObject *self, PyObject *args)
     return PyBool_FromLong(session_made);
 }
 
-static PyObject *kills(PyObject *self, PyObject *args)
+static PyObject *clears_setid(PyObject *self, PyObject *args)
 {
     (void)self;
     (void)args;
     return PyBool_FromLong(kill_suidgid);
 }
 
-static PyObject *stores(PyObject *self, PyObject *args)
+static PyObject *is_writeback(PyObject *self, PyObject *args)
 {
     (void)self;
     (void)args;
     return PyBool_FromLong(from_mapping);
 }
 
-static PyObject *queued(PyObject *self, PyObject *args)
+static PyObject *has_pending(PyObject *self, PyObject *args)
 {
     (void)self;
     (void)args;
@@ -533,9 +533,9 @@ static PyMethodDef methods[] = {
     {"reply_err", reply_err, METH_VARARGS, "Answer a request with an errno, 0 for success."},
     {"reply_lseek", reply_lseek, METH_VARARGS, "Answer an lseek request with an offset."},
     {"reply_ioctl", reply_ioctl, METH_VARARGS, "Answer an ioctl request with a result and bytes."},
-    {"kills", kills, METH_NOARGS, "Whether the request just received clears setuid and setgid bits."},
-    {"stores", stores, METH_NOARGS, "Whether the request just received writes back what a mapping stored."},
-    {"queued", queued, METH_NOARGS, "Whether the kernel has requests for us that were not received yet."},
+    {"clears_setid", clears_setid, METH_NOARGS, "Whether the request just received clears setuid and setgid bits."},
+    {"is_writeback", is_writeback, METH_NOARGS, "Whether the request just received writes back what a mapping stored."},
+    {"has_pending", has_pending, METH_NOARGS, "Whether the kernel has requests for us that were not received yet."},
     {"write_back", write_back, METH_VARARGS, "Have the kernel write back and drop what it caches of a range of a file."},
     {"active", active, METH_NOARGS, "Whether a session was made through this module."},
     {NULL, NULL, 0, NULL},

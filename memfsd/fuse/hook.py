@@ -1,7 +1,7 @@
 """fallocate(2), lseek(2) and ioctl(2) on a pyfuse3 mount.
 
 pyfuse3 has no handlers for them. The extension `_hook` adds them to the operation table that pyfuse3 gives
-to libfuse (its opening comment tells how); that works only when it is loaded before pyfuse3, so import this
+to libfuse (its opening comment says how); that works only when it is loaded before pyfuse3, so import this
 module first, and call `check_active` after `pyfuse3.init`.
 
     async with serving(handlers):
@@ -45,8 +45,8 @@ _MAX_ERRNO = 511
 class Handlers(Protocol):
     """What serves the requests. Offsets and lengths in bytes; ino and fh as pyfuse3 gave them out."""
 
-    async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int, kills: bool) -> None:
-        """Runs as a task of its own and may wait; cancelled when the serving ends. kills: see `kills`.
+    async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int, clears_setid: bool) -> None:
+        """Runs as its own task and may wait; cancelled when the serving ends. clears_setid: see `clears_setid`.
 
         The kernel lets through the modes KEEP_SIZE, PUNCH_HOLE and ZERO_RANGE with offset >= 0, length > 0.
         """
@@ -76,27 +76,27 @@ def check_active() -> None:
         )
 
 
-def kills() -> bool:
+def clears_setid() -> bool:
     """Whether the request that just came takes away the file's setuid and setgid bits, as a write by one who may not
     keep them does. Ask before the handler's first await: it is about the last request received.
     """
-    return _hook.kills()
+    return _hook.clears_setid()
 
 
-def stores() -> bool:
-    """Whether the write that just came is the kernel's, of what somebody stored through a mapping. Ask as `kills`."""
-    return _hook.stores()
+def is_writeback() -> bool:
+    """Whether the write that just came is the kernel's, of what was stored through a mapping. Ask as `clears_setid`."""
+    return _hook.is_writeback()
 
 
-def queued() -> bool:
+def has_pending() -> bool:
     """Whether the kernel has requests for us that were not received yet."""
-    return _hook.queued()
+    return _hook.has_pending()
 
 
 def write_back(ino: int, offset: int, length: int) -> None:
     """Have the kernel write back what was stored through mappings in a range, and drop its pages; length 0: to the end.
 
-    Waits for our answers to those writes and to reads of the same pages: never call it on the loop. What can not be
+    Waits for our answers to those writes and to reads of the same pages: never call it on the loop. What cannot be
     written (ENOSPC) is dropped all the same, and lost.
     """
     _hook.write_back(ino, offset, length)
@@ -124,7 +124,9 @@ class _Server:
         self._nursery = nursery
 
     def fallocate(self, request: int, ino: int, fh: int, mode: int, offset: int, length: int) -> None:
-        self._nursery.start_soon(self._fallocate, request, ino, fh, mode, offset, length, kills(), name="fallocate")
+        self._nursery.start_soon(
+            self._fallocate, request, ino, fh, mode, offset, length, clears_setid(), name="fallocate"
+        )
 
     async def _fallocate(
         self, request: int, ino: int, fh: int, mode: int, offset: int, length: int, killing: bool

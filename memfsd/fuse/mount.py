@@ -111,7 +111,7 @@ def check_fuse(options: frozenset[str] = frozenset()) -> None:
         os.close(os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC))
     except OSError as error:
         way_out = ": mount as root, or let users open it (chmod 666 /dev/fuse)" if os.geteuid() != 0 else ""
-        raise Refused(error.errno or errno.EIO, f"/dev/fuse can not be opened: {error.strerror}{way_out}") from None
+        raise Refused(error.errno or errno.EIO, f"/dev/fuse cannot be opened: {error.strerror}{way_out}") from None
     if os.geteuid() != 0 and shutil.which("fusermount3") is None:
         raise Refused(errno.ENOENT, "fusermount3 is missing: install the package fuse3, or mount as root")
     if os.geteuid() != 0 and "nosymfollow" in options:
@@ -180,12 +180,12 @@ def detach(path: str) -> None:
             check=False,
         )
         if done.returncode != 0:
-            raise Refused(errno.EPERM, f"the dead mount at {quoted(path)} can not be removed: {done.stderr.strip()}")
+            raise Refused(errno.EPERM, f"the dead mount at {quoted(path)} cannot be removed: {done.stderr.strip()}")
         return
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.umount2(os.fsencode(path), _MNT_DETACH) != 0:
         number = ctypes.get_errno()
-        raise Refused(number, f"the dead mount at {quoted(path)} can not be removed: {os.strerror(number)}")
+        raise Refused(number, f"the dead mount at {quoted(path)} cannot be removed: {os.strerror(number)}")
 
 
 def _is_alive(path: str) -> bool:

@@ -61,4 +61,4 @@ def set_attributes(path: str, names: Iterable[str]) -> None:
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.syscall(_SYS_MOUNT_SETATTR, _AT_FDCWD, os.fsencode(path), 0, attr, len(attr)) != 0:
         number = ctypes.get_errno()
-        raise Refused(number, f"{quoted(path)}: {', '.join(sorted(names))} can not be set: {os.strerror(number)}")
+        raise Refused(number, f"{quoted(path)}: {', '.join(sorted(names))} cannot be set: {os.strerror(number)}")

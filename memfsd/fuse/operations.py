@@ -29,7 +29,7 @@ from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
 from .closing import after_closing
-from .hook import kills, pyfuse3, queued, stores, write_back
+from .hook import clears_setid, has_pending, is_writeback, pyfuse3, write_back
 from .waiters import Waiters
 
 log = logging.getLogger("memfsd.fuse")
@@ -126,7 +126,7 @@ class Operations(pyfuse3.Operations):
 
     async def _without_the_closed(self, add_seals: Callable[[], R]) -> R:
         """Add seals; EBUSY only for handles that are still open, not for those whose RELEASE is under way."""
-        return await after_closing(add_seals, lambda: self._background > 0 or queued())
+        return await after_closing(add_seals, lambda: self._background > 0 or has_pending())
 
     async def _made_room(self) -> bool:
         if self._reclaiming is None:
@@ -215,7 +215,7 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> EntryAttributes:
-        if kills():
+        if clears_setid():
             self._clear_setid(inode)
         elif _is_chown(fields):
             self._clear_setid_by_chown(inode, fields, ctx)
@@ -245,7 +245,7 @@ class Operations(pyfuse3.Operations):
 
     @staticmethod
     def _forget_attributes(inode: int) -> None:
-        """The kernel asks anew. Waits for no lock, and so may run on the loop."""
+        """The kernel asks again. Waits for no lock, and so may run on the loop."""
         with contextlib.suppress(OSError):
             pyfuse3.invalidate_inode(inode, attr_only=True)
 
@@ -290,7 +290,7 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def open(self, inode: int, flags: int, ctx: Any) -> FileInfo:
-        if kills():
+        if clears_setid():
             self._clear_setid(inode)
         opened, work = self._files.open(inode, flags, ctx.uid)
         await self._finish(work)
@@ -310,8 +310,8 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def write(self, fh: int, off: int, buf: bytes) -> int:
-        size, stored = len(buf), stores()
-        if kills():
+        size, stored = len(buf), is_writeback()
+        if clears_setid():
             self._clear_setid(self._files.opener(fh)[0])
         written = self._files.write(fh, off, buf, stored=stored)
         if written == size:

@@ -47,7 +47,7 @@ class EffectRunner:
             return self._service.fill(effect)
 
     def perform(self, effects: Sequence[Effect]) -> None:
-        """Refused when a file can not be filled after all."""
+        """Refused when a file cannot be filled after all."""
         for effect in effects:
             if isinstance(effect, Scrub):
                 self._windows.punch(effect.window, effect.runs)

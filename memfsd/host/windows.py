@@ -1,7 +1,7 @@
 """The memfds: one pool for the bytes of ordinary files, and one window for each sealed file.
 
 memfsd never maps any of them. Ordinary bytes go through pread and pwrite; a window is only made, passed to the
-VM that paired, punched and closed. SEEK_DATA tells which of its pages the VM has touched.
+VM that paired, punched and closed. SEEK_DATA shows which of its pages the VM has touched.
 """
 
 import errno
@@ -11,7 +11,7 @@ import os
 from memfsd.common import sync, trace
 from memfsd.common.linux import PageRange, data_ranges, punch_hole
 from memfsd.core.effects import Runs
-from memfsd.core.files.ordinary import Plan
+from memfsd.core.files.ordinary import IoVec
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, Pfn
 
 
@@ -27,7 +27,7 @@ class Windows:
     def _make(self, name: str) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         os.ftruncate(fd, self._pool_bytes)
-        # Who maps it need not fear SIGBUS: its size is for ever.
+        # Who maps it need not fear SIGBUS: its size is forever.
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return fd
 
@@ -36,13 +36,13 @@ class Windows:
         """Of the memfd of ordinary files."""
         return self._pool
 
-    def read(self, plan: Plan) -> bytes:
+    def read(self, plan: IoVec) -> bytes:
         if len(plan) == 1:
             offset, length = plan[0]
             return bytes(length) if offset < 0 else os.pread(self._pool, length, offset)
         return b"".join(bytes(n) if at < 0 else os.pread(self._pool, n, at) for at, n in plan)
 
-    def write(self, plan: Plan, data: bytes) -> int:
+    def write(self, plan: IoVec, data: bytes) -> int:
         """Bytes written: those the plan has room for."""
         if len(plan) == 1 and plan[0][1] == len(data):
             return os.pwrite(self._pool, data, plan[0][0])
@@ -59,7 +59,7 @@ class Windows:
         os.pwrite(self._pool, bytes(length), offset)
 
     def first_written(self, pfn: Pfn, count: int) -> int | None:
-        """core.ordinary.Contents: a frame that nobody wrote is a hole of the pool."""
+        """core.ordinary.WrittenExtents: a frame that nobody wrote is a hole of the pool."""
         start = pfn << PAGE_SHIFT
         try:
             found = os.lseek(self._pool, start, os.SEEK_DATA)

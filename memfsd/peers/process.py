@@ -11,7 +11,7 @@ _SO_PEERPIDFD = 77  # linux/asm-generic/socket.h; Linux 6.5 and later
 
 
 class PeerProcess:
-    """Who connected, held by pidfd so that the number can not come to mean another process."""
+    """Who connected, held by pidfd so that the number cannot come to mean another process."""
 
     def __init__(self, connection: socket.socket) -> None:
         """OSError (ESRCH) when the process is gone already."""

@@ -34,10 +34,10 @@ _STOP_DEADLINE_S = 3.0
 
 
 class GuestServer:
-    """Accepts on a thread of its own; `_lock` guards `_sessions`."""
+    """Accepts on its own thread; `_lock` guards `_sessions`."""
 
     def __init__(self, path: str, store: Store) -> None:
-        """Refused names why the socket can not be made there."""
+        """Refused names why the socket cannot be made there."""
         self._path = path
         self._store = store
         self._sessions: dict[threading.Thread, Session] = {}

@@ -1,4 +1,4 @@
-"""One connection, from HELLO to the end of its VM, on a thread of its own."""
+"""One connection, from HELLO to the end of its VM, on its own thread."""
 
 import contextlib
 import errno
@@ -209,7 +209,7 @@ class Session:
         if not proves(pair.proof, KVM, *self._claim):
             raise Refused(errno.EACCES, "this does not prove the token of HELLO: read user.memfsd.token again")
         if not m.REQUIRED_KVM_OPERATIONS.issubset(hello.operations):
-            raise Refused(errno.EOPNOTSUPP, "a VM that can not be invalidated can not pair")
+            raise Refused(errno.EOPNOTSUPP, "a VM that cannot be invalidated cannot pair")
         vm = _plain(hello.vm)
         pairing = Pairing(vm, process.pid, process.uid, frozenset(hello.operations), pair.secret)
         ends: list[socket.socket] = []

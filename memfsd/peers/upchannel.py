@@ -24,7 +24,7 @@ def timeval(timeout_s: float) -> bytes:
 
 
 def set_deadline(sock: socket.socket, timeout_s: float) -> None:
-    """Kernel timeouts on a blocking socket: no poll before each call. 0 waits for ever."""
+    """Kernel timeouts on a blocking socket: no poll before each call. 0 waits forever."""
     value = timeval(timeout_s)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, value)
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, value)

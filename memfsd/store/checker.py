@@ -73,8 +73,8 @@ class Checker:
                 facts.held_windows = [ino for ino in self._windows.files() if ino in windows - unheld]
                 findings += audit(service, facts)
                 pairings = sum(guest_of(file).active is not None for file in sealed)
-                told = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]
-                return CheckReply(told, len(service.inodes), pairings, service.pool.frame_count)
+                report = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]
+                return CheckReply(report, len(service.inodes), pairings, service.pool.frame_count)
 
     def _ask_all(self, files: list[Regular], facts: Facts) -> list[Finding]:
         """Several VMs at a time, so that the slow ones do not use up the time of the others."""
@@ -148,7 +148,7 @@ class Checker:
         return report
 
     def _most_mappings(self, file: Regular) -> int:
-        """A VM maps each page of the file once; a report begins anew at most at each binding."""
+        """A VM maps each page of the file once; a report starts over at most at each binding."""
         return min(file.size >> PAGE_SHIFT, self._service.pool.frame_count) + MAX_BINDINGS_PER_FILE
 
     def _endless(self, file: Regular) -> Finding:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 from memfsd.core.effects import Effect
 from memfsd.core.files.inodes import ROOT_INO, Changes, Regular
 from memfsd.core.files.namespace import Creds
-from memfsd.core.files.ordinary import Plan
+from memfsd.core.files.ordinary import IoVec
 from memfsd.core.gmem import PageRange
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
@@ -180,7 +180,7 @@ class Files:
 
     def write(self, handle: int, offset: int, data: bytes, *, stored: bool = False) -> int:
         """Bytes written: fewer, and 0, when the pool gets full. stored: the kernel writes what a mapping stored."""
-        plan: Plan = []
+        plan: IoVec = []
         with self._lock:
             # Planned and written in one go, so that no truncate frees the frames between.
             try:

@@ -1,6 +1,6 @@
 """Invalidations: BEGIN, acknowledged, scrub, END, under the file's invalidate_lock.
 
-All of it blocks, each step with a deadline, and so runs on a thread of its own (a FUSE handler's worker, or the
+All of it blocks, each step with a deadline, and so runs on its own thread (a FUSE handler's worker, or the
 session whose grant found the pool full), never on the FUSE loop.
 """
 
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from memfsd.common import trace
 from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
-from memfsd.core.private.gmem_file import Guest, Invalidation
+from memfsd.core.private.gmem_file import GmemFile, Invalidation
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import PAUSE_S, EffectRunner
 from memfsd.host.windows import Windows
@@ -61,7 +61,7 @@ class Invalidator:
         self.peers: dict[Ino, Peer] = {}
 
     @contextlib.contextmanager
-    def hold(self, guest: Guest) -> Iterator[None]:
+    def hold(self, guest: GmemFile) -> Iterator[None]:
         """The file's invalidate_lock. EBUSY when another invalidation does not end in time."""
         if not guest.invalidate_lock.acquire(timeout=self._deadlines.invalidate_lock_s):
             raise Refused(errno.EBUSY, "another invalidation of this file does not end")

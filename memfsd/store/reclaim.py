@@ -1,6 +1,6 @@
 """The pool is full: pages that were granted ahead and never touched are taken back, from many VMs at a time.
 
-Who needs them does not wait for one VM after the other: each is asked on a thread of its own, those that were quick
+Who needs them does not wait for one VM after the other: each is asked on its own thread, those that were quick
 last time first, and after Deadlines.reclaim_s the asker goes on with what came free. What is under way goes on.
 """
 

@@ -1,7 +1,7 @@
 """What a use case leaves to be done outside Service.lock, before its caller is answered.
 
 store.files.punch(ino, offset, length).run()        on a thread that may block
-if work.is_quick: work.run()                        on an event loop; else on a thread of its own
+if work.is_quick: work.run()                        on an event loop; else on its own thread
 """
 
 from collections.abc import Sequence

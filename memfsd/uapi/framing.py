@@ -22,7 +22,7 @@ HEADER_BYTES = _HEADER.size
 _pack_header = _HEADER.pack
 _unpack_header = _HEADER.unpack_from
 request_words = struct.Struct("<II").unpack_from
-"""Id and kind of a request. Of anything else, the second word is no kind: `decode_request_header` tells what it is.
+"""Id and kind of a request. Of anything else, the second word is no kind: `decode_request_header` says what it is.
 Of at least HEADER_BYTES."""
 _encode = msgspec.msgpack.Encoder().encode
 _KINDS = {int(kind): kind for kind in Kind}

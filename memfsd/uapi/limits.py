@@ -47,7 +47,7 @@ MAX_AHEAD_PAGES = 4096
 """The most that readahead grants ahead, and that a fault asks for, but for one large page."""
 MAX_CONNECTIONS = 1024
 MAX_CONNECTIONS_PER_UID = 512
-"""Of one user, but for root and the one who mounted: one user can not take all places."""
+"""Of one user, but for root and the one who mounted: one user cannot take all places."""
 RESERVED_CONNECTIONS = 64
 """Of MAX_CONNECTIONS: places that only root and the one who mounted get, however many users take all others."""
 MAX_UNPAIRED_PER_UID = 128
@@ -83,7 +83,7 @@ ACK_DEADLINE_S = 5.0
 ANSWER_DEADLINE_S = 30.0
 """kvmsim's patience with the store; longer than ACK_DEADLINE_S, since a grant may wait for one."""
 BRACKET_DEADLINE_S = 25.0
-"""Patience for another invalidation of the same file, each step of which has a deadline of its own."""
+"""Patience for another invalidation of the same file, each step of which has its own deadline."""
 TURN_DEADLINE_S = 10.0
 """Patience of a system call that has to wait for a VM, for its turn among those of its user."""
 RECLAIM_DEADLINE_S = 3.0

@@ -2,7 +2,7 @@
 
 A token is read with fgetxattr(2) through an fd of a sealed file, so it travels through the file system: only who holds
 the fd and who serves the mount know it. Its id goes over the socket and its key never does. Store and VM each prove the
-key over both nonces and under a label of its own, so that neither proof can be replayed or reflected.
+key over both nonces and under its own label, so that neither proof can be replayed or reflected.
 """
 
 import hmac

@@ -1,4 +1,4 @@
-"""A real guest, in a process of its own: kvmsim attached to a sealed file, given a line at a time."""
+"""A real guest, in its own process: kvmsim attached to a sealed file, given a line at a time."""
 
 import contextlib
 import json

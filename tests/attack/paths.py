@@ -249,7 +249,7 @@ PATHS: tuple[Attack, ...] = (
 IOCTLS: tuple[Attack, ...] = (
     _handle_ioctl("FS_IOC_FIEMAP", FS_IOC_FIEMAP, struct.pack("QQIIII", 0, PAGE, 0, 0, 0, 0), "EOPNOTSUPP"),
     _handle_ioctl("FIBMAP", FIBMAP, bytes(4), WORKS, unprivileged=dict.fromkeys(("ordinary", "blind", "rw"), "EPERM")),
-    # For these two the kernel opens the file anew, for reading.
+    # For these two the kernel opens the file again, for reading.
     _handle_ioctl("FS_IOC_GETFLAGS", FS_IOC_GETFLAGS, bytes(8), "ENOTTY", blind="EPERM", blind_rw="ENOTTY"),
     _handle_ioctl("FS_IOC_FSGETXATTR", FS_IOC_FSGETXATTR, bytes(28), "ENOTTY", blind="EPERM", blind_rw="ENOTTY"),
     _handle_ioctl("FS_IOC_GETVERSION", FS_IOC_GETVERSION, bytes(8), "ENOTTY"),

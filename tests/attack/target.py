@@ -1,6 +1,6 @@
 """What an attack is aimed at, and the process that carries it out.
 
-Each attack runs in a process of its own, as some user. What it gets hold of it puts into the loot, memory that it
+Each attack runs in its own process, as some user. What it gets hold of it puts into the loot, memory that it
 shares with the test, so nothing that came out is lost when a signal ends it.
 """
 
@@ -75,7 +75,7 @@ class Target:
         self.buffer(len(data))[:] = data
 
     def take_from(self, address: int, length: int = PAGE) -> None:
-        """Read memory: SIGBUS ends the process where it can not be."""
+        """Read memory: SIGBUS ends the process where it cannot be."""
         ctypes.memmove(self.address(length), address, length)
 
     def take_file(self, path: str) -> None:

@@ -54,7 +54,7 @@ class Race:
         busy = 0
         while not seal(self.path):
             busy += 1
-            # Readers that never let go could keep the file open for ever; EBUSY is the right answer all that time.
+            # Readers that never let go could keep the file open forever; EBUSY is the right answer all that time.
             if busy >= 2:
                 self._stop.set()
         self._sealed.set()

@@ -19,7 +19,7 @@ OPENING = b'{"type":"journal","t":1,"version":1,"side":"memfsd","pid":7}\n'
 
 def test_a_device_that_is_always_full() -> None:
     fd = open_journal("/dev/full")
-    with pytest.raises(Refused, match="the journal can not be written: No space left on device") as caught:
+    with pytest.raises(Refused, match="the journal cannot be written: No space left on device") as caught:
         start_journal(fd, "memfsd", time.monotonic_ns, print)
     assert caught.value.errno == errno.ENOSPC
     os.close(fd)
@@ -191,6 +191,6 @@ def test_a_journal_whose_file_loses_what_was_written_says_so_and_ends(
         journal.note("freed", ino=number)
     journal.close()
     (warning,) = warnings
-    assert warning.startswith("the journal can not be written and has ended: ")
+    assert warning.startswith("the journal cannot be written and has ended: ")
     assert why in warning
     os.close(fd)

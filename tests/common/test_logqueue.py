@@ -45,7 +45,7 @@ def test_nobody_waits_for_a_log_that_is_stuck_and_what_is_dropped_is_counted(
     logger = logger_to(handler)
     logger.info("first")
     assert sink.stuck.wait(DEADLINE_S)
-    for number in range(10):  # would wait for ever without the queue: the gate opens after it
+    for number in range(10):  # would wait forever without the queue: the gate opens after it
         logger.info("line %d", number)
     sink.gate.set()
     handler.close()

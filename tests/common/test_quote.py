@@ -45,8 +45,8 @@ def test_a_shell_reads_back_the_name(given_names: list[bytes]) -> None:
     shown = [quoted(name) for name in given_names]
     assert all(text.isprintable() for text in shown)
     script = "printf '%s\\0' " + " ".join(shown)
-    told = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout
-    assert told.split(b"\0")[:-1] == given_names
+    report = subprocess.run(["bash", "-c", script], capture_output=True, check=True).stdout
+    assert report.split(b"\0")[:-1] == given_names
 
 
 def test_a_line_keeps_what_is_printable() -> None:

@@ -12,12 +12,13 @@ import pytest
 from kvmsim.kvm.mmu.mmu import Mmu
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.common import sync
-from memfsd.core.private.gmem_file import Guest
+from memfsd.core.private.gmem_file import GmemFile
 from memfsd.peers.upchannel import UpChannel
 
 ROOT = Path(__file__).parents[2]
-ALONE = ROOT / "memfsd/fuse/mount.py"
-"""Looks at a mount point before there is a daemon: nobody is there to meet."""
+ALONE = (ROOT / "memfsd/fuse/mount.py", ROOT / "memfsd/common/logqueue.py")
+"""The first looks at a mount point before there is a daemon: nobody is there to meet. The log meets nobody either: who
+logs puts a line down and goes on."""
 MADE_ONLY_BY_SYNC = {"Lock", "RLock", "Condition", "Event", "Thread", "Semaphore", "BoundedSemaphore", "Barrier"}
 
 
@@ -47,7 +48,7 @@ def test_what_both_sides_use_is_plain() -> None:
     vcpu: Vcpu = Vcpu(0)
     assert type(vcpu.guest_lock) is plain
     assert type(Mmu().lock) is plain
-    assert type(Guest().invalidate_lock) is plain
+    assert type(GmemFile().invalidate_lock) is plain
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with theirs:
         channel = UpChannel(ours)
@@ -79,7 +80,7 @@ def test_nothing_else_makes_locks_or_threads(package: str) -> None:
     """What is not made there has no name, and no schedule would see it. The scheduler has its own."""
     found = []
     for path in sorted((ROOT / package).glob("**/*.py")):
-        if path == ALONE or path.name == "sync.py" or "race" in path.parts[len(ROOT.parts) :]:
+        if path in ALONE or path.name == "sync.py" or "race" in path.parts[len(ROOT.parts) :]:
             continue
         for node in ast.walk(ast.parse(path.read_text())):
             if (

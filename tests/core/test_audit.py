@@ -7,7 +7,7 @@ import pytest
 from memfsd.core.audit import PeerReport, _pieces
 from memfsd.core.files.inodes import Regular
 from memfsd.core.private.bindings import Binding
-from memfsd.core.private.gmem_file import Guest
+from memfsd.core.private.gmem_file import GmemFile
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
@@ -26,7 +26,7 @@ class World:
         self.ordinary = self.store.make("ordinary")
         self.store.write(self.store.open(self.ordinary), 0, b"x" * 3 * P)
         self.file: Regular
-        self.guest: Guest
+        self.guest: GmemFile
         self.file, self.guest = self.store.bound_file("sealed", 16, gfn=0x100)
         for pgoff in (0, 1, 3):
             self.store.fault(self.file, pgoff, 512)

@@ -1,4 +1,4 @@
-"""Guest private memory: bind, get_pfn, invalidate, and the ends of a VM."""
+"""GmemFile private memory: bind, get_pfn, invalidate, and the ends of a VM."""
 
 from collections.abc import Callable
 
@@ -454,7 +454,7 @@ def test_a_cut_within_a_bracket_takes_nothing_away_from_quarantine(store: CoreSt
     assert store.gmem.unmap(file, []) is None
     store.gmem.invalidate_end(file)
     assert store.pool.count(QUARANTINED) == 2
-    assert guest.closing is None
+    assert guest.open_invalidation is None
 
 
 def test_release_closes_scrubs_and_frees_and_the_file_stays_sealed(store: CoreStore) -> None:

@@ -38,7 +38,9 @@ class Steps:
             self.dearest, self.count = max(self.dearest, self.cost), self.count + 1
             self.cost = before
             if self.count in (3, 9) and getattr(call, "__name__", "") in ("discard", "quarantine", "fill"):
-                closing = {f.ino for f in self.store.service.inodes.sealed_files() if f.guest and f.guest.closing}
+                closing = {
+                    f.ino for f in self.store.service.inodes.sealed_files() if f.guest and f.guest.open_invalidation
+                }
                 assert audit(self.store.service, Facts(moving=closing)) == [], "every frame is accounted for"
             return result
 

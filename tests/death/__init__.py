@@ -8,7 +8,7 @@ bench       one mount, and the words for what is checked on it
 model       a cell: one point, one scenario, one fault, one victim
 cell        run it, and look at what is left
 table       which cells there are, and how they are shown
-worker      a bench in a process of its own
+worker      a bench in its own process
 defects     mistakes that the table must see
 pool        cells on several mounts side by side
 """

@@ -135,13 +135,13 @@ class Bench:
 
     def is_bound(self, path: Path) -> bool:
         """A slot of its VM shows a page that the file holds."""
-        told = self.command("memfs", "map", "--json", str(path))
-        must(told.status == 0, f"memfs map: {told.err}")
-        return any(run["gpa"] is not None for run in json.loads(told.out)["runs"])
+        report = self.command("memfs", "map", "--json", str(path))
+        must(report.status == 0, f"memfs map: {report.err}")
+        return any(run["gpa"] is not None for run in json.loads(report.out)["runs"])
 
     @staticmethod
     def unlink_beside(path: Path) -> None:
-        """On a process of its own: the store may stop in the middle of it."""
+        """On its own process: the store may stop in the middle of it."""
         if os.fork() == 0:
             try:
                 path.unlink(missing_ok=True)
@@ -201,7 +201,7 @@ class Bench:
         path = self.sealed("new", pages)
         script = f"slot set 0 private gpa=0 size={pages * PAGE} file={path}\nsha256 0 {pages * PAGE}\n"
         child = self.command("kvmsim", "run", "--json", "-", stdin=script)
-        must(child.status == 0, f"a new VM can not run: {child.out}{child.err}")
+        must(child.status == 0, f"a new VM cannot run: {child.out}{child.err}")
         digest = json.loads(child.out.splitlines()[-1])["data"]
         must(digest == hashlib.sha256(bytes(pages * PAGE)).hexdigest(), "a new VM sees data of another one")
         path.unlink()

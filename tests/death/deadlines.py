@@ -25,7 +25,7 @@ SHORT = {
     "ANSWER_DEADLINE_S": 5.0,
 }
 """In the order of the real ones: an answer may wait for a bracket, a bracket for an acknowledgement."""
-_short = os.environ.get("MEMFSD_DEATH_DEADLINES") == "short"  # as model.py says, which a script can not import
+_short = os.environ.get("MEMFSD_DEATH_DEADLINES") == "short"  # as model.py says, which a script cannot import
 for _name, _seconds in {**(SHORT if _short else LONG), "PROOF_DEADLINE_S": 0.5}.items():
     assert hasattr(limits, _name)
     setattr(limits, _name, _seconds)

@@ -28,7 +28,7 @@ _ROOT = Path(__file__).parents[2]
 
 
 class Workers:
-    """Each has a mount of its own. Used as a context: afterwards nothing of them is left."""
+    """Each has its own mount. Used as a context: afterwards nothing of them is left."""
 
     def __init__(self, count: int = 2, defect: str = "") -> None:
         self._count = count
@@ -53,7 +53,7 @@ class Workers:
         return {cell: results[cell] for cell in cells}
 
     def _all(
-        self, requests: list[dict[str, Any]], told: Callable[[tuple[int, Any]], None], *, short: bool
+        self, requests: list[dict[str, Any]], report: Callable[[tuple[int, Any]], None], *, short: bool
     ) -> list[Any]:
         """Each request's answer, in their order. short: of processes with short deadlines."""
         waiting: queue.SimpleQueue[tuple[int, dict[str, Any]]] = queue.SimpleQueue()
@@ -73,7 +73,7 @@ class Workers:
                             return
                         answers[index] = worker.ask(request)
                         with told_lock:
-                            told((index, answers[index]))
+                            report((index, answers[index]))
             except BaseException as error:
                 errors.append(error)
 
@@ -143,7 +143,7 @@ class _Worker:
         assert left == [], f"socket files stay: {left}"
 
     def _wake(self) -> None:
-        """The worker has one thread: it can not wake the memfsd that it waits for."""
+        """The worker has one thread: it cannot wake the memfsd that it waits for."""
         for task in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 state, parent = task.read_text().rpartition(")")[2].split()[:2]
@@ -151,6 +151,6 @@ class _Worker:
                     os.kill(int(task.parent.name), signal.SIGCONT)
 
     def _abort(self) -> None:
-        """What hangs in a mount can not be interrupted from within. Its children end with the worker."""
+        """What hangs in a mount cannot be interrupted from within. Its children end with the worker."""
         remove_mount(self._base / "mnt")
         self._process.kill()

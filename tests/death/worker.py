@@ -1,4 +1,4 @@
-"""One bench in a process of its own, which forks memfsd and kvmsim: it has one thread. Requests and results as JSON
+"""One bench in its own process, which forks memfsd and kvmsim: it has one thread. Requests and results as JSON
 lines: {"census": SCENARIO} or {"cell": [...]}."""
 
 import ctypes

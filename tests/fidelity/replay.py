@@ -96,7 +96,7 @@ class Simulated:
         kvm = self._machines[str(op.get("vm", "vm"))]
         is_gmem = bool(flags & GUEST_MEMFD and op["op"] == "set_region2")
         if space > 1:
-            # A Machine's calls name the address space and so can not ask for a third one.
+            # A Machine's calls name the address space and so cannot ask for a third one.
             check_region(MemoryRegion(id_, space, flags, gpa, size, 0), MAX_SLOTS, None)
             raise AssertionError("there are two address spaces")
         shared, private = kvm.vm.slots

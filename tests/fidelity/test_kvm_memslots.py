@@ -77,4 +77,4 @@ def test_this_machines_kvm_still_answers_as_recorded() -> None:
 
 
 def test_the_document_lists_what_the_code_lists() -> None:
-    assert DOCUMENT.read_text() == render(RECORDED), "write it anew with tools/record-kvm --render"
+    assert DOCUMENT.read_text() == render(RECORDED), "write it again with tools/record-kvm --render"

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 import kvmsim.store.link
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import MemoryErrorExit
 from kvmsim.store.link import StoreLink
 from memfsd.uapi import messages as m
@@ -193,7 +194,7 @@ def test_frames_outside_the_window_are_never_mapped(store: ByHand, pfn: int, cou
     exit_ = write.result()
     assert isinstance(exit_, MemoryErrorExit)
     assert exit_.errno == errno.EIO
-    assert store.vm.mmu.epts[True].leaf_count == 0
+    assert store.vm.mmu.epts[PRIVATE].leaf_count == 0
 
 
 def test_a_run_longer_than_was_asked_is_cut_to_the_slot(store: ByHand) -> None:
@@ -201,14 +202,14 @@ def test_a_run_longer_than_was_asked_is_cut_to_the_slot(store: ByHand) -> None:
     write = store.write(PAGES - 1)
     store.answer(m.GetPfnReply(0, FRAMES, 18, (1 << 63) - 1))
     assert write.result() is None
-    assert store.vm.mmu.epts[True].leaf_count == 1
+    assert store.vm.mmu.epts[PRIVATE].leaf_count == 1
 
 
 def test_two_pages_in_one_frame_are_the_guests_own_loss(store: ByHand) -> None:
     store.paired()
     for page in range(4):
         store.map_page(page, 5)
-    assert store.vm.mmu.epts[True].leaf_count == 4
+    assert store.vm.mmu.epts[PRIVATE].leaf_count == 4
 
 
 def test_a_store_that_always_says_again_ends_as_an_exit(store: ByHand, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +236,7 @@ def test_up_calls_that_are_not_legal_are_refused_and_change_nothing(store: ByHan
     assert isinstance(store.call(Kind.INVALIDATE_BEGIN, begin(0, 1)), m.InvalidateBeginReply)
     assert store.call(Kind.INVALIDATE_BEGIN, begin(0, 16)) == os.strerror(errno.EPROTO), "a second BEGIN"
     assert mmu.in_progress == 1
-    assert mmu.epts[True].leaf_count == 1, "the second zapped nothing"
+    assert mmu.epts[PRIVATE].leaf_count == 1, "the second zapped nothing"
     assert store.call(Kind.INVALIDATE_END, m.InvalidateEnd(9, 2, 7)) == m.Empty(), "a range of its own, as it likes"
     assert (mmu.in_progress, mmu.invalidate_seq) == (0, 1)
     assert store.call(Kind.INVALIDATE_END, m.InvalidateEnd(0, 1, 1)) == os.strerror(errno.EPROTO), "END twice"
@@ -258,7 +259,7 @@ def test_a_begin_that_covers_nothing_of_the_file(store: ByHand, start: int, end:
     assert store.call(Kind.INVALIDATE_BEGIN, begin(start, end, reason)) == m.InvalidateBeginReply([])
     assert store.call(Kind.INVALIDATE_END, m.InvalidateEnd(start, end, 1)) == m.Empty()
     assert store.vm.mmu.in_progress == 0
-    assert store.vm.mmu.epts[True].leaf_count == 1
+    assert store.vm.mmu.epts[PRIVATE].leaf_count == 1
     store.map_page(4, 10)
 
 
@@ -268,13 +269,13 @@ def test_a_begin_without_an_end_stops_the_guest_only_until_the_store_is_gone(sto
     store.call(Kind.INVALIDATE_BEGIN, begin(0, PAGES))
     write = store.write(3)
     store.answer(m.GetPfnReply(9, 1, 0, 0))
-    until(lambda: bool(store.vm.mmu.ended._waiters), "the fault waits for END")  # type: ignore[attr-defined]
+    until(lambda: bool(store.vm.mmu.invalidation_ended._waiters), "the fault waits for END")  # type: ignore[attr-defined]
     store.up.close()
     exit_ = write.result()
     assert isinstance(exit_, MemoryErrorExit)
     assert exit_.errno == errno.EIO
     assert store.vm.mmu.in_progress == 0
-    assert store.vm.mmu.epts[True].leaf_count == 0
+    assert store.vm.mmu.epts[PRIVATE].leaf_count == 0
 
 
 @pytest.mark.parametrize("cursor", [0, 15, 16, (1 << 36) - 1, 1 << 36, (1 << 40) - 1])
@@ -292,7 +293,7 @@ def test_after_revoke_nothing_of_the_store_is_mapped_and_it_can_not_call_any_mor
     store.paired()
     store.map_page(3, 9)
     assert store.call(Kind.REVOKE, m.Revoke("go away\n" * 100)) == m.Empty()
-    until(lambda: store.vm.mmu.epts[True].leaf_count == 0, "everything is zapped")
+    until(lambda: store.vm.mmu.epts[PRIVATE].leaf_count == 0, "everything is zapped")
     exit_ = store.write(3).result()
     assert isinstance(exit_, MemoryErrorExit)
 
@@ -377,7 +378,7 @@ def test_any_up_call_is_answered_or_the_end_of_the_store(tmp_path: Path) -> None
 def check_lost(store: ByHand) -> None:
     (link,) = store.kvm.pairings.links.values()
     until(lambda: bool(link.lost), "the VM knows")
-    until(lambda: store.vm.mmu.epts[True].leaf_count == 0, "all is zapped")
+    until(lambda: store.vm.mmu.epts[PRIVATE].leaf_count == 0, "all is zapped")
     assert store.vm.mmu.in_progress == 0
 
 
@@ -416,7 +417,7 @@ def fuzz_faults(store: ByHand, hostile: Hostile, budget: int) -> int:
         exit_ = write.result()
         assert exit_ is None or isinstance(exit_, MemoryErrorExit)
         with store.vm.mmu.lock:
-            runs = list(store.vm.mmu.epts[True].zap(0, PAGES))
+            runs = list(store.vm.mmu.epts[PRIVATE].zap(0, PAGES))
         assert all(pfn + pages <= FRAMES for _, pfn, pages in runs)
         store.vm.vcpu(0).tlb.flush()
     return max(count, 1)

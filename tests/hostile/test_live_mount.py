@@ -35,10 +35,10 @@ sys.stdin.read()
 
 
 def counts(mount: Mount) -> dict[str, int]:
-    told = subprocess.run(
+    report = subprocess.run(
         [BIN / "memfs", "stat", mount.path, "--json"], capture_output=True, text=True, check=True, timeout=DEADLINE_S
     ).stdout
-    return {name: value for name, value in json.loads(told).items() if isinstance(value, int) and name != "lookups"}
+    return {name: value for name, value in json.loads(report).items() if isinstance(value, int) and name != "lookups"}
 
 
 def resident(mount: Mount) -> int:
@@ -126,8 +126,10 @@ for kind, body in ((Kind.CHECK, m.Empty()), (Kind.LIST, m.Empty()), (Kind.MAP, m
     sock.send(encode_request(2, kind, body))
     print(kind.name, os.strerror(decode_header(sock.recv(65536)).errno))
 """
-    told = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_S)
-    assert told.stdout.splitlines() == [f"{kind} Permission denied" for kind in ("HELLO", "CHECK", "LIST", "MAP")], told
+    report = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_S)
+    assert report.stdout.splitlines() == [f"{kind} Permission denied" for kind in ("HELLO", "CHECK", "LIST", "MAP")], (
+        report
+    )
     assert os.getxattr(mounted.path / "vm.mem", "user.memfsd.owner") == b"none"
 
 
@@ -161,8 +163,8 @@ def test_a_process_that_says_anything_and_is_killed_leaves_nothing(mounted: Moun
     assert resident(mounted) - memory < MAX_GROWTH_BYTES
     assert "hold" in sh("memfs check mnt", base)
     for number in range(8):
-        told = os.getxattr(mounted.path / f"target{number}", "user.memfsd.owner")
-        assert b"state=ended" in told
+        report = os.getxattr(mounted.path / f"target{number}", "user.memfsd.owner")
+        assert b"state=ended" in report
 
 
 def test_a_user_has_so_many_connections_and_another_one_has_his_own(mounted: Mount) -> None:

@@ -20,7 +20,7 @@ Done = tuple[int, str, str]
 
 
 def kvmsim(*arguments: str, script: str | bytes = "") -> Done:
-    """In a process of its own."""
+    """In its own process."""
     done = subprocess.run(
         [sys.executable, "-c", "from kvmsim.cli import main; main()", *arguments],
         input=script if isinstance(script, bytes) else script.encode(),

@@ -66,8 +66,8 @@ def check_worlds(place: Path, first_seed: int, worlds: int, shape: Shape) -> Non
         steps = [generator.step() for _ in range(STEPS_PER_WORLD)]
         error = run(where, steps, shape)
         if error is not None:
-            told = "\n".join(shrunk(where, steps, shape))
-            raise AssertionError(f"these steps fail:\n{told}") from error
+            report = "\n".join(shrunk(where, steps, shape))
+            raise AssertionError(f"these steps fail:\n{report}") from error
 
 
 @pytest.mark.parametrize("part", range(PARTS))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import MemoryErrorExit
 from kvmsim.kvm.mmu.ept import entry_pfn
 from tests.support.both_sides import LocalStore, LocalVm, opened_store, page
@@ -72,11 +73,11 @@ class Pair:
         whole = all(end <= low or high <= start for low, high in self.holes)
         got = self.local.guest.map(self.local.vcpu, page(start), page(end - start), private=True)
         assert (got is None) == whole
-        assert not whole or self.local.vm.mmu.epts[True].first_missing(start, end) == end
+        assert not whole or self.local.vm.mmu.epts[PRIVATE].first_missing(start, end) == end
 
     def check(self) -> None:
         vm = self.local.vm
-        ept = vm.mmu.epts[True]
+        ept = vm.mmu.epts[PRIVATE]
         for start, end in self.holes:
             assert not list(ept.runs(start, end))
         for gfn, value in self.data.items():
@@ -118,7 +119,7 @@ def test_a_vm_with_large_pages_agrees_with_a_dict(tmp_path: Path, page_size: str
                     pair.touch(gfn, end - gfn)
             pair.check()
             assert step % 10 or store.findings() == []
-        ept = pair.local.vm.mmu.epts[True]
+        ept = pair.local.vm.mmu.epts[PRIVATE]
         assert ept.split_count > 20 and ept.merge_count > 20, "it was worth it"
         while pair.holes:
             pair.fill(0)

@@ -28,7 +28,7 @@ class World:
         self.kinds = kinds
         self.content = bytearray(self.random.randbytes(page(PAGES)))
         """What each address holds, memory and devices alike."""
-        self.told: list[tuple[int, bytes]] = []
+        self.report: list[tuple[int, bytes]] = []
         store.create("file", PAGES)
         self.local = LocalVm(store)
         for number, kind in enumerate(kinds):
@@ -61,7 +61,7 @@ class World:
             assert self.kinds[at // PAGE_SIZE] == DEVICE
             assert 0 < exit_.length <= 8 and at // PAGE_SIZE == (end - 1) // PAGE_SIZE
             if exit_.is_write:
-                self.told.append((at, exit_.data))
+                self.report.append((at, exit_.data))
                 self.content[at:end] = exit_.data
             else:
                 vcpu.run.mmio.data[: exit_.length] = list(self.content[at:end])
@@ -107,17 +107,17 @@ def test_every_byte_goes_to_its_place_once(
         end = min(start + length, page(PAGES))
         before = bytes(world.content[start:end])
         assert world.finish(world.local.read(start, end - start, shared=True)) == before
-        assert world.told == []
+        assert world.report == []
 
         data = world.random.randbytes(end - start)
         assert world.finish(world.local.write(start, data, shared=True)) is None
-        told = [(at + number, byte) for at, piece in world.told for number, byte in enumerate(piece)]
-        assert told == [(at, data[at - start]) for at in world.device_bytes(start, end)], "once, in order"
+        report = [(at + number, byte) for at, piece in world.report for number, byte in enumerate(piece)]
+        assert report == [(at, data[at - start]) for at in world.device_bytes(start, end)], "once, in order"
         world.content[start:end] = data
         world.read_back(start, end)
 
-        world.told.clear()
+        world.report.clear()
         assert world.finish(world.local.touch(start, end - start, shared=True)) is None
         firsts = range(start & -PAGE_SIZE, end, PAGE_SIZE)
-        assert [at for at, _ in world.told] == [at for at in firsts if kinds[at // PAGE_SIZE] == DEVICE]
+        assert [at for at, _ in world.report] == [at for at in firsts if kinds[at // PAGE_SIZE] == DEVICE]
         world.read_back(start, end)

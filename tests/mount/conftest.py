@@ -14,7 +14,7 @@ _numbers = itertools.count(1)
 
 @pytest.fixture(scope="session", autouse=True)
 def dev_fuse() -> None:
-    """A machine without it can not prove anything here: that is a failure, not a reason to skip."""
+    """A machine without it cannot prove anything here: that is a failure, not a reason to skip."""
     assert Path("/dev/fuse").exists(), "/dev/fuse is missing: the tests of tests/mount need it (modprobe fuse)"
 
 

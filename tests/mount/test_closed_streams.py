@@ -30,9 +30,9 @@ def test_no_byte_is_lost(tmp_path: Path, mnt: Path, closing: str) -> None:
     assert "R1-R8 hold" in sh("memfs check mnt", tmp_path)
     sh("umount mnt", tmp_path)
     until(lambda: (tmp_path / "store.journal").read_text().endswith('"why":"closed"}\n'), "the journal ends")
-    told = sh("kvmsim journal check store.journal vm.journal", tmp_path)
-    assert told.startswith("all rules hold: ")
-    assert int(told.split()[3]) > 10
+    report = sh("kvmsim journal check store.journal vm.journal", tmp_path)
+    assert report.startswith("all rules hold: ")
+    assert int(report.split()[3]) > 10
 
 
 @pytest.mark.parametrize("command", ["memfs stat mnt", "memfs check mnt", "kvmsim run -", "kvmsim attach mnt/vm.mem"])

@@ -39,7 +39,7 @@ def written_bytes(process: int) -> int:
 
 
 class Writer:
-    """One asynchronous direct write of all of a file, on a thread of its own."""
+    """One asynchronous direct write of all of a file, on its own thread."""
 
     def __init__(self, fd: int) -> None:
         self._context = Aio(1)

@@ -82,7 +82,7 @@ def test_every_rule_of_the_mapping_as_a_script(place: Path) -> None:
     )
     lines = [json.loads(line) for line in done.stdout.splitlines()]
     assert done.returncode == 0, lines[-1]
-    told = {line["cmd"]: line for line in lines}
-    assert [vma["hva"] for vma in told["hva dump"]["info"]] == [0x2_0000_0000], "nothing encrypted in a dump"
-    mapped = {vma["hva"]: vma["flags"] for vma in told["info"]["info"]}
+    report = {line["cmd"]: line for line in lines}
+    assert [vma["hva"] for vma in report["hva dump"]["info"]] == [0x2_0000_0000], "nothing encrypted in a dump"
+    mapped = {vma["hva"]: vma["flags"] for vma in report["info"]["info"]}
     assert "VM_DONTCOPY" in mapped[0x1_0000_0000]

@@ -1,4 +1,4 @@
-"""The hook on a real mount: a file system of one file in a process of its own (see `daemon` below)."""
+"""The hook on a real mount: a file system of one file in its own process (see `daemon` below)."""
 
 import array
 import contextlib
@@ -405,7 +405,7 @@ def daemon(mountpoint: str, mode: str) -> None:
     placed = os.memfd_create("placed")
 
     class Handlers:
-        async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int, kills: bool) -> None:
+        async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int, clears_setid: bool) -> None:
             misbehave(offset)
             say(f"fallocate {ino=} {fh=} {mode=} {offset}+{length}")
             if offset == WAITS:

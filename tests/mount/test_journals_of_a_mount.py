@@ -34,8 +34,8 @@ def test_a_run_is_recorded_on_both_sides_and_keeps_all_rules(tmp_path: Path, jou
         (tmp_path / "script").write_text(SCRIPT)
         sh("kvmsim run script --journal vm.journal", tmp_path)
         assert journaled.stop() == 0
-        told = sh("kvmsim journal check store.journal vm.journal", tmp_path)
-        assert "all rules hold" in told
+        report = sh("kvmsim journal check store.journal vm.journal", tmp_path)
+        assert "all rules hold" in report
         shown = sh("kvmsim journal show store.journal vm.journal", tmp_path).splitlines()
         picture = "\n".join(line for line in shown if "HELLO" not in line)  # which names every operation
         assert picture.index("INVALIDATE_BEGIN") < picture.index("* freed") < picture.index("INVALIDATE_END")
@@ -69,8 +69,8 @@ def test_a_killed_vm_leaves_journals_that_keep_all_rules(tmp_path: Path, journal
         assert "no rule is broken in what was recorded" in verdict
         # Put together in any order they are the same journals.
         sh("cat vm.journal store.journal > both.journal", tmp_path)
-        told = sh("kvmsim journal check both.journal", tmp_path)
-        assert told.splitlines()[1].removesuffix("1 journal") == verdict.removesuffix("2 journals")
+        report = sh("kvmsim journal check both.journal", tmp_path)
+        assert report.splitlines()[1].removesuffix("1 journal") == verdict.removesuffix("2 journals")
     finally:
         journaled.remove()
 
@@ -81,10 +81,10 @@ def test_a_disk_that_fills_up_ends_the_journals_and_nothing_else(tmp_path: Path)
         try:
             sh("memfs create mnt/vm.mem --size 1M --guest", tmp_path)
             (tmp_path / "script").write_text(f"sh head -c 1M /dev/zero > {disk}/fill || true\n{SCRIPT}")
-            told = run(f"kvmsim run script --journal {disk}/vm.journal", tmp_path)
-            assert told.returncode == 2, told.stdout
-            warning = "the journal can not be written and has ended: "
-            assert told.stdout.count(warning) == 1
+            report = run(f"kvmsim run script --journal {disk}/vm.journal", tmp_path)
+            assert report.returncode == 2, report.stdout
+            warning = "the journal cannot be written and has ended: "
+            assert report.stdout.count(warning) == 1
             until(lambda: mounted.log.count(warning) == 1, "it is logged once")
             assert mounted.stop() == 0
             lines = sh(f"kvmsim journal check {disk}/store.journal {disk}/vm.journal", tmp_path).splitlines()
@@ -102,10 +102,10 @@ def test_a_journal_that_can_not_begin_is_an_error(tmp_path: Path, command: str) 
     with tmpfs_mount("size=64k") as disk:
         run(f"head -c 1M /dev/zero > {disk}/fill", tmp_path)
         try:
-            told = run(command.format(disk), tmp_path)
-            assert told.returncode == (1 if command.startswith("memfsd") else 2)
-            (line,) = told.stdout.splitlines()
-            assert "the journal can not be written: No space left on device" in line
+            report = run(command.format(disk), tmp_path)
+            assert report.returncode == (1 if command.startswith("memfsd") else 2)
+            (line,) = report.stdout.splitlines()
+            assert "the journal cannot be written: No space left on device" in line
             assert not os.path.ismount(tmp_path / "mnt")
             assert (disk / "j").read_bytes() == b""
         finally:
@@ -175,9 +175,9 @@ def test_a_journal_that_can_not_be_is_refused_before_anything_is_done(
     mounted = mount("size=16M")
     (tmp_path / "mnt2").mkdir()
     for path, why in (("/nowhere/j", "No such file or directory"), (f"{mounted.path}/j", "would wait for itself")):
-        told = run(command.format(path), tmp_path)
-        assert told.returncode == status
-        (line,) = told.stdout.splitlines()
+        report = run(command.format(path), tmp_path)
+        assert report.returncode == status
+        (line,) = report.stdout.splitlines()
         assert why in line
         assert not os.path.ismount(tmp_path / "mnt2")
     (tmp_path / "link").symlink_to(mounted.path / "j")

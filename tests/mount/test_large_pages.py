@@ -39,15 +39,15 @@ def mounted(mount: MountFactory) -> Mount:
     return made
 
 
-def runs(told: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
-    return [(run["gpa"], run["size"], run["page_size"]) for run in told]
+def runs(report: list[dict[str, Any]]) -> list[tuple[int, int, int]]:
+    return [(run["gpa"], run["size"], run["page_size"]) for run in report]
 
 
 def test_leaves_of_2_mib_are_made_split_and_taken_back(mounted: Mount, tmp_path: Path) -> None:
     script = tmp_path / "script"
     script.write_text(SCRIPT)
-    told = sh(f"kvmsim run --json {script}", mounted.path)
-    records = [json.loads(line) for line in told.splitlines()]
+    report = sh(f"kvmsim run --json {script}", mounted.path)
+    records = [json.loads(line) for line in report.splitlines()]
     first, second, third = [runs(record["info"]) for record in records if record["source"] == "info ept"]
     base = 4 << 30
     assert first == [(base, MIB2, MIB2)]

@@ -127,7 +127,7 @@ def test_a_file_that_was_looked_at_before_it_was_opened_to_map(place: Path) -> N
 
 
 def test_in_a_full_pool_what_may_be_data_is_data(mount: MountFactory) -> None:
-    """The kernel can not write back what was stored, and keeps it in its cache."""
+    """The kernel cannot write back what was stored, and keeps it in its cache."""
     place = mount("size=1M").path
     with opened(place / "f", os.O_RDWR | os.O_CREAT) as fd, opened(place / "full", os.O_WRONLY | os.O_CREAT) as full:
         os.pwrite(fd, b"written", 0)

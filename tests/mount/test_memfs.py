@@ -16,9 +16,9 @@ from tests.support.threads import until
 def facts(command: str, cwd: Path, status: int = 0) -> dict[str, Any]:
     """The one JSON object that `memfs COMMAND --json` prints."""
     (line,) = sh(f"memfs {command} --json", cwd, status).splitlines()
-    told = json.loads(line)
-    assert isinstance(told, dict)
-    return told
+    report = json.loads(line)
+    assert isinstance(report, dict)
+    return report
 
 
 def complaint(command: str, cwd: Path, status: int = 1) -> str:
@@ -99,8 +99,8 @@ def test_seal_refuses_a_file_with_contents_unless_asked_to_empty_it(place: Path)
 
 def test_stat_tells_of_a_file(place: Path) -> None:
     sh("memfs create f --guest --size 64K && memfs fallocate -l 8K f", place)
-    told = facts("stat f", place)
-    assert told == {
+    report = facts("stat f", place)
+    assert report == {
         "file": "f",
         "inode": os.stat(place / "f").st_ino,
         "size": 65536,
@@ -114,22 +114,22 @@ def test_stat_tells_of_a_file(place: Path) -> None:
         "quarantined": 0,
     }
     printed = dict(line.split(maxsplit=1) for line in sh("memfs stat f", place).splitlines())
-    assert printed == {name: str(value) for name, value in told.items()}
+    assert printed == {name: str(value) for name, value in report.items()}
 
 
 def test_stat_tells_of_ordinary_files_and_directories(place: Path) -> None:
     (place / "f").write_bytes(b"x" * PAGE)
-    told = facts("stat f", place)
-    assert (told["seals"], told["shared"]) == ("", 1)
+    report = facts("stat f", place)
+    assert (report["seals"], report["shared"]) == ("", 1)
     assert facts("stat .", place)["inode"] == os.stat(place).st_ino
 
 
 def test_stat_tells_of_a_mount(mount: MountFactory) -> None:
     mounted = mount("size=1M,nodes=2")
     sh("memfs create mnt/f --guest --size 64K && memfs fallocate -l 64K mnt/f", mounted.path.parent)
-    told = facts("stat mnt", mounted.path.parent)
-    assert (told["mount"], told["socket"]) == ("mnt", str(mounted.socket))
-    assert (told["frames"], told["free"], told["private"], told["inodes"]) == (256, 240, 16, 2)
+    report = facts("stat mnt", mounted.path.parent)
+    assert (report["mount"], report["socket"]) == ("mnt", str(mounted.socket))
+    assert (report["frames"], report["free"], report["private"], report["inodes"]) == (256, 240, 16, 2)
 
 
 # -- fallocate
@@ -172,11 +172,11 @@ def test_fallocate_says_when_the_pool_is_full(mount: MountFactory) -> None:
 
 def test_map_shows_which_frames_hold_which_pages(place: Path) -> None:
     sh("memfs create f --guest --size 64K && memfs fallocate -o 4K -l 8K f && memfs fallocate -o 32K -l 4K f", place)
-    told = facts("map f", place)
-    assert told["inode"] == os.stat(place / "f").st_ino
+    report = facts("map f", place)
+    assert report["inode"] == os.stat(place / "f").st_ino
     pages = [
         (run["offset"] + at, run["pfn"] + at // PAGE, run["gpa"], run["state"])
-        for run in told["runs"]
+        for run in report["runs"]
         for at in range(0, run["length"], PAGE)
     ]
     assert [page[0] for page in pages] == [4096, 8192, 32768]
@@ -184,7 +184,7 @@ def test_map_shows_which_frames_hold_which_pages(place: Path) -> None:
     assert {page[2:] for page in pages} == {(None, "private")}
     table = sh("memfs map f", place).splitlines()
     assert table[0].split() == ["OFFSET", "LENGTH", "GPA", "PFN", "STATE"]
-    assert [int(line.split()[0], 0) for line in table[1:]] == [run["offset"] for run in told["runs"]]
+    assert [int(line.split()[0], 0) for line in table[1:]] == [run["offset"] for run in report["runs"]]
 
 
 def test_map_of_an_empty_and_of_an_ordinary_file(place: Path) -> None:

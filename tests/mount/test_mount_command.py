@@ -64,9 +64,9 @@ def test_a_source_names_the_mount(tmp_path: Path, mnt: Path, command: str, sourc
 def test_fstab(tmp_path: Path, mnt: Path) -> None:
     options = f"size=16M,socket={tmp_path}/s,defaults,noauto,nofail,user,x-systemd.automount,comment=x"
     (tmp_path / "fstab").write_text(f"none {mnt} fuse.memfsd {options} 0 0\n")
-    told = as_mount_sees_it(f"mount --fstab $PWD/fstab {mnt}\n{USE}", tmp_path)
-    assert told.startswith("hello\nnone")
-    assert "noexec" in told, "what user implies"
+    report = as_mount_sees_it(f"mount --fstab $PWD/fstab {mnt}\n{USE}", tmp_path)
+    assert report.startswith("hello\nnone")
+    assert "noexec" in report, "what user implies"
 
 
 @pytest.mark.parametrize(
@@ -79,11 +79,11 @@ def test_fstab(tmp_path: Path, mnt: Path) -> None:
     ],
 )
 def test_options_of_mount_are_taken_and_shown(tmp_path: Path, mnt: Path, option: str, shown: str) -> None:
-    told = as_mount_sees_it(
+    report = as_mount_sees_it(
         f"mount -t fuse.memfsd none mnt -o size=16M,socket=$PWD/s,{option}\nfindmnt -no VFS-OPTIONS mnt; umount mnt",
         tmp_path,
     )
-    words = told.strip().split(",")
+    words = report.strip().split(",")
     assert shown in words
     assert ("relatime" in words) == (option not in ("noatime", "strictatime"))
     assert ("nosymfollow" in words) == (option == "nosymfollow")
@@ -95,14 +95,14 @@ def test_nosymfollow_is_kept(tmp_path: Path, mnt: Path) -> None:
 
 
 def test_remount_is_refused_with_the_way_out(tmp_path: Path, mnt: Path) -> None:
-    told = as_mount_sees_it(
+    report = as_mount_sees_it(
         "mount -t fuse.memfsd none mnt -o size=16M,socket=$PWD/s\n"
         "mount -o remount,ro mnt && exit 1\n"
         "mount -i -o remount,ro mnt; touch mnt/f && exit 1\numount mnt",
         tmp_path,
     )
-    assert "memfsd: remount: umount and mount again" in told
-    assert "Read-only file system" in told
+    assert "memfsd: remount: umount and mount again" in report
+    assert "Read-only file system" in report
 
 
 def stacked(mountpoint: Path) -> int:
@@ -126,9 +126,9 @@ def test_of_two_at_once_one_wins_and_the_others_say_ebusy(tmp_path: Path, mnt: P
         )
         for number in range(4)
     ]
-    told = [process.communicate(timeout=DEADLINE_S)[1] for process in daemons]
-    assert sorted(process.returncode for process in daemons) == [0, 1, 1, 1], told
-    assert [line.endswith("(EBUSY)\n") for line in told if line] == [True] * 3
+    report = [process.communicate(timeout=DEADLINE_S)[1] for process in daemons]
+    assert sorted(process.returncode for process in daemons) == [0, 1, 1, 1], report
+    assert [line.endswith("(EBUSY)\n") for line in report if line] == [True] * 3
     assert stacked(mnt) == 1
     assert sh("echo hello > mnt/f; cat mnt/f", tmp_path) == "hello\n"
 

@@ -490,8 +490,8 @@ def test_extended_attributes_are_kept(place: Path) -> None:
 def test_copies_keep_everything(place: Path) -> None:
     sh("mkdir -p d/e; echo x > d/f; ln -s f d/s; chmod 751 d/e; touch -d @77 d/f; setfattr -n user.a -v 1 d/f", place)
     sh("cp -a d copy && diff -r d copy && tar -cf d.tar d && tar -tf d.tar", place)
-    told = "stat -c '%n %a %Y %F' f s e; getfattr -d --absolute-names f"
-    assert sh(f"cd copy && {told}", place) == sh(f"cd d && {told}", place)
+    report = "stat -c '%n %a %Y %F' f s e; getfattr -d --absolute-names f"
+    assert sh(f"cd copy && {report}", place) == sh(f"cd d && {report}", place)
 
 
 # -- seals of memfd

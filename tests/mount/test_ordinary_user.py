@@ -1,6 +1,6 @@
 """Mounting without root, through fusermount3, as `nobody`.
 
-In namespaces of its own: a machine may keep /dev/fuse from its users, so here is one that does not; what is left
+In its own namespaces: a machine may keep /dev/fuse from its users, so here is one that does not; what is left
 running ends with the namespace, and no other memfsd mount is seen. The user may read and search every directory,
 because the checkout may lie in root's.
 """
@@ -50,7 +50,7 @@ def as_nobody(command: str, home: Path) -> str:
 
 
 def test_a_user_mounts_seals_runs_a_guest_and_unmounts(home: Path) -> None:
-    told = as_nobody(
+    report = as_nobody(
         """
         set -e
         memfsd -o size=16M mnt
@@ -72,11 +72,11 @@ def test_a_user_mounts_seals_runs_a_guest_and_unmounts(home: Path) -> None:
         "R1-R8 hold: 2 inodes, 1 paired",
         "refused",
     ):
-        assert line in told
+        assert line in report
 
 
 def test_the_dead_mount_of_a_user_is_replaced(home: Path) -> None:
-    told = as_nobody(
+    report = as_nobody(
         """
         memfsd -f -o size=16M mnt &
         until grep -q " $PWD/mnt " /proc/mounts; do :; done
@@ -87,15 +87,15 @@ def test_the_dead_mount_of_a_user_is_replaced(home: Path) -> None:
         """,
         home,
     )
-    assert "Transport endpoint is not connected" in told
-    assert told.endswith("alive\n1\n")
+    assert "Transport endpoint is not connected" in report
+    assert report.endswith("alive\n1\n")
 
 
 def test_what_only_root_may_is_one_line(home: Path) -> None:
-    told = as_nobody(
+    report = as_nobody(
         "memfsd -o size=16M,allow_other mnt; mkdir full; touch full/f; memfsd full; memfsd /usr; true", home
     )
-    assert told.splitlines() == [
+    assert report.splitlines() == [
         "memfsd: allow_other and allow_root are root's: put user_allow_other into /etc/fuse.conf (EPERM)",
         f"memfsd: mount point {home}/full is not empty: choose an empty directory (ENOTEMPTY)",
         "memfsd: mount point /usr: you may not write there, and so not mount there (EACCES)",
@@ -111,6 +111,6 @@ def test_a_dev_fuse_that_is_kept_from_users_is_one_line(home: Path) -> None:
         home,
     )
     assert done.stdout == (
-        "memfsd: /dev/fuse can not be opened: Permission denied:"
+        "memfsd: /dev/fuse cannot be opened: Permission denied:"
         " mount as root, or let users open it (chmod 666 /dev/fuse) (EACCES)\n"
     )

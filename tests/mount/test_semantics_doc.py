@@ -117,8 +117,8 @@ def tmpfs(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 def test_tmpfs_does_what_the_row_says(tmpfs: Path, tmp_path: Path, row: Row) -> None:
     directory = tmpfs / tmp_path.name
     directory.mkdir()
-    told = row.cells["tmpfs"]
-    check(row.command, directory, row.cells["Result"] if told == "same" else told)
+    report = row.cells["tmpfs"]
+    check(row.command, directory, row.cells["Result"] if report == "same" else report)
     subprocess.run(["rm", "-rf", directory], check=True, timeout=DEADLINE_S)
 
 

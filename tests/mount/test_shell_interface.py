@@ -1,4 +1,4 @@
-"""How a shell and a program speak to the store: attributes, ioctls, and what can not reach it."""
+"""How a shell and a program speak to the store: attributes, ioctls, and what cannot reach it."""
 
 import array
 import errno

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import MemoryErrorExit
 from memfsd.uapi.messages import GetPfnReply
 from tests.support.both_sides import LocalStore, page
@@ -26,5 +27,5 @@ def test_a_grant_that_leaves_the_window_is_a_broken_store(
 
     assert isinstance(stopped, MemoryErrorExit)
     assert stopped.errno == errno.EIO
-    assert vm.vm.mmu.epts[True].leaf_count == 0
+    assert vm.vm.mmu.epts[PRIVATE].leaf_count == 0
     until(lambda: store.guest("file").active is None, "the store has seen the end of the pairing")

@@ -3,6 +3,7 @@
 import pytest
 
 import kvmsim.kvm.notifier
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
@@ -47,18 +48,18 @@ def test_check_is_clean_after_every_kind_of_change(store: LocalStore, running: L
 
 def test_a_mapping_to_another_frame_is_found(store: LocalStore, running: LocalVm) -> None:
     with running.vm.mmu.lock:
-        ((_, pfn, _),) = running.vm.mmu.epts[True].zap(18, 19)
-        running.vm.mmu.epts[True].map_run(18, pfn + 500, 1)
+        ((_, pfn, _),) = running.vm.mmu.epts[PRIVATE].zap(18, 19)
+        running.vm.mmu.epts[PRIVATE].map_run(18, pfn + 500, 1)
     assert rules(store) == {"R3"}
     ((_, text),) = store.findings()
     assert "GFN 0x12" in text
 
 
 def test_a_mapping_that_outlived_its_frame_is_found(store: LocalStore, running: LocalVm) -> None:
-    runs = list(running.vm.mmu.epts[True].runs(18, 19))
+    runs = list(running.vm.mmu.epts[PRIVATE].runs(18, 19))
     store.punch("file", 2, 1)
     with running.vm.mmu.lock:
-        running.vm.mmu.epts[True].map_run(18, runs[0][1], 1)
+        running.vm.mmu.epts[PRIVATE].map_run(18, runs[0][1], 1)
     assert rules(store) == {"R3"}
 
 
@@ -79,8 +80,8 @@ def test_memory_in_the_window_for_a_frame_of_another_is_found(store: LocalStore,
 
 def test_a_punched_slot_leaves_no_mapping(store: LocalStore, running: LocalVm) -> None:
     running.vmm.memory.punch_slot(0, page(20), page(4))
-    mapped = sum(count for _, _, count in running.vm.mmu.epts[True].runs(0, MAX_GFN_EPT))
-    assert mapped == 12 == running.vm.mmu.epts[True].leaf_count
+    mapped = sum(count for _, _, count in running.vm.mmu.epts[PRIVATE].runs(0, MAX_GFN_EPT))
+    assert mapped == 12 == running.vm.mmu.epts[PRIVATE].leaf_count
 
 
 def test_a_vm_that_hides_its_slots_is_found(store: LocalStore) -> None:
@@ -107,6 +108,6 @@ def test_a_long_report_comes_in_parts(store: LocalStore, monkeypatch: pytest.Mon
         local.vmm.memory.punch_slot(0, page(number), page(1))
     assert store.findings() == []
     with local.vm.mmu.lock:
-        ((_, pfn, _),) = local.vm.mmu.epts[True].zap(31, 32)
-        local.vm.mmu.epts[True].map_run(31, pfn + 500, 1)
+        ((_, pfn, _),) = local.vm.mmu.epts[PRIVATE].zap(31, 32)
+        local.vm.mmu.epts[PRIVATE].map_run(31, pfn + 500, 1)
     assert rules(store) == {"R3"}, "also what is in the last part"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import MemoryErrorExit
 from memfsd.core.private.gmem_file import PairState
 from memfsd.peers.upchannel import set_deadline
@@ -99,7 +100,7 @@ def lost_exit(local: LocalVm) -> MemoryErrorExit:
 
 def test_when_the_store_is_lost_private_accesses_exit_with_eio_and_say_why(store: LocalStore, running: LocalVm) -> None:
     store.hang_up("file")
-    until(lambda: running.vm.mmu.epts[True].leaf_count == 0, "everything that came from it is zapped")
+    until(lambda: running.vm.mmu.epts[PRIVATE].leaf_count == 0, "everything that came from it is zapped")
     exit_ = lost_exit(running)
     assert (exit_.gpa, exit_.private, exit_.errno) == (page(3), True, errno.EIO)
     assert "store" in exit_.why
@@ -109,7 +110,7 @@ def test_when_the_store_is_lost_private_accesses_exit_with_eio_and_say_why(store
 
 def test_an_unmount_revokes_and_says_so(store: LocalStore, running: LocalVm) -> None:
     store.unmount()
-    assert running.vm.mmu.epts[True].leaf_count == 0, "REVOKE is answered when all is zapped"
+    assert running.vm.mmu.epts[PRIVATE].leaf_count == 0, "REVOKE is answered when all is zapped"
     assert "revoked the pairing: the store is unmounted" in lost_exit(running).why
     store.is_broken = True
 
@@ -140,7 +141,7 @@ def test_a_fault_that_waits_for_end_goes_on_when_the_store_is_lost(
     punch = Beside(lambda: store.punch("file", 0, 8))
     gate.reached()
     reader = Beside(lambda: lost_exit(running))
-    until(lambda: bool(running.vm.mmu.ended._waiters), "the fault waits for END")  # type: ignore[attr-defined]
+    until(lambda: bool(running.vm.mmu.invalidation_ended._waiters), "the fault waits for END")  # type: ignore[attr-defined]
     peer = store.invalidator.peers[store.file("file").ino]
     peer.hang_up()
     peer.up.shut()
@@ -236,10 +237,10 @@ def test_a_killed_vm_gives_its_frames_back_and_the_file_stays_its_own(
 
 
 def test_the_death_of_a_vm_acknowledges_a_punch(store: LocalStore, child: "subprocess.Popen[bytes]") -> None:
-    """Stopped, it can not answer; killed, it need not."""
+    """Stopped, it cannot answer; killed, it need not."""
     child.send_signal(signal.SIGSTOP)
     punch = Beside(lambda: store.punch("file", 0, 8))
-    until(lambda: store.guest("file").closing is not None, "the bracket opens")
+    until(lambda: store.guest("file").open_invalidation is not None, "the bracket opens")
     assert punch.running
     child.send_signal(signal.SIGKILL)
     punch.result()

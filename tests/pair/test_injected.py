@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE
 from memfsd.core.files.inodes import Regular
 from memfsd.core.private.gmem_file import PairState
 from memfsd.uapi.frame_state import FrameState
@@ -46,8 +47,8 @@ class Live:
         """In the VM's EPT: window frame numbers."""
         base = self.vm.link().base
         with self.vm.vm.mmu.lock:
-            self.vm.vm.mmu.epts[True].zap(gfn, gfn + 1)
-            self.vm.vm.mmu.epts[True].map_run(gfn, base + frame, 1)
+            self.vm.vm.mmu.epts[PRIVATE].zap(gfn, gfn + 1)
+            self.vm.vm.mmu.epts[PRIVATE].map_run(gfn, base + frame, 1)
 
 
 Undo = Callable[[], object]
@@ -96,8 +97,8 @@ def a_binding_that_the_store_lost(live: Live) -> None:
 
 def a_slot_that_the_vm_lost(live: Live) -> None:
     with live.vm.vm.mmu.lock:
-        live.vm.vm.slots[True].delete(0)
-        live.vm.vm.mmu.epts[True].zap(16, 32)
+        live.vm.vm.slots[PRIVATE].delete(0)
+        live.vm.vm.mmu.epts[PRIVATE].zap(16, 32)
 
 
 def a_gfn_for_two_pages(live: Live) -> None:

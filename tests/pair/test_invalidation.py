@@ -8,6 +8,7 @@ from functools import partial
 import pytest
 
 import memfsd.peers.session
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import MemoryErrorExit
 from kvmsim.kvm.mmu.tlb import tlb_key
 from memfsd.peers.upchannel import UpChannel
@@ -141,7 +142,7 @@ def test_an_invalidation_in_the_middle_of_a_fault_retries_it(
     assert reader.result() == bytes(4)
     assert running.vm.mmu.retry_count == 1
     assert len(answers) == 2
-    mapped = [pfn for _, pfn, _ in running.vm.mmu.epts[True].runs(5, 6)]
+    mapped = [pfn for _, pfn, _ in running.vm.mmu.epts[PRIVATE].runs(5, 6)]
     assert mapped == [answers[1].pfn + running.link().base]
     assert answers[1].pfn != stolen, "R7: the stale frame was never mapped"
 
@@ -171,7 +172,7 @@ def test_a_slot_deleted_in_the_middle_of_a_fault_is_not_mapped(
     running.delete(0, private=True)
     gate.open()
     assert reader.result() == MemoryErrorExit(page(5), PAGE_SIZE, private=True)
-    assert running.vm.mmu.epts[True].leaf_count == 0
+    assert running.vm.mmu.epts[PRIVATE].leaf_count == 0
 
 
 def hold_scrub(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> Gate:
@@ -197,7 +198,7 @@ def test_a_fault_in_a_closing_range_waits_for_its_end(
     assert errno_of(running.link().get_pfn, 5, 1) == "EAGAIN"
     assert running.link().stat().frames == 12
     reader = Beside(lambda: running.read(page(5), 4))
-    until(lambda: bool(running.vm.mmu.ended._waiters), "the fault waits for END")  # type: ignore[attr-defined]
+    until(lambda: bool(running.vm.mmu.invalidation_ended._waiters), "the fault waits for END")  # type: ignore[attr-defined]
     other = running.vm.create_vcpu(1)
     assert running.guest.read(other, page(3), 1) == b"\x04", "what lies outside the range is not held up"
     assert store.count(FrameState.CLOSING) == 4 and punch.running
@@ -227,7 +228,7 @@ def test_slots_can_not_change_while_a_range_is_closing(
     punch = Beside(lambda: store.punch("file", 4, 4))
     gate.reached()
     delete = Beside(lambda: running.delete(0, private=True))
-    until(lambda: running.vm.slots[True].get(0) is None, "the slot goes")
+    until(lambda: running.vm.slots[PRIVATE].get(0) is None, "the slot goes")
     assert delete.running
     gate.open()
     punch.result()

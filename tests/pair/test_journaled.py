@@ -15,6 +15,7 @@ import pytest
 import memfsd.peers.session
 import memfsd.store.invalidator
 from kvmsim.journal.check import check
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.notifier import Notifier
 from memfsd.peers.upchannel import UpChannel
 from memfsd.uapi.errors import Refused
@@ -35,7 +36,7 @@ def together(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
             at = 16 + dice.randrange(15)
             local.vmm.memory.punch_slot(0, page(at), page(2))
             for gfn in (at, at + 1):
-                if local.vm.slots[True].lookup(gfn) is None:
+                if local.vm.slots[PRIVATE].lookup(gfn) is None:
                     local.vmm.memory.fill_slot(0, gfn, gfn + 1)
 
         return step
@@ -156,7 +157,7 @@ def test_a_death_and_a_silence_in_the_middle_keep_all_rules(
         stat = Path(f"/proc/{child.pid}/stat")
         until(lambda: stat.read_text().rpartition(")")[2].split()[0] == "T", "the VM stands still")
         punch = Beside(lambda: store.punch("file", 0, 8))
-        until(lambda: store.guest("file").closing is not None, "the bracket opens")
+        until(lambda: store.guest("file").open_invalidation is not None, "the bracket opens")
         child.send_signal(number)
         with contextlib.suppress(Refused):
             punch.result()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.mmu.tlb import tlb_key
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
 from tests.support.threads import Beside, until
@@ -52,7 +53,7 @@ def test_one_fault_in_a_file_of_1_gib_pages_maps_1_gib(store: LocalStore) -> Non
     assert local.write(page(GIB + 12345), b"here") is None
     assert (leaves(local), requests(local)) == ((0, 0, 1), before + 1)
     assert local.read(page(GIB + 12345), 4) == b"here"
-    assert local.vm.mmu.epts[True].page_count == GIB
+    assert local.vm.mmu.epts[PRIVATE].page_count == GIB
 
 
 def test_a_file_of_4_kib_pages_is_mapped_in_4_kib_even_if_its_frames_lie_together(store: LocalStore) -> None:
@@ -69,7 +70,7 @@ def test_frames_that_are_there_already_come_in_several_leaves_at_once(store: Loc
     before = requests(local)
     assert local.write(page(5), b"x") is None
     assert (leaves(local), requests(local)) == ((0, 8, 0), before + 1)
-    assert local.vm.mmu.epts[True].touched(0, 16 * MIB2) == [(0, MIB2)], "one of them is demanded"
+    assert local.vm.mmu.epts[PRIVATE].touched(0, 16 * MIB2) == [(0, MIB2)], "one of them is demanded"
 
 
 @pytest.mark.parametrize(("gfn", "pgoff"), [(1, 0), (0, 1), (100, 0), (MIB2, 3)])
@@ -96,7 +97,7 @@ def test_a_1_gib_file_is_mapped_in_2_mib_where_the_slot_has_no_room_for_1_gib(st
 
 def test_a_hole_of_4_kib_splits_one_leaf_and_a_fault_after_the_fill_merges_it_again(store: LocalStore) -> None:
     local = vm_with(store, "2M", 2 * MIB2)
-    ept = local.vm.mmu.epts[True]
+    ept = local.vm.mmu.epts[PRIVATE]
     for number in (0, 99, 100, 101, 511, 512):
         assert local.write(page(number), b"%4d" % number) is None
     assert leaves(local) == (0, 2, 0)
@@ -121,7 +122,7 @@ def test_a_hole_of_4_kib_in_1_gib_leaves_2_mib_leaves_around(store: LocalStore) 
     assert local.read(page(7), 5) == b"seven"
     local.vmm.memory.fill_slot(0, GIB - 1, GIB)
     assert local.read(page(GIB - 1), 1) == b"\0"
-    assert (leaves(local), local.vm.mmu.epts[True].table_count) == ((0, 0, 1), 2)
+    assert (leaves(local), local.vm.mmu.epts[PRIVATE].table_count) == ((0, 0, 1), 2)
     assert local.read(page(7), 5) == b"seven"
 
 
@@ -148,7 +149,7 @@ def test_a_punch_of_the_file_takes_the_whole_leaf_and_all_its_translations(store
         assert local.write(page(number), b"x") is None
     store.punch("file", 0, MIB2)
     assert leaves(local) == (0, 1, 0)
-    assert local.vm.mmu.epts[True].zapped_leaves == [0, 1, 0]
+    assert local.vm.mmu.epts[PRIVATE].zapped_leaves == [0, 1, 0]
     assert [local.vcpu.tlb.lookup(tlb_key(n, False)) is None for n in (3, 511, 512)] == [True, True, False]
     assert (local.vcpu.tlb.flush_count, local.vcpu.tlb.ranged_flush_count) == (0, 1)
     assert local.read(page(3), 1) == b"\0"
@@ -177,7 +178,7 @@ def test_a_bracket_in_a_part_of_a_block_leaves_4_kib_for_the_rest_of_it(store: L
         local.vm.mmu.invalidate_begin(100, 200)
     assert local.write(page(5), b"below") is None
     assert local.write(page(300), b"above") is None
-    ept = local.vm.mmu.epts[True]
+    ept = local.vm.mmu.epts[PRIVATE]
     assert ept.leaf_counts[1] == 0 and ept.first_missing(100, 200) == 100 and not list(ept.runs(100, 200))
     inside = Beside(lambda: local.write(page(150), b"inside"))
     until(lambda: local.vm.mmu.retry_count > 0, "the fault meets the bracket")
@@ -194,14 +195,14 @@ def test_an_explicit_request_maps_2_gib_in_two_requests(store: LocalStore) -> No
     before = requests(local)
     assert local.guest.map(local.vcpu, 0, page(2 * GIB), private=True) is None
     assert (leaves(local), requests(local)) == ((0, 0, 2), before + 2)
-    assert local.vm.mmu.epts[True].table_count == 2
+    assert local.vm.mmu.epts[PRIVATE].table_count == 2
 
 
 def test_without_a_table_to_split_into_the_leaf_goes_and_its_data_stays(store: LocalStore) -> None:
     local = vm_with(store, "2M", MIB2)
     for number in (99, 100, 101):
         assert local.write(page(number), b"%4d" % number) is None
-    ept = local.vm.mmu.epts[True]
+    ept = local.vm.mmu.epts[PRIVATE]
     ept._max_tables = ept._next_table
     local.vmm.memory.punch_slot(0, page(100), page(1))
     assert leaves(local) == (0, 0, 0)

@@ -81,7 +81,9 @@ def test_a_guest_that_needs_a_page_waits_for_the_first_vm_that_gives_one(
         begun = [wire.called() for wire in slow[1:]]
         give_back(slow[0])
         assert fault.result().page_count == 1
-        assert all(small_store.guest(f"slow{number}").closing for number in range(1, SLOW)), "the others go on alone"
+        assert all(small_store.guest(f"slow{number}").open_invalidation for number in range(1, SLOW)), (
+            "the others go on alone"
+        )
         for wire, (kind, id_, _) in zip(slow[1:], begun, strict=True):
             wire.answer(kind, id_, m.InvalidateBeginReply([]))
             kind, id_, _ = wire.called()
@@ -116,7 +118,7 @@ def test_slow_vms_of_one_user_leave_threads_for_those_of_others(small_store: Loc
     begun = [slow[number].called() for number in (0, 1)]
     give_back(slow[SLOW - 1])
     until(lambda: small_store.free_count == 1, "the VM of the other user was asked")
-    asked = [small_store.guest(f"slow{number}").closing is not None for number in range(SLOW)]
+    asked = [small_store.guest(f"slow{number}").open_invalidation is not None for number in range(SLOW)]
     assert asked == [True, True, *[False] * (SLOW - 2)]
     for wire, (kind, id_, _) in zip(slow, begun, strict=False):
         wire.answer(kind, id_, m.InvalidateBeginReply([]))
@@ -192,7 +194,7 @@ def test_an_invalidation_whose_turn_does_not_come_changes_nothing(store: LocalSt
             assert errno_of(store.punch, "file", 0, 16) == "EBUSY"
             assert wire.ask(Kind.BIND, m.Bind(1, 100, 0, 1)) == "EBUSY"
             assert wire.ask(Kind.UNBIND, m.Unbind(0, 16)) == "EBUSY"
-            assert store.guest("file").closing is None
+            assert store.guest("file").open_invalidation is None
         assert (wire.get_pfn(3).pfn, store.count(FrameState.PRIVATE), store.guest("file").seq) == (pfn, 1, 0)
         assert wire.up is not None
         wire.up.setblocking(False)
@@ -211,7 +213,7 @@ def test_begin_is_not_acknowledged_while_a_slot_does_not_go_away(
     vm = store.vm()
     vm.private_slot(0, 0, page(16), "file")
     assert vm.write(page(3), b"mapped") is None
-    with vm.kvm.unmapper.retirement():
+    with vm.kvm.unmapper.deleting():
         assert errno_of(store.punch, "file", 0, 16) == "ETIMEDOUT"
         assert store.count(FrameState.QUARANTINED) == 1
         assert store.free_count == 1023

@@ -49,8 +49,8 @@ def counts(mount: Mount) -> dict[str, int]:
     done = subprocess.run(
         [BIN / "memfs", "stat", mount.path, "--json"], capture_output=True, text=True, check=True, timeout=DEADLINE_S
     )
-    told = json.loads(done.stdout)
-    return {name: value for name, value in told.items() if isinstance(value, int)}
+    report = json.loads(done.stdout)
+    return {name: value for name, value in report.items() if isinstance(value, int)}
 
 
 def held(mount: Mount) -> tuple[bytes, int]:
@@ -175,7 +175,7 @@ class User:
 
 
 def in_processes(bodies: list[Callable[[], None]]) -> None:
-    """Each in a process of its own; all must end well."""
+    """Each in its own process; all must end well."""
     children = []
     for body in bodies:
         child = os.fork()

@@ -42,14 +42,17 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             "pfn, count = backing.base + granted.pfn, granted.page_count\n",
             "pfn, count = backing.base + granted.pfn, granted.page_count\n"
-            '                ticket = __import__("msgspec").structs.replace(ticket, seq=mmu.invalidate_seq)\n',
+            '                page_fault = __import__("msgspec").structs.replace(page_fault, seq=mmu.invalidate_seq)\n',
         ),
         at="fault-x-punch",
     ),
     _mutant(
         "stale check left out",
         f"{_MMU}.install",
-        ("if (self.in_progress or ticket.seq != self.invalidate_seq) and self.is_stale(ticket, count):", "if False:"),
+        (
+            "if (self.in_progress or page_fault.seq != self.invalidate_seq) and self.is_stale(page_fault, count):",
+            "if False:",
+        ),
         at="fault-x-punch",
     ),
     _mutant(
@@ -61,17 +64,17 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "stale check blind for a sequence that moved",
         f"{_MMU}.is_stale",
-        ("if ticket.seq != self.invalidate_seq:", "if False:"),
+        ("if page_fault.seq != self.invalidate_seq:", "if False:"),
         at="fault-x-punch",
     ),
     _mutant(
         "stale check without the lock",
         f"{_FAULTS}.fault",
         (
-            "                if mmu.install_large(ticket, pfn, count, order) if order else mmu.install(ticket, pfn, "
-            "count):\n",
+            "                if mmu.install_large(page_fault, pfn, count, order) if order else "
+            "mmu.install(page_fault, pfn, count):\n",
             "                lock.release()\n"
-            "                installed = mmu.install(ticket, pfn, count)\n"
+            "                installed = mmu.install(page_fault, pfn, count)\n"
             "                lock.acquire()\n"
             "                if installed:\n",
         ),
@@ -205,27 +208,27 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "half-open range off by one: what is stale, at its end",
         f"{_MMU}.is_stale",
-        ("ticket.gfn < self.range_end", "ticket.gfn < self.range_end - 1"),
+        ("page_fault.gfn < self.range_end", "page_fault.gfn < self.range_end - 1"),
         at="fault-x-punch",
     ),
     _mutant(
         "half-open range off by one: what is stale, at its start",
         f"{_MMU}.is_stale",
-        ("self.range_start < ticket.gfn + count", "self.range_start + 1 < ticket.gfn + count"),
+        ("self.range_start < page_fault.gfn + count", "self.range_start + 1 < page_fault.gfn + count"),
         at="fault-x-punch",
     ),
     _mutant(
         "BEGIN overtakes a slot that goes away",
         f"{_CALLBACKS}.on_begin",
-        ("wait_for(lambda: not self._unmapper.retiring, ACK_DEADLINE_S)", "wait_for(lambda: True, ACK_DEADLINE_S)"),
+        ("wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S)", "wait_for(lambda: True, ACK_DEADLINE_S)"),
         at="end-x-punch convert-x-punch",
     ),
     _mutant(
         "a page visible before it is bound",
         f"{_SLOTS}.fill_slot",
         (
-            "with self._pairings.change(slot), self._unmapper.hold_off_faults(start, end):",
-            "with self._pairings.change(slot):",
+            "with self._pairings.announce_change(slot), self._unmapper.hold_off_faults(start, end):",
+            "with self._pairings.announce_change(slot):",
         ),
         at="fault-x-bind",
     ),

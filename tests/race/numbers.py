@@ -23,7 +23,7 @@ class Numbers:
 NUMBERS = Numbers()
 
 
-def told() -> dict[str, Any]:
+def report() -> dict[str, Any]:
     return {
         "runs": NUMBERS.runs,
         "schedules": NUMBERS.schedules,
@@ -35,14 +35,14 @@ def told() -> dict[str, Any]:
     }
 
 
-def hear(told: dict[str, Any]) -> None:
-    NUMBERS.runs += told["runs"]
-    NUMBERS.schedules += told["schedules"]
-    NUMBERS.scenarios |= told["scenarios"]
-    NUMBERS.complete |= told["complete"]
-    NUMBERS.two_vcpus = max(NUMBERS.two_vcpus, told["two_vcpus"])
-    NUMBERS.caught |= told["caught"]
-    NUMBERS.mutants += told["mutants"]
+def hear(report: dict[str, Any]) -> None:
+    NUMBERS.runs += report["runs"]
+    NUMBERS.schedules += report["schedules"]
+    NUMBERS.scenarios |= report["scenarios"]
+    NUMBERS.complete |= report["complete"]
+    NUMBERS.two_vcpus = max(NUMBERS.two_vcpus, report["two_vcpus"])
+    NUMBERS.caught |= report["caught"]
+    NUMBERS.mutants += report["mutants"]
 
 
 def show(reporter: pytest.TerminalReporter) -> None:

@@ -60,7 +60,7 @@ def test_the_beginnings_of_a_run() -> None:
     """It can die before its first packet, between both, and after the second; the store's receipt makes one more."""
     receipt = step(Task(4, "session", "store"), (("queue", "to the store"), Kind.SHUT))
     unseen = step(OTHER, LOCK)
-    found = dict(deaths.beginnings([unseen, sends(VICTIM, b"1"), sends(VICTIM, b"2"), KILL, receipt]))
+    found = dict(deaths.kill_prefixes([unseen, sends(VICTIM, b"1"), sends(VICTIM, b"2"), KILL, receipt]))
     assert sorted(found.values(), key=len) == [
         ["outside"],
         ["victim", "outside"],
@@ -74,7 +74,7 @@ def test_a_beginning_has_the_class_of_its_schedule(name: str) -> None:
     count = 0
     for result in itertools.islice(exhaustive.every(load(name)), 12):
         kill = next((step for step in result.steps if step.killed), None)
-        for class_, schedule in deaths.beginnings(result.steps):
+        for class_, schedule in deaths.kill_prefixes(result.steps):
             assert kill is not None
             steps = result.steps[: result.steps.index(kill) + 1]
             left = schedule[:-1]
@@ -91,7 +91,7 @@ def test_a_beginning_has_the_class_of_its_schedule(name: str) -> None:
 
 
 def test_a_run_without_a_kill_has_none() -> None:
-    assert list(deaths.beginnings([sends(VICTIM, b"1")])) == []
+    assert list(deaths.kill_prefixes([sends(VICTIM, b"1")])) == []
 
 
 def test_what_the_dead_did_unseen_makes_no_difference() -> None:
@@ -117,8 +117,8 @@ if os.environ.get("RACE_LONG"):
 @pytest.mark.timeout(7200 if len(NAMES) > 3 else 120)
 @pytest.mark.parametrize("name", NAMES)
 def test_to_die_at_every_point_shows_no_more(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without taking one of those beginnings that nobody can tell apart, but all of them. RACE_LONG=1 does it for two
-    vCPUs, too, in half an hour."""
+    """Not one of the kill prefixes that nobody can distinguish, but all of them. RACE_LONG=1 does it for two vCPUs
+    too, in half an hour."""
     scenario = load(name)
     classes = {order.class_of(r.steps) for r in exhaustive.every(scenario) if not r.cut_short}
     monkeypatch.setattr(deaths, "as_seen", lambda step, dead: step)

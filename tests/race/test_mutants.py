@@ -40,8 +40,8 @@ def test_a_mutant_is_caught(mutant: Mutant) -> None:
     found = hunt(mutant)
     assert found is not None, f"'{mutant.name}' survived {', '.join(mutant.scenarios)}"
     name, number, result = found
-    told = f"{name}, run {number}, {len(result.steps)} steps, {minimise.switches(result.schedule)} switches"
-    NUMBERS.caught[mutant.name] = f"{told}: {result.failures[0][:70]}"
+    report = f"{name}, run {number}, {len(result.steps)} steps, {minimise.switches(result.schedule)} switches"
+    NUMBERS.caught[mutant.name] = f"{report}: {result.failures[0][:70]}"
 
 
 def test_what_must_be_caught_is_there() -> None:

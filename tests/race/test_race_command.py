@@ -19,14 +19,14 @@ STALE = next(mutant for mutant in MUTANTS if mutant.name == "TLB flush forgotten
 
 def test_a_scenario_that_holds(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["race", "fault-x-fault", "--seed", "3", "--count", "5"]) == 0
-    assert "fault-x-fault: 5 runs (random, seed 3)" in (told := capsys.readouterr().out)
-    assert told.rstrip().endswith("all held")
+    assert "fault-x-fault: 5 runs (random, seed 3)" in (report := capsys.readouterr().out)
+    assert report.rstrip().endswith("all held")
 
 
 def test_exhaustive_says_whether_it_is_complete(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["race", "unlink-x-fault", "--exhaustive", "--json"]) == 0
-    told = json.loads(capsys.readouterr().out)
-    assert told["held"] is told["complete"] is True
+    report = json.loads(capsys.readouterr().out)
+    assert report["held"] is report["complete"] is True
     assert run_command(["race", "fault-x-fault", "--exhaustive", "--limit", "3", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["complete"] is False
     assert run_command(["race", "fault-x-fault", "--exhaustive", "--bound", "0", "--json"]) == 0
@@ -37,10 +37,10 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
     replay = tmp_path / "flush.replay"
     with planted(STALE):
         assert run_command(["race", "access-x-punch", "--record", str(replay)]) == 1
-        told = capsys.readouterr().out
-        assert "FAILED R6: frame" in told
+        report = capsys.readouterr().out
+        assert "FAILED R6: frame" in report
         for shown in ("= store =", "= vm0 =", "<< sends INVALIDATE_BEGIN", ">> receives INVALIDATE_BEGIN"):
-            assert shown in told
+            assert shown in report
         assert run_command(["race", "--replay", str(replay), "--json"]) == 1
         again = json.loads(capsys.readouterr().out)
         assert not again["held"] and "diverged" not in again
@@ -61,7 +61,7 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
         (["fault-x-fault", "--exhaustive", "--seed", "3"], "--seed belongs to random"),
         (["fault-x-fault", "--show"], "--show belongs to --replay"),
         (["fault-x-fault", "--replay", "x"], "SCENARIO does not go with --replay"),
-        (["fault-x-fault", "--record", "/nowhere/x"], "can not be written"),
+        (["fault-x-fault", "--record", "/nowhere/x"], "cannot be written"),
         (["fault-x-fault", "--record", "/tmp"], "is a directory"),
     ],
 )
@@ -71,7 +71,7 @@ def test_usage(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str
 
 
 def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A command line that finds a failure, in a directory of its own."""
+    """A command line that finds a failure, in its own directory."""
     monkeypatch.chdir(tmp_path)
     return ["race", "access-x-punch"]
 
@@ -82,9 +82,9 @@ def test_a_failure_that_can_not_be_recorded_is_told_all_the_same(
     command = failing(tmp_path, monkeypatch)
     with planted(STALE):
         assert run_command([*command, "--record", "/dev/full"]) == 1
-        told = capsys.readouterr()
-        assert "FAILED R6: frame" in told.out
-        assert "not recorded: /dev/full: No space left" in told.err
+        report = capsys.readouterr()
+        assert "FAILED R6: frame" in report.out
+        assert "not recorded: /dev/full: No space left" in report.err
         assert run_command([*command, "--record", "/dev/full", "--json"]) == 1
         again = json.loads(capsys.readouterr().out)
         assert again["replay"] is None and again["failures"]
@@ -130,8 +130,8 @@ def test_an_interruption_tells_what_was_found_until_then(
     assert (tmp_path / "access-x-punch.replay").exists()
     monkeypatch.setattr(order, "class_of", interrupted)
     assert run_command([*command, "--exhaustive", "--json"]) == 130
-    told = json.loads(capsys.readouterr().out)
-    assert told["interrupted"] and told["held"] and not told["complete"]
+    report = json.loads(capsys.readouterr().out)
+    assert report["interrupted"] and report["held"] and not report["complete"]
 
 
 def test_a_limit_that_is_not_reached_is_none(capsys: pytest.CaptureFixture[str]) -> None:
@@ -139,19 +139,19 @@ def test_a_limit_that_is_not_reached_is_none(capsys: pytest.CaptureFixture[str])
     runs = json.loads(capsys.readouterr().out)["runs"]
     for limit, complete in ((runs, True), (runs - 1, False)):
         assert run_command(["race", "fault-x-fault", "--exhaustive", "--json", "--limit", str(limit)]) == 0
-        told = json.loads(capsys.readouterr().out)
-        assert (told["runs"], told["complete"]) == (limit, complete)
+        report = json.loads(capsys.readouterr().out)
+        assert (report["runs"], report["complete"]) == (limit, complete)
 
 
 def test_a_record_of_other_code_is_no_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.replay"
     scenario = load("fault-x-punch")
     record.save(path, scenario, next(explore.seeded(scenario, 1, 1)))
-    told = json.loads(path.read_text())
-    for turns in (told["turns"][:-1], [*told["turns"], ["host", 3]], [["nobody", 1], *told["turns"]]):
-        path.write_text(json.dumps(told | {"turns": turns}))
+    report = json.loads(path.read_text())
+    for turns in (report["turns"][:-1], [*report["turns"], ["host", 3]], [["nobody", 1], *report["turns"]]):
+        path.write_text(json.dumps(report | {"turns": turns}))
         assert run_command(["race", "--replay", str(path)]) == 3
-        assert "can not be followed" in capsys.readouterr().err
+        assert "cannot be followed" in capsys.readouterr().err
 
 
 def test_a_scenario_that_can_not_be_set_up_is_not_raced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,39 +31,39 @@ def makers(scheduler: Scheduler) -> Makers:
 
 
 def test_tasks_take_turns_as_the_schedule_says() -> None:
-    told: list[str] = []
+    report: list[str] = []
 
     def body(name: str) -> Callable[[Scheduler], None]:
         def run(scheduler: Scheduler) -> None:
             for number in (1, 2):
                 scheduler.reach(f"point {number}")
-                told.append(f"{name}{number}")
+                report.append(f"{name}{number}")
 
         return run
 
     scheduler = raced(body("a"), body("b"), schedule=["a", "b", "b", "a", "a", "b"])
     scheduler.end()
-    assert told == ["b1", "a1", "a2", "b2"]
+    assert report == ["b1", "a1", "a2", "b2"]
     assert [step.name for step in scheduler.steps][:2] == ["starts", "starts"]
 
 
 def test_a_lock_that_is_held_is_waited_for() -> None:
-    told: list[str] = []
+    report: list[str] = []
     scheduler = Scheduler(Replay(["a", "a", "b", "a"]))
     with sync.use(makers(scheduler)):
         lock = sync.lock("L")
 
     def run(name: str) -> None:
         with lock:
-            told.append(f"{name} in")
+            report.append(f"{name} in")
             scheduler.reach("inside")
-            told.append(f"{name} out")
+            report.append(f"{name} out")
 
     for name in "ab":
         scheduler.start(scheduler.add(name, name, actor=True), partial(run, name))
     scheduler.race()
     scheduler.end()
-    assert told == ["a in", "a out", "b in", "b out"]
+    assert report == ["a in", "a out", "b in", "b out"]
 
 
 def test_two_locks_in_opposite_orders_are_a_deadlock_under_one_schedule() -> None:
@@ -83,25 +83,25 @@ def test_two_locks_in_opposite_orders_are_a_deadlock_under_one_schedule() -> Non
 
 
 def test_time_passes_only_when_nobody_can_go_on() -> None:
-    told: list[object] = []
+    report: list[object] = []
 
     def sleeps(scheduler: Scheduler) -> None:
-        told.append(scheduler.reach("sleeps", lambda: False, 3600.0))
+        report.append(scheduler.reach("sleeps", lambda: False, 3600.0))
 
     def works(scheduler: Scheduler) -> None:
         for _ in range(5):
             scheduler.reach("works")
-        told.append("worked")
+        report.append("worked")
 
     scheduler = raced(sleeps, works)
     scheduler.end()
-    assert told == ["worked", False]
+    assert report == ["worked", False]
     assert scheduler.now == 3600.0
     assert [step.fired for step in scheduler.steps][-1]
 
 
 def test_a_killed_task_goes_no_further_and_gives_nothing_back() -> None:
-    told: list[str] = []
+    report: list[str] = []
     scheduler = Scheduler(Replay(["a", "a", "b"]))
     with sync.use(makers(scheduler)):
         lock = sync.lock("L")
@@ -109,16 +109,16 @@ def test_a_killed_task_goes_no_further_and_gives_nothing_back() -> None:
     def victim() -> None:
         with lock:
             scheduler.reach("inside")
-            told.append("after its death")
+            report.append("after its death")
 
     scheduler.start(scheduler.add("a", "doomed", actor=True), victim)
     scheduler.start(scheduler.add("b", "other", actor=True), lambda: scheduler.kill("doomed"))
     scheduler.race()
     assert [step.killed for step in scheduler.steps if step.killed] == ["doomed"]
-    assert told == []
+    assert report == []
     assert lock.locked()
     scheduler.end()
-    assert told == []
+    assert report == []
 
 
 def test_the_main_task_does_not_wait_for_what_nobody_does() -> None:

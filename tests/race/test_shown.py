@@ -5,12 +5,12 @@ import pytest
 from kvmsim.race import diagram, explore
 from kvmsim.race.history import History
 from kvmsim.race.scenario import parse
-from kvmsim.race.shown import Shown
+from kvmsim.race.shown import SlotHistory
 
 
 def test_a_page_is_of_the_slot_that_is_there() -> None:
     history = History()
-    shown = Shown(history)
+    shown = SlotHistory(history)
     assert shown.at("vm0", 8) == []
     shown.making("vm0", 1, "a", 8, 2, 4)
     assert shown.at("vm0", 9) == [("a", 3)]
@@ -24,7 +24,7 @@ def test_a_page_is_of_the_slot_that_is_there() -> None:
 
 
 def test_a_slot_that_was_refused_never_was() -> None:
-    shown = Shown(History())
+    shown = SlotHistory(History())
     shown.making("vm0", 1, "a", 0, 0, 4)
     shown.refused(shown.making("vm0", 1, "b", 0, 0, 4))
     assert shown.at("vm0", 0) == [("a", 0)]

@@ -245,7 +245,7 @@ def test_a_mapping_made_before_future_write_still_stores(files: Files) -> None:
             memory[:6] = b"stored"
             assert os.pread(file.fd, 6, 0) == b"stored"
             # Written back before the write: the kernel puts the bytes of a refused write(2) through a handle from
-            # before the seal into its cached page, and reads the page anew for the next reader only if it was clean.
+            # before the seal into its cached page, and reads the page again for the next reader only if it was clean.
             memory.flush()
             assert outcome(lambda: os.pwrite(file.fd, b"w", 0)) == "EPERM"  # noqa: B023 - called at once
             assert os.pread(file.fd, 6, 0) == b"stored"

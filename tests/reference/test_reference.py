@@ -97,6 +97,6 @@ def test_operations_do_what_they_say() -> None:
     """Else two places where nothing happens would agree."""
     with tmpfs_mount("size=64M,mode=755") as place:
         world = World(place / "world")
-        told = [world.apply(operation.run) for operation in parse(SCRIPT.splitlines())]
+        report = [world.apply(operation.run) for operation in parse(SCRIPT.splitlines())]
         world.close()
-    assert told == ["nothing to act on", 0, 3, None, b"\x01", b"stored", None, "SIGBUS", "EPERM"]
+    assert report == ["nothing to act on", 0, 3, None, b"\x01", b"stored", None, "SIGBUS", "EPERM"]

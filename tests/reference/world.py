@@ -252,6 +252,6 @@ def elsewhere(act: Callable[[], bytes]) -> bytes | str:
         os._exit(0)
     os.close(write_end)
     with open(read_end, "rb") as answer:
-        told = answer.read()
+        report = answer.read()
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-    return pickle.loads(told) if status == 0 else signal.Signals(-status).name
+    return pickle.loads(report) if status == 0 else signal.Signals(-status).name

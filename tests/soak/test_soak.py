@@ -21,7 +21,7 @@ pytestmark = pytest.mark.minutes
 
 
 def soak(base: Path, *arguments: str, **environment: str) -> tuple[int, dict[str, object]]:
-    """The exit status, and what it told."""
+    """The exit status, and what it report."""
     done = subprocess.run(
         [sys.executable, "-m", "soaklib", "--json", "--seed", str(SEED), *arguments],
         cwd=ROOT,
@@ -32,8 +32,8 @@ def soak(base: Path, *arguments: str, **environment: str) -> tuple[int, dict[str
         check=False,
     )
     assert done.stdout, done.stderr
-    told: dict[str, object] = json.loads(done.stdout)
-    return done.returncode, told
+    report: dict[str, object] = json.loads(done.stdout)
+    return done.returncode, report
 
 
 def sick_program(base: Path) -> Path:
@@ -46,12 +46,12 @@ def sick_program(base: Path) -> Path:
 
 @pytest.mark.timeout(1000)
 def test_the_soak(tmp_path: Path) -> None:
-    status, told = soak(tmp_path, "--minutes", str(MINUTES))
-    assert told["failures"] == []
+    status, report = soak(tmp_path, "--minutes", str(MINUTES))
+    assert report["failures"] == []
     assert status == 0
-    counts, levels = told["counts"], told["levels"]
+    counts, levels = report["counts"], report["levels"]
     assert isinstance(counts, dict) and isinstance(levels, list)
-    SOAKS.append(told)
+    SOAKS.append(report)
     # Everything that was to happen has happened: else the verdict means nothing.
     for name, count in counts.items():
         assert count > 0 or name in ("starved", "pool_full", "refused", "lost_pages"), f"{name}: {counts}"
@@ -62,8 +62,10 @@ def test_the_soak(tmp_path: Path) -> None:
 def test_an_injected_leak_is_found_out(tmp_path: Path) -> None:
     """By the curves, after two epochs."""
     settle = ("--settle", "20")  # it would wait for what never comes: idle threads end after ten
-    status, told = soak(tmp_path, "--rounds", "2", *settle, "--memfsd", str(sick_program(tmp_path)), MEMFSD_SICK="leak")
-    failures = told["failures"]
+    status, report = soak(
+        tmp_path, "--rounds", "2", *settle, "--memfsd", str(sick_program(tmp_path)), MEMFSD_SICK="leak"
+    )
+    failures = report["failures"]
     assert status == 1 and isinstance(failures, list)
     assert [failure.split(" rose")[0] for failure in failures[:-1]] == ["not flat: rss_kib", "not flat: fds"]
 
@@ -72,8 +74,8 @@ def test_an_injected_leak_is_found_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize("sick", ["no-scrub", "no-callback"])
 def test_a_store_that_breaks_its_word_is_found_out(tmp_path: Path, sick: str) -> None:
     """By the guests, or by `memfs check`; and how to repeat it is told."""
-    status, told = soak(tmp_path, "--round", "0", "--memfsd", str(sick_program(tmp_path)), MEMFSD_SICK=sick)
-    failures = told["failures"]
+    status, report = soak(tmp_path, "--round", "0", "--memfsd", str(sick_program(tmp_path)), MEMFSD_SICK=sick)
+    failures = report["failures"]
     assert status == 1 and isinstance(failures, list)
     assert failures[0].startswith(f"round 0 (--seed {SEED} --round 0): "), failures
     assert "memfs check: R" in failures[0] or " holds " in failures[0], failures

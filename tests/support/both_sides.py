@@ -26,7 +26,7 @@ from memfsd.core.audit import Finding
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.options import StoreOptions
-from memfsd.core.private.gmem_file import Guest as GuestState
+from memfsd.core.private.gmem_file import GmemFile
 from memfsd.peers.server import GuestServer
 from memfsd.peers.upchannel import set_deadline
 from memfsd.store.deadlines import Deadlines
@@ -46,7 +46,7 @@ _clock = itertools.count(1)
 
 
 class LocalStore:
-    """memfsd without FUSE; each connection is a Session on a thread of its own. Sizes and places in pages."""
+    """memfsd without FUSE; each connection is a Session on its own thread. Sizes and places in pages."""
 
     def __init__(self, place: Path, frames: int = 1024, *, resize_any: bool = False, fixed_gfn: bool = True) -> None:
         self._place = place
@@ -101,7 +101,7 @@ class LocalStore:
     def file(self, name: str) -> Regular:
         return self.service.inodes.regular(self._inos[name])
 
-    def guest(self, name: str) -> GuestState:
+    def guest(self, name: str) -> GmemFile:
         guest = self.file(name).guest
         assert guest is not None
         return guest
@@ -175,7 +175,7 @@ class LocalStore:
     def hang_up(self, name: str) -> None:
         """The connection to a file's VM ends, as when memfsd dies; back when the store has settled that.
 
-        Its process lives on (it is this one), so the store can not but quarantine the frames.
+        Its process lives on (it is this one), so the store cannot but quarantine the frames.
         """
         peer = self.invalidator.peers[self._inos[name]]
         peer.hang_up()

@@ -15,10 +15,10 @@ from memfsd.core.audit import Facts, Finding, FrameRange, PeerReport, audit
 from memfsd.core.effects import Effect, Runs
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
-from memfsd.core.files.ordinary import Plan
+from memfsd.core.files.ordinary import IoVec
 from memfsd.core.gmem import PageRange, guest_of
 from memfsd.core.options import StoreOptions
-from memfsd.core.private.gmem_file import Guest, Pairing
+from memfsd.core.private.gmem_file import GmemFile, Pairing
 from memfsd.host.windows import Windows
 from memfsd.store.invalidator import InvalidateRange
 from memfsd.store.pairings import PairedFile
@@ -55,10 +55,10 @@ class DictWindows(Windows):
         self.adopted: set[Ino] = set()
         self.dropped: list[Ino] = []
 
-    def read(self, plan: Plan) -> bytes:
+    def read(self, plan: IoVec) -> bytes:
         return b"".join(bytes(length) if at < 0 else self._load(at, length) for at, length in plan)
 
-    def write(self, plan: Plan, data: bytes) -> int:
+    def write(self, plan: IoVec, data: bytes) -> int:
         done = 0
         for at, length in plan:
             assert at >= 0, "a write plan has no holes"
@@ -265,7 +265,7 @@ class CoreStore:
             self.resize(file, pages * PAGE_SIZE)
         return file
 
-    def pair(self, file: Regular, vm: str = "vm0") -> Guest:
+    def pair(self, file: Regular, vm: str = "vm0") -> GmemFile:
         self.paired(file, vm)
         return guest_of(file)
 
@@ -283,7 +283,7 @@ class CoreStore:
     def vm_of(self, file: Regular) -> ScriptedVm:
         return self._vms[file.ino][1]
 
-    def bound_file(self, name: str, pages: int, gfn: int = 0x100) -> tuple[Regular, Guest]:
+    def bound_file(self, name: str, pages: int, gfn: int = 0x100) -> tuple[Regular, GmemFile]:
         """Sealed, sized, paired, and bound whole to slot 1."""
         file = self.guest_file(name, pages)
         guest = self.pair(file)

@@ -26,7 +26,7 @@ Order = dict[str, set[str]]
 """For each lock, those that were taken while it was held."""
 
 
-SEVERAL = {"Guest.invalidate_lock"}
+SEVERAL = {"GmemFile.invalidate_lock"}
 """Held several at once, in the order of inode numbers, by memfs check alone."""
 _SIDES = dict(points.LOCKS)
 _TESTS = str(Path(__file__).parents[1])
@@ -159,16 +159,18 @@ def check() -> None:
     assert not rings(seen), f"these wait for themselves: {', '.join(rings(seen))}"
     known = documented()
     unknown = [f"{outer} > {inner}" for outer, inners in seen.items() for inner in inners - reachable(known, outer)]
-    told = "; ".join(sorted(unknown))
-    assert not unknown, f"not in docs/architecture.md: {told} (python -m tests.support.lock_order, and think about it)"
+    report = "; ".join(sorted(unknown))
+    assert not unknown, (
+        f"not in docs/architecture.md: {report} (python -m tests.support.lock_order, and think about it)"
+    )
 
 
-def told() -> Order:
+def report() -> Order:
     return RECORDER.order
 
 
-def hear(told: Order) -> None:
-    for name, inner in told.items():
+def hear(report: Order) -> None:
+    for name, inner in report.items():
         RECORDER.order.setdefault(name, set()).update(inner)
 
 

@@ -104,7 +104,7 @@ class Mount:
 
     @contextlib.contextmanager
     def watched(self) -> Iterator[None]:
-        """A system call that hangs in the mount can not be interrupted from within: after a deadline, abort it."""
+        """A system call that hangs in the mount cannot be interrupted from within: after a deadline, abort it."""
         watchdog = threading.Timer(DEADLINE_S, remove_mount, [self.path])
         watchdog.start()
         try:

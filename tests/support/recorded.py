@@ -1,7 +1,7 @@
 """What tests record beside passing: shown at the end of a run, by whichever processes the tests were run.
 
-A module of MODULES keeps a record in the process that runs tests: `told()` is it in plain values, `hear()` adds what
-another process told, `show()` writes it into the summary. With pytest-xdist each worker tells the controller.
+A module of MODULES keeps a record in the process that runs tests: `report()` is it in plain values, `hear()` adds what
+another process report, `show()` writes it into the summary. With pytest-xdist each worker tells the controller.
 """
 
 import importlib
@@ -18,7 +18,7 @@ MODULES = (
     "tests.needs_root",
     "tests.race.numbers",
     "tests.hostile.tally",
-    "tests.death.told",
+    "tests.death.report",
     "tests.soak.told",
 )
 
@@ -41,15 +41,15 @@ class Records:
 
     def pytest_sessionfinish(self, session: pytest.Session) -> None:
         if is_worker(session.config):
-            told = {module.__name__: module.told() for module in _used()}
-            session.config.workeroutput["recorded"] = told  # type: ignore[attr-defined]
+            report = {module.__name__: module.report() for module in _used()}
+            session.config.workeroutput["recorded"] = report  # type: ignore[attr-defined]
         elif is_distributed(session.config):
             self._check_lock_order(session)
 
     @pytest.hookimpl(optionalhook=True)
     def pytest_testnodedown(self, node: Any) -> None:
-        for name, told in getattr(node, "workeroutput", {}).get("recorded", {}).items():
-            importlib.import_module(name).hear(told)
+        for name, report in getattr(node, "workeroutput", {}).get("recorded", {}).items():
+            importlib.import_module(name).hear(report)
 
     def pytest_terminal_summary(self, terminalreporter: pytest.TerminalReporter) -> None:
         for module in _used():

@@ -25,7 +25,7 @@ def until(condition: Callable[[], bool], what: str) -> None:
 
 
 class Beside(Generic[T]):
-    """A call on a thread of its own. Its result or its exception is the test's."""
+    """A call on its own thread. Its result or its exception is the test's."""
 
     def __init__(self, call: Callable[[], T]) -> None:
         self._result: list[T] = []
@@ -53,7 +53,7 @@ class Beside(Generic[T]):
 
 @contextlib.contextmanager
 def over_and_over(steps: list[Callable[[random.Random], object]], times: int) -> Iterator[None]:
-    """Each step on a thread of its own, with a dice of its own, again and again until the end; refusals are no matter.
+    """Each step on its own thread, with a dice of its own, again and again until the end; refusals are no matter.
     At the end each was done so many times at least."""
     stop = threading.Event()
     counts = [0] * len(steps)

@@ -2,7 +2,7 @@
 
 A reference for `kvmsim`, as simple as it can be: a page at a time, no page tables, no TLB, no readahead, no store. It
 knows the thread's table of requests, the designs of conversion, and KVM's checks of slots. What a guest does is a
-program here too: a generator that yields the exits it must come to, and looks at memory anew when it is run again.
+program here too: a generator that yields the exits it must come to, and looks at memory again when it is run again.
 
     private[gfn]   the private slot that shows the page       secret[gfn]   its bytes; missing: zeros
     own[gfn]       the person's ordinary slot over it         (bytes in the slot, which may move)

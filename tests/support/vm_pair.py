@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import ExitReason
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT, entry_pfn, entry_writable
 from kvmsim.shell.execute import Executor
@@ -81,7 +82,7 @@ class ModelledVm:
 
     def _delete_at(self, gfn: int) -> None:
         """The private slot that shows a page, whoever made it."""
-        slot = self.vm.slots[True].lookup(gfn)
+        slot = self.vm.slots[PRIVATE].lookup(gfn)
         modelled = self.model.private.get(gfn)
         assert (slot is None) == (modelled is None)
         if slot is not None and modelled is not None:
@@ -89,7 +90,7 @@ class ModelledVm:
             self.model.delete_private(modelled)
 
     def _together(self, lines: list[str]) -> None:
-        """Commands of several vCPUs for different pages, each on a thread of its own: their order must not matter.
+        """Commands of several vCPUs for different pages, each on its own thread: their order must not matter.
 
         For policy `recreate` it does: it destroys what is around a page."""
         if self.model.policy == "recreate":
@@ -183,7 +184,7 @@ class ModelledVm:
     def _slots_agree(self) -> None:
         model, copied, own = self.model, set[tuple[int, int]](), {}
         assert in_step(self.vmm.memory.ram, self.vm)
-        for slot in self.vm.slots[False]:
+        for slot in self.vm.slots[SHARED]:
             if slot.backing.path == "(vmm)":
                 copied.add((slot.gfn, slot.end))
             else:
@@ -194,7 +195,7 @@ class ModelledVm:
         for gfn, private in sorted(model.private.items()):
             shown.setdefault(id(private), []).append(gfn)
         named, others = {}, set[tuple[tuple[int, int], ...]]()
-        for slot in self.vm.slots[True]:
+        for slot in self.vm.slots[PRIVATE]:
             if slot.id in model.private_ids:
                 named[slot.id] = tuple(slot.segments)
             else:

@@ -40,10 +40,10 @@ def leftovers(directory: Path) -> list[str]:
 
 def test_it_holds_from_beginning_to_end(tmp_path: Path) -> None:
     demo = start(tmp_path)
-    told, _ = demo.communicate(timeout=100)
-    assert demo.returncode == 0, told
-    assert " 0 failed, in " in told.splitlines()[-1]
-    assert "✗" not in told
+    report, _ = demo.communicate(timeout=100)
+    assert demo.returncode == 0, report
+    assert " 0 failed, in " in report.splitlines()[-1]
+    assert "✗" not in report
     assert leftovers(tmp_path) == []
 
 

@@ -32,13 +32,13 @@ while True:
 )
 def test_ctrl_c_while_a_program_is_loading_is_no_traceback(command: list[str], module: str, tmp_path: Path) -> None:
     """In the place of a module there is one that takes forever to load."""
-    loading, told = os.pipe()
+    loading, report = os.pipe()
     never, held = os.pipe()
-    (tmp_path / f"{module}.py").write_text(SLOW_MODULE.format(fd=told, until=never))
+    (tmp_path / f"{module}.py").write_text(SLOW_MODULE.format(fd=report, until=never))
     program = subprocess.Popen(
         [BIN / command[0], *command[1:]],
         env={**os.environ, "PYTHONPATH": str(tmp_path)},
-        pass_fds=(told, never),
+        pass_fds=(report, never),
         stderr=subprocess.PIPE,
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
@@ -50,7 +50,7 @@ def test_ctrl_c_while_a_program_is_loading_is_no_traceback(command: list[str], m
     finally:
         program.kill()
         program.wait()
-        for fd in (loading, told, never, held):
+        for fd in (loading, report, never, held):
             os.close(fd)
 
 

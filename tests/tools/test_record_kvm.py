@@ -1,4 +1,4 @@
-"""tools/record-kvm: what it writes, and what it says where it can not."""
+"""tools/record-kvm: what it writes, and what it says where it cannot."""
 
 import errno
 import os

@@ -8,6 +8,7 @@ from time import perf_counter
 
 from benchlib import our_mount
 from benchlib.figure import Figure, Part, Progress
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.machine import VirtualMachine
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
@@ -60,7 +61,7 @@ def _live(mountpoint: Path, number: int) -> Iterator[VirtualMachine]:
         machine.vmm.set_policy("overlay")
         for page in range(0, 2 * number, 2):
             _map(machine, page, private=False)
-        assert len(machine.vm.slots[False]) == number
+        assert len(machine.vm.slots[SHARED]) == number
         yield machine
     path.unlink()
 
@@ -85,7 +86,7 @@ def _convert(machine: VirtualMachine, count: int) -> tuple[float, float]:
 
 def _lookup_ns(machine: VirtualMachine, count: int) -> float:
     """Nanoseconds of one lookup of the slot that shows a page, the loop around it included."""
-    lookup, last = machine.vm.slots[False].lookup, _first_spare(machine)
+    lookup, last = machine.vm.slots[SHARED].lookup, _first_spare(machine)
     start = perf_counter()
     for index in range(count):
         lookup(index * 7919 % last)
@@ -93,7 +94,7 @@ def _lookup_ns(machine: VirtualMachine, count: int) -> float:
 
 
 def _first_spare(machine: VirtualMachine) -> int:
-    (slot,) = machine.vm.slots[True]
+    (slot,) = machine.vm.slots[PRIVATE]
     return slot.page_count - _SPARE_PAGES
 
 

@@ -28,7 +28,7 @@ _SEED = 1
 def measure(progress: Progress, starts: int = 5, rounds: int = 6, count: int = 600) -> Figure:
     """count faults, as many accesses and round trips in each of the rounds, after one that is not counted.
 
-    memfsd is started anew several times: where a process comes to lie in memory is worth ten per cent.
+    memfsd is restarted several times: where a process comes to lie in memory is worth ten per cent.
     """
     some_page = _FILE_BYTES >> PAGE_SHIFT + 1
     request_bytes = len(encode_request(1 << 16, Kind.GET_PFN, GetPfn(some_page, MAX_AHEAD_PAGES)))

@@ -10,6 +10,7 @@ from time import perf_counter
 
 from benchlib import our_mount
 from benchlib.figure import Figure, Progress
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.machine import VirtualMachine
 from memfsd.common.linux import fallocate
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE
@@ -19,7 +20,7 @@ _RSS_LIMIT_MIB = 128
 
 
 def measure(progress: Progress, rounds: int = 3, size_bytes: int = 1 << 40) -> Figure:
-    """Each round has a mount of its own, and a VM in a process of its own. Memory is reserved, not touched."""
+    """Each round has its own mount, and a VM in its own process. Memory is reserved, not touched."""
     seconds, vm_mib, store_mib = [], [], []
     for number in range(rounds):
         progress.round(number, rounds)
@@ -63,7 +64,7 @@ def _once(mountpoint: Path, size_bytes: int) -> None:
         if stopped is not None:
             raise RuntimeError(f"the guest stopped: {stopped}")
         elapsed_s = perf_counter() - start
-        small, _, large = machine.vm.mmu.epts[True].leaf_counts
+        small, _, large = machine.vm.mmu.epts[PRIVATE].leaf_counts
         if small or large != size_bytes // _PAGE_BYTES:
             raise RuntimeError(f"{large} leaves of 1 GiB and {small} of 4 KiB")
         print(elapsed_s, _peak_rss_mib(os.getpid()), _peak_rss_mib(_daemon_of(mountpoint)))

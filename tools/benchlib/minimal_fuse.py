@@ -36,9 +36,9 @@ class Mount(NamedTuple):
 
 @contextmanager
 def mounted(memfd: bool = False) -> Iterator[Mount]:
-    """The filesystem in a process of its own, on a new directory; both are gone afterwards.
+    """The filesystem in its own process, on a new directory; both are gone afterwards.
 
-    RuntimeError when it can not be mounted.
+    RuntimeError when it cannot be mounted.
     """
     mountpoint = Path(tempfile.mkdtemp(prefix="minimal_fuse.")).resolve()
     command = [sys.executable, "-m", "benchlib.minimal_server", *["--memfd"] * memfd, str(mountpoint)]

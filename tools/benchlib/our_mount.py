@@ -15,7 +15,7 @@ MAX_SLOTS = 8
 
 @contextmanager
 def mounted(pool_bytes: int) -> Iterator[Path]:
-    """The mount point of a memfsd in a process of its own, on the cores of the caller; gone afterwards."""
+    """The mount point of a memfsd in its own process, on the cores of the caller; gone afterwards."""
     mountpoint = Path(tempfile.mkdtemp(prefix="memfsd_bench.")).resolve()
     command = [str(Path(sys.executable).with_name("memfsd")), "-f", "-o", f"size={pool_bytes}", str(mountpoint)]
     try:

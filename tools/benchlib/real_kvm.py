@@ -211,7 +211,7 @@ class _Guest:
     def check(self, value: int, page_step: int = 1) -> None:
         """RuntimeError unless every page_step-th page begins with this byte.
 
-        It looks through a mapping of its own: page table entries that stayed would slow a later punch.
+        It looks through its own mapping: page table entries that stayed would slow a later punch.
         """
         with mmap.mmap(self._memfd, self._size_bytes) as view, memoryview(view) as window:
             found = bytes(window[:: page_step * PAGE_SIZE])

@@ -16,7 +16,7 @@ from memfsd.uapi.units import PAGE_SIZE
 def measure(progress: Progress, starts: int = 7, rounds: int = 8, count: int = 300) -> Figure:
     """count requests of each kind to each daemon in each of the rounds, after one that is not counted.
 
-    Both daemons are started anew several times: where a process comes to lie in memory is worth ten per cent.
+    Both daemons are restarted several times: where a process comes to lie in memory is worth ten per cent.
     """
     stat_pairs, write_pairs = [], []
     for start in range(starts):

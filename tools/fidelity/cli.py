@@ -16,7 +16,7 @@ DOCUMENT = ROOT / "docs" / "fidelity.md"
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """0 done, 1 this machine can not be asked, 2 usage."""
+    """0 done, 1 this machine cannot be asked, 2 usage."""
     parser = Parser(
         prog="tools/record-kvm",
         description="Run the memslot cases on this machine's /dev/kvm and keep the answers.",

@@ -125,9 +125,9 @@ def render(recording: Recording) -> str:
         "  host address space (a shared slot names a memory and an offset in it):",
         f"  {_names(NOT_ASKED)}.",
         "",
-        "Record anew with `tools/record-kvm --date DATE` on a machine with /dev/kvm (Linux 6.8 or later), then",
+        "Record again with `tools/record-kvm --date DATE` on a machine with /dev/kvm (Linux 6.8 or later), then",
         "`tools/record-kvm --render`. Some answers are a machine's own (its address width, its kernel): these cases",
-        "say so in the recording (`varies`), and are left out when a test records some anew and compares.",
+        "say so in the recording (`varies`), and are left out when a test records some again and compares.",
         "",
         "## What differs",
     ]

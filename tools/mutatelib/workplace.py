@@ -66,7 +66,7 @@ class Workplace:
             compiled.unlink()
 
     def pytest(self, arguments: Sequence[str], limit_s: float, **environment: str) -> Run:
-        """Runs pytest in namespaces of its own for mounts and processes, so that nothing outlives the run."""
+        """Runs pytest in its own namespaces for mounts and processes, so that nothing outlives the run."""
         place = Path(tempfile.mkdtemp(dir=self._base))
         names = place / "tests"
         names.write_text("\n".join(arguments))

@@ -105,7 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         metavar="N",
         help="go on so long, and for 4 rounds at least (default 2)",
     )
-    parser.add_argument("--seed", type=int, metavar="N", help="what is done, in which order (default: drawn, and told)")
+    parser.add_argument(
+        "--seed", type=int, metavar="N", help="what is done, in which order (default: drawn, and printed)"
+    )
     how_many = parser.add_mutually_exclusive_group()
     how_many.add_argument("--rounds", type=_positive, metavar="N", help="stop after so many rounds instead")
     how_many.add_argument("--round", type=_count, metavar="K", help="only this round (they count from 0)")

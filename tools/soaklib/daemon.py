@@ -42,7 +42,7 @@ def until(true: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -
 
 
 class Daemon:
-    """`memfsd -f` on a directory of its own."""
+    """`memfsd -f` on its own directory."""
 
     def __init__(self, base: Path, options: str, program: Path) -> None:
         self.path = base / "mnt"
@@ -118,10 +118,10 @@ class Daemon:
             check=False,
         )
         if done.returncode:
-            told = done.stderr.strip()
+            report = done.stderr.strip()
             with contextlib.suppress(ValueError):
-                told = "; ".join(f"{found['rule']}: {found['text']}" for found in json.loads(done.stdout)["findings"])
-            raise Failure(f"memfs check: {told}")
+                report = "; ".join(f"{found['rule']}: {found['text']}" for found in json.loads(done.stdout)["findings"])
+            raise Failure(f"memfs check: {report}")
 
     def end(self, number: signal.Signals) -> None:
         """By SIGKILL, or as a person ends it: then with exit status 0 and without a mount left."""

@@ -75,13 +75,13 @@ class RunningVm:
         if self.expected == "killed":
             return False
         try:
-            told = json.loads(self._said().splitlines()[-1])
+            report = json.loads(self._said().splitlines()[-1])
         except (ValueError, IndexError):
             raise Failure(f"{self} ended with {self.process.returncode}: {self._said()}") from None
-        if told["fate"] == "lost" and self.expected == "ended" and told["longest_gap_s"] >= STARVED_S:
+        if report["fate"] == "lost" and self.expected == "ended" and report["longest_gap_s"] >= STARVED_S:
             return True
-        if told["fate"] != self.expected:
-            raise Failure(f"{self} {told['fate']}, not {self.expected}: {told['why']}")
+        if report["fate"] != self.expected:
+            raise Failure(f"{self} {report['fate']}, not {self.expected}: {report['why']}")
         return False
 
     def _said(self) -> str:
@@ -144,7 +144,7 @@ class Fleet:
         return sum(vm.ledger.counters()["verified_pages"] for vm in self.vms)
 
     def finish(self) -> None:
-        """All are told to stop, and judged; those that lose their store have to notice it by themselves."""
+        """All are asked to stop, and judged; those that lose their store have to notice it by themselves."""
         for vm in self.vms:
             if vm.expected != "lost":
                 vm.ledger.tell_to_stop()

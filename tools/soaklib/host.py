@@ -107,7 +107,7 @@ class Host:
         self._report.count("punches")
 
     def _shrink(self) -> None:
-        """And grow again: the pages behind the cut are taken, and can not be had meanwhile."""
+        """And grow again: the pages behind the cut are taken, and cannot be had meanwhile."""
         if vm := self._any_vm():
             unit = vm.plan.page_bytes // PAGE
             first = self._random.randrange(1, vm.plan.page_count // unit) * unit

@@ -3,6 +3,7 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import Exit, MemoryErrorExit
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
@@ -72,14 +73,14 @@ class Vm:
 
     def shared_pages(self, page: int, count: int) -> list[bool]:
         """Which of these pages an ordinary slot shows."""
-        with self._machine.vmm.inhibitor.running(), self._machine.vm.mmu.lock:
-            slots = self._machine.vm.slots[False]
+        with self._machine.vmm.inhibitor.in_kvm_run(), self._machine.vm.mmu.lock:
+            slots = self._machine.vm.slots[SHARED]
             return [slots.lookup(gfn) is not None for gfn in range(page, page + count)]
 
     def slot_around(self, page: int) -> tuple[int, int]:
         """Pages [first, end) of the private slot that has this page; empty when none has."""
-        with self._machine.vmm.inhibitor.running(), self._machine.vm.mmu.lock:
-            slot = self._machine.vm.slots[True].lookup(page)
+        with self._machine.vmm.inhibitor.in_kvm_run(), self._machine.vm.mmu.lock:
+            slot = self._machine.vm.slots[PRIVATE].lookup(page)
             return (0, 0) if slot is None else (slot.gfn, slot.end)
 
     @property

@@ -20,7 +20,7 @@ class Written:
 
 
 class Wrong(Exception):
-    """A page holds what it must not: the message tells what, and what it may hold."""
+    """A page holds what it must not: the message says what, and what it may hold."""
 
 
 class PageModel:

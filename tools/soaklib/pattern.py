@@ -1,4 +1,4 @@
-"""What a written page holds: whose it is, 64 times, with a checksum, so that any other content tells what it is."""
+"""What a written page holds: whose it is, 64 times, with a checksum, so that any other content says what it is."""
 
 import struct
 import zlib

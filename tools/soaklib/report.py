@@ -53,7 +53,7 @@ class Report:
 
 
 class Progress:
-    """A line every few seconds on stderr, from a thread of its own."""
+    """A line every few seconds on stderr, from its own thread."""
 
     def __init__(self, line: Callable[[], str]) -> None:
         self._line = line

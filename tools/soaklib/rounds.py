@@ -144,14 +144,14 @@ class Soak:
         daemon.check()
 
     def _take_levels(self, daemon: Daemon) -> None:
-        """When it has settled, or at the deadline: then the curve tells."""
+        """When it has settled, or at the deadline: then the curve decides."""
         end, pause = time.monotonic() + self._settling_s, threading.Event()
         while not self.curve.fits(levels := daemon.levels()) and time.monotonic() < end:
             pause.wait(0.05)
         self.curve.add(levels)
 
     def _watch(self) -> None:
-        """A system call on a mount that hangs can not be interrupted from within: abort it from here."""
+        """A system call on a mount that hangs cannot be interrupted from within: abort it from here."""
         while not self._end.wait(1.0):
             if time.monotonic() > self._alive_s + _STUCK_S and self._watched is not None:
                 self._stuck = True

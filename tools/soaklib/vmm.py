@@ -1,4 +1,4 @@
-"""One VMM, a process of its own: its vCPUs write, convert and verify until told to stop, or until the store is gone.
+"""One VMM, its own process: its vCPUs write, convert and verify until asked to stop, or until the store is gone.
 
 The last line that it prints is a JSON object: what became of it. Started by soaklib.fleet alone.
 """
@@ -35,7 +35,7 @@ _PR_SET_PDEATHSIG = 1
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """What the host tells a VMM."""
+    """What the host asks of a VMM."""
 
     name: str
     path: str
@@ -237,7 +237,7 @@ class Vcpu:
         return Over(self._ledger.moments, first, count)
 
     def _tolerate(self, trouble: Trouble, what: str, takings: "Over") -> None:
-        """The pool may be full; what is behind the end of a file that shrinks just now can not be had."""
+        """The pool may be full; what is behind the end of a file that shrinks just now cannot be had."""
         if trouble.errno in _STORE_GONE:
             self._await_loss()
         if self._vm.lost:
@@ -353,9 +353,9 @@ def plan_as_argument(plan: Plan) -> str:
 def main() -> int:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     faulthandler.register(signal.SIGUSR1)
-    told = Vmm(Plan(**json.loads(sys.argv[1]))).run()
-    print(json.dumps(told), flush=True)
-    return 1 if told["fate"] == "failed" else 0
+    report = Vmm(Plan(**json.loads(sys.argv[1]))).run()
+    print(json.dumps(report), flush=True)
+    return 1 if report["fate"] == "failed" else 0
 
 
 if __name__ == "__main__":

@@ -337,9 +337,9 @@ class EptTables:
             for child, low, high in _parts(level, start, end, indices, children):
                 yield from self._spans_below(child, level - 1, low, high)
             return
-        apart = (indices[1:] != indices[:-1] + 1) | (children[1:] != children[:-1] + 1)
+        breaks = (indices[1:] != indices[:-1] + 1) | (children[1:] != children[:-1] + 1)
         origin = _table_start(level, start)
-        for first, after in _stretches(apart, indices.size):
+        for first, after in _stretches(breaks, indices.size):
             gfn = origin + ((int(indices[first]) & INDEX) << LEVEL_BITS)
             word = int(children[first]) << LEVEL_BITS
             gfn_end = min(end, gfn + (after - first << LEVEL_BITS))

@@ -7,6 +7,7 @@ time of mapping, the sequence has moved or an open invalidation covers what it w
 
 import msgspec
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.slots.memslots import Memslot
 from memfsd.common import sync, trace
 from memfsd.common.intervals import IntervalSet
@@ -17,7 +18,7 @@ from .runs import Run, clip, inside
 from .tlb import RANGED_FLUSH_PAGES, Tlb, Translation, tlb_key
 
 
-class Ticket(msgspec.Struct, frozen=True, eq=False, gc=False):
+class PageFault(msgspec.Struct, frozen=True, eq=False, gc=False):
     """A fault under way: `limit` pages of one segment from gfn may be mapped, if `seq` still holds.
 
     order: of the largest leaf that slot and open invalidations allow around gfn. `limit` ends where a larger one might
@@ -43,7 +44,7 @@ class Mmu:
         """vm: its name, for traces."""
         self._vm = vm
         self.lock = sync.lock("Mmu.lock")
-        self.ended = sync.condition("Mmu.ended", self.lock)
+        self.invalidation_ended = sync.condition("Mmu.ended", self.lock)
         """Notified at each END: faults that met an open invalidation go on."""
         self.epts = (Ept(), Ept())
         """By address space: shared, private."""
@@ -76,13 +77,13 @@ class Mmu:
         self.invalidate_seq += 1
         self.in_progress -= 1
         assert self.in_progress >= 0, "END without BEGIN"
-        self.ended.notify_all()
+        self.invalidation_ended.notify_all()
 
-    def is_stale(self, ticket: Ticket, count: int) -> bool:
+    def is_stale(self, page_fault: PageFault, count: int) -> bool:
         """mmu_invalidate_retry_gfn(), for the run that would be mapped, of either alias."""
-        if ticket.seq != self.invalidate_seq:
+        if page_fault.seq != self.invalidate_seq:
             return True
-        return self.in_progress > 0 and ticket.gfn < self.range_end and self.range_start < ticket.gfn + count
+        return self.in_progress > 0 and page_fault.gfn < self.range_end and self.range_start < page_fault.gfn + count
 
     def clear_of_brackets(self, gfn: int, start: int, end: int) -> tuple[int, int]:
         """The part of [start, end) around gfn that no open invalidation covers; all of it when gfn is covered."""
@@ -95,38 +96,38 @@ class Mmu:
 
     @trace.hot(
         trace.Side.VM,
-        lambda to, _, ticket, pfn, count: to.install_begun(ticket.gfn, pfn, count),
-        lambda to, is_mapped, mmu, ticket, pfn, count: (
-            mmu.trace_installed(to, ticket, pfn, min(count, ticket.limit)) if is_mapped else None
+        lambda to, _, page_fault, pfn, count: to.install_begun(page_fault.gfn, pfn, count),
+        lambda to, is_mapped, mmu, page_fault, pfn, count: (
+            mmu.trace_installed(to, page_fault, pfn, min(count, page_fault.limit)) if is_mapped else None
         ),
     )
-    def install(self, ticket: Ticket, pfn: int, count: int) -> bool:
-        """Map the run, its first page as accessed; False when the ticket is stale and the fault must be retried.
+    def install(self, page_fault: PageFault, pfn: int, count: int) -> bool:
+        """Map the run, its first page as accessed; False when the fault is stale and the fault must be retried.
 
         ENOMEM (Refused) when the EPT has no table left.
         """
-        gfn = ticket.gfn
-        if count > ticket.limit:
-            count = ticket.limit
+        gfn = page_fault.gfn
+        if count > page_fault.limit:
+            count = page_fault.limit
         # As a rule nothing is open and nothing has moved: then it needs no call to know.
-        if (self.in_progress or ticket.seq != self.invalidate_seq) and self.is_stale(ticket, count):
+        if (self.in_progress or page_fault.seq != self.invalidate_seq) and self.is_stale(page_fault, count):
             self.retry_count += 1
             return False
-        ept = self.epts[ticket.private]
+        ept = self.epts[page_fault.private]
         if count == 1:
-            ept.map_page(gfn, pfn, writable=ticket.writable)
+            ept.map_page(gfn, pfn, writable=page_fault.writable)
         else:
-            ept.map_run(gfn, pfn, count, writable=ticket.writable, accessed=1)
+            ept.map_run(gfn, pfn, count, writable=page_fault.writable, accessed=1)
         self.fault_count += 1
         return True
 
-    def install_large(self, ticket: Ticket, pfn: int, count: int, order: int) -> bool:
-        """`install` in whole leaves of this order, of a run that begins at the leaf around the ticket's page."""
+    def install_large(self, page_fault: PageFault, pfn: int, count: int, order: int) -> bool:
+        """`install` in whole leaves of this order, of a run that begins at the leaf around the fault's page."""
         if trace.vm is not None:
-            trace.vm.install_large_begun(ticket.gfn, pfn, count, order)
-        assert 0 < order <= ticket.order
-        ahead = ticket.gfn & (1 << order) - 1
-        run = msgspec.structs.replace(ticket, gfn=ticket.gfn - ahead, limit=ticket.limit + ahead)
+            trace.vm.install_large_begun(page_fault.gfn, pfn, count, order)
+        assert 0 < order <= page_fault.order
+        ahead = page_fault.gfn & (1 << order) - 1
+        run = msgspec.structs.replace(page_fault, gfn=page_fault.gfn - ahead, limit=page_fault.limit + ahead)
         count = min(count, run.limit) >> order << order
         assert count
         if self.is_stale(run, count):
@@ -136,14 +137,16 @@ class Mmu:
             self.epts[run.private].map_large(run.gfn + at, pfn + at, order, writable=run.writable, accessed=not at)
         self.fault_count += 1
         if trace.vm is not None:
-            self.trace_installed(trace.vm, ticket, pfn, count, ahead)
+            self.trace_installed(trace.vm, page_fault, pfn, count, ahead)
         return True
 
-    def trace_installed(self, to: trace.Instrument, ticket: Ticket, pfn: int, page_count: int, ahead: int = 0) -> None:
-        """The run begins `ahead` pages before the ticket's."""
-        gmem, base = ticket.slot.backing.gmem, ticket.slot.backing.base
+    def trace_installed(
+        self, to: trace.Instrument, page_fault: PageFault, pfn: int, page_count: int, ahead: int = 0
+    ) -> None:
+        """The run begins `ahead` pages before the fault's."""
+        gmem, base = page_fault.slot.backing.gmem, page_fault.slot.backing.base
         if gmem is not None:
-            gfn, pgoff = ticket.gfn - ahead, ticket.pgoff - ahead
+            gfn, pgoff = page_fault.gfn - ahead, page_fault.pgoff - ahead
             to.installed(self._vm, gmem.ino, gmem.conn, gfn, pgoff, pfn - base, page_count)
 
     def zap(self, start: int, end: int, *, private: bool) -> list[Run]:
@@ -173,24 +176,24 @@ class Mmu:
         self._flush(removed, page_count, private)
         if trace.vm is not None and private:
             trace.vm.zapped(self._vm, start, end, [])
-        # More than was asked for goes when a large leaf can not be split: those pages are the slot's as before.
+        # More than was asked for goes when a large leaf cannot be split: those pages are the slot's as before.
         return inside(removed, start, end)
 
     def protect(self, start: int, end: int) -> None:
         """The next write to a shared page of [start, end) faults."""
-        self.epts[False].protect(start, end)
+        self.epts[SHARED].protect(start, end)
         self._flush([(start, 0, end - start)], end - start, private=False)
 
     def block(self, start: int, end: int) -> list[Run]:
         """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK; all that is blocked now."""
-        touched = self.epts[True].touched(start, end)
+        touched = self.epts[PRIVATE].touched(start, end)
         for run in self._unmap(start, end, True):
             self.blocked.add(run, touched)
         return self.blocked.runs(start, end)
 
     def held_private(self, start: int, end: int) -> int:
         """Private pages of [start, end) that hold memory, mapped or blocked."""
-        mapped = [(gfn, gfn + count) for gfn, _, count in self.epts[True].runs(start, end)]
+        mapped = [(gfn, gfn + count) for gfn, _, count in self.epts[PRIVATE].runs(start, end)]
         held = IntervalSet([*mapped, *self.blocked.ranges(start, end)])
         return sum(high - low for low, high in held.within(start, end))
 
@@ -199,7 +202,7 @@ class Mmu:
         stay, those under an overlay among them."""
         if trace.vm is not None:
             trace.vm.zap_untouched_begun(start, end)
-        ept = self.epts[True]
+        ept = self.epts[PRIVATE]
         self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
         stay = ept.touched(start, end)
         if self.blocked:

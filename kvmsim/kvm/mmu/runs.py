@@ -23,8 +23,8 @@ def append_leaves(runs: list[Run], gfn: int, present: NDArray[np.int64], entries
     if not present.size:
         return
     pfns = (entries[present] >> np.uint64(PFN_SHIFT)).astype(np.int64)
-    apart = (present[1:] != present[:-1] + 1) | (pfns[1:] != pfns[:-1] + size)
-    starts = np.concatenate(([0], apart.nonzero()[0] + 1))
+    breaks = (present[1:] != present[:-1] + 1) | (pfns[1:] != pfns[:-1] + size)
+    starts = np.concatenate(([0], breaks.nonzero()[0] + 1))
     counts = np.diff(starts, append=present.size) * size
     found = zip((present[starts] * size + gfn).tolist(), pfns[starts].tolist(), counts.tolist(), strict=True)
     append_run(runs, *next(found))

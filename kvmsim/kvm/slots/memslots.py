@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from enum import Enum
 
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
-from kvmsim.kvm.region import AddressSpaceId, MemoryRegion, SlotFlag
+from kvmsim.kvm.region import Alias, MemoryRegion, SlotFlag
 from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
@@ -52,7 +52,7 @@ class Memslot:
     """
 
     id: int
-    as_id: AddressSpaceId
+    as_id: Alias
     gfn: int
     page_count: int
     flags: SlotFlag
@@ -74,8 +74,8 @@ class Memslot:
             self.dirty = DirtyLog(self.page_count)
         if self.max_order:
             allowed = 0 if self.flags & SlotFlag.LOG_DIRTY_PAGES else self.max_order
-            apart = self.gfn - self.pgoff
-            self.max_order = max(o for o in ORDERS if o <= allowed and self.page_count >> o and apart % (1 << o) == 0)
+            delta = self.gfn - self.pgoff
+            self.max_order = max(o for o in ORDERS if o <= allowed and self.page_count >> o and delta % (1 << o) == 0)
         if not self.segments:
             self.segments = [(self.gfn, self.end)]
 
@@ -114,7 +114,7 @@ Segment = tuple[Memslot, int, int]
 class Memslots:
     """The slots of one address space. `generation` grows by one at every change."""
 
-    def __init__(self, as_id: AddressSpaceId) -> None:
+    def __init__(self, as_id: Alias) -> None:
         self.as_id = as_id
         self.generation = 0
         self._slots: dict[int, Memslot] = {}
@@ -293,7 +293,7 @@ def check_region(region: MemoryRegion, max_slots: int, existing: Memslot | None)
     the backing's own errors, and the end of GPAs (`check_addressable`).
     """
     _check_fields(region)
-    if region.space not in (AddressSpaceId.SHARED, AddressSpaceId.PRIVATE):
+    if region.space not in (Alias.SHARED, Alias.PRIVATE):
         raise _invalid(f"address space {region.space}", "take 0 (shared) or 1 (private)")
     if not 0 <= region.id < max_slots:
         more = ", or raise --max-slots" if region.id < MAX_SLOTS else ""
@@ -312,7 +312,7 @@ def check_region(region: MemoryRegion, max_slots: int, existing: Memslot | None)
 
 def _check_fields(region: MemoryRegion) -> None:
     """Flags, and what must be a multiple of a page or must not wrap: check_memory_region_flags() and what follows."""
-    private = region.space == AddressSpaceId.PRIVATE
+    private = region.space == Alias.PRIVATE
     # Deleting asks nothing of the flags but that they could stand together; the slot to go may be of either kind.
     kind_is_private = private if region.size else bool(region.flags & SlotFlag.GUEST_MEMFD)
     # As int: the complement of an IntFlag leaves out the bits that have no name.
@@ -332,12 +332,12 @@ def _check_fields(region: MemoryRegion) -> None:
 
 def _change_of(existing: Memslot, region: MemoryRegion) -> RegionChange:
     """What becomes of a slot that is there."""
-    if region.space == AddressSpaceId.PRIVATE or existing.flags & SlotFlag.GUEST_MEMFD:
+    if region.space == Alias.PRIVATE or existing.flags & SlotFlag.GUEST_MEMFD:
         raise _invalid(f"a change of {existing}", "private slots are immutable: delete it, then create it")
     if region.page_count != existing.page_count:
-        raise _invalid(f"size {region.size:#x} of {existing}", "delete the slot, then create it anew")
+        raise _invalid(f"size {region.size:#x} of {existing}", "delete the slot, then create it again")
     if region.pgoff != existing.pgoff:
-        raise _invalid(f"offset {region.offset:#x} of {existing}", "delete the slot, then create it anew")
+        raise _invalid(f"offset {region.offset:#x} of {existing}", "delete the slot, then create it again")
     if (region.flags ^ existing.flags) & SlotFlag.READONLY:
         raise _invalid(f"READONLY in flags {region.flags:#x} of {existing}", "it is fixed at creation: delete first")
     if region.gfn != existing.gfn:

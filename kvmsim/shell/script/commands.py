@@ -162,7 +162,7 @@ class Resume(GuestCommand):
 
 @dataclass(frozen=True, slots=True)
 class Start(Command):
-    """The command on a thread of its own."""
+    """The command on its own thread."""
 
     command: GuestCommand
 

@@ -213,7 +213,7 @@ FORMS: tuple[Form, ...] = (
         "start",
         commands.Start,
         (Term("command", "COMMAND", values.text),),
-        "a command with vcpu=N on a thread of its own, beside the commands that follow",
+        "a command with vcpu=N on its own thread, beside the commands that follow",
     ),
     Form("join", commands.Join, (_VCPU,), "wait for the started command of a vCPU: its result"),
     Form("kick", commands.Kick, (_VCPU,), "user space asks a vCPU to leave: it ends with EINTR; resume goes on"),
@@ -359,7 +359,7 @@ def _command(form: Form, words: list[Word], end: int, line: int, source: str) ->
 
 
 def _started(words: list[Word], end: int, line: int, source: str) -> Command:
-    """`start`, and the command after it, which is parsed as on a line of its own."""
+    """`start`, and the command after it, which is parsed as on its own line."""
     form, rest = _form_of(words[1:], line)
     if form not in _STARTABLE:
         names = ", ".join(startable.name for startable in _STARTABLE)

@@ -12,7 +12,7 @@ _ADDRESSES = ("gpa", "phys_addr")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What one command did. ``ok``: what it should; else ``errno``, ``exit`` or ``status`` tells why not."""
+    """What one command did. ``ok``: what it should; else ``errno``, ``exit`` or ``status`` says why not."""
 
     ok: bool
     errno: str | None = None

@@ -93,6 +93,6 @@ def _give_back(memory: GuestMemory, tally: Tally, pieces: list[PrivatePiece]) ->
 def _whole_pages(piece: PrivatePiece) -> Range:
     """The GFNs of a piece that are whole pages of its file; the first not below the second when there are none."""
     size = 1 << piece.region.source.order
-    apart = piece.region.pgoff - piece.region.gfn
-    first = -(-(piece.start + apart) // size) * size - apart
-    return first, (piece.end + apart) // size * size - apart
+    delta = piece.region.pgoff - piece.region.gfn
+    first = -(-(piece.start + delta) // size) * size - delta
+    return first, (piece.end + delta) // size * size - delta

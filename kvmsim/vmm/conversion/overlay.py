@@ -7,7 +7,7 @@ The private slot is never touched. While the policy is on, every lookup sees the
 that a private access under it is an exit, not a fault. What becomes of the private page under it is chosen:
 
 kept      it is only blocked, as TDH.MEM.RANGE.BLOCK does: its data is back when the ordinary slot goes. The memory is
-          held twice meanwhile, and `Vmm.doubled_pages` tells how much.
+          held twice meanwhile, and `Vmm.doubled_pages` says how much.
 freed     it goes back to the store, whose callback takes it out of the page tables: a new, zero page comes later.
 """
 

@@ -84,7 +84,7 @@ class HandleTable:
             mine = self._listed.held(handle.uid)
             raise Refused(
                 errno.ENOMEM,
-                f"uid {handle.uid} keeps {mine} bytes of names in open directories and can not keep {size_bytes} more:"
+                f"uid {handle.uid} keeps {mine} bytes of names in open directories and cannot keep {size_bytes} more:"
                 " close some",
             )
         handle.names, handle.listed_bytes = names, size_bytes

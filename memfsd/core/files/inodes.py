@@ -9,7 +9,7 @@ import stat
 from dataclasses import dataclass, field
 
 from memfsd.core.memory.page_table import FilePages
-from memfsd.core.private.gmem_file import Guest
+from memfsd.core.private.gmem_file import GmemFile
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import INODE_BYTES, INODE_SHARES_PER_UID, INODE_SHARES_RESERVED, SHORT_SYMLINK_MAX
 from memfsd.uapi.seals import Seal
@@ -36,7 +36,7 @@ class Changes:
 class Inode:
     """Times are nanoseconds since the epoch; `lookups` is the kernel's count, `opens` ours.
 
-    charge: bytes of its owner's share in the table.
+    charge: its own byteser's share in the table.
     """
 
     ino: Ino
@@ -81,7 +81,7 @@ class Regular(Inode):
     nameless: bool = False
     is_cached_only: bool = False
     pages: FilePages = field(default_factory=FilePages)
-    guest: Guest | None = None
+    guest: GmemFile | None = None
 
     @property
     def block_count(self) -> int:  # type: ignore[override]

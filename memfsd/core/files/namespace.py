@@ -153,9 +153,9 @@ class Namespace:
         moved = self.lookup(parent, name)
         replaced = self._replaced(target, new_name, flags)
         if isinstance(moved, Directory) and self._is_inside(target, moved):
-            raise Refused(errno.EINVAL, f"{name!r} can not move into itself")
+            raise Refused(errno.EINVAL, f"{name!r} cannot move into itself")
         if flags & RENAME_EXCHANGE and isinstance(replaced, Directory) and self._is_inside(source, replaced):
-            raise Refused(errno.EINVAL, f"{new_name!r} can not move into itself")
+            raise Refused(errno.EINVAL, f"{new_name!r} cannot move into itself")
         if moved is replaced:
             return None
         if isinstance(moved, Directory) and source is not target and not isinstance(replaced, Directory):

@@ -20,7 +20,7 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Ino, Pfn, Pgoff
 from .allocation import Allocation
 from .inodes import Regular
 
-Plan = list[tuple[int, int]]
+IoVec = list[tuple[int, int]]
 """(offset in the pool's memfd, or -1 for a hole; bytes), in file order."""
 
 
@@ -38,11 +38,11 @@ class OrdinaryData:
         self.allocations: dict[Fill, Allocation] = {}
         """Frames that no file has yet, and that are not free any more."""
 
-    def read(self, file: Regular, offset: int, size: int) -> Plan:
+    def read(self, file: Regular, offset: int, size: int) -> IoVec:
         """Where the bytes [offset, offset + size) are, ending at end of file."""
         return self._locate(file, offset, min(size, max(file.size - offset, 0)))
 
-    def write(self, file: Regular, offset: int, size: int, *, stored: bool = False) -> Plan:
+    def write(self, file: Regular, offset: int, size: int, *, stored: bool = False) -> IoVec:
         """Where to write; short when the pool is full after some pages, ENOSPC when it is full at once."""
         refusing = Seal.WRITE | Seal.GUEST if stored else Seal.WRITE | Seal.FUTURE_WRITE | Seal.GUEST
         if file.seals and file.seals & refusing:
@@ -149,7 +149,7 @@ class OrdinaryData:
         file.size = 0
         return list(self._drop(file, 0, PGOFF_END))
 
-    def _locate(self, file: Regular, offset: int, size: int) -> Plan:
+    def _locate(self, file: Regular, offset: int, size: int) -> IoVec:
         if size <= 0:
             return []
         first, end = offset >> PAGE_SHIFT, offset + size
@@ -157,7 +157,7 @@ class OrdinaryData:
         run = file.pages.run_at(Pgoff(first), pages)
         if run is not None and run[1] == pages:
             return [((run[0] << PAGE_SHIFT) + (offset & (PAGE_SIZE - 1)), size)]
-        plan: Plan = []
+        plan: IoVec = []
         at = offset
         for pgoff, pfn, count in file.pages.extents(first, first + pages):
             start = max(pgoff << PAGE_SHIFT, offset)

@@ -19,7 +19,7 @@ _STEP_EXTENTS = 256
 """Each is a system call or two: a millisecond."""
 
 
-class Contents(Protocol):
+class WrittenExtents(Protocol):
     """Which frames of ordinary files hold bytes that somebody wrote; frames from pfn on, as a distance from it."""
 
     def first_written(self, pfn: Pfn, count: int) -> int | None: ...
@@ -43,7 +43,7 @@ class Seek:
         self._hole = self._at if whence == os.SEEK_DATA else None
         self._data: Pgoff | None = None
 
-    def step(self, contents: Contents) -> bool:
+    def step(self, contents: WrittenExtents) -> bool:
         """True when it is done."""
         file = self.file
         if file.guest is not None:
@@ -58,7 +58,7 @@ class Seek:
         self._hole = self._at if self._hole is None else self._hole
         return True
 
-    def _look_at(self, extent: Run, contents: Contents) -> bool:
+    def _look_at(self, extent: Run, contents: WrittenExtents) -> bool:
         pgoff, pfn, count = extent
         if self._hole is None:
             if pgoff == self._at:

@@ -1,4 +1,4 @@
-"""Extended attributes: user.memfsd.* tell and steer, the rest are kept as tmpfs keeps them."""
+"""Extended attributes: user.memfsd.* report and control, the rest are kept as tmpfs keeps them."""
 
 import errno
 
@@ -27,7 +27,7 @@ _NAMESPACES = (b"user.", b"trusted.", b"security.")
 
 
 class Xattrs:
-    """`socket_path` is what user.memfsd.socket tells."""
+    """`socket_path` is the value of user.memfsd.socket."""
 
     def __init__(self, pool: FramePool, inodes: InodeTable, socket_path: str) -> None:
         self._pool = pool
@@ -78,12 +78,12 @@ class Xattrs:
             known = name in (*_FILE_NAMES, names.XATTR_POOL, names.XATTR_COUNTS, names.XATTR_TOKEN)
             raise Refused(
                 errno.EPERM if known else errno.EOPNOTSUPP,
-                f"{name.decode(errors='replace')} can not be set" if known else f"no attribute {name!r}",
+                f"{name.decode(errors='replace')} cannot be set" if known else f"no attribute {name!r}",
             )
 
     def remove(self, inode: Inode, name: bytes) -> None:
         if name.startswith(names.XATTR_PREFIX):
-            raise Refused(errno.EPERM, "seals and the other user.memfsd attributes can not be removed")
+            raise Refused(errno.EPERM, "seals and the other user.memfsd attributes cannot be removed")
         _check_name(name)
         if name not in inode.xattrs:
             raise Refused(errno.ENODATA, f"no attribute {name!r}")

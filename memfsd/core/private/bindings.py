@@ -104,7 +104,7 @@ class Bindings:
             if fixed != delta:
                 raise Refused(
                     errno.EINVAL,
-                    f"file page {page:#x} was bound at GFN {page + fixed:#x} before and can not be bound "
+                    f"file page {page:#x} was bound at GFN {page + fixed:#x} before and cannot be bound "
                     f"at {page + delta:#x} (fixed_gfn): use a new file, or mount with fixed_gfn=off",
                 )
         if len(self._history) >= 4 * self._limit and not self._history.overlapping(start - 1, end + 1):

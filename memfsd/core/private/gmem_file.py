@@ -71,14 +71,14 @@ class Invalidation:
 
 
 @dataclass(slots=True, eq=False)
-class Guest:
+class GmemFile:
     """seq counts closed invalidations of bound ranges; size_set: the one resize was used.
 
     invalidate_lock is the file's: adapters hold it from BEGIN to END, and for bind, unbind and
     release. Lock order: it, then Service.lock; never wait for it with Service.lock held.
     """
 
-    invalidate_lock: threading.Lock = field(default_factory=lambda: sync.lock("Guest.invalidate_lock"))
+    invalidate_lock: threading.Lock = field(default_factory=lambda: sync.lock("GmemFile.invalidate_lock"))
 
     size_set: bool = False
     pairing: Pairing | None = None
@@ -86,7 +86,7 @@ class Guest:
     bound_end: Pgoff = Pgoff(0)
     """Behind the last page that was ever bound. A shrink leaves bindings where they are, behind the file's new end."""
     readahead: Readahead = field(default_factory=Readahead)
-    closing: Invalidation | None = None
+    open_invalidation: Invalidation | None = None
     seq: Seq = Seq(0)
     pending: int = 0
     """Frames in state PENDING: granted ahead of the guest's touch."""

@@ -360,12 +360,12 @@ def test_reading_again_within_a_day_leaves_the_time(store: CoreStore) -> None:
     handle = store.open(file)
     store.write(handle, 0, b"x")
     store.read(handle, 0, 1)
-    told = file.atime_ns
+    report = file.atime_ns
     store.read(handle, 0, 1)
-    assert file.atime_ns == told
+    assert file.atime_ns == report
     store.now += 86_400 * 10**9
     store.read(handle, 0, 1)
-    assert file.atime_ns > told
+    assert file.atime_ns > report
 
 
 def test_an_unlinked_file_lives_until_its_last_handle(store: CoreStore) -> None:

@@ -14,7 +14,7 @@ DATA, HOLE = os.SEEK_DATA, os.SEEK_HOLE
 
 
 class Written:
-    """Contents: of a file, these pages hold bytes."""
+    """WrittenExtents: of a file, these pages hold bytes."""
 
     def __init__(self, file: Regular, *pages: int) -> None:
         self._pfns = {file.pages.lookup(Pgoff(page)) for page in pages}

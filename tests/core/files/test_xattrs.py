@@ -1,4 +1,4 @@
-"""user.memfsd.* tell and steer; the rest are kept as tmpfs keeps them."""
+"""user.memfsd.* report and control; the rest are kept as tmpfs keeps them."""
 
 import os
 import stat

@@ -2,7 +2,7 @@
 
 import pytest
 
-from memfsd.core.private.gmem_file import Guest, Invalidation, Pairing, PairState
+from memfsd.core.private.gmem_file import GmemFile, Invalidation, Pairing, PairState
 from memfsd.uapi.messages import Kind, Reason
 from memfsd.uapi.units import Pgoff, Seq
 
@@ -45,18 +45,18 @@ def test_a_vm_implements_what_it_said_in_its_greeting() -> None:
     [(PairState.ACTIVE, True, True), (PairState.DISCONNECTED, False, True), (PairState.ENDED, False, False)],
 )
 def test_memory_is_held_until_the_vm_is_proven_dead(state: PairState, active: bool, holds: bool) -> None:
-    guest = Guest(pairing=pairing(state=state))
+    guest = GmemFile(pairing=pairing(state=state))
     assert (guest.active is guest.pairing, guest.holds_memory) == (active, holds)
 
 
 def test_a_file_that_never_had_a_vm_holds_nothing() -> None:
-    assert (Guest().active, Guest().holds_memory) == (None, False)
+    assert (GmemFile().active, GmemFile().holds_memory) == (None, False)
 
 
 @pytest.mark.parametrize(("populated", "untouched"), [(None, 5), (0, 5), (8, 2), (10, 0), (12, 0)])
 def test_no_more_pages_are_untouched_than_the_window_lacks(populated: int | None, untouched: int) -> None:
     """Of 10 pages with a frame, 5 are pending."""
-    assert Guest(pending=5).untouched(10, populated) == untouched
+    assert GmemFile(pending=5).untouched(10, populated) == untouched
 
 
 def test_an_invalidation_has_taken_nothing_when_it_opens() -> None:

@@ -5,6 +5,7 @@ from collections.abc import Callable
 import pytest
 
 from kvmsim.cpu.guestlib import MAX_RETRIES, map_gpa, set_memory
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.hypercalls import INVALID_OPERAND, MAP_GPA, RETRY, SUCCESS, Registers
 from kvmsim.kvm.vcpu import Program
@@ -114,7 +115,7 @@ def test_the_map_command_of_a_guest_is_this_library(store: LocalStore) -> None:
         yield
 
     finish(set_memory(call, lambda gpa, size: local.guest._accepting(local.vcpu, gpa, size), 0, page(8), private=True))
-    assert local.vm.mmu.epts[True].leaf_count == 8, "a host that maps nothing itself"
+    assert local.vm.mmu.epts[PRIVATE].leaf_count == 8, "a host that maps nothing itself"
     assert local.guest.map(local.vcpu, 0, page(8), private=True) is None
     finish(map_gpa(call, 0, page(8), private=True))
 
@@ -122,4 +123,4 @@ def test_the_map_command_of_a_guest_is_this_library(store: LocalStore) -> None:
 def test_a_lone_vm_needs_no_store_for_shared_memory(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, 6 * MIB)
     assert vm.guest.map(vm.vcpu, page(1), 5 * MIB, private=False) is None
-    assert vm.vm.mmu.epts[False].first_missing(1, 1281) == 1281
+    assert vm.vm.mmu.epts[SHARED].first_missing(1, 1281) == 1281

@@ -49,8 +49,8 @@ def test_check_names_rule_and_line(recorded: list[str], tmp_path: Path, capsys: 
     assert line.startswith(f"{broken}:")
     assert "rule 'acknowledged' is broken: " in line
     assert run_command(["journal", "check", str(broken), "--json"]) == 1
-    told = json.loads(capsys.readouterr().out)
-    assert (told["ok"], told["broken"]["rule"]) == (False, "acknowledged")
+    report = json.loads(capsys.readouterr().out)
+    assert (report["ok"], report["broken"]["rule"]) == (False, "acknowledged")
 
 
 @pytest.mark.parametrize("action", ["check", "show"])
@@ -162,11 +162,11 @@ def test_names_of_vms_do_not_control_the_terminal(tmp_path: Path, capsys: pytest
 @pytest.mark.parametrize("action", ["show", "check"])
 def test_a_journal_may_come_from_standard_input(action: str, recorded: list[str]) -> None:
     program = Path(sys.executable).parent / "kvmsim"
-    told = [
+    report = [
         subprocess.check_output(["/bin/sh", "-c", line, "sh", recorded[0], program, action], timeout=60)
         for line in ('"$2" journal "$3" "$1"', '"$2" journal "$3" - <"$1"', 'cat "$1" | "$2" journal "$3" -')
     ]
-    assert told[0] == told[1] == told[2]
+    assert report[0] == report[1] == report[2]
 
 
 def test_show_follows_a_journal_that_grows(recorded: list[str], tmp_path: Path) -> None:
@@ -201,12 +201,12 @@ def test_show_follows_one_journal(recorded: list[str], capsys: pytest.CaptureFix
 
 def test_show_json_is_one_object_per_event(recorded: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["journal", "show", "--json", *recorded]) == 0
-    told = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
-    begin = next(event for event in told if event.get("kind") == "INVALIDATE_BEGIN")
+    report = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    begin = next(event for event in report if event.get("kind") == "INVALIDATE_BEGIN")
     assert begin["from"].startswith("memfsd ")
     assert begin["to"].startswith("one ")
     assert begin["body"]["end"] == 1
-    assert all(":" in event["where"] for event in told)
+    assert all(":" in event["where"] for event in report)
 
 
 def test_what_a_peer_calls_itself_is_shown_in_printable_lines(

@@ -262,7 +262,7 @@ def zapped_one_page_short(journal: Journal) -> None:
 
 
 def mapped_inside_the_bracket(journal: Journal) -> None:
-    """A page that is granted anew after END, mapped before."""
+    """A page that is granted again after END, mapped before."""
     end = journal.at("INVALIDATE_END", reply=False)
     later = next(i for i in range(end, len(journal.lines)) if journal.lines[i].get("what") == "installed")
     journal.move(later, end)
@@ -357,7 +357,7 @@ def test_with_both_journals_a_frame_that_is_freed_while_a_vm_maps_it_is_found(
 
 
 def test_a_store_with_the_pid_of_one_that_died_is_another_one(recorded: tuple[Path, Path], tmp_path: Path) -> None:
-    """Both sides were killed while the VM mapped frames, and begin anew, with the same pids, in the same journals."""
+    """Both sides were killed while the VM mapped frames, and begin again, with the same pids, in the same journals."""
     punched, hour = Journal(recorded[1]).line("INVALIDATE_BEGIN")["t"], 3600 * 10**9
 
     def an_hour_later(line: Line) -> Line:

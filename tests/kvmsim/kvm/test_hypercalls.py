@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import HypercallExit, MemoryErrorExit
 from kvmsim.kvm.hypercalls import (
     ALIGN_ERROR,
@@ -59,7 +60,7 @@ def linux_way(vm: LocalVm) -> LocalVm:
 def test_success_to_shared(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, page(4))
     assert map_gpa(vm, alias(0), page(4)) == (SUCCESS, alias(page(4)))
-    assert vm.vm.mmu.epts[False].leaf_count == 4
+    assert vm.vm.mmu.epts[SHARED].leaf_count == 4
 
 
 def test_success_to_private(store: LocalStore) -> None:
@@ -67,7 +68,7 @@ def test_success_to_private(store: LocalStore) -> None:
     local = store.vm()
     local.private_slot(0, 0, page(4), "file")
     assert map_gpa(local, 0, page(4)) == (SUCCESS, page(4))
-    assert local.vm.mmu.epts[True].leaf_count == 4
+    assert local.vm.mmu.epts[PRIVATE].leaf_count == 4
 
 
 @pytest.mark.parametrize(

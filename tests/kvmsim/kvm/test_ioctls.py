@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
+from kvmsim.kvm.alias import SHARED
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
@@ -231,7 +232,7 @@ def test_a_move_onto_another_slot_is_eexist_and_changes_nothing(vm: LocalVm) -> 
 def test_flags_of_a_shared_slot_may_change_but_readonly_may_not(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, page(1))
     vm.kvm.slots.set_shared_slot(0, 0, page(1), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=True)
-    (slot,) = vm.vm.slots[False]
+    (slot,) = vm.vm.slots[SHARED]
     assert slot.flags == SlotFlag.LOG_DIRTY_PAGES
     for change in (SlotFlag.READONLY, SlotFlag.GUEST_MEMFD, 16):
         assert errno_of(vm.kvm.slots.set_shared_slot, 0, 0, page(1), change, None, 0, owned=True) == "EINVAL"
@@ -268,7 +269,7 @@ def test_a_deleted_shared_slot_leaves_mmio_behind(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, page(2))
     vm.touch(0, page(2), shared=True)
     vm.delete(0, private=False)
-    assert vm.vm.mmu.epts[False].leaf_count == 0
+    assert vm.vm.mmu.epts[SHARED].leaf_count == 0
     assert vm.read(page(1), 8, shared=True) == MmioExit(page(1), 8, is_write=False)
     vm.shared_slot(0, 0, page(2))
     assert vm.read(0, 4, shared=True) == bytes(4)

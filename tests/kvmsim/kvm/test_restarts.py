@@ -5,6 +5,7 @@ import os
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import Exit, HltExit, HypercallExit, InternalErrorExit, MemoryErrorExit, MmioExit, ShutdownExit
 from kvmsim.kvm.hypercalls import MAP_GPA, RETRY, SUCCESS, Registers
 from kvmsim.kvm.kvm_run import exit_of
@@ -140,7 +141,7 @@ def test_memory_error_of_a_full_pool_goes_on_when_memory_is_free(small_store: Lo
     assert isinstance(stopped, MemoryErrorExit) and stopped.errno == errno.ENOSPC
     small_store.punch("file", 0, 16)
     assert run(local) is None
-    assert list(local.vm.mmu.epts[True].runs(32, 40)) != []
+    assert list(local.vm.mmu.epts[PRIVATE].runs(32, 40)) != []
 
 
 def test_memory_error_of_a_hole_in_a_slot_goes_on_when_it_is_filled(store: LocalStore) -> None:
@@ -177,7 +178,7 @@ def test_explicit_memory_error_looks_at_the_slots_again(vm: LocalVm) -> None:
     vm.delete(0, private=False)
     vm.shared_slot(0, 0, page(4))
     assert run(vm) is None
-    assert vm.vm.mmu.epts[False].leaf_count == 4
+    assert vm.vm.mmu.epts[SHARED].leaf_count == 4
 
 
 # -- HYPERCALL, HLT, SHUTDOWN, INTERNAL_ERROR
@@ -284,10 +285,10 @@ def test_map_gpa_between_chunks_gives_way_and_the_guest_goes_on(vm: LocalVm, mon
     vm.shared_slot(0, 0, 8 << 20)
     leave_after(vm, 1, monkeypatch)
     assert errno_of(vm.guest.map, vm.vcpu, 0, 8 << 20, private=False) == "EINTR"
-    assert vm.vm.mmu.epts[False].page_count == 512, "one chunk"
+    assert vm.vm.mmu.epts[SHARED].page_count == 512, "one chunk"
     vm.vcpu.run.immediate_exit = 0
     assert run(vm) is None
-    assert vm.vm.mmu.epts[False].page_count == 2048
+    assert vm.vm.mmu.epts[SHARED].page_count == 2048
 
 
 def test_map_gpa_answers_retry_and_where_to_go_on(vm: LocalVm, monkeypatch: pytest.MonkeyPatch) -> None:

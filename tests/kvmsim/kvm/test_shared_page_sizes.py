@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.kvm.region import AddressSpaceId, SlotFlag
+from kvmsim.kvm.alias import SHARED
+from kvmsim.kvm.region import Alias, SlotFlag
 from kvmsim.kvm.slots.memslots import Memslot
 from kvmsim.memory.memory import FileMemory, SparseMemory
 from tests.support.both_sides import LocalVm, page
@@ -16,7 +17,7 @@ GIB = 1 << 18
 
 
 def leaves(local: LocalVm) -> tuple[int, int, int]:
-    return local.vm.mmu.epts[False].leaf_counts
+    return local.vm.mmu.epts[SHARED].leaf_counts
 
 
 def test_anonymous_memory_is_mapped_as_large_as_the_slot_allows(vm: LocalVm) -> None:
@@ -61,7 +62,7 @@ def test_bulk_accesses_do_not_fill_with_4_kib_what_could_be_larger(vm: LocalVm) 
     ],
 )
 def test_the_largest_leaf_of_a_slot(backing: int, gfn: int, pgoff: int, flags: int, order: int) -> None:
-    slot = Memslot(0, AddressSpaceId.SHARED, gfn, GIB, SlotFlag(flags), NO_BACKING, pgoff, max_order=backing)
+    slot = Memslot(0, Alias.SHARED, gfn, GIB, SlotFlag(flags), NO_BACKING, pgoff, max_order=backing)
     assert slot.max_order == order
 
 
@@ -109,4 +110,4 @@ def test_a_deleted_slot_takes_its_large_leaves_with_it(vm: LocalVm) -> None:
     vm.delete(0, private=False)
     assert leaves(vm) == (0, 0, 0)
     assert vm.vcpu.tlb.lookup(3) is None
-    assert vm.vm.mmu.epts[False].table_count == 1
+    assert vm.vm.mmu.epts[SHARED].table_count == 1

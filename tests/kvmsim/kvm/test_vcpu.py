@@ -1,4 +1,4 @@
-"""KVM_RUN, guest mode and kicks: who kicks returns only when the vCPU has left once, and nobody waits for ever."""
+"""KVM_RUN, guest mode and kicks: who kicks returns only when the vCPU has left once, and nobody waits forever."""
 
 import errno
 

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import ExitReason, MemoryErrorExit, MmioExit
 from kvmsim.kvm.region import SlotFlag
 from memfsd.uapi.errors import Refused
@@ -73,13 +74,14 @@ def test_mmio_carries_at_most_eight_bytes_as_kvm_run_does(both: LocalVm) -> None
 def test_explicit_private_and_a_slot_covers_it_is_handled_without_exit(both: LocalVm, gpa: int, size: int) -> None:
     assert both.guest.map(both.vcpu, gpa, size, private=True) is None
     assert (
-        both.vm.mmu.epts[True].first_missing(gpa // PAGE_SIZE, (gpa + size) // PAGE_SIZE) == (gpa + size) // PAGE_SIZE
+        both.vm.mmu.epts[PRIVATE].first_missing(gpa // PAGE_SIZE, (gpa + size) // PAGE_SIZE)
+        == (gpa + size) // PAGE_SIZE
     )
 
 
 def test_explicit_shared_and_a_slot_covers_it_is_handled_without_exit(both: LocalVm) -> None:
     assert both.guest.map(both.vcpu, page(8), page(16), private=False) is None
-    assert both.vm.mmu.epts[False].leaf_count == 16
+    assert both.vm.mmu.epts[SHARED].leaf_count == 16
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "shared"])
@@ -237,7 +239,7 @@ def test_touch_leaves_data_alone_and_touches_partial_pages_whole(both: LocalVm) 
     both.write(page(4), b"data")
     assert both.touch(page(4) + 100, page(1)) is None
     assert both.read(page(4), 4) == b"data"
-    assert both.vm.mmu.epts[True].touched(0, 16) == [(4, 6)]
+    assert both.vm.mmu.epts[PRIVATE].touched(0, 16) == [(4, 6)]
 
 
 def test_an_exit_can_be_repaired_and_the_access_run_again(vm: LocalVm) -> None:

@@ -93,7 +93,7 @@ def test_a_window_must_have_the_right_size_and_must_not_shrink() -> None:
         with pytest.raises(PeerLost, match="could shrink"):
             WindowMemory(window_fd(8, seals), 8)
     for seals in (fcntl.F_SEAL_WRITE, 0x10):  # F_SEAL_FUTURE_WRITE, which Python 3.11 does not name
-        with pytest.raises(PeerLost, match="can not be mapped"):
+        with pytest.raises(PeerLost, match="cannot be mapped"):
             WindowMemory(window_fd(8, SEALED | seals), 8)
     read, write = os.pipe()
     os.close(write)

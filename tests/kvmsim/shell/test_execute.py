@@ -61,7 +61,7 @@ def private(store: LocalStore) -> Iterator[Lines]:
 
 def test_every_command_of_the_language_can_be_done(do: Lines) -> None:
     made = {form.make for form in FORMS if not form.name.startswith("expect")}
-    assert made == set(do.executor._doers)
+    assert made == set(do.executor._handlers)
     assert set(INFO_TOPICS) == set(do.executor._topics)
 
 

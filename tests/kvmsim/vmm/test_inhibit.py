@@ -7,7 +7,7 @@ from tests.support.threads import Beside, Gate, until
 
 
 def run_through(inhibitor: Inhibitor, gate: Gate) -> None:
-    with inhibitor.running():
+    with inhibitor.in_kvm_run():
         gate.wait()
 
 
@@ -27,7 +27,7 @@ def test_alone_kicks_and_waits_for_those_who_run() -> None:
     running.reached()
 
     def alone() -> bool:
-        with inhibitor.alone(lambda: kicks.append(1)):
+        with inhibitor.quiesced(lambda: kicks.append(1)):
             return thread.running and not running.is_open
 
     waiting = Beside(alone)
@@ -43,7 +43,7 @@ def test_nobody_enters_while_one_is_alone_or_waits_to_be() -> None:
     first.reached()
 
     def alone() -> None:
-        with inhibitor.alone(lambda: None):
+        with inhibitor.quiesced(lambda: None):
             inside.wait()
 
     user_space = Beside(alone)
@@ -64,12 +64,12 @@ def test_two_are_alone_one_after_the_other() -> None:
     inhibitor, gate, order = Inhibitor(), Gate(), []
 
     def first() -> None:
-        with inhibitor.alone(lambda: None):
+        with inhibitor.quiesced(lambda: None):
             gate.wait()
             order.append("first")
 
     def second() -> None:
-        with inhibitor.alone(lambda: None):
+        with inhibitor.quiesced(lambda: None):
             order.append("second")
 
     one = Beside(first)

@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from kvmsim.kvm.alias import SHARED
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
@@ -48,7 +49,7 @@ def private_bytes(local: LocalVm) -> list[int | None]:
 
 
 def shared_slots(local: LocalVm) -> list[tuple[int, int]]:
-    return [(slot.gfn, slot.end) for slot in local.vm.slots[False]]
+    return [(slot.gfn, slot.end) for slot in local.vm.slots[SHARED]]
 
 
 WHOLE = [number + 1 for number in range(16)]
@@ -101,7 +102,7 @@ def test_doubled_memory_is_seen_when_there_is_some(store: LocalStore, punching: 
 def test_slots_of_user_space_take_ids_from_the_top(punching: LocalVm) -> None:
     run_write(punching, page(3), b"x", shared=True)
     run_write(punching, page(9), b"x", shared=True)
-    assert sorted(slot.id for slot in punching.vm.slots[False]) == [62, 63]
+    assert sorted(slot.id for slot in punching.vm.slots[SHARED]) == [62, 63]
 
 
 def test_part_of_a_shared_range_goes_private_and_the_rest_keeps_its_data(punching: LocalVm) -> None:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from kvmsim.kvm.alias import SHARED
 from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
 from memfsd.uapi.units import PAGE_SIZE
@@ -116,13 +117,13 @@ def test_a_conversion_keeps_the_log_of_what_stays_shared(store: LocalStore) -> N
         assert local.vmm.run(local.vcpu, lambda: guest.map(vcpu, page(first), page(pages), private=private)) is None
 
     convert(4, 8, private=False)
-    (slot,) = local.vm.slots[False]
+    (slot,) = local.vm.slots[SHARED]
     local.vmm.memory.set_shared_slot(slot.id, page(4), page(8), LOG, None, page(4), owned=False)
     for number in (4, 6, 11):
         assert local.write(page(number), b"x", shared=True) is None
     convert(6, 2, private=True)
-    assert sorted(r for s in local.vm.slots[False] for r in local.vmm.memory.get_dirty_log(s.id)) == [(4, 5), (11, 12)]
+    assert sorted(r for s in local.vm.slots[SHARED] for r in local.vmm.memory.get_dirty_log(s.id)) == [(4, 5), (11, 12)]
     assert local.write(page(9), b"x", shared=True) is None
     convert(6, 2, private=False)
-    (joined,) = local.vm.slots[False]
+    (joined,) = local.vm.slots[SHARED]
     assert local.vmm.memory.get_dirty_log(joined.id) == [(9, 10)]

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.shell.execute import Executor
@@ -48,7 +49,7 @@ def test_a_private_slot_is_deleted_whatever_flags_and_offset_say(store: LocalSto
     for flags, offset in ((0, 1), (SlotFlag.LOG_DIRTY_PAGES, 0), (SlotFlag.GUEST_MEMFD, page(100))):
         local.private_slot(0, 0, page(4), "file")
         local.private_slot(0, 0, 0, "", offset, flags)
-        assert len(local.vm.slots[True]) == 0
+        assert len(local.vm.slots[PRIVATE]) == 0
     local.private_slot(0, 0, page(4), "file")
     for flags, offset in ((SlotFlag.GUEST_MEMFD, 1), (5, 0), (8, 0)):
         assert errno_of(local.private_slot, 0, 0, 0, "", offset, flags) == "EINVAL"

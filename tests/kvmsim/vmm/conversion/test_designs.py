@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
@@ -87,7 +88,7 @@ def test_punch_keeps_one_slot_with_holes(store: LocalStore) -> None:
     for number in (3, 4, 9):
         world.touch(number, shared=True)
     assert slots(world, private=True) == [(0, 16, [(0, 3), (5, 9), (10, 16)])]
-    assert [slot.id for slot in world.local.vm.slots[True]] == [0]
+    assert [slot.id for slot in world.local.vm.slots[PRIVATE]] == [0]
     assert slots(world, private=False) == [(3, 5, [(3, 5)]), (9, 10, [(9, 10)])]
 
 
@@ -217,7 +218,7 @@ def test_bytes_of_a_shared_slot_that_a_person_deleted_are_not_shown_again(
 ) -> None:
     world = World(store, policy, under)
     assert world.touch(3, shared=True, data=b"old") is None
-    (slot,) = world.local.vm.slots[False]
+    (slot,) = world.local.vm.slots[SHARED]
     world.local.delete(slot.id, private=False)
     world.touch(3, shared=False)
     got = world.touch(3, shared=True)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE
 from tests.kvmsim.vmm.conversion.world import DESIGNS
 from tests.support.both_sides import LocalStore, LocalVm, opened_store, page
 
@@ -26,7 +27,7 @@ def private_vm(store: LocalStore, policy: str, under: str) -> LocalVm:
     local.vmm.set_policy(policy, under)
     for number in AROUND:
         assert local.write(page(number), b"%4d" % number) is None
-    assert local.vm.mmu.epts[True].leaf_counts == (0, 2, 0)
+    assert local.vm.mmu.epts[PRIVATE].leaf_counts == (0, 2, 0)
     return local
 
 
@@ -39,11 +40,11 @@ def test_4_kib_inside_2_mib_is_shared_and_private_again(store: LocalStore, polic
     local = private_vm(store, policy, under)
     kept = [b"%4d" % number for number in AROUND]
     assert local.vmm.run(local.vcpu, lambda: local.write(page(100), b"shared", shared=True)) is None
-    assert local.vm.mmu.epts[True].leaf_counts == (511, 1, 0)
+    assert local.vm.mmu.epts[PRIVATE].leaf_counts == (511, 1, 0)
     assert around(local) == kept
     assert local.vmm.run(local.vcpu, lambda: local.read(page(100), 6)) == bytes(6)
     assert around(local) == kept
-    assert local.vm.mmu.epts[True].leaf_counts == (0, 2, 0)
+    assert local.vm.mmu.epts[PRIVATE].leaf_counts == (0, 2, 0)
 
 
 def test_recreate_converts_it_too_and_destroys_what_is_around(store: LocalStore) -> None:

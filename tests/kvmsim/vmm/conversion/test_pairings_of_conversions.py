@@ -2,6 +2,7 @@
 
 from functools import partial
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.hypercalls import SHARED_BIT
 from tests.support.both_sides import LocalStore, LocalVm, page
@@ -29,7 +30,7 @@ def convert(vm: LocalVm, start: int, end: int, *, shared: bool) -> object:
 def test_a_file_that_is_all_shared_can_be_private_again(store: LocalStore) -> None:
     vm = converted(store, 0, 8)
     link = vm.link()
-    assert not list(vm.vm.slots[True])
+    assert not list(vm.vm.slots[PRIVATE])
     assert convert(vm, 0, 8, shared=False) is None
     assert vm.link() is link
 
@@ -37,11 +38,11 @@ def test_a_file_that_is_all_shared_can_be_private_again(store: LocalStore) -> No
 def test_what_is_converted_holds_the_pairing_when_the_rest_is_deleted(store: LocalStore) -> None:
     vm = converted(store, 2, 4)
     link = vm.link()
-    for slot in list(vm.vm.slots[True]):
+    for slot in list(vm.vm.slots[PRIVATE]):
         vm.delete(slot.id, private=True)
     assert vm.link() is link
     assert convert(vm, 2, 4, shared=False) is None
-    assert [(slot.gfn, slot.end) for slot in vm.vm.slots[True]] == [(2, 3), (3, 4)]
-    for slot in list(vm.vm.slots[True]):
+    assert [(slot.gfn, slot.end) for slot in vm.vm.slots[PRIVATE]] == [(2, 3), (3, 4)]
+    for slot in list(vm.vm.slots[PRIVATE]):
         vm.delete(slot.id, private=True)
     assert vm.kvm.pairings.links == {}, "nothing is left to come back"
