@@ -38,11 +38,11 @@ _GMEM = "memfsd.core.gmem:GuestMemory"
 MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "sequence read after the lookup",
-        f"{_FAULTS}.fault",
+        f"{_FAULTS}._install",
         (
-            "pfn, count = backing.base + granted.pfn, granted.page_count\n",
-            "pfn, count = backing.base + granted.pfn, granted.page_count\n"
-            '                page_fault = __import__("msgspec").structs.replace(page_fault, seq=mmu.invalidate_seq)\n',
+            "        mmu.lock.acquire()\n",
+            '        page_fault = __import__("msgspec").structs.replace(page_fault, seq=mmu.invalidate_seq)\n'
+            "        mmu.lock.acquire()\n",
         ),
         at="fault-x-punch",
     ),
@@ -69,14 +69,14 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "stale check without the lock",
-        f"{_FAULTS}.fault",
+        f"{_FAULTS}._install",
         (
-            "                if mmu.install_large(page_fault, pfn, count, order) if order else "
-            "mmu.install(page_fault, pfn, count):\n",
-            "                lock.release()\n"
-            "                installed = mmu.install(page_fault, pfn, count)\n"
-            "                lock.acquire()\n"
-            "                if installed:\n",
+            "            if not (mmu.install_large(page_fault, pfn, count, order) if order else "
+            "mmu.install(page_fault, pfn, count)):\n",
+            "            mmu.lock.release()\n"
+            "            installed = mmu.install(page_fault, pfn, count)\n"
+            "            mmu.lock.acquire()\n"
+            "            if not installed:\n",
         ),
         at="fault-x-punch",
     ),
@@ -234,8 +234,8 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "a refusal believed of a slot that is gone",
-        f"{_FAULTS}.fault",
-        ("if (stale or refused.errno == errno.EAGAIN)", "if (refused.errno == errno.EAGAIN)"),
+        f"{_FAULTS}._not_granted",
+        ("if (stale or number == errno.EAGAIN)", "if (number == errno.EAGAIN)"),
         at="fault-x-unbind",
     ),
 )
