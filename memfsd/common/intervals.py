@@ -30,6 +30,11 @@ class IntervalMap(Generic[V]):
         self._ends: list[int] = []
         self._values: list[V] = []
 
+    def copy(self) -> "IntervalMap[V]":
+        other: IntervalMap[V] = IntervalMap()
+        other._starts, other._ends, other._values = self._starts[:], self._ends[:], self._values[:]
+        return other
+
     def __len__(self) -> int:
         """Intervals."""
         return len(self._starts)
@@ -127,6 +132,11 @@ class IntervalSet:
         self._map: IntervalMap[None] = IntervalMap()
         for start, end in intervals:
             self.add(start, end)
+
+    def copy(self) -> "IntervalSet":
+        other = IntervalSet()
+        other._map = self._map.copy()
+        return other
 
     def __len__(self) -> int:
         """Intervals."""

@@ -8,6 +8,7 @@
     sealing     the seals' rules
     gmem        operations on guest private memory, named as Linux's kvm_gmem_ops
     service     the file system as one object
+    moment      copies of what the audit looks at
     audit       R1 to R8, checked
 
 Locking: callers hold `Service.lock` around every call; no call suspends, waits, or reads a clock.

@@ -1,24 +1,28 @@
 """R1 to R8, checked on the state of both sides.
 
 The adapter brings what only it can see: which pages of the windows and of the pool of ordinary files hold
-memory, and what each VM reports. It holds the invalidation locks of all sealed files from before it asks until the
-audit is done, so all of it is true at one moment.
+memory, and what each VM reports. It holds the invalidation locks of all sealed files from before it asks until it has
+the Moment, so all of it is true at one moment. What is compared are copies, in parts of bounded length: numpy does it.
 """
 
 import itertools
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.limits import MAX_FINDINGS
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
 
 from .files.inodes import Regular
 from .gmem import guest_of
 from .memory.page_table import FilePages
+from .memory.state_copy import Pfns
+from .moment import PRIVATE_STATES, Holding, Moment
 from .private.bindings import Binding
 from .private.gmem_file import GmemFile, PairState
 from .service import Service
@@ -27,7 +31,13 @@ Finding = tuple[str, str]
 FrameRange = tuple[int, int]
 """Frames [start, end)."""
 
-_PRIVATE_STATES = (FrameState.PRIVATE, FrameState.PENDING, FrameState.CLOSING)
+Owners = NDArray[np.uint32]
+"""For each frame the low half of its inode number; 0: nobody's."""
+
+_PART_FRAMES = 1 << 16
+"""Looked at in one step of numpy."""
+_ORDINARY = [FrameState.SHARED, FrameState.CLOSING]
+"""The pool of ordinary files holds memory of no other frames."""
 
 
 @dataclass(slots=True)
@@ -58,124 +68,131 @@ class Facts:
     moving: set[Ino] = field(default_factory=set)
 
 
-def audit(service: Service, facts: Facts) -> list[Finding]:
-    """Broken rules, each with what was found; empty when all hold. Call with the service's lock held."""
+def audit(moment: Moment, facts: Facts) -> list[Finding]:
+    """Broken rules, each with what was found; empty when all hold."""
     findings: list[Finding] = []
-    owner = np.zeros(service.pool.frame_count, dtype=np.uint32)
-    for inode in service.inodes:
-        if isinstance(inode, Regular):
-            legal = _PRIVATE_STATES if inode.guest is not None else (FrameState.SHARED,)
-            findings += _own_frames(service, inode.ino, inode.pages, legal, owner)
-    for discard in service.data.discards:
-        states = (FrameState.SHARED,) if discard.window is None else (*_PRIVATE_STATES, FrameState.QUARANTINED)
-        findings += _own_frames(service, discard.ino, discard.pages, states, owner)
-    for allocation in service.data.allocations.values():
-        file = allocation.file
-        findings += _own_frames(service, file.ino, allocation.supply, (FrameState.SHARED, FrameState.PRIVATE), owner)
-    for effect in service.gmem.quarantines:
-        findings += _own_frames(service, effect.ino, effect.pages, _PRIVATE_STATES, owner)
-    findings += _quarantined(service, owner)
-    findings += _pool_sums(service, owner)
-    findings += _leaked(service, "the pool of ordinary files", None, facts.populated, owner, {FrameState.SHARED})
-    findings += _leaked_windows(service, facts.held_windows)
-    for file in service.inodes.sealed_files():
+    owner = np.zeros(moment.frame_count, dtype=np.uint32)
+    for holding in moment.holdings:
+        findings += _own_frames(moment, holding, owner)
+    findings += _pool_sums(moment, owner)
+    for start, _ in misplaced(moment, facts.populated):
+        findings.append(_leak(moment, "the pool of ordinary files", start))
+    findings += _leaked_windows(moment, facts.held_windows)
+    for file in moment.sealed:
         assert file.guest is not None
-        if file.readers and not service.options.open_rw:
+        if file.readers and not moment.options.open_rw:
             findings.append(("R2", f"inode {file.ino} is sealed and open for reading"))
-        findings += _sealed_file(service, file, file.guest)
+        findings += _sealed_file(moment, file, file.guest)
         if file.guest.open_invalidation is not None and file.ino not in facts.moving:
             findings.append(
                 ("R7", f"inode {file.ino}: the bracket on {file.guest.open_invalidation.start:#x} was never closed")
             )
-        window = facts.windows.get(file.ino, [])
-        findings += _leaked(service, f"window {file.ino}", file.ino, window, owner, set(_PRIVATE_STATES))
+        findings += _leaked(moment, file.ino, facts.windows.get(file.ino, []), owner)
         report = facts.reports.get(file.ino)
         if report is not None:
             findings += _compare(file, file.guest, report)
     return findings
 
 
-def _own_frames(
-    service: Service, ino: Ino, pages: FilePages, legal: tuple[FrameState, ...], owner: np.ndarray
-) -> Iterator[Finding]:
-    """R1 and R2: a frame is in one file, in a state that fits the file."""
-    for pgoff, pfn, count in pages.extents(Pgoff(0), PGOFF_END):
-        taken = owner[pfn : pfn + count]
-        if taken.any():
-            at = pfn + int(taken.nonzero()[0][0])
-            yield "R1", f"frame {at:#x} belongs to inodes {owner[at]} and {ino}"
-        owner[pfn : pfn + count] = ino & 0xFFFFFFFF
-        wrong = ~np.isin(service.pool.states(pfn, count), legal)
-        if wrong.any():
-            at = pfn + int(wrong.nonzero()[0][0])
-            state = service.pool.state(at).name.lower()
-            yield "R2", f"frame {at:#x} of inode {ino} (page {pgoff:#x}) is {state}"
+def misplaced(moment: Moment, populated: list[FrameRange]) -> Iterator[FrameRange]:
+    """R8: frames for which the pool of ordinary files holds memory, and which were not theirs at the moment."""
+    for pfns in _parts(populated):
+        yield from _runs(pfns[~np.isin(moment.states.of(pfns), _ORDINARY)])
 
 
-def _quarantined(service: Service, owner: np.ndarray) -> Iterator[Finding]:
-    """R1 and R6: what a file keeps in quarantine is in no file, and in that state."""
-    for file in service.inodes.sealed_files():
-        for _, pfn, count in guest_of(file).quarantine.extents(Pgoff(0), PGOFF_END):
-            taken = owner[pfn : pfn + count]
-            if taken.any():
-                at = pfn + int(taken.nonzero()[0][0])
-                yield "R1", f"frame {at:#x}, in the quarantine of inode {file.ino}, belongs to inode {owner[at]}"
-            owner[pfn : pfn + count] = file.ino & 0xFFFFFFFF
-            wrong = service.pool.states(pfn, count) != FrameState.QUARANTINED
-            if wrong.any():
-                at = pfn + int(wrong.nonzero()[0][0])
-                state = service.pool.state(at).name.lower()
-                yield "R6", f"frame {at:#x}, in the quarantine of inode {file.ino}, is {state}"
+def misplaced_now(service: Service, start: int, end: int) -> Iterator[FrameRange]:
+    """Frames of [start, end) that are not ordinary files'. Call with the service's lock held, with not too many."""
+    yield from _runs(start + np.flatnonzero(~np.isin(service.pool.states(start, end - start), _ORDINARY)))
 
 
-def _leaked_windows(service: Service, held: list[Ino]) -> Iterator[Finding]:
+def _parts(ranges: Iterable[FrameRange]) -> Iterator[Pfns]:
+    """The frames of all ranges, in parts of bounded length."""
+    part: list[Pfns] = []
+    count = 0
+    for start, end in ranges:
+        for low in range(start, end, _PART_FRAMES):
+            part.append(np.arange(low, min(low + _PART_FRAMES, end)))
+            count += len(part[-1])
+            if count >= _PART_FRAMES:
+                yield np.concatenate(part)
+                part, count = [], 0
+    if part:
+        yield np.concatenate(part)
+
+
+def _runs(pfns: Pfns) -> list[FrameRange]:
+    """Ascending frames as ranges."""
+    edges = np.flatnonzero(np.diff(pfns) != 1) + 1
+    return [(int(run[0]), int(run[-1]) + 1) for run in np.split(pfns, edges) if len(run)]
+
+
+def _own_frames(moment: Moment, holding: Holding, owner: Owners) -> Iterator[Finding]:
+    """R1, R2 and R6: a frame is in one file, in a state that fits the file."""
+    ino, legal = holding.ino, list(holding.legal)
+    for pgoffs, pfns in holding.pages.frames():
+        taken = owner[pfns]
+        again = np.zeros(0, np.int64)
+        if np.any(np.diff(pfns) <= 0):
+            frames, counts = np.unique(pfns, return_counts=True)
+            again = frames[counts > 1]
+        for at in [*pfns[taken != 0][:MAX_FINDINGS].tolist(), *again[:MAX_FINDINGS].tolist()]:
+            yield "R1", f"frame {at:#x} belongs to inodes {owner[at] or ino} and {_whose(holding)}"
+        owner[pfns] = ino & 0xFFFFFFFF
+        states = moment.states.of(pfns)
+        for index in np.flatnonzero(~np.isin(states, legal))[:MAX_FINDINGS].tolist():
+            state = FrameState(states[index]).name.lower()
+            yield holding.rule, f"frame {pfns[index]:#x} of {_whose(holding)} (page {pgoffs[index]:#x}) is {state}"
+
+
+def _whose(holding: Holding) -> str:
+    return f"the quarantine of inode {holding.ino}" if holding.rule == "R6" else f"inode {holding.ino}"
+
+
+def _leaked_windows(moment: Moment, held: list[Ino]) -> Iterator[Finding]:
     """R6: a window is there as long as a VM may reach frames through it, and no longer."""
+    sealed = {file.ino: file for file in moment.sealed}
     for ino in held:
-        file = service.inodes.find(ino)
-        if not isinstance(file, Regular) or file.guest is None or not file.guest.holds_memory:
+        file = sealed.get(ino)
+        if file is None or file.guest is None or not file.guest.holds_memory:
             yield "R6", f"window {ino} is held, and no VM may reach frames through it"
 
 
-def _pool_sums(service: Service, owner: np.ndarray) -> Iterator[Finding]:
+def _pool_sums(moment: Moment, owner: Owners) -> Iterator[Finding]:
     """R6: every frame that is not free is owned, and the counts agree."""
-    pool = service.pool
+    count = moment.states.count
     owned = int(np.count_nonzero(owner))
-    held = sum(map(pool.count, (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING, FrameState.QUARANTINED)))
+    held = sum(map(count, (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING, FrameState.QUARANTINED)))
     if owned != held:
         yield "R6", f"files own {owned} frames but {held} are shared, private, pending or quarantined"
-    discarded = (discard.pages.extents(0, PGOFF_END) for discard in service.data.discards if discard.window is not None)
-    kept = sum(guest_of(file).quarantine.page_count for file in service.inodes.sealed_files())
-    kept += sum(pool.tally(pfn, n)[FrameState.QUARANTINED] for extents in discarded for _, pfn, n in extents)
-    if kept != pool.count(FrameState.QUARANTINED):
-        yield "R6", f"files keep {kept} frames in quarantine but {pool.count(FrameState.QUARANTINED)} are quarantined"
-    total = sum(pool.count(state) for state in FrameState)
-    if total != pool.frame_count:
-        yield "R6", f"the states count {total} frames of {pool.frame_count}"
+    kept = sum(guest_of(file).quarantine.page_count for file in moment.sealed)
+    kept += sum(_count(moment, discard.pages, FrameState.QUARANTINED) for discard in moment.discards)
+    if kept != count(FrameState.QUARANTINED):
+        yield "R6", f"files keep {kept} frames in quarantine but {count(FrameState.QUARANTINED)} are quarantined"
+    total = sum(map(count, FrameState))
+    if total != moment.frame_count:
+        yield "R6", f"the states count {total} frames of {moment.frame_count}"
 
 
-def _leaked(
-    service: Service,
-    where: str,
-    ino: Ino | None,
-    populated: list[FrameRange],
-    owner: np.ndarray,
-    legal: set[FrameState],
-) -> Iterator[Finding]:
+def _count(moment: Moment, pages: FilePages, state: FrameState) -> int:
+    return sum(int(np.count_nonzero(moment.states.of(pfns) == state)) for _, pfns in pages.frames())
+
+
+def _leaked(moment: Moment, ino: Ino, populated: list[FrameRange], owner: Owners) -> Iterator[Finding]:
     """R8: memory exists only in the right window, for frames that are owned or on their way out."""
-    for start, end in populated:
-        states = service.pool.states(start, end - start)
-        fits = np.isin(states, list(legal))
-        if ino is not None:
-            owners = owner[start:end]
-            fits = (owners == ino & 0xFFFFFFFF) & (fits | (states == FrameState.QUARANTINED))
-        fits |= states == FrameState.CLOSING
-        if not fits.all():
-            at = start + int((~fits).nonzero()[0][0])
-            state = service.pool.state(at).name.lower()
-            yield "R8", f"{where} holds memory for frame {at:#x}, which is {state} and not its own"
+    legal = [*PRIVATE_STATES, FrameState.QUARANTINED]
+    for pfns in _parts(populated):
+        states = moment.states.of(pfns)
+        fits = (owner[pfns] == ino & 0xFFFFFFFF) & np.isin(states, legal) | (states == FrameState.CLOSING)
+        for start, _ in _runs(pfns[~fits]):
+            yield _leak(moment, f"window {ino}", start)
 
 
-def _sealed_file(service: Service, file: Regular, guest: GmemFile) -> Iterator[Finding]:
+def _leak(moment: Moment, where: str, pfn: int) -> Finding:
+    state = FrameState(moment.states.of(np.array([pfn]))[0]).name.lower()
+    return "R8", f"{where} holds memory for frame {pfn:#x}, which is {state} and not its own"
+
+
+def _sealed_file(moment: Moment, file: Regular, guest: GmemFile) -> Iterator[Finding]:
     """R2, R4, R5, R6 of one sealed file, from the store's state alone."""
     if Seal.GUEST not in file.seals:
         yield "R2", f"inode {file.ino} has guest state without the seal"
@@ -183,11 +200,10 @@ def _sealed_file(service: Service, file: Regular, guest: GmemFile) -> Iterator[F
         yield "R6", f"inode {file.ino} keeps quarantined frames though its VM is not cut off"
     if guest.bindings and guest.active is None:
         yield "R6", f"inode {file.ino} has bindings without a live VM"
-    pool = service.pool
-    pending = sum(pool.tally(pfn, n)[FrameState.PENDING] for _, pfn, n in file.pages.extents(Pgoff(0), PGOFF_END))
+    pending = _count(moment, file.pages, FrameState.PENDING)
     if pending != guest.pending:
         yield "R6", f"inode {file.ino} counts {guest.pending} pending frames and has {pending}"
-    moved = guest.bindings.moved() if service.options.fixed_gfn else None
+    moved = guest.bindings.moved() if moment.options.fixed_gfn else None
     if moved is not None:
         yield "R4", f"inode {file.ino}: page {moved.start:#x} is at GFN {moved.gfn:#x} and was at another one before"
     end_before = 0

@@ -5,10 +5,11 @@ import threading
 import time
 
 from memfsd.common import sync
-from memfsd.core.audit import Facts, Finding, FrameRange, PeerReport, audit
+from memfsd.core.audit import Facts, Finding, FrameRange, PeerReport, audit, misplaced, misplaced_now
 from memfsd.core.files.inodes import Regular
 from memfsd.core.files.xattrs import owner_line
 from memfsd.core.gmem import guest_of
+from memfsd.core.moment import Moment
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import PAUSE_S
 from memfsd.host.windows import Windows
@@ -24,19 +25,22 @@ from memfsd.uapi.limits import (
     VMS_PER_CHECK_THREAD,
 )
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
-from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pfn, Pgoff
 
 from .deadlines import Deadlines
 from .invalidator import Invalidator
 from .peer import Peer, PeerGone, PeerSilent
+
+_FRAMES_AT_ONCE = 1024
+"""Looked at again in one step: a lseek(2) of a microsecond for every second one at most."""
 
 
 class Checker:
     """One moment of all files: with every invalidate_lock held, no page leaves a file and no binding changes.
 
     Guests go on. What they fault in meanwhile adds pages to the store and mappings to VMs that were asked already;
-    that is no difference, since a VM may know less than the store, never more. Then the store's own state, and
-    the memory of ordinary files, are looked at in one go with Service.lock held.
+    that is no difference, since a VM may know less than the store, never more. Then the store's own state is
+    copied with Service.lock held, and compared without any lock.
     """
 
     def __init__(self, service: Service, windows: Windows, invalidator: Invalidator, deadlines: Deadlines) -> None:
@@ -67,14 +71,33 @@ class Checker:
             with service.lock:
                 sealed = service.inodes.sealed_files()
                 facts.moving = {file.ino for file in sealed} - ours
-                facts.populated = self._windows.populated(None)
                 # One that is about to be dropped is so under its invalidate_lock.
                 unheld = {file.ino for file in files} - ours | facts.moving
                 facts.held_windows = [ino for ino in self._windows.files() if ino in windows - unheld]
-                findings += audit(service, facts)
-                pairings = sum(guest_of(file).active is not None for file in sealed)
-                report = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]
-                return CheckReply(report, len(service.inodes), pairings, service.pool.frame_count)
+                moment = Moment(service)
+                inode_count = len(service.inodes)
+        facts.populated = self._leaks(moment)
+        findings += audit(moment, facts)
+        pairings = sum(guest_of(file).active is not None for file in moment.sealed)
+        report = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]
+        return CheckReply(report, inode_count, pairings, moment.frame_count)
+
+    def _leaks(self, moment: Moment) -> list[FrameRange]:
+        """Frames of which the pool of ordinary files holds memory, though they were not theirs at the moment, nor are.
+
+        Ordinary files have gone on since, so each suspect is looked at once more, in steps with the lock held.
+        """
+        leaks: list[FrameRange] = []
+        for start, end in misplaced(moment, self._windows.populated(None)):
+            for low in range(start, end, _FRAMES_AT_ONCE):
+                with self._service.lock:
+                    for first, stop in misplaced_now(self._service, low, min(low + _FRAMES_AT_ONCE, end)):
+                        at = self._windows.first_written(Pfn(first), stop - first)
+                        if at is not None:
+                            leaks.append((first + at, first + at + 1))
+                if len(leaks) >= MAX_FINDINGS:
+                    return leaks
+        return leaks
 
     def _ask_all(self, files: list[Regular], facts: Facts) -> list[Finding]:
         """Several VMs at a time, so that the slow ones do not use up the time of the others."""

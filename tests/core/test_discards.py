@@ -8,6 +8,7 @@ from memfsd.core.audit import Facts, audit
 from memfsd.core.effects import Discard, Effect
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.memory.page_table import FilePages
+from memfsd.core.moment import Moment
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import PAGE_SIZE, PGOFF_END, Pfn, Pgoff
@@ -41,7 +42,7 @@ def parts_of(store: CoreStore, effects: list[Effect]) -> list[int]:
     parts = []
     while scrubs := store.service.discard(discard):
         parts.append(sum(len(scrub.runs) for scrub in scrubs))
-        assert audit(store.service, Facts()) == []
+        assert audit(Moment(store.service), Facts()) == []
         store.perform(scrubs)
     return parts
 
@@ -142,7 +143,7 @@ def test_a_punch_of_a_sealed_file_of_many_extents_is_done_in_parts_and_closes_al
     parts = []
     while (scrub := store.gmem.unmap(file, [])) is not None:
         parts.append(len(scrub.runs))
-        assert audit(store.service, Facts(moving={file.ino})) == []
+        assert audit(Moment(store.service), Facts(moving={file.ino})) == []
         if vm:
             for page in (first, last - 1):
                 with refused("EAGAIN"):

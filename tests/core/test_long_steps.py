@@ -13,6 +13,7 @@ from memfsd.core.effects import Effect, Fill
 from memfsd.core.files.inodes import Regular
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages
+from memfsd.core.moment import Moment
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
@@ -41,7 +42,7 @@ class Steps:
                 closing = {
                     f.ino for f in self.store.service.inodes.sealed_files() if f.guest and f.guest.open_invalidation
                 }
-                assert audit(self.store.service, Facts(moving=closing)) == [], "every frame is accounted for"
+                assert audit(Moment(self.store.service), Facts(moving=closing)) == [], "every frame is accounted for"
             return result
 
         return counted

@@ -2,12 +2,14 @@
 
 import contextlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, cast
 
 import pytest
 
+from memfsd.core.audit import Facts, audit
 from memfsd.core.files.inodes import Regular
+from memfsd.core.moment import Moment
 from memfsd.host.windows import Windows
 from memfsd.store.checker import Checker, file_list, page_map
 from memfsd.store.deadlines import Deadlines
@@ -22,7 +24,7 @@ from memfsd.uapi.limits import (
     VMS_PER_CHECK_THREAD,
 )
 from memfsd.uapi.messages import Kind, Report, ReportReply
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Pfn
 from tests.support.bodies import WIDEST
 from tests.support.core_store import CoreStore
 from tests.support.threads import DEADLINE_S
@@ -42,6 +44,9 @@ class FakeWindows:
     def populated(self, window: int | None) -> list[tuple[int, int]]:
         facts = self._store.facts()
         return facts.populated if window is None else facts.windows.get(window, [])  # type: ignore[call-overload]
+
+    def first_written(self, pfn: Pfn, count: int) -> int | None:
+        return self._store.windows.first_written(pfn, count)
 
 
 class TalkativeVm:
@@ -205,6 +210,73 @@ def test_a_report_in_parts_is_put_together(store: CoreStore, checker: Checker, p
     peers.peers[file.ino] = vm
     assert checker.check().findings == []
     assert vm.asked == [0, 0x102]
+
+
+class BusyWindows(FakeWindows):
+    """Something happens just before the memory of ordinary files is looked at, or just after."""
+
+    def __init__(self, store: CoreStore, before: Callable[[], object], after: Callable[[], object]) -> None:
+        super().__init__(store)
+        self._before, self._after = before, after
+
+    def populated(self, window: int | None) -> list[tuple[int, int]]:
+        if window is not None:
+            return super().populated(window)
+        assert not self._store.service.lock.locked(), "it takes as long as there are extents"
+        self._before()
+        found = super().populated(None)
+        self._after()
+        return found
+
+
+def nothing() -> None:
+    pass
+
+
+def checked(
+    store: CoreStore, before: Callable[[], object] = nothing, after: Callable[[], object] = nothing
+) -> list[tuple[str, str]]:
+    windows = cast(Windows, BusyWindows(store, before, after))
+    return checker_of(store, windows).check().findings
+
+
+def checker_of(store: CoreStore, windows: Windows) -> Checker:
+    return Checker(store.service, windows, cast(Invalidator, PeersOf()), Deadlines())
+
+
+def test_ordinary_files_that_grow_and_go_meanwhile_are_no_findings(store: CoreStore) -> None:
+    """The look finds memory for frames that were free at the moment, and are ordinary or empty by now."""
+    stays, goes = store.make("stays"), store.make("goes")
+
+    def grow() -> None:
+        for file in (stays, goes):
+            store.write(store.open(file), 0, b"x" * 99 * P)
+
+    assert checked(store, grow, lambda: store.resize(goes, 0)) == []
+
+
+def test_memory_of_free_frames_that_is_there_at_both_looks_is_a_finding(store: CoreStore) -> None:
+    first = store.pool.frame_count - 1500
+    for pfn in (first, first + 1, first + 1400):
+        store.memory[None, pfn] = bytearray(P)
+    where = "the pool of ordinary files holds memory for frame"
+    assert checked(store) == [
+        ("R8", f"{where} {first:#x}, which is free and not its own"),
+        ("R8", f"{where} {first + 1400:#x}, which is free and not its own"),
+    ]
+    assert checked(store, after=store.memory.clear) == []
+
+
+def test_the_audit_runs_without_the_lock(store: CoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    locked: list[bool] = []
+
+    def watched(moment: Moment, facts: Facts) -> list[tuple[str, str]]:
+        locked.append(store.service.lock.locked())
+        return audit(moment, facts)
+
+    monkeypatch.setattr("memfsd.store.checker.audit", watched)
+    assert checked(store) == []
+    assert locked == [False]
 
 
 # -- MAP

@@ -17,6 +17,7 @@ from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.files.ordinary import IoVec
 from memfsd.core.gmem import PageRange, guest_of
+from memfsd.core.moment import Moment
 from memfsd.core.options import StoreOptions
 from memfsd.core.private.gmem_file import GmemFile, Pairing
 from memfsd.host.windows import Windows
@@ -324,7 +325,7 @@ class CoreStore:
     def audit(self, reports: dict[Ino, PeerReport] | None = None) -> list[Finding]:
         facts = self.facts()
         facts.reports = reports or {}
-        return audit(self.service, facts)
+        return audit(Moment(self.service), facts)
 
     def leaks(self) -> dict[str, int]:
         """Counts that must be zero once every name, handle, lookup and VM is gone."""

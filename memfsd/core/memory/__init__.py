@@ -4,4 +4,5 @@ buddy         free frames, by order
 frames        frame numbers, their states, NUMA nodes
 page_table    the page table of one file: Pgoff -> Pfn
 readahead     how many pages one GET_PFN grants
+state_copy    the states of all frames at one moment
 """

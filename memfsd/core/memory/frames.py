@@ -20,6 +20,7 @@ from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, Pfn, format_size
 
 from .buddy import Buddy
+from .state_copy import StateCopy
 
 LEGAL: dict[FrameState, frozenset[FrameState]] = {
     FrameState.FREE: frozenset(
@@ -214,6 +215,9 @@ class FramePool:
             found.reshape(-1, _BLOCK)[mixed] = frames.reshape(-1, _BLOCK)[mixed]
         start = pfn - (first << ORDER_2M)
         return found[start : start + count]
+
+    def copy_states(self) -> StateCopy:
+        return StateCopy(self._block_array, self._frame_array, _MIXED, self._counts)
 
     def tally(self, pfn: int, count: int) -> list[int]:
         """How many of the frames are in each state, indexed by state. Cheap for runs of any length."""

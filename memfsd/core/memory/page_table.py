@@ -33,7 +33,7 @@ _LAST = _CHUNK - 1
 _SHORT = 2
 """Arrays, of up to 256 runs each, whose pages are unmapped at once."""
 _MANY = 256
-"""Nodes that are unmapped at once."""
+"""Nodes that are unmapped, or shown, at once."""
 _TAKEN = 128
 _NOTHING = array("I", bytes(4 * _CHUNK))
 _COUNTING = np.arange(_CHUNK, dtype=np.uint32)
@@ -54,6 +54,13 @@ class FilePages:
         self._gigs: dict[int, int] = {}
         self._starts: Entries | None = None
         """First pages of all nodes, sorted; made when a long range is asked for, None when out of date."""
+
+    def copy(self) -> "FilePages":
+        """One that stays as it is now: a step for each node."""
+        other = FilePages()
+        other._chunks = {number: node[:] if isinstance(node, array) else node for number, node in self._chunks.items()}
+        other._gigs, other.page_count = dict(self._gigs), self.page_count
+        return other
 
     def lookup(self, pgoff: int) -> Pfn | None:
         chunk = self._chunks.get(pgoff >> 9)
@@ -94,6 +101,20 @@ class FilePages:
     def extents(self, start: int, end: int) -> Iterator[Run]:
         """Mapped runs of [start, end) in order, as long as they can be."""
         return _merged(self._pieces(start, end))
+
+    def frames(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
+        """(pages, frames) of all that is mapped, in order and in parts of bounded length."""
+        pgoffs: list[NDArray[np.int64]] = []
+        pfns: list[NDArray[np.int64]] = []
+        for first, size, node in self._nodes(0, PGOFF_END):
+            mapped = np.arange(size) if isinstance(node, int) else np.flatnonzero(_view(node))
+            pgoffs.append(mapped + first)
+            pfns.append(mapped + node if isinstance(node, int) else _view(node)[mapped].astype(np.int64) - 1)
+            if size == _GIG or len(pfns) >= _MANY:
+                yield np.concatenate(pgoffs), np.concatenate(pfns)
+                pgoffs, pfns = [], []
+        if pfns:
+            yield np.concatenate(pgoffs), np.concatenate(pfns)
 
     def holes(self, start: int, end: int) -> Iterator[tuple[Pgoff, Pgoff]]:
         """Unmapped ranges of [start, end) in order, as long as they can be."""

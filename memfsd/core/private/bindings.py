@@ -37,6 +37,11 @@ class Bindings:
         self._history: IntervalMap[int] = IntervalMap()
         """GFN - page of every page that was ever bound."""
 
+    def copy(self) -> "Bindings":
+        other = Bindings(self._limit)
+        other._pages, other._gfns, other._history = self._pages.copy(), self._gfns.copy(), self._history.copy()
+        return other
+
     def __len__(self) -> int:
         return len(self._pages)
 

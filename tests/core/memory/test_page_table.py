@@ -204,3 +204,23 @@ def test_metadata_stays_small(pages: FilePages) -> None:
         assert tracemalloc.get_traced_memory()[0] < 8192
     finally:
         tracemalloc.stop()
+
+
+def test_frames_are_shown_in_order_in_every_form_and_a_copy_stays(pages: FilePages) -> None:
+    """A gig, chunks in one run, and single pages in more chunks than are shown at once."""
+    pages.map_run(0, 1 << 20, GIG)
+    pages.map_run(2 * GIG, 0, 2 * CHUNK)
+    for number in range(300):
+        pages.map_run(3 * GIG + number * CHUNK + 7, 5000 + 2 * number, 1)
+    runs = list(pages.extents(0, PGOFF_END))
+    copied = pages.copy()
+    pages.unmap(3 * GIG, 3 * GIG + 9 * CHUNK)
+    pages.map_run(GIG, 9, 1)
+    pages.map_run(3 * GIG + 9 * CHUNK, 77, 3)
+    shown = list(copied.frames())
+    assert max(len(pfns) for _, pfns in shown) <= GIG + 2 * CHUNK + 300
+    assert len(shown) > 1
+    got = [pair for pgoffs, pfns in shown for pair in zip(pgoffs.tolist(), pfns.tolist(), strict=True)]
+    assert got == [(pgoff + n, pfn + n) for pgoff, pfn, count in runs for n in range(count)]
+    assert copied.page_count == len(got)
+    assert list(FilePages().frames()) == []

@@ -106,6 +106,15 @@ def test_the_policy_repairs_and_the_vcpu_goes_on_instead_of_starting_anew(privat
     assert private.ok("info stats").info["converted_to_shared"] == 1  # type: ignore[index]
 
 
+def test_a_map_of_a_hole_is_the_scripts_to_answer_unless_a_policy_does(private: Lines) -> None:
+    hole = {"gpa": 1 << 32, "size": 4096, "private": False, "explicit": True, "illegal": False}
+    assert private("map 4G 4K shared").exit_fields == hole
+    assert private("resume").exit_fields == hole, "nobody has answered"
+    assert private.ok("resume ret=0").ret is None
+    assert private("info stats").info["exits"] == 2  # type: ignore[index]
+    private.ok("policy punch", "map 4G 4K shared")
+
+
 def test_hlt_shutdown_and_internal_error(do: Lines) -> None:
     assert do("hlt").exit == "KVM_EXIT_HLT"
     do.ok("resume")

@@ -1,0 +1,57 @@
+"""What the audit looks at is of one moment: the store goes on, the copies do not."""
+
+import pytest
+
+from memfsd.core.audit import Facts, audit
+from memfsd.core.memory.frames import FramePool
+from memfsd.core.memory.page_table import FilePages
+from memfsd.core.moment import Moment
+from memfsd.uapi.units import PAGE_SIZE
+from tests.support.core_store import PUNCH, RDWR, CoreStore
+
+P = PAGE_SIZE
+SCATTERED = 8 * 512
+
+
+def test_the_store_goes_on_and_the_moment_does_not() -> None:
+    store = CoreStore(pages=2048)
+    ordinary = store.make("ordinary")
+    handle = store.open(ordinary, RDWR)
+    store.write(handle, 0, b"x" * 3 * P)
+    file, _ = store.bound_file("sealed", 1024, gfn=0x1000)
+    for pgoff in (0, 2, 9):
+        store.fault(file, pgoff, 512)
+    moment = Moment(store.service)
+    before = [(holding.ino, list(holding.pages.extents(0, 1024))) for holding in moment.holdings]
+    store.write(handle, 3 * P, b"x" * 9 * P)
+    for pgoff in range(300, 900):
+        store.fault(file, pgoff, 512)
+    store.fallocate(file, PUNCH, 0, 10 * P)
+    store.gmem.unbind(file, 0, 100)
+    store.gmem.disconnect(file)
+    assert audit(moment, Facts()) == []
+    assert [(holding.ino, list(holding.pages.extents(0, 1024))) for holding in moment.holdings] == before
+    assert audit(Moment(store.service), Facts()) == []
+
+
+def test_a_moment_is_made_in_steps_of_512_pages_not_of_extents() -> None:
+    """Each second page of 8 chunks: 2048 extents. None of them is looked at while the lock is held."""
+    store = CoreStore(pages=2 * SCATTERED)
+    file = store.guest_file("file", SCATTERED)
+    store.pair(file)
+    for pgoff in range(0, SCATTERED, 2):
+        store.fallocate(file, 0, pgoff * P, P)
+    calls = 0
+
+    def counted(*_: object) -> None:
+        nonlocal calls
+        calls += 1
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("states", "state", "tally"):
+            patch.setattr(FramePool, name, counted)
+        for name in ("extents", "frames", "run_at", "lookup"):
+            patch.setattr(FilePages, name, counted)
+        moment = Moment(store.service)
+    assert calls == 0
+    assert audit(moment, Facts()) == []
