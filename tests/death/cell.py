@@ -151,6 +151,9 @@ def census(bench: Bench, name: str) -> dict[str, int]:
     return {point: in_time.get(point, 0) for point in reached}
 
 
+NOT_REACHED = "the point was not reached"
+
+
 def run_cell(bench: Bench, cell: Cell) -> Outcome:
     """Never raises for what the product does wrong: that is an outcome that is not ok."""
     run = Run(bench, _BY_NAME[cell.scenario], cell)
@@ -161,7 +164,7 @@ def run_cell(bench: Bench, cell: Cell) -> Outcome:
         return Outcome(False, f"{error}" or repr(error))
     finally:
         run.end()
-    return Outcome(False, "the point was not reached") if text is None else Outcome(True, text)
+    return Outcome(False, NOT_REACHED) if text is None else Outcome(True, text)
 
 
 def _with_fault(run: Run, cell: Cell) -> str | None:
