@@ -3,6 +3,7 @@
 import pytest
 
 from memfsd.core.audit import Facts, audit
+from memfsd.core.gmem import guest_of
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages
 from memfsd.core.moment import Moment
@@ -11,6 +12,11 @@ from tests.support.core_store import PUNCH, RDWR, CoreStore
 
 P = PAGE_SIZE
 SCATTERED = 8 * 512
+
+
+def held_in(moment: Moment) -> list[object]:
+    held = [(holding.ino, list(holding.pages.extents(0, 1024))) for holding in moment.holdings]
+    return [held, [list(guest_of(file).bindings) for file in moment.sealed]]
 
 
 def test_the_store_goes_on_and_the_moment_does_not() -> None:
@@ -22,7 +28,7 @@ def test_the_store_goes_on_and_the_moment_does_not() -> None:
     for pgoff in (0, 2, 9):
         store.fault(file, pgoff, 512)
     moment = Moment(store.service)
-    before = [(holding.ino, list(holding.pages.extents(0, 1024))) for holding in moment.holdings]
+    before = held_in(moment)
     store.write(handle, 3 * P, b"x" * 9 * P)
     for pgoff in range(300, 900):
         store.fault(file, pgoff, 512)
@@ -30,7 +36,7 @@ def test_the_store_goes_on_and_the_moment_does_not() -> None:
     store.gmem.unbind(file, 0, 100)
     store.gmem.disconnect(file)
     assert audit(moment, Facts()) == []
-    assert [(holding.ino, list(holding.pages.extents(0, 1024))) for holding in moment.holdings] == before
+    assert held_in(moment) == before
     assert audit(Moment(store.service), Facts()) == []
 
 
