@@ -123,5 +123,5 @@ def _page_sizes(text_: str) -> list[int]:
 
 def _slots(text_: str) -> int:
     if not text_.isascii() or not text_.isdigit() or not 2 <= int(text_) <= MAX_SLOTS:
-        raise argparse.ArgumentTypeError(f"'{text_}' is not 2 to {MAX_SLOTS}")
+        raise argparse.ArgumentTypeError(f"'{text_}' is not a number of slots: choose 2 to {MAX_SLOTS}")
     return int(text_)

@@ -24,14 +24,14 @@ def check_plot(path: str, workloads: list[str]) -> None:
     formats = Figure().canvas.get_supported_filetypes()
     suffix, shown, parent = Path(path).suffix[1:], quoted(path), Path(path).parent
     if suffix.lower() not in formats:
-        raise Refused(errno.EINVAL, f"--plot {shown}: '{suffix}' is no format: choose {', '.join(sorted(formats))}")
+        raise Refused(errno.EINVAL, f"--plot {shown}: '{suffix}' is not a format: choose {', '.join(sorted(formats))}")
     if not parent.is_dir():
         raise Refused(
             errno.ENOENT,
-            f"--plot {shown}: there is no directory {quoted(str(parent))}: make it first",
+            f"--plot {shown}: directory {quoted(str(parent))} does not exist: create it first",
         )
     if DRAWN not in workloads:
-        raise Refused(errno.EINVAL, f"--plot draws workload {DRAWN}, which --workloads leaves out: add it")
+        raise Refused(errno.EINVAL, f"--plot draws workload {DRAWN}, which --workloads leaves out: add it there")
 
 
 def draw(rows: list[Row], path: str) -> None:

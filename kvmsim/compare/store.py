@@ -73,4 +73,7 @@ def _wait_live(daemon: subprocess.Popen[str], directory: Path) -> None:
             _, said = daemon.communicate()
             raise Refused(errno.EIO, f"memfsd could not mount: {said.strip()}")
         time.sleep(0.01)
-    raise Refused(errno.ETIMEDOUT, f"memfsd did not mount within {_DEADLINE_S:.0f} s")
+    raise Refused(
+        errno.ETIMEDOUT,
+        f"memfsd did not mount within {_DEADLINE_S:.0f} s: try again, or name a directory on a memfsd mount",
+    )

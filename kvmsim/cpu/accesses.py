@@ -376,5 +376,7 @@ def _alias(gpa: int, length: int, shared: bool) -> tuple[int, bool]:
     if gpa & SHARED_BIT:
         gpa, shared = gpa & ~SHARED_BIT, True
     if gpa < 0 or gpa + length > GPA_END:
-        raise Refused(errno.EFAULT, f"gpa {gpa:#x}+{length:#x} is outside the guest's {GPA_END:#x} addresses")
+        raise Refused(
+            errno.EFAULT, f"gpa {gpa:#x}+{length:#x} is outside the guest's {GPA_END:#x} addresses: choose a lower one"
+        )
     return gpa, shared

@@ -92,7 +92,7 @@ def _wait() -> None:
 
 def _inode(text: str) -> int:
     if not text.isascii() or not text.isdigit() or len(text) > 20:
-        raise argparse.ArgumentTypeError(f"'{text[:30]}' is no inode number: ls -i, or memfs stat, shows it")
+        raise argparse.ArgumentTypeError(f"'{text[:30]}' is not an inode number: ls -i and memfs stat show it")
     return int(text)
 
 

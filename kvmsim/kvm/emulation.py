@@ -34,7 +34,7 @@ class Emulation:
             if slot is None:
                 if private:
                     return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, True, illegal=True)
-                raise Refused(errno.EFAULT, f"no shared slot at gpa {gpa:#x}")
+                raise Refused(errno.EFAULT, f"no shared slot at gpa {gpa:#x}: create one there")
             if data is not None and not slot.writable:
                 raise Refused(errno.EFAULT, f"{slot} is READONLY: the host cannot write at {gpa:#x} through it")
             offset = (slot.pgoff_of(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE

@@ -121,7 +121,9 @@ class SlotIoctls:
         else:
             shown = existing.backing
             if (memory is not None and memory is not shown.memory) or (path and path != shown.path):
-                raise Refused(errno.EINVAL, f"{existing} shows other memory: delete the slot, then create it again")
+                raise Refused(
+                    errno.EINVAL, f"{existing} is backed by other memory: delete the slot, then create it again"
+                )
             if change is not RegionChange.NONE:
                 self._change_shared(existing, region)
 
@@ -279,4 +281,6 @@ def private_slot(vm: Vm, id_: int) -> Memslot:
 
 def check_not_pinned(slot: Memslot) -> None:
     if slot.backing.pinned:
-        raise Refused(errno.EPERM, f"{slot} shows an encrypted mapping: it stays until the VM ends: lay a slot over it")
+        raise Refused(
+            errno.EPERM, f"{slot} maps encrypted memory and stays until the VM ends: overlay it with another slot"
+        )

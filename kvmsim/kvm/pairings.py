@@ -118,7 +118,10 @@ class Pairings:
     def _paired(self, file: PairedFile) -> StoreLink:
         link = self.links.get(file.id)
         if link is None:
-            raise Refused(errno.ENOENT, f"{quoted(file.path)}: its last slot is gone, and its pairing has ended")
+            raise Refused(
+                errno.ENOENT,
+                f"{quoted(file.path)}: its last slot was deleted, and its pairing has ended: set a slot of it again",
+            )
         return link
 
     def end_unused(self, gmem: Gmem) -> None:

@@ -72,7 +72,7 @@ class Vcpu:
         self.program = program
         fill(self.run, exit_)
         if isinstance(exit_, IntrExit):
-            raise Refused(errno.EINTR, f"vCPU {self.id} was asked to leave: run it again to go on")
+            raise Refused(errno.EINTR, f"vCPU {self.id} was kicked: run it again to go on")
         return exit_
 
     def start(self, program: Program[R]) -> R | Exit:

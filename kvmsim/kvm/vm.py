@@ -39,7 +39,7 @@ class Vm:
         if not 0 <= id_ < MAX_VCPUS:
             raise Refused(errno.EINVAL, f"vCPU {id_}: choose 0 to {MAX_VCPUS - 1}")
         if id_ in self.vcpus:
-            raise Refused(errno.EEXIST, f"vCPU {id_} of VM {quoted(self.name)} exists")
+            raise Refused(errno.EEXIST, f"vCPU {id_} of VM {quoted(self.name)} exists: choose another id")
         vcpu = Vcpu(id_)
         with self.mmu.lock:
             self.mmu.tlbs.append(vcpu.tlb)

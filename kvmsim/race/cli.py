@@ -216,7 +216,10 @@ def _replay(asked: argparse.Namespace) -> int:
         if result.failures or asked.show:
             print(diagram.draw(result))
         if diverged:
-            print(f"kvmsim: the record cannot be followed, the code is another one: {diverged}", file=sys.stderr)
+            print(
+                f"kvmsim: the record cannot be replayed, since the code has changed: {diverged}: record it again",
+                file=sys.stderr,
+            )
         print(f"{scenario.name}: {'FAILED' if result.failures else 'held'} in {len(result.steps)} steps")
     if result.failures:
         return FAILED
@@ -247,7 +250,7 @@ def _tell(rows: list[dict[str, str]], as_json: bool) -> int:
 
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number above 0")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number: choose 1 or more")
     return int(text)
 
 
@@ -259,11 +262,11 @@ def _seed(text: str) -> int:
 
 def _path(text: str) -> Path:
     if not text:
-        raise argparse.ArgumentTypeError("the name of a file is empty")
+        raise argparse.ArgumentTypeError("the name of the file is empty: give a path")
     return Path(text)
 
 
 def _bound(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) > 8:
-        raise argparse.ArgumentTypeError(f"'{text}' is not 0 to 8")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a bound: choose 0 to 8")
     return int(text)

@@ -34,9 +34,9 @@ def save(path: Path, scenario: Scenario, result: Result) -> None:
 def refuse_unusable(path: Path) -> None:
     """ScenarioError when nothing can be saved there, before hours have gone into what is to be."""
     if path.is_dir():
-        raise ScenarioError(f"{path}: is a directory, no place for a record")
+        raise ScenarioError(f"{path}: is a directory: name a file with --record")
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ScenarioError(f"{path}: a record cannot be written there")
+        raise ScenarioError(f"{path}: a record cannot be written there: name another file with --record")
 
 
 def refuse_other_file(path: Path) -> None:
@@ -44,7 +44,7 @@ def refuse_other_file(path: Path) -> None:
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             if b'"format"' not in file.read(64):
-                raise ScenarioError(f"{path}: is there, and no record: choose another name with --record")
+                raise ScenarioError(f"{path}: exists and is not a record: name another file with --record")
 
 
 def _write(path: Path, text: str) -> None:
@@ -68,10 +68,10 @@ def read(path: Path) -> tuple[Scenario, list[str]]:
     try:
         report = json.loads(data)
         if report["format"] != FORMAT:
-            raise ScenarioError(f"{path}: format {report['format']}, this kvmsim reads {FORMAT}")
+            raise ScenarioError(f"{path}: format {report['format']}, this kvmsim reads {FORMAT}: record the run again")
         text = str(report["text"])
         if len(text) > MAX_BYTES:
-            raise ScenarioError(f"{path}: the scenario has more than {MAX_BYTES} bytes")
+            raise ScenarioError(f"{path}: the scenario has more than {MAX_BYTES} bytes: shorten it")
         return parse(str(report["scenario"]), text), _schedule(report["turns"])
     except KeyError as error:
         raise ScenarioError(f"{path} is not a replay file: it has no {error}") from None

@@ -59,7 +59,7 @@ def _text(word: str) -> str:
 
 def _alias(word: str) -> str:
     if word not in ("private", "shared"):
-        raise ValueError(f"'{word}' is not private or shared")
+        raise ValueError(f"'{word}' is not a kind of memory: write private or shared")
     return word
 
 
@@ -163,11 +163,11 @@ def load(name: str) -> Scenario:
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ScenarioError(f"{name}: more than {MAX_BYTES} bytes")
+        raise ScenarioError(f"{name}: more than {MAX_BYTES} bytes: shorten the scenario")
     try:
         return parse(path.stem, data.decode(), name)
     except UnicodeDecodeError:
-        raise ScenarioError(f"{name}: not text") from None
+        raise ScenarioError(f"{name}: not UTF-8 text: name a scenario") from None
 
 
 def parse(name: str, text: str, where: str = "") -> Scenario:
@@ -180,7 +180,7 @@ def parse(name: str, text: str, where: str = "") -> Scenario:
         except (ValueError, KeyError) as error:
             raise ScenarioError(f"{where}, line {number}: {error}") from None
     if not scenario.actors:
-        raise ScenarioError(f"{where}: there is no actor")
+        raise ScenarioError(f"{where}: there is no actor: write for example 'vcpu0: read 0'")
     return scenario
 
 
@@ -198,7 +198,7 @@ def _line(scenario: Scenario, line: str) -> None:
     if first in ("before", "after"):
         phase, line = (scenario.before if first == "before" else scenario.after), rest
         if rest.startswith("outside"):
-            raise ValueError("outside acts in the race alone, not before or after it")
+            raise ValueError("'outside' acts only during the race: leave out 'before' or 'after'")
     who, colon, commands = line.partition(":")
     if not colon:
         raise ValueError(f"'{first}': expected store, file, vm, before, after, or an actor and a colon")
@@ -208,7 +208,7 @@ def _line(scenario: Scenario, line: str) -> None:
             way_out = "write its commands in one line" if actor.role == "vcpu" else f"give it a number ({actor.role}2)"
             raise ValueError(f"{actor.name} is an actor already: {way_out}")
         if len(phase) >= MAX_ACTORS:
-            raise ValueError(f"more than {MAX_ACTORS} actors")
+            raise ValueError(f"more than {MAX_ACTORS} actors: leave some out")
     phase.append(actor)
 
 
@@ -219,40 +219,40 @@ def _setting(scenario: Scenario, what: str, words: list[str]) -> None:
             if key == "frames":
                 scenario.frames = _number(value)
                 if not scenario.frames:
-                    raise ValueError("a store has one frame at least")
+                    raise ValueError("a store needs at least one frame: write frames=1 or more")
             elif word == "resize=any":
                 scenario.resize_any = True
             else:
                 raise ValueError(f"store has frames=N and resize=any, not '{word}'")
     elif what == "file":
         if len(words) != 2:
-            raise ValueError("file NAME PAGES")
+            raise ValueError("'file' needs a name and a size: file NAME PAGES")
         scenario.files[_name(words[0])] = _number(words[1])
     else:
         if not 1 <= len(words) <= 2 or (len(words) == 2 and not words[1].startswith("vcpus=")):
-            raise ValueError("vm NAME [vcpus=N]")
+            raise ValueError("'vm' needs a name: vm NAME [vcpus=N]")
         count = _number(words[1].partition("=")[2]) if len(words) == 2 else 1
         if not 1 <= count <= 8:
-            raise ValueError("1 to 8 vCPUs")
+            raise ValueError(f"vcpus={count}: a VM has 1 to 8")
         if words[0] in ("store", "outside", "nobody"):
-            raise ValueError(f"a VM cannot be named {words[0]}")
+            raise ValueError(f"a VM cannot be named {words[0]}, which has another meaning: choose another name")
         scenario.vms[_name(words[0])] = count
 
 
 def _actor(scenario: Scenario, who: str, commands: str) -> Actor:
     match = _ACTOR.match(who)
     if not match:
-        raise ValueError(f"'{who}' is no actor: vcpuN, vmmN, hostN or outsideN, with a VM's name and a dot before it")
+        raise ValueError(f"'{who}' is not an actor: write vcpuN, vmmN (vm1.vcpuN for another VM), hostN or outsideN")
     vm, role, digits = match[1] or "", match[2], match[3]
     if role in ("vcpu", "vmm"):
         vm = vm or "vm0"
         if vm not in scenario.vms:
-            raise ValueError(f"there is no VM {vm}: say 'vm {vm}' first")
+            raise ValueError(f"there is no VM {vm}: write 'vm {vm}' first")
     elif vm:
-        raise ValueError(f"{role} belongs to no VM")
+        raise ValueError(f"{role} belongs to no VM: leave out '{vm}.'")
     index = int(digits or 0)
     if role == "vcpu" and index >= scenario.vms[vm]:
-        raise ValueError(f"{vm} has {scenario.vms[vm]} vCPUs: say 'vm {vm} vcpus={index + 1}'")
+        raise ValueError(f"{vm} has {scenario.vms[vm]} vCPUs: write 'vm {vm} vcpus={index + 1}'")
     number = str(index) if digits or role == "vcpu" else ""
     name = f"{vm}.{role}{number}" if vm else f"{role}{number}"
     lexer = shlex.shlex(commands, posix=True, punctuation_chars=";")
@@ -265,24 +265,24 @@ def _actor(scenario: Scenario, who: str, commands: str) -> Actor:
             parsed.append(_command(scenario, role, words))
             words = []
     if not parsed:
-        raise ValueError(f"{name} does nothing")
+        raise ValueError(f"{name} does nothing: write its commands after the colon")
     return Actor(name, vm, role, index, tuple(parsed))
 
 
 def _command(scenario: Scenario, role: str, words: list[str]) -> Command:
     verbs = VERBS[role]
     if words[0] not in verbs:
-        raise ValueError(f"{role} has {', '.join(verbs)}, not '{words[0]}'")
+        raise ValueError(f"{role} has no command '{words[0]}': choose from {', '.join(verbs)}")
     parameters, least, _ = verbs[words[0]]
     given = words[1:]
     if not least <= len(given) <= len(parameters):
-        raise ValueError(f"{words[0]} {' '.join(name for name, _ in parameters)}")
+        raise ValueError(f"wrong number of arguments: {words[0]} {' '.join(name for name, _ in parameters)}")
     arguments = tuple(kind(word) for word, (_, kind) in zip(given, parameters, strict=False))
     for value, (what, _) in zip(arguments, parameters, strict=False):
         if what == "FILE" and value not in scenario.files:
-            raise ValueError(f"there is no file {value}")
+            raise ValueError(f"there is no file {value}: write 'file {value} PAGES' first")
         if (what == "VM" and value not in scenario.vms) or (
             what == "PROCESS" and value != "store" and value not in scenario.vms
         ):
-            raise ValueError(f"there is no {'VM' if what == 'VM' else 'process'} {value}")
+            raise ValueError(f"there is no {'VM' if what == 'VM' else 'process'} {value}: write 'vm {value}' first")
     return Command(words[0], arguments)

@@ -95,7 +95,7 @@ class Executor:
     def _find(self, name: str) -> ScriptVm:
         if name not in self._machines:
             shown = quoted(name)
-            raise Refused(errno.ENOENT, f"there is no VM {shown}: 'vm {shown}' makes it")
+            raise Refused(errno.ENOENT, f"there is no VM {shown}: create it with 'vm {shown}'")
         return self._machines[name]
 
     def _create(self, name: str) -> ScriptVm:

@@ -91,7 +91,7 @@ def _address(text: str) -> int:
 
 def _slots(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_SLOTS:
-        raise argparse.ArgumentTypeError(f"'{text}' is not 1 to {MAX_SLOTS}")
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number of slots: choose 1 to {MAX_SLOTS}")
     return int(text)
 
 

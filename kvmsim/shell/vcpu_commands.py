@@ -183,7 +183,10 @@ class VcpuCommands:
             if reason != ExitReason.MMIO or run.mmio.is_write:
                 raise Refused(errno.EINVAL, f"data= answers an MMIO read, and vCPU {vcpu.id} is at none: see info run")
             if len(command.data) != run.mmio.len:
-                raise Refused(errno.EINVAL, f"the MMIO read is of {run.mmio.len} bytes, not {len(command.data)}")
+                raise Refused(
+                    errno.EINVAL,
+                    f"the MMIO read is of {run.mmio.len} bytes: give as many in data=, not {len(command.data)}",
+                )
             run.mmio.data[: len(command.data)] = list(command.data)
         if command.ret is not None:
             if reason == ExitReason.HYPERCALL:
@@ -191,7 +194,7 @@ class VcpuCommands:
             elif reason == ExitReason.MEMORY_ERROR and run.memory_error.flags & MEMORY_ERROR_EXPLICIT:
                 if command.ret or run.memory_error.error:
                     raise Refused(
-                        errno.EINVAL, "a map request is answered with ret=0, where no memory is: see info run"
+                        errno.EINVAL, "a map request takes only ret=0, and only where there is no memory: see info run"
                     )
                 run.memory_error.answered = 1
             else:

@@ -247,7 +247,10 @@ class StoreLink:
         hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, sorted(m.KVM_OPERATIONS), token.id, nonce)
         store = self._ask(Kind.HELLO, hello, m.HelloReply)
         if not proves(store.proof, STORE, token, nonce, store.nonce):
-            raise Refused(errno.EPERM, "who answers there is not the store of this file: it cannot prove its token")
+            raise Refused(
+                errno.EPERM,
+                "what listens there is not the store of this file, whose token it cannot prove: mount again",
+            )
         pool_frames = store.pool_frames
         pair = m.Pair(prove(KVM, token, nonce, store.nonce), self._callbacks.secret)
         try:
@@ -375,7 +378,10 @@ def pair(fd: int, vm: str, callbacks: Callbacks) -> StoreLink:
     try:
         token = split_token(os.getxattr(fd, XATTR_TOKEN))
     except ValueError as error:
-        raise Refused(errno.EPROTONOSUPPORT, f"{error}: another version of memfsd serves this file") from None
+        raise Refused(
+            errno.EPROTONOSUPPORT,
+            f"{error}: the memfsd of this file has another version: use the same version of both",
+        ) from None
     down = _connect(path)
     try:
         check_serves(mount, peer_of(down).uid, path)
@@ -393,7 +399,7 @@ def store_of_sealed(file: int | str) -> tuple[Mount, str]:
         path = os.fsdecode(os.getxattr(file, XATTR_SOCKET))
     except OSError as error:
         if error.errno in (errno.ENOTCONN, errno.ECONNABORTED):
-            raise Refused(errno.EHOSTDOWN, "the store of this file is gone") from None
+            raise Refused(errno.EHOSTDOWN, "the store of this file is gone: mount again, and use a new file") from None
         if error.errno in NO_RESOURCES:
             raise
         raise Refused(
@@ -413,7 +419,7 @@ def _connect(path: str) -> socket.socket:
         sock.connect(path)
     except OSError as error:
         sock.close()
-        raise Refused(errno.EHOSTDOWN, f"no memfsd listens at {quoted(path)}: {error.strerror}") from None
+        raise Refused(errno.EHOSTDOWN, f"no memfsd listens at {quoted(path)}: {error.strerror}: mount again") from None
     return sock
 
 

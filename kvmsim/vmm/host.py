@@ -59,7 +59,7 @@ class Host:
         """munmap(2). EBUSY while an ordinary slot shows a memory of the range (in_use): delete the slot first."""
         for vma in self.current.within(start, start + length):
             if any(vma.memory is memory for memory in in_use):
-                raise Refused(errno.EBUSY, f"an ordinary slot shows {vma}: delete the slot first")
+                raise Refused(errno.EBUSY, f"a shared slot uses {vma}: delete the slot first")
         self._forget(self.current.unmap(start, length))
 
     def read(self, address: int, length: int) -> bytes:
@@ -74,15 +74,15 @@ class Host:
     def fork(self, name: str) -> None:
         """A child of the current process; it becomes the current one."""
         if name in self.processes:
-            raise Refused(errno.EEXIST, f"process {quoted(name)} exists")
+            raise Refused(errno.EEXIST, f"process {quoted(name)} exists: choose another name")
         if len(self.processes) >= MAX_HOST_PROCESSES:
-            raise Refused(errno.EAGAIN, f"{MAX_HOST_PROCESSES} processes are the limit")
+            raise Refused(errno.EAGAIN, f"{MAX_HOST_PROCESSES} processes are the limit: end one with 'hva exit'")
         self.current = self.processes[name] = self.current.fork(name)
 
     def exit(self) -> None:
         """The current process ends; the VMM's is current again. EPERM for the VMM's own: it ends with the run."""
         if self.current.process == VMM:
-            raise Refused(errno.EPERM, "the VMM's process ends with the run")
+            raise Refused(errno.EPERM, "the VMM's process ends with the run: only a child (hva fork) exits before")
         ended = self.processes.pop(self.current.process)
         self.current = self.processes[VMM]
         vmas = list(ended)

@@ -109,11 +109,16 @@ class HostAddressSpace:
         """munmap(2): what was removed, cut to the range. EPERM, and nothing changed, if any of it is encrypted."""
         end = start + length
         if not page_aligned(start) or length <= 0 or not page_aligned(length) or end > TASK_SIZE:
-            raise Refused(errno.EINVAL, f"{start:#x}+{length:#x} is not a range of pages of the process")
+            raise Refused(
+                errno.EINVAL, f"{start:#x}+{length:#x} is not a range of pages of the process: give multiples of 4096"
+            )
         found = self.within(start, end)
         for vma in found:
             if vma.file is not None:
-                raise Refused(errno.EPERM, f"{vma} is encrypted memory: it cannot vanish, not even in part")
+                raise Refused(
+                    errno.EPERM,
+                    f"{vma} is encrypted memory and cannot be unmapped, not even in part: end its process (hva exit)",
+                )
         for vma in found:
             self._remove(vma)
             for low, high in ((vma.start, start), (end, vma.end)):
@@ -184,7 +189,9 @@ class HostAddressSpace:
         if at is None:
             at = self._gap_below(_MMAP_BASE, length)
         if not page_aligned(at) or not page_aligned(length) or at < _MMAP_MIN or at + length > TASK_SIZE:
-            raise Refused(errno.EINVAL, f"{at:#x}+{length:#x} is not a range of pages of the process")
+            raise Refused(
+                errno.EINVAL, f"{at:#x}+{length:#x} is not a range of pages of the process: give multiples of 4096"
+            )
         taken = self.within(at, at + length)
         if taken:
             raise Refused(errno.EEXIST, f"{at:#x}+{length:#x} overlaps {taken[0]}: choose another address")
@@ -201,7 +208,7 @@ class HostAddressSpace:
                 break
             end = min(end, start)
         if end - length < _MMAP_MIN:
-            raise Refused(errno.ENOMEM, f"no room for {length:#x} bytes in the address space")
+            raise Refused(errno.ENOMEM, f"no room for {length:#x} bytes in the address space: unmap some")
         return end - length
 
     def _insert(self, vma: Vma) -> None:

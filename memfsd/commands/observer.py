@@ -34,7 +34,9 @@ def store_of(path: str) -> Store:
     except OSError as error:
         raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}") from None
     except Refused:
-        raise Refused(errno.EOPNOTSUPP, f"{quoted(path)} is not on a memfsd mount") from None
+        raise Refused(
+            errno.EOPNOTSUPP, f"{quoted(path)} is not on a memfsd mount: name a file or directory on one"
+        ) from None
 
 
 class Observer:

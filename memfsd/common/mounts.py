@@ -51,7 +51,7 @@ def check_serves(mount: Mount, uid: int, path: str) -> None:
     if not mount.serves(uid):
         raise Refused(
             errno.EPERM,
-            f"who listens at {quoted(path)} is uid {uid}, and not the memfsd of {quoted(mount.path)} "
+            f"what listens at {quoted(path)} is of uid {uid}, not the memfsd of {quoted(mount.path)} "
             f"(uid {mount.owner}): an impostor: remove that socket and mount again",
         )
 

@@ -70,11 +70,15 @@ class GuestMemory:
         """EINVAL unaligned, EPERM for a second time; else the pages that a shrink takes back."""
         guest = guest_of(file)
         if not page_aligned(size, file.order):
-            raise Refused(errno.EINVAL, f"{size} is not a multiple of the page size {PAGE_SIZE << file.order}")
+            raise Refused(
+                errno.EINVAL, f"size {size} is not a multiple of the page size {PAGE_SIZE << file.order}: round it up"
+            )
         if size == file.size == 0:
             return None
         if guest.size_set and not self._options.resize_any:
-            raise Refused(errno.EPERM, f"the size was set to {file.size} already (resize=any at mount allows more)")
+            raise Refused(
+                errno.EPERM, f"the size was set to {file.size} already: use a new file, or mount with resize=any"
+            )
         if size > file.size and Seal.GROW in file.seals:
             raise Refused(errno.EPERM, f"inode {file.ino} is sealed against growing")
         if size < file.size and Seal.SHRINK in file.seals:
@@ -94,11 +98,16 @@ class GuestMemory:
         """Allocate, or give the pages that a punch takes back (None: nothing there)."""
         end = offset + length
         if offset < 0 or length <= 0:
-            raise Refused(errno.EINVAL, "fallocate needs an offset of 0 or more and a length above 0")
+            raise Refused(
+                errno.EINVAL,
+                f"offset {offset} and length {length}: fallocate needs an offset of 0 or more and a length above 0",
+            )
         if not page_aligned(offset | length, file.order):
-            raise Refused(errno.EINVAL, f"offset and length must be multiples of {PAGE_SIZE << file.order}")
+            raise Refused(
+                errno.EINVAL, f"offset {offset} and length {length} must be multiples of {PAGE_SIZE << file.order}"
+            )
         if end >= 1 << 63:
-            raise Refused(errno.EFBIG, "offset and length end past 2^63")
+            raise Refused(errno.EFBIG, f"offset {offset} + length {length} is past 2^63: give less")
         if mode == FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
             end = min(end, file.size)
             if offset >= end:
@@ -107,7 +116,9 @@ class GuestMemory:
         if mode & ~FALLOC_FL_KEEP_SIZE:
             raise Refused(errno.EOPNOTSUPP, f"fallocate mode {mode:#x} is not supported on a sealed file")
         if end > file.size:
-            raise Refused(errno.EINVAL, f"{end} is past the end of the file ({file.size})")
+            raise Refused(
+                errno.EINVAL, f"offset + length, {end}, is past the end of the file ({file.size}): set its size first"
+            )
         return self._data.allocate(file, offset >> PAGE_SHIFT, end >> PAGE_SHIFT, _PRIVATE), None
 
     # -- pairing

@@ -18,11 +18,12 @@ def check_add(file: Regular, new: Seal, *, truncate: bool) -> bool:
     if unknown:
         raise Refused(errno.EINVAL, f"seal bits {unknown:#x} do not exist")
     if Seal.SEAL in file.seals:
-        raise Refused(errno.EPERM, f"inode {file.ino} is sealed against more seals")
+        raise Refused(errno.EPERM, f"inode {file.ino} is sealed against more seals: use a new file")
     adding = new & ~file.seals
     if Seal.WRITE in adding and file.mappable_writers:
         raise Refused(
-            errno.EBUSY, "the file is open read-write and may be mapped: close every such handle, seal through O_WRONLY"
+            errno.EBUSY,
+            "the file is open read-write and may be mapped: close every such handle, and seal through O_WRONLY",
         )
     if Seal.GUEST not in adding:
         return False

@@ -104,7 +104,7 @@ class Service:
         owner = self.inodes.get(ino).uid
         if uid not in (ROOT_UID, owner):
             raise Refused(
-                errno.EPERM, f"inode {ino} is of uid {owner}, who pays for its names: link(2) is for the owner"
+                errno.EPERM, f"inode {ino} is of uid {owner}, who is charged for its names: link(2) is for the owner"
             )
         inode = self.names.link(ino, parent, name, now_ns)
         self.inodes.looked_up(inode)
@@ -246,7 +246,7 @@ class Service:
         opened = self.handles.file(handle)
         file = opened.file
         if file.guest is not None:
-            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory")
+            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory: only its VM may access it")
         if not opened.noatime:
             self.accessed(file, now_ns)
         return self.data.read(file, offset, size)
@@ -270,7 +270,7 @@ class Service:
         """
         file = self.handles.file(handle).file
         if file.guest is not None:
-            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory")
+            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory: only its VM may access it")
         if file.seals:
             return None
         at = self.data.place(file, offset, size)
@@ -285,7 +285,7 @@ class Service:
         """
         file = self.handles.file(handle).file
         if file.guest is not None:
-            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory")
+            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory: only its VM may access it")
         plan = self.data.write(file, offset, size, stored=stored)
         file.mtime_ns = file.ctime_ns = now_ns
         return plan
@@ -316,7 +316,7 @@ class Service:
         """Add seals (xattr, ioctl and creation flag all end here)."""
         file = self.inodes.regular(ino)
         if own_handle is not None and not self.handles.file(own_handle).writable:
-            raise Refused(errno.EPERM, "seals need a handle that can write")
+            raise Refused(errno.EPERM, "seals need a writable handle: open the file for writing")
         drop = check_add(file, seals, truncate=truncate or self.options.truncate_nonempty)
         effects: list[Effect] = self.data.drop_all(file) if drop else []
         if seals & ~file.seals & (Seal.GUEST | Seal.WRITE):
@@ -391,7 +391,9 @@ class Service:
         """The file that a token's id names, and the token. EACCES when no file can have made it."""
         file = self.inodes.find(Ino(ino_of(token_id))) if len(token_id) == ID_BYTES else None
         if not isinstance(file, Regular) or file.guest is None or not file.guest.secret:
-            raise Refused(errno.EACCES, "no file gave out this token: read user.memfsd.token through an fd of the file")
+            raise Refused(
+                errno.EACCES, "this is the token of no file: read user.memfsd.token through an fd of the file"
+            )
         return file, Token(token_id, key_of(file.guest.secret, token_id))
 
     def release_guest(self, ino: Ino) -> list[Effect]:

@@ -387,11 +387,11 @@ class Operations(pyfuse3.Operations):
     async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
         seals = self._files.seals(ino)
         if seals is None:
-            raise Refused(errno.ENOTTY, f"inode {ino} takes no ioctl")
+            raise Refused(errno.ENOTTY, f"inode {ino} takes no ioctl: seals are for regular files")
         if cmd == names.IOC_GET_SEALS:
             return int(seals).to_bytes(4, "little")
         if cmd != names.IOC_ADD_SEALS:
-            raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist")
+            raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist: there are those that add and get seals")
         new = Seal(int.from_bytes(data, "little"))
         await self._finish(await self._without_the_closed(lambda: self._files.add_seals(ino, new, own_handle=fh)))
         self._forget_attributes(ino)  # the kernel does not know that an ioctl changes any

@@ -198,9 +198,14 @@ def _listen(path: str) -> socket.socket:
         _sweep(directory)
         if os.path.lexists(path):
             if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise Refused(errno.EEXIST, f"socket={quoted(path)}: a file is there that is not a socket")
+                raise Refused(
+                    errno.EEXIST,
+                    f"socket={quoted(path)}: another kind of file is there: remove it, or choose another socket=PATH",
+                )
             if _is_live(path):
-                raise Refused(errno.EADDRINUSE, f"socket={quoted(path)}: another memfsd listens there")
+                raise Refused(
+                    errno.EADDRINUSE, f"socket={quoted(path)}: another memfsd listens there: choose another socket=PATH"
+                )
             os.unlink(path)
         sock.bind(path)
         os.chmod(path, 0o666)

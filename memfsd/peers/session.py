@@ -194,7 +194,10 @@ class Session:
 
     def _on_hello(self, hello: m.Hello) -> m.Body:
         if hello.version != m.PROTOCOL_VERSION:
-            raise Refused(errno.EPROTONOSUPPORT, f"protocol {hello.version}: this store speaks {m.PROTOCOL_VERSION}")
+            raise Refused(
+                errno.EPROTONOSUPPORT,
+                f"protocol {hello.version}: this store speaks {m.PROTOCOL_VERSION}: use the same version of both",
+            )
         nonce, proof = os.urandom(NONCE_BYTES), b""
         if hello.role is m.Role.GUEST:
             token = self._store.pairings.token(hello.token, self._process.uid)
@@ -209,7 +212,10 @@ class Session:
         if not proves(pair.proof, KVM, *self._claim):
             raise Refused(errno.EACCES, "this does not prove the token of HELLO: read user.memfsd.token again")
         if not m.REQUIRED_KVM_OPERATIONS.issubset(hello.operations):
-            raise Refused(errno.EOPNOTSUPP, "a VM that cannot be invalidated cannot pair")
+            raise Refused(
+                errno.EOPNOTSUPP,
+                "a VM that cannot be invalidated cannot pair: implement INVALIDATE_BEGIN and INVALIDATE_END",
+            )
         vm = _plain(hello.vm)
         pairing = Pairing(vm, process.pid, process.uid, frozenset(hello.operations), pair.secret)
         ends: list[socket.socket] = []
@@ -267,7 +273,7 @@ class Session:
 
     def _on_check(self, _: m.Empty) -> m.Body:
         if self._process.uid not in (0, os.getuid()):
-            raise Refused(errno.EACCES, "memfs check is for root and the user who mounted")
+            raise Refused(errno.EACCES, "memfs check is for root and the user who mounted: run it as one of them")
         return self._store.checker.check()
 
     def _on_map(self, want: m.Map) -> m.Body:
@@ -275,7 +281,7 @@ class Session:
 
     def _on_list(self, _: m.Empty) -> m.Body:
         if self._process.uid not in (0, os.getuid()):
-            raise Refused(errno.EACCES, "memfs top is for root and the user who mounted")
+            raise Refused(errno.EACCES, "memfs top is for root and the user who mounted: run it as one of them")
         return self._store.checker.files()
 
 

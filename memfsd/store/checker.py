@@ -184,7 +184,7 @@ class Checker:
         with self._service.lock:
             file = self._service.inodes.regular(ino)
             if uid not in (0, file.uid):
-                raise Refused(errno.EACCES, f"uid {uid} does not own inode {file.ino}")
+                raise Refused(errno.EACCES, f"uid {uid} does not own inode {file.ino}: run it as root or as the owner")
         # Without the lock: how long it takes is up to the VM, which may touch every second page of its window.
         populated = self._windows.populated(file.ino) if file.guest is not None else []
         if populated:

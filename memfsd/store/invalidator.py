@@ -64,7 +64,7 @@ class Invalidator:
     def hold(self, guest: GmemFile) -> Iterator[None]:
         """The file's invalidate_lock. EBUSY when another invalidation does not end in time."""
         if not guest.invalidate_lock.acquire(timeout=self._deadlines.invalidate_lock_s):
-            raise Refused(errno.EBUSY, "another invalidation of this file does not end")
+            raise Refused(errno.EBUSY, "another invalidation of this file does not end: try again")
         try:
             yield
         finally:

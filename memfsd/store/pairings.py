@@ -45,7 +45,7 @@ class PairedFile:
         file = self.file
         with self._invalidator.hold(guest_of(file)), self._service.lock:
             if guest_of(file).active is None:
-                raise Refused(errno.ENOTCONN, f"this VM was cut off from inode {file.ino}")
+                raise Refused(errno.ENOTCONN, f"this VM was cut off from inode {file.ino}: use a new file")
             self._service.gmem.bind(file, slot, gfn, pgoff, page_count)
 
     def unbind(self, pgoff: int, page_count: int) -> None:
@@ -152,7 +152,7 @@ class Pairings:
     def _claimed(self, token_id: bytes, uid: int) -> tuple[Regular, Token]:
         file, token = self.service.file_by_token(token_id)
         if uid not in (0, file.uid):
-            raise Refused(errno.EACCES, f"uid {uid} does not own inode {file.ino} (uid {file.uid} does)")
+            raise Refused(errno.EACCES, f"uid {uid} does not own inode {file.ino}: pair as uid {file.uid} or as root")
         return file, token
 
     def pair(self, token_id: bytes, pairing: Pairing, connect: Callable[[Ino], Peer]) -> PairedFile:

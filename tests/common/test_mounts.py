@@ -45,6 +45,6 @@ def test_root_and_who_mounted_may_serve_a_mount(uid: int, serves: bool) -> None:
     if serves:
         check_serves(mount, uid, "/run/s")
         return
-    with pytest.raises(Refused, match="who listens at /run/s is uid 1001, and not the memfsd of /mnt/a") as no:
+    with pytest.raises(Refused, match="what listens at /run/s is of uid 1001, not the memfsd of /mnt/a") as no:
         check_serves(mount, uid, "/run/s")
     assert no.value.errno == errno.EPERM

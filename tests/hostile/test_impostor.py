@@ -197,7 +197,7 @@ def test_kvmsim_and_the_tools_say_nothing_to_an_impostor(mounted: Mount) -> None
     try:
         attached = run("echo 'write 0 \"the guest its secret\"' | kvmsim attach mnt/secret.mem", base)
         assert attached.returncode == 1
-        assert f"is uid {ATTACKER}, and not the memfsd of {mounted.path} (uid 0)" in attached.stdout
+        assert f"is of uid {ATTACKER}, not the memfsd of {mounted.path} (uid 0)" in attached.stdout
         for command in ("memfs check mnt", "memfs top -n 1 mnt", "memfs map mnt/secret.mem"):
             done = run(command, base)
             assert done.returncode in (1, 3), done.stdout
@@ -223,7 +223,7 @@ def test_an_impostor_of_the_right_user_fails_at_the_proof(mounted: Mount) -> Non
     try:
         attached = run("echo 'write 0 \"secret\"' | kvmsim attach mnt/proof.mem", base)
         assert attached.returncode == 1
-        assert "cannot prove its token" in attached.stdout
+        assert "whose token it cannot prove" in attached.stdout
     finally:
         said = impostor.end()
         mounted.socket.unlink()

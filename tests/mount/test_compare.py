@@ -103,7 +103,7 @@ def test_larger_pages_are_compared_on_a_mount_of_its_own(tmp_path: Path) -> None
             "'overlay' does not exist: choose from recreate, punch, overlay/kept, overlay/freed",
         ),
         (["--page-sizes", "8K"], "page size 8K does not exist"),
-        (["--max-slots", "1"], "'1' is not 2 to"),
+        (["--max-slots", "1"], "'1' is not a number of slots: choose 2 to"),
     ],
 )
 def test_wrong_usage_exits_2(arguments: list[str], said: str) -> None:
@@ -139,9 +139,9 @@ def test_a_pool_that_is_too_small_is_one_line(shared_mount: MountFactory) -> Non
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--plot", "picture.pgn"], "'pgn' is no format: choose "),
-        (["--plot", "picture"], "'' is no format: choose "),
-        (["--plot", "/no/such/picture.png"], "there is no directory /no/such"),
+        (["--plot", "picture.pgn"], "'pgn' is not a format: choose "),
+        (["--plot", "picture"], "'' is not a format: choose "),
+        (["--plot", "/no/such/picture.png"], "directory /no/such does not exist"),
         (["--plot", "picture.png", "--workloads", "boot"], "--plot draws workload misbehave"),
     ],
 )

@@ -208,7 +208,10 @@ def test_the_socket_of_a_live_daemon_is_refused(mount: MountFactory, mnt: Path) 
     live = mount()
     refusal = memfsd(f"-o size=16M,socket={live.socket} {mnt}", mnt.parent)
     assert refusal.returncode == 1
-    assert refusal.stdout == f"memfsd: socket={live.socket}: another memfsd listens there (EADDRINUSE)\n"
+    assert (
+        refusal.stdout
+        == f"memfsd: socket={live.socket}: another memfsd listens there: choose another socket=PATH (EADDRINUSE)\n"
+    )
     assert mount_minor(mnt) is None
     sh("memfs check mnt", live.path.parent)
 

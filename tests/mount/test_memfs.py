@@ -244,7 +244,10 @@ def test_a_name_does_not_control_the_terminal(place: Path, tmp_path: Path) -> No
         assert memfs(*command).startswith(f"memfs: {shown}: No such file")
     elsewhere = tmp_path / word
     elsewhere.touch()
-    assert memfs("stat", str(elsewhere)) == f"memfs: '{tmp_path}/{shown[1:]} is not on a memfsd mount (EOPNOTSUPP)\n"
+    assert (
+        memfs("stat", str(elsewhere))
+        == f"memfs: '{tmp_path}/{shown[1:]} is not on a memfsd mount: name a file or directory on one (EOPNOTSUPP)\n"
+    )
 
 
 @pytest.mark.parametrize("command", ["stat .", "check .", "top . -n 1", "create f", "--help"])
@@ -282,11 +285,13 @@ COMMANDS = {
 def test_a_path_elsewhere_is_one_line(place: Path, tmp_path: Path, command: str) -> None:
     (tmp_path / "f").touch()
     said = complaint(command.format(tmp_path / "f"), place)
-    assert said == f"memfs: {tmp_path}/f is not on a memfsd mount (EOPNOTSUPP)"
+    assert said == f"memfs: {tmp_path}/f is not on a memfsd mount: name a file or directory on one (EOPNOTSUPP)"
 
 
 def test_create_elsewhere_makes_no_file(tmp_path: Path) -> None:
-    assert complaint("create f --guest", tmp_path).endswith("is not on a memfsd mount (EOPNOTSUPP)")
+    assert complaint("create f --guest", tmp_path).endswith(
+        "is not on a memfsd mount: name a file or directory on one (EOPNOTSUPP)"
+    )
     assert os.listdir(tmp_path) == []
 
 

@@ -207,7 +207,10 @@ def test_delays_and_counts_that_make_no_sense_are_usage_errors(mounted: Mount, w
 
 def test_a_path_elsewhere_and_a_memfsd_that_ends_are_one_line(mounted: Mount, tmp_path: Path) -> None:
     done = run(f"memfs top {tmp_path}", tmp_path)
-    assert (done.returncode, done.stdout) == (1, f"memfs: {tmp_path} is not on a memfsd mount (EOPNOTSUPP)\n")
+    assert (done.returncode, done.stdout) == (
+        1,
+        f"memfs: {tmp_path} is not on a memfsd mount: name a file or directory on one (EOPNOTSUPP)\n",
+    )
     with subprocess.Popen(
         [BIN / "memfs", "top", mounted.path, "-d", "0.1", "--json"],
         stdout=subprocess.PIPE,

@@ -107,7 +107,7 @@ def test_a_file_that_is_no_record_is_not_overwritten(
     mine = tmp_path / "access-x-punch.replay"
     mine.write_text("my notes")
     assert run_command(command) == 2
-    assert "no record: choose another name" in capsys.readouterr().err
+    assert "not a record: name another file" in capsys.readouterr().err
     assert mine.read_text() == "my notes"
     mine.write_text("")
     with planted(STALE):
@@ -151,7 +151,7 @@ def test_a_record_of_other_code_is_no_proof(tmp_path: Path, capsys: pytest.Captu
     for turns in (report["turns"][:-1], [*report["turns"], ["host", 3]], [["nobody", 1], *report["turns"]]):
         path.write_text(json.dumps(report | {"turns": turns}))
         assert run_command(["race", "--replay", str(path)]) == 3
-        assert "cannot be followed" in capsys.readouterr().err
+        assert "cannot be replayed" in capsys.readouterr().err
 
 
 def test_a_scenario_that_can_not_be_set_up_is_not_raced(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -75,7 +75,10 @@ class PhysMap(Generic[M]):
                 break
             start = at + self._ranges[at][1]
         if start + taken > _END:
-            raise Refused(errno.ENOSPC, f"{taken} frames do not fit in the host's physical addresses")
+            raise Refused(
+                errno.ENOSPC,
+                f"{taken} frames do not fit in the host's physical addresses: delete slots, or use smaller files",
+            )
         self._fresh = max(self._fresh, start + taken)
         return start
 

@@ -305,7 +305,7 @@ def check_region(region: MemoryRegion, max_slots: int, existing: Memslot | None)
         raise _invalid(f"size {size:#x}", f"{MAX_SLOT_PAGES} pages fit in a slot: make several")
     if not size:
         if existing is None:
-            raise _invalid(f"size 0 of slot {region.id}", "it deletes, and there is no such slot: give a size")
+            raise _invalid(f"size 0 of slot {region.id}", "it deletes a slot, and there is none: give a size")
         return RegionChange.DELETE
     return RegionChange.CREATE if existing is None else _change_of(existing, region)
 

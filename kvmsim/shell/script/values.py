@@ -91,7 +91,9 @@ def data(word: Word) -> bytes:
     if not value:
         raise ValueError('no bytes: write "text" or hex digits in pairs')
     if len(value) > limits.MAX_ACCESS_BYTES:
-        raise ValueError(f"{len(value)} bytes are more than one command moves ({limits.MAX_ACCESS_BYTES})")
+        raise ValueError(
+            f"{len(value)} bytes are more than one command moves ({limits.MAX_ACCESS_BYTES}): move them in parts"
+        )
     return value
 
 
@@ -109,7 +111,7 @@ def vm_name(word: Word) -> str:
     if not word.text:
         raise ValueError("an empty name: write for example vm1")
     if len(word.text.encode()) > limits.MAX_NAME_BYTES:
-        raise ValueError(f"{shown(word.text)} is longer than a name may be ({limits.MAX_NAME_BYTES} bytes)")
+        raise ValueError(f"{shown(word.text)} is longer than a name may be ({limits.MAX_NAME_BYTES} bytes): shorten it")
     return word.text
 
 
@@ -142,7 +144,7 @@ def errno_number(name: str) -> int | None:
 def exit_status(word: Word) -> int:
     status = number(word)
     if status > 255:
-        raise ValueError(f"{word.text} is not an exit status: they end at 255")
+        raise ValueError(f"{word.text} is not an exit status: choose 0 to 255")
     return status
 
 

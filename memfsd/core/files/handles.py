@@ -97,7 +97,7 @@ class HandleTable:
         """ENFILE when this user can open no more."""
         if not self._shares.take(uid):
             mine, all_ = self._shares.held(uid), self._shares.used
-            raise Refused(errno.ENFILE, f"uid {uid} has {mine} of {all_} open handles, gets no more: close some")
+            raise Refused(errno.ENFILE, f"uid {uid} has {mine} of {all_} open handles, and gets no more: close some")
         self._shares.give(uid)
 
     def _add(self, handle: FileHandle | DirectoryHandle) -> int:

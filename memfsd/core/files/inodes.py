@@ -178,8 +178,8 @@ class InodeTable:
             mine, used, total = (amount // INODE_BYTES for amount in in_bytes)
             raise Refused(
                 errno.ENOSPC,
-                f"uid {uid} has {mine} of {used} inodes in use, of {total} (names and attributes count), gets no more:"
-                " delete files, or mount with a larger nr_inodes",
+                f"uid {uid} has {mine} of {used} inodes in use, of {total} (names and attributes count), and gets"
+                " no more: delete files, or mount with a larger nr_inodes",
             )
 
     def get(self, ino: int) -> Inode:

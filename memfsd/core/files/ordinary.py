@@ -49,7 +49,7 @@ class OrdinaryData:
             raise Refused(errno.EPERM, f"inode {file.ino} is sealed against writing")
         end = offset + size
         if end > MAX_FILE_BYTES:
-            raise Refused(errno.EFBIG, f"a file ends at {MAX_FILE_BYTES}")
+            raise Refused(errno.EFBIG, f"a file has at most {MAX_FILE_BYTES} bytes: write less")
         if file.seals and end > file.size and file.seals & Seal.GROW:
             # tmpfs looks page by page: the whole pages before the end still take their bytes.
             end = file.size & -PAGE_SIZE
@@ -63,7 +63,9 @@ class OrdinaryData:
             return [(at, size)]
         end = min(end, self._fill_holes(file, offset >> PAGE_SHIFT, _page_after(end)) << PAGE_SHIFT)
         if end <= offset:
-            raise Refused(errno.ENOSPC, "the pool has no free frame")
+            raise Refused(
+                errno.ENOSPC, "the pool has no free frame: remove or punch files, or mount with a larger size="
+            )
         file.size = max(file.size, end)
         return self._locate(file, offset, end - offset)
 
@@ -88,7 +90,7 @@ class OrdinaryData:
     def resize(self, file: Regular, size: int) -> list[Effect]:
         """truncate(2): a cut page keeps zeros behind the cut; what was allocated past the end goes, as on tmpfs."""
         if size > MAX_FILE_BYTES:
-            raise Refused(errno.EFBIG, f"a file ends at {MAX_FILE_BYTES}")
+            raise Refused(errno.EFBIG, f"a file has at most {MAX_FILE_BYTES} bytes: write less")
         if size < file.size and file.seals & Seal.SHRINK:
             raise Refused(errno.EPERM, f"inode {file.ino} is sealed against shrinking")
         if size > file.size and file.seals & Seal.GROW:
@@ -105,9 +107,12 @@ class OrdinaryData:
         """Allocate, allocate with KEEP_SIZE, or PUNCH_HOLE with KEEP_SIZE; as tmpfs, nothing else."""
         end = offset + length
         if offset < 0 or length <= 0:
-            raise Refused(errno.EINVAL, "fallocate needs an offset of 0 or more and a length above 0")
+            raise Refused(
+                errno.EINVAL,
+                f"offset {offset} and length {length}: fallocate needs an offset of 0 or more and a length above 0",
+            )
         if end > MAX_FILE_BYTES:
-            raise Refused(errno.EFBIG, f"a file ends at {MAX_FILE_BYTES}")
+            raise Refused(errno.EFBIG, f"a file has at most {MAX_FILE_BYTES} bytes: write less")
         if mode == FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE:
             if file.seals & (Seal.WRITE | Seal.FUTURE_WRITE):
                 raise Refused(errno.EPERM, f"inode {file.ino} is sealed against writing")

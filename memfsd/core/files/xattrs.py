@@ -120,7 +120,7 @@ class Xattrs:
         except ValueError as error:
             raise Refused(errno.EINVAL, str(error)) from None
         if file.size or file.pages.page_count:
-            raise Refused(errno.EBUSY, "the page size is chosen while the file is empty")
+            raise Refused(errno.EBUSY, "the page size can be chosen only while the file is empty: use a new file")
         if order != ORDER_4K and file.guest is None:
             raise Refused(errno.EINVAL, "large pages are for sealed files: seal the file first")
         file.order = order
@@ -141,9 +141,9 @@ def _charge(name: bytes, value: bytes) -> int:
 
 def _check_name(name: bytes) -> None:
     if not name.startswith(_NAMESPACES):
-        raise Refused(errno.EOPNOTSUPP, f"attribute {name!r}: user., trusted. and security. exist")
+        raise Refused(errno.EOPNOTSUPP, f"attribute {name!r}: its namespace must be user., trusted. or security.")
     if name in _NAMESPACES:
-        raise Refused(errno.EINVAL, f"attribute {name!r} has no name behind its namespace")
+        raise Refused(errno.EINVAL, f"attribute {name!r} has no name after its namespace")
     if len(name) > XATTR_NAME_MAX:
         raise Refused(errno.ERANGE, f"an attribute's name has at most {XATTR_NAME_MAX} bytes")
 

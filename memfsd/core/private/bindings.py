@@ -75,10 +75,10 @@ class Bindings:
             )
         for gfn, _ in self._gfns.within(binding.gfn, end + delta):
             raise Refused(
-                errno.EEXIST, f"GFN {gfn:#x} stands for another page of this file already: delete that slot first"
+                errno.EEXIST, f"GFN {gfn:#x} is bound to another page of this file already: delete that slot first"
             )
         if len(self._pages) >= self._limit:
-            raise Refused(errno.ENOSPC, f"{self._limit} bindings of one file are the limit")
+            raise Refused(errno.ENOSPC, f"{self._limit} bindings of one file are the limit: delete slots of it")
         if fixed_gfn:
             self._fix(start, end, delta)
         self._pages.put(start, end, (binding.slot, delta))

@@ -44,7 +44,7 @@ def test_a_gfn_that_stands_for_another_page_is_eexist(gfn: int, count: int) -> N
     """R4: one GFN, one page, whichever way round it is tried."""
     table = Bindings()
     bind(table, 1, 0, 10, 0x100)
-    with refused("EEXIST", match="stands for another page"):
+    with refused("EEXIST", match="is bound to another page"):
         bind(table, 2, 1000, count, gfn)
     bind(table, 2, 1000, 10, 0x10A)
     table.unbind(0, 10)

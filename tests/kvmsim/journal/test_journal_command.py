@@ -118,7 +118,7 @@ def test_a_file_is_an_inode_number(option: str, capsys: pytest.CaptureFixture[st
     with pytest.raises(SystemExit) as ended:
         run_command(["journal", "show", option, "file"])
     assert ended.value.code == 2
-    assert "no inode number" in capsys.readouterr().err
+    assert "not an inode number" in capsys.readouterr().err
 
 
 def greeting(name: str, role: m.Role) -> bytes:

@@ -102,7 +102,7 @@ def test_a_command_names_its_vm_and_the_current_one_stays(do: Lines) -> None:
     vms = do("info vms").info
     assert [vm["policy"] for vm in vms] == ["punch", "none", "none"]  # type: ignore[attr-defined]
     missing = do("read 0 1 vm=nobody")
-    assert (missing.errno, missing.reason) == ("ENOENT", "there is no VM nobody: 'vm nobody' makes it")
+    assert (missing.errno, missing.reason) == ("ENOENT", "there is no VM nobody: create it with 'vm nobody'")
     assert len(do("info vms").info) == 3, "vm= makes none"  # type: ignore[arg-type]
 
 

@@ -79,7 +79,7 @@ def test_a_script_can_not_put_another_file_under_a_slot(tmp_path: Path) -> None:
     try:
         slot_set("first")
         slot_set("first", "flags=1")
-        with pytest.raises(Refused, match="shows other memory") as refused:
+        with pytest.raises(Refused, match="is backed by other memory") as refused:
             slot_set("second")
         assert refused.value.errno == errno.EINVAL
     finally:

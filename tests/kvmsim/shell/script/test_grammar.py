@@ -199,7 +199,7 @@ MISTAKES: list[tuple[str, int, str]] = [
     ("expect exit MMOI", 13, "unknown exit reason 'MMOI': did you mean 'MMIO'?"),
     ("expect exit MMIO len=4 len=4", 24, "len= is given twice"),
     ("expect exit gpa=0", 18, "'expect exit' needs REASON"),
-    ("expect status 256", 15, "they end at 255"),
+    ("expect status 256", 15, "choose 0 to 255"),
     ("help", 1, "unknown command 'help'"),
 ]
 

@@ -69,7 +69,7 @@ def test_a_word_becomes_its_value(convert: Convert, text: str, value: object) ->
         (v.vm_name, "ä" * MAX_NAME_BYTES, "is longer than a name may be"),
         (v.slot_flags, "readonyl", "unknown flag 'readonyl': did you mean 'readonly'?"),
         (v.errno_name, "EEXITS", "did you mean 'EEXIST'?"),
-        (v.exit_status, "256", "256 is not an exit status: they end at 255"),
+        (v.exit_status, "256", "256 is not an exit status: choose 0 to 255"),
         (v.choice("topic", ("ept", "mmu")), "zzz", "unknown topic 'zzz': choose from ept, mmu"),
     ],
 )
