@@ -38,7 +38,7 @@ class Notifier:
         kept: list[tuple[int, int]] = []
         with mmu.lock:
             if not mmu.invalidation_ended.wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S):
-                raise PeerLost("a slot of this VM does not go away in time")
+                raise PeerLost("a memslot of this VM was not deleted in time")
             ranges = self._gfn_ranges(link, begin.start, begin.end)
             if not ranges:
                 return []

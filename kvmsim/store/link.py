@@ -313,7 +313,7 @@ class StoreLink:
                 following = next_state(state, header.kind)
                 asked = header.kind.name
                 if header.is_reply:
-                    raise PeerLost(f"a reply to {header.kind.name} that nobody asked for")
+                    raise PeerLost(f"a reply to {header.kind.name} that answers no request")
                 answer, ok = self._answer(header.id, header.kind, view[:size], legal=following is not None)
                 self._up.send(answer)
                 asked = ""
@@ -429,7 +429,7 @@ def _up_channel(fd: int) -> socket.socket:
         sock = socket.socket(fileno=fd)
     except OSError as error:
         os.close(fd)
-        raise PeerLost(f"the store passed an up channel that is no socket: {error.strerror}") from None
+        raise PeerLost(f"the store passed an up channel that is not a socket: {error.strerror}") from None
     if (sock.family, sock.type) != (socket.AF_UNIX, socket.SOCK_SEQPACKET):
         sock.close()
         raise PeerLost("the store passed an up channel of another kind of socket")

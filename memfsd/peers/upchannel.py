@@ -78,7 +78,7 @@ class UpChannel:
         except OSError as error:
             raise PeerGone(f"{kind.name}: {error.strerror}") from None
         if not header.is_reply or header.kind is not kind or header.id != id_:
-            raise PeerLost(f"{header.kind.name} {header.id} is no answer to {kind.name} {id_}")
+            raise PeerLost(f"{header.kind.name} {header.id} does not answer {kind.name} {id_}")
         try:
             if header.errno:
                 reason = one_line(decode_failure(packet).reason)

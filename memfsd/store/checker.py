@@ -155,7 +155,7 @@ class Checker:
         report, cursor, part_count = PeerReport(), 0, 0
         while cursor >= 0:
             if time.monotonic() > until:
-                raise PeerLost(f"{part_count} parts came in the time that all VMs have")
+                raise PeerLost(f"only {part_count} parts of its report came before the deadline for all VMs")
             part = peer.up.call(Kind.REPORT, Report(cursor), ReportReply)
             part_count += 1
             report.slots += part.slots
@@ -165,7 +165,7 @@ class Checker:
             # A slot that goes on in a next part is told again: only a part that is full of mappings has a next one.
             most_slots = MAX_BINDINGS_PER_FILE + len(report.mappings) // MAX_RUNS_PER_REPORT + 1
             if len(report.slots) > most_slots or len(report.mappings) > self._most_mappings(file):
-                raise PeerLost("it tells more than there can be")
+                raise PeerLost("it reports more slots or mappings than there can be")
             goes_on = part.next_cursor > cursor and (part.slots or part.mappings)
             cursor = part.next_cursor if goes_on else -1
         return report

@@ -37,7 +37,7 @@ def test_a_scenario_says_what_there_is_and_who_acts() -> None:
     [
         ("vcpu7: read 1", "vm0 has 2 vCPUs"),
         ("vm9.vcpu0: read 1", "no VM vm9"),
-        ("host: read 1", "host has punch"),
+        ("host: read 1", "host has no command"),
         ("host: punch other 0 1", "no file other"),
         ("host: punch mem 0", "punch FILE PGOFF PAGES"),
         ("host: punch mem 0 99999", "not 0 to"),
@@ -51,7 +51,7 @@ def test_a_scenario_says_what_there_is_and_who_acts() -> None:
         ("host: punch mem " + "9" * 5000 + " 1", "is not a number"),
         ("store frames=0", "at least one frame"),
         ("vcpu0: write 1 'a\0b'", r"'a\\x00b' is not 1 to 8 bytes"),
-        ("nobody: read 1", "is no actor"),
+        ("nobody: read 1", "is not an actor"),
         ("host: ;", "does nothing"),
         ("nonsense", "expected store, file, vm"),
         ("store color=red", "store has frames=N"),
