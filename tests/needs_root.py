@@ -6,12 +6,15 @@ import pytest
 
 NEEDS_ROOT = {
     "tests/attack/": "acts as three users",
+    "tests/hostile/test_impostor.py": "acts as other users",
     "tests/hostile/test_live_mount.py": "acts as other users",
     "tests/mount/test_daemon.py::test_a_missing_dev_fuse_is_one_line": "mounts over /dev",
     "tests/mount/test_file_handles.py": "opens by handle, and remounts",
     "tests/mount/test_guest_seal.py::test_attributes_names_and_times_work_as_on_any_file": "gives a file away (chown)",
+    "tests/mount/test_mount_command.py": "mounts with mount(8)",
     "tests/mount/test_ordinary_files.py": "acts as other users",
     "tests/mount/test_ordinary_user.py": "becomes another user",
+    "tests/mount/test_overlay.py": "mounts an overlay, with devices",
     "tests/mount/test_readme.py": "the README's session is root's: where the socket is, and its uid",
     "tests/mount/test_semantics_doc.py": "mounts a tmpfs to compare with",
     "tests/mount/test_shell_interface.py::test_other_namespaces_of_attributes": "sets a trusted xattr",

@@ -120,7 +120,7 @@ def test_nobody_links_what_another_pays_for(store: CoreStore) -> None:
     """Where the kernel lets them: a file that they may write."""
     file = store.make("file", mode=0o666)
     charged = file.charge
-    with refused("EPERM", f"uid {ME.uid}, who pays"):
+    with refused("EPERM", f"uid {ME.uid}, who is charged"):
         store.service.link(file.ino, ROOT_INO, b"theirs", store.tick(), uid=OTHER)
     assert (file.nlink, file.charge) == (1, charged)
     for name, uid in ((b"mine", ME.uid), (b"roots", 0)):
