@@ -82,7 +82,7 @@ class Host:
     def exit(self) -> None:
         """The current process ends; the VMM's is current again. EPERM for the VMM's own: it ends with the run."""
         if self.current.process == VMM:
-            raise Refused(errno.EPERM, "the VMM's process ends with the run: only a child (hva fork) exits before")
+            raise Refused(errno.EPERM, "the VMM's process ends with the run: only a child (hva fork) can exit")
         ended = self.processes.pop(self.current.process)
         self.current = self.processes[VMM]
         vmas = list(ended)

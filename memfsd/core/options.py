@@ -85,7 +85,7 @@ def _inode_count(text: str) -> int:
     except ValueError:
         count = 0
     if not 1 <= count <= MAX_INODES:
-        raise Refused(errno.EINVAL, f"nr_inodes={text}: choose 1 to {MAX_INODES} (K and M are taken)")
+        raise Refused(errno.EINVAL, f"nr_inodes={text}: choose 1 to {MAX_INODES} (K and M are accepted)")
     return count
 
 

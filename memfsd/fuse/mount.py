@@ -76,8 +76,8 @@ def parse_options(words: list[str], default_pool_bytes: int, source: str = FSTYP
         elif name == "remount":
             raise Refused(
                 errno.EOPNOTSUPP,
-                "remount: umount and mount again; ro, nosuid, nodev and noexec alone the kernel changes without memfsd:"
-                " mount -i -o remount,... (with -i)",
+                "remount is not supported: unmount and mount again; ro, nosuid, nodev and noexec can be changed"
+                " without memfsd: mount -i -o remount,...",
             )
         elif name == "socket":
             socket = _socket_path(value)

@@ -101,7 +101,7 @@ def test_remount_is_refused_with_the_way_out(tmp_path: Path, mnt: Path) -> None:
         "mount -i -o remount,ro mnt; touch mnt/f && exit 1\numount mnt",
         tmp_path,
     )
-    assert "memfsd: remount: umount and mount again" in report
+    assert "memfsd: remount is not supported: unmount and mount again" in report
     assert "Read-only file system" in report
 
 
