@@ -92,7 +92,6 @@ ELSEWHERE = {
     "kvmsim/race/world.py": "race/test_scenarios.py",
     "kvmsim/shell/host_commands.py": "kvmsim/shell/test_execute.py",
     "kvmsim/shell/info.py": "kvmsim/shell/test_execute.py",
-    "kvmsim/shell/prompt.py": "kvmsim/shell/test_interrupt.py",
     "kvmsim/shell/script_command.py": "kvmsim/test_cli.py",
     "kvmsim/shell/script_vm.py": "kvmsim/shell/test_execute.py",
     "kvmsim/store/link.py": "hostile/test_hostile_store.py",
