@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import struct
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -214,7 +215,7 @@ PATHS: tuple[Attack, ...] = (
     _read_by_path("open(O_WRONLY), reopen /proc/PID/fd/N of another process", _reopen("pid", os.O_WRONLY)),
     _read_by_path("open(O_WRONLY), setuid, reopen read-write", _reopen_after_setuid),
     _read_by_path("name_to_handle_at, open_by_handle_at", _by_handle, unprivileged="EPERM"),
-    _read_by_path("linkat of a write-only handle, open the new name", _linkat),
+    replace(_read_by_path("linkat of a write-only handle, open the new name", _linkat), stranger="EPERM"),
     by_path("open(O_WRONLY|O_TRUNC)", _open_only(os.O_WRONLY | os.O_TRUNC), Aim.NEITHER, WORKS, "EPERM", "EPERM"),
     by_path("open(O_RDWR|O_TRUNC)", _open_only(os.O_RDWR | os.O_TRUNC), Aim.NEITHER, WORKS, "EPERM", "EPERM"),
     by_path("creat", _open_only(os.O_WRONLY | os.O_CREAT | os.O_TRUNC), Aim.NEITHER, WORKS, "EPERM", "EPERM"),

@@ -69,6 +69,8 @@ def _row(attack: Attack) -> str:
 
 
 def _others(attack: Attack) -> str:
+    if attack.stranger is not None:
+        return f"{attack.stranger} (ordinary, of another owner)"
     outcomes = sorted(set(attack.unprivileged.values()))
     columns = [name for name in ("ordinary", "blind", "strict", "rw") if name in attack.unprivileged]
     if not columns:

@@ -24,6 +24,7 @@ class Attack:
     blind: on the sealed file, with a write-only handle, opened before the seal or after it; None: takes no handle.
     strict, rw: on the sealed file, opened read-write where the mount says open=strict or open=rw.
     unprivileged: by column, the outcome for whoever is not root, where it differs.
+    stranger: on a file that is not sealed, for whoever is neither its owner nor root, where it differs.
     blind_rw: `blind` where the mount says open=rw, where it differs.
     flags: for open(2), beside the access mode.
     may_loop: with open=rw the call may also never end, until a signal. Linux (6.18, mm/gup.c: __mm_populate) asks
@@ -41,9 +42,12 @@ class Attack:
     flags: int = 0
     may_loop: bool = False
     blind_rw: str | None = None
+    stranger: str | None = None
 
     def expected(self, column: str, user: str, mode: str = "strict") -> str:
         """column: the name of a field above."""
+        if user == "other" and column == "ordinary" and self.stranger is not None:
+            return self.stranger
         if user != "root" and column in self.unprivileged:
             return self.unprivileged[column]
         if column == "blind" and mode == "rw" and self.blind_rw is not None:
