@@ -10,6 +10,8 @@ from memfsd.uapi.units import PAGE_SHIFT
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
 
+_COUNTED_LATE_BYTES = 1 << 20
+
 PageRange = tuple[int, int]
 """[start, end) in pages."""
 
@@ -25,6 +27,15 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give the memory back: the range reads as zeros, the size stays. Bytes."""
     fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def dirty_bytes() -> int:
+    """What the kernel still has to write back, of all files of all file systems: none of them has more. Includes what
+    its CPUs may not have counted yet."""
+    with open("/proc/meminfo", encoding="ascii") as meminfo:
+        values = dict(line.split(":", 1) for line in meminfo)
+    known = sum(int(values[name].split()[0]) << 10 for name in ("Dirty", "Writeback"))
+    return known + _COUNTED_LATE_BYTES * (os.cpu_count() or 1)
 
 
 def data_ranges(memfd: int) -> list[PageRange]:

@@ -15,6 +15,7 @@ from typing import Any, ParamSpec, TypeVar
 
 import trio
 
+from memfsd.common.linux import dirty_bytes
 from memfsd.core.files.inodes import Changes
 from memfsd.core.files.namespace import Creds
 from memfsd.store.attributes import Attributes
@@ -377,9 +378,12 @@ class Operations(pyfuse3.Operations):
         """
         while start < end:
             room = self._files.room_to_write_back(ino)
-            if room * _WRITE_BACK_PARTS < end - start:
+            if room > dirty_bytes():
+                stop = end
+            elif room * _WRITE_BACK_PARTS < end - start:
                 return False
-            stop = min(start + room, end)
+            else:
+                stop = min(start + room, end)
             await trio.to_thread.run_sync(write_back, ino, start, stop - start, limiter=self._workers)
             start = stop
         return True

@@ -3,10 +3,11 @@
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from memfsd.common.linux import data_ranges, fallocate, punch_hole
+from memfsd.common.linux import data_ranges, dirty_bytes, fallocate, punch_hole
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -46,3 +47,10 @@ def test_errors_are_the_kernels(memfd: int) -> None:
         punch_hole(memfd, 0, 0)
     with pytest.raises(OSError, match=os.strerror(errno.EBADF)):
         fallocate(-1, 0, 0, PAGE_SIZE)
+
+
+def test_what_is_dirty_includes_what_was_just_written(tmp_path: Path) -> None:
+    with (tmp_path / "file").open("wb") as file:
+        file.write(bytes(1 << 20))
+        file.flush()
+        assert dirty_bytes() >= 1 << 20

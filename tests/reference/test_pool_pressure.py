@@ -145,11 +145,21 @@ def test_as_on_tmpfs(both: tuple[Path, Path], name: str) -> None:
         for step, call in STEPS[name]:
             answers.append(theirs.told(call))
             assert ours.told(call) == answers[-1], step
-            assert ours.seen() == theirs.seen(), step
+            seen = theirs.seen()
+            assert without_doubt(ours.seen(), seen) == seen, step
         assert "ENOSPC" in answers
     finally:
         for filling in (ours, theirs):
             os.close(filling.fd)
+
+
+def without_doubt(ours: dict[str, object], theirs: dict[str, object]) -> dict[str, object]:
+    """Of a file without pages that is open read-write and much larger than the pool's room memfsd says one page: what a
+    mapping may have stored cannot be written back to see (docs/semantics.md)."""
+    size = ours["size"]
+    assert isinstance(size, int)
+    in_doubt = size > 64 * POOL * PAGE and (ours["blocks"], theirs["blocks"]) == (PAGE // 512, 0)
+    return ours | {"blocks": 0} if in_doubt else ours
 
 
 def test_names_need_no_frame(both: tuple[Path, Path]) -> None:

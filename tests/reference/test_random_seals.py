@@ -31,6 +31,8 @@ class File:
         self.seals = Seal.GUEST if door in ("creation", "mount option") else Seal(0)
         self.size = PAGE if door == "creation" else 0
         self.handles: list[tuple[int, int]] = []
+        self.never_mapped_writable: set[int] = set()
+        """fds that were opened after the seal future-write."""
         if door == "creation":
             self.asker = memfsd.memfd_encrypted(f"f{number}", PAGE)
         else:
@@ -67,10 +69,11 @@ class File:
     def add(self, door: str, seals: Seal) -> None:
         adding = seals & ~self.seals
         modes = [mode for _, mode in self.handles]
+        may_store = any(mode == os.O_RDWR and fd not in self.never_mapped_writable for fd, mode in self.handles)
         number = 0
         if Seal.SEAL in self.seals:
             number = errno.EPERM
-        elif (Seal.WRITE in adding and os.O_RDWR in modes) or (Seal.GUEST in adding and set(modes) - {os.O_WRONLY}):
+        elif (Seal.WRITE in adding and may_store) or (Seal.GUEST in adding and set(modes) - {os.O_WRONLY}):
             number = errno.EBUSY
         elif Seal.GUEST in adding and self.size:
             number = errno.EPERM if Seal.SHRINK in self.seals else errno.EBUSY
@@ -83,7 +86,11 @@ class File:
 
     def open(self, mode: int) -> None:
         def call() -> None:
-            self.handles.append((os.open(f"/proc/self/fd/{self.asker}", mode), mode))
+            fd = os.open(f"/proc/self/fd/{self.asker}", mode)
+            self.handles.append((fd, mode))
+            self.never_mapped_writable.discard(fd)
+            if self.seals & (Seal.WRITE | Seal.FUTURE_WRITE):
+                self.never_mapped_writable.add(fd)
 
         refused = Seal.GUEST in self.seals and mode != os.O_WRONLY
         self.expect(errno.EPERM if refused else 0, call, f"open with {mode} under {self.seals!r}")

@@ -36,10 +36,11 @@ def run(place: Path, *orders: dict[str, set[str]]) -> subprocess.CompletedProces
     (place / "conftest.py").write_text(CONFTEST)
     for number, order in enumerate(orders, 1):
         (place / f"test_{number}.py").write_text(MODULE.format(packets=number, order=order))
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST_")}
     return subprocess.run(
         [sys.executable, "-m", "pytest", "-n", "2", "--dist", "loadfile", "-p", "no:cacheprovider", place],
         cwd=place,
-        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        env=environment | {"PYTHONPATH": str(ROOT)},
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
