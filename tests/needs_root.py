@@ -36,14 +36,14 @@ LEFT_OUT: Counter[str] = Counter()
 """Modules and reasons."""
 
 
-def told() -> dict[str, int]:
+def report() -> dict[str, int]:
     return dict(LEFT_OUT)
 
 
-def hear(told: dict[str, int]) -> None:
+def hear(report: dict[str, int]) -> None:
     """All workers collect the same tests."""
     LEFT_OUT.clear()
-    LEFT_OUT.update(told)
+    LEFT_OUT.update(report)
 
 
 def show(reporter: pytest.TerminalReporter) -> None:

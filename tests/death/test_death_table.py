@@ -11,8 +11,8 @@ from .__main__ import describe, main
 from .defects import DEFECTS
 from .model import Fault
 from .pool import Workers
+from .report import SUMMARY
 from .table import UNREACHABLE, WITHOUT_CONNECTION, Census, cells, summary, unexplained
-from .told import SUMMARY
 from .traps import NAMES
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))

@@ -35,12 +35,12 @@ def check_bystander(store: LocalStore, local: LocalVm) -> None:
     assert local.read(page(3), 4) == bytes(4)
 
 
-def told() -> dict[str, int]:
+def report() -> dict[str, int]:
     return dict(tried)
 
 
-def hear(told: dict[str, int]) -> None:
-    tried.update(told)
+def hear(report: dict[str, int]) -> None:
+    tried.update(report)
 
 
 def show(reporter: pytest.TerminalReporter) -> None:

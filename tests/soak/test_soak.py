@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.soak.told import SOAKS
+from tests.soak.report import SOAKS
 
 ROOT = Path(__file__).parents[2]
 SICK = Path(__file__).with_name("sick_memfsd.py")

@@ -1,7 +1,7 @@
 """What tests record beside passing: shown at the end of a run, by whichever processes the tests were run.
 
 A module of MODULES keeps a record in the process that runs tests: `report()` is it in plain values, `hear()` adds what
-another process report, `show()` writes it into the summary. With pytest-xdist each worker tells the controller.
+another process reports, `show()` writes it into the summary. With pytest-xdist each worker sends it to the controller.
 """
 
 import importlib
@@ -19,7 +19,7 @@ MODULES = (
     "tests.race.numbers",
     "tests.hostile.tally",
     "tests.death.report",
-    "tests.soak.told",
+    "tests.soak.report",
 )
 
 

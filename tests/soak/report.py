@@ -8,12 +8,12 @@ SOAKS: list[dict[str, Any]] = []
 """As `tools/soak --json` prints it."""
 
 
-def told() -> list[dict[str, Any]]:
+def report() -> list[dict[str, Any]]:
     return SOAKS
 
 
-def hear(told: list[dict[str, Any]]) -> None:
-    SOAKS.extend(told)
+def hear(report: list[dict[str, Any]]) -> None:
+    SOAKS.extend(report)
 
 
 def show(reporter: pytest.TerminalReporter) -> None:

@@ -5,12 +5,12 @@ import pytest
 SUMMARY: list[str] = []
 
 
-def told() -> list[str]:
+def report() -> list[str]:
     return SUMMARY
 
 
-def hear(told: list[str]) -> None:
-    SUMMARY.extend(told)
+def hear(report: list[str]) -> None:
+    SUMMARY.extend(report)
 
 
 def show(reporter: pytest.TerminalReporter) -> None:
