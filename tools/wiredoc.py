@@ -92,7 +92,7 @@ kvmsim                                             memfsd
                                              <----   BIND
 ```
 
-A page fault: the sequence number tells whether the answer is stale.
+A page fault: the sequence number shows whether the answer is stale.
 
 ```
 kvmsim                                             memfsd

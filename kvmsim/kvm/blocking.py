@@ -5,12 +5,12 @@ What user space says is what an ioctl would take: slot ids, GFNs and counts of 4
 
 import threading
 
-from kvmsim.kvm.alias import PRIVATE, SHARED
 from memfsd.uapi.errors import Refused
 
-from .ioctls import check_not_pinned, private_slot
+from .alias import PRIVATE, SHARED
+from .ioctls import check_not_pinned, slot_of
 from .pairings import PairedFile, Pairings
-from .region import Alias, SlotFlag
+from .region import SlotFlag
 from .slots.memslots import Memslot
 from .unmapper import Unmapper
 from .vm import Vm
@@ -34,7 +34,7 @@ class Blocking:
         start, end = gfn, gfn + page_count
         with self._lock:
             slots = self._vm.slots[PRIVATE]
-            slot = private_slot(self._vm, id_)
+            slot = slot_of(self._vm, PRIVATE, id_)
             check_not_pinned(slot)
             with self._pairings.announce_change(slot):
                 with self._unmapper.deleting():
@@ -55,7 +55,7 @@ class Blocking:
         the slot is as before; a store that is gone has no bindings, and does not keep the slot.
         """
         with self._lock:
-            slot = private_slot(self._vm, id_)
+            slot = slot_of(self._vm, PRIVATE, id_)
             check_not_pinned(slot)
             with self._pairings.announce_change(slot):
                 with self._unmapper.deleting():
@@ -95,7 +95,7 @@ class Blocking:
         self, id_: int, gfn: int, page_count: int, file: PairedFile, pgoff: int, segments: list[tuple[int, int]]
     ) -> Memslot:
         backing = self._pairings.paired(file)
-        kind, flags, order = Alias.PRIVATE, SlotFlag.GUEST_MEMFD, backing.leaf_order
+        kind, flags, order = PRIVATE, SlotFlag.GUEST_MEMFD, backing.leaf_order
         return Memslot(id_, kind, gfn, page_count, flags, backing, pgoff, list(segments), max_order=order)
 
     def _add(self, slot: Memslot, *, even_if_lost: bool) -> None:
@@ -112,8 +112,8 @@ class Blocking:
                     raise
 
     def destroy(self, gfn: int, page_count: int) -> int:
-        """Contents of the private pages of [gfn, gfn + page_count) that are blocked: they read as zeros. Returns how
-        many pages it were. OSError: the window is out of memory for it."""
+        """Contents of the private pages of [gfn, gfn + page_count) that are blocked: they read as zeros. Returns the
+        number of pages. OSError: the window is out of memory for it."""
         with self._vm.mmu.lock:
             runs = self._vm.mmu.blocked.runs(gfn, gfn + page_count)
         self._unmapper.destroy(runs)

@@ -2,10 +2,10 @@
 
 import errno
 
-from kvmsim.kvm.alias import PRIVATE, SHARED
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
+from .alias import PRIVATE, SHARED
 from .exits import MemoryErrorExit
 from .faults import Faults
 from .vm import Vm

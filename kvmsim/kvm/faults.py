@@ -5,7 +5,6 @@ A fault, out and back: fault -> page_fault (slot, page, seq) -> get_pfn -> insta
 
 import errno
 
-from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.memory.memory import MemoryRun
 from memfsd.common import trace
 from memfsd.uapi import messages as m
@@ -13,6 +12,7 @@ from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
+from .alias import PRIVATE, SHARED
 from .exits import Exit, MemoryErrorExit
 from .mmu.ept import ACCESSED, DIRTY, entry_pfn, entry_writable
 from .mmu.mmu import PageFault
@@ -41,7 +41,7 @@ class Faults:
 
         want: shared pages worth mapping at once; private runs are the store's to choose.
         """
-        vm, lock = self._vm, self._vm.mmu.lock  # acquired by hand: `with` takes twice as long, and here that is felt
+        vm, lock = self._vm, self._vm.mmu.lock  # acquired by hand: `with` would take twice as long on the fault path
         page_fault: PageFault | Exit
         for _ in range(_MAX_RETRIES):
             lock.acquire()

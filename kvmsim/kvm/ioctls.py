@@ -5,14 +5,14 @@ import os
 import threading
 from dataclasses import replace
 
-from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.memory.memory import Memory
 from memfsd.common.quote import quoted
-from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
+from .alias import PRIVATE, SHARED, Alias
 from .pairings import PairedFile, Pairings
-from .region import Alias, MemoryRegion, SlotFlag
+from .region import MemoryRegion, SlotFlag
 from .slots.backing import SlotBacking
 from .slots.memslots import Memslot, RegionChange, check_addressable, check_region
 from .unmapper import Unmapper
@@ -38,7 +38,7 @@ class SlotIoctls:
         The end of GPAs, KVM's last check, comes before pairing and binding: they cannot be undone.
         mapped_fd: of the file behind an encrypted mapping, which the slot shows instead of the file at path.
         """
-        region = MemoryRegion(id_, Alias.PRIVATE, flags, gpa, size, offset)
+        region = MemoryRegion(id_, PRIVATE, flags, gpa, size, offset)
         with self._lock:
             slots = self._vm.slots[PRIVATE]
             existing = slots.get(id_)
@@ -66,10 +66,7 @@ class SlotIoctls:
         slot = _slot(region, SlotFlag(region.flags) | SlotFlag.GUEST_MEMFD, backing)
         try:
             with self._pairings.announce_change(slot):
-                try:
-                    slot.gmem.bind(slot.id, slot.gfn, slot.pgoff, slot.page_count)
-                except PeerLost as lost:
-                    raise Refused(errno.EHOSTDOWN, str(lost)) from None
+                self._pairings.bind(slot, slot.segments)
                 with self._vm.mmu.lock:
                     self._vm.slots[PRIVATE].add(slot)
         except Refused:
@@ -94,7 +91,7 @@ class SlotIoctls:
         """
         try:
             with self._lock:
-                region = MemoryRegion(id_, Alias.SHARED, flags, gpa, size, offset)
+                region = MemoryRegion(id_, SHARED, flags, gpa, size, offset)
                 self._set_shared(region, memory, owned, path)
         except Refused:
             if owned and memory is not None:
@@ -103,7 +100,7 @@ class SlotIoctls:
 
     def check_shared_slot(self, id_: int, gpa: int, size: int, flags: int, offset: int) -> None:
         """The refusals of `set_shared_slot` that need no memory: KVM makes them before it looks at any."""
-        region = MemoryRegion(id_, Alias.SHARED, flags, gpa, size, offset)
+        region = MemoryRegion(id_, SHARED, flags, gpa, size, offset)
         with self._lock:
             slots = self._vm.slots[SHARED]
             if check_region(region, self._vm.max_slots, slots.get(id_)) is RegionChange.CREATE:
@@ -162,11 +159,7 @@ class SlotIoctls:
     def delete_slot(self, id_: int, *, private: bool) -> None:
         """EINVAL when there is none. A private slot's contents are destroyed, as TDX and SNP unmap."""
         with self._lock:
-            slot = self._vm.slots[private].get(id_)
-            if slot is None:
-                kind = "private" if private else "shared"
-                raise Refused(errno.EINVAL, f"there is no {kind} slot {id_}: see 'info slots'")
-            check_not_pinned(slot)
+            check_not_pinned(slot_of(self._vm, PRIVATE if private else SHARED, id_))
             self.delete(id_, private=private)
 
     def get_dirty_log(self, id_: int) -> list[tuple[int, int]]:
@@ -194,7 +187,7 @@ class SlotIoctls:
             raise Refused(errno.EINVAL, f"gpa {gpa:#x} and size {size:#x} must be multiples of 4096")
         start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
         with self._lock:
-            slot = private_slot(self._vm, id_)
+            slot = slot_of(self._vm, PRIVATE, id_)
             check_not_pinned(slot)
             with self._pairings.announce_change(slot):
                 with self._unmapper.deleting():
@@ -213,7 +206,7 @@ class SlotIoctls:
         """
         with self._lock:
             slots = self._vm.slots[PRIVATE]
-            slot = private_slot(self._vm, id_)
+            slot = slot_of(self._vm, PRIVATE, id_)
             with self._pairings.announce_change(slot), self._unmapper.hold_off_faults(start, end):
                 with self._vm.mmu.lock:
                     slots.fill(id_, start, end)
@@ -271,11 +264,11 @@ def _open(path: str) -> int:
         raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}") from None
 
 
-def private_slot(vm: Vm, id_: int) -> Memslot:
+def slot_of(vm: Vm, alias: Alias, id_: int) -> Memslot:
     """EINVAL when there is none. With Kvm.slots_lock held."""
-    slot = vm.slots[PRIVATE].get(id_)
+    slot = vm.slots[alias].get(id_)
     if slot is None:
-        raise Refused(errno.EINVAL, f"there is no private slot {id_}: see 'info slots'")
+        raise Refused(errno.EINVAL, f"there is no {alias.name.lower()} slot {id_}: see 'info slots'")
     return slot
 
 

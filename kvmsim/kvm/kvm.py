@@ -10,11 +10,11 @@ faults      EPT violations, translation
 emulation   KVM's own accesses to guest memory
 """
 
-from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.store.link import pair as pair_with_store
 from memfsd.common import sync
 from memfsd.uapi.units import PGOFF_END
 
+from .alias import PRIVATE, SHARED
 from .blocking import Blocking
 from .emulation import Emulation
 from .faults import Faults

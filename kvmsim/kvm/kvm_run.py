@@ -192,5 +192,5 @@ def exit_of(run: KvmRun) -> Exit | None:
 
 
 def mmio_data(run: KvmRun, length: int) -> bytes:
-    """The bytes of mmio.data: what a device was told, or what user space answers."""
+    """The bytes of mmio.data: what the guest wrote to a device, or what user space answers."""
     return bytes(run.mmio.data[:length])

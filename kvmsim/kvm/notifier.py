@@ -6,13 +6,13 @@ makes a down-call.
 
 import os
 
-from kvmsim.kvm.alias import PRIVATE
 from kvmsim.store.link import StoreLink
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_RUNS_PER_REPORT
 from memfsd.uapi.proof import SECRET_BYTES
 
+from .alias import PRIVATE
 from .mmu.ept import MAX_GFN_EPT
 from .slots.backing import Gmem
 from .slots.memslots import Memslot

@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from kvmsim.kvm.alias import PRIVATE
 from kvmsim.store.link import Callbacks, FileId, StoreLink
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import PeerLost, Refused
 
+from .alias import PRIVATE
 from .notifier import Notifier
 from .slots.backing import Gmem, SlotBacking
 from .slots.memslots import Memslot
@@ -56,7 +56,7 @@ class Pairings:
                 raise Refused(errno.EHOSTDOWN, f"{quoted(path)}: {link.lost}")
             if end > status.st_size:
                 raise _past_end(path, end, status.st_size)
-            return SlotBacking(link.memory, link.base, link, path=path)
+            return _backing(link, path)
         if end > status.st_size:
             os.close(fd)
             raise _past_end(path, end, status.st_size)
@@ -79,12 +79,11 @@ class Pairings:
         except Refused as refused:
             self.end_unused(link)
             raise Refused(refused.errno, f"{quoted(path)}: {refused.reason}") from None
-        return SlotBacking(link.memory, link.base, link, path=path)
+        return _backing(link, path)
 
     def paired(self, file: PairedFile) -> SlotBacking:
         """What a further slot of this file shows. ENOENT when the pairing has ended."""
-        link = self._paired(file)
-        return SlotBacking(link.memory, link.base, link, path=file.path)
+        return _backing(self._paired(file), file.path)
 
     def name(self, backing: SlotBacking) -> PairedFile:
         """The file of a private slot."""
@@ -186,6 +185,10 @@ class Pairings:
                 slot.gmem.unbind(slot.pgoff_of(start), end - start)
             except PeerLost:
                 return
+
+
+def _backing(link: StoreLink, path: str) -> SlotBacking:
+    return SlotBacking(link.memory, link.base, link, path=path)
 
 
 def _past_end(path: str, end: int, size: int) -> Refused:

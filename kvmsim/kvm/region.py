@@ -1,6 +1,6 @@
 """What user space says of guest memory: the values of the ioctls."""
 
-from enum import IntEnum, IntFlag
+from enum import IntFlag
 from typing import NamedTuple
 
 from memfsd.uapi.units import PAGE_SHIFT
@@ -8,13 +8,6 @@ from memfsd.uapi.units import PAGE_SHIFT
 from .mmu.eptentry import MAX_GFN_EPT
 
 GPA_END = MAX_GFN_EPT << PAGE_SHIFT
-
-
-class Alias(IntEnum):
-    """Whose slots: those of shared GPAs, or of private ones."""
-
-    SHARED = 0
-    PRIVATE = 1
 
 
 class SlotFlag(IntFlag):

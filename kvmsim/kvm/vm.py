@@ -2,17 +2,16 @@
 
 import errno
 
-from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.memory.memory import Memory
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
 from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE
 
+from .alias import PRIVATE, SHARED
 from .exits import Exit, MemoryErrorExit, MmioExit
 from .mmu.mmu import Mmu, PageFault
 from .mmu.physmap import PhysMap
-from .region import Alias
 from .slots.memslots import Memslot, Memslots, Segment
 from .vcpu import Vcpu
 
@@ -25,7 +24,7 @@ class Vm:
         self.max_slots = max_slots
         self.mmu = Mmu(name)
         self.physmap: PhysMap[Memory] = PhysMap()
-        self.slots = (Memslots(Alias.SHARED), Memslots(Alias.PRIVATE))
+        self.slots = (Memslots(SHARED), Memslots(PRIVATE))
         """By address space: shared is 0, private is 1, as SMM has its own."""
         self.overlay = False
         """Ordinary slots lie over private ones: lookups see them first. Changed by Blocking.set_overlay alone."""

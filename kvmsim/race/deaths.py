@@ -1,4 +1,4 @@
-"""Where a process can die, as far as those who live on can tell.
+"""Where a process can die, as far as the survivors can see.
 
 A kill commutes with all that its process does unseen. So what makes a difference is which of the steps that do not
 commute with it came before: a *beginning* is some of them, with all that had to happen before those, and then the

@@ -6,7 +6,7 @@ could have gone the other way round, and that nothing else orders, is turned in 
 
 A scenario with one kill is explored in two parts, since nobody can see what a process did before it died but by what
 it sent, and where it wrote. First all schedules in which the kill comes last. They begin in every way in which a
-schedule can begin; of the kill_prefixes (deaths.py) that those who live on cannot tell apart one is taken, the process
+schedule can begin; of the kill prefixes (deaths.py) that the survivors cannot distinguish one is taken, the process
 is killed there, and all is run that can come of it.
 """
 

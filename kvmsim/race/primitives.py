@@ -308,7 +308,7 @@ class Channel:
 
 
 LIVES = ("life", "processes")
-"""The ends of all processes are one thing: a poll does not tell of which."""
+"""The ends of all processes are one thing: a poll does not say whose."""
 
 
 class ProcessHandle:

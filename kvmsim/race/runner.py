@@ -206,7 +206,7 @@ class _Run:
                 self._scheduler.fail(f"{actor.name}: {command}: {refused}")
         self._scheduler.note(f"{command}: {report or 'done'}")
 
-    # -- what actors do; each returns what came of it, "" for nothing to tell
+    # -- what actors do; each returns what came of it, "" for nothing to report
 
     def _vcpu_read(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
         start = self._history.tick()

@@ -85,7 +85,7 @@ class StoreLink:
         punch: gives bytes of the file behind an fd back, as fallocate(2) on the mount does.
 
         Refused with the store's errno (EPERM: the file belongs to another VM), or with that of what this process has
-        no more of: then the store was told BYE. PeerLost when it breaks off.
+        no more of: then the store got BYE. PeerLost when it breaks off.
         """
         self.fd = fd
         status = os.fstat(fd)
@@ -234,7 +234,7 @@ class StoreLink:
         return said if isinstance(said, Refused) else None
 
     def _broken(self, why: str) -> PeerLost:
-        """The connection cannot be used any more; the up thread sees its end and tells the machine."""
+        """The connection cannot be used any more; the up thread sees its end and calls on_lost."""
         self.lost = why
         for sock in (self._down, getattr(self, "_up", None)):
             if sock is not None:

@@ -89,7 +89,7 @@ class GuestMemory:
     # -- KVM_GET_DIRTY_LOG
 
     def get_dirty_log(self, id_: int) -> list[Range]:
-        """SlotIoctls.get_dirty_log, and what `keep_dirty` was told of the slot."""
+        """SlotIoctls.get_dirty_log, and what `keep_dirty` has kept for the slot."""
         dirty = self._kvm.slots.get_dirty_log(id_)
         region, kept = self.ram.shared.get(id_), self._unreported.pop(id_, None)
         if not kept:

@@ -1,6 +1,6 @@
 """User space's map of guest memory: what it has set with KVM_SET_USER_MEMORY_REGION, in both aliases.
 
-No call asks KVM for its slots, so a VMM remembers what it told it (QEMU: struct KVMSlot), and decides from that:
+No call asks KVM for its slots, so a VMM keeps a record of its own ioctls (QEMU: struct KVMSlot), and decides from that:
 
     region 0   |-----------------------------|     id, GFNs, and the file or host memory that is at them
     shows      |-------|     |---------------|     a punched private region shows less: the rest are holes
@@ -104,7 +104,7 @@ class Regions(Generic[S]):
         shown = ((low, high) for low, high, shown in self._visible.within(start, end) if shown is region)
         return subtract(start, end, shown)
 
-    # -- what KVM was told
+    # -- what KVM has accepted
 
     def add(self, region: Region[S], segments: list[Range] | None = None) -> None:
         """segments: what it shows, if not all of it."""

@@ -130,7 +130,7 @@ def _half_of_memory() -> int:
 
 
 def _fork_daemon() -> int:
-    """The pipe on which the child tells its parent; the parent waits, and ends here with the child's fate."""
+    """The pipe on which the child reports to its parent; the parent waits, and ends here with the child's fate."""
     read_end, write_end = os.pipe()
     child = os.fork()
     if child == 0:

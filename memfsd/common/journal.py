@@ -91,7 +91,7 @@ decode_entry: Callable[[bytes], Entry] = msgspec.json.Decoder(Opening | Message 
 class Recording(trace.Instrument):
     """`write` appends bytes to the journal and answers how many; `now_ns` is CLOCK_MONOTONIC. Safe from any thread.
 
-    OSError when the first record cannot be written. Later nothing stops the process, and `warn` is told once: after
+    OSError when the first record cannot be written. Later nothing stops the process, and `warn` is called once: after
     room_bytes the journal ends with a record that says so, and where it is when a write fails.
     """
 

@@ -192,7 +192,7 @@ _observers: dict[Side, list[Instrument]] = {Side.STORE: [], Side.VM: []}
 
 @contextlib.contextmanager
 def observed(*, store: Instrument | None = None, vm: Instrument | None = None) -> Iterator[None]:
-    """Until the end these observe; who came last is told first. Not for two threads at once."""
+    """Until the end these observe; the last to attach is called first. Not for two threads at once."""
     wanted = [(side, one) for side, one in ((Side.STORE, store), (Side.VM, vm)) if one is not None]
     for side, one in wanted:
         _observers[side].insert(0, one)
@@ -243,7 +243,7 @@ def hot(
 
 
 class _Hot:
-    """Stands for the method only until its class is made."""
+    """In place of the method until its class is made."""
 
     def __init__(
         self,

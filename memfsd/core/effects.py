@@ -15,7 +15,7 @@ Runs = list[tuple[Pfn, int]]
 class Scrub:
     """Punch these frames out of a window (or the pool of ordinary files: None), then free them.
 
-    The frames are CLOSING until ``Service.scrubbed`` is told: nobody can get them before they are zero (R8).
+    The frames are CLOSING until ``Service.scrubbed`` is called: nobody can get them before they are zero (R8).
     """
 
     window: Ino | None
@@ -68,7 +68,7 @@ class DropWindow:
 
 @dataclass(frozen=True, slots=True)
 class ForgetCache:
-    """The kernel's cached pages and attributes of this file no longer tell the truth."""
+    """The kernel's cached pages and attributes of this file are out of date."""
 
     ino: Ino
 

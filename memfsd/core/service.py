@@ -75,7 +75,7 @@ class Service:
     def create(self, parent: int, name: bytes, mode: int, flags: int, creds: Creds, now_ns: int) -> tuple[Regular, int]:
         """open(O_CREAT) of a new file: the inode and a handle. On `-o guest` the open rules hold at birth.
 
-        The name NAMELESS stands for open(O_TMPFILE) in that directory.
+        The name NAMELESS means open(O_TMPFILE) in that directory.
         """
         readable, _ = _access(flags)
         if self.options.born_guest and readable and not self.options.open_rw:

@@ -78,7 +78,7 @@ static PyObject *reply_err(PyObject *self, PyObject *args)
     fuse_req_t req = take(request);
     if (req == NULL)
         return NULL;
-    /* A reply fails only when the caller or the whole connection is gone: nobody is left to be told. */
+    /* A reply fails only when the caller or the whole connection is gone: nobody is left to answer. */
     fuse_reply_err(req, error);
     Py_RETURN_NONE;
 }

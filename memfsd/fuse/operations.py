@@ -189,7 +189,7 @@ class Operations(pyfuse3.Operations):
     # -- attributes
 
     async def getattr(self, inode: int, ctx: Any = None) -> EntryAttributes:
-        # Its own door: the kernel caches nothing of a sealed file, and a second coroutine is felt at each stat(2).
+        # Not wrapped by @_door: every stat(2) of a sealed file would pay for a second coroutine.
         try:
             shown = self._files.getattr(inode)
             if shown.is_sealed:
@@ -378,7 +378,7 @@ class Operations(pyfuse3.Operations):
         """
         while start < end:
             room = self._files.room_to_write_back(ino)
-            if room > dirty_bytes():
+            if room >= end - start or room > dirty_bytes():
                 stop = end
             elif room * _WRITE_BACK_PARTS < end - start:
                 return False

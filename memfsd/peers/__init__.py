@@ -1,4 +1,4 @@
-"""KVM processes, over sockets: each connection has a blocking thread of its own, so a fault pays no event loop.
+"""KVM processes, over sockets: each connection has its own blocking thread, so a fault pays no event loop.
 
 process      a peer's process, and the proof of its death
 upchannel    calls from the store to a VM, each with a deadline

@@ -162,7 +162,7 @@ class Checker:
             report.mappings += part.mappings
             report.changing.append(part.changing)
             report.seq = part.seq
-            # A slot that goes on in a next part is told again: only a part that is full of mappings has a next one.
+            # A slot that goes on in a next part is reported again: only a part that is full of mappings has a next one.
             most_slots = MAX_BINDINGS_PER_FILE + len(report.mappings) // MAX_RUNS_PER_REPORT + 1
             if len(report.slots) > most_slots or len(report.mappings) > self._most_mappings(file):
                 raise PeerLost("it reports more slots or mappings than there can be")

@@ -58,7 +58,7 @@ class PairedFile:
         then it blocks."""
         file = self.file
         try:
-            self._lock.acquire()  # not `with`, which takes twice as long: here that is felt
+            self._lock.acquire()  # not `with`, which would take twice as long on the fault path
             try:
                 return self._gmem.get_pfn(file, pgoff, max_pages)
             finally:

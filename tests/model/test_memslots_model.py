@@ -5,7 +5,8 @@ import errno
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from kvmsim.kvm.region import Alias, SlotFlag
+from kvmsim.kvm.alias import PRIVATE
+from kvmsim.kvm.region import SlotFlag
 from kvmsim.kvm.slots.memslots import Memslot, Memslots
 from memfsd.uapi.errors import Refused
 from tests.support.slots import NO_BACKING
@@ -74,7 +75,7 @@ def apply(memslots: Memslots, operation: tuple[str, int, int, int]) -> int:
     name, slot_id, first, second = operation
     try:
         if name == "add":
-            memslots.add(Memslot(slot_id, Alias.PRIVATE, first, second, SlotFlag(0), NO_BACKING, 0))
+            memslots.add(Memslot(slot_id, PRIVATE, first, second, SlotFlag(0), NO_BACKING, 0))
         elif name == "delete":
             assert memslots.delete(slot_id).id == slot_id
         elif name == "punch":
@@ -113,7 +114,7 @@ def compare(memslots: Memslots, model: Model) -> None:
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(st.lists(operations, max_size=25))
 def test_memslots_agree_with_a_dict(steps: list[tuple[str, int, int, int]]) -> None:
-    memslots, model = Memslots(Alias.PRIVATE), Model()
+    memslots, model = Memslots(PRIVATE), Model()
     for name, slot_id, first, second in steps:
         if name == "add" and slot_id in model.whole:
             continue

@@ -30,7 +30,7 @@ def first_cpu() -> int:
 def describe(date: str) -> dict[str, str | int | bool | None]:
     """Kernel, processor, versions and KVM of this machine; None where there is none.
 
-    kvm_module tells real hardware virtualisation from kvm_pvm, which shadows page tables in software.
+    kvm_module distinguishes real hardware virtualisation from kvm_pvm, which shadows page tables in software.
     """
     return {
         "date": date,

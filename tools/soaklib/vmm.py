@@ -253,7 +253,7 @@ class Vcpu:
         raise Wrong(f"vCPU {self._id}, {what}: {trouble.why or trouble}")
 
     def _await_loss(self) -> None:
-        """A system call on the mount may tell of the end of memfsd before its sockets do."""
+        """A system call on the mount may show the end of memfsd before its sockets do."""
         until = time.monotonic() + _LOSS_DEADLINE_S
         while not self._vm.lost and time.monotonic() < until:
             time.sleep(_TICK_S)

@@ -381,7 +381,7 @@ class EptTables:
 
 
 def _table_start(level: int, gfn: int) -> int:
-    """The first GFN that the table of this level over gfn stands for."""
+    """The first GFN that the table of this level over gfn covers."""
     return gfn & -leaf_pages(level + 1)
 
 

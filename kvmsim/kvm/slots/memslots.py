@@ -20,8 +20,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from enum import Enum
 
+from kvmsim.kvm.alias import PRIVATE, SHARED, Alias
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
-from kvmsim.kvm.region import Alias, MemoryRegion, SlotFlag
+from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
@@ -293,7 +294,7 @@ def check_region(region: MemoryRegion, max_slots: int, existing: Memslot | None)
     the backing's own errors, and the end of GPAs (`check_addressable`).
     """
     _check_fields(region)
-    if region.space not in (Alias.SHARED, Alias.PRIVATE):
+    if region.space not in (SHARED, PRIVATE):
         raise _invalid(f"address space {region.space}", "take 0 (shared) or 1 (private)")
     if not 0 <= region.id < max_slots:
         more = ", or raise --max-slots" if region.id < MAX_SLOTS else ""
@@ -312,7 +313,7 @@ def check_region(region: MemoryRegion, max_slots: int, existing: Memslot | None)
 
 def _check_fields(region: MemoryRegion) -> None:
     """Flags, and what must be a multiple of a page or must not wrap: check_memory_region_flags() and what follows."""
-    private = region.space == Alias.PRIVATE
+    private = region.space == PRIVATE
     # Deleting asks nothing of the flags but that they could stand together; the slot to go may be of either kind.
     kind_is_private = private if region.size else bool(region.flags & SlotFlag.GUEST_MEMFD)
     # As int: the complement of an IntFlag leaves out the bits that have no name.
@@ -332,7 +333,7 @@ def _check_fields(region: MemoryRegion) -> None:
 
 def _change_of(existing: Memslot, region: MemoryRegion) -> RegionChange:
     """What becomes of a slot that is there."""
-    if region.space == Alias.PRIVATE or existing.flags & SlotFlag.GUEST_MEMFD:
+    if region.space == PRIVATE or existing.flags & SlotFlag.GUEST_MEMFD:
         raise _invalid(f"a change of {existing}", "private slots are immutable: delete it, then create it")
     if region.page_count != existing.page_count:
         raise _invalid(f"size {region.size:#x} of {existing}", "delete the slot, then create it again")

@@ -328,7 +328,7 @@ def _set_free(gig: _Gig, start: int, count: int) -> None:
         blocks[block] = frames
         bit = 1 << block
         if frames == _FULL:
-            # The shared object, so that a free block costs no memory of its own.
+            # The shared object, so that a free block costs no memory.
             blocks[block] = _FULL
             gig.free |= bit
             gig.partial &= ~bit

@@ -19,7 +19,7 @@ class Readahead:
         """Where a stream will go on -> the run it was granted last (pages). Oldest first."""
 
     def wish(self, pgoff: int) -> int:
-        """Pages to grant for a fault at pgoff; `granted` tells what came of it."""
+        """Pages to grant for a fault at pgoff; `granted` reports what came of it."""
         last = self._streams.pop(pgoff, 0)
         return min(last * 2, MAX_AHEAD_PAGES) if last else 1
 

@@ -63,7 +63,7 @@ class Bindings:
         return [_binding(*found) for found in self._pages.overlapping(start, end)]
 
     def bind(self, binding: Binding, *, fixed_gfn: bool) -> None:
-        """EEXIST when a page is bound already, or a GFN stands for another page; EINVAL when a page was bound at
+        """EEXIST when a page is bound already, or a GFN maps another page; EINVAL when a page was bound at
         another GFN before (R4)."""
         start, end, delta = binding.start, binding.end, binding.gfn - binding.start
         taken = self.overlapping(start, end)

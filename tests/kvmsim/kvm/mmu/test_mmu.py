@@ -8,7 +8,7 @@ from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.mmu.ept import ACCESSED
 from kvmsim.kvm.mmu.mmu import Mmu, PageFault
 from kvmsim.kvm.mmu.tlb import Tlb, Translation, tlb_key
-from kvmsim.kvm.region import Alias, SlotFlag
+from kvmsim.kvm.region import SlotFlag
 from kvmsim.kvm.slots.memslots import Memslot
 from tests.support.slots import NO_BACKING, TRANSLATION
 
@@ -21,7 +21,7 @@ def mmu() -> Iterator[Mmu]:
         yield made
 
 
-SLOT = Memslot(0, Alias.PRIVATE, 0, 100, SlotFlag(0), NO_BACKING, 0)
+SLOT = Memslot(0, PRIVATE, 0, 100, SlotFlag(0), NO_BACKING, 0)
 
 
 def page_fault(mmu: Mmu, gfn: int, limit: int = 1) -> PageFault:
@@ -118,7 +118,7 @@ def test_reclaim_zaps_what_was_never_touched_and_names_the_rest(mmu: Mmu) -> Non
     assert mmu.zapped_count == 4
 
 
-LARGE_SLOT = Memslot(0, Alias.PRIVATE, 0, 4096, SlotFlag(0), NO_BACKING, 0, max_order=9)
+LARGE_SLOT = Memslot(0, PRIVATE, 0, 4096, SlotFlag(0), NO_BACKING, 0, max_order=9)
 
 
 def large_ticket(mmu: Mmu, gfn: int, limit: int) -> PageFault:

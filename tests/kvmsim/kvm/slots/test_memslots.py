@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from kvmsim.kvm.region import Alias, MemoryRegion, SlotFlag
+from kvmsim.kvm.alias import PRIVATE, SHARED
+from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.kvm.slots.memslots import Memslot, Memslots, RegionChange, check_addressable, check_region
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
@@ -14,11 +15,11 @@ from tests.support.slots import NO_BACKING
 
 
 def slot(slot_id: int, gfn: int, page_count: int, flags: int = 0, pgoff: int = 0) -> Memslot:
-    return Memslot(slot_id, Alias.SHARED, gfn, page_count, SlotFlag(flags), NO_BACKING, pgoff)
+    return Memslot(slot_id, SHARED, gfn, page_count, SlotFlag(flags), NO_BACKING, pgoff)
 
 
 def slots(*made: Memslot) -> Memslots:
-    memslots = Memslots(Alias.SHARED)
+    memslots = Memslots(SHARED)
     for one in made:
         memslots.add(one)
     return memslots
@@ -273,7 +274,7 @@ def test_a_change_of_a_shared_slot_as_linux_takes_it(
 
 
 def test_a_private_slot_is_immutable_but_can_be_deleted() -> None:
-    private = Memslot(0, Alias.PRIVATE, 0, 4, SlotFlag.GUEST_MEMFD, NO_BACKING, 0)
+    private = Memslot(0, PRIVATE, 0, 4, SlotFlag.GUEST_MEMFD, NO_BACKING, 0)
     for arguments in ({"flags": 4}, {"flags": 0}, {"gpa": 0x10000, "flags": 4}, {"size": 0x8000, "flags": 4}):
         assert region(as_id=1, existing=private, **arguments) == "EINVAL"
     assert region(existing=private, flags=1) == "EINVAL", "the flag of the slot that is there counts too"
