@@ -3,60 +3,18 @@
 import hashlib
 import json
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kvmsim.kvm.exits import ExitReason
 from kvmsim.kvm.region import SlotFlag
-from kvmsim.shell.execute import Executor
 from kvmsim.shell.script import values
-from kvmsim.shell.script.grammar import EXIT_REASONS, FORMS, INFO_TOPICS, parse_line
-from kvmsim.shell.script.outcome import Outcome
-from kvmsim.store.link import pair as pair_with_store
-from memfsd.uapi.errors import Refused
+from kvmsim.shell.script.grammar import EXIT_REASONS, FORMS, INFO_TOPICS
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VMS
 from tests.support.both_sides import LocalStore, LocalVm, page
+from tests.support.script_lines import Lines
 from tests.support.threads import until
-
-
-class Lines:
-    """Does script lines."""
-
-    def __init__(self, max_slots: int = MAX_SLOTS, policy: str = "none", store: LocalStore | None = None) -> None:
-        self.executor = Executor(max_slots, policy, pair=store.pair if store else pair_with_store)
-
-    def __call__(self, line: str) -> Outcome:
-        command = parse_line(line, 1)
-        assert command is not None
-        try:
-            return self.executor(command)
-        except Refused as refused:
-            return Outcome.refused(refused)
-
-    def ok(self, *lines: str) -> Outcome:
-        for line in lines:
-            outcome = self(line)
-            assert outcome.ok, (line, outcome)
-        return outcome
-
-
-@pytest.fixture
-def do() -> Iterator[Lines]:
-    lines = Lines()
-    yield lines
-    lines.executor.close()
-
-
-@pytest.fixture
-def private(store: LocalStore) -> Iterator[Lines]:
-    """VMs pair with the local store; private slot 0 at 0, 16 pages."""
-    store.create("file", 16)
-    lines = Lines(store=store)
-    lines.ok(f"slot set 0 private gpa=0 size=64K file={store.path('file')}")
-    yield lines
-    lines.executor.close()
 
 
 def test_every_command_of_the_language_can_be_done(do: Lines) -> None:

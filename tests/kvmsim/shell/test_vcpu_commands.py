@@ -11,26 +11,16 @@ import kvmsim.kvm.vcpu
 from kvmsim.shell.script.commands import GuestCommand
 from kvmsim.shell.script.grammar import FORMS
 from kvmsim.shell.vcpu_commands import GUEST_COMMANDS
-from tests.kvmsim.shell.test_execute import Lines
 from tests.support.both_sides import LocalStore
+from tests.support.script_lines import Lines
 from tests.support.threads import Beside, Gate, until
 
 
 @pytest.fixture
-def do() -> Iterator[Lines]:
-    lines = Lines()
-    yield lines
-    lines.executor.close()
-
-
-@pytest.fixture
-def private(store: LocalStore) -> Iterator[Lines]:
-    """Private slot 0 at 0, 16 pages; vCPUs 0 and 1."""
-    store.create("file", 16)
-    lines = Lines(store=store)
-    lines.ok(f"slot set 0 private gpa=0 size=64K file={store.path('file')}", "vcpu 1")
-    yield lines
-    lines.executor.close()
+def private(private: Lines) -> Lines:
+    """With vCPUs 0 and 1."""
+    private.ok("vcpu 1")
+    return private
 
 
 def state(do: Lines, vcpu: int = 0) -> str:
