@@ -1,6 +1,6 @@
 """P1: one cold 4 KiB fault against a raw SEQPACKET round trip of the same size, both sides on one core.
 
-The fault is Machine.fault: from the EPT violation until the granted page is in the EPT and the TLB, with
+The fault is Faults.fault: from the EPT violation until the granted page is in the EPT and the TLB, with
 memfsd's grant in between. The whole access (a guest's write of one byte) comes as a part: it also has
 the walk that misses, the write, and the kernel's own first touch of the window's page.
 """

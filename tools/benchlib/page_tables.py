@@ -82,7 +82,7 @@ class Translating:
         self._machine.close()
 
     def hit_ns(self, count: int) -> float:
-        """Nanoseconds of one Machine.translate that hits the TLB, the loop around it included."""
+        """Nanoseconds of one Faults.translate that hits the TLB, the loop around it included."""
         translate, vcpu = self._machine.kvm.faults.translate, self._machine.vm.vcpu(0)
         misses = vcpu.tlb.insert_count
         start = perf_counter()
