@@ -54,12 +54,7 @@ class SlotIoctls:
 
     def _pair(self, region: MemoryRegion, path: str, mapped_fd: int | None) -> SlotBacking:
         fd = _open(path) if mapped_fd is None else os.dup(mapped_fd)
-        try:
-            check_addressable(region)
-        except Refused:
-            os.close(fd)
-            raise
-        return replace(self._pairings.backing(fd, path, region.offset + region.size), pinned=mapped_fd is not None)
+        return replace(self._pairings.backing(fd, path, region), pinned=mapped_fd is not None)
 
     def _create_private(self, region: MemoryRegion, backing: SlotBacking) -> None:
         """Bind the pages and show them; a pairing that was made for a slot that is refused ends."""
@@ -259,7 +254,7 @@ def _slot(region: MemoryRegion, flags: SlotFlag, backing: SlotBacking) -> Memslo
 
 def _open(path: str) -> int:
     try:
-        return os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        return os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # else a FIFO waits for a reader
     except OSError as error:
         raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}") from None
 

@@ -8,14 +8,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
-from kvmsim.store.link import Callbacks, FileId, StoreLink
+from kvmsim.store.link import Callbacks, FileId, StoreLink, store_of_sealed
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import PeerLost, Refused
 
 from .alias import PRIVATE
 from .notifier import Notifier
+from .region import MemoryRegion
 from .slots.backing import Gmem, SlotBacking
-from .slots.memslots import Memslot
+from .slots.memslots import Memslot, check_addressable
 from .vm import Vm
 
 Pair = Callable[[int, str, Callbacks], StoreLink]
@@ -45,28 +46,26 @@ class Pairings:
         self.past_message_count = 0
         """Messages of pairings that have ended."""
 
-    def backing(self, fd: int, path: str, end: int) -> SlotBacking:
-        """The pairing with this file, made when the VM has none yet. EINVAL for a range that ends past the file's end:
-        before pairing, which is for life, and before the wire, which carries no such page. Takes the fd."""
+    def backing(self, fd: int, path: str, region: MemoryRegion) -> SlotBacking:
+        """The pairing with this file, made when the VM has none yet. Takes the fd.
+
+        EINVAL no file of a memfsd mount, not sealed for a guest, a region that ends past its end or past the last GPA:
+        all before pairing, which is for life, and before the wire, which carries no such page.
+        """
         status = os.fstat(fd)
         link = self.links.get(FileId(status.st_dev, status.st_ino))
         if link is not None:
             os.close(fd)
             if link.lost:
                 raise Refused(errno.EHOSTDOWN, f"{quoted(path)}: {link.lost}")
-            if end > status.st_size:
-                raise _past_end(path, end, status.st_size)
+            if (refused := _unfit(region, path, status.st_size)) is not None:
+                raise refused
             return _backing(link, path)
-        if end > status.st_size:
-            os.close(fd)
-            raise _past_end(path, end, status.st_size)
         try:
-            link = self._pair(fd, self._vm.name, self._notifier)
-        except (OSError, PeerLost, Refused) as error:
+            link = self._pair_checked(fd, path, region, status.st_size)
+        except Refused:
             os.close(fd)
-            if isinstance(error, Refused):
-                raise Refused(error.errno, f"{quoted(path)}: {error.reason}") from None
-            raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{quoted(path)}: {error}") from None
+            raise
         try:
             with self._vm.mmu.lock:
                 link.base = self._vm.physmap.add(link.memory, 0, link.frame_count)
@@ -80,6 +79,19 @@ class Pairings:
             self.end_unused(link)
             raise Refused(refused.errno, f"{quoted(path)}: {refused.reason}") from None
         return _backing(link, path)
+
+    def _pair_checked(self, fd: int, path: str, region: MemoryRegion, size: int) -> StoreLink:
+        """As KVM asks: what the file is comes before how long it is, and that before the end of GPAs."""
+        refused = _unfit(region, path, size)
+        try:
+            if refused is None:
+                return self._pair(fd, self._vm.name, self._notifier)
+            store_of_sealed(fd)
+        except (OSError, PeerLost, Refused) as error:
+            if isinstance(error, Refused):
+                raise Refused(error.errno, f"{quoted(path)}: {error.reason}") from None
+            raise Refused(getattr(error, "errno", None) or errno.EHOSTDOWN, f"{quoted(path)}: {error}") from None
+        raise refused
 
     def paired(self, file: PairedFile) -> SlotBacking:
         """What a further slot of this file shows. ENOENT when the pairing has ended."""
@@ -191,7 +203,15 @@ def _backing(link: StoreLink, path: str) -> SlotBacking:
     return SlotBacking(link.memory, link.base, link, path=path)
 
 
-def _past_end(path: str, end: int, size: int) -> Refused:
-    return Refused(
-        errno.EINVAL, f"{quoted(path)}: offset + size, {end:#x}, is past the end of the file ({size:#x}): give less"
-    )
+def _unfit(region: MemoryRegion, path: str, size: int) -> Refused | None:
+    """Why a region cannot show a file of this size; None when it can."""
+    end = region.offset + region.size
+    if end > size:
+        return Refused(
+            errno.EINVAL, f"{quoted(path)}: offset + size, {end:#x}, is past the end of the file ({size:#x}): give less"
+        )
+    try:
+        check_addressable(region)
+    except Refused as refused:
+        return refused
+    return None

@@ -27,7 +27,7 @@ class Host:
 
     def map_file(self, path: str, *, length: int | None, offset: int, shared: bool, at: int | None) -> Vma:
         """mmap(2) of a sealed file. length None: all of it. EINVAL when the file is not guest private memory."""
-        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # else a FIFO waits for a reader
         try:
             status = os.fstat(fd)
             store_of_sealed(fd)

@@ -61,3 +61,15 @@ def test_refusals_name_the_file_quoted(mounted: Mount) -> None:
     attach(mounted, NAME, "")
     status, _, complaint = attach(mounted, NAME, "")
     assert (status, complaint.startswith(f"kvmsim: {SHOWN}: inode ")) == (1, True), complaint
+
+
+def test_a_slot_past_the_end_is_first_refused_for_what_the_file_is(mounted: Mount) -> None:
+    (mounted.path / "ordinary").touch()
+    sealed = mounted.path / "sealed"
+    sealed.touch()
+    seal(sealed)
+    os.truncate(sealed, 4096)
+    slots = "".join(f"slot set 1 private gpa=1G size=8K file={name}\n" for name in ("ordinary", "sealed"))
+    _, said, complaint = attach(mounted, NAME, slots)
+    assert "EINVAL: ordinary: the file is not sealed for a guest" in said + complaint
+    assert "EINVAL: sealed: offset + size, 0x2000, is past the end of the file (0x1000)" in said + complaint

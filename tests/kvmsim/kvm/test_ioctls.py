@@ -3,6 +3,7 @@
 import os
 import re
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -10,6 +11,7 @@ from kvmsim.kvm.alias import SHARED
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
+from kvmsim.vmm.host import Host
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
@@ -48,12 +50,22 @@ def test_a_directory_is_eisdir(one: LocalVm) -> None:
     assert errno_of(one.private_slot, 1, 0, page(1), ".") == "EISDIR"
 
 
+def test_a_fifo_that_nobody_reads_is_refused_at_once(one: LocalVm, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    with pytest.raises(Refused, match="fifo: No such device"):
+        one.kvm.slots.set_private_slot(1, 0, page(1), 0, str(fifo), 0)
+    with pytest.raises(OSError, match="No such device"):
+        Host().map_file(str(fifo), length=None, offset=0, shared=True, at=None)
+
+
 def test_a_file_that_is_not_guest_private_memory_is_einval(vm: LocalVm, tmp_path: os.PathLike[str]) -> None:
     plain = os.path.join(tmp_path, "plain")
     with open(plain, "wb") as file:
         file.truncate(page(4))
-    with pytest.raises(Refused, match="not a file on a memfsd mount"):
-        vm.kvm.slots.set_private_slot(0, 0, page(4), 0, plain, 0)
+    for gpa, size in ((0, page(4)), (0, page(5)), (1 << 48, page(4))):
+        with pytest.raises(Refused, match="plain: not a file on a memfsd mount"):
+            vm.kvm.slots.set_private_slot(0, gpa, size, 0, plain, 0)
     assert errno_of(vm.kvm.slots.set_private_slot, 0, 0, page(4), 0, plain, 0) == "EINVAL"
     assert shape(vm) == []
     assert vm.kvm.pairings.links == {}
