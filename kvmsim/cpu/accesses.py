@@ -223,7 +223,7 @@ class Guest:
         """TDG.MEM.PAGE.ACCEPT of each page: it must be mapped, and is zero as every new private page is."""
         faults, gfn, end = self._kvm.faults, gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
         while True:
-            gfn = faults.first_unmapped(gfn, end)
+            gfn = faults.first_unmapped(gfn, end, shared=False)
             if gfn == end:
                 return
             exit_ = faults.fault(vcpu, gfn, shared=False, write=True, want=end - gfn)

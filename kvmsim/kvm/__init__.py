@@ -12,6 +12,7 @@
     vmcall         KVM's side of a guest's calls
     faults         EPT violations, and translation
     emulation      KVM's own accesses to guest memory
+    prefault       KVM_PRE_FAULT_MEMORY
     unmapper       how GFNs lose their mappings when it is this side that takes them away
     notifier       what the store calls
     pairings       connections to stores, and what they know of slots

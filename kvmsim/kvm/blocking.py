@@ -37,7 +37,7 @@ class Blocking:
             slot = slot_of(self._vm, PRIVATE, id_)
             check_not_pinned(slot)
             with self._pairings.announce_change(slot):
-                with self._unmapper.deleting():
+                with self._unmapper.deleting([(start, end)]):
                     with self._vm.mmu.lock:
                         slots.punch(id_, start, end)
                     self._unmapper.block([(start, end)])
@@ -58,7 +58,7 @@ class Blocking:
             slot = slot_of(self._vm, PRIVATE, id_)
             check_not_pinned(slot)
             with self._pairings.announce_change(slot):
-                with self._unmapper.deleting():
+                with self._unmapper.deleting(slot.segments):
                     with self._vm.mmu.lock:
                         self._vm.slots[PRIVATE].delete(id_)
                     self._unmapper.block(slot.segments)

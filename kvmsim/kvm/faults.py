@@ -12,7 +12,7 @@ from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
-from .alias import PRIVATE, SHARED
+from .alias import SHARED
 from .exits import Exit, MemoryErrorExit
 from .mmu.ept import ACCESSED, DIRTY, entry_pfn, entry_writable
 from .mmu.mmu import PageFault
@@ -155,10 +155,10 @@ class Faults:
                 runs.append((memory, frame << PAGE_SHIFT, count << PAGE_SHIFT))
             return runs
 
-    def first_unmapped(self, gfn: int, end: int) -> int:
-        """The first GFN of [gfn, end) whose private page is not mapped, or end."""
+    def first_unmapped(self, gfn: int, end: int, *, shared: bool) -> int:
+        """The first GFN of [gfn, end) whose page is not mapped in this alias, or end."""
         with self._vm.mmu.lock:
-            return self._vm.mmu.epts[PRIVATE].first_missing(gfn, end)
+            return self._vm.mmu.epts[not shared].first_missing(gfn, end)
 
     def _writable_until(self, gfn: int, end: int) -> int:
         """The first GFN of [gfn, end) that a READONLY shared slot shows, or end. With Mmu.lock held."""

@@ -185,7 +185,7 @@ class SlotIoctls:
             slot = slot_of(self._vm, PRIVATE, id_)
             check_not_pinned(slot)
             with self._pairings.announce_change(slot):
-                with self._unmapper.deleting():
+                with self._unmapper.deleting([(start, end)]):
                     with self._vm.mmu.lock:
                         removed = self._vm.slots[PRIVATE].punch(id_, start, end)
                     self._retire(removed)
@@ -223,7 +223,7 @@ class SlotIoctls:
             deleted = self._vm.slots[PRIVATE].get(id_)
             assert deleted is not None
             with self._pairings.announce_change(deleted):
-                with self._unmapper.deleting():
+                with self._unmapper.deleting(deleted.segments):
                     with self._vm.mmu.lock:
                         self._vm.slots[PRIVATE].delete(id_)
                     self._retire(deleted.segments)
@@ -232,9 +232,11 @@ class SlotIoctls:
             return
         with self._vm.mmu.lock:
             slot = self._vm.slots[SHARED].delete(id_)
+            self._unmapper.going[SHARED] = slot.segments
         self._unmapper.zap(slot.segments, private=False)
         backing = slot.backing
         with self._vm.mmu.lock:
+            self._unmapper.going[SHARED] = []
             if backing.whole:
                 self._vm.physmap.unshare(backing.memory)
             else:

@@ -8,6 +8,7 @@ slots       KVM_SET_USER_MEMORY_REGION and what belongs to it
 blocking    the steps of a conversion that can be taken back
 faults      EPT violations, translation
 emulation   KVM's own accesses to guest memory
+pre_fault   faults ahead of the guest's accesses
 """
 
 from kvmsim.store.link import pair as pair_with_store
@@ -19,12 +20,15 @@ from .blocking import Blocking
 from .emulation import Emulation
 from .faults import Faults
 from .ioctls import SlotIoctls
+from .mmu.eptentry import MAX_GFN_EPT
 from .notifier import Notifier
 from .pairings import Pair, Pairings
+from .prefault import PreFault
 from .unmapper import Unmapper
 from .vm import Vm
 
 _EVERY_PAGE = 0, PGOFF_END - 1
+_EVERY_GFN = 0, MAX_GFN_EPT
 
 
 class Kvm:
@@ -42,6 +46,7 @@ class Kvm:
         self.blocking = Blocking(vm, self.slots_lock, self.unmapper, self.pairings)
         self.faults = Faults(vm)
         self.emulation = Emulation(vm, self.faults)
+        self.pre_fault = PreFault(vm, self.faults, self.unmapper)
 
     def close(self) -> None:
         """The VM ends: slots go, then every pairing with BYE."""
@@ -51,7 +56,7 @@ class Kvm:
             for slot in list(vm.slots[SHARED]):
                 self.slots.delete(slot.id, private=False)
             for link in links.values():
-                with self.unmapper.deleting():
+                with self.unmapper.deleting([_EVERY_GFN]):
                     with vm.mmu.lock:
                         self.notifier.changing[link] = _EVERY_PAGE
                         segments = self.notifier.segments(link)

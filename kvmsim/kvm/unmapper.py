@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from kvmsim.memory.memory import WindowMemory
 from memfsd.common import trace
 
+from .alias import PRIVATE, SHARED, Alias
 from .mmu.runs import Run
 from .vm import Vm
 
@@ -18,6 +19,8 @@ class Unmapper:
         self.vm = vm
         self.is_deleting = False
         """Private GFNs have no slot any more and may still be mapped, or hold their contents. Guarded by Mmu.lock."""
+        self.going: dict[Alias, list[tuple[int, int]]] = {SHARED: [], PRIVATE: []}
+        """GFN ranges [start, end) that a slot has just lost and what follows is not done yet. Guarded by Mmu.lock."""
 
     @contextlib.contextmanager
     def bracket(self, segments: list[tuple[int, int]]) -> Iterator[None]:
@@ -46,8 +49,12 @@ class Unmapper:
                 for start, end in segments:
                     self.vm.mmu.block(start, end)
 
+    def is_going(self, alias: Alias, gfn: int) -> bool:
+        """KVM_MEMSLOT_INVALID: the slot that showed this page is being deleted. With Mmu.lock held."""
+        return any(start <= gfn < end for start, end in self.going[alias])
+
     @contextlib.contextmanager
-    def deleting(self) -> Iterator[None]:
+    def deleting(self, segments: list[tuple[int, int]]) -> Iterator[None]:
         """Private GFNs lose their slot, are zapped, and perhaps destroyed: the store's BEGIN waits until it is done.
 
         Else it would find no slot, and be acknowledged while they are mapped; and contents would be destroyed in a
@@ -56,11 +63,13 @@ class Unmapper:
         mmu = self.vm.mmu
         with mmu.lock:
             self.is_deleting = True
+            self.going[PRIVATE] = segments
         try:
             yield
         finally:
             with mmu.lock:
                 self.is_deleting = False
+                self.going[PRIVATE] = []
                 mmu.invalidation_ended.notify_all()
 
     @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """One vCPU: KVM_RUN and what is under way, guest mode, kicks and its TLB."""
 
 import errno
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from typing import TypeVar
 
 from memfsd.common import sync
@@ -54,6 +55,16 @@ class Vcpu:
         if self.program is not None:
             self.program.close()
             self._forget()
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """For an ioctl of the vCPU that is not KVM_RUN: what is under way stays. EBUSY as `take`."""
+        if not self._try_to_take(False):
+            raise self._busy()
+        try:
+            yield
+        finally:
+            self.release()
 
     def step(self, program: Program[R]) -> R | Exit:
         """Run a program on, between take and release, to its next exit or its end.

@@ -40,6 +40,7 @@ class VcpuCommands:
     """Those of one VM. Commands are prepared on the thread of the script, and done there or on one of their own."""
 
     def __init__(self, kvm: Kvm, guest: Guest, vmm: Vmm, interrupt: Interrupt) -> None:
+        self._kvm = kvm
         self._vm = kvm.vm
         self._guest = guest
         self._vmm = vmm
@@ -97,8 +98,22 @@ class VcpuCommands:
         vcpu = self._vm.vcpu(command.vcpu)
         if vcpu.id in self._started:
             raise Refused(errno.EBUSY, f"vCPU {vcpu.id} does what was started: join it first, or kick and join it")
+        if isinstance(command, c.PreFault):
+            return lambda: self._pre_fault(vcpu, command)
         begin, tell = _MAKERS[type(command)](self, vcpu, command)
         return lambda: self._run(vcpu, begin, tell)
+
+    def _pre_fault(self, vcpu: Vcpu, command: c.PreFault) -> Outcome:
+        """One ioctl, whose struct the kernel has changed when it returns 0."""
+
+        def ioctl() -> int:
+            return self._kvm.pre_fault(vcpu, command.gpa, command.size, shared=command.shared)
+
+        left: int = self._vmm.on_a_thread(vcpu, ioctl, self._wanted_back, again=ioctl)()
+        if left and self._wanted_back(vcpu.id):  # the kick has done what it is for
+            vcpu.run.immediate_exit = 0
+        gpa = command.gpa + command.size - left
+        return Outcome(ok=True, info={"gpa": gpa, "size": left}, text=f"gpa={gpa:#x} size={left:#x}")
 
     def _run(self, vcpu: Vcpu, begin: Begin, tell: Tell) -> Outcome:
         """User space's loop around KVM_RUN: the policy repairs, and the vCPU goes on where it was."""
@@ -215,7 +230,7 @@ _MAKERS: dict[type[c.GuestCommand], Callable[[VcpuCommands, Vcpu, Any], tuple[Be
     c.Shutdown: VcpuCommands._shutdown,
     c.Resume: VcpuCommands._resume,
 }
-GUEST_COMMANDS = tuple(_MAKERS)
+GUEST_COMMANDS = (*_MAKERS, c.PreFault)
 
 
 class _Thread:

@@ -84,11 +84,16 @@ class Vmm:
             last = result
 
     def on_a_thread(
-        self, vcpu: Vcpu, begin: Callable[[], Any], wanted_back: Callable[[int], bool] = lambda vcpu: False
+        self,
+        vcpu: Vcpu,
+        begin: Callable[[], Any],
+        wanted_back: Callable[[int], bool] = lambda vcpu: False,
+        again: Callable[[], Any] | None = None,
     ) -> Callable[[], Any]:
         """KVM_RUN as a vCPU's own thread calls it: by `begin` the first time, never while another thread changes
-        slots, and again when it was kicked out for that. EINTR when `wanted_back` says that somebody else kicked it."""
-        runs = chain((begin,), repeat(vcpu.kvm_run))
+        slots, and again (by `again`, if it is another ioctl) when it was kicked out for that. EINTR when `wanted_back`
+        says that somebody else kicked it."""
+        runs = chain((begin,), repeat(again or vcpu.kvm_run))
 
         def kvm_run() -> Any:
             while True:

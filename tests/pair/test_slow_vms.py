@@ -213,7 +213,7 @@ def test_begin_is_not_acknowledged_while_a_slot_does_not_go_away(
     vm = store.vm()
     vm.private_slot(0, 0, page(16), "file")
     assert vm.write(page(3), b"mapped") is None
-    with vm.kvm.unmapper.deleting():
+    with vm.kvm.unmapper.deleting([(0, 16)]):
         assert errno_of(store.punch, "file", 0, 16) == "ETIMEDOUT"
         assert store.count(FrameState.QUARANTINED) == 1
         assert store.free_count == 1023

@@ -98,6 +98,15 @@ class Touch(GuestCommand):
 
 
 @dataclass(frozen=True, slots=True)
+class PreFault(GuestCommand):
+    """KVM_PRE_FAULT_MEMORY."""
+
+    gpa: int
+    size: int
+    shared: bool
+
+
+@dataclass(frozen=True, slots=True)
 class MapRange(GuestCommand):
     """The explicit hypercall, MapGPA, as a guest kernel makes it: to private, or to shared."""
 

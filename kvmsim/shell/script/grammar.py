@@ -168,6 +168,12 @@ FORMS: tuple[Form, ...] = (
         "the guest touches every page once, in order",
     ),
     Form(
+        "prefault",
+        commands.PreFault,
+        (_VCPU, _GPA, Term("size", "SIZE", values.size), _SHARED),
+        "KVM_PRE_FAULT_MEMORY: map pages ahead; shows the gpa and size that are left, less if anything was mapped",
+    ),
+    Form(
         "map",
         commands.MapRange,
         (_VCPU, _GPA, Term("size", "SIZE", values.size), _ALIAS),

@@ -259,3 +259,38 @@ def test_two_vcpus_that_want_a_page_both_ways_both_get_on(private: Lines) -> Non
         assert private("join vcpu=1").ok
         assert private("join").ok
     assert private.ok("info memory").info["doubled"] == 0  # type: ignore[index]
+
+
+# -- prefault
+
+
+def test_prefault_shows_what_is_left_and_each_errno(private: Lines) -> None:
+    done = private.ok("prefault 0 64K")
+    assert (done.info, done.text) == ({"gpa": 65536, "size": 0}, "gpa=0x10000 size=0x0")
+    assert private.ok("prefault vcpu=1 60K 8K").info == {"gpa": 65536, "size": 4096}
+    assert private("prefault 64K 4K").errno == "ENOENT"
+    assert private("prefault 0 4K shared").errno == "ENOENT"
+    assert private("prefault 0 0").errno == "EINVAL"
+    private.ok("kick")
+    assert private("prefault 0 4K").errno == "EINTR"
+    private.ok("prefault 0 4K")
+
+
+def test_a_kick_that_cuts_prefault_short_is_spent(private: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
+    faults = private.executor._current.kvm.faults
+    real = faults.first_unmapped
+
+    def kicked(gfn: int, end: int, *, shared: bool) -> int:
+        private.ok("kick")
+        return real(gfn, end, shared=shared)
+
+    monkeypatch.setattr(faults, "first_unmapped", kicked)
+    info = private.ok("prefault 0 64K").info
+    assert 0 < info["size"] < 65536  # type: ignore[index]
+    assert private("read 0 1").ok, "the next command is not interrupted"
+
+
+def test_prefault_goes_on_after_user_space_s_own_kick(private: Lines) -> None:
+    """As for a conversion on another vCPU's thread: nobody has asked for EINTR."""
+    private.executor._current.vm.vcpu(0).request_exit()
+    assert private.ok("prefault 0 64K").info == {"gpa": 65536, "size": 0}

@@ -37,6 +37,8 @@ CONTRACT: list[tuple[str, c.Command]] = [
     ("write 0 'vcpu=1'", c.Write(0, 0, b"vcpu=1", False)),
     ('write 0 "é"', c.Write(0, 0, "é".encode(), False)),
     ("touch vcpu=1 1G 1G shared", c.Touch(1, 1 << 30, 1 << 30, True)),
+    ("prefault 2M 8K", c.PreFault(0, 2 << 20, 8192, False)),
+    ("prefault vcpu=1 0 0 shared", c.PreFault(1, 0, 0, True)),
     ("map 0 2M private", c.MapRange(0, 0, 2 << 20, True)),
     ("map vcpu=3 0 2M shared", c.MapRange(3, 0, 2 << 20, False)),
     ("load 0x100000 /bin/true", c.Load(0, 0x100000, "/bin/true")),
