@@ -13,6 +13,8 @@
     faults         EPT violations, and translation
     emulation      KVM's own accesses to guest memory
     prefault       KVM_PRE_FAULT_MEMORY
+    measurement    MRTD: SHA-384 over pages as they are added
+    populate       the initial image
     unmapper       how GFNs lose their mappings when it is this side that takes them away
     notifier       what the store calls
     pairings       connections to stores, and what they know of slots

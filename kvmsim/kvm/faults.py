@@ -205,6 +205,16 @@ def _get_large(page_fault: PageFault, gmem: Gmem) -> tuple[m.GetPfnReply, int]:
     return gmem.get_pfn(page_fault.pgoff, min(page_fault.limit, small)), ORDER_4K
 
 
+def refused(exit_: Exit) -> Refused:
+    """What an ioctl that faults pages in answers where a guest would exit. ENOENT: no slot shows the page."""
+    if isinstance(exit_, MemoryErrorExit) and exit_.errno:
+        # EAGAIN is for a slot that goes: a fault that a store keeps from ending has timed out.
+        return Refused(
+            errno.ETIMEDOUT if exit_.errno == errno.EAGAIN else exit_.errno, f"gpa {exit_.gpa:#x}: {exit_.why}"
+        )
+    return Refused(errno.ENOENT, "no slot shows the page: set one")
+
+
 def _failed(page_fault: PageFault, number: int, why: str) -> MemoryErrorExit:
     return MemoryErrorExit(
         page_fault.gfn << PAGE_SHIFT, PAGE_SIZE, page_fault.private, errno=number, why=f"{errno_name(number)}: {why}"

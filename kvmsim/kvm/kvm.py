@@ -9,6 +9,7 @@ blocking    the steps of a conversion that can be taken back
 faults      EPT violations, translation
 emulation   KVM's own accesses to guest memory
 pre_fault   faults ahead of the guest's accesses
+image       what private memory holds before the guest runs, and its measurement
 """
 
 from kvmsim.store.link import pair as pair_with_store
@@ -23,6 +24,7 @@ from .ioctls import SlotIoctls
 from .mmu.eptentry import MAX_GFN_EPT
 from .notifier import Notifier
 from .pairings import Pair, Pairings
+from .populate import InitialImage
 from .prefault import PreFault
 from .unmapper import Unmapper
 from .vm import Vm
@@ -46,6 +48,7 @@ class Kvm:
         self.blocking = Blocking(vm, self.slots_lock, self.unmapper, self.pairings)
         self.faults = Faults(vm)
         self.emulation = Emulation(vm, self.faults)
+        self.image = InitialImage(vm, self.slots_lock, self.unmapper, self.faults)
         self.pre_fault = PreFault(vm, self.faults, self.unmapper)
 
     def close(self) -> None:

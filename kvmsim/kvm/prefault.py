@@ -6,8 +6,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .alias import Alias
-from .exits import MemoryErrorExit
-from .faults import Faults
+from .faults import Faults, refused
 from .hypercalls import SHARED_BIT
 from .mmu.eptentry import MAX_GFN_EPT
 from .unmapper import Unmapper
@@ -61,13 +60,12 @@ class PreFault:
         exit_ = self._faults.fault(vcpu, gfn, shared=shared, write=False, want=end - gfn)
         if exit_ is None:
             return None
-        if isinstance(exit_, MemoryErrorExit) and exit_.errno:
-            # EAGAIN is for a slot that goes: a fault that a store keeps from ending has timed out.
-            number = errno.ETIMEDOUT if exit_.errno == errno.EAGAIN else exit_.errno
-            return Refused(number, f"gpa {gfn << PAGE_SHIFT:#x}: {exit_.why}")
+        answer = refused(exit_)
+        if answer.errno != errno.ENOENT:
+            return answer
         alias = Alias(not shared)
         shown = f"gpa {gfn << PAGE_SHIFT:#x}, {alias.name.lower()}"
         with self._vm.mmu.lock:
             if self._unmapper.is_going(alias, gfn):
                 return Refused(errno.EAGAIN, f"{shown}: its slot is being deleted: pre-fault again when that is over")
-        return Refused(errno.ENOENT, f"{shown}: no slot shows it: set one")
+        return Refused(errno.ENOENT, f"{shown}: {answer.reason}")

@@ -122,6 +122,15 @@ class WindowMemory(_Mapped):
             os.close(fd)
             raise
 
+    def holds_data(self, offset: int, length: int) -> bool:
+        """Any of these bytes was written, by whoever has the window. Multiples of 4096."""
+        try:
+            return os.lseek(self.fd, offset, os.SEEK_DATA) < offset + length
+        except OSError as error:
+            if error.errno == errno.ENXIO:
+                return False
+            raise
+
     def scrub(self, frame: int, frame_count: int) -> None:
         """Destroy contents: what a TDX or SNP unmap does. The frames stay the file's and read as zeros."""
         if trace.vm is not None:

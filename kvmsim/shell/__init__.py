@@ -6,6 +6,7 @@ execute          commands to calls
 script_vm        what `vm NAME` makes
 interrupt        SIGINT ends the command that runs, and nothing else
 vcpu_commands    commands that run vCPUs
+image            a host file that `populate` adds
 host_commands    the `hva` commands
 info             `info ...`
 """

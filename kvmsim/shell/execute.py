@@ -48,6 +48,8 @@ class Executor:
             c.SlotPunch: self._slot_punch,
             c.SlotDirty: self._slot_dirty,
             **dict.fromkeys(GUEST_COMMANDS, self._run),
+            c.Finalize: self._finalize,
+            c.ShowMeasurement: self._measurement,
             c.Start: self._start,
             c.Join: self._join,
             c.Kick: self._kick,
@@ -188,6 +190,15 @@ class Executor:
     def _cap_exit_hypercall(self, command: c.CapExitHypercall) -> Outcome:
         self._target.vm.exit_hypercalls = command.mask
         return Outcome(ok=True)
+
+    def _finalize(self, command: c.Finalize) -> Outcome:
+        self._target.kvm.image.finalize()
+        return Outcome(ok=True)
+
+    def _measurement(self, command: c.ShowMeasurement) -> Outcome:
+        image = self._target.kvm.image
+        digest = image.measurement()
+        return Outcome(ok=True, data=digest, text=digest.hex(), info={"final": image.is_final})
 
     def _host_read(self, command: c.HostRead) -> Outcome:
         result = self._target.guest.host_access(command.gpa, command.length, None)

@@ -23,6 +23,7 @@ from memfsd.common import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_ACCESS_BYTES
 
+from .image import open_image
 from .interrupt import Interrupt
 from .script import commands as c
 from .script.outcome import Outcome
@@ -98,8 +99,9 @@ class VcpuCommands:
         vcpu = self._vm.vcpu(command.vcpu)
         if vcpu.id in self._started:
             raise Refused(errno.EBUSY, f"vCPU {vcpu.id} does what was started: join it first, or kick and join it")
-        if isinstance(command, c.PreFault):
-            return lambda: self._pre_fault(vcpu, command)
+        ioctl = _IOCTLS.get(type(command))
+        if ioctl is not None:
+            return lambda: ioctl(self, vcpu, command)
         begin, tell = _MAKERS[type(command)](self, vcpu, command)
         return lambda: self._run(vcpu, begin, tell)
 
@@ -114,6 +116,15 @@ class VcpuCommands:
             vcpu.run.immediate_exit = 0
         gpa = command.gpa + command.size - left
         return Outcome(ok=True, info={"gpa": gpa, "size": left}, text=f"gpa={gpa:#x} size={left:#x}")
+
+    def _populate(self, vcpu: Vcpu, command: c.Populate) -> Outcome:
+        with open_image(command.path) as image:
+
+            def ioctl() -> None:
+                self._kvm.image.populate(vcpu, command.gpa, image.page_count, image.read)
+
+            self._vmm.on_a_thread(vcpu, ioctl, self._wanted_back, again=ioctl)()
+            return Outcome(ok=True, text=f"{image.size} bytes, {image.page_count} pages")
 
     def _run(self, vcpu: Vcpu, begin: Begin, tell: Tell) -> Outcome:
         """User space's loop around KVM_RUN: the policy repairs, and the vCPU goes on where it was."""
@@ -230,7 +241,12 @@ _MAKERS: dict[type[c.GuestCommand], Callable[[VcpuCommands, Vcpu, Any], tuple[Be
     c.Shutdown: VcpuCommands._shutdown,
     c.Resume: VcpuCommands._resume,
 }
-GUEST_COMMANDS = (*_MAKERS, c.PreFault)
+_IOCTLS: dict[type[c.GuestCommand], Callable[[VcpuCommands, Vcpu, Any], Outcome]] = {
+    c.PreFault: VcpuCommands._pre_fault,
+    c.Populate: VcpuCommands._populate,
+}
+"""Of a vCPU, and not KVM_RUN."""
+GUEST_COMMANDS = (*_MAKERS, *_IOCTLS)
 
 
 class _Thread:

@@ -107,6 +107,24 @@ class PreFault(GuestCommand):
 
 
 @dataclass(frozen=True, slots=True)
+class Populate(GuestCommand):
+    """KVM_TDX_INIT_MEM_REGION, which an ioctl of a vCPU does."""
+
+    gpa: int
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finalize(Command):
+    """KVM_TDX_FINALIZE_VM."""
+
+
+@dataclass(frozen=True, slots=True)
+class ShowMeasurement(Command):
+    """MRTD."""
+
+
+@dataclass(frozen=True, slots=True)
 class MapRange(GuestCommand):
     """The explicit hypercall, MapGPA, as a guest kernel makes it: to private, or to shared."""
 

@@ -174,6 +174,14 @@ FORMS: tuple[Form, ...] = (
         "KVM_PRE_FAULT_MEMORY: map pages ahead; shows the gpa and size that are left, less if anything was mapped",
     ),
     Form(
+        "populate",
+        commands.Populate,
+        (_VCPU, _GPA, Term("path", "PATH", values.path)),
+        "KVM adds a host file to private memory before the guest runs, and measures it",
+    ),
+    Form("finalize", commands.Finalize, (), "no page is populated any more"),
+    Form("measurement", commands.ShowMeasurement, (), "SHA-384 of what was populated, as MRTD of a TD"),
+    Form(
         "map",
         commands.MapRange,
         (_VCPU, _GPA, Term("size", "SIZE", values.size), _ALIAS),
