@@ -84,10 +84,11 @@ kvmsim                                             memfsd
   connect; SO_PEERCRED: user_id or root?     ---->
   HELLO version, role, vm, operations,
         token's id, nonce                    ---->   uid owns the file?
-                                             <----   HELLO version, operations, pool_frames, nonce, proof
+                                             <----   HELLO version, operations, nonce, proof
   the store's proof holds? else: no store
   PAIR proof                                 ---->   proof holds? never paired? operations suffice?
-                                             <----   PAIR ino, size, order, seq + fds: window, up channel
+                                             <----   PAIR ino, size, order, seq, window_frames,
+                                                         memory_type + fds: window, up channel
   BIND slot, gfn, pgoff, page_count          ---->   not bound yet? same GFN as ever?
                                              <----   BIND
 ```
@@ -213,7 +214,7 @@ def body_classes() -> list[type[Body]]:
 
 def _enums() -> str:
     parts = ["## Numbers with names\n"]
-    for cls in (messages.Role, messages.Reason):
+    for cls in (messages.Role, messages.Reason, messages.MemoryType):
         docs = _docstrings(messages, cls.__name__)
         rows = [(str(int(member)), f"`{member.name}`", docs.get(member.name, "")) for member in cls]
         title = f"### {cls.__name__}\n"

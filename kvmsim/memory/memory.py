@@ -98,11 +98,11 @@ _WINDOW_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 class WindowMemory(_Mapped):
     """A VM's private bytes: frame N of the store's pool at N * 4096."""
 
-    def __init__(self, fd: int, pool_frames: int) -> None:
-        """Takes the fd. PeerLost when it is not a window: too small, or it could shrink under the mapping, or get seals
-        that forbid to scrub. Refused when this process has no room for it."""
-        self.frame_count = pool_frames
-        size = pool_frames << PAGE_SHIFT
+    def __init__(self, fd: int, frame_count: int) -> None:
+        """Takes the fd. PeerLost when it is not a window of frame_count frames: of another size, or it could shrink
+        under the mapping, or get seals that forbid to scrub. Refused when this process has no room for it."""
+        self.frame_count = frame_count
+        size = frame_count << PAGE_SHIFT
         try:
             seals = fcntl.fcntl(fd, fcntl.F_GET_SEALS)
             if os.fstat(fd).st_size != size or seals & _WINDOW_SEALS != _WINDOW_SEALS:

@@ -251,7 +251,6 @@ class StoreLink:
                 errno.EPERM,
                 "what listens there is not the store of this file, whose token it cannot prove: mount again",
             )
-        pool_frames = store.pool_frames
         pair = m.Pair(prove(KVM, token, nonce, store.nonce), self._callbacks.secret)
         try:
             self._down.send(encode_request(self._next_id, Kind.PAIR, pair))
@@ -273,13 +272,13 @@ class StoreLink:
             raise
         self._next_id += 1
         try:
-            return *self._open(fds, pool_frames), reply
+            return *self._open(fds, reply.window_frames), reply
         except Refused:
             with contextlib.suppress(PeerLost, Refused):
                 self._ask(Kind.BYE, m.Empty(), m.Empty)
             raise
 
-    def _open(self, fds: list[int], pool_frames: int) -> tuple[WindowMemory, socket.socket]:
+    def _open(self, fds: list[int], window_frames: int) -> tuple[WindowMemory, socket.socket]:
         """The window and the up channel behind the fds that came with PAIR; takes them."""
         if len(fds) != 2:
             for fd in fds:
@@ -291,7 +290,7 @@ class StoreLink:
             os.close(fds[0])
             raise
         try:
-            return WindowMemory(fds[0], pool_frames), up
+            return WindowMemory(fds[0], window_frames), up
         except BaseException:
             up.close()
             raise

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import Ino, Pfn
 
 from .memory.page_table import FilePages
@@ -16,10 +17,12 @@ class Scrub:
     """Punch these frames out of a window (or the pool of ordinary files: None), then free them.
 
     The frames are CLOSING until ``Service.scrubbed`` is called: nobody can get them before they are zero (R8).
+    into: FREE, or the state of frames that are out of service from then on.
     """
 
     window: Ino | None
     runs: Runs
+    into: FrameState = FrameState.FREE
 
     @property
     def frame_count(self) -> int:

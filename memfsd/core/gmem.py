@@ -1,38 +1,32 @@
 """Operations on guest private memory, named as Linux's struct kvm_gmem_ops where it has them.
 
-A punch, out and back: check_punch -> invalidate_begin -> (INVALIDATE_BEGIN, acknowledged) -> (unmap ->
+A punch, out and back: check_punch -> invalidate_begin -> (INVALIDATE_BEGIN, acknowledged) -> (take ->
 Scrub) in parts -> invalidate_end -> (INVALIDATE_END). The store holds the file's invalidate_lock from begin to
 end, and takes it for bind, unbind and release too, so the set of bindings is the same at both ends.
 """
 
 import errno
-from bisect import bisect_right
 from collections.abc import Sequence
 from itertools import islice
 
-import numpy as np
-from numpy.typing import NDArray
-
 from memfsd.common import trace
-from memfsd.uapi.errors import Refused
+from memfsd.uapi.errors import EHWPOISON, Refused
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.messages import GetPfnReply, Reason
+from memfsd.uapi.messages import GetPfnReply
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Gfn, Ino, Pfn, Pgoff, Seq, page_aligned
 
-from .effects import DropWindow, Effect, Quarantine, Runs, Scrub
+from .effects import DropWindow, Effect, Quarantine
 from .files.inodes import InodeTable, Regular
 from .files.ordinary import OrdinaryData
 from .memory.frames import FramePool
-from .memory.page_table import Run
 from .options import StoreOptions
+from .private.absent import Lost
 from .private.bindings import Binding
 from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
-
-PageRange = tuple[Pgoff, Pgoff]
-Touched = Sequence[tuple[int, int]]
-"""Frames [start, end) that hold memory in the file's window, in order."""
+from .private.pending import PageRange, PendingFrames, Touched
+from .private.strategies import Strategy, Taking
 
 _PART_EXTENTS = 256
 """What one step looks at: a millisecond or so with Service.lock held."""
@@ -178,6 +172,8 @@ class GuestMemory:
         closing = guest.open_invalidation
         if closing is not None and closing.start <= pgoff < closing.end:
             raise Refused(errno.EAGAIN, f"file page {pgoff:#x} is being taken back")
+        if guest.absent:
+            max_pages = self._until_absent(guest, pgoff, max_pages)
         wish = readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
         if wish == 1 and not file.order:  # the usual fault
             pfn, count = self._pool.alloc_one(_PRIVATE, file.node), 1
@@ -190,6 +186,12 @@ class GuestMemory:
         readahead.granted(pgoff, count)
         guest.grant_count += 1
         return GetPfnReply(pfn, count, file.order, guest.seq)
+
+    def _until_absent(self, guest: GmemFile, pgoff: int, max_pages: int) -> int:
+        """How many of these pages may be granted. EHWPOISON: the frame of the first one failed."""
+        if guest.absent.get(pgoff) is Lost.POISONED:
+            raise Refused(EHWPOISON, f"file page {pgoff:#x} is poisoned: its frame failed; punch it to get another one")
+        return guest.absent.first(pgoff, pgoff + max_pages) - pgoff
 
     def _granted(self, file: Regular, pgoff: int, limit: int) -> tuple[Pfn, int]:
         """A run that the file has already; its first page is touched now."""
@@ -232,24 +234,23 @@ class GuestMemory:
 
     # -- taking memory back
 
-    def invalidate_begin(self, file: Regular, start: int, end: int, reason: Reason) -> Invalidation:
-        """Open an invalidation. `upcall` says whether a VM must acknowledge before `unmap`."""
+    def invalidate_begin(self, file: Regular, start: int, end: int, strategy: Strategy) -> Invalidation:
+        """Open an invalidation. `upcall` says whether a VM must acknowledge before `take`."""
         if trace.store is not None:
-            trace.store.invalidate_begin(file.ino, start, end, reason)
+            trace.store.invalidate_begin(file.ino, start, end, strategy.reason)
         guest = guest_of(file)
         assert guest.open_invalidation is None, "one invalidation of a file at a time"
         assert start < end
         bound = bool(guest.bindings.overlapping(start, end))
         upcall = bound and guest.active is not None
-        guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), reason, upcall, guest.seq)
+        guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), strategy, upcall, guest.seq)
         return guest.open_invalidation
 
-    def unmap(self, file: Regular, kept: list[PageRange], touched: Touched = ()) -> Scrub | None:
-        """After the acknowledgement: take the range's next pages out of the file, ready to be scrubbed; None: no more.
+    def take(self, file: Regular, kept: list[PageRange], touched: Touched = ()) -> list[Effect] | None:
+        """After the acknowledgement: do with the range's next pages what the strategy says; None: no more.
 
-        At most _PART_EXTENTS of them are looked at in one step, from `closing.taken_to` on, which is `end` at the last.
-        kept, touched (RECLAIM): pages and frames that the guest has touched stay. Only PENDING frames are reclaimed at
-        all.
+        At most _PART_EXTENTS runs are looked at in one step, from `taken_to` on, which is `end` at the last.
+        kept, touched: as a Taking has them.
         """
         if trace.store is not None:
             trace.store.pages_unmapped(file.ino)
@@ -257,34 +258,14 @@ class GuestMemory:
         closing = guest.open_invalidation
         assert closing is not None
         start, part = closing.taken_to, list(islice(file.pages.extents(closing.taken_to, closing.end), _PART_EXTENTS))
-        if not part:
+        if not part and not guest.absent:
             closing.taken_to = closing.end
             return None
-        last, _, count = part[-1]
+        last, _, count = part[-1] if part else (closing.end, 0, 0)
         closing.taken_to = Pgoff(last + count) if len(part) == _PART_EXTENTS else closing.end
-        if closing.reason is Reason.RECLAIM:
-            self._settle_kept(file, guest, kept, part)
-            self._settle_touched(file, guest, touched, start, closing.taken_to)
-            return Scrub(file.ino, self._unmap_pending(file, guest, start, closing.taken_to))
-        return Scrub(file.ino, self._unmap_all(file, guest, start, closing.taken_to))
-
-    def _unmap_all(self, file: Regular, guest: GmemFile, start: int, end: int) -> Runs:
-        runs = [(pfn, count) for _, pfn, count in file.pages.unmap(Pgoff(start), Pgoff(end))]
-        for pfn, count in runs:
-            if guest.pending:
-                guest.pending -= self._count_pending(pfn, count)
-            self._pool.set_state(pfn, count, FrameState.CLOSING)
-        return runs
-
-    def _unmap_pending(self, file: Regular, guest: GmemFile, start: int, end: int) -> Runs:
-        runs: Runs = []
-        for pgoff, pfn, count in self._pending_extents(file, start, end):
-            file.pages.unmap(Pgoff(pgoff), Pgoff(pgoff + count))
-            self._pool.set_state(pfn, count, FrameState.CLOSING)
-            guest.pending -= count
-            runs.append((pfn, count))
-        assert guest.pending >= 0
-        return runs
+        return closing.strategy.take(
+            Taking(file.ino, self._pool, file.pages, guest, start, closing.taken_to, part, kept, touched)
+        )
 
     def invalidate_end(self, file: Regular) -> Seq:
         """Close it; the file's new sequence number (it grows only if the range was bound)."""
@@ -308,25 +289,6 @@ class GuestMemory:
                 found.append((file.ino, guest.pending_start, guest.pending_end))
         return found
 
-    def _pending_extents(self, file: Regular, start: int, end: int) -> list[tuple[int, Pfn, int]]:
-        """Mapped runs of [start, end) whose frames are all PENDING."""
-        found: list[tuple[int, Pfn, int]] = []
-        for pgoff, pfn, count in file.pages.extents(start, end):
-            for low, high in _runs_of(self._pool.states(pfn, count), _PENDING):
-                found.append((pgoff + low, Pfn(pfn + low), high - low))
-        return found
-
-    def _count_pending(self, pfn: Pfn, count: int) -> int:
-        return self._pool.tally(pfn, count)[_PENDING]
-
-    def _settle(self, pfn: Pfn, count: int) -> int:
-        """Touched after all: PENDING frames become PRIVATE; how many did."""
-        settled = 0
-        for low, high in _runs_of(self._pool.states(pfn, count), _PENDING):
-            self._pool.set_state(Pfn(pfn + low), high - low, _PRIVATE)
-            settled += high - low
-        return settled
-
     def settle(self, file: Regular, touched: Touched, start: Pgoff) -> Pgoff | None:
         """Frames that hold memory in the window were touched: PENDING ones become PRIVATE.
 
@@ -340,27 +302,8 @@ class GuestMemory:
         if not part:
             return None
         end = Pgoff(part[-1][0] + part[-1][2])
-        self._settle_touched(file, guest, touched, start, end)
+        PendingFrames(self._pool, file.pages, guest).settle_touched(touched, start, end)
         return end if len(part) == _PART_EXTENTS else None
-
-    def _settle_touched(self, file: Regular, guest: GmemFile, touched: Touched, start: int, end: int) -> None:
-        """A VM may write anywhere in its window, also where frames of other files are: only its own count."""
-        if not touched:
-            return
-        for _, pfn, count in self._pending_extents(file, start, end):
-            for index in range(bisect_right(touched, int(pfn), key=_end_of), len(touched)):
-                low, high = touched[index]
-                if low >= pfn + count:
-                    break
-                first, last = max(low, pfn), min(high, pfn + count)
-                guest.pending -= self._settle(Pfn(first), last - first)
-
-    def _settle_kept(self, file: Regular, guest: GmemFile, kept: list[PageRange], part: list[Run]) -> None:
-        start, end = part[0][0], part[-1][0] + part[-1][2]
-        for low, high in kept:
-            if low < end and start < high:
-                for _, pfn, count in list(file.pages.extents(max(low, start), min(high, end))):
-                    guest.pending -= self._settle(pfn, count)
 
     # -- the end of a VM
 
@@ -373,6 +316,7 @@ class GuestMemory:
         guest.pairing.state = PairState.DISCONNECTED
         guest.bindings.clear()
         guest.pending = 0
+        guest.absent.take(0, PGOFF_END)
         effect = Quarantine(file.ino, file.pages.detach(0, PGOFF_END))
         self.quarantines.append(effect)
         return [effect] if self.quarantine(effect) else []
@@ -416,18 +360,5 @@ class GuestMemory:
 
     def _give_back_all(self, file: Regular, guest: GmemFile) -> list[Effect]:
         guest.pending = 0
+        guest.absent.take(0, PGOFF_END)
         return list(self._data.give_back(file.ino, file.pages, 0, PGOFF_END, file.ino))
-
-
-def _end_of(run: tuple[int, int]) -> int:
-    return run[1]
-
-
-def _runs_of(states: NDArray[np.uint8], wanted: FrameState) -> list[tuple[int, int]]:
-    """Where consecutive states are the wanted one: [low, high) indices."""
-    found = states.tobytes().count(wanted)
-    if found in (0, len(states)):  # as a rule
-        return [(0, found)] if found else []
-    match = np.concatenate(([False], states == wanted, [False]))
-    edges = (match[1:] != match[:-1]).nonzero()[0].tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))

@@ -13,6 +13,7 @@ from typing import TypeVar
 from memfsd.common import sync, trace
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.proof import ID_BYTES, Token, ino_of, key_of, make_token
 from memfsd.uapi.seals import Seal, parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, Ino
@@ -25,9 +26,10 @@ from .files.ordinary import IoVec, OrdinaryData
 from .files.seeking import Seek
 from .files.shares import ROOT_UID
 from .files.xattrs import Xattrs
-from .gmem import GuestMemory, PageRange
+from .gmem import GuestMemory
 from .memory.frames import FramePool
 from .options import Atime, StoreOptions
+from .private.pending import PageRange
 from .sealing import check_add
 
 _I = TypeVar("_I", bound=Inode)
@@ -381,7 +383,11 @@ class Service:
         return self.data.fill(effect)
 
     def scrubbed(self, effect: Scrub) -> None:
-        """The frames are zero in their window: now, and only now, they are free (R6, R8)."""
+        """The frames are zero in their window: now, and only now, they are free (R6, R8), or out of service."""
+        if effect.into is not FrameState.FREE:
+            for pfn, count in effect.runs:
+                self.pool.set_state(pfn, count, effect.into)
+            return
         if trace.store is not None:
             trace.store.frames_freed(effect.window, effect.runs)
         for pfn, count in effect.runs:

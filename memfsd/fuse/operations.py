@@ -20,9 +20,10 @@ from memfsd.core.files.inodes import Changes
 from memfsd.core.files.namespace import Creds
 from memfsd.store.attributes import Attributes
 from memfsd.store.files import Opened
+from memfsd.store.invalidator import VmWork
 from memfsd.store.seeking import Hole
 from memfsd.store.store import Store
-from memfsd.store.work import VmWork, Work
+from memfsd.store.work import Work
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import NAME_MAX

@@ -204,7 +204,7 @@ class Session:
             self._claim = _Claim(token, hello.nonce, nonce)
             proof = prove(STORE, *self._claim)
         self._hello = hello
-        return m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), self._store.frame_count, nonce, proof)
+        return m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), nonce, proof)
 
     def _on_pair(self, pair: m.Pair) -> m.Body:
         assert self._hello is not None and self._claim is not None
@@ -232,7 +232,8 @@ class Session:
             raise
         self._paired = paired
         self._fds = [paired.window, ends[1].detach()]
-        return m.PairReply(paired.file.ino, paired.file.size, paired.file.order, paired.seq)
+        file, frames = paired.file, self._store.frame_count
+        return m.PairReply(file.ino, file.size, file.order, paired.seq, frames, m.MemoryType.WB)
 
     def _send_with_fds(self, reply: bytes) -> None:
         fds, self._fds = self._fds, []

@@ -13,21 +13,21 @@ from memfsd.core.effects import Effect
 from memfsd.core.files.inodes import ROOT_INO, Changes, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.files.ordinary import IoVec
-from memfsd.core.gmem import PageRange
+from memfsd.core.private.pending import PageRange
+from memfsd.core.private.strategies import PUNCH, TRUNCATE, Strategy
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
 from memfsd.host.windows import Windows
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
 from .attributes import Attributes, attributes_of, seems_empty
-from .invalidator import InvalidateRange, Invalidator
+from .invalidator import InvalidateRange, Invalidator, VmWork
 from .seeking import Seeking
-from .work import VmWork, Work
+from .work import EffectsWork, Work
 
 
 class Opened(NamedTuple):
@@ -68,11 +68,11 @@ class Files:
         self._random_bytes = random_bytes
 
     def _work(
-        self, ino: int, effects: list[Effect], taken: PageRange | None, reason: Reason, size: int | None, now: int
+        self, ino: int, effects: list[Effect], taken: PageRange | None, strategy: Strategy, size: int | None, now: int
     ) -> Work:
         if taken is None:
-            return Work(self._runner, effects)
-        return VmWork(self._invalidator, InvalidateRange(Ino(ino), *taken, reason, size, now))
+            return EffectsWork(self._runner, effects)
+        return VmWork(self._invalidator, InvalidateRange(Ino(ino), *taken, strategy, size, now))
 
     # -- attributes
 
@@ -127,7 +127,7 @@ class Files:
     def setxattr(self, ino: int, name: bytes, value: bytes) -> Work:
         """user.memfsd.seals adds seals, with all refusals of `add_seals`."""
         with self._lock:
-            return Work(self._runner, self._service.setxattr(ino, name, value, 0, self._now_ns()))
+            return EffectsWork(self._runner, self._service.setxattr(ino, name, value, 0, self._now_ns()))
 
     def removexattr(self, ino: int, name: bytes) -> None:
         with self._lock:
@@ -142,7 +142,7 @@ class Files:
     def add_seals(self, ino: int, seals: Seal, own_handle: int | None = None) -> Work:
         """EPERM and EBUSY as for a memfd; own_handle: the one that asks, which must be able to write."""
         with self._lock:
-            return Work(self._runner, self._service.add_seals(ino, seals, self._now_ns(), own_handle=own_handle))
+            return EffectsWork(self._runner, self._service.add_seals(ino, seals, self._now_ns(), own_handle=own_handle))
 
     # -- handles
 
@@ -154,7 +154,7 @@ class Files:
     def open(self, ino: int, flags: int, uid: int) -> tuple[Opened, Work]:
         with self._lock:
             file, handle, effects = self._service.open(ino, flags, uid, self._now_ns())
-            return Opened(handle, file.seals, seems_empty(file)), Work(self._runner, effects)
+            return Opened(handle, file.seals, seems_empty(file)), EffectsWork(self._runner, effects)
 
     def opener(self, handle: int) -> tuple[Ino, int]:
         """Which file it is of, and which user opened it."""
@@ -164,7 +164,7 @@ class Files:
 
     def release(self, handle: int) -> Work:
         with self._lock:
-            return Work(self._runner, self._service.release(handle))
+            return EffectsWork(self._runner, self._service.release(handle))
 
     # -- bytes
 
@@ -197,14 +197,14 @@ class Files:
         with self._lock:
             now = self._now_ns()
             effects, taken = self._service.resize(ino, size, now, opened=opened)
-            return self._work(ino, effects, taken, Reason.TRUNCATE, size, now)
+            return self._work(ino, effects, taken, TRUNCATE, size, now)
 
     def fallocate(self, ino: int, mode: int, offset: int, length: int) -> Work:
         """ENOSPC changes nothing, and is final only if Reclaimer.reclaim does not help."""
         with self._lock:
             now = self._now_ns()
             effects, taken = self._service.fallocate(ino, mode, offset, length, now)
-            return self._work(ino, effects, taken, Reason.PUNCH, None, now)
+            return self._work(ino, effects, taken, PUNCH, None, now)
 
     def allocate(self, ino: int, offset: int, length: int) -> Work:
         """fallocate(FALLOC_FL_KEEP_SIZE)."""

@@ -15,11 +15,12 @@ from memfsd.common import trace
 from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.core.private.gmem_file import GmemFile, Invalidation
+from memfsd.core.private.strategies import Strategy
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import PAUSE_S, EffectRunner
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.messages import Empty, InvalidateBegin, InvalidateBeginReply, InvalidateEnd, Kind, Reason
+from memfsd.uapi.messages import Empty, InvalidateBegin, InvalidateBeginReply, InvalidateEnd, Kind
 from memfsd.uapi.units import Ino, Pgoff, Seq
 
 from .deadlines import Deadlines
@@ -37,7 +38,7 @@ class InvalidateRange:
     ino: Ino
     start: Pgoff
     end: Pgoff
-    reason: Reason
+    strategy: Strategy
     size: int | None = None
     """The file's new size, in bytes."""
     now_ns: int | None = None
@@ -121,14 +122,14 @@ class Invalidator:
 
     def _invalidate(self, file: Regular, range_: InvalidateRange) -> None:
         with self._service.lock:
-            closing = self._service.gmem.invalidate_begin(file, range_.start, range_.end, range_.reason)
+            closing = self._service.gmem.invalidate_begin(file, range_.start, range_.end, range_.strategy)
             peer = self.peers.get(file.ino) if closing.upcall else None
         kept: Ranges = []
         silent: PeerLost | None = None
         try:
             if peer is not None:
                 kept, silent = self._begin(peer, file, closing)
-            self._scrub(file, closing, kept)
+            self._take(file, closing, kept)
         finally:
             seq = self._finish(file, range_)
             if peer is not None and silent is None:
@@ -138,7 +139,7 @@ class Invalidator:
 
     def _begin(self, peer: Peer, file: Regular, closing: Invalidation) -> tuple[Ranges, PeerLost | None]:
         """What the VM keeps, and its silence if it lives and does not answer. A proven death acknowledges."""
-        body = InvalidateBegin(closing.start, closing.end, closing.seq, closing.reason)
+        body = InvalidateBegin(closing.start, closing.end, closing.seq, closing.strategy.reason)
         try:
             kept = peer.up.call(Kind.INVALIDATE_BEGIN, body, InvalidateBeginReply).kept
             return [(Pgoff(low), Pgoff(high)) for low, high in kept], None
@@ -150,20 +151,20 @@ class Invalidator:
             self.disconnect(peer, str(lost))
             return [], lost
 
-    def _scrub(self, file: Regular, closing: Invalidation, kept: Ranges) -> None:
+    def _take(self, file: Regular, closing: Invalidation, kept: Ranges) -> None:
         """The pages leave the file in parts, each scrubbed before the next."""
         # What the guest has touched is memory in its window, also where its VM shows it nowhere just now: under
         # an overlay, or in the middle of a conversion that may yet be taken back.
-        touched = self._windows.populated(file.ino) if closing.reason is Reason.RECLAIM else []
+        touched = self._windows.populated(file.ino) if closing.strategy.needs_touched else []
         with self._service.lock:
-            scrub = self._service.gmem.unmap(file, kept, touched)
-        while scrub is not None:
-            self._runner.perform([scrub])
+            effects = self._service.gmem.take(file, kept, touched)
+        while effects is not None:
+            self._runner.perform(effects)
             if closing.taken_to == closing.end:
                 break
             time.sleep(PAUSE_S)
             with self._service.lock:
-                scrub = self._service.gmem.unmap(file, kept, touched)
+                effects = self._service.gmem.take(file, kept, touched)
 
     def _finish(self, file: Regular, range_: InvalidateRange) -> Seq:
         """The range opens again, and the file changes with it; its new sequence number."""
@@ -200,3 +201,28 @@ class Invalidator:
         """It said BYE, or its death is proven: before anything is done because of it."""
         if trace.store is not None:
             trace.store.vm_exited(peer.ino, peer.vm, peer.process.pid, peer.said_bye)
+
+
+class VmWork:
+    """An invalidation: it waits until the file's VM has acknowledged, ETIMEDOUT if that does not come."""
+
+    __slots__ = ("_invalidator", "_range")
+
+    def __init__(self, invalidator: Invalidator, range_: InvalidateRange) -> None:
+        self._invalidator = invalidator
+        self._range = range_
+
+    @property
+    def is_quick(self) -> bool:
+        return False
+
+    def run(self) -> None:
+        self._invalidator.invalidate(self._range)
+
+    def has_vm(self) -> bool:
+        """Whether it may wait."""
+        return self._invalidator.has_vm(self._range.ino)
+
+    def run_unpaired(self) -> bool:
+        """All of it if that waits for no VM; False, and nothing done, if it might."""
+        return self._invalidator.invalidate_unpaired(self._range)

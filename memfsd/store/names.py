@@ -7,7 +7,7 @@ from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
 
 from .attributes import Attributes, attributes_of
-from .work import Work
+from .work import EffectsWork, Work
 
 Reply = Callable[[bytes, Attributes, int], bool]
 """Takes one directory entry: its name, its inode's attributes, the offset of the next. False: no more room."""
@@ -29,7 +29,7 @@ class Names:
 
     def forget(self, ino: int, count: int) -> Work:
         with self._lock:
-            return Work(self._runner, self._service.forget(ino, count))
+            return EffectsWork(self._runner, self._service.forget(ino, count))
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, creds: Creds) -> Attributes:
         with self._lock:
@@ -49,17 +49,19 @@ class Names:
 
     def unlink(self, parent: int, name: bytes) -> Work:
         with self._lock:
-            return Work(self._runner, self._service.unlink(parent, name, self._now_ns()))
+            return EffectsWork(self._runner, self._service.unlink(parent, name, self._now_ns()))
 
     def rmdir(self, parent: int, name: bytes) -> Work:
         with self._lock:
-            return Work(self._runner, self._service.rmdir(parent, name, self._now_ns()))
+            return EffectsWork(self._runner, self._service.rmdir(parent, name, self._now_ns()))
 
     def rename(self, parent: int, name: bytes, new_parent: int, new_name: bytes, flags: int, creds: Creds) -> Work:
         """flags: renameat2(2)'s RENAME_*."""
         with self._lock:
             now = self._now_ns()
-            return Work(self._runner, self._service.rename(parent, name, new_parent, new_name, flags, now, creds))
+            return EffectsWork(
+                self._runner, self._service.rename(parent, name, new_parent, new_name, flags, now, creds)
+            )
 
     def readlink(self, ino: int) -> bytes:
         with self._lock:
@@ -84,4 +86,4 @@ class Names:
 
     def releasedir(self, handle: int) -> Work:
         with self._lock:
-            return Work(self._runner, self._service.releasedir(handle))
+            return EffectsWork(self._runner, self._service.releasedir(handle))

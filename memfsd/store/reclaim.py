@@ -9,11 +9,11 @@ import time
 
 from memfsd.common import sync
 from memfsd.core.files.shares import Shares
+from memfsd.core.private.strategies import RECLAIM
 from memfsd.core.service import Service
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RESERVED_RECLAIMS
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import Ino, Pgoff
 
 from .deadlines import Deadlines
@@ -111,6 +111,6 @@ class Reclaimer:
 
     def _ask(self, peer: Peer, start: Pgoff, end: Pgoff) -> None:
         try:
-            self._invalidator.invalidate(InvalidateRange(peer.ino, start, end, Reason.RECLAIM))
+            self._invalidator.invalidate(InvalidateRange(peer.ino, start, end, RECLAIM))
         except Refused as refused:
             log.warning("reclaim from inode %d: %s", peer.ino, refused.reason)

@@ -5,15 +5,24 @@ if work.is_quick: work.run()                        on an event loop; else on it
 """
 
 from collections.abc import Sequence
+from typing import Protocol
 
 from memfsd.core.effects import Effect
 from memfsd.host.effect_runner import EffectRunner
 
-from .invalidator import InvalidateRange, Invalidator
+
+class Work(Protocol):
+    """To be run once, also when it is empty: it costs nothing then."""
+
+    @property
+    def is_quick(self) -> bool:
+        """Short enough for an event loop."""
+
+    def run(self) -> None: ...
 
 
-class Work:
-    """The core's effects. To be run once, also when it is empty: it costs nothing then."""
+class EffectsWork:
+    """The core's effects."""
 
     __slots__ = ("_effects", "_runner")
 
@@ -23,33 +32,7 @@ class Work:
 
     @property
     def is_quick(self) -> bool:
-        """Short enough for an event loop."""
         return not self._effects or self._runner.is_quick(self._effects)
 
     def run(self) -> None:
         self._runner.perform(self._effects)
-
-
-class VmWork(Work):
-    """An invalidation: it waits until the file's VM has acknowledged, ETIMEDOUT if that does not come."""
-
-    __slots__ = ("_invalidator", "_range")
-
-    def __init__(self, invalidator: Invalidator, range_: InvalidateRange) -> None:
-        self._invalidator = invalidator
-        self._range = range_
-
-    @property
-    def is_quick(self) -> bool:
-        return False
-
-    def run(self) -> None:
-        self._invalidator.invalidate(self._range)
-
-    def has_vm(self) -> bool:
-        """Whether it may wait."""
-        return self._invalidator.has_vm(self._range.ino)
-
-    def run_unpaired(self) -> bool:
-        """All of it if that waits for no VM; False, and nothing done, if it might."""
-        return self._invalidator.invalidate_unpaired(self._range)

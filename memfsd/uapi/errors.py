@@ -3,6 +3,9 @@
 import errno as _errno
 import os
 
+EHWPOISON = 133
+"""Memory has failed; Python's errno does not know it."""
+
 
 class Refused(Exception):
     """A request that makes no sense or is not allowed: nothing was changed.
@@ -28,11 +31,12 @@ class PeerLost(Exception):
     """The other process is gone, silent past its deadline, or broke the protocol."""
 
 
+_NAMES = {_errno.EOPNOTSUPP: "EOPNOTSUPP", EHWPOISON: "EHWPOISON"}
+
+
 def errno_name(number: int) -> str:
     """'EINVAL' for 22; a number without a name is spelt out. 95 is EOPNOTSUPP, as the kernel's sources write it."""
-    if number == _errno.EOPNOTSUPP:
-        return "EOPNOTSUPP"
-    return _errno.errorcode.get(number, f"errno {number}")
+    return _NAMES.get(number) or _errno.errorcode.get(number, f"errno {number}")
 
 
 def one_line(text: str) -> str:

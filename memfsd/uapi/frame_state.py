@@ -18,7 +18,13 @@ class FrameState(IntEnum):
     QUARANTINED = 5
     """A peer that is alive but silent may still reach it."""
     POISONED = 6
+    """Its memory failed: out of service."""
     DEVICE = 7
+    """Memory of a device, outside the pool: never zeroed, moved or freed."""
+    MOVING = 8
+    """A page's contents are on the way into it: only the store and KVM know it."""
+    LEAKED = 9
+    """It could not be reclaimed: out of service."""
 
 
 def state_name(number: int) -> str:

@@ -26,7 +26,7 @@ from .limits import (
 )
 from .proof import ID_BYTES, NONCE_BYTES, PROOF_BYTES, SECRET_BYTES
 
-PROTOCOL_VERSION = 3
+PROTOCOL_VERSION = 4
 
 
 class Kind(IntEnum):
@@ -81,6 +81,19 @@ class Reason(IntEnum):
     TRUNCATE = 1
     RECLAIM = 2
     """Take back granted pages that the guest never touched; touched ones are kept and named."""
+    MOVE = 3
+    SWAP_OUT = 4
+    POISON = 5
+    """The frames failed: whoever touches the pages again gets EHWPOISON."""
+    REVOKE = 6
+    """A device is removed: nothing comes back to these pages."""
+
+
+class MemoryType(IntEnum):
+    """How a window is to be mapped: the memory types of the hardware's page tables."""
+
+    UC = 0
+    WB = 6
 
 
 U16 = Annotated[int, Meta(ge=0, lt=1 << 16)]
@@ -139,7 +152,7 @@ class Hello(Body):
 
 
 class HelloReply(Body):
-    """The store's version and operations, the size of every window (frames), and its proof that it made the token.
+    """The store's version and operations, and its proof that it made the token.
 
     proof: HMAC-SHA-256 with the token's key of "memfsd store", the token's id, kvmsim's nonce and this one; empty for
     an observer, which has no token.
@@ -147,7 +160,6 @@ class HelloReply(Body):
 
     version: U32
     operations: Operations
-    pool_frames: U63
     nonce: Nonce
     proof: ProofOrNone
 
@@ -164,12 +176,17 @@ class Pair(Body):
 
 
 class PairReply(Body):
-    """Carries two fds: the window (a sparse memfd, frame N at N * 4096) and the up channel."""
+    """Carries two fds: the window (a sparse memfd, frame N at N * 4096) and the up channel.
+
+    window_frames: size of the window. Frames are named by their place in it: for memory of the pool, its frame numbers.
+    """
 
     ino: U63
     size_bytes: U63
     order: U16
     seq: U63
+    window_frames: U63
+    memory_type: MemoryType
 
 
 class Bind(Body):

@@ -6,10 +6,10 @@ import pytest
 
 from memfsd.core.audit import PeerReport, _pieces
 from memfsd.core.files.inodes import Regular
+from memfsd.core.private import strategies
 from memfsd.core.private.bindings import Binding
 from memfsd.core.private.gmem_file import GmemFile
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, PGOFF_END, Gfn, Ino, Pgoff, Seq
 from tests.support.core_store import PUNCH, RDWR, CoreStore
@@ -218,7 +218,7 @@ def bindings_without_a_live_vm(world: World) -> None:
 
 
 def bracket_left_open(world: World) -> None:
-    world.store.gmem.invalidate_begin(world.file, 4, 8, Reason.PUNCH)
+    world.store.gmem.invalidate_begin(world.file, 4, 8, strategies.PUNCH)
 
 
 def sequence_behind(world: World) -> None:
@@ -310,11 +310,11 @@ def test_a_readable_handle_of_a_sealed_file_is_no_damage_where_the_mount_allows_
 
 def test_a_frame_on_its_way_out_may_still_hold_memory(world: World) -> None:
     """Between unmap and scrub: CLOSING, in no file, and its bytes not yet gone."""
-    world.store.gmem.invalidate_begin(world.file, 0, 16, Reason.PUNCH)
-    scrub = world.store.gmem.unmap(world.file, [])
-    assert scrub is not None
+    world.store.gmem.invalidate_begin(world.file, 0, 16, strategies.PUNCH)
+    scrubs = world.store.gmem.take(world.file, [])
+    assert scrubs is not None
     assert [rule for rule, _ in world.store.audit()] == ["R7"]
-    world.store.perform([scrub])
+    world.store.perform(scrubs)
     world.store.gmem.invalidate_end(world.file)
     assert world.store.audit() == []
 

@@ -5,12 +5,12 @@ import random
 import pytest
 
 from memfsd.core.audit import Facts, audit
-from memfsd.core.effects import Discard, Effect
+from memfsd.core.effects import Discard, Effect, Scrub
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.memory.page_table import FilePages
 from memfsd.core.moment import Moment
+from memfsd.core.private import strategies
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import PAGE_SIZE, PGOFF_END, Pfn, Pgoff
 from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore, refused
 
@@ -41,7 +41,7 @@ def parts_of(store: CoreStore, effects: list[Effect]) -> list[int]:
     assert isinstance(discard, Discard)
     parts = []
     while scrubs := store.service.discard(discard):
-        parts.append(sum(len(scrub.runs) for scrub in scrubs))
+        parts.append(sum(sum(len(scrub.runs) for scrub in scrubs if isinstance(scrub, Scrub)) for scrub in scrubs))
         assert audit(Moment(store.service), Facts()) == []
         store.perform(scrubs)
     return parts
@@ -139,10 +139,10 @@ def test_a_punch_of_a_sealed_file_of_many_extents_is_done_in_parts_and_closes_al
     store = CoreStore(PAGES)
     file = sealed_comb(store, vm=vm)
     first, last = 2, PAGES - 2
-    store.gmem.invalidate_begin(file, first, last, Reason.PUNCH)
+    store.gmem.invalidate_begin(file, first, last, strategies.PUNCH)
     parts = []
-    while (scrub := store.gmem.unmap(file, [])) is not None:
-        parts.append(len(scrub.runs))
+    while (scrubs := store.gmem.take(file, [])) is not None:
+        parts.append(sum(len(scrub.runs) for scrub in scrubs if isinstance(scrub, Scrub)))
         assert audit(Moment(store.service), Facts(moving={file.ino})) == []
         if vm:
             for page in (first, last - 1):
@@ -150,7 +150,7 @@ def test_a_punch_of_a_sealed_file_of_many_extents_is_done_in_parts_and_closes_al
                     store.fault(file, page)
         # What is allocated after the step that passed it stays, and the bracket ends.
         store.fallocate(file, KEEP_SIZE, first * PAGE_SIZE, PAGE_SIZE)
-        store.perform([scrub])
+        store.perform(scrubs)
     assert sum(parts) == PAGES // 2 - 2
     assert max(parts) <= MOST_RUNS
     assert len(parts) > 2
@@ -166,12 +166,12 @@ def test_reclaim_looks_at_some_extents_at_a_time() -> None:
         state = FrameState.PENDING if page in pending else FrameState.PRIVATE
         store.service.data.allocate(file, page, page + 1, state)
     guest.pending = len(pending)
-    store.gmem.invalidate_begin(file, 0, PAGES, Reason.RECLAIM)
+    store.gmem.invalidate_begin(file, 0, PAGES, strategies.RECLAIM)
     parts = []
     kept = [(Pgoff(0), Pgoff(9))]
-    while (scrub := store.gmem.unmap(file, kept)) is not None:
-        parts.append(len(scrub.runs))
-        store.perform([scrub])
+    while (scrubs := store.gmem.take(file, kept)) is not None:
+        parts.append(sum(len(scrub.runs) for scrub in scrubs if isinstance(scrub, Scrub)))
+        store.perform(scrubs)
     store.gmem.invalidate_end(file)
     assert (sum(parts), guest.pending) == (len(pending) - 2, 0)
     assert max(parts) <= MOST_RUNS // 4

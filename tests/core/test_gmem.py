@@ -5,12 +5,12 @@ from collections.abc import Callable
 import pytest
 
 from memfsd.core.gmem import guest_of
+from memfsd.core.private import strategies
 from memfsd.core.private.gmem_file import Pairing, PairState
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.units import PAGE_SIZE, Pgoff
-from tests.support.core_store import NO_LEAKS, PUNCH, RDONLY, CoreStore, refused
+from tests.support.core_store import KEEP_SIZE, NO_LEAKS, PUNCH, RDONLY, CoreStore, refused
 
 P = PAGE_SIZE
 PRIVATE, PENDING, CLOSING, QUARANTINED = (
@@ -248,18 +248,18 @@ def test_nothing_in_a_closing_range_is_granted_and_all_around_it_is(store: CoreS
     """R7; the run before it ends where it begins."""
     file, _ = store.bound_file("file", 16)
     store.fallocate(file, 0, 0, 16 * P)
-    store.gmem.invalidate_begin(file, 4, 8, Reason.PUNCH)
+    store.gmem.invalidate_begin(file, 4, 8, strategies.PUNCH)
     for pgoff in (4, 5, 7):
         with refused("EAGAIN"):
             store.fault(file, pgoff)
     assert store.fault(file, 0, 16).page_count == 4
     assert store.fault(file, 3, 16).page_count == 1
     assert store.fault(file, 8, 16).page_count == 8
-    scrub = store.gmem.unmap(file, [])
-    assert scrub is not None
+    scrubs = store.gmem.take(file, [])
+    assert scrubs is not None
     with refused("EAGAIN"):
         store.fault(file, 4)
-    store.perform([scrub])
+    store.perform(scrubs)
     with refused("EAGAIN"):
         store.fault(file, 4)
     store.gmem.invalidate_end(file)
@@ -270,13 +270,13 @@ def test_a_frame_is_free_only_after_the_acknowledgement_and_the_scrub(store: Cor
     """R6 and R8, step by step."""
     file, _ = store.bound_file("file", 8)
     pfn = store.fault(file, 2).pfn
-    store.gmem.invalidate_begin(file, 2, 3, Reason.PUNCH)
+    store.gmem.invalidate_begin(file, 2, 3, strategies.PUNCH)
     assert store.pool.state(pfn) is PRIVATE
-    scrub = store.gmem.unmap(file, [])
-    assert scrub is not None
+    scrubs = store.gmem.take(file, [])
+    assert scrubs is not None
     assert store.pool.state(pfn) is CLOSING
     assert (file.ino, pfn) in store.memory
-    store.perform([scrub])
+    store.perform(scrubs)
     assert store.pool.state(pfn) is FrameState.FREE
     assert (file.ino, pfn) not in store.memory
     store.gmem.invalidate_end(file)
@@ -287,27 +287,27 @@ def test_the_sequence_number_grows_when_the_range_was_bound_and_else_not(store: 
     guest = store.pair(file)
     store.gmem.bind(file, 1, 0x100, 4, 4)
     for start, end, seq in ((0, 4, 0), (8, 16, 0), (0, 5, 1), (7, 8, 2), (0, 16, 3)):
-        closing = store.gmem.invalidate_begin(file, start, end, Reason.PUNCH)
+        closing = store.gmem.invalidate_begin(file, start, end, strategies.PUNCH)
         assert closing.upcall is (seq > guest.seq)
         assert closing.seq == guest.seq
-        store.gmem.unmap(file, [])
+        store.gmem.take(file, [])
         assert store.gmem.invalidate_end(file) == seq
 
 
 def test_a_file_without_a_live_vm_is_invalidated_without_asking(store: CoreStore) -> None:
     file, guest = store.bound_file("file", 8)
     store.release_guest(file)
-    assert store.gmem.invalidate_begin(file, 0, 8, Reason.PUNCH).upcall is False
-    assert store.gmem.unmap(file, []) is None
+    assert store.gmem.invalidate_begin(file, 0, 8, strategies.PUNCH).upcall is False
+    assert store.gmem.take(file, []) is None
     store.gmem.invalidate_end(file)
     assert guest.seq == 0
 
 
 def test_one_invalidation_of_a_file_at_a_time(store: CoreStore) -> None:
     file, _ = store.bound_file("file", 8)
-    store.gmem.invalidate_begin(file, 0, 1, Reason.PUNCH)
+    store.gmem.invalidate_begin(file, 0, 1, strategies.PUNCH)
     with pytest.raises(AssertionError):
-        store.gmem.invalidate_begin(file, 4, 5, Reason.PUNCH)
+        store.gmem.invalidate_begin(file, 4, 5, strategies.PUNCH)
     with pytest.raises(AssertionError):
         store.gmem.bind(file, 2, 0, 0, 1)
     with pytest.raises(AssertionError):
@@ -355,13 +355,13 @@ def test_reclaim_asks_for_the_range_of_untouched_pages(store: CoreStore) -> None
     store.fault(other, 0)
     files = store.service.inodes.sealed_files()
     assert store.gmem.reclaimable(files) == [(file.ino, 2, 15)]
-    store.gmem.invalidate_begin(file, 0, 1, Reason.PUNCH)
+    store.gmem.invalidate_begin(file, 0, 1, strategies.PUNCH)
     assert store.gmem.reclaimable(files) == []
 
 
 def test_reclaim_frees_untouched_pages_alone(store: CoreStore) -> None:
     file, guest = granted_ahead(store)
-    store.invalidate(file, 2, 15, Reason.RECLAIM)
+    store.invalidate(file, 2, 15, strategies.RECLAIM)
     assert [pgoff for pgoff in range(16) if file.pages.lookup(pgoff) is not None] == [0, 1, 3, 7]
     assert (guest.pending, store.pool.count(PRIVATE), store.pool.free_count) == (0, 4, 60)
     assert guest.seq == 1
@@ -370,7 +370,7 @@ def test_reclaim_frees_untouched_pages_alone(store: CoreStore) -> None:
 
 def test_reclaim_keeps_what_the_vm_says_it_touched(store: CoreStore) -> None:
     file, guest = granted_ahead(store)
-    store.invalidate(file, 2, 15, Reason.RECLAIM, kept=[(Pgoff(4), Pgoff(6)), (Pgoff(10), Pgoff(11))])
+    store.invalidate(file, 2, 15, strategies.RECLAIM, kept=[(Pgoff(4), Pgoff(6)), (Pgoff(10), Pgoff(11))])
     assert [pgoff for pgoff in range(16) if file.pages.lookup(pgoff) is not None] == [0, 1, 3, 4, 5, 7, 10]
     assert (guest.pending, store.pool.count(PRIVATE), store.pool.count(PENDING)) == (0, 7, 0)
 
@@ -378,14 +378,14 @@ def test_reclaim_keeps_what_the_vm_says_it_touched(store: CoreStore) -> None:
 @pytest.mark.parametrize("kept", [[(0, 1 << 50)], [(0, 2), (14, 99)], [(9, 3)], [(5, 5)], [(4, 8), (4, 8), (2, 15)]])
 def test_ranges_to_keep_that_make_no_sense_harm_nobody(store: CoreStore, kept: list[tuple[int, int]]) -> None:
     file, guest = granted_ahead(store)
-    store.invalidate(file, 2, 15, Reason.RECLAIM, kept=kept)  # type: ignore[arg-type]
+    store.invalidate(file, 2, 15, strategies.RECLAIM, kept=kept)  # type: ignore[arg-type]
     assert guest.pending == store.pool.count(PENDING) == 0
     assert store.audit() == []
 
 
 def test_reclaim_of_a_part_leaves_the_rest_pending(store: CoreStore) -> None:
     file, guest = granted_ahead(store)
-    store.invalidate(file, 8, 12, Reason.RECLAIM)
+    store.invalidate(file, 8, 12, strategies.RECLAIM)
     assert guest.pending == 7 == store.pool.count(PENDING)
 
 
@@ -393,7 +393,7 @@ def test_reclaim_never_takes_what_fallocate_allocated(store: CoreStore) -> None:
     file, _ = store.bound_file("file", 8)
     store.fallocate(file, 0, 0, 8 * P)
     assert store.gmem.reclaimable([file]) == []
-    store.invalidate(file, 0, 8, Reason.RECLAIM)
+    store.invalidate(file, 0, 8, strategies.RECLAIM)
     assert file.pages.page_count == 8
 
 
@@ -449,9 +449,9 @@ def test_a_cut_within_a_bracket_takes_nothing_away_from_quarantine(store: CoreSt
     file, guest = store.bound_file("file", 8)
     store.fault(file, 0)
     store.fault(file, 5)
-    store.gmem.invalidate_begin(file, 0, 4, Reason.PUNCH)
+    store.gmem.invalidate_begin(file, 0, 4, strategies.PUNCH)
     store.gmem.disconnect(file)
-    assert store.gmem.unmap(file, []) is None
+    assert store.gmem.take(file, []) is None
     store.gmem.invalidate_end(file)
     assert store.pool.count(QUARANTINED) == 2
     assert guest.open_invalidation is None
@@ -514,3 +514,32 @@ def test_a_large_page_is_one_aligned_run_of_frames() -> None:
     store.fallocate(file, PUNCH, 1 << 21, 1 << 21)
     assert store.pool.free_count == 4 * 512
     assert guest_of(file).seq == 1
+
+
+def test_a_poisoned_frame_is_out_of_service_and_its_page_ehwpoison_until_it_is_punched(store: CoreStore) -> None:
+    file, guest = store.bound_file("file", 8)
+    pfn = store.fault(file, 2, 1).pfn
+    store.invalidate(file, 2, 3, strategies.POISON)
+    assert store.pool.state(pfn) is FrameState.POISONED
+    assert (file.ino, pfn) not in store.memory, "nobody reads what was there"
+    with refused("EHWPOISON"):
+        store.fault(file, 2)
+    assert store.fault(file, 0, 8).page_count <= 2, "a run ends before it"
+    assert store.fault(file, 3, 1).page_count == 1
+    assert store.audit() == []
+    store.invalidate(file, 2, 3, strategies.PUNCH)
+    assert store.fault(file, 2, 1).pfn != pfn
+    store.release_guest(file)
+    assert (guest.absent, store.pool.count(FrameState.POISONED)) == ({}, 1)
+    assert store.pool.free_count == store.pool.frame_count - 1
+
+
+def test_a_poisoned_page_is_not_filled_by_fallocate(store: CoreStore) -> None:
+    file, guest = store.bound_file("file", 8)
+    store.fault(file, 2, 1)
+    store.invalidate(file, 2, 3, strategies.POISON)
+    store.fallocate(file, KEEP_SIZE, 0, 8 * P)
+    assert file.pages.page_count == 7
+    with refused("EHWPOISON"):
+        store.fault(file, 2)
+    assert list(guest.absent) == [2]

@@ -14,8 +14,8 @@ from memfsd.core.files.inodes import Regular
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages
 from memfsd.core.moment import Moment
+from memfsd.core.private import strategies
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Pfn, Pgoff
 from tests.support.core_store import PUNCH, CoreStore, refused
@@ -80,7 +80,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
         (steps.store.service, "unlink"),
         (steps.store.service, "fallocate"),
         (steps.store.gmem, "disconnect"),
-        (steps.store.gmem, "unmap"),
+        (steps.store.gmem, "take"),
         (steps.store.gmem, "settle"),
         (steps.store.gmem, "reclaimable"),
     ):
@@ -153,9 +153,9 @@ def test_a_reclaim_that_keeps_half_of_the_pages(steps: Steps) -> None:
     file = comb(store, FrameState.PENDING, vm=True)
     kept = [(Pgoff(0), Pgoff(PAGES // 4))]
     touched = [(pfn, pfn + 1) for _, pfn, _ in file.pages.extents(PAGES // 4, PAGES // 2)]
-    store.gmem.invalidate_begin(file, 0, PAGES, Reason.RECLAIM)
-    while (scrub := store.gmem.unmap(file, kept, touched)) is not None:
-        store.perform([scrub])
+    store.gmem.invalidate_begin(file, 0, PAGES, strategies.RECLAIM)
+    while (scrubs := store.gmem.take(file, kept, touched)) is not None:
+        store.perform(scrubs)
     store.gmem.invalidate_end(file)
     steps.assert_short()
     assert (store.pool.count(FrameState.PRIVATE), store.pool.count(FrameState.PENDING)) == (PAGES // 4, 0)

@@ -9,8 +9,8 @@ import pytest
 
 from memfsd.core.files.inodes import ROOT_INO, Changes, Directory, Regular
 from memfsd.core.gmem import guest_of
+from memfsd.core.private import strategies
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Pgoff
 from tests.support.core_store import KEEP_SIZE, ME, NO_LEAKS, PUNCH, RDONLY, RDWR, WRONLY, CoreStore, refused
@@ -222,7 +222,7 @@ class Chaos:
         for ino, start, end in self.store.gmem.reclaimable(files):
             file = self.store.service.inodes.regular(ino)
             kept = [(self.rng.randrange(24), self.rng.randrange(24))]
-            self.store.invalidate(file, start, end, Reason.RECLAIM, kept=kept)  # type: ignore[arg-type]
+            self.store.invalidate(file, start, end, strategies.RECLAIM, kept=kept)  # type: ignore[arg-type]
 
     def end(self) -> None:
         file = self.guest_file()

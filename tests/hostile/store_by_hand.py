@@ -72,20 +72,20 @@ class ByHand:
         self.down.send(encode_reply(id_, kind, body))
         return asked
 
-    def hello(self, pool_frames: int = FRAMES, key: bytes = TOKEN.key) -> None:
+    def hello(self, key: bytes = TOKEN.key) -> None:
         id_, kind, hello = self.asked()
         assert isinstance(hello, m.Hello)
         nonce = bytes(NONCE_BYTES)
         proof = prove(STORE, Token(hello.token, key), hello.nonce, nonce)
-        reply = m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), pool_frames, nonce, proof)
+        reply = m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), nonce, proof)
         self.down.send(encode_reply(id_, kind, reply))
 
-    def greet(self, pool_frames: int = FRAMES, fds: list[int] | None = None, **changes: int) -> None:
+    def greet(self, fds: list[int] | None = None, **changes: int) -> None:
         """HELLO and PAIR."""
-        self.hello(pool_frames)
+        self.hello()
         id_, kind, _ = self.asked()
-        fields = {"ino": 7, "size_bytes": PAGES * PAGE_SIZE, "order": 0, "seq": 0, **changes}
-        reply = encode_reply(id_, kind, m.PairReply(**fields))
+        fields = {"ino": 7, "size_bytes": PAGES * PAGE_SIZE, "order": 0, "seq": 0, "window_frames": FRAMES, **changes}
+        reply = encode_reply(id_, kind, m.PairReply(**fields, memory_type=m.MemoryType.WB))
         socket.send_fds(self.down, [reply], [self.window, self.up_theirs.fileno()] if fds is None else fds)
 
     def paired(self) -> "ByHand":

@@ -103,7 +103,7 @@ def test_more_or_fewer_descriptors_than_two_are_refused(store: ByHand, count: in
 
 def answer_pair_without_fds(store: ByHand) -> None:
     store.hello()
-    store.answer(m.PairReply(7, PAGES * PAGE_SIZE, 0, 0))
+    store.answer(m.PairReply(7, PAGES * PAGE_SIZE, 0, 0, FRAMES, m.MemoryType.WB))
 
 
 def test_a_store_that_cannot_prove_the_token_is_told_nothing_more(store: ByHand) -> None:
@@ -117,7 +117,7 @@ def test_a_store_that_cannot_prove_the_token_is_told_nothing_more(store: ByHand)
 @pytest.mark.parametrize("proof", [b"", bytes(PROOF_BYTES)])
 def test_a_store_without_a_proof_is_no_store(store: ByHand, proof: bytes) -> None:
     slot = store.set_slot()
-    store.answer(m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), FRAMES, bytes(16), proof))
+    store.answer(m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), bytes(16), proof))
     refused_as(slot, errno.EPERM)
 
 
@@ -143,9 +143,9 @@ def test_an_up_channel_that_is_none_is_refused(store: ByHand, kind: str) -> None
 
 
 @pytest.mark.parametrize("frames", [0, FRAMES - 1, FRAMES + 1, 1 << 40, (1 << 63) - 1])
-def test_a_pool_that_is_not_as_long_as_its_window_is_refused(store: ByHand, frames: int) -> None:
+def test_a_window_that_is_not_as_long_as_the_store_says_is_refused(store: ByHand, frames: int) -> None:
     slot = store.set_slot()
-    store.greet(pool_frames=frames)
+    store.greet(window_frames=frames)
     refused_as(slot, errno.EHOSTDOWN)
 
 

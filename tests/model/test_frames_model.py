@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
 
 from memfsd.core.memory.buddy import Buddy
-from memfsd.core.memory.frames import LEGAL, FramePool
+from memfsd.core.memory.frames import FramePool
+from memfsd.core.memory.page_life import LEGAL
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import ORDER_2M, Pfn

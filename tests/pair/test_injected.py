@@ -7,9 +7,9 @@ import pytest
 
 from kvmsim.kvm.alias import PRIVATE
 from memfsd.core.files.inodes import Regular
+from memfsd.core.private import strategies
 from memfsd.core.private.gmem_file import PairState
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.messages import Reason
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PGOFF_END, Pgoff, Seq
 from tests.support.both_sides import LocalStore, page
@@ -145,7 +145,7 @@ def a_wrong_count_of_pending_frames(live: Live) -> None:
 
 
 def a_bracket_left_open(live: Live) -> Undo:
-    live.store.service.gmem.invalidate_begin(live.file, 4, 8, Reason.PUNCH)
+    live.store.service.gmem.invalidate_begin(live.file, 4, 8, strategies.PUNCH)
     return lambda: live.store.service.gmem.invalidate_end(live.file)
 
 

@@ -24,9 +24,10 @@ def test_pairing_hands_over_a_window_as_long_as_the_pool_and_an_up_channel(store
     file = store.create("file", 8)
     with Wire(store) as wire:
         hello = wire.hello()
-        assert (hello.version, hello.pool_frames) == (m.PROTOCOL_VERSION, 1024)
+        assert hello.version == m.PROTOCOL_VERSION
         reply = wire.pair()
         assert (reply.ino, reply.size_bytes, reply.order, reply.seq) == (file.ino, page(8), 0, 0)
+        assert (reply.window_frames, reply.memory_type) == (1024, m.MemoryType.WB)
         assert os.fstat(wire.window).st_size == 1024 * PAGE_SIZE
         assert fcntl.fcntl(wire.window, fcntl.F_GET_SEALS) & fcntl.F_SEAL_SHRINK, "no SIGBUS for who maps it"
         assert wire.up is not None and wire.up.type == socket.SOCK_SEQPACKET

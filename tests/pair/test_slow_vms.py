@@ -8,7 +8,7 @@ import pytest
 import kvmsim.kvm.notifier
 import memfsd.peers.server
 from memfsd.core.files.shares import Shares
-from memfsd.store.work import VmWork
+from memfsd.store.invalidator import VmWork
 from memfsd.uapi import messages as m
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_FILE_BYTES

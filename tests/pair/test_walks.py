@@ -25,7 +25,9 @@ DATA_STRUCTURES = {
     "memfsd/core/memory/frames.py",
     "memfsd/core/memory/page_table.py",
     "memfsd/core/memory/readahead.py",
+    "memfsd/core/private/absent.py",
     "memfsd/core/private/bindings.py",
+    "memfsd/core/private/pending.py",
     "memfsd/core/private/gmem_file.py",
 }
 """And what they hold: named for what they are, so that nobody opens them to see where the path goes on."""

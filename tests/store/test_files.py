@@ -5,8 +5,8 @@ import os
 import pytest
 
 from memfsd.core.files.inodes import Changes
+from memfsd.store.invalidator import VmWork
 from memfsd.store.seeking import Hole
-from memfsd.store.work import VmWork
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE

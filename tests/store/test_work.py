@@ -1,16 +1,17 @@
 """What a use case leaves to be done: where it may run, and that nobody waits for a VM who need not."""
 
 from memfsd.core.effects import ForgetCache
-from memfsd.store.work import VmWork, Work
+from memfsd.store.invalidator import VmWork
+from memfsd.store.work import EffectsWork
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.core_store import CoreStore
 
 
 def test_no_effects_are_quick_and_what_waits_on_the_kernel_is_not(store: CoreStore) -> None:
-    assert Work(store.store.runner, []).is_quick
+    assert EffectsWork(store.store.runner, []).is_quick
     file = store.make("file")
-    work = Work(store.store.runner, [ForgetCache(file.ino)])
+    work = EffectsWork(store.store.runner, [ForgetCache(file.ino)])
     assert not work.is_quick
     work.run()
     assert store.forgotten == [file.ino]

@@ -16,17 +16,19 @@ from memfsd.core.effects import Effect, Runs
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.files.ordinary import IoVec
-from memfsd.core.gmem import PageRange, guest_of
+from memfsd.core.gmem import guest_of
 from memfsd.core.moment import Moment
 from memfsd.core.options import StoreOptions
 from memfsd.core.private.gmem_file import GmemFile, Pairing
+from memfsd.core.private.pending import PageRange
+from memfsd.core.private.strategies import Strategy
 from memfsd.host.windows import Windows
 from memfsd.store.invalidator import InvalidateRange
 from memfsd.store.pairings import PairedFile
 from memfsd.store.peer import Peer
 from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused, errno_name
-from memfsd.uapi.messages import KVM_OPERATIONS, Body, Empty, GetPfnReply, InvalidateBeginReply, Kind, Reason
+from memfsd.uapi.messages import KVM_OPERATIONS, Body, Empty, GetPfnReply, InvalidateBeginReply, Kind
 from memfsd.uapi.names import XATTR_TOKEN
 from memfsd.uapi.proof import split_token
 from memfsd.uapi.seals import Seal
@@ -301,11 +303,13 @@ class CoreStore:
     def touch(self, file: Regular, pfn: int) -> None:
         self.windows.memory[file.ino, pfn] = bytearray(b"\1" * PAGE_SIZE)
 
-    def invalidate(self, file: Regular, start: int, end: int, reason: Reason, kept: list[PageRange] = _NO_KEPT) -> None:
+    def invalidate(
+        self, file: Regular, start: int, end: int, strategy: Strategy, kept: list[PageRange] = _NO_KEPT
+    ) -> None:
         """A whole bracket; its VM, if it has one, keeps these pages."""
         if file.ino in self._vms:
             self.vm_of(file).kept = kept
-        self.store.invalidator.invalidate(InvalidateRange(file.ino, Pgoff(start), Pgoff(end), reason))
+        self.store.invalidator.invalidate(InvalidateRange(file.ino, Pgoff(start), Pgoff(end), strategy))
 
     def release_guest(self, file: Regular) -> None:
         """Its VM's process has ended."""

@@ -11,6 +11,7 @@ from memfsd.uapi.messages import (
     RESERVED_KINDS,
     STORE_OPERATIONS,
     Kind,
+    MemoryType,
     Reason,
     Role,
 )
@@ -40,7 +41,9 @@ def test_numbers_that_were_given_once_stay() -> None:
         "REPORT": 39,
     }
     assert [(role.name, role.value) for role in Role] == [("GUEST", 0), ("OBSERVER", 1)]
-    assert [(reason.name, reason.value) for reason in Reason] == [("PUNCH", 0), ("TRUNCATE", 1), ("RECLAIM", 2)]
+    reasons = ["PUNCH", "TRUNCATE", "RECLAIM", "MOVE", "SWAP_OUT", "POISON", "REVOKE"]
+    assert [reason.name for reason in sorted(Reason)] == reasons
+    assert {kind.name: kind.value for kind in MemoryType} == {"UC": 0, "WB": 6}, "as in an EPT entry"
 
 
 @pytest.mark.parametrize("kind", Kind)

@@ -5,6 +5,7 @@ others may fill holes of the range, punch new ones, and seal or shrink the file.
 """
 
 import errno
+from collections.abc import Iterator
 from itertools import islice
 
 from memfsd.core.memory.frames import FramePool
@@ -31,7 +32,7 @@ class Allocation:
         self._pool, self._state, self._size = pool, state, size
         self._at, self._end = start, end
         self._is_sealed = file.guest is not None
-        self._wanted = end - start - file.pages.count_mapped(start, end)
+        self._wanted = self._missing()
         """Frames that are still to be taken."""
         self._stocked = self._used = 0
         """Of `supply`: pages [used, stocked)."""
@@ -56,7 +57,7 @@ class Allocation:
     def _map(self, room: int) -> bool:
         self._check_seal()
         pages, used, is_whole = self.file.pages, self._used, True
-        for low, high in list(islice(pages.holes(self._at, self._end), room)):
+        for low, high in list(islice(self._holes(), room)):
             self._at = int(low)
             while self._at < high and room and (run := self.supply.run_at(self._used, high - self._at)):
                 pages.map_run(self._at, *run)
@@ -68,11 +69,29 @@ class Allocation:
                 break
         self.supply.unmap(used, self._used)
         if not is_whole and self._used == self._stocked:  # there are new holes
-            self._wanted = self._end - self._at - pages.count_mapped(self._at, self._end)
+            self._wanted = self._missing()
         if not is_whole or not room:
             return False
         self._set_size()
         return True
+
+    def _missing(self) -> int:
+        guest = self.file.guest
+        absent = len(guest.absent.within(self._at, self._end)) if guest is not None and guest.absent else 0
+        return self._end - self._at - self.file.pages.count_mapped(self._at, self._end) - absent
+
+    def _holes(self) -> Iterator[tuple[int, int]]:
+        """Of the pages that are still to be filled: what has no frame, and may get one."""
+        holes, guest = self.file.pages.holes(self._at, self._end), self.file.guest
+        if guest is None or not guest.absent:
+            yield from holes
+            return
+        for low, high in holes:
+            start: int = low
+            for absent in [*guest.absent.within(low, high), high]:
+                if start < absent:
+                    yield start, absent
+                start = absent + 1
 
     def _check_seal(self) -> None:
         file = self.file

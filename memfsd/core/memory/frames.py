@@ -1,10 +1,9 @@
 """The pool of frames: what state each one is in, and which NUMA node it is on.
 
-    FREE --alloc--> SHARED | PRIVATE | PENDING --taken back--> CLOSING --scrubbed--> FREE
-
-A frame leaves FREE only through `alloc*` and comes back only through `free`, so that a frame is FREE exactly
-when its node's buddy may hand it out (R6: nothing is free before it is acknowledged and scrubbed).
-The states, their transitions and the arrays that hold them are one thing: hence the length.
+A frame moves between states as page_life allows. It leaves FREE only through `alloc*` and comes back only through
+`free`, so that it is FREE exactly when its node's buddy may hand it out (R6: nothing is free before it is acknowledged
+and scrubbed).
+The states and the arrays that hold them are one thing: hence the length.
 """
 
 import errno
@@ -20,27 +19,8 @@ from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, Pfn, format_size
 
 from .buddy import Buddy
+from .page_life import LEGAL
 from .state_copy import StateCopy
-
-LEGAL: dict[FrameState, frozenset[FrameState]] = {
-    FrameState.FREE: frozenset(
-        {
-            FrameState.SHARED,
-            FrameState.PRIVATE,
-            FrameState.PENDING,
-            FrameState.POISONED,
-            FrameState.DEVICE,
-        }
-    ),
-    FrameState.SHARED: frozenset({FrameState.CLOSING}),
-    FrameState.PRIVATE: frozenset({FrameState.CLOSING, FrameState.QUARANTINED}),
-    FrameState.PENDING: frozenset({FrameState.PRIVATE, FrameState.CLOSING, FrameState.QUARANTINED}),
-    # Back to PRIVATE or PENDING: the guest keeps the page, or the invalidation was rolled back.
-    FrameState.CLOSING: frozenset({FrameState.FREE, FrameState.QUARANTINED, FrameState.PRIVATE, FrameState.PENDING}),
-    FrameState.QUARANTINED: frozenset({FrameState.CLOSING}),
-    FrameState.POISONED: frozenset(),
-    FrameState.DEVICE: frozenset(),
-}
 
 _STATES = tuple(FrameState)
 _ORIGINS = [sum(1 << old for old in _STATES if new in LEGAL[old]) for new in _STATES]

@@ -8,10 +8,12 @@ from enum import Enum
 from memfsd.common import sync
 from memfsd.core.memory.page_table import FilePages
 from memfsd.core.memory.readahead import Readahead
-from memfsd.uapi.messages import Kind, Reason
+from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import Pgoff, Seq
 
+from .absent import AbsentPages
 from .bindings import Bindings
+from .strategies import Strategy
 
 
 class PairState(Enum):
@@ -60,7 +62,7 @@ class Invalidation:
 
     start: Pgoff
     end: Pgoff
-    reason: Reason
+    strategy: Strategy
     upcall: bool
     seq: Seq
     taken_to: Pgoff = field(init=False)
@@ -93,6 +95,7 @@ class GmemFile:
     pending_start: Pgoff = Pgoff(0)
     pending_end: Pgoff = Pgoff(0)
     """No page outside is PENDING."""
+    absent: AbsentPages = field(default_factory=AbsentPages)
     quarantine: FilePages = field(default_factory=FilePages)
     """Which frames its VM may still reach, and which pages of the file they were."""
     grant_count: int = 0

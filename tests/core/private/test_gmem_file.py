@@ -3,7 +3,8 @@
 import pytest
 
 from memfsd.core.private.gmem_file import GmemFile, Invalidation, Pairing, PairState
-from memfsd.uapi.messages import Kind, Reason
+from memfsd.core.private.strategies import PUNCH
+from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import Pgoff, Seq
 
 SECRET = b"s" * 16
@@ -60,5 +61,5 @@ def test_no_more_pages_are_untouched_than_the_window_lacks(populated: int | None
 
 
 def test_an_invalidation_has_taken_nothing_when_it_opens() -> None:
-    opened = Invalidation(Pgoff(4), Pgoff(9), Reason.PUNCH, upcall=True, seq=Seq(0))
+    opened = Invalidation(Pgoff(4), Pgoff(9), PUNCH, upcall=True, seq=Seq(0))
     assert opened.taken_to == opened.start
