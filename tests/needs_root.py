@@ -23,6 +23,7 @@ NEEDS_ROOT = {
     "tests/mount/test_shell_interface.py::test_other_namespaces_of_attributes": "sets a trusted xattr",
     "tests/programs/": "mounts for every user, with devices and set-user-ID, and remounts",
     "tests/reference/": "mounts a tmpfs to compare with, and acts as other users",
+    "tests/tools/test_killed_run.py::test_a_daemon_in_the_background": "makes namespaces",
 }
 """By how a test's id begins."""
 

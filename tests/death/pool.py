@@ -144,13 +144,27 @@ class _Worker:
 
     def _wake(self) -> None:
         """The worker has one thread: it cannot wake the memfsd that it waits for."""
+        for pid, state in self._children():
+            if state == "T":
+                with contextlib.suppress(OSError):
+                    os.kill(pid, signal.SIGCONT)
+
+    def _abort(self) -> None:
+        """What hangs in a mount cannot be interrupted from within, and a store that is held at a point hears no
+        SIGTERM."""
+        remove_mount(self._base / "mnt")
+        children = self._children()
+        self._process.kill()
+        for pid, _ in children:
+            with contextlib.suppress(OSError):
+                os.kill(pid, signal.SIGKILL)
+
+    def _children(self) -> list[tuple[int, str]]:
+        """Of the worker: pid and state."""
+        found = []
         for task in Path("/proc").glob("[0-9]*/stat"):
             with contextlib.suppress(OSError):
                 state, parent = task.read_text().rpartition(")")[2].split()[:2]
-                if state == "T" and int(parent) == self._process.pid:
-                    os.kill(int(task.parent.name), signal.SIGCONT)
-
-    def _abort(self) -> None:
-        """What hangs in a mount cannot be interrupted from within. Its children end with the worker."""
-        remove_mount(self._base / "mnt")
-        self._process.kill()
+                if int(parent) == self._process.pid:
+                    found.append((int(task.parent.name), state))
+        return found

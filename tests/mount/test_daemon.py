@@ -123,6 +123,15 @@ def test_two_nodes_split_the_pool(mount: MountFactory) -> None:
     sh("head -c 6M /dev/urandom > f; cp f /dev/null; memfs check .", mounted.path)
 
 
+def test_it_may_open_as_many_files_as_the_hard_limit_allows(mnt: Path) -> None:
+    """A VM takes several for each file that it pairs with."""
+    sh("ulimit -Sn 64; memfsd -o size=1M,socket=$PWD/s mnt", mnt.parent)
+    (pid,) = daemons_of(mnt)
+    lines = Path(f"/proc/{pid}/limits").read_text().splitlines()
+    (limits,) = (line.split()[3:5] for line in lines if line.startswith("Max open files"))
+    assert limits[0] == limits[1] != "64"
+
+
 # -- ending
 
 

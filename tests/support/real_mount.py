@@ -51,6 +51,10 @@ def remove_mount(mountpoint: Path) -> None:
         subprocess.run(["umount", "-l", mountpoint], check=True, timeout=DEADLINE_S)
 
 
+WITH_US = ("setpriv", "--pdeathsig", "TERM")
+"""Before a command: it is asked to end when the thread that started it does."""
+
+
 class Mount:
     """`memfsd -f` in a subprocess: `path` is live once constructed."""
 
@@ -61,7 +65,7 @@ class Mount:
         self._log = base / "stderr"
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
-                [BIN / "memfsd", "-f", "-o", f"socket={self.socket},{options}", *arguments, self.path],
+                [*WITH_US, BIN / "memfsd", "-f", "-o", f"socket={self.socket},{options}", *arguments, self.path],
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
