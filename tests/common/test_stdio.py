@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from tests.support.threads import DEADLINE_S
+
 SHOW = """
 import os, sys
 from memfsd.common.stdio import fill_standard_fds
@@ -25,7 +27,7 @@ def test_what_is_closed_becomes_dev_null_and_the_rest_stays(closed: tuple[int, .
         stderr=subprocess.PIPE,
         pass_fds=(writer,),
     ) as process:
-        process.communicate(timeout=30)
+        process.communicate(timeout=DEADLINE_S)
     os.close(writer)
     with open(reader) as shown:
         found = shown.read().split()
@@ -39,7 +41,7 @@ def test_a_closed_stdin_can_not_be_read_nor_a_closed_stdout_be_written() -> None
             ["/bin/bash", "-c", f'"$@" {closing}', "bash", sys.executable, "-c", program.format(call)],
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=DEADLINE_S,
             check=False,
         )
         assert done.stderr.endswith("OSError: [Errno 9] Bad file descriptor\n")

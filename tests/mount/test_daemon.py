@@ -16,6 +16,7 @@ from memfsd.uapi.errors import Refused
 from tests.support.real_mount import (
     BIN,
     DEADLINE_S,
+    WITH_US,
     Mount,
     MountFactory,
     mount_minor,
@@ -331,7 +332,9 @@ def test_a_log_that_nobody_reads_holds_up_neither_the_mount_nor_its_end(mnt: Pat
         while True:
             os.write(write_end, bytes(4096))
     os.set_blocking(write_end, True)
-    daemon = subprocess.Popen([BIN / "memfsd", "-d", "-o", "size=1M", str(mnt)], stderr=write_end, stdout=write_end)
+    daemon = subprocess.Popen(
+        [*WITH_US, BIN / "memfsd", "-d", "-o", "size=1M", str(mnt)], stderr=write_end, stdout=write_end
+    )
     os.close(write_end)
     try:
         until(lambda: mount_minor(mnt) is not None, "it is mounted")

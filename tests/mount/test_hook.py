@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.real_mount import DEADLINE_S, WITH_US
+
 ROOT = Path(__file__).parents[2]
 KEEP_SIZE, PUNCH_HOLE = 1, 2
 OUT_OF_SPACE, TOO_BIG, BROKEN, WAITS, NO_ERRNO, PLACED, NO_DESCRIPTOR = (number << 20 for number in range(1, 8))
@@ -25,7 +27,6 @@ ECHO = 3 << 30 | 8 << 16 | 0xB7 << 8 | 1
 OVERFLOW, REFUSED = ECHO + 1, ECHO + 2
 IN_ONLY, OUT_ONLY, BARE = 1 << 30 | ECHO & 0x3FFFFFFF, 2 << 30 | ECHO & 0x3FFFFFFF, 0xB704
 FUSE_IOCTL_DIR = 16
-TIMEOUT_S = 30
 
 libc = ctypes.CDLL(None, use_errno=True)
 libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64]
@@ -56,7 +57,7 @@ class Mounted:
     def __init__(self, mountpoint: Path, mode: str) -> None:
         self.mountpoint = mountpoint
         self.process = subprocess.Popen(
-            [sys.executable, "-X", "dev", "-W", "error", __file__, str(mountpoint), mode],
+            [*WITH_US, sys.executable, "-X", "dev", "-W", "error", __file__, str(mountpoint), mode],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -65,7 +66,7 @@ class Mounted:
         )
         self.stderr = ""
         # A wedged mount cannot be interrupted from within: this frees whoever waits on it.
-        self._watchdog = threading.Timer(TIMEOUT_S, self.abort)
+        self._watchdog = threading.Timer(DEADLINE_S, self.abort)
         self._watchdog.start()
 
     def line(self) -> str:
@@ -85,7 +86,7 @@ class Mounted:
     def finish(self) -> str:
         """End it as a person does; its exit status must be 0. What it wrote to stderr."""
         self.process.send_signal(signal.SIGTERM)
-        _, self.stderr = self.process.communicate(timeout=TIMEOUT_S)
+        _, self.stderr = self.process.communicate(timeout=DEADLINE_S)
         assert self.process.returncode == 0, self.stderr
         return self.stderr
 
@@ -93,7 +94,7 @@ class Mounted:
         """Free everyone who waits on the mount and take it away, never touching it."""
         minor = mount_minor(self.mountpoint)
         if minor is not None:
-            subprocess.run(["umount", "-l", str(self.mountpoint)], check=False, timeout=TIMEOUT_S)
+            subprocess.run(["umount", "-l", str(self.mountpoint)], check=False, timeout=DEADLINE_S)
             connection = Path(f"/sys/fs/fuse/connections/{minor}/abort")
             if connection.exists():
                 connection.write_text("1")
@@ -104,7 +105,7 @@ class Mounted:
         self.abort()
         self._watchdog.cancel()
         self._watchdog.join()
-        self.process.communicate(timeout=TIMEOUT_S)
+        self.process.communicate(timeout=DEADLINE_S)
 
 
 @pytest.fixture
@@ -153,7 +154,7 @@ def fd(request: pytest.FixtureRequest) -> Iterator[int]:
 
 
 def python(code: str) -> "subprocess.CompletedProcess[str]":
-    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=TIMEOUT_S)
+    return subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=DEADLINE_S)
 
 
 def test_every_argument_of_the_three_operations_arrives(served: Mounted, fd: int) -> None:
@@ -276,7 +277,7 @@ def test_others_are_served_while_a_fallocate_waits_and_shutdown_answers_it(serve
     os.close(second)
     assert outcome == []
     assert served.finish() == ""
-    thread.join(TIMEOUT_S)
+    thread.join(DEADLINE_S)
     assert outcome == [errno.ENOTCONN]
 
 
@@ -288,7 +289,7 @@ def test_two_waiting_requests_are_each_answered_at_shutdown(served: Mounted, fd:
         assert {served.line().split()[1], served.line().split()[1]} == {"ino=2", "ino=3"}
         assert served.finish() == ""
         for thread in threads:
-            thread.join(TIMEOUT_S)
+            thread.join(DEADLINE_S)
         assert outcome == [errno.ENOTCONN] * 2
     finally:
         close(other_fd)
@@ -299,7 +300,7 @@ def test_a_killed_daemon_leaves_nobody_waiting(served: Mounted, fd: int) -> None
     thread = wait_in_fallocate(fd, outcome)
     served.line()
     served.process.kill()
-    thread.join(TIMEOUT_S)
+    thread.join(DEADLINE_S)
     assert outcome == [errno.ECONNABORTED]
 
 
@@ -312,7 +313,7 @@ def test_a_request_that_vanishes_after_poll_reported_it_does_not_stop_the_daemon
         caller = subprocess.Popen(["stat", str(paused.mountpoint / "file")])
         assert paused.line() == "readable"
         caller.kill()
-        caller.wait(TIMEOUT_S)
+        caller.wait(DEADLINE_S)
         paused.go_on()
         assert paused.line() == "read", "the loop runs on, though no request came"
 

@@ -15,7 +15,7 @@ from memfsd.uapi.limits import MAX_FILE_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, errno_of, page
-from tests.support.threads import Beside, until
+from tests.support.threads import DEADLINE_S, Beside, until
 from tests.support.wire import Wire
 
 SLOW = 6
@@ -200,7 +200,7 @@ def test_an_invalidation_whose_turn_does_not_come_changes_nothing(store: LocalSt
         wire.up.setblocking(False)
         with pytest.raises(BlockingIOError):
             wire.called()
-        wire.up.settimeout(10)
+        wire.up.settimeout(DEADLINE_S)
         wire.ask(Kind.BYE)
 
 

@@ -19,7 +19,7 @@ from memfsd.uapi.framing import NOT_LET_IN, decode_failure, decode_header, encod
 from memfsd.uapi.limits import GREETING_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from tests.support.both_sides import LocalStore, page
-from tests.support.threads import until
+from tests.support.threads import DEADLINE_S, until
 from tests.support.wire import Wire
 
 
@@ -123,7 +123,7 @@ def test_a_store_without_descriptors_says_so(store: LocalStore, users: list[int]
     files = [os.open("/dev/null", os.O_RDONLY)]
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     down = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    down.settimeout(10)
+    down.settimeout(DEADLINE_S)
     try:
         resource.setrlimit(resource.RLIMIT_NOFILE, (max(map(int, os.listdir("/proc/self/fd"))) + 8, hard))
         with contextlib.suppress(OSError):

@@ -163,7 +163,7 @@ def test_names_of_vms_do_not_control_the_terminal(tmp_path: Path, capsys: pytest
 def test_a_journal_may_come_from_standard_input(action: str, recorded: list[str]) -> None:
     program = Path(sys.executable).parent / "kvmsim"
     report = [
-        subprocess.check_output(["/bin/sh", "-c", line, "sh", recorded[0], program, action], timeout=60)
+        subprocess.check_output(["/bin/sh", "-c", line, "sh", recorded[0], program, action], timeout=DEADLINE_S)
         for line in ('"$2" journal "$3" "$1"', '"$2" journal "$3" - <"$1"', 'cat "$1" | "$2" journal "$3" -')
     ]
     assert report[0] == report[1] == report[2]
@@ -189,7 +189,7 @@ def test_show_follows_a_journal_that_grows(recorded: list[str], tmp_path: Path) 
                 said.append(follower.stdout.readline())
             assert len(said) == len(lines) - 1
             follower.send_signal(signal.SIGINT)
-            assert follower.wait(30) == 130
+            assert follower.wait(DEADLINE_S) == 130
         finally:
             follower.kill()
 

@@ -17,7 +17,7 @@ from kvmsim.shell.script.outcome import Outcome
 from memfsd.uapi.errors import Refused
 from tests.support.prompt import PROMPT, ROOT, PromptTerminal
 from tests.support.terminal import CTRL_C
-from tests.support.threads import until
+from tests.support.threads import DEADLINE_S, until
 
 
 @pytest.fixture
@@ -124,7 +124,7 @@ def test_at_the_prompt_it_clears_the_line(terminal: PromptTerminal) -> None:
     terminal.interrupt(PROMPT)
     assert terminal.run("info vms").startswith("    * vm0")
     terminal.type("q\n")
-    assert terminal.process.wait(30) == 0
+    assert terminal.process.wait(DEADLINE_S) == 0
 
 
 def test_run_ends_in_order_with_130(fifo: Path, tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_run_ends_in_order_with_130(fifo: Path, tmp_path: Path) -> None:
     run.stdin = None
     with fifo.open("wb", buffering=0):
         run.send_signal(signal.SIGINT)
-        out, err = run.communicate(timeout=60)
+        out, err = run.communicate(timeout=DEADLINE_S)
     assert (run.returncode, err) == (130, "")
     assert "EINTR" in out
     assert not (tmp_path / "reached").exists()

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from tests.support.prompt import PROMPT, PromptTerminal
-from tests.support.terminal import CTRL_D, TAB
+from tests.support.terminal import CTRL_D, DEADLINE_S, TAB
 
 
 def test_tab_completes_the_words_of_a_command(terminal: PromptTerminal) -> None:
@@ -32,7 +32,7 @@ def test_lines_are_there_again_in_the_next_session(tmp_path: Path) -> None:
         first.until(PROMPT)
         first.run("info vms")
         first.type(CTRL_D)
-        assert first.process.wait(30) == 0
+        assert first.process.wait(DEADLINE_S) == 0
     with PromptTerminal(tmp_path) as second:
         second.until(PROMPT)
         assert second.run("\x10").startswith("    * vm0"), "Ctrl-P, the line before"
