@@ -22,7 +22,7 @@ from kvmsim.kvm.vcpu import Program, Vcpu
 from kvmsim.kvm.vmcall import tdvmcall, vmcall
 from kvmsim.memory.memory import Closed, Memory, MemoryRun
 from memfsd.uapi.errors import Refused, errno_name
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from .guestlib import set_memory
 
@@ -221,7 +221,7 @@ class Guest:
 
     def _accepting(self, vcpu: Vcpu, gpa: int, size: int) -> Program[None]:
         """TDG.MEM.PAGE.ACCEPT of each page: it must be mapped, and is zero as every new private page is."""
-        faults, gfn, end = self._kvm.faults, gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
+        faults, gfn, end = self._kvm.faults, Gfn(gpa >> PAGE_SHIFT), Gfn(gpa + size >> PAGE_SHIFT)
         while True:
             gfn = faults.first_unmapped(gfn, end, shared=False)
             if gfn == end:
@@ -248,7 +248,7 @@ class Guest:
     ) -> bytes | Exit:
         """Scalar: an access inside one page that is not mapped, or (not `missing`) to memory that waits. What was read;
         with data to write, b""."""
-        kvm, gfn, offset, write = self._kvm, gpa >> PAGE_SHIFT, gpa & (PAGE_SIZE - 1), data is not None
+        kvm, gfn, offset, write = self._kvm, Gfn(gpa >> PAGE_SHIFT), gpa & (PAGE_SIZE - 1), data is not None
         while True:
             if missing:
                 exit_ = kvm.faults.fault(vcpu, gfn, shared=shared, write=write, offset=offset, length=length)
@@ -285,8 +285,8 @@ class Guest:
             if vcpu.run.immediate_exit:
                 exit_ = INTR
                 break
-            gfn = at >> PAGE_SHIFT
-            last = min(-(-end // PAGE_SIZE), gfn + pages)
+            gfn = Gfn(at >> PAGE_SHIFT)
+            last = min(Gfn(-(-end // PAGE_SIZE)), gfn + pages)
             try:
                 vcpu.enter()
                 try:
@@ -299,7 +299,7 @@ class Guest:
                 if waits:
                     at = _act(runs, gpa, at, end, action)
                     if write:
-                        kvm.faults.log_write(gfn, -(-at // PAGE_SIZE))
+                        kvm.faults.log_write(gfn, Gfn(-(-at // PAGE_SIZE)))
             except Closed:
                 continue
             except OSError as error:
@@ -307,7 +307,7 @@ class Guest:
                     exit_ = _failed(at, shared, error)
                 pages = 1  # the run that failed once more, page by page, up to the page that fails
                 continue
-            gfn = at >> PAGE_SHIFT
+            gfn = Gfn(at >> PAGE_SHIFT)
             if at < end and gfn < last:
                 exit_ = kvm.faults.fault(
                     vcpu, gfn, shared=shared, write=write, want=last - gfn, offset=at % PAGE_SIZE, length=end - at

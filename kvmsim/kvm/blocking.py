@@ -6,6 +6,7 @@ What user space says is what an ioctl would take: slot ids, GFNs and counts of 4
 import threading
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import Gfn, GfnRange, Pgoff
 
 from .alias import PRIVATE, SHARED
 from .ioctls import check_not_pinned, slot_of
@@ -25,7 +26,7 @@ class Blocking:
         self._unmapper = unmapper
         self._pairings = pairings
 
-    def hide(self, id_: int, gfn: int, page_count: int) -> None:
+    def hide(self, id_: int, gfn: Gfn, page_count: int) -> None:
         """A punch that only blocks: these pages leave the private slot. Undone by `fill_slot`.
 
         EINVAL: no such slot, or the range is empty, not inside it, or in part a hole. EPERM: the slot shows an
@@ -71,7 +72,7 @@ class Blocking:
                         raise
 
     def attach(
-        self, id_: int, gfn: int, page_count: int, file: PairedFile, pgoff: int, segments: list[tuple[int, int]]
+        self, id_: int, gfn: Gfn, page_count: int, file: PairedFile, pgoff: Pgoff, segments: list[GfnRange]
     ) -> None:
         """Put a private slot back that `detach` took out. segments: the ranges of GFNs [start, end) that it showed.
 
@@ -81,7 +82,7 @@ class Blocking:
         with self._lock:
             self._add(self._slot(id_, gfn, page_count, file, pgoff, segments), even_if_lost=True)
 
-    def create_private(self, id_: int, gfn: int, page_count: int, file: PairedFile, pgoff: int) -> None:
+    def create_private(self, id_: int, gfn: Gfn, page_count: int, file: PairedFile, pgoff: Pgoff) -> None:
         """A private slot of pages of a file that the VM has paired with and that are not bound now, which have their
         contents. The id is free.
 
@@ -92,7 +93,7 @@ class Blocking:
             self._add(self._slot(id_, gfn, page_count, file, pgoff, [(gfn, gfn + page_count)]), even_if_lost=False)
 
     def _slot(
-        self, id_: int, gfn: int, page_count: int, file: PairedFile, pgoff: int, segments: list[tuple[int, int]]
+        self, id_: int, gfn: Gfn, page_count: int, file: PairedFile, pgoff: Pgoff, segments: list[GfnRange]
     ) -> Memslot:
         backing = self._pairings.paired(file)
         kind, flags, order = PRIVATE, SlotFlag.GUEST_MEMFD, backing.leaf_order
@@ -111,7 +112,7 @@ class Blocking:
                         slots.delete(slot.id)
                     raise
 
-    def destroy(self, gfn: int, page_count: int) -> int:
+    def destroy(self, gfn: Gfn, page_count: int) -> int:
         """Contents of the private pages of [gfn, gfn + page_count) that are blocked: they read as zeros. Returns the
         number of pages. OSError: the window is out of memory for it."""
         with self._vm.mmu.lock:
@@ -119,12 +120,12 @@ class Blocking:
         self._unmapper.destroy(runs)
         return sum(count for _, _, count in runs)
 
-    def forget(self, gfn: int, page_count: int) -> None:
+    def forget(self, gfn: Gfn, page_count: int) -> None:
         """The store has taken these pages back: they are not blocked any more. Never refused."""
         with self._vm.mmu.lock:
             self._vm.mmu.blocked.take(gfn, gfn + page_count)
 
-    def held_private(self, gfn: int, page_count: int) -> int:
+    def held_private(self, gfn: Gfn, page_count: int) -> int:
         """How many private pages of [gfn, gfn + page_count) hold memory, mapped or under an overlay. Never refused."""
         with self._vm.mmu.lock:
             return self._vm.mmu.held_private(gfn, gfn + page_count)

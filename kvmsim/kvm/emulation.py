@@ -3,7 +3,7 @@
 import errno
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from .alias import PRIVATE, SHARED
 from .exits import MemoryErrorExit
@@ -27,7 +27,7 @@ class Emulation:
         out = bytearray()
         vm, end = self._vm, gpa + length
         while gpa < end:
-            gfn, size = gpa >> PAGE_SHIFT, min(end - gpa, PAGE_SIZE - gpa % PAGE_SIZE)
+            gfn, size = Gfn(gpa >> PAGE_SHIFT), min(end - gpa, PAGE_SIZE - gpa % PAGE_SIZE)
             with vm.mmu.lock:
                 slot = vm.slots[SHARED].lookup(gfn)
                 private = slot is None and vm.slots[PRIVATE].lookup(gfn) is not None

@@ -10,11 +10,11 @@ from memfsd.common import trace
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES
-from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE, Gfn, HostPfn
 
 from .alias import SHARED
 from .exits import Exit, MemoryErrorExit
-from .mmu.ept import ACCESSED, DIRTY, entry_pfn, entry_writable
+from .mmu.ept import ACCESSED, DIRTY, PFN_SHIFT, entry_writable
 from .mmu.mmu import PageFault
 from .mmu.tlb import Translation, tlb_key
 from .region import SlotFlag
@@ -24,7 +24,7 @@ from .vm import Vm
 
 _MAX_RETRIES = 1 << 16
 
-_Frames = tuple[int, int, int]
+_Frames = tuple[HostPfn, int, int]
 """(frame of the VM, count, order) of a run of leaves of that order; it begins at the leaf around the fault's page."""
 
 
@@ -35,7 +35,7 @@ class Faults:
         self._vm = vm
 
     def fault(
-        self, vcpu: Vcpu, gfn: int, *, shared: bool, write: bool, want: int = 1, offset: int = 0, length: int = 1
+        self, vcpu: Vcpu, gfn: Gfn, *, shared: bool, write: bool, want: int = 1, offset: int = 0, length: int = 1
     ) -> Exit | None:
         """Handle an EPT violation: None when the page is mapped, else the exit. The vCPU is out of the guest.
 
@@ -118,23 +118,27 @@ class Faults:
             trace.vm.fault_waited(page_fault.gfn)
         return is_over
 
-    @trace.hot(trace.Side.VM, lambda to, _, vcpu, gfn, *, shared, write: to.translating(vcpu.tlb, gfn, shared))
-    def translate(self, vcpu: Vcpu, gfn: int, *, shared: bool, write: bool) -> Translation | None:
-        """TLB, then a walk that marks the leaf accessed and fills the TLB; None is an EPT violation. In guest mode."""
-        found = vcpu.tlb.lookup(gfn if shared else ~gfn)  # tlb_key, without the call: every access comes here
+    @trace.hot(trace.Side.VM, lambda to, _, vcpu, page, *, shared, write: to.translating(vcpu.tlb, page, shared))
+    def translate(self, vcpu: Vcpu, page: int, *, shared: bool, write: bool) -> Translation | None:
+        """TLB, then a walk that marks the leaf accessed and fills the TLB; None is an EPT violation. In guest mode.
+
+        page: a Gfn, as a plain int, since a hit would pay for the call that makes it one.
+        """
+        found = vcpu.tlb.lookup(page if shared else ~page)  # tlb_key, without the call: every access comes here
         if found is None:
             mmu = self._vm.mmu
             with mmu.lock:
-                entry = mmu.epts[not shared].walk(gfn)
+                ept, gfn = mmu.epts[not shared], Gfn(page)
+                entry = ept.walk(gfn)
                 if not entry:
                     return None
-                mmu.mark_accessed(gfn, private=not shared)
-                memory, frame = self._vm.physmap.find(entry_pfn(entry))
+                ept.mark(gfn, ACCESSED)
+                memory, frame = self._vm.physmap.find(HostPfn(entry >> PFN_SHIFT))
                 found = (memory, frame << PAGE_SHIFT, entry_writable(entry))
-                vcpu.tlb.insert(tlb_key(gfn, shared), found)
+                vcpu.tlb.insert(tlb_key(page, shared), found)
         return found if found[2] or not write else None
 
-    def walk(self, gfn: int, end: int, *, shared: bool, write: bool) -> list[MemoryRun]:
+    def walk(self, gfn: Gfn, end: Gfn, *, shared: bool, write: bool) -> list[MemoryRun]:
         """Mapped memory from gfn up to the first page that is missing (or not writable): walked as by the CPU, which
         marks it accessed (or dirty). The TLB is not asked, nor filled. In guest mode."""
         mmu = self._vm.mmu
@@ -155,25 +159,25 @@ class Faults:
                 runs.append((memory, frame << PAGE_SHIFT, count << PAGE_SHIFT))
             return runs
 
-    def first_unmapped(self, gfn: int, end: int, *, shared: bool) -> int:
+    def first_unmapped(self, gfn: Gfn, end: Gfn, *, shared: bool) -> Gfn:
         """The first GFN of [gfn, end) whose page is not mapped in this alias, or end."""
         with self._vm.mmu.lock:
             return self._vm.mmu.epts[not shared].first_missing(gfn, end)
 
-    def _writable_until(self, gfn: int, end: int) -> int:
+    def _writable_until(self, gfn: Gfn, end: Gfn) -> Gfn:
         """The first GFN of [gfn, end) that a READONLY shared slot shows, or end. With Mmu.lock held."""
         for slot in self._vm.slots[SHARED].overlaps(gfn, end):
             if slot.flags & SlotFlag.READONLY:
                 return max(gfn, min((low for low, high in slot.segments if high > gfn), default=end))
         return end
 
-    def _mark_dirty(self, start: int, end: int) -> None:
+    def _mark_dirty(self, start: Gfn, end: Gfn) -> None:
         """GFNs [start, end) were written: into the logs of the slots that have one. With Mmu.lock held."""
         for slot, low, high in self._vm.slots[SHARED].visible(start, end):
             if slot.dirty is not None:
                 slot.dirty.mark(low - slot.gfn, high - slot.gfn)
 
-    def log_write(self, start: int, end: int) -> None:
+    def log_write(self, start: Gfn, end: Gfn) -> None:
         """After a write out of guest mode, which a log that was taken meanwhile has not seen."""
         with self._vm.mmu.lock:
             self._mark_dirty(start, end)

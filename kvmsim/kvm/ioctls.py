@@ -8,7 +8,7 @@ from dataclasses import replace
 from kvmsim.memory.memory import Memory
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, GfnRange
 
 from .alias import PRIVATE, SHARED, Alias
 from .pairings import PairedFile, Pairings
@@ -157,7 +157,7 @@ class SlotIoctls:
             check_not_pinned(slot_of(self._vm, PRIVATE if private else SHARED, id_))
             self.delete(id_, private=private)
 
-    def get_dirty_log(self, id_: int) -> list[tuple[int, int]]:
+    def get_dirty_log(self, id_: int) -> list[GfnRange]:
         """KVM_GET_DIRTY_LOG: GFN ranges of a shared slot that were written since the last time, and are logged again.
 
         ENOENT where no slot logs. Writes that are reported have landed: every vCPU has left the guest since.
@@ -172,7 +172,7 @@ class SlotIoctls:
                     self._vm.mmu.protect(start, end)
             return dirty
 
-    def punch_slot(self, id_: int, gpa: int, size: int) -> list[tuple[int, int]]:
+    def punch_slot(self, id_: int, gpa: int, size: int) -> list[GfnRange]:
         """The proposed ioctl: a hole in a private slot. Data around it survives; ranges (gfn, end) removed.
 
         EINVAL: no such slot, unaligned, empty, not inside the slot, or in part a hole already. EPERM: a slot that shows
@@ -180,7 +180,7 @@ class SlotIoctls:
         """
         if (gpa | size) % PAGE_SIZE:
             raise Refused(errno.EINVAL, f"gpa {gpa:#x} and size {size:#x} must be multiples of 4096")
-        start, end = gpa >> PAGE_SHIFT, gpa + size >> PAGE_SHIFT
+        start, end = Gfn(gpa >> PAGE_SHIFT), Gfn(gpa + size >> PAGE_SHIFT)
         with self._lock:
             slot = slot_of(self._vm, PRIVATE, id_)
             check_not_pinned(slot)
@@ -192,7 +192,7 @@ class SlotIoctls:
                 self._pairings.forget(slot, removed)
             return removed
 
-    def fill_slot(self, id_: int, start: int, end: int) -> None:
+    def fill_slot(self, id_: int, start: Gfn, end: Gfn) -> None:
         """The inverse of a punch: GFNs [start, end) of a hole belong to the slot again. What `punch_slot` took is
         empty; what `hide` took has its contents.
 
@@ -212,7 +212,7 @@ class SlotIoctls:
                         slots.punch(id_, start, end)
                     raise
 
-    def _block_under_overlay(self, start: int, end: int) -> None:
+    def _block_under_overlay(self, start: Gfn, end: Gfn) -> None:
         """An ordinary slot lies over [start, end) now: under it, private pages are blocked where it is an overlay."""
         if self._vm.overlay:
             self._unmapper.block([(start, end)])
@@ -244,7 +244,7 @@ class SlotIoctls:
         if backing.owned:
             backing.memory.close()
 
-    def _retire(self, segments: list[tuple[int, int]]) -> None:
+    def _retire(self, segments: list[GfnRange]) -> None:
         """Private GFNs that no slot shows any more: zap, flush, destroy contents."""
         self._unmapper.destroy(self._unmapper.zap(segments, private=True))
 

@@ -14,7 +14,7 @@ image       what private memory holds before the guest runs, and its measurement
 
 from kvmsim.store.link import pair as pair_with_store
 from memfsd.common import sync
-from memfsd.uapi.units import PGOFF_END
+from memfsd.uapi.units import PGOFF_END, Gfn, Pgoff
 
 from .alias import PRIVATE, SHARED
 from .blocking import Blocking
@@ -29,8 +29,8 @@ from .prefault import PreFault
 from .unmapper import Unmapper
 from .vm import Vm
 
-_EVERY_PAGE = 0, PGOFF_END - 1
-_EVERY_GFN = 0, MAX_GFN_EPT
+_EVERY_PAGE = Pgoff(0), PGOFF_END - 1
+_EVERY_GFN = Gfn(0), MAX_GFN_EPT
 
 
 class Kvm:

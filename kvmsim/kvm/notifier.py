@@ -11,11 +11,12 @@ from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_RUNS_PER_REPORT
 from memfsd.uapi.proof import SECRET_BYTES
+from memfsd.uapi.units import Gfn, GfnRange, Pgoff, PgoffRange
 
 from .alias import PRIVATE
 from .mmu.ept import MAX_GFN_EPT
 from .slots.backing import Gmem
-from .slots.memslots import Memslot
+from .slots.memslots import Segment
 from .unmapper import Unmapper
 from .vm import Vm
 
@@ -27,19 +28,19 @@ class Notifier:
         self._vm = vm
         self._unmapper = unmapper
         self.secret = os.urandom(SECRET_BYTES)
-        self._open: dict[StoreLink, tuple[int, int]] = {}
+        self._open: dict[StoreLink, GfnRange] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
-        self.changing: dict[Gmem, tuple[int, int]] = {}
+        self.changing: dict[Gmem, PgoffRange] = {}
         """File pages [start, end) of the slot that is being made or deleted: the store may not know yet what is shown,
         or what is not. Guarded by Mmu.lock."""
 
-    def on_begin(self, link: StoreLink, begin: m.InvalidateBegin) -> list[tuple[int, int]]:
+    def on_begin(self, link: StoreLink, begin: m.InvalidateBegin) -> list[PgoffRange]:
         mmu = self._vm.mmu
-        kept: list[tuple[int, int]] = []
+        kept: list[PgoffRange] = []
         with mmu.lock:
             if not mmu.invalidation_ended.wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S):
                 raise PeerLost("a memslot of this VM was not deleted in time")
-            ranges = self._gfn_ranges(link, begin.start, begin.end)
+            ranges = self._gfn_ranges(link, Pgoff(begin.start), Pgoff(begin.end))
             if not ranges:
                 return []
             low, high = min(gfn for gfn, _, _ in ranges), max(gfn + count for gfn, _, count in ranges)
@@ -60,7 +61,7 @@ class Notifier:
                 self._vm.mmu.invalidate_end()
         link.seq = end.seq
 
-    def on_report(self, link: StoreLink, cursor: int) -> m.ReportReply:
+    def on_report(self, link: StoreLink, cursor: Gfn) -> m.ReportReply:
         slots: list[tuple[int, int, int, int]] = []
         mappings: list[tuple[int, int, int]] = []
         stop = MAX_GFN_EPT
@@ -94,11 +95,11 @@ class Notifier:
         if segments:
             self._unmapper.zap(segments, private=True)
 
-    def segments(self, link: StoreLink) -> list[tuple[Memslot, int, int]]:
+    def segments(self, link: StoreLink) -> list[Segment]:
         """Visible segments of the link's slots, by GFN."""
         return sorted(self._vm.slots[PRIVATE].of_file(link), key=lambda segment: segment[1])
 
-    def _gfn_ranges(self, link: StoreLink, start: int, end: int) -> list[tuple[int, int, int]]:
+    def _gfn_ranges(self, link: StoreLink, start: Pgoff, end: Pgoff) -> list[tuple[Gfn, Pgoff, int]]:
         """Where file pages [start, end) show: (gfn, pgoff, pages); nothing if a store that lies says end <= start."""
         if end <= start:
             return []
@@ -108,7 +109,7 @@ class Notifier:
         ]
 
 
-def _at_most(ranges: list[tuple[int, int]], count: int) -> list[tuple[int, int]]:
+def _at_most(ranges: list[PgoffRange], count: int) -> list[PgoffRange]:
     """Keeping too much is safe, so the last range may widen to cover what does not fit in a packet."""
     if len(ranges) <= count:
         return ranges

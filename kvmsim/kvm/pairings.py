@@ -11,6 +11,7 @@ from typing import NamedTuple
 from kvmsim.store.link import Callbacks, FileId, StoreLink, store_of_sealed
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.units import GfnRange, Pgoff
 
 from .alias import PRIVATE
 from .notifier import Notifier
@@ -103,7 +104,7 @@ class Pairings:
         assert link is not None
         return PairedFile(link.file, backing.path, link.order)
 
-    def punch(self, file: PairedFile, pgoff: int, page_count: int) -> None:
+    def punch(self, file: PairedFile, pgoff: Pgoff, page_count: int) -> None:
         """fallocate(PUNCH_HOLE | KEEP_SIZE) of the file's pages [pgoff, pgoff + page_count) by user space, which counts
         them in 4 KiB. Refused with its errno; ENOENT when the pairing has ended."""
         self._paired(file).punch(pgoff, page_count)
@@ -150,9 +151,9 @@ class Pairings:
         """None: the pairing has ended."""
         return next((link for link in self.links.values() if link is gmem), None)
 
-    def bind(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+    def bind(self, slot: Memslot, segments: list[GfnRange]) -> None:
         """All of them, or Refused."""
-        link, done = slot.gmem, list[tuple[int, int]]()
+        link, done = slot.gmem, list[GfnRange]()
         try:
             for start, end in segments:
                 link.bind(slot.id, start, slot.pgoff_of(start), end - start)
@@ -164,9 +165,9 @@ class Pairings:
                 raise
             raise Refused(errno.EHOSTDOWN, str(error)) from None
 
-    def unbind(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+    def unbind(self, slot: Memslot, segments: list[GfnRange]) -> None:
         """All of them, or Refused."""
-        link, done = slot.gmem, list[tuple[int, int]]()
+        link, done = slot.gmem, list[GfnRange]()
         try:
             for start, end in segments:
                 link.unbind(slot.pgoff_of(start), end - start)
@@ -190,7 +191,7 @@ class Pairings:
             with self._vm.mmu.lock:
                 del self._notifier.changing[gmem]
 
-    def forget(self, slot: Memslot, segments: list[tuple[int, int]]) -> None:
+    def forget(self, slot: Memslot, segments: list[GfnRange]) -> None:
         """Tell the store, if it is there, that these GFNs are not bound any more."""
         for start, end in segments:
             try:

@@ -3,7 +3,7 @@
 from enum import IntFlag
 from typing import NamedTuple
 
-from memfsd.uapi.units import PAGE_SHIFT
+from memfsd.uapi.units import PAGE_SHIFT, Gfn, Pgoff
 
 from .mmu.eptentry import MAX_GFN_EPT
 
@@ -30,9 +30,9 @@ class MemoryRegion(NamedTuple):
     offset: int
 
     @property
-    def gfn(self) -> int:
+    def gfn(self) -> Gfn:
         """The first of the slot's GFNs."""
-        return self.gpa >> PAGE_SHIFT
+        return Gfn(self.gpa >> PAGE_SHIFT)
 
     @property
     def page_count(self) -> int:
@@ -40,11 +40,11 @@ class MemoryRegion(NamedTuple):
         return self.size >> PAGE_SHIFT
 
     @property
-    def end(self) -> int:
+    def end(self) -> Gfn:
         """The GFN after the last one."""
         return self.gfn + self.page_count
 
     @property
-    def pgoff(self) -> int:
+    def pgoff(self) -> Pgoff:
         """The page of the backing at the first GFN."""
-        return self.offset >> PAGE_SHIFT
+        return Pgoff(self.offset >> PAGE_SHIFT)

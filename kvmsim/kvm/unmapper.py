@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from kvmsim.memory.memory import WindowMemory
 from memfsd.common import trace
+from memfsd.uapi.units import Gfn, GfnRange
 
 from .alias import PRIVATE, SHARED, Alias
 from .mmu.runs import Run
@@ -23,7 +24,7 @@ class Unmapper:
         """GFN ranges [start, end) that a slot has just lost and what follows is not done yet. Guarded by Mmu.lock."""
 
     @contextlib.contextmanager
-    def bracket(self, segments: list[tuple[int, int]]) -> Iterator[None]:
+    def bracket(self, segments: list[GfnRange]) -> Iterator[None]:
         """An invalidation of our own, so that no fault under way maps it again. The body has Mmu.lock; then every vCPU
         leaves the guest, and the bracket closes."""
         mmu = self.vm.mmu
@@ -34,7 +35,7 @@ class Unmapper:
         with mmu.lock:
             mmu.invalidate_end()
 
-    def zap(self, segments: list[tuple[int, int]], *, private: bool) -> list[Run]:
+    def zap(self, segments: list[GfnRange], *, private: bool) -> list[Run]:
         runs: list[Run] = []
         if segments:
             remove = self.vm.mmu.zap
@@ -42,7 +43,7 @@ class Unmapper:
                 runs += [run for start, end in segments for run in remove(start, end, private=private)]
         return runs
 
-    def block(self, segments: list[tuple[int, int]]) -> None:
+    def block(self, segments: list[GfnRange]) -> None:
         """Private GFNs are unmapped and keep their contents."""
         if segments:
             with self.bracket(segments):
@@ -73,7 +74,7 @@ class Unmapper:
                 mmu.invalidation_ended.notify_all()
 
     @contextlib.contextmanager
-    def hold_off_faults(self, start: int, end: int) -> Iterator[None]:
+    def hold_off_faults(self, start: Gfn, end: Gfn) -> Iterator[None]:
         """GFNs get a slot here and a binding in the store: a fault that sees one of both waits for the other."""
         mmu = self.vm.mmu
         with mmu.lock:

@@ -6,7 +6,7 @@ from kvmsim.memory.memory import Memory
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
-from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from .alias import PRIVATE, SHARED
 from .exits import Exit, MemoryErrorExit, MmioExit
@@ -51,7 +51,7 @@ class Vm:
             raise Refused(errno.EINVAL, f"VM {quoted(self.name)} has no vCPU {id_}: create it with 'vcpu {id_}'")
         return found
 
-    def fault(self, gfn: int, *, private: bool, write: bool, offset: int, length: int) -> PageFault | Exit:
+    def fault(self, gfn: Gfn, *, private: bool, write: bool, offset: int, length: int) -> PageFault | Exit:
         """An EPT violation (implicit request): the fault to handle it, or the exit. The sequence is read first.
 
         offset and length: the bytes of the access in its page, for the exits.
@@ -76,23 +76,23 @@ class Vm:
             return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
         return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)
 
-    def covers(self, start: int, end: int, *, private: bool) -> bool:
+    def covers(self, start: Gfn, end: Gfn, *, private: bool) -> bool:
         """One slot shows all of [start, end) in this alias: an explicit request for it is handled."""
         if self.slots[private].covers(start, end) is None:
             return False
         return not (private and self.overlay and self.slots[SHARED].overlaps(start, end))
 
-    def _not_overlaid(self, gfn: int, segment: Segment) -> Segment | None:
+    def _not_overlaid(self, gfn: Gfn, segment: Segment) -> Segment | None:
         """The part of a private segment around gfn that no ordinary slot lies over; None where one does."""
         slot, start, end = segment
         over = self.slots[SHARED]
         if over.segment(gfn) is not None:
             return None
-        limit = over.next_start(gfn)
-        return slot, max(start, over.previous_end(gfn)), end if limit is None else min(end, limit)
+        floor, limit = over.previous_end(gfn), over.next_start(gfn)
+        return slot, start if floor is None else max(start, floor), end if limit is None else min(end, limit)
 
 
-def _logged(slot: Memslot, gfn: int, end: int, seq: int, *, write: bool) -> PageFault:
+def _logged(slot: Memslot, gfn: Gfn, end: Gfn, seq: int, *, write: bool) -> PageFault:
     """A page of a slot with a dirty log: read-only until it is written, and then it alone is writable, and dirty."""
     assert slot.dirty is not None
     if write:
@@ -101,7 +101,7 @@ def _logged(slot: Memslot, gfn: int, end: int, seq: int, *, write: bool) -> Page
     return PageFault(gfn, False, slot, slot.pgoff_of(gfn), end - gfn, slot.writable and write, seq, 0)
 
 
-def _largest_leaf(max_order: int, gfn: int, start: int, end: int) -> tuple[int, int]:
+def _largest_leaf(max_order: int, gfn: Gfn, start: Gfn, end: Gfn) -> tuple[int, Gfn]:
     """Order of the largest leaf around gfn inside [start, end), and where a run of such leaves has to end.
 
     It ends where a larger leaf may begin, or else it would be in its way.

@@ -10,7 +10,7 @@ import errno
 from collections.abc import Sequence
 from dataclasses import replace
 
-from memfsd.uapi.units import PAGE_SHIFT
+from memfsd.uapi.units import PAGE_SHIFT, Gfn
 
 from . import hypercalls as h
 from .exits import Exit, HypercallExit, MemoryErrorExit
@@ -52,10 +52,10 @@ def tdvmcall(kvm: Kvm, vcpu: Vcpu, asked: Registers) -> Program[Registers]:
 def _map(kvm: Kvm, vcpu: Vcpu, start: int, end: int, private: bool) -> Program[tuple[int, int]]:
     """Status, and the GPA where it stopped: every page gets mapped, with a look at pending events after each chunk."""
     vm, mmu = kvm.vm, kvm.vm.mmu
-    at, stop, gfn, last = start, h.chunk_end(start, end), start >> PAGE_SHIFT, end >> PAGE_SHIFT
+    at, stop, gfn, last = start, h.chunk_end(start, end), Gfn(start >> PAGE_SHIFT), Gfn(end >> PAGE_SHIFT)
     while True:
         with mmu.lock:
-            covered = vm.covers(at >> PAGE_SHIFT, last, private=private)
+            covered = vm.covers(Gfn(at >> PAGE_SHIFT), last, private=private)
             if covered:
                 gfn = mmu.epts[private].first_missing(gfn, last)
         exit_: Exit | None

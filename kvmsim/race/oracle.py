@@ -8,14 +8,14 @@ from kvmsim.memory.memory import Memory
 from kvmsim.store.link import StoreLink
 from memfsd.core.gmem import guest_of
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.units import PAGE_SHIFT
+from memfsd.uapi.units import PAGE_SHIFT, Gfn
 
 from . import points
 from .accesses import Kind
 from .scheduler import Scheduler, Task
 from .world import SimulatedVm, World
 
-_ALL_GFNS = 1 << 20
+_ALL_GFNS = Gfn(1 << 20)
 
 
 class Oracle:
@@ -58,7 +58,7 @@ class Oracle:
     def _reaches(self, vm: SimulatedVm, link: StoreLink, low: int, high: int) -> str:
         if link not in vm.kvm.pairings.links.values():
             return ""
-        for gfn, pfn, count in vm.vm.mmu.epts[PRIVATE].runs(0, _ALL_GFNS):
+        for gfn, pfn, count in vm.vm.mmu.epts[PRIVATE].runs(Gfn(0), _ALL_GFNS):
             first = pfn - link.base
             if first < high and low < first + count:
                 return f"{vm.name} maps it (GFN {gfn + max(low - first, 0):#x})"
@@ -104,7 +104,7 @@ class Oracle:
             for key, (memory, offset, _) in vars_of_tlb(vcpu.tlb).items():
                 if key >= 0:
                     continue
-                entry = mmu.epts[PRIVATE].walk(~key)
+                entry = mmu.epts[PRIVATE].walk(Gfn(~key))
                 found = vm.vm.physmap.find(entry_pfn(entry)) if entry else None
                 if found is None or found[0] is not memory or found[1] != offset >> PAGE_SHIFT:
                     fail(f"R3: the TLB of {vm.name}.vcpu{vcpu.id} has GFN {~key:#x}, which the EPT has not")

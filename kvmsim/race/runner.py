@@ -13,7 +13,7 @@ from kvmsim.kvm.exits import Exit, MemoryErrorExit, MmioExit
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.common import sync
 from memfsd.uapi.errors import Refused, errno_name
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from . import points
 from .accesses import Access
@@ -283,7 +283,7 @@ class _Run:
 
     def _vmm_fill(self, actor: Actor, vm: SimulatedVm, id_: int, gfn: int, pages: int) -> str:
         with vm.vmm.memory.lock:
-            vm.vmm.memory.fill_slot(id_, gfn, gfn + pages)
+            vm.vmm.memory.fill_slot(id_, Gfn(gfn), Gfn(gfn + pages))
         return ""
 
     def _vmm_close(self, actor: Actor, vm: SimulatedVm) -> str:

@@ -9,7 +9,7 @@ from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.hva import HostAddressSpace
 from memfsd.common.quote import quoted
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, GfnRange, format_size
 
 from .script.outcome import format_exit
 
@@ -54,7 +54,7 @@ def ept(machine: VirtualMachine) -> Answer:
     facts: list[dict[str, Any]] = []
     with vm.mmu.lock:
         for private, space in ((False, "shared"), (True, "private")):
-            for order, (gfn, pfn, count) in vm.mmu.epts[private].leaf_runs(0, MAX_GFN_EPT):
+            for order, (gfn, pfn, count) in vm.mmu.epts[private].leaf_runs(Gfn(0), MAX_GFN_EPT):
                 _, frame = vm.physmap.find(pfn)
                 facts.append(
                     {
@@ -155,7 +155,7 @@ def stats(machine: VirtualMachine) -> Answer:
     return facts, _lines(facts)
 
 
-def dirty(ranges: list[tuple[int, int]]) -> Answer:
+def dirty(ranges: list[GfnRange]) -> Answer:
     """A dirty log: ranges of GFNs that were written."""
     facts = [{"gpa": start << PAGE_SHIFT, "size": end - start << PAGE_SHIFT} for start, end in ranges]
     lines = [f"{'GPA':>14} {'SIZE':>8}"] + [f"{f['gpa']:>#14x} {format_size(f['size']):>8}" for f in facts]

@@ -37,7 +37,7 @@ from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
 from memfsd.uapi.pairing import State, next_state
 from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves, split_token
-from memfsd.uapi.units import PAGE_SHIFT
+from memfsd.uapi.units import PAGE_SHIFT, Gfn, HostPfn, Pgoff, PgoffRange
 
 _B = TypeVar("_B", bound=m.Body)
 _GET_PFN = Kind.GET_PFN
@@ -57,12 +57,12 @@ class Callbacks(Protocol):
     secret: bytes
     """Of the VM: who says it again may come back to a file after BYE."""
 
-    def on_begin(self, link: "StoreLink", begin: m.InvalidateBegin) -> list[tuple[int, int]]:
+    def on_begin(self, link: "StoreLink", begin: m.InvalidateBegin) -> list[PgoffRange]:
         """Zap, flush, get every vCPU out once; what the guest keeps (RECLAIM)."""
 
     def on_end(self, link: "StoreLink", end: m.InvalidateEnd) -> None: ...
 
-    def on_report(self, link: "StoreLink", cursor: int) -> m.ReportReply: ...
+    def on_report(self, link: "StoreLink", cursor: Gfn) -> m.ReportReply: ...
 
     def on_lost(self, link: "StoreLink", why: str) -> None:
         """The store is gone: zap everything that came from it."""
@@ -119,7 +119,7 @@ class StoreLink:
         self.seq = reply.seq
         """The file's invalidation sequence number, as the last END said."""
         self.frame_count = self.memory.frame_count
-        self.base = 0
+        self.base = HostPfn(0)
         """First frame number of the window in the VM's PhysMap; set by the machine."""
         self._thread = sync.thread(self._serve_up, f"up-{self.file.inode}")
 
@@ -140,20 +140,20 @@ class StoreLink:
 
     # -- down: kvmsim asks
 
-    def bind(self, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
+    def bind(self, slot: int, gfn: Gfn, pgoff: Pgoff, page_count: int) -> None:
         self._ask(Kind.BIND, m.Bind(slot, gfn, pgoff, page_count), m.Empty)
 
-    def unbind(self, pgoff: int, page_count: int) -> None:
+    def unbind(self, pgoff: Pgoff, page_count: int) -> None:
         self._ask(Kind.UNBIND, m.Unbind(pgoff, page_count), m.Empty)
 
-    def get_pfn(self, pgoff: int, max_pages: int) -> m.GetPfnReply:
+    def get_pfn(self, pgoff: Pgoff, max_pages: int) -> m.GetPfnReply:
         """A granted run, all of it in the window. Refused with the store's errno; PeerLost when it is gone."""
         granted = self._ask(_GET_PFN, m.GetPfn(pgoff, max_pages), m.GetPfnReply)
         if granted.pfn + granted.page_count > self.frame_count:
             raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
         return granted
 
-    def punch(self, pgoff: int, page_count: int) -> None:
+    def punch(self, pgoff: Pgoff, page_count: int) -> None:
         """fallocate(PUNCH_HOLE | KEEP_SIZE): user space gives pages of the file back. Refused with its errno."""
         self._punch(self.fd, pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT)
         self.punch_count += 1
@@ -351,7 +351,7 @@ class StoreLink:
             return self._refuse(id_, kind, errno.EINVAL, str(error)), False
         reply: m.Body = m.Empty()
         if isinstance(body, m.InvalidateBegin):
-            reply = m.InvalidateBeginReply(self._callbacks.on_begin(self, body))
+            reply = m.InvalidateBeginReply([*self._callbacks.on_begin(self, body)])
             log.debug(
                 "VM %s gave back pages %#x-%#x of inode %d (%s) but for %d ranges",
                 *(self._vm, body.start, body.end, self.ino, body.reason.name, len(reply.kept)),
@@ -363,7 +363,7 @@ class StoreLink:
             self.lost = f"the store revoked the pairing: {one_line(body.reason)}"
             self._callbacks.on_lost(self, self.lost)
         elif isinstance(body, m.Report):
-            reply = self._callbacks.on_report(self, body.cursor)
+            reply = self._callbacks.on_report(self, Gfn(body.cursor))
         return encode_reply(id_, kind, reply), True
 
 

@@ -12,9 +12,9 @@ from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import Memory
 from memfsd.common import sync
 from memfsd.common.intervals import IntervalSet
-from memfsd.uapi.units import PAGE_SHIFT
+from memfsd.uapi.units import PAGE_SHIFT, Gfn, GfnRange, Pgoff
 
-from .ram import PrivatePiece, PrivateRegion, RamMap, Range, Region, S
+from .ram import PrivatePiece, PrivateRegion, RamMap, Region, S
 
 
 class GuestMemory:
@@ -28,7 +28,7 @@ class GuestMemory:
         self._kvm = kvm
         self.lock = sync.lock("GuestMemory.lock")
         self.ram = RamMap()
-        self._unreported: dict[int, list[Range]] = {}
+        self._unreported: dict[int, list[tuple[int, int]]] = {}
         """By shared slot: pages of it, counted from its first one, that were written before it was made in the place
         of another one, and that `get_dirty_log` has still to report."""
 
@@ -88,7 +88,7 @@ class GuestMemory:
 
     # -- KVM_GET_DIRTY_LOG
 
-    def get_dirty_log(self, id_: int) -> list[Range]:
+    def get_dirty_log(self, id_: int) -> list[GfnRange]:
         """SlotIoctls.get_dirty_log, and what `keep_dirty` has kept for the slot."""
         dirty = self._kvm.slots.get_dirty_log(id_)
         region, kept = self.ram.shared.get(id_), self._unreported.pop(id_, None)
@@ -98,7 +98,7 @@ class GuestMemory:
         moved = [(region.gfn + start, region.gfn + end) for start, end in kept]
         return IntervalSet([*dirty, *moved]).within(region.gfn, region.end)
 
-    def keep_dirty(self, id_: int, ranges: list[Range]) -> None:
+    def keep_dirty(self, id_: int, ranges: list[GfnRange]) -> None:
         """What of these GFNs the shared slot has was written: it is in the next log of the slot."""
         region = self.ram.shared.get(id_)
         assert region is not None
@@ -112,14 +112,14 @@ class GuestMemory:
         for start, end in self._kvm.slots.punch_slot(id_, gpa, size):
             self.ram.private.punch(id_, start, end)
 
-    def fill_slot(self, id_: int, start: int, end: int) -> None:
+    def fill_slot(self, id_: int, start: Gfn, end: Gfn) -> None:
         """SlotIoctls.fill_slot."""
         self._kvm.slots.fill_slot(id_, start, end)
         self.ram.private.fill(id_, start, end)
 
     # -- the steps of a conversion that can be taken back
 
-    def hide(self, id_: int, start: int, end: int) -> None:
+    def hide(self, id_: int, start: Gfn, end: Gfn) -> None:
         """Blocking.hide. Undone by `fill_slot`."""
         self._kvm.blocking.hide(id_, start, end - start)
         self.ram.private.punch(id_, start, end)
@@ -129,7 +129,7 @@ class GuestMemory:
         self._kvm.blocking.detach(id_)
         self.ram.private.remove(id_)
 
-    def attach(self, region: PrivateRegion, segments: list[Range]) -> None:
+    def attach(self, region: PrivateRegion, segments: list[GfnRange]) -> None:
         """Blocking.attach."""
         self._kvm.blocking.attach(region.id, region.gfn, region.page_count, region.source, region.pgoff, segments)
         self.ram.private.add(region, segments)
@@ -142,13 +142,13 @@ class GuestMemory:
         self._kvm.blocking.create_private(id_, start, region.page_count, region.source, region.pgoff)
         self.ram.private.add(region)
 
-    def give_back(self, region: PrivateRegion, start: int, end: int) -> None:
+    def give_back(self, region: PrivateRegion, start: Gfn, end: Gfn) -> None:
         """GFNs [start, end) of what the region had are blocked: fallocate(PUNCH_HOLE) of their pages gives them to the
         store. Pairings.punch; Refused with the store's errno."""
         self._kvm.pairings.punch(region.source, region.pgoff_of(start), end - start)
         self._kvm.blocking.forget(start, end - start)
 
-    def destroy(self, start: int, end: int) -> int:
+    def destroy(self, start: Gfn, end: Gfn) -> int:
         """Blocking.destroy."""
         return self._kvm.blocking.destroy(start, end - start)
 
@@ -172,4 +172,5 @@ class GuestMemory:
 
 
 def _region(id_: int, gpa: int, size: int, flags: int, source: S, offset: int) -> Region[S]:
-    return Region(id_, gpa >> PAGE_SHIFT, size >> PAGE_SHIFT, flags, source, offset >> PAGE_SHIFT)
+    gfn, pgoff = Gfn(gpa >> PAGE_SHIFT), Pgoff(offset >> PAGE_SHIFT)
+    return Region(id_, gfn, size >> PAGE_SHIFT, flags, source, pgoff)

@@ -15,11 +15,9 @@ from typing import Generic, NamedTuple, TypeVar
 from kvmsim.kvm.pairings import PairedFile
 from kvmsim.memory.memory import Memory
 from memfsd.common.intervals import IntervalMap, subtract
+from memfsd.uapi.units import Gfn, GfnRange, Pgoff
 
 S = TypeVar("S")
-
-Range = tuple[int, int]
-"""GFNs [start, end)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -27,17 +25,17 @@ class Region(Generic[S]):
     """page_count pages from gfn on: those of `source` from its page pgoff on. flags: KVM_MEM_*."""
 
     id: int
-    gfn: int
+    gfn: Gfn
     page_count: int
     flags: int
     source: S
-    pgoff: int
+    pgoff: Pgoff
 
     @property
-    def end(self) -> int:
+    def end(self) -> Gfn:
         return self.gfn + self.page_count
 
-    def pgoff_of(self, gfn: int) -> int:
+    def pgoff_of(self, gfn: Gfn) -> Pgoff:
         """The page of the source at this GFN."""
         return self.pgoff + gfn - self.gfn
 
@@ -46,8 +44,8 @@ class Piece(NamedTuple, Generic[S]):
     """GFNs [start, end) of one region."""
 
     region: Region[S]
-    start: int
-    end: int
+    start: Gfn
+    end: Gfn
 
 
 class Regions(Generic[S]):
@@ -69,30 +67,30 @@ class Regions(Generic[S]):
 
     # -- what is where
 
-    def visible(self, start: int, end: int) -> list[Piece[S]]:
+    def visible(self, start: Gfn, end: Gfn) -> list[Piece[S]]:
         """What regions show of [start, end), in order."""
         return [Piece(region, low, high) for low, high, region in self._visible.within(start, end)]
 
-    def around(self, gfn: int) -> Piece[S] | None:
+    def around(self, gfn: Gfn) -> Piece[S] | None:
         """All that the region of this GFN shows without a gap."""
         found = self._visible.find(gfn)
         return None if found is None else Piece(found[2], found[0], found[1])
 
-    def covers(self, start: int, end: int) -> bool:
+    def covers(self, start: Gfn, end: Gfn) -> bool:
         """One region shows all of [start, end): what KVM asks of the range of an explicit request."""
         piece = self.around(start)
         return piece is not None and end <= piece.end
 
-    def missing(self, start: int, end: int) -> list[Range]:
+    def missing(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """What of [start, end) no region shows."""
         return subtract(start, end, ((low, high) for low, high, _ in self._visible.within(start, end)))
 
-    def segments(self, region: Region[S]) -> list[Range]:
+    def segments(self, region: Region[S]) -> list[GfnRange]:
         """What a region shows."""
         pieces = self._visible.within(region.gfn, region.end)
         return [(low, high) for low, high, shown in pieces if shown is region]
 
-    def holes(self, start: int, end: int) -> list[Piece[S]]:
+    def holes(self, start: Gfn, end: Gfn) -> list[Piece[S]]:
         """What regions have of [start, end) and do not show."""
         return [
             Piece(region, low, high)
@@ -100,13 +98,13 @@ class Regions(Generic[S]):
             for low, high in self._hidden(region, max(region.gfn, start), min(region.end, end))
         ]
 
-    def _hidden(self, region: Region[S], start: int, end: int) -> list[Range]:
+    def _hidden(self, region: Region[S], start: Gfn, end: Gfn) -> list[GfnRange]:
         shown = ((low, high) for low, high, shown in self._visible.within(start, end) if shown is region)
         return subtract(start, end, shown)
 
     # -- what KVM has accepted
 
-    def add(self, region: Region[S], segments: list[Range] | None = None) -> None:
+    def add(self, region: Region[S], segments: list[GfnRange] | None = None) -> None:
         """segments: what it shows, if not all of it."""
         assert region.id not in self._regions, region
         self._regions[region.id] = region
@@ -119,12 +117,12 @@ class Regions(Generic[S]):
             self._visible.remove(start)
         return region
 
-    def punch(self, id_: int, start: int, end: int) -> None:
+    def punch(self, id_: int, start: Gfn, end: Gfn) -> None:
         """The region shows [start, end) no longer."""
         cut = self._visible.cut(start, end)
         assert [(low, high, region.id) for low, high, region in cut] == [(start, end, id_)], cut
 
-    def fill(self, id_: int, start: int, end: int) -> None:
+    def fill(self, id_: int, start: Gfn, end: Gfn) -> None:
         """The region shows [start, end) again."""
         self._visible.put(start, end, self._regions[id_])
 
@@ -141,11 +139,11 @@ class RamMap:
         self.shared: Regions[Memory] = Regions()
         self.private: Regions[PairedFile] = Regions()
 
-    def is_known(self, start: int, end: int) -> bool:
+    def is_known(self, start: Gfn, end: Gfn) -> bool:
         """Every page of [start, end) is memory in one alias or the other; what a person has punched is not."""
         shown = [(low, high) for _, low, high in (*self.shared.visible(start, end), *self.private.visible(start, end))]
         return not subtract(start, end, shown)
 
-    def is_unknown(self, start: int, end: int) -> bool:
+    def is_unknown(self, start: Gfn, end: Gfn) -> bool:
         """No page of [start, end) is memory."""
         return not self.shared.visible(start, end) and not self.private.visible(start, end)

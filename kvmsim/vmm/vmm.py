@@ -13,7 +13,7 @@ from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED,
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from .conversion.design import Design, Tally
 from .conversion.overlay import Overlay
@@ -30,8 +30,8 @@ R = TypeVar("R")
 class _Wanted(NamedTuple):
     """GFNs [start, end) in this alias; explicit: by a call of the guest, else by an access."""
 
-    start: int
-    end: int
+    start: Gfn
+    end: Gfn
     private: bool
     explicit: bool
 
@@ -184,10 +184,10 @@ def _wanted(exit_: MemoryErrorExit | HypercallExit) -> _Wanted | None:
     if isinstance(exit_, MemoryErrorExit):
         if exit_.illegal or exit_.errno:
             return None
-        start, end = exit_.gpa >> PAGE_SHIFT, -(-(exit_.gpa + exit_.size) // PAGE_SIZE)
+        start, end = Gfn(exit_.gpa >> PAGE_SHIFT), Gfn(-(-(exit_.gpa + exit_.size) // PAGE_SIZE))
         return _Wanted(start, end, exit_.private, exit_.explicit)
     if exit_.nr != KVM_HC_MAP_GPA_RANGE:
         return None
     gpa, page_count, attributes = exit_.args[:3]
-    start = gpa >> PAGE_SHIFT
+    start = Gfn(gpa >> PAGE_SHIFT)
     return _Wanted(start, start + page_count, bool(attributes & MAP_GPA_RANGE_ENCRYPTED), explicit=True)

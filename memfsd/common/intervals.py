@@ -9,8 +9,10 @@ A step takes log(n) to find its place, and what it returns, joins or splits; n i
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Iterator
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
+K = TypeVar("K", bound=int)
+"""The integers of a question: its answer is in the same ones (GFNs, pages of a file)."""
 V = TypeVar("V")
 
 Interval = tuple[int, int]
@@ -26,8 +28,8 @@ class IntervalMap(Generic[V]):
     __slots__ = ("_ends", "_starts", "_values")
 
     def __init__(self) -> None:
-        self._starts: list[int] = []
-        self._ends: list[int] = []
+        self._starts: list[Any] = []
+        self._ends: list[Any] = []
         self._values: list[V] = []
 
     def copy(self) -> "IntervalMap[V]":
@@ -42,31 +44,31 @@ class IntervalMap(Generic[V]):
     def __iter__(self) -> Iterator[tuple[int, int, V]]:
         return iter(list(zip(self._starts, self._ends, self._values, strict=True)))
 
-    def find(self, at: int) -> tuple[int, int, V] | None:
+    def find(self, at: K) -> tuple[K, K, V] | None:
         """The interval that contains `at`."""
         index = bisect_right(self._starts, at) - 1
         if index >= 0 and at < self._ends[index]:
             return self._starts[index], self._ends[index], self._values[index]
         return None
 
-    def overlapping(self, start: int, end: int) -> list[tuple[int, int, V]]:
+    def overlapping(self, start: K, end: K) -> list[tuple[K, K, V]]:
         """Intervals that meet [start, end), whole."""
         first, last = self._meeting(start, end)
         return list(zip(self._starts[first:last], self._ends[first:last], self._values[first:last], strict=True))
 
-    def within(self, start: int, end: int) -> list[tuple[int, int, V]]:
+    def within(self, start: K, end: K) -> list[tuple[K, K, V]]:
         """The parts of [start, end) that have a value."""
         return [(max(low, start), min(high, end), value) for low, high, value in self.overlapping(start, end)]
 
-    def next_start(self, at: int) -> int | None:
+    def next_start(self, at: K) -> K | None:
         """Where the first interval after `at` begins."""
         index = bisect_right(self._starts, at)
         return self._starts[index] if index < len(self._starts) else None
 
-    def previous_end(self, at: int) -> int:
-        """Where the last interval before `at` ends, which is in none; 0 when there is none."""
+    def previous_end(self, at: K) -> K | None:
+        """Where the last interval before `at` ends, which is in none."""
         index = bisect_left(self._starts, at)
-        return self._ends[index - 1] if index else 0
+        return self._ends[index - 1] if index else None
 
     def add(self, start: int, end: int, value: V) -> None:
         """Insert an interval that meets no other."""
@@ -77,7 +79,7 @@ class IntervalMap(Generic[V]):
         self._ends.insert(first, end)
         self._values.insert(first, value)
 
-    def remove(self, start: int) -> tuple[int, int, V]:
+    def remove(self, start: K) -> tuple[K, K, V]:
         """Take out the interval that begins at start, which must exist."""
         index = bisect_left(self._starts, start)
         assert self._starts[index] == start, start
@@ -97,7 +99,7 @@ class IntervalMap(Generic[V]):
             last += 1
         self._replace(first, last, [(start, end, value)])
 
-    def cut(self, start: int, end: int) -> list[tuple[int, int, V]]:
+    def cut(self, start: K, end: K) -> list[tuple[K, K, V]]:
         """Nothing in [start, end) has a value from now on; the parts that had one."""
         first, last = self._meeting(start, end)
         if first == last:
@@ -149,7 +151,7 @@ class IntervalSet:
     def discard(self, start: int, end: int) -> None:
         self._map.cut(start, end)
 
-    def within(self, start: int, end: int) -> list[Interval]:
+    def within(self, start: K, end: K) -> list[tuple[K, K]]:
         """What of [start, end) is in the set, in order."""
         return [(low, high) for low, high, _ in self._map.within(start, end)]
 
@@ -157,7 +159,7 @@ class IntervalSet:
         self._map.clear()
 
 
-def subtract(start: int, end: int, taken: Iterable[Interval]) -> list[Interval]:
+def subtract(start: K, end: K, taken: Iterable[tuple[K, K]]) -> list[tuple[K, K]]:
     """[start, end) less the intervals that are taken, which come in any order and may overlap."""
     rest, at = [], start
     for low, high in sorted((low, high) for low, high in taken if low < high):

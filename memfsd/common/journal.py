@@ -23,6 +23,7 @@ import msgspec
 from memfsd.uapi.framing import BadBody, BadPacket, Header, decode_failure, decode_header, decode_reply, decode_request
 from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
 from memfsd.uapi.messages import Body, Hello, PairReply
+from memfsd.uapi.units import Gfn, GfnRange, Pfn, Pgoff
 
 from . import sync, trace
 from .trace import Connection
@@ -153,10 +154,10 @@ class Recording(trace.Instrument):
     def vm_exited(self, ino: int, vm: str, pid: int, said_bye: bool) -> None:
         self.note("gone", vm=vm, ino=ino, pid=pid, said_bye=said_bye)
 
-    def installed(self, vm: str, ino: int, conn: int, gfn: int, pgoff: int, pfn: int, page_count: int) -> None:
+    def installed(self, vm: str, ino: int, conn: int, gfn: Gfn, pgoff: Pgoff, pfn: Pfn, page_count: int) -> None:
         self.note("installed", vm=vm, ino=ino, conn=conn, gfn=gfn, pgoff=pgoff, pfn=pfn, pages=page_count)
 
-    def zapped(self, vm: str, start: int, end: int, kept: list[tuple[int, int]]) -> None:
+    def zapped(self, vm: str, start: Gfn, end: Gfn, kept: list[GfnRange]) -> None:
         self.note("zapped", vm=vm, start=start, end=end, kept=kept)
 
     def kicked_out(self, vm: str, since_ns: int) -> None:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar, cast
 
+from memfsd.uapi.units import Gfn, GfnRange, HostPfn, Pfn, Pgoff
+
 F = TypeVar("F", bound=Callable[..., Any])
 
 
@@ -112,33 +114,33 @@ class Instrument:
 
     # -- a VM: its page tables and TLBs, with Mmu.lock held
 
-    def bracket_opened(self, start: int, end: int) -> None:
+    def bracket_opened(self, start: Gfn, end: Gfn) -> None:
         """An invalidation of GFNs [start, end), by the store or by KVM itself, begins."""
 
     def bracket_closed(self) -> None: ...
 
-    def install_begun(self, gfn: int, pfn: int, page_count: int) -> None:
+    def install_begun(self, gfn: Gfn, pfn: HostPfn, page_count: int) -> None:
         """The granted run comes back to the fault: is it stale? Hot."""
 
-    def install_large_begun(self, gfn: int, pfn: int, page_count: int, order: int) -> None:
+    def install_large_begun(self, gfn: Gfn, pfn: HostPfn, page_count: int, order: int) -> None:
         """Likewise, for leaves of this order."""
 
-    def installed(self, vm: str, ino: int, conn: int, gfn: int, pgoff: int, pfn: int, page_count: int) -> None:
+    def installed(self, vm: str, ino: int, conn: int, gfn: Gfn, pgoff: Pgoff, pfn: Pfn, page_count: int) -> None:
         """After a run of private pages was mapped; pfn is the store's. Hot."""
 
-    def page_mapped(self, gfn: int, pfn: int) -> None:
+    def page_mapped(self, gfn: Gfn, pfn: HostPfn) -> None:
         """One page, as most faults do it. Hot."""
 
-    def run_mapped(self, gfn: int, pfn: int, page_count: int) -> None: ...
-    def large_page_mapped(self, gfn: int, pfn: int, order: int) -> None: ...
+    def run_mapped(self, gfn: Gfn, pfn: HostPfn, page_count: int) -> None: ...
+    def large_page_mapped(self, gfn: Gfn, pfn: HostPfn, order: int) -> None: ...
 
-    def zap_begun(self, start: int, end: int, private: bool) -> None:
+    def zap_begun(self, start: Gfn, end: Gfn, private: bool) -> None:
         """GFNs [start, end) lose their leaves in one EPT."""
 
-    def zap_untouched_begun(self, start: int, end: int) -> None:
+    def zap_untouched_begun(self, start: Gfn, end: Gfn) -> None:
         """RECLAIM: only the leaves that no walk has marked accessed."""
 
-    def zapped(self, vm: str, start: int, end: int, kept: list[tuple[int, int]]) -> None:
+    def zapped(self, vm: str, start: Gfn, end: Gfn, kept: list[GfnRange]) -> None:
         """After private GFNs [start, end), but for those kept, left the EPT and every TLB."""
 
     def tlb_filled(self, tlb: object, key: int) -> None:
@@ -151,10 +153,10 @@ class Instrument:
 
     # -- a VM: its vCPUs; no lock is held but where it is named
 
-    def fault_waited(self, gfn: int) -> None:
+    def fault_waited(self, gfn: Gfn) -> None:
         """After the wait for the end of an invalidation: the fault begins again."""
 
-    def translating(self, tlb: object, gfn: int, shared: bool) -> None:
+    def translating(self, tlb: object, gfn: Gfn, shared: bool) -> None:
         """In guest mode. Hot."""
 
     def guest_reads(self, memory: object, offset: int, length: int) -> None:

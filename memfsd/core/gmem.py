@@ -15,7 +15,7 @@ from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import GetPfnReply
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Gfn, Ino, Pfn, Pgoff, Seq, page_aligned
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Gfn, Ino, Pfn, Pgoff, PgoffRange, Seq, page_aligned
 
 from .effects import DropWindow, Effect, Quarantine
 from .files.inodes import InodeTable, Regular
@@ -25,7 +25,7 @@ from .options import StoreOptions
 from .private.absent import Lost
 from .private.bindings import Binding
 from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
-from .private.pending import PageRange, PendingFrames, Touched
+from .private.pending import PendingFrames, Touched
 from .private.strategies import Strategy, Taking
 
 _PART_EXTENTS = 256
@@ -60,7 +60,7 @@ class GuestMemory:
 
     # -- size and preallocation
 
-    def check_resize(self, file: Regular, size: int) -> PageRange | None:
+    def check_resize(self, file: Regular, size: int) -> PgoffRange | None:
         """EINVAL unaligned, EPERM for a second time; else the pages that a shrink takes back."""
         guest = guest_of(file)
         if not page_aligned(size, file.order):
@@ -88,7 +88,7 @@ class GuestMemory:
 
     def fallocate(
         self, file: Regular, mode: int, offset: int, length: int
-    ) -> tuple[Sequence[Effect], PageRange | None]:
+    ) -> tuple[Sequence[Effect], PgoffRange | None]:
         """Allocate, or give the pages that a punch takes back (None: nothing there)."""
         end = offset + length
         if offset < 0 or length <= 0:
@@ -246,7 +246,7 @@ class GuestMemory:
         guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), strategy, upcall, guest.seq)
         return guest.open_invalidation
 
-    def take(self, file: Regular, kept: list[PageRange], touched: Touched = ()) -> list[Effect] | None:
+    def take(self, file: Regular, kept: list[PgoffRange], touched: Touched = ()) -> list[Effect] | None:
         """After the acknowledgement: do with the range's next pages what the strategy says; None: no more.
 
         At most _PART_EXTENTS runs are looked at in one step, from `taken_to` on, which is `end` at the last.

@@ -16,7 +16,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.proof import ID_BYTES, Token, ino_of, key_of, make_token
 from memfsd.uapi.seals import Seal, parse_seals
-from memfsd.uapi.units import PAGE_SHIFT, Ino
+from memfsd.uapi.units import PAGE_SHIFT, Ino, PgoffRange
 
 from .effects import Discard, Effect, Fill, ForgetCache, Quarantine, Scrub
 from .files.handles import HandleTable, handle_shares, listed_shares
@@ -29,7 +29,6 @@ from .files.xattrs import Xattrs
 from .gmem import GuestMemory
 from .memory.frames import FramePool
 from .options import Atime, StoreOptions
-from .private.pending import PageRange
 from .sealing import check_add
 
 _I = TypeVar("_I", bound=Inode)
@@ -177,7 +176,9 @@ class Service:
         keeps_lock = uid == 0 or not mode & stat.S_ISGID or in_group(inode.gid)
         return self.clear_setid(ino, keeps_lock=keeps_lock)
 
-    def resize(self, ino: int, size: int, now_ns: int, *, opened: bool = True) -> tuple[list[Effect], PageRange | None]:
+    def resize(
+        self, ino: int, size: int, now_ns: int, *, opened: bool = True
+    ) -> tuple[list[Effect], PgoffRange | None]:
         """ftruncate(2), or truncate(2) when not `opened`: that leaves the times if it changes nothing, as on tmpfs.
 
         For a sealed file that shrinks: the range to take back first, then `set_size`.
@@ -294,7 +295,7 @@ class Service:
 
     def fallocate(
         self, ino: int, mode: int, offset: int, length: int, now_ns: int
-    ) -> tuple[list[Effect], PageRange | None]:
+    ) -> tuple[list[Effect], PgoffRange | None]:
         """fallocate(2). For a punch in a sealed file: the range to take back."""
         file = self.inodes.regular(ino)
         if file.guest is not None:

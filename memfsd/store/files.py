@@ -13,7 +13,6 @@ from memfsd.core.effects import Effect
 from memfsd.core.files.inodes import ROOT_INO, Changes, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.files.ordinary import IoVec
-from memfsd.core.private.pending import PageRange
 from memfsd.core.private.strategies import PUNCH, TRUNCATE, Strategy
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
@@ -22,7 +21,7 @@ from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SIZE, Ino
+from memfsd.uapi.units import PAGE_SIZE, Ino, PgoffRange
 
 from .attributes import Attributes, attributes_of, seems_empty
 from .invalidator import InvalidateRange, Invalidator, VmWork
@@ -68,7 +67,7 @@ class Files:
         self._random_bytes = random_bytes
 
     def _work(
-        self, ino: int, effects: list[Effect], taken: PageRange | None, strategy: Strategy, size: int | None, now: int
+        self, ino: int, effects: list[Effect], taken: PgoffRange | None, strategy: Strategy, size: int | None, now: int
     ) -> Work:
         if taken is None:
             return EffectsWork(self._runner, effects)

@@ -21,14 +21,14 @@ from memfsd.host.effect_runner import PAUSE_S, EffectRunner
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.messages import Empty, InvalidateBegin, InvalidateBeginReply, InvalidateEnd, Kind
-from memfsd.uapi.units import Ino, Pgoff, Seq
+from memfsd.uapi.units import Ino, Pgoff, PgoffRange, Seq
 
 from .deadlines import Deadlines
 from .peer import Peer, PeerSilent
 
 log = logging.getLogger("memfsd.peers")
 
-Ranges = list[tuple[Pgoff, Pgoff]]
+Ranges = list[PgoffRange]
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """Pages, orders, sizes, and the integer types that must not be mixed."""
 
 import re
-from typing import NewType
+from typing import TYPE_CHECKING, NewType, Self, overload
 
 PAGE_SHIFT = 12
 PAGE_SIZE = 1 << PAGE_SHIFT
@@ -13,14 +13,47 @@ ORDERS = (ORDER_4K, ORDER_2M, ORDER_1G)
 
 Ino = NewType("Ino", int)
 """Inode number."""
-Pgoff = NewType("Pgoff", int)
-"""Page index in a file (pages)."""
-Pfn = NewType("Pfn", int)
-"""Frame number in the store's pool: the EPFN of the thread (frames)."""
-Gfn = NewType("Gfn", int)
-"""Guest frame number, without the SHARED bit (pages)."""
 Seq = NewType("Seq", int)
 """Invalidation sequence number of one file; grows by one at each INVALIDATE_END."""
+
+if TYPE_CHECKING:
+
+    class _PageIndex(int):
+        """For mypy alone: an index moved by a count, or masked, is an index; the distance of two is a count. At run
+        time these are plain ints, and the path of a fault need not pay for calls that convert them."""
+
+        def __add__(self, count: int, /) -> Self: ...
+        @overload
+        def __sub__(self, other: Self, /) -> int: ...  # type: ignore[overload-overlap]
+        @overload
+        def __sub__(self, count: int, /) -> Self: ...
+        def __sub__(self, other: int, /) -> int: ...
+        def __and__(self, mask: int, /) -> Self: ...
+        def __or__(self, mask: int, /) -> Self: ...
+
+    class Pgoff(_PageIndex):
+        """Page index in a file (pages)."""
+
+    class Pfn(_PageIndex):
+        """Frame number in the store's pool: the EPFN of the thread (frames)."""
+
+    class HostPfn(_PageIndex):
+        """Frame number in the host of one VM, as its EPTs hold it: KVM's kvm_pfn_t. Those of a window are the store's
+        Pfn plus the window's base."""
+
+    class Gfn(_PageIndex):
+        """Guest frame number, without the SHARED bit (pages)."""
+
+else:
+    Pgoff = NewType("Pgoff", int)
+    Pfn = NewType("Pfn", int)
+    HostPfn = NewType("HostPfn", int)
+    Gfn = NewType("Gfn", int)
+
+PgoffRange = tuple[Pgoff, Pgoff]
+"""[start, end)."""
+GfnRange = tuple[Gfn, Gfn]
+"""[start, end)."""
 
 _SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTkmgt])(?:i?[bB])?)?")

@@ -76,7 +76,7 @@ def test_what_was_added_keeps_its_identity(steps: list[tuple[bool, Span]], asked
         assert real.find(at) == (holding[0] if holding else None)
         assert real.next_start(at) == min((start for start in model if start > at), default=None)
         if not holding:
-            assert real.previous_end(at) == max((end for _, end, _ in model.values() if end <= at), default=0)
+            assert real.previous_end(at) == max((end for _, end, _ in model.values() if end <= at), default=None)
     inside = sorted(found for found in model.values() if found[0] < asked[1] and found[1] > asked[0])
     assert real.overlapping(*asked) == inside
 

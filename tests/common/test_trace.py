@@ -13,6 +13,7 @@ from kvmsim.kvm.mmu.tlb import Tlb
 from kvmsim.memory.memory import AnonymousMemory
 from memfsd.common import packets, trace
 from memfsd.core.gmem import GuestMemory
+from memfsd.uapi.units import Gfn
 
 
 class Notebook(trace.Instrument):
@@ -67,12 +68,12 @@ def test_who_came_last_is_told_first_and_nobody_after_the_end() -> None:
     said: list[str] = []
     mmu, tlb = Mmu(), Tlb[int]()
     with trace.observed(vm=Notebook("outer", said)):
-        mmu.invalidate_begin(1, 2)
+        mmu.invalidate_begin(Gfn(1), Gfn(2))
         with trace.observed(vm=Notebook("inner", said)):
-            mmu.invalidate_begin(3, 4)
+            mmu.invalidate_begin(Gfn(3), Gfn(4))
             tlb.insert(5, 0)
         tlb.insert(6, 0)
-    mmu.invalidate_begin(7, 8)
+    mmu.invalidate_begin(Gfn(7), Gfn(8))
     tlb.insert(9, 0)
     assert said == [
         "outer: bracket 1-2",
@@ -88,7 +89,7 @@ def test_who_came_last_is_told_first_and_nobody_after_the_end() -> None:
 def test_the_sides_are_observed_by_themselves() -> None:
     said: list[str] = []
     with trace.observed(store=Notebook("store", said)):
-        Mmu().invalidate_begin(1, 2)
+        Mmu().invalidate_begin(Gfn(1), Gfn(2))
         Tlb[int]().insert(3, 0)
         assert trace.vm is None
     assert said == []

@@ -23,7 +23,7 @@ from memfsd.uapi.framing import encode_failure, encode_reply, encode_request
 from memfsd.uapi.limits import MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.proof import PROOF_BYTES
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.hostile.packets import HEADER, Hostile
 from tests.hostile.store_by_hand import FRAMES, PAGES, ByHand, window
 from tests.hostile.tally import SEED, share, tried
@@ -417,7 +417,7 @@ def fuzz_faults(store: ByHand, hostile: Hostile, budget: int) -> int:
         exit_ = write.result()
         assert exit_ is None or isinstance(exit_, MemoryErrorExit)
         with store.vm.mmu.lock:
-            runs = list(store.vm.mmu.epts[PRIVATE].zap(0, PAGES))
+            runs = list(store.vm.mmu.epts[PRIVATE].zap(Gfn(0), Gfn(PAGES)))
         assert all(pfn + pages <= FRAMES for _, pfn, pages in runs)
         store.vm.vcpu(0).tlb.flush()
     return max(count, 1)

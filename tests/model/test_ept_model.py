@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from kvmsim.kvm.mmu.ept import ACCESSED, DIRTY, EXECUTE, LARGE, MAX_GFN_EPT, MEMORY_TYPE_WB, READ, WRITE, Ept
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import Gfn, HostPfn
 
 # Around the places where one table ends and the next begins, at each level, and the two ends.
 CORNERS = [0, 512, 1024, 1 << 18, 1 << 27, (1 << 36) - 1200]
@@ -136,7 +137,7 @@ def map_run(ept: Ept, model: Model, gfn: int, count: int, distance: int, writabl
     pages = pages[:clash]
     if not pages:
         with pytest.raises(AssertionError):
-            ept.map_run(gfn, pfn, 1)
+            ept.map_run(Gfn(gfn), HostPfn(pfn), 1)
         return
     accessed = min(accessed, len(pages))
     new = dict(model)
@@ -150,9 +151,9 @@ def map_run(ept: Ept, model: Model, gfn: int, count: int, distance: int, writabl
         new[first] = (order, entry | (ACCESSED if i < accessed else 0))
     if free_tables(ept, new) < 0:
         with pytest.raises(Refused):
-            ept.map_run(gfn, pfn, len(pages), writable=writable, accessed=accessed)
+            ept.map_run(Gfn(gfn), HostPfn(pfn), len(pages), writable=writable, accessed=accessed)
     else:
-        ept.map_run(gfn, pfn, len(pages), writable=writable, accessed=accessed)
+        ept.map_run(Gfn(gfn), HostPfn(pfn), len(pages), writable=writable, accessed=accessed)
         model.update(new)
 
 
@@ -167,7 +168,7 @@ def map_large(ept: Ept, model: Model, gfn: int, order: int, near: bool, writable
         clash = clash or any((model[first][1] ^ flags) & WRITE for first in there)
     if clash:
         with pytest.raises(AssertionError):
-            ept.map_large(gfn, pfn, order, writable=writable, accessed=accessed)
+            ept.map_large(Gfn(gfn), HostPfn(pfn), order, writable=writable, accessed=accessed)
         return
     new = dict(model)
     if larger:
@@ -179,9 +180,9 @@ def map_large(ept: Ept, model: Model, gfn: int, order: int, near: bool, writable
         new[gfn] = (order, pfn << 12 | flags)
     if free_tables(ept, new) < 0:
         with pytest.raises(Refused):
-            ept.map_large(gfn, pfn, order, writable=writable, accessed=accessed)
+            ept.map_large(Gfn(gfn), HostPfn(pfn), order, writable=writable, accessed=accessed)
         return
-    ept.map_large(gfn, pfn, order, writable=writable, accessed=accessed)
+    ept.map_large(Gfn(gfn), HostPfn(pfn), order, writable=writable, accessed=accessed)
     model.clear()
     model.update(new)
 
@@ -214,11 +215,11 @@ def compare(ept: Ept, model: Model, start: int, end: int) -> None:
     sizes = [order for order, _ in model.values()]
     assert ept.leaf_counts == tuple(sizes.count(order) for order in ORDERS)
     assert (ept.page_count, ept.table_count) == (sum(1 << order for order in sizes), 1 + len(tables(model)))
-    assert list(ept.runs(0, MAX_GFN_EPT)) == merged(model)
-    assert list(ept.runs(start, end)) == merged(model, start, end)
+    assert list(ept.runs(Gfn(0), MAX_GFN_EPT)) == merged(model)
+    assert list(ept.runs(Gfn(start), Gfn(end))) == merged(model, start, end)
     by_size = [
         [run for order in ORDERS for run in merged({g: m for g, m in model.items() if m[0] == order}, start, end)],
-        [run for order in ORDERS for o, run in ept.leaf_runs(start, end) if o == order],
+        [run for order in ORDERS for o, run in ept.leaf_runs(Gfn(start), Gfn(end)) if o == order],
     ]
     assert by_size[0] == by_size[1]
     touched: list[tuple[int, int]] = []
@@ -227,17 +228,17 @@ def compare(ept: Ept, model: Model, start: int, end: int) -> None:
             touched[-1] = (touched[-1][0], gfn + count)
         else:
             touched.append((gfn, gfn + count))
-    assert ept.touched(start, end) == touched
+    assert ept.touched(Gfn(start), Gfn(end)) == touched
     missing = start
     for first in inside(model, start, end):
         if first > missing:
             break
         missing = min(first + (1 << model[first][0]), end)
-    assert ept.first_missing(start, end) == missing
+    assert ept.first_missing(Gfn(start), Gfn(end)) == missing
     asked = [g for c in CORNERS for g in (c - 1, c, c + 7, c + 511) if g >= 0] + [start, *inside(model, start, end)]
     expected = [entry_of(model, gfn) for gfn in asked]
     assert ept.lookup(np.array(asked)).tolist() == expected
-    assert [ept.walk(gfn) for gfn in asked] == expected
+    assert [ept.walk(Gfn(gfn)) for gfn in asked] == expected
 
 
 @settings(max_examples=150, deadline=None, derandomize=True)
@@ -247,7 +248,7 @@ def test_the_ept_agrees_with_a_dict(done: list[tuple[tuple[Any, ...], tuple[int,
     for operation, (start, end) in done:
         apply(ept, model, operation)
         compare(ept, model, start, end)
-    ept.zap(0, MAX_GFN_EPT)
+    ept.zap(Gfn(0), MAX_GFN_EPT)
     compare(ept, {}, 0, MAX_GFN_EPT)
 
 

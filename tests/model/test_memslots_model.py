@@ -9,6 +9,7 @@ from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.region import SlotFlag
 from kvmsim.kvm.slots.memslots import Memslot, Memslots
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import Gfn, Pgoff
 from tests.support.slots import NO_BACKING
 
 SPACE = 40
@@ -75,13 +76,13 @@ def apply(memslots: Memslots, operation: tuple[str, int, int, int]) -> int:
     name, slot_id, first, second = operation
     try:
         if name == "add":
-            memslots.add(Memslot(slot_id, PRIVATE, first, second, SlotFlag(0), NO_BACKING, 0))
+            memslots.add(Memslot(slot_id, PRIVATE, Gfn(first), second, SlotFlag(0), NO_BACKING, Pgoff(0)))
         elif name == "delete":
             assert memslots.delete(slot_id).id == slot_id
         elif name == "punch":
-            assert memslots.punch(slot_id, first, second) == [(first, second)]
+            assert memslots.punch(slot_id, Gfn(first), Gfn(second)) == [(first, second)]
         else:
-            memslots.fill(slot_id, first, second)
+            memslots.fill(slot_id, Gfn(first), Gfn(second))
     except Refused as refused:
         return refused.errno
     return 0
@@ -97,18 +98,18 @@ def compare(memslots: Memslots, model: Model) -> None:
         assert range(slot.gfn, slot.end) == model.whole[slot.id]
         assert slot.segments == [(start, end) for owner, start, end in segments if owner == slot.id]
     for gfn in range(SPACE + 25):
-        found = memslots.lookup(gfn)
+        found = memslots.lookup(Gfn(gfn))
         assert (found and found.id) == model.shown.get(gfn)
-        segment = memslots.segment(gfn)
+        segment = memslots.segment(Gfn(gfn))
         assert ((segment[0].id, *segment[1:]) if segment else None) == next(
             (s for s in segments if s[1] <= gfn < s[2]), None
         )
-        assert memslots.next_start(gfn) == next((s[1] for s in segments if s[1] > gfn), None)
+        assert memslots.next_start(Gfn(gfn)) == next((s[1] for s in segments if s[1] > gfn), None)
         for end in (gfn + 1, gfn + 3, gfn + 17):
-            covering = memslots.covers(gfn, end)
+            covering = memslots.covers(Gfn(gfn), Gfn(end))
             assert (covering and covering.id) == next((s[0] for s in segments if s[1] <= gfn and end <= s[2]), None)
             overlapping = [s[0] for s in segments if s[1] < end and s[2] > gfn]
-            assert [slot.id for slot in memslots.overlaps(gfn, end)] == list(dict.fromkeys(overlapping))
+            assert [slot.id for slot in memslots.overlaps(Gfn(gfn), Gfn(end))] == list(dict.fromkeys(overlapping))
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)

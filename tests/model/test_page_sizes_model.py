@@ -12,6 +12,7 @@ import pytest
 from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import MemoryErrorExit
 from kvmsim.kvm.mmu.ept import entry_pfn
+from memfsd.uapi.units import Gfn
 from tests.support.both_sides import LocalStore, LocalVm, opened_store, page
 
 MIB2 = 512
@@ -62,7 +63,7 @@ class Pair:
     def fill(self, number: int) -> None:
         if self.holes:
             start, end = self.holes.pop(number % len(self.holes))
-            self.local.vmm.memory.fill_slot(0, start, end)
+            self.local.vmm.memory.fill_slot(0, Gfn(start), Gfn(end))
 
     def punch(self, block: int) -> None:
         start = block % (self.pages // self.size) * self.size
@@ -73,21 +74,21 @@ class Pair:
         whole = all(end <= low or high <= start for low, high in self.holes)
         got = self.local.guest.map(self.local.vcpu, page(start), page(end - start), private=True)
         assert (got is None) == whole
-        assert not whole or self.local.vm.mmu.epts[PRIVATE].first_missing(start, end) == end
+        assert not whole or self.local.vm.mmu.epts[PRIVATE].first_missing(Gfn(start), Gfn(end)) == end
 
     def check(self) -> None:
         vm = self.local.vm
         ept = vm.mmu.epts[PRIVATE]
         for start, end in self.holes:
-            assert not list(ept.runs(start, end))
+            assert not list(ept.runs(Gfn(start), Gfn(end)))
         for gfn, value in self.data.items():
-            entry = ept.walk(gfn)
+            entry = ept.walk(Gfn(gfn))
             if entry:
                 memory, frame = vm.physmap.find(entry_pfn(entry))
                 assert memory.read(page(frame), 1) == bytes([value]), gfn
         for vcpu in vm.vcpus.values():
             for key, (memory, offset, _) in vcpu.tlb._entries.items():
-                assert vm.physmap.find(entry_pfn(ept.walk(~key))) == (memory, offset // page(1))
+                assert vm.physmap.find(entry_pfn(ept.walk(Gfn(~key)))) == (memory, offset // page(1))
 
 
 @pytest.mark.parametrize(("page_size", "size", "blocks"), [("2M", MIB2, 3), ("1G", GIB, 2)])

@@ -7,6 +7,7 @@ from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.units import Gfn, Pgoff
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.threads import Beside
 from tests.support.wire import Wire
@@ -36,7 +37,7 @@ def test_check_is_clean_after_every_kind_of_change(store: LocalStore, running: L
     for change in (
         lambda: store.punch("file", 3, 2),
         lambda: running.vmm.memory.punch_slot(0, page(20), page(4)),
-        lambda: running.vmm.memory.fill_slot(0, 21, 23),
+        lambda: running.vmm.memory.fill_slot(0, Gfn(21), Gfn(23)),
         lambda: running.touch(page(21), page(2)),
         lambda: store.reclaim(),
         lambda: running.delete(0, private=True),
@@ -48,23 +49,23 @@ def test_check_is_clean_after_every_kind_of_change(store: LocalStore, running: L
 
 def test_a_mapping_to_another_frame_is_found(store: LocalStore, running: LocalVm) -> None:
     with running.vm.mmu.lock:
-        ((_, pfn, _),) = running.vm.mmu.epts[PRIVATE].zap(18, 19)
-        running.vm.mmu.epts[PRIVATE].map_run(18, pfn + 500, 1)
+        ((_, pfn, _),) = running.vm.mmu.epts[PRIVATE].zap(Gfn(18), Gfn(19))
+        running.vm.mmu.epts[PRIVATE].map_run(Gfn(18), pfn + 500, 1)
     assert rules(store) == {"R3"}
     ((_, text),) = store.findings()
     assert "GFN 0x12" in text
 
 
 def test_a_mapping_that_outlived_its_frame_is_found(store: LocalStore, running: LocalVm) -> None:
-    runs = list(running.vm.mmu.epts[PRIVATE].runs(18, 19))
+    runs = list(running.vm.mmu.epts[PRIVATE].runs(Gfn(18), Gfn(19)))
     store.punch("file", 2, 1)
     with running.vm.mmu.lock:
-        running.vm.mmu.epts[PRIVATE].map_run(18, runs[0][1], 1)
+        running.vm.mmu.epts[PRIVATE].map_run(Gfn(18), runs[0][1], 1)
     assert rules(store) == {"R3"}
 
 
 def test_a_slot_that_only_one_side_knows_is_found(store: LocalStore, running: LocalVm) -> None:
-    running.link().unbind(0, 4)
+    running.link().unbind(Pgoff(0), 4)
     assert "R3" in rules(store)
 
 
@@ -80,7 +81,7 @@ def test_memory_in_the_window_for_a_frame_of_another_is_found(store: LocalStore,
 
 def test_a_punched_slot_leaves_no_mapping(store: LocalStore, running: LocalVm) -> None:
     running.vmm.memory.punch_slot(0, page(20), page(4))
-    mapped = sum(count for _, _, count in running.vm.mmu.epts[PRIVATE].runs(0, MAX_GFN_EPT))
+    mapped = sum(count for _, _, count in running.vm.mmu.epts[PRIVATE].runs(Gfn(0), MAX_GFN_EPT))
     assert mapped == 12 == running.vm.mmu.epts[PRIVATE].leaf_count
 
 
@@ -108,6 +109,6 @@ def test_a_long_report_comes_in_parts(store: LocalStore, monkeypatch: pytest.Mon
         local.vmm.memory.punch_slot(0, page(number), page(1))
     assert store.findings() == []
     with local.vm.mmu.lock:
-        ((_, pfn, _),) = local.vm.mmu.epts[PRIVATE].zap(31, 32)
-        local.vm.mmu.epts[PRIVATE].map_run(31, pfn + 500, 1)
+        ((_, pfn, _),) = local.vm.mmu.epts[PRIVATE].zap(Gfn(31), Gfn(32))
+        local.vm.mmu.epts[PRIVATE].map_run(Gfn(31), pfn + 500, 1)
     assert rules(store) == {"R3"}, "also what is in the last part"

@@ -11,7 +11,7 @@ from memfsd.core.private.gmem_file import PairState
 from memfsd.peers.process import PeerProcess
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.units import Ino
+from memfsd.uapi.units import Gfn, Ino, Pgoff
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 from tests.support.threads import Beside, Gate, over_and_over, until
 from tests.support.wire import Wire
@@ -54,8 +54,8 @@ def test_no_false_alarm_while_guests_fault_slots_change_and_punches_run(small_st
                 if dice.random() < 0.5:
                     memory.punch_slot(0, page(start), page(pages))
                 else:
-                    memory.hide(0, start, end)
-                for low, high in memory.ram.private.missing(start, end):
+                    memory.hide(0, Gfn(start), Gfn(end))
+                for low, high in memory.ram.private.missing(Gfn(start), Gfn(end)):
                     memory.fill_slot(0, low, high)
 
         return step
@@ -81,12 +81,12 @@ def test_a_slot_that_is_being_changed_is_known_to_one_side_only_and_that_is_well
     gate, real_bind, real_unbind = Gate(), StoreLink.bind, StoreLink.unbind
 
     def bind(link: StoreLink, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
-        real_bind(link, slot, gfn, pgoff, page_count)
+        real_bind(link, slot, Gfn(gfn), Pgoff(pgoff), page_count)
         gate.wait()
 
     def unbind(link: StoreLink, pgoff: int, page_count: int) -> None:
         gate.wait()
-        real_unbind(link, pgoff, page_count)
+        real_unbind(link, Pgoff(pgoff), page_count)
 
     monkeypatch.setattr(StoreLink, held, bind if held == "bind" else unbind)
     if held == "bind":

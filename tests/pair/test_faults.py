@@ -12,7 +12,7 @@ from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, LocalVm, opened_store, page
 from tests.support.threads import Beside
 from tests.support.wire import Wire
@@ -281,9 +281,9 @@ def test_touched_pages_that_are_not_bound_just_now_are_not_reclaimed(small_store
     vm.private_slot(0, 0, page(16), "file")
     assert vm.write(0, b"data" * page(2)) is None
     assert small_store.guest("file").pending > 0, "granted ahead, and touched since"
-    vm.vmm.memory.hide(0, 0, 8)
+    vm.vmm.memory.hide(0, Gfn(0), Gfn(8))
     small_store.reclaim()
-    vm.vmm.memory.fill_slot(0, 0, 8)
+    vm.vmm.memory.fill_slot(0, Gfn(0), Gfn(8))
     assert vm.read(0, page(8)) == b"data" * page(2)
 
 

@@ -11,7 +11,7 @@ from memfsd.core.private import strategies
 from memfsd.core.private.gmem_file import PairState
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PGOFF_END, Pgoff, Seq
+from memfsd.uapi.units import PGOFF_END, Gfn, Pgoff, Seq
 from tests.support.both_sides import LocalStore, page
 from tests.support.inconsistent import overlap_last
 
@@ -47,8 +47,8 @@ class Live:
         """In the VM's EPT: window frame numbers."""
         base = self.vm.link().base
         with self.vm.vm.mmu.lock:
-            self.vm.vm.mmu.epts[PRIVATE].zap(gfn, gfn + 1)
-            self.vm.vm.mmu.epts[PRIVATE].map_run(gfn, base + frame, 1)
+            self.vm.vm.mmu.epts[PRIVATE].zap(Gfn(gfn), Gfn(gfn + 1))
+            self.vm.vm.mmu.epts[PRIVATE].map_run(Gfn(gfn), base + frame, 1)
 
 
 Undo = Callable[[], object]
@@ -98,7 +98,7 @@ def a_binding_that_the_store_lost(live: Live) -> None:
 def a_slot_that_the_vm_lost(live: Live) -> None:
     with live.vm.vm.mmu.lock:
         live.vm.vm.slots[PRIVATE].delete(0)
-        live.vm.vm.mmu.epts[PRIVATE].zap(16, 32)
+        live.vm.vm.mmu.epts[PRIVATE].zap(Gfn(16), Gfn(32))
 
 
 def a_gfn_for_two_pages(live: Live) -> None:

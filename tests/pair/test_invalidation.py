@@ -17,7 +17,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.framing import decode_failure, decode_header, encode_failure
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn, Pgoff
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 from tests.support.threads import DEADLINE_S, Beside, Gate, until
 from tests.support.wire import HEADER, Wire
@@ -113,10 +113,10 @@ def test_a_shrink_takes_back_and_a_page_past_the_end_exits(resizable_store: Loca
 def hold_next_grant(local: LocalVm, monkeypatch: pytest.MonkeyPatch) -> tuple[Gate, list[m.GetPfnReply]]:
     """The answer to the next GET_PFN stays at a gate on its way to the fault."""
     gate, link = Gate(), local.link()
-    real: Callable[[int, int], m.GetPfnReply] = link.get_pfn
+    real: Callable[[Pgoff, int], m.GetPfnReply] = link.get_pfn
     answers: list[m.GetPfnReply] = []
 
-    def held(pgoff: int, max_pages: int) -> m.GetPfnReply:
+    def held(pgoff: Pgoff, max_pages: int) -> m.GetPfnReply:
         answers.append(real(pgoff, max_pages))
         if len(answers) == 1:
             gate.wait()
@@ -142,7 +142,7 @@ def test_an_invalidation_in_the_middle_of_a_fault_retries_it(
     assert reader.result() == bytes(4)
     assert running.vm.mmu.retry_count == 1
     assert len(answers) == 2
-    mapped = [pfn for _, pfn, _ in running.vm.mmu.epts[PRIVATE].runs(5, 6)]
+    mapped = [pfn for _, pfn, _ in running.vm.mmu.epts[PRIVATE].runs(Gfn(5), Gfn(6))]
     assert mapped == [answers[1].pfn + running.link().base]
     assert answers[1].pfn != stolen, "R7: the stale frame was never mapped"
 
@@ -214,8 +214,8 @@ def test_a_run_ends_where_a_closing_range_begins(
     gate = hold_scrub(store, monkeypatch)
     punch = Beside(lambda: store.punch("file", 4, 4))
     gate.reached()
-    assert running.link().get_pfn(1, 512).page_count == 3
-    assert running.link().get_pfn(8, 512).page_count >= 1
+    assert running.link().get_pfn(Pgoff(1), 512).page_count == 3
+    assert running.link().get_pfn(Pgoff(8), 512).page_count >= 1
     gate.open()
     punch.result()
 

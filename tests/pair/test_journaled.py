@@ -20,6 +20,7 @@ from kvmsim.kvm.notifier import Notifier
 from memfsd.peers.upchannel import UpChannel
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind
+from memfsd.uapi.units import Gfn
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.journaled import read_lines, record_run, recording
 from tests.support.threads import DEADLINE_S, Beside, over_and_over, until
@@ -36,8 +37,8 @@ def together(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
             at = 16 + dice.randrange(15)
             local.vmm.memory.punch_slot(0, page(at), page(2))
             for gfn in (at, at + 1):
-                if local.vm.slots[PRIVATE].lookup(gfn) is None:
-                    local.vmm.memory.fill_slot(0, gfn, gfn + 1)
+                if local.vm.slots[PRIVATE].lookup(Gfn(gfn)) is None:
+                    local.vmm.memory.fill_slot(0, Gfn(gfn), Gfn(gfn + 1))
 
         return step
 

@@ -7,6 +7,7 @@ import pytest
 
 from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.mmu.tlb import tlb_key
+from memfsd.uapi.units import Gfn, Pgoff
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
 from tests.support.threads import Beside, until
 
@@ -70,7 +71,7 @@ def test_frames_that_are_there_already_come_in_several_leaves_at_once(store: Loc
     before = requests(local)
     assert local.write(page(5), b"x") is None
     assert (leaves(local), requests(local)) == ((0, 8, 0), before + 1)
-    assert local.vm.mmu.epts[PRIVATE].touched(0, 16 * MIB2) == [(0, MIB2)], "one of them is demanded"
+    assert local.vm.mmu.epts[PRIVATE].touched(Gfn(0), Gfn(16 * MIB2)) == [(0, MIB2)], "one of them is demanded"
 
 
 @pytest.mark.parametrize(("gfn", "pgoff"), [(1, 0), (0, 1), (100, 0), (MIB2, 3)])
@@ -107,7 +108,7 @@ def test_a_hole_of_4_kib_splits_one_leaf_and_a_fault_after_the_fill_merges_it_ag
     assert (ept.split_count, ept.zapped_leaves) == (1, [1, 0, 0])
     assert [local.read(page(n), 4) for n in (0, 99, 101, 511, 512)] == [b"%4d" % n for n in (0, 99, 101, 511, 512)]
 
-    local.vmm.memory.fill_slot(0, 100, 101)
+    local.vmm.memory.fill_slot(0, Gfn(100), Gfn(101))
     before = requests(local)
     assert local.read(page(100), 4) == bytes(4), "what was unmapped is gone"
     assert (leaves(local), requests(local), ept.merge_count) == ((0, 2, 0), before + 1, 1)
@@ -120,7 +121,7 @@ def test_a_hole_of_4_kib_in_1_gib_leaves_2_mib_leaves_around(store: LocalStore) 
     local.vmm.memory.punch_slot(0, page(GIB - 1), page(1))
     assert leaves(local) == (511, 511, 0)
     assert local.read(page(7), 5) == b"seven"
-    local.vmm.memory.fill_slot(0, GIB - 1, GIB)
+    local.vmm.memory.fill_slot(0, Gfn(GIB - 1), Gfn(GIB))
     assert local.read(page(GIB - 1), 1) == b"\0"
     assert (leaves(local), local.vm.mmu.epts[PRIVATE].table_count) == ((0, 0, 1), 2)
     assert local.read(page(7), 5) == b"seven"
@@ -175,11 +176,15 @@ def test_a_bracket_in_a_part_of_a_block_leaves_4_kib_for_the_rest_of_it(store: L
     """R7 for the whole leaf: nothing in an open bracket is mapped, and no fault beside it waits for its end."""
     local = vm_with(store, "2M", MIB2)
     with local.vm.mmu.lock:
-        local.vm.mmu.invalidate_begin(100, 200)
+        local.vm.mmu.invalidate_begin(Gfn(100), Gfn(200))
     assert local.write(page(5), b"below") is None
     assert local.write(page(300), b"above") is None
     ept = local.vm.mmu.epts[PRIVATE]
-    assert ept.leaf_counts[1] == 0 and ept.first_missing(100, 200) == 100 and not list(ept.runs(100, 200))
+    assert (
+        ept.leaf_counts[1] == 0
+        and ept.first_missing(Gfn(100), Gfn(200)) == 100
+        and not list(ept.runs(Gfn(100), Gfn(200)))
+    )
     inside = Beside(lambda: local.write(page(150), b"inside"))
     until(lambda: local.vm.mmu.retry_count > 0, "the fault meets the bracket")
     assert inside.running
@@ -209,7 +214,7 @@ def test_without_a_table_to_split_into_the_leaf_goes_and_its_data_stays(store: L
     assert len(local.vcpu.tlb) == 0
     ept._max_tables += 10
     assert [local.read(page(n), 4) for n in (99, 101)] == [b"  99", b" 101"]
-    local.vmm.memory.fill_slot(0, 100, 101)
+    local.vmm.memory.fill_slot(0, Gfn(100), Gfn(101))
     assert local.read(page(100), 4) == bytes(4)
 
 
@@ -232,10 +237,10 @@ def test_a_leaf_whose_first_pages_are_just_being_bound_is_4_kib_elsewhere(
 
     def bind(slot: int, gfn: int, pgoff: int, pages: int) -> None:
         seen.append(local.write(page(300), b"beside"))
-        real(slot, gfn, pgoff, pages)
+        real(slot, Gfn(gfn), Pgoff(pgoff), pages)
 
     monkeypatch.setattr(local.link(), "bind", bind)
-    local.vmm.memory.fill_slot(0, 0, 10)
+    local.vmm.memory.fill_slot(0, Gfn(0), Gfn(10))
     assert seen == [None]
     assert leaves(local) == (MIB2 - 300, 0, 0)
     assert local.read(page(5), 1) == bytes(1)

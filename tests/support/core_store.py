@@ -20,7 +20,6 @@ from memfsd.core.gmem import guest_of
 from memfsd.core.moment import Moment
 from memfsd.core.options import StoreOptions
 from memfsd.core.private.gmem_file import GmemFile, Pairing
-from memfsd.core.private.pending import PageRange
 from memfsd.core.private.strategies import Strategy
 from memfsd.host.windows import Windows
 from memfsd.store.invalidator import InvalidateRange
@@ -32,13 +31,13 @@ from memfsd.uapi.messages import KVM_OPERATIONS, Body, Empty, GetPfnReply, Inval
 from memfsd.uapi.names import XATTR_TOKEN
 from memfsd.uapi.proof import split_token
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SIZE, Ino, Pfn, Pgoff
+from memfsd.uapi.units import PAGE_SIZE, Ino, Pfn, Pgoff, PgoffRange
 
 ME = Creds(1000, 1000)
 _ROOT = Creds(0, 0)
 RDWR, RDONLY, WRONLY = os.O_RDWR, os.O_RDONLY, os.O_WRONLY
 KEEP_SIZE, PUNCH = 1, 3
-_NO_KEPT: list[PageRange] = []
+_NO_KEPT: list[PgoffRange] = []
 
 
 @contextmanager
@@ -136,7 +135,7 @@ class ScriptedVm:
     def __init__(self, pid: int = 4242, uid: int = ME.uid) -> None:
         self.pid, self.uid = pid, uid
         self.last_call_s = 0.0
-        self.kept: list[PageRange] = []
+        self.kept: list[PgoffRange] = []
         """What it says it has touched, of each range that is reclaimed."""
         self.calls: list[Kind] = []
         self.is_dead = True
@@ -304,7 +303,7 @@ class CoreStore:
         self.windows.memory[file.ino, pfn] = bytearray(b"\1" * PAGE_SIZE)
 
     def invalidate(
-        self, file: Regular, start: int, end: int, strategy: Strategy, kept: list[PageRange] = _NO_KEPT
+        self, file: Regular, start: int, end: int, strategy: Strategy, kept: list[PgoffRange] = _NO_KEPT
     ) -> None:
         """A whole bracket; its VM, if it has one, keeps these pages."""
         if file.ino in self._vms:

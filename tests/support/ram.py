@@ -4,6 +4,7 @@ from typing import Any
 
 from kvmsim.kvm.vm import Vm
 from kvmsim.vmm.ram import RamMap, Regions
+from memfsd.uapi.units import Gfn, GfnRange, Pgoff
 
 
 def in_step(ram: RamMap, vm: Vm) -> bool:
@@ -12,5 +13,5 @@ def in_step(ram: RamMap, vm: Vm) -> bool:
     return slots == [_recorded(ram.shared), _recorded(ram.private)]
 
 
-def _recorded(regions: Regions[Any]) -> list[tuple[int, int, int, int, list[tuple[int, int]]]]:
+def _recorded(regions: Regions[Any]) -> list[tuple[int, Gfn, int, Pgoff, list[GfnRange]]]:
     return [(r.id, r.gfn, r.page_count, r.pgoff, regions.segments(r)) for r in regions]

@@ -3,6 +3,7 @@
 from kvmsim.kvm.mmu.tlb import Translation
 from kvmsim.kvm.slots.backing import SlotBacking
 from kvmsim.memory.memory import Memory
+from memfsd.uapi.units import HostPfn
 
 
 class _NoMemory:
@@ -26,5 +27,5 @@ class _NoMemory:
 
 
 NO_MEMORY: Memory = _NoMemory()
-NO_BACKING = SlotBacking(NO_MEMORY, 0)
+NO_BACKING = SlotBacking(NO_MEMORY, HostPfn(0))
 TRANSLATION: Translation = (NO_MEMORY, 0, True)

@@ -21,7 +21,7 @@ from kvmsim.shell.script.grammar import parse_line
 from kvmsim.shell.script.outcome import Outcome
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.units import PAGE_SIZE, Pgoff
+from memfsd.uapi.units import PAGE_SIZE, Gfn, Pgoff
 
 from .both_sides import LocalStore
 from .ram import in_step
@@ -82,7 +82,7 @@ class ModelledVm:
 
     def _delete_at(self, gfn: int) -> None:
         """The private slot that shows a page, whoever made it."""
-        slot = self.vm.slots[PRIVATE].lookup(gfn)
+        slot = self.vm.slots[PRIVATE].lookup(Gfn(gfn))
         modelled = self.model.private.get(gfn)
         assert (slot is None) == (modelled is None)
         if slot is not None and modelled is not None:
@@ -208,7 +208,7 @@ class ModelledVm:
     def _page_tables_agree(self) -> None:
         for private in (False, True):
             ept, slots = self.vm.mmu.epts[private], self.vm.slots[private]
-            for first, base, count in ept.runs(0, MAX_GFN_EPT):
+            for first, base, count in ept.runs(Gfn(0), MAX_GFN_EPT):
                 at = first
                 for slot, low, high in slots.visible(first, first + count):
                     assert low == at, f"no slot shows {at:#x}"
@@ -220,7 +220,7 @@ class ModelledVm:
                     else:
                         assert pfn == slot.pgoff_of(low)
                     for gfn in range(low, high) if count <= SMALL_RUN else (low, high - 1):
-                        writable = entry_writable(ept.walk(gfn))
+                        writable = entry_writable(ept.walk(Gfn(gfn)))
                         assert writable == slot.writable or (slot.writable and slot.dirty is not None), f"{gfn:#x}"
                 assert at == first + count, f"no slot shows {at:#x}"
 
@@ -240,7 +240,7 @@ class ModelledVm:
         mmu = self.vm.mmu
         for vcpu in self.vm.vcpus.values():
             for key, (memory, offset, writable) in vcpu.tlb._entries.items():
-                leaf = mmu.epts[key < 0].walk(~key if key < 0 else key)
+                leaf = mmu.epts[key < 0].walk(Gfn(~key if key < 0 else key))
                 assert leaf, f"vCPU {vcpu.id} has a translation that is not in the page table: {key:#x}"
                 found, frame = self.vm.physmap.find(entry_pfn(leaf))
                 assert (memory, offset) == (found, frame * PAGE_SIZE)

@@ -4,7 +4,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from memfsd.uapi.units import ORDER_1G, ORDER_2M, ORDER_4K, format_size, order_of_page_size, page_aligned, parse_size
+from memfsd.uapi.units import (
+    ORDER_1G,
+    ORDER_2M,
+    ORDER_4K,
+    Gfn,
+    HostPfn,
+    Pfn,
+    Pgoff,
+    format_size,
+    order_of_page_size,
+    page_aligned,
+    parse_size,
+)
 
 
 @pytest.mark.parametrize(
@@ -65,3 +77,18 @@ def test_alignment_is_that_of_the_order() -> None:
     assert page_aligned(0) and page_aligned(8192) and not page_aligned(4095)
     assert page_aligned(2 << 20, ORDER_2M) and not page_aligned(4096, ORDER_2M)
     assert page_aligned(1 << 30, ORDER_1G) and not page_aligned(2 << 20, ORDER_1G)
+
+
+def test_page_indices_are_plain_ints_and_mypy_keeps_them_apart() -> None:
+    """An ignored error that mypy no longer finds is an error of mypy: it checks this test, too."""
+
+    def frame_of(gfn: Gfn, pfn: HostPfn) -> Pfn:
+        return Pfn(pfn - HostPfn(gfn))
+
+    assert type(frame_of(Gfn(1), HostPfn(3))) is int
+    assert frame_of(Gfn(1) + 1, HostPfn(3) + 4) == 5
+    assert frame_of(Pgoff(1), HostPfn(3)) == 2  # type: ignore[arg-type]
+    assert frame_of(Gfn(1), Pfn(3)) == 2  # type: ignore[arg-type]
+    assert frame_of(1, HostPfn(3)) == 2  # type: ignore[arg-type]
+    assert frame_of(Gfn(3) - Gfn(2), HostPfn(3)) == 2  # type: ignore[arg-type]
+    assert frame_of(Gfn(3) - 2, HostPfn(3)) == 2

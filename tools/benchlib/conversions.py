@@ -11,7 +11,7 @@ from benchlib.figure import Figure, Part, Progress
 from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.machine import VirtualMachine
 from memfsd.uapi.limits import MAX_SLOTS
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 _SPARE_PAGES = 64
 """At the end of memory: those that are converted in the rounds."""
@@ -87,9 +87,10 @@ def _convert(machine: VirtualMachine, count: int) -> tuple[float, float]:
 def _lookup_ns(machine: VirtualMachine, count: int) -> float:
     """Nanoseconds of one lookup of the slot that shows a page, the loop around it included."""
     lookup, last = machine.vm.slots[SHARED].lookup, _first_spare(machine)
+    gfns = [Gfn(index * 7919 % last) for index in range(count)]
     start = perf_counter()
-    for index in range(count):
-        lookup(index * 7919 % last)
+    for gfn in gfns:
+        lookup(gfn)
     return (perf_counter() - start) / count * 1e9
 
 

@@ -19,7 +19,7 @@ from kvmsim.machine import VirtualMachine
 from memfsd.uapi.framing import encode_reply, encode_request
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
 from memfsd.uapi.messages import GetPfn, GetPfnReply, Kind
-from memfsd.uapi.units import PAGE_SHIFT
+from memfsd.uapi.units import PAGE_SHIFT, Gfn
 
 _FILE_BYTES = 1 << 30
 _SEED = 1
@@ -79,24 +79,24 @@ def _machine() -> Iterator[VirtualMachine]:
             yield machine
 
 
-def _scattered_pages() -> Iterator[int]:
+def _scattered_pages() -> Iterator[Gfn]:
     """Every other page once, in random order: no page follows one that was touched, so nothing is read ahead."""
-    pages = list(range(0, _FILE_BYTES >> PAGE_SHIFT, 2))
+    pages = [Gfn(gfn) for gfn in range(0, _FILE_BYTES >> PAGE_SHIFT, 2)]
     random.Random(_SEED).shuffle(pages)
     return iter(pages)
 
 
-def _fault(machine: VirtualMachine) -> Callable[[int], object]:
+def _fault(machine: VirtualMachine) -> Callable[[Gfn], object]:
     faults, vcpu = machine.kvm.faults, machine.vm.vcpu(0)
     return lambda gfn: faults.fault(vcpu, gfn, shared=False, write=True)
 
 
-def _access(machine: VirtualMachine) -> Callable[[int], object]:
+def _access(machine: VirtualMachine) -> Callable[[Gfn], object]:
     guest, vcpu = machine.guest, machine.vm.vcpu(0)
     return lambda gfn: guest.write(vcpu, gfn << PAGE_SHIFT, b"x")
 
 
-def _median_us(action: Callable[[int], object], pages: Iterator[int], count: int) -> float:
+def _median_us(action: Callable[[Gfn], object], pages: Iterator[Gfn], count: int) -> float:
     times = []
     for _ in range(count):
         gfn = next(pages)

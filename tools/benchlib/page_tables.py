@@ -9,7 +9,7 @@ from benchlib.figure import Figure, Progress
 from kvmsim.kvm.mmu.ept import Ept
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import AnonymousMemory
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, HostPfn
 
 MAP_TARGET_PER_S = 500e6
 TRANSLATE_TARGET_NS = 200.0
@@ -51,9 +51,9 @@ def measure(progress: Progress, rounds: int = 15, count: int = 100_000) -> Figur
 def _map_rate(ept: Ept) -> float:
     """Leaves a second of one map of 1 GiB, over tables that a zap has just given back."""
     page_count = _MAPPED_BYTES >> PAGE_SHIFT
-    ept.zap(0, page_count)
+    ept.zap(Gfn(0), Gfn(page_count))
     start = perf_counter()
-    ept.map_run(0, 0, page_count)
+    ept.map_run(Gfn(0), HostPfn(0), page_count)
     return page_count / (perf_counter() - start)
 
 

@@ -9,6 +9,7 @@ from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
+from memfsd.uapi.units import Gfn
 
 PAGE_SHIFT = 12
 
@@ -75,12 +76,12 @@ class Vm:
         """Which of these pages an ordinary slot shows."""
         with self._machine.vmm.inhibitor.in_kvm_run(), self._machine.vm.mmu.lock:
             slots = self._machine.vm.slots[SHARED]
-            return [slots.lookup(gfn) is not None for gfn in range(page, page + count)]
+            return [slots.lookup(Gfn(gfn)) is not None for gfn in range(page, page + count)]
 
     def slot_around(self, page: int) -> tuple[int, int]:
         """Pages [first, end) of the private slot that has this page; empty when none has."""
         with self._machine.vmm.inhibitor.in_kvm_run(), self._machine.vm.mmu.lock:
-            slot = self._machine.vm.slots[PRIVATE].lookup(page)
+            slot = self._machine.vm.slots[PRIVATE].lookup(Gfn(page))
             return (0, 0) if slot is None else (slot.gfn, slot.end)
 
     @property

@@ -1,10 +1,9 @@
 """Private pages that are unmapped and keep their contents, as TDH.MEM.RANGE.BLOCK leaves them."""
 
 from memfsd.common.intervals import IntervalMap, IntervalSet
+from memfsd.uapi.units import Gfn, GfnRange, HostPfn
 
 from .runs import Run
-
-Range = tuple[int, int]
 
 
 class BlockedPages:
@@ -19,22 +18,23 @@ class BlockedPages:
         """Ranges."""
         return len(self._index)
 
-    def add(self, run: Run, touched: list[Range]) -> None:
+    def add(self, run: Run, touched: list[GfnRange]) -> None:
         """touched: GFN ranges. What was touched when it was blocked before stays touched."""
         gfn, pfn, count = run
-        end, delta = gfn + count, pfn - gfn
+        end, delta = gfn + count, int(pfn) - gfn
         marks = IntervalSet([*touched, *(_span(was) for was, was_touched in self.take(gfn, end) if was_touched)])
         self._index.put(gfn, end, (delta, False))
         for low, high in marks.within(gfn, end):
             self._index.put(low, high, (delta, True))
 
-    def take(self, start: int, end: int) -> list[tuple[Run, bool]]:
+    def take(self, start: Gfn, end: Gfn) -> list[tuple[Run, bool]]:
         """Take the pages of [start, end) out: runs, and whether they were touched."""
         return [
-            ((low, low + delta, high - low), touched) for low, high, (delta, touched) in self._index.cut(start, end)
+            ((low, HostPfn(low + delta), high - low), touched)
+            for low, high, (delta, touched) in self._index.cut(start, end)
         ]
 
-    def take_untouched(self, start: int, end: int) -> list[Range]:
+    def take_untouched(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """Take out what nobody touched; the ranges that stay."""
         stay = []
         for run, touched in self.take(start, end):
@@ -43,14 +43,14 @@ class BlockedPages:
                 stay.append(_span(run))
         return stay
 
-    def runs(self, start: int, end: int) -> list[Run]:
+    def runs(self, start: Gfn, end: Gfn) -> list[Run]:
         """What of [start, end) is blocked, with its frames."""
-        return [(low, low + delta, high - low) for low, high, (delta, _) in self._index.within(start, end)]
+        return [(low, HostPfn(low + delta), high - low) for low, high, (delta, _) in self._index.within(start, end)]
 
-    def ranges(self, start: int, end: int) -> list[Range]:
+    def ranges(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """What of [start, end) is blocked."""
         return [(low, high) for low, high, _ in self._index.within(start, end)]
 
 
-def _span(run: Run) -> Range:
+def _span(run: Run) -> GfnRange:
     return run[0], run[0] + run[2]

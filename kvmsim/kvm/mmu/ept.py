@@ -13,11 +13,13 @@ numbers count 4 KiB pages, ranges are half-open, and bounds are the caller's dut
 """
 
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from memfsd.common import trace
+from memfsd.uapi.units import Gfn, GfnRange, HostPfn
 
 from .eptentry import (
     ACCESSED,
@@ -94,7 +96,7 @@ class Ept(EptTables):
 
     # -- one page ------------------------------------------------------------------------------------------
 
-    def walk(self, gfn: int) -> int:
+    def walk(self, gfn: Gfn) -> int:
         """The leaf entry of gfn, 0 when it is not present. One with LARGE has gfn's own frame, not the leaf's first."""
         base = self._bases.get(gfn >> LEVEL_BITS) or self._leaf_table(gfn)
         if base:
@@ -102,7 +104,7 @@ class Ept(EptTables):
         word, level = self._large_leaf(gfn)
         return self._words[word] + ((gfn & leaf_pages(level) - 1) << PFN_SHIFT) if word else 0
 
-    def mark(self, gfn: int, bits: int) -> None:
+    def mark(self, gfn: Gfn, bits: int) -> None:
         """Set ACCESSED or DIRTY in the leaf of gfn, if it is present."""
         base = self._leaf_table(gfn)
         word = base + (gfn & INDEX) if base else self._large_leaf(gfn)[0]
@@ -112,7 +114,7 @@ class Ept(EptTables):
 
     # -- mapping -------------------------------------------------------------------------------------------
 
-    def map_run(self, gfn: int, pfn: int, count: int, *, writable: bool = True, accessed: int = 0) -> None:
+    def map_run(self, gfn: Gfn, pfn: HostPfn, count: int, *, writable: bool = True, accessed: int = 0) -> None:
         """Map pages gfn + i to frames pfn + i in 4 KiB leaves; the first `accessed` of them are demanded, the rest
         granted.
 
@@ -135,7 +137,7 @@ class Ept(EptTables):
             self.mark_range(gfn, gfn + accessed, ACCESSED)
 
     @trace.hot(trace.Side.VM, lambda to, _, gfn, pfn, **__: to.page_mapped(gfn, pfn))
-    def map_page(self, gfn: int, pfn: int, *, writable: bool = True) -> None:
+    def map_page(self, gfn: Gfn, pfn: HostPfn, *, writable: bool = True) -> None:
         """`map_run` of one page that is demanded: the usual fault."""
         assert 0 <= pfn < MAX_PFN, pfn
         flags = _DEMANDED_WRITABLE if writable else _DEMANDED
@@ -151,7 +153,7 @@ class Ept(EptTables):
             self._grow(gfn, gfn + 1)
         self._set_leaf(gfn, pfn, flags)
 
-    def map_large(self, gfn: int, pfn: int, order: int, *, writable: bool = True, accessed: bool = False) -> None:
+    def map_large(self, gfn: Gfn, pfn: HostPfn, order: int, *, writable: bool = True, accessed: bool = False) -> None:
         """One leaf of 2 MiB (order 9) or 1 GiB (18), in the place of what smaller ones show of the same frames.
 
         gfn and pfn are aligned to it. Flags of leaves that it replaces, or of a leaf that is there already, stay.
@@ -183,13 +185,13 @@ class Ept(EptTables):
         self._words[word] = pfn << PFN_SHIFT | flags
         self._large_counts[level] += 1
 
-    def _keep_large(self, gfn: int, pfn: int, flags: int) -> None:
+    def _keep_large(self, gfn: Gfn, pfn: HostPfn, flags: int) -> None:
         """The large leaf over gfn shows it already: it can only become ACCESSED."""
         entry, (word, _) = self.walk(gfn), self._large_leaf(gfn)
         assert entry >> PFN_SHIFT == pfn, (gfn, entry >> PFN_SHIFT, pfn)
         self._words[word] |= flags & ACCESSED
 
-    def _flags_below(self, gfn: int, pfn: int, size: int, write: int) -> int:
+    def _flags_below(self, gfn: Gfn, pfn: HostPfn, size: int, write: int) -> int:
         """ACCESSED and DIRTY of all leaves in the place of one large leaf; they have its frames and permission."""
         found = 0
         for at, low, high, level in self._spans(gfn, gfn + size):
@@ -200,7 +202,7 @@ class Ept(EptTables):
             found |= int(np.bitwise_or.reduce(entries))
         return found & (ACCESSED | DIRTY)
 
-    def _set_leaf(self, gfn: int, pfn: int, flags: int) -> None:
+    def _set_leaf(self, gfn: Gfn, pfn: HostPfn, flags: int) -> None:
         base = self._bases.get(gfn >> LEVEL_BITS) or self._leaf_table(gfn)
         if not base:
             self._keep_large(gfn, pfn, flags)
@@ -215,7 +217,7 @@ class Ept(EptTables):
         self._count[base >> LEVEL_BITS] += 1
         self._small_count += 1
 
-    def _map_pages(self, gfn: int, pfn: int, count: int, flags: int) -> None:
+    def _map_pages(self, gfn: Gfn, pfn: HostPfn, count: int, flags: int) -> None:
         for start, low, high, level in self._spans(gfn, gfn + count):
             if level:
                 for word in range(low, high):
@@ -236,7 +238,7 @@ class Ept(EptTables):
 
     # -- unmapping -----------------------------------------------------------------------------------------
 
-    def zap(self, start: int, end: int) -> list[Run]:
+    def zap(self, start: Gfn, end: Gfn) -> list[Run]:
         """Remove every leaf in [start, end); the runs that were there, in order.
 
         A large leaf that reaches beyond the range is split first. When the tables run out it goes as a whole
@@ -262,7 +264,7 @@ class Ept(EptTables):
         self._prune_removed(runs)
         return runs
 
-    def _zap_page(self, gfn: int) -> list[Run]:
+    def _zap_page(self, gfn: Gfn) -> list[Run]:
         base = self._leaf_table(gfn)
         entry = self._words[base + (gfn & INDEX)]
         if not entry:
@@ -273,9 +275,9 @@ class Ept(EptTables):
         self.zapped_leaves[0] += 1
         if not self._count[base >> LEVEL_BITS]:
             self._drop_path(gfn)
-        return [(gfn, entry >> PFN_SHIFT, 1)]
+        return [(gfn, entry_pfn(entry), 1)]
 
-    def zap_untouched(self, start: int, end: int) -> list[Run]:
+    def zap_untouched(self, start: Gfn, end: Gfn) -> list[Run]:
         """Remove the leaves in [start, end) that were granted and never touched; their runs, in order, as `zap`."""
         runs: list[Run] = []
         beyond: list[Run] = []
@@ -303,7 +305,7 @@ class Ept(EptTables):
         self._prune_removed(runs)
         return runs
 
-    def _split_at(self, gfn: int) -> list[Run]:
+    def _split_at(self, gfn: Gfn) -> list[Run]:
         """Let a leaf begin at gfn where one reaches over it; the leaf that had to go, for want of a table."""
         if gfn >= MAX_GFN_EPT:
             return []
@@ -313,7 +315,7 @@ class Ept(EptTables):
                 entry = self._words[word]
                 self._words[word] = 0
                 self._forget_large(word, 1, level)
-                return [(gfn & -leaf_pages(level), entry >> PFN_SHIFT, leaf_pages(level))]
+                return [(gfn & -leaf_pages(level), entry_pfn(entry), leaf_pages(level))]
             self._split(word, level)
             word, level = self._large_leaf(gfn)
         return []
@@ -331,13 +333,13 @@ class Ept(EptTables):
 
     # -- many pages ----------------------------------------------------------------------------------------
 
-    def mark_range(self, start: int, end: int, bits: int) -> None:
+    def mark_range(self, start: Gfn, end: Gfn, bits: int) -> None:
         """Set ACCESSED or DIRTY in every leaf that maps a page of [start, end)."""
         for _, low, high, _ in self._spans(start, end):
             entries = self._array[low:high]
             np.bitwise_or(entries, np.uint64(bits), out=entries, where=entries != 0)
 
-    def protect(self, start: int, end: int) -> None:
+    def protect(self, start: Gfn, end: Gfn) -> None:
         """Take WRITE from every leaf that maps a page of [start, end)."""
         for _, low, high, _ in self._spans(start, end):
             self._array[low:high] &= np.uint64(~WRITE & (1 << 64) - 1)
@@ -371,7 +373,7 @@ class Ept(EptTables):
         entries |= kept
         return entries
 
-    def first_missing(self, start: int, end: int) -> int:
+    def first_missing(self, start: Gfn, end: Gfn) -> Gfn:
         """The first GFN of [start, end) that is not present; end when all are."""
         expected = start
         for gfn, low, high, level in self._spans(start, end):
@@ -390,13 +392,13 @@ class Ept(EptTables):
             expected += high - low
         return min(expected, end)
 
-    def touched(self, start: int, end: int) -> list[tuple[int, int]]:
+    def touched(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """GFN ranges of [start, end) whose leaves are present and ACCESSED, merged, in order."""
-        ranges: list[tuple[int, int]] = []
+        ranges: list[GfnRange] = []
         for gfn, low, high, level in self._spans(start, end):
             flags = self._array[low:high] & np.uint64(ACCESSED)
             # A range begins and ends where the bit differs from its neighbour's; outside it is clear.
-            edges = np.flatnonzero(np.diff(flags != 0, prepend=False, append=False)) * leaf_pages(level) + gfn
+            edges: Any = np.flatnonzero(np.diff(flags != 0, prepend=False, append=False)) * leaf_pages(level) + gfn
             for first, last in edges.reshape(-1, 2).tolist():
                 if ranges and ranges[-1][1] == first:
                     ranges[-1] = (ranges[-1][0], min(last, end))
@@ -404,7 +406,7 @@ class Ept(EptTables):
                     ranges.append((max(first, start), min(last, end)))
         return ranges
 
-    def runs(self, start: int, end: int) -> Iterator[Run]:
+    def runs(self, start: Gfn, end: Gfn) -> Iterator[Run]:
         """The pages present in [start, end), merged whatever their leaves, in order."""
         held: list[Run] = []
         for _, run in self.leaf_runs(start, end):
@@ -414,7 +416,7 @@ class Ept(EptTables):
             del held[:-1]
         yield from held
 
-    def leaf_runs(self, start: int, end: int) -> Iterator[tuple[int, Run]]:
+    def leaf_runs(self, start: Gfn, end: Gfn) -> Iterator[tuple[int, Run]]:
         """(order, run) of the pages present in [start, end), merged where their leaves have one size, in order."""
         held: list[Run] = []
         order = 0
@@ -433,7 +435,7 @@ class Ept(EptTables):
         for run in held:
             yield order, run
 
-    def _collect(self, runs: list[Run], gfn: int, low: int, high: int, level: int) -> None:
+    def _collect(self, runs: list[Run], gfn: Gfn, low: int, high: int, level: int) -> None:
         """Append the runs of one span. The usual case, all present and one run, costs three passes."""
         entries = self._array[low:high]
         if level:
@@ -443,7 +445,7 @@ class Ept(EptTables):
             offsets = entries - RAMP[: high - low]
             first = int(entries[0]) & ~_FLAGS_MASK
             if int(offsets.min()) >= first and int(offsets.max()) <= first | _FLAGS_MASK:
-                append_run(runs, gfn, first >> PFN_SHIFT, high - low)
+                append_run(runs, gfn, entry_pfn(first), high - low)
                 return
         append_leaves(runs, gfn, entries.nonzero()[0], entries, 1)
 

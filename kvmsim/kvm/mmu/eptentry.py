@@ -3,6 +3,8 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from memfsd.uapi.units import Gfn, HostPfn
+
 READ = 1 << 0
 WRITE = 1 << 1
 EXECUTE = 1 << 2
@@ -17,15 +19,15 @@ LEVEL_BITS = 9
 ENTRIES = 1 << LEVEL_BITS
 INDEX = ENTRIES - 1
 TOP_LEVEL = 3
-MAX_GFN_EPT = 1 << 36
+MAX_GFN_EPT = Gfn(1 << 36)
 """GFNs end here: 48-bit guest physical addresses, without the SHARED bit."""
-MAX_PFN = 1 << 52 - PFN_SHIFT
+MAX_PFN = HostPfn(1 << 52 - PFN_SHIFT)
 
 Words = NDArray[np.uint64]
 
 
-def entry_pfn(entry: int) -> int:
-    return entry >> PFN_SHIFT
+def entry_pfn(entry: int) -> HostPfn:
+    return HostPfn(entry >> PFN_SHIFT)
 
 
 def entry_writable(entry: int) -> bool:

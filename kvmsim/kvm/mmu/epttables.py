@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import Gfn
 
 from .eptentry import (
     ENTRIES,
@@ -36,7 +37,7 @@ from .eptentry import (
     leaf_pages,
 )
 
-Span = tuple[int, int, int, int]
+Span = tuple[Gfn, int, int, int]
 """(gfn, low, high, level): words low to high hold the leaves of that level from gfn on.
 
 Of level 0: present or not, and inside the range that was asked for. Above: all present, and the first and the
@@ -94,7 +95,7 @@ class EptTables:
 
     # -- to one entry --------------------------------------------------------------------------------------
 
-    def _leaf_table(self, gfn: int) -> int:
+    def _leaf_table(self, gfn: Gfn) -> int:
         """The first word of gfn's level 0 table; 0, the empty table's, when it has none."""
         region = gfn >> LEVEL_BITS
         known = self._bases.get(region)
@@ -114,7 +115,7 @@ class EptTables:
             self._bases[region] = base
         return base
 
-    def _large_leaf(self, gfn: int) -> tuple[int, int]:
+    def _large_leaf(self, gfn: Gfn) -> tuple[int, int]:
         """The word and the level of the large leaf over gfn; (0, 0) when there is none."""
         table = ROOT
         for level in range(TOP_LEVEL, 0, -1):
@@ -127,7 +128,7 @@ class EptTables:
 
     # -- tables come ---------------------------------------------------------------------------------------
 
-    def _grow(self, start: int, end: int) -> None:
+    def _grow(self, start: Gfn, end: Gfn) -> None:
         """Make every table that 4 KiB leaves in [start, end) need, or none (Refused ENOMEM). Not below large leaves."""
         needed = sum((end - 1 >> s) - (start >> s) + 1 for s in _TABLE_SHIFTS)
         if needed > self._available:
@@ -153,7 +154,7 @@ class EptTables:
             self._array[low:high][missing] = tables << np.uint64(PFN_SHIFT) | np.uint64(_TABLE_FLAGS)
             self._count[table] += missing.size
 
-    def _table_for_leaf(self, gfn: int, level: int) -> int:
+    def _table_for_leaf(self, gfn: Gfn, level: int) -> int:
         """The table of this level over gfn, made when there is none (Refused ENOMEM: nothing changed); 0 when a
         larger leaf is there."""
         table = ROOT
@@ -171,7 +172,7 @@ class EptTables:
     def _available(self) -> int:
         return self._max_tables - self._next_table + len(self._free)
 
-    def _check_available(self, needed: int, start: int, end: int) -> None:
+    def _check_available(self, needed: int, start: Gfn, end: Gfn) -> None:
         if needed > self._available:
             raise Refused(
                 errno.ENOMEM,
@@ -196,7 +197,7 @@ class EptTables:
         assert self._next_table <= self._max_tables
         return tables + list(range(fresh, self._next_table))
 
-    def _tables_below(self, table: int, level: int, start: int, end: int) -> int:
+    def _tables_below(self, table: int, level: int, start: Gfn, end: Gfn) -> int:
         """Tables under this one that leaves in [start, end) have, or do not need because a large leaf is there."""
         indices, children = self._children(table, level, start, end)
         count = children.size
@@ -212,14 +213,14 @@ class EptTables:
 
     # -- tables go -----------------------------------------------------------------------------------------
 
-    def _prune(self, start: int, end: int) -> None:
+    def _prune(self, start: Gfn, end: Gfn) -> None:
         """Give back the tables that lost their last entry in [start, end)."""
         if start >> LEVEL_BITS != end - 1 >> LEVEL_BITS:
             self._prune_below(ROOT, TOP_LEVEL, start, end)
         elif not self._count[self._leaf_table(start) >> LEVEL_BITS]:
             self._drop_path(start)
 
-    def _drop_path(self, gfn: int) -> None:
+    def _drop_path(self, gfn: Gfn) -> None:
         """Give back the lowest table over gfn if it is empty, and each table above that this empties."""
         path: list[tuple[int, int]] = []
         table = ROOT
@@ -237,7 +238,7 @@ class EptTables:
             self._count[table] -= 1
         self._bases.clear()
 
-    def _prune_below(self, table: int, level: int, start: int, end: int) -> None:
+    def _prune_below(self, table: int, level: int, start: Gfn, end: Gfn) -> None:
         indices, children = self._children(table, level, start, end)
         if level > 1:
             for child, low, high in _parts(level, start, end, indices, children):
@@ -287,7 +288,7 @@ class EptTables:
 
     # -- spans ---------------------------------------------------------------------------------------------
 
-    def _spans(self, start: int, end: int) -> Iterator[Span]:
+    def _spans(self, start: Gfn, end: Gfn) -> Iterator[Span]:
         """Where the leaves of [start, end) are, in order; neighbouring tables come as one span of at most
         SPAN_WORDS."""
         assert 0 <= start <= end <= MAX_GFN_EPT, (start, end)
@@ -310,7 +311,7 @@ class EptTables:
         if level:
             yield from self._spans_below(table, level, start, end)
 
-    def _spans_below(self, table: int, level: int, start: int, end: int) -> Iterator[Span]:
+    def _spans_below(self, table: int, level: int, start: Gfn, end: Gfn) -> Iterator[Span]:
         if not self._large_counts[level]:
             yield from self._spans_of_tables(level, start, end, *self._children(table, level, start, end))
             return
@@ -326,13 +327,13 @@ class EptTables:
             else:
                 yield from self._spans_of_tables(level, start, end, part, children[first:after])
 
-    def _spans_of_large(self, level: int, start: int, indices: Indices) -> Iterator[Span]:
+    def _spans_of_large(self, level: int, start: Gfn, indices: Indices) -> Iterator[Span]:
         origin = _table_start(level, start)
         for first, after in _stretches(indices[1:] != indices[:-1] + 1, indices.size):
             word = int(indices[first])
             yield origin + ((word & INDEX) << level * LEVEL_BITS), word, word + after - first, level
 
-    def _spans_of_tables(self, level: int, start: int, end: int, indices: Indices, children: Indices) -> Iterator[Span]:
+    def _spans_of_tables(self, level: int, start: Gfn, end: Gfn, indices: Indices, children: Indices) -> Iterator[Span]:
         if level > 1:
             for child, low, high in _parts(level, start, end, indices, children):
                 yield from self._spans_below(child, level - 1, low, high)
@@ -344,9 +345,9 @@ class EptTables:
             word = int(children[first]) << LEVEL_BITS
             gfn_end = min(end, gfn + (after - first << LEVEL_BITS))
             for at in range(max(start, gfn), gfn_end, SPAN_WORDS):
-                yield at, at - gfn + word, min(at + SPAN_WORDS, gfn_end) - gfn + word, 0
+                yield Gfn(at), at - gfn + word, min(at + SPAN_WORDS, gfn_end) - gfn + word, 0
 
-    def _children(self, table: int, level: int, start: int, end: int) -> tuple[Indices, Indices]:
+    def _children(self, table: int, level: int, start: Gfn, end: Gfn) -> tuple[Indices, Indices]:
         """Word numbers of the entries of a table for [start, end) that name tables, and those tables."""
         low, high = _slice(table, level, start, end)
         indices = self._array[low:high].nonzero()[0] + low
@@ -380,7 +381,7 @@ class EptTables:
         self._count[table] = count
 
 
-def _table_start(level: int, gfn: int) -> int:
+def _table_start(level: int, gfn: Gfn) -> Gfn:
     """The first GFN that the table of this level over gfn covers."""
     return gfn & -leaf_pages(level + 1)
 
@@ -392,7 +393,7 @@ def _slice(table: int, level: int, start: int, end: int) -> tuple[int, int]:
     return base + (start >> shift & INDEX), base + (end - 1 >> shift & INDEX) + 1
 
 
-def _parts(level: int, start: int, end: int, indices: Indices, children: Indices) -> Iterator[tuple[int, int, int]]:
+def _parts(level: int, start: Gfn, end: Gfn, indices: Indices, children: Indices) -> Iterator[tuple[int, Gfn, Gfn]]:
     """(child, start, end) one level down: each child with its part of the range."""
     origin = _table_start(level, start)
     for index, child in zip(indices.tolist(), children.tolist(), strict=True):

@@ -5,15 +5,18 @@ then counts down. A fault snapshots the sequence before it looks anything up, an
 time of mapping, the sequence has moved or an open invalidation covers what it would map.
 """
 
+from collections.abc import Sequence
+
 import msgspec
 
 from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.slots.memslots import Memslot
 from memfsd.common import sync, trace
 from memfsd.common.intervals import IntervalSet
+from memfsd.uapi.units import Gfn, GfnRange, HostPfn, Pfn, Pgoff
 
 from .blocked import BlockedPages
-from .ept import ACCESSED, Ept
+from .ept import Ept
 from .runs import Run, clip, inside
 from .tlb import RANGED_FLUSH_PAGES, Tlb, Translation, tlb_key
 
@@ -27,10 +30,10 @@ class PageFault(msgspec.Struct, frozen=True, eq=False, gc=False):
     A Struct because each fault makes one: a frozen dataclass takes ten times as long.
     """
 
-    gfn: int
+    gfn: Gfn
     private: bool
     slot: Memslot
-    pgoff: int
+    pgoff: Pgoff
     limit: int
     writable: bool
     seq: int
@@ -54,13 +57,13 @@ class Mmu:
         """Private pages that were unmapped and keep their contents: those under an overlay."""
         self.invalidate_seq = 0
         self.in_progress = 0
-        self.range_start = 0
-        self.range_end = 0
+        self.range_start = Gfn(0)
+        self.range_end = Gfn(0)
         self.fault_count = 0
         self.retry_count = 0
         self.zapped_count = 0
 
-    def invalidate_begin(self, start: int, end: int) -> None:
+    def invalidate_begin(self, start: Gfn, end: Gfn) -> None:
         """Open a bracket on GFNs [start, end): nothing in it is mapped until its END (R7)."""
         if trace.vm is not None:
             trace.vm.bracket_opened(start, end)
@@ -85,7 +88,7 @@ class Mmu:
             return True
         return self.in_progress > 0 and page_fault.gfn < self.range_end and self.range_start < page_fault.gfn + count
 
-    def clear_of_brackets(self, gfn: int, start: int, end: int) -> tuple[int, int]:
+    def clear_of_brackets(self, gfn: Gfn, start: Gfn, end: Gfn) -> GfnRange:
         """The part of [start, end) around gfn that no open invalidation covers; all of it when gfn is covered."""
         if self.in_progress:
             if gfn < self.range_start:
@@ -101,7 +104,7 @@ class Mmu:
             mmu.trace_installed(to, page_fault, pfn, min(count, page_fault.limit)) if is_mapped else None
         ),
     )
-    def install(self, page_fault: PageFault, pfn: int, count: int) -> bool:
+    def install(self, page_fault: PageFault, pfn: HostPfn, count: int) -> bool:
         """Map the run, its first page as accessed; False when the fault is stale and the fault must be retried.
 
         ENOMEM (Refused) when the EPT has no table left.
@@ -121,7 +124,7 @@ class Mmu:
         self.fault_count += 1
         return True
 
-    def install_large(self, page_fault: PageFault, pfn: int, count: int, order: int) -> bool:
+    def install_large(self, page_fault: PageFault, pfn: HostPfn, count: int, order: int) -> bool:
         """`install` in whole leaves of this order, of a run that begins at the leaf around the fault's page."""
         if trace.vm is not None:
             trace.vm.install_large_begun(page_fault.gfn, pfn, count, order)
@@ -141,15 +144,15 @@ class Mmu:
         return True
 
     def trace_installed(
-        self, to: trace.Instrument, page_fault: PageFault, pfn: int, page_count: int, ahead: int = 0
+        self, to: trace.Instrument, page_fault: PageFault, pfn: HostPfn, page_count: int, ahead: int = 0
     ) -> None:
         """The run begins `ahead` pages before the fault's."""
         gmem, base = page_fault.slot.backing.gmem, page_fault.slot.backing.base
         if gmem is not None:
             gfn, pgoff = page_fault.gfn - ahead, page_fault.pgoff - ahead
-            to.installed(self._vm, gmem.ino, gmem.conn, gfn, pgoff, pfn - base, page_count)
+            to.installed(self._vm, gmem.ino, gmem.conn, gfn, pgoff, Pfn(pfn - base), page_count)
 
-    def zap(self, start: int, end: int, *, private: bool) -> list[Run]:
+    def zap(self, start: Gfn, end: Gfn, *, private: bool) -> list[Run]:
         """Remove leaves of [start, end), also from the TLBs; runs (gfn, pfn, pages) that it held, blocked ones too.
 
         An access that found its translation before may still use it: frames are reused only after a kick.
@@ -167,7 +170,7 @@ class Mmu:
                 at = high
         return runs
 
-    def _unmap(self, start: int, end: int, private: bool) -> list[Run]:
+    def _unmap(self, start: Gfn, end: Gfn, private: bool) -> list[Run]:
         if trace.vm is not None:
             trace.vm.zap_begun(start, end, private)
         removed = self.epts[private].zap(start, end)
@@ -179,25 +182,25 @@ class Mmu:
         # More than was asked for goes when a large leaf cannot be split: those pages are the slot's as before.
         return inside(removed, start, end)
 
-    def protect(self, start: int, end: int) -> None:
+    def protect(self, start: Gfn, end: Gfn) -> None:
         """The next write to a shared page of [start, end) faults."""
         self.epts[SHARED].protect(start, end)
         self._flush([(start, 0, end - start)], end - start, private=False)
 
-    def block(self, start: int, end: int) -> list[Run]:
+    def block(self, start: Gfn, end: Gfn) -> list[Run]:
         """A zap of private leaves whose pages keep their contents, as TDH.MEM.RANGE.BLOCK; all that is blocked now."""
         touched = self.epts[PRIVATE].touched(start, end)
         for run in self._unmap(start, end, True):
             self.blocked.add(run, touched)
         return self.blocked.runs(start, end)
 
-    def held_private(self, start: int, end: int) -> int:
+    def held_private(self, start: Gfn, end: Gfn) -> int:
         """Private pages of [start, end) that hold memory, mapped or blocked."""
         mapped = [(gfn, gfn + count) for gfn, _, count in self.epts[PRIVATE].runs(start, end)]
         held = IntervalSet([*mapped, *self.blocked.ranges(start, end)])
         return sum(high - low for low, high in held.within(start, end))
 
-    def zap_untouched(self, start: int, end: int) -> list[tuple[int, int]]:
+    def zap_untouched(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that
         stay, those under an overlay among them."""
         if trace.vm is not None:
@@ -211,7 +214,7 @@ class Mmu:
             trace.vm.zapped(self._vm, start, end, stay)
         return stay
 
-    def _flush(self, removed: list[Run], page_count: int, private: bool) -> None:
+    def _flush(self, removed: Sequence[tuple[Gfn, int, int]], page_count: int, private: bool) -> None:
         """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing
         flushed."""
         if not removed:
@@ -222,6 +225,3 @@ class Mmu:
                 tlb.flush_keys(tlb_key(gfn, not private) for run in pages for gfn in run)
             else:
                 tlb.flush()
-
-    def mark_accessed(self, gfn: int, *, private: bool) -> None:
-        self.epts[private].mark(gfn, ACCESSED)

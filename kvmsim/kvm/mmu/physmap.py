@@ -11,7 +11,7 @@ from bisect import bisect_left, bisect_right
 from typing import Generic, TypeVar
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import ORDER_1G
+from memfsd.uapi.units import ORDER_1G, HostPfn
 
 M = TypeVar("M")
 
@@ -24,15 +24,15 @@ class PhysMap(Generic[M]):
 
     def __init__(self) -> None:
         self._starts: list[int] = []
-        self._ranges: dict[int, tuple[int, int, int, M]] = {}
+        self._ranges: dict[int, tuple[int, int, HostPfn, M]] = {}
         """By start: end, frames taken, base, memory."""
         self._fresh = 0
         self._gaps: dict[int, list[int]] = {}
         """Starts of ranges that were removed, by frames taken."""
-        self._shared: dict[int, tuple[int, int]] = {}
+        self._shared: dict[int, tuple[HostPfn, int]] = {}
         """By id of a memory that is here whole: its base, and how many slots show it."""
 
-    def add(self, memory: M, first: int, end: int) -> int:
+    def add(self, memory: M, first: int, end: int) -> HostPfn:
         """The base of a new range: frame i of the memory, first <= i < end, is base + i.
 
         ENOSPC when 2^40 frames do not hold it. The base itself may be negative.
@@ -48,11 +48,11 @@ class PhysMap(Generic[M]):
         else:
             start = self._first_fit(taken)
         self._starts.insert(bisect_right(self._starts, start), start)
-        base = start - skipped
+        base = HostPfn(start - skipped)
         self._ranges[start] = (base + end, taken, base, memory)
         return base
 
-    def share(self, memory: M, frame_count: int) -> int:
+    def share(self, memory: M, frame_count: int) -> HostPfn:
         """The base of all of a memory, which many slots may show: one range for all of them."""
         base, users = self._shared.get(id(memory)) or (self.add(memory, 0, frame_count), 0)
         self._shared[id(memory)] = base, users + 1
@@ -82,19 +82,19 @@ class PhysMap(Generic[M]):
         self._fresh = max(self._fresh, start + taken)
         return start
 
-    def remove(self, pfn: int) -> None:
+    def remove(self, pfn: HostPfn) -> None:
         """Take out the range that holds this frame."""
         start = self._start_of(pfn)
         del self._starts[bisect_left(self._starts, start)]
         _, taken, _, _ = self._ranges.pop(start)
         self._gaps.setdefault(taken, []).append(start)
 
-    def find(self, pfn: int) -> tuple[M, int]:
+    def find(self, pfn: HostPfn) -> tuple[M, int]:
         """The memory and the frame's index in it; a frame that nothing backs must not be mapped."""
         _, _, base, memory = self._ranges[self._start_of(pfn)]
         return memory, pfn - base
 
-    def _start_of(self, pfn: int) -> int:
+    def _start_of(self, pfn: HostPfn) -> int:
         start = self._starts[bisect_right(self._starts, pfn) - 1]
         assert start <= pfn < self._ranges[start][0], f"frame {pfn:#x} has no memory"
         return start

@@ -3,13 +3,15 @@
 import numpy as np
 from numpy.typing import NDArray
 
+from memfsd.uapi.units import Gfn, HostPfn
+
 from .eptentry import PFN_SHIFT, Words
 
-Run = tuple[int, int, int]
+Run = tuple[Gfn, HostPfn, int]
 """(gfn, pfn, page_count): contiguous on both sides."""
 
 
-def append_run(runs: list[Run], gfn: int, pfn: int, count: int) -> None:
+def append_run(runs: list[Run], gfn: Gfn, pfn: HostPfn, count: int) -> None:
     if runs:
         last_gfn, last_pfn, last_count = runs[-1]
         if last_gfn + last_count == gfn and last_pfn + last_count == pfn:
@@ -18,7 +20,7 @@ def append_run(runs: list[Run], gfn: int, pfn: int, count: int) -> None:
     runs.append((gfn, pfn, count))
 
 
-def append_leaves(runs: list[Run], gfn: int, present: NDArray[np.int64], entries: Words, size: int) -> None:
+def append_leaves(runs: list[Run], gfn: Gfn, present: NDArray[np.int64], entries: Words, size: int) -> None:
     """Append the leaves, of `size` pages each, at these places of a span that begins at gfn."""
     if not present.size:
         return
@@ -31,7 +33,7 @@ def append_leaves(runs: list[Run], gfn: int, present: NDArray[np.int64], entries
     runs.extend(found)
 
 
-def clip(run: Run, start: int, end: int) -> Run:
+def clip(run: Run, start: Gfn, end: Gfn) -> Run:
     """The part of a run inside [start, end), which it meets."""
     gfn, pfn, count = run
     low, high = max(gfn, start), min(gfn + count, end)
@@ -39,6 +41,6 @@ def clip(run: Run, start: int, end: int) -> Run:
     return low, pfn + low - gfn, high - low
 
 
-def inside(runs: list[Run], start: int, end: int) -> list[Run]:
+def inside(runs: list[Run], start: Gfn, end: Gfn) -> list[Run]:
     """What of these runs lies in GFNs [start, end)."""
     return [clip(run, start, end) for run in runs if run[0] < end and start < run[0] + run[2]]

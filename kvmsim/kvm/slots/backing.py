@@ -5,6 +5,7 @@ from typing import Protocol
 
 from kvmsim.memory.memory import Memory, WindowMemory
 from memfsd.uapi.messages import GetPfnReply
+from memfsd.uapi.units import Gfn, HostPfn, Pgoff
 
 
 class Gmem(Protocol):
@@ -16,7 +17,7 @@ class Gmem(Protocol):
     """
 
     memory: WindowMemory
-    base: int
+    base: HostPfn
     order: int
     frame_count: int
     lost: str
@@ -24,10 +25,10 @@ class Gmem(Protocol):
     ino: int
     conn: int
 
-    def bind(self, slot: int, gfn: int, pgoff: int, page_count: int) -> None: ...
-    def unbind(self, pgoff: int, page_count: int) -> None: ...
-    def get_pfn(self, pgoff: int, max_pages: int) -> GetPfnReply: ...
-    def punch(self, pgoff: int, page_count: int) -> None: ...
+    def bind(self, slot: int, gfn: Gfn, pgoff: Pgoff, page_count: int) -> None: ...
+    def unbind(self, pgoff: Pgoff, page_count: int) -> None: ...
+    def get_pfn(self, pgoff: Pgoff, max_pages: int) -> GetPfnReply: ...
+    def punch(self, pgoff: Pgoff, page_count: int) -> None: ...
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,7 +40,7 @@ class SlotBacking:
     """
 
     memory: Memory
-    base: int
+    base: HostPfn
     gmem: Gmem | None = None
     owned: bool = False
     path: str = ""

@@ -26,11 +26,12 @@ from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
-from memfsd.uapi.units import ORDERS, PAGE_SHIFT, PGOFF_END, page_aligned
+from memfsd.uapi.units import ORDERS, PAGE_SHIFT, PGOFF_END, Gfn, GfnRange, Pgoff, page_aligned
 
 from .backing import Gmem, SlotBacking
 from .dirty import DirtyLog
 
+_FIRST_PAGE = Pgoff(0)
 MAX_SLOT_PAGES = (1 << 31) - 1
 """KVM_MEM_MAX_NR_PAGES: dirty bitmaps are indexed with an unsigned int."""
 
@@ -54,12 +55,12 @@ class Memslot:
 
     id: int
     as_id: Alias
-    gfn: int
+    gfn: Gfn
     page_count: int
     flags: SlotFlag
     backing: SlotBacking
-    pgoff: int
-    segments: list[tuple[int, int]] = field(default_factory=list)
+    pgoff: Pgoff
+    segments: list[GfnRange] = field(default_factory=list)
     max_order: int = 0
     """Order of the largest leaf that may map it: given is what the backing allows, kept what gfn, pgoff, size and dirty
     log allow too."""
@@ -81,7 +82,7 @@ class Memslot:
             self.segments = [(self.gfn, self.end)]
 
     @property
-    def end(self) -> int:
+    def end(self) -> Gfn:
         """The GFN after the last one, holes or not."""
         return self.gfn + self.page_count
 
@@ -91,15 +92,15 @@ class Memslot:
         assert self.backing.gmem is not None, self
         return self.backing.gmem
 
-    def pgoff_of(self, gfn: int) -> int:
+    def pgoff_of(self, gfn: Gfn) -> Pgoff:
         """Page of the backing that this GFN shows."""
         return self.pgoff + gfn - self.gfn
 
-    def gfn_of(self, pgoff: int) -> int:
+    def gfn_of(self, pgoff: Pgoff) -> Gfn:
         """Where this page of the backing shows."""
         return self.gfn + pgoff - self.pgoff
 
-    def segments_in(self, start: int, end: int) -> list[tuple[int, int]]:
+    def segments_in(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """Visible segments with a GFN in [start, end), whole."""
         first = max(bisect_right(self.segments, start, key=_start_of) - 1, 0)
         last = bisect_left(self.segments, end, lo=first, key=_start_of)
@@ -109,7 +110,7 @@ class Memslot:
         return f"{self.as_id.name.lower()} slot {self.id} ({_range(self.gfn, self.end)})"
 
 
-Segment = tuple[Memslot, int, int]
+Segment = tuple[Memslot, Gfn, Gfn]
 
 
 class Memslots:
@@ -134,30 +135,30 @@ class Memslots:
     def get(self, slot_id: int) -> Memslot | None:
         return self._slots.get(slot_id)
 
-    def segment(self, gfn: int) -> Segment | None:
+    def segment(self, gfn: Gfn) -> Segment | None:
         """The slot that shows gfn, with the start and end of the segment around it; None where none does."""
         found = self._visible.find(gfn)
         return None if found is None else (found[2], found[0], found[1])
 
-    def lookup(self, gfn: int) -> Memslot | None:
+    def lookup(self, gfn: Gfn) -> Memslot | None:
         """The slot that shows gfn; None in a hole and where there is none."""
         segment = self.segment(gfn)
         return segment[0] if segment else None
 
-    def covers(self, start: int, end: int) -> Memslot | None:
+    def covers(self, start: Gfn, end: Gfn) -> Memslot | None:
         """The slot of which one segment holds all of [start, end)."""
         assert start < end, (start, end)
         segment = self.segment(start)
         return segment[0] if segment and end <= segment[2] else None
 
-    def overlaps(self, start: int, end: int) -> list[Memslot]:
+    def overlaps(self, start: Gfn, end: Gfn) -> list[Memslot]:
         """Slots with a visible page in [start, end), in the order of their first one."""
         found: dict[int, Memslot] = {}
         for _, _, slot in self._visible.overlapping(start, end):
             found[slot.id] = slot
         return list(found.values())
 
-    def visible(self, start: int, end: int) -> list[Segment]:
+    def visible(self, start: Gfn, end: Gfn) -> list[Segment]:
         """What slots show of GFNs [start, end): (slot, first, end), cut at the range's ends, in order."""
         return [(slot, low, high) for low, high, slot in self._visible.within(start, end)]
 
@@ -165,19 +166,19 @@ class Memslots:
         """A slot is of this file, though all of it may be holes."""
         return file in self._file_slots
 
-    def of_file(self, file: Gmem, start: int = 0, end: int = PGOFF_END) -> list[Segment]:
+    def of_file(self, file: Gmem, start: Pgoff = _FIRST_PAGE, end: Pgoff = PGOFF_END) -> list[Segment]:
         """What slots show of the file's pages [start, end): (slot, gfn, end gfn), in the order of the pages."""
         index = self._files.get(file)
         if index is None:
             return []
         return [(slot, slot.gfn_of(low), slot.gfn_of(high)) for low, high, slot in index.within(start, end)]
 
-    def next_start(self, gfn: int) -> int | None:
+    def next_start(self, gfn: Gfn) -> Gfn | None:
         """Where the first segment after gfn begins."""
         return self._visible.next_start(gfn)
 
-    def previous_end(self, gfn: int) -> int:
-        """Where the last segment before gfn, which no slot shows, ends; 0 when there is none."""
+    def previous_end(self, gfn: Gfn) -> Gfn | None:
+        """Where the last segment before gfn, which no slot shows, ends."""
         return self._visible.previous_end(gfn)
 
     def add(self, slot: Memslot) -> None:
@@ -206,7 +207,7 @@ class Memslots:
         self.generation += 1
         return slot
 
-    def punch(self, slot_id: int, start: int, end: int) -> list[tuple[int, int]]:
+    def punch(self, slot_id: int, start: Gfn, end: Gfn) -> list[GfnRange]:
         """Make [start, end) of the slot invisible; the ranges that were, which are to be zapped.
 
         Refused EINVAL when the range is empty, leaves the slot, or is in part a hole already.
@@ -214,7 +215,7 @@ class Memslots:
         slot = self._existing(slot_id)
         _check_inside(slot, start, end)
         at = bisect_right(slot.segments, start, key=_start_of) - 1
-        first, last = slot.segments[at] if at >= 0 else (0, 0)
+        first, last = slot.segments[at] if at >= 0 else (start, start)
         if end > last:
             raise Refused(
                 errno.EINVAL,
@@ -228,7 +229,7 @@ class Memslots:
         self.generation += 1
         return [(start, end)]
 
-    def fill(self, slot_id: int, start: int, end: int) -> None:
+    def fill(self, slot_id: int, start: Gfn, end: Gfn) -> None:
         """Make [start, end), a hole or a part of one, visible again.
 
         Refused EINVAL when the range is empty, leaves the slot, or is in part visible; EEXIST when another
@@ -261,7 +262,7 @@ class Memslots:
             )
         return slot
 
-    def check_free(self, start: int, end: int) -> None:
+    def check_free(self, start: Gfn, end: Gfn) -> None:
         """Refused EEXIST when a page of [start, end) is visible in a slot."""
         for other_start, other_end, other in self._visible.overlapping(start, end):
             raise Refused(
@@ -270,14 +271,14 @@ class Memslots:
                 "choose another gpa, or delete or punch that slot first",
             )
 
-    def _show(self, slot: Memslot, start: int, end: int) -> None:
+    def _show(self, slot: Memslot, start: Gfn, end: Gfn) -> None:
         self._visible.add(start, end, slot)
         gmem = slot.backing.gmem
         if gmem is not None:
             pages = self._files.setdefault(gmem, IntervalMap())
             pages.add(slot.pgoff_of(start), slot.pgoff_of(end), slot)
 
-    def _hide(self, slot: Memslot, start: int) -> None:
+    def _hide(self, slot: Memslot, start: Gfn) -> None:
         self._visible.remove(start)
         gmem = slot.backing.gmem
         if gmem is not None:
@@ -368,14 +369,14 @@ def _invalid(what: str, way_out: str) -> Refused:
     return Refused(errno.EINVAL, f"{what} is refused: {way_out}")
 
 
-def _check_inside(slot: Memslot, start: int, end: int) -> None:
+def _check_inside(slot: Memslot, start: Gfn, end: Gfn) -> None:
     if not slot.gfn <= start < end <= slot.end:
         raise Refused(errno.EINVAL, f"{_range(start, end)} is empty or not inside {slot}: give a range of the slot")
 
 
-def _start_of(segment: tuple[int, int]) -> int:
+def _start_of(segment: GfnRange) -> Gfn:
     return segment[0]
 
 
-def _range(start: int, end: int) -> str:
+def _range(start: Gfn, end: Gfn) -> str:
     return f"gpa {start << PAGE_SHIFT:#x}-{end << PAGE_SHIFT:#x}"

@@ -4,9 +4,10 @@ from collections.abc import Iterable
 from typing import Protocol
 
 from kvmsim.vmm.guest_memory import GuestMemory
-from kvmsim.vmm.ram import PrivatePiece, RamMap, Range
+from kvmsim.vmm.ram import PrivatePiece, RamMap
 from memfsd.common.intervals import subtract
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import Gfn, GfnRange
 
 
 class Design(Protocol):
@@ -18,10 +19,10 @@ class Design(Protocol):
 
     name: str
 
-    def to_shared(self, start: int, end: int) -> int | None:
+    def to_shared(self, start: Gfn, end: Gfn) -> int | None:
         """Pages that only private slots showed are shown by ordinary slots now; they read as zeros."""
 
-    def to_private(self, start: int, end: int) -> int | None:
+    def to_private(self, start: Gfn, end: Gfn) -> int | None:
         """The inverse. The shared copy's bytes are gone."""
 
 
@@ -41,17 +42,17 @@ class Tally:
         """Exits that user space saw, those it handled among them."""
 
 
-def all_shared_or(pieces: list[PrivatePiece], ram: RamMap, start: int, end: int) -> bool:
+def all_shared_or(pieces: list[PrivatePiece], ram: RamMap, start: Gfn, end: Gfn) -> bool:
     """Every page of [start, end) is in an ordinary slot, or in one of these pieces."""
     return _all_in((*ram.shared.visible(start, end), *pieces), start, end)
 
 
-def all_private_or(pieces: list[PrivatePiece], ram: RamMap, start: int, end: int) -> bool:
+def all_private_or(pieces: list[PrivatePiece], ram: RamMap, start: Gfn, end: Gfn) -> bool:
     """Every page of [start, end) is in a private slot, or in one of these pieces."""
     return _all_in((*ram.private.visible(start, end), *pieces), start, end)
 
 
-def _all_in(pieces: Iterable[tuple[object, int, int]], start: int, end: int) -> bool:
+def _all_in(pieces: Iterable[tuple[object, int, int]], start: Gfn, end: Gfn) -> bool:
     return not subtract(start, end, ((low, high) for _, low, high in pieces))
 
 
@@ -71,7 +72,7 @@ def give_back(memory: GuestMemory, tally: Tally, pieces: list[PrivatePiece]) -> 
 
 def _give_back(memory: GuestMemory, tally: Tally, pieces: list[PrivatePiece]) -> None:
     lost = False
-    left: list[Range] = []
+    left: list[GfnRange] = []
     for piece in pieces:
         start, end = _whole_pages(piece)
         if start < end:
@@ -90,9 +91,9 @@ def _give_back(memory: GuestMemory, tally: Tally, pieces: list[PrivatePiece]) ->
         tally.unreturned_pages += end - start
 
 
-def _whole_pages(piece: PrivatePiece) -> Range:
+def _whole_pages(piece: PrivatePiece) -> GfnRange:
     """The GFNs of a piece that are whole pages of its file; the first not below the second when there are none."""
     size = 1 << piece.region.source.order
     delta = piece.region.pgoff - piece.region.gfn
     first = -(-(piece.start + delta) // size) * size - delta
-    return first, (piece.end + delta) // size * size - delta
+    return Gfn(first), Gfn((piece.end + delta) // size * size - delta)

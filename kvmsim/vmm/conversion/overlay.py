@@ -13,6 +13,7 @@ freed     it goes back to the store, whose callback takes it out of the page tab
 
 from kvmsim.vmm.guest_memory import GuestMemory
 from kvmsim.vmm.ram import Piece
+from memfsd.uapi.units import Gfn
 
 from .design import Tally, all_shared_or, give_back, page_count
 from .shared_copy import SharedCopy
@@ -30,7 +31,7 @@ class Overlay:
         self._tally = tally
         self._freed = freed
 
-    def to_shared(self, start: int, end: int) -> int | None:
+    def to_shared(self, start: Gfn, end: Gfn) -> int | None:
         ram = self._memory.ram
         pieces = [
             Piece(region, low, high)
@@ -47,7 +48,7 @@ class Overlay:
                 give_back(self._memory, self._tally, pieces)
         return page_count(pieces)
 
-    def to_private(self, start: int, end: int) -> int | None:
+    def to_private(self, start: Gfn, end: Gfn) -> int | None:
         ram, under = self._memory.ram, self._copy.ranges(start, end)
         shown = [(low, high) for _, low, high in ram.shared.visible(start, end)]
         if ram.private.missing(start, end) or under != shown:

@@ -8,7 +8,8 @@ is never held twice.
 """
 
 from kvmsim.vmm.guest_memory import GuestMemory
-from kvmsim.vmm.ram import Piece, Range
+from kvmsim.vmm.ram import Piece
+from memfsd.uapi.units import Gfn, GfnRange
 
 from .design import Tally, all_private_or, all_shared_or, give_back, page_count
 from .shared_copy import SharedCopy
@@ -25,7 +26,7 @@ class Punch:
         self._copy = copy
         self._tally = tally
 
-    def to_shared(self, start: int, end: int) -> int | None:
+    def to_shared(self, start: Gfn, end: Gfn) -> int | None:
         memory, ram = self._memory, self._memory.ram
         pieces = ram.private.visible(start, end)
         if not all_shared_or(pieces, ram, start, end):
@@ -40,7 +41,7 @@ class Punch:
             give_back(memory, self._tally, pieces)
         return page_count(pieces)
 
-    def to_private(self, start: int, end: int) -> int | None:
+    def to_private(self, start: Gfn, end: Gfn) -> int | None:
         memory, private = self._memory, self._memory.ram.private
         holes = [
             Piece(region, low, high)
@@ -49,7 +50,7 @@ class Punch:
         ]
         if not all_private_or(holes, memory.ram, start, end):
             return None
-        taken: list[Range] = []
+        taken: list[GfnRange] = []
         with Transaction() as transaction:
             for region, low, high in holes:
                 memory.fill_slot(region.id, low, high)

@@ -9,8 +9,9 @@ delete and destroy once more; so a page that was converted once loses no neighbo
 """
 
 from kvmsim.vmm.guest_memory import GuestMemory
-from kvmsim.vmm.ram import Piece, PrivatePiece, PrivateRegion, Range
+from kvmsim.vmm.ram import Piece, PrivatePiece, PrivateRegion
 from memfsd.common.intervals import IntervalMap, subtract
+from memfsd.uapi.units import Gfn, GfnRange
 
 from .design import Tally, all_private_or, all_shared_or, give_back, page_count
 from .shared_copy import SharedCopy
@@ -32,7 +33,7 @@ class Recreate:
         """GFNs, and the region that they were in, for their file and place. Each holds the file's pairing, so that it
         can be private again when no other slot is of the file."""
 
-    def to_shared(self, start: int, end: int) -> int | None:
+    def to_shared(self, start: Gfn, end: Gfn) -> int | None:
         memory = self._memory
         pieces = memory.ram.private.visible(start, end)
         if not all_shared_or(pieces, memory.ram, start, end):
@@ -44,10 +45,10 @@ class Recreate:
                 self._remember(region, low, high)
         return page_count(pieces)
 
-    def _recreate(self, pieces: list[PrivatePiece], start: int, end: int) -> None:
+    def _recreate(self, pieces: list[PrivatePiece], start: Gfn, end: Gfn) -> None:
         memory, ram = self._memory, self._memory.ram
         regions = list({piece.region.id: piece.region for piece in pieces}.values())
-        rest: list[Range] = []
+        rest: list[GfnRange] = []
         with Transaction() as transaction:
             for low, high in ram.shared.missing(start, end):
                 self._copy.add(low, high)
@@ -66,8 +67,8 @@ class Recreate:
         for low, high in rest:
             self._tally.lost_pages += memory.destroy(low, high)
 
-    def to_private(self, start: int, end: int) -> int | None:
-        memory, taken = self._memory, list[Range]()
+    def to_private(self, start: Gfn, end: Gfn) -> int | None:
+        memory, taken = self._memory, list[GfnRange]()
         missing = [
             Piece(region, low, high)
             for first, last, region in self._converted.within(start, end)
@@ -88,7 +89,7 @@ class Recreate:
         self._forget(start, end)
         return page_count(missing)
 
-    def _forget(self, start: int, end: int) -> None:
+    def _forget(self, start: Gfn, end: Gfn) -> None:
         for first, last, region in self._converted.overlapping(start, end):
             self._converted.remove(first)
             for low, high in subtract(first, last, [(start, end)]):

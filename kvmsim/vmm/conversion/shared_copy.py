@@ -5,9 +5,9 @@ from typing import NamedTuple
 from kvmsim.kvm.region import GPA_END, SlotFlag
 from kvmsim.memory.memory import SparseMemory
 from kvmsim.vmm.guest_memory import GuestMemory
-from kvmsim.vmm.ram import Range, SharedRegion
+from kvmsim.vmm.ram import SharedRegion
 from memfsd.common.intervals import subtract
-from memfsd.uapi.units import PAGE_SHIFT
+from memfsd.uapi.units import PAGE_SHIFT, Gfn, GfnRange
 
 from .slot_ids import SlotIds
 from .transaction import Transaction
@@ -17,7 +17,7 @@ class _Log(NamedTuple):
     """Flags of a slot that logs dirty pages, and what is in the log."""
 
     flags: int
-    dirty: list[Range]
+    dirty: list[GfnRange]
 
     def joined(self, other: "_Log") -> "_Log":
         return _Log(self.flags | other.flags, self.dirty + other.dirty)
@@ -43,31 +43,31 @@ class SharedCopy:
             self._memory = SparseMemory(GPA_END)
         return self._memory
 
-    def ranges(self, start: int, end: int) -> list[Range]:
+    def ranges(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """What of [start, end) its slots show."""
         return [(low, high) for region, low, high in self._regions.visible(start, end) if self._is_ours(region)]
 
-    def add(self, start: int, end: int) -> None:
+    def add(self, start: Gfn, end: Gfn) -> None:
         """An ordinary slot over [start, end), joined with its neighbours; it reads as zeros. EEXIST where a slot is,
         ENOSPC at the cap: then nothing changed."""
         self._show(start, end)
         # Who deletes a slot of ours by hand leaves its bytes.
         self.discard([(start, end)])
 
-    def _show(self, start: int, end: int) -> None:
+    def _show(self, start: Gfn, end: Gfn) -> None:
         low, high, log = start, end, _NO_LOG
         with Transaction() as transaction:
-            for region in self._ours(max(start - 1, 0), end + 1):
+            for region in self._ours(max(start - 1, Gfn(0)), end + 1):
                 log = log.joined(self._delete(region, transaction))
                 low, high = min(low, region.gfn), max(high, region.end)
             self._create(low, high, log)
 
-    def restore(self, ranges: list[Range]) -> None:
+    def restore(self, ranges: list[GfnRange]) -> None:
         """What `remove` took, with its bytes."""
         for start, end in ranges:
             self._show(start, end)
 
-    def remove(self, start: int, end: int) -> list[Range]:
+    def remove(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """Take [start, end) out of its slots; what is around it stays. What was taken.
 
         ENOSPC when a slot would be split and no id is free: then nothing changed. The bytes stay until `discard`.
@@ -81,7 +81,7 @@ class SharedCopy:
                     transaction.did(self._drop, id_)
         return taken
 
-    def discard(self, ranges: list[Range]) -> None:
+    def discard(self, ranges: list[GfnRange]) -> None:
         """The bytes of these GFNs are gone: memory given back, and zero when they are shared again."""
         for low, high in ranges:
             self.memory.discard(low << PAGE_SHIFT, high - low << PAGE_SHIFT)
@@ -90,20 +90,22 @@ class SharedCopy:
         """Pages that hold memory."""
         return 0 if self._memory is None else self._memory.populated_count()
 
-    def populated(self) -> list[Range]:
-        return [] if self._memory is None else self._memory.populated()
+    def populated(self) -> list[GfnRange]:
+        if self._memory is None:
+            return []
+        return [(Gfn(start), Gfn(end)) for start, end in self._memory.populated()]
 
     def close(self) -> None:
         if self._memory is not None:
             self._memory.close()
 
-    def _ours(self, start: int, end: int) -> list[SharedRegion]:
+    def _ours(self, start: Gfn, end: Gfn) -> list[SharedRegion]:
         return [region for region, _, _ in self._regions.visible(start, end) if self._is_ours(region)]
 
     def _is_ours(self, region: SharedRegion) -> bool:
         return self._memory is not None and region.source is self._memory
 
-    def _create(self, start: int, end: int, log: "_Log", wanted: int | None = None) -> int:
+    def _create(self, start: Gfn, end: Gfn, log: "_Log", wanted: int | None = None) -> int:
         id_ = self._ids.take() if wanted is None else wanted
         gpa, size = start << PAGE_SHIFT, end - start << PAGE_SHIFT
         try:

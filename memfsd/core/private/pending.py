@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.units import Pfn, Pgoff
+from memfsd.uapi.units import Pfn, Pgoff, PgoffRange
 
 if TYPE_CHECKING:
     from .gmem_file import GmemFile
 
 Touched = Sequence[tuple[int, int]]
 """Frames [start, end) that hold memory in the file's window, in order."""
-PageRange = tuple[Pgoff, Pgoff]
 
 _PRIVATE, _PENDING = FrameState.PRIVATE, FrameState.PENDING
 
@@ -53,7 +52,7 @@ class PendingFrames:
                 first, last = max(low, pfn), min(high, pfn + count)
                 self._settle(Pfn(first), last - first)
 
-    def settle_kept(self, kept: list[PageRange], start: int, end: int) -> None:
+    def settle_kept(self, kept: list[PgoffRange], start: int, end: int) -> None:
         """What of pages [start, end) the VM keeps is PRIVATE."""
         for low, high in kept:
             if low < end and start < high:

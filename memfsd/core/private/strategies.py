@@ -14,10 +14,10 @@ from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Reason
-from memfsd.uapi.units import Ino, Pgoff
+from memfsd.uapi.units import Ino, Pgoff, PgoffRange
 
 from .absent import Lost
-from .pending import PageRange, PendingFrames, Touched
+from .pending import PendingFrames, Touched
 
 if TYPE_CHECKING:
     from .gmem_file import GmemFile
@@ -37,7 +37,7 @@ class Taking:
     start: Pgoff
     end: Pgoff
     extents: list[Run]
-    kept: list[PageRange]
+    kept: list[PgoffRange]
     touched: Touched
 
     def close(self, start: int, end: int) -> Runs:

@@ -10,6 +10,7 @@ from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.hypercalls import INVALID_OPERAND, MAP_GPA, RETRY, SUCCESS, Registers
 from kvmsim.kvm.vcpu import Program
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import Gfn
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
 
 Host = Callable[[Registers], tuple[int, int]]
@@ -123,4 +124,4 @@ def test_the_map_command_of_a_guest_is_this_library(store: LocalStore) -> None:
 def test_a_lone_vm_needs_no_store_for_shared_memory(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, 6 * MIB)
     assert vm.guest.map(vm.vcpu, page(1), 5 * MIB, private=False) is None
-    assert vm.vm.mmu.epts[SHARED].first_missing(1, 1281) == 1281
+    assert vm.vm.mmu.epts[SHARED].first_missing(Gfn(1), Gfn(1281)) == 1281

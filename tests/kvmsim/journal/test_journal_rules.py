@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvmsim.journal.check import Verdict, check
+from memfsd.uapi.units import Gfn
 from tests.support.both_sides import LocalStore, LocalVm, page
 from tests.support.journaled import Line, read_lines, record_run, write_lines
 
@@ -18,7 +19,7 @@ def exchange(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
     store.punch("one", 2, 3)
     one.touch(page(16), page(8))
     one.vmm.memory.punch_slot(0, page(20), page(2))
-    one.vmm.memory.fill_slot(0, 20, 22)
+    one.vmm.memory.fill_slot(0, Gfn(20), Gfn(22))
     one.touch(page(20), page(2))
     store.reclaim()
     store.punch("one", 0, 2)

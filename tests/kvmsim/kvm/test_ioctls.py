@@ -13,7 +13,7 @@ from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.vmm.host import Host
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 
 
@@ -181,7 +181,7 @@ def test_a_punched_slot_keeps_what_is_around_the_hole(one: LocalVm) -> None:
     assert one.kvm.slots.punch_slot(0, page(18), page(4)) == [(18, 22)]
     assert one.read(page(20), 4) == MemoryErrorExit(page(20), PAGE_SIZE, private=True)
     assert (one.read(page(16), 5), one.read(page(31), 4)) == (b"first", b"last")
-    one.kvm.slots.fill_slot(0, 18, 22)
+    one.kvm.slots.fill_slot(0, Gfn(18), Gfn(22))
     assert one.read(page(20), 4) == bytes(4), "a page that comes back is zero"
     assert (one.read(page(16), 5), one.read(page(31), 4)) == (b"first", b"last")
 

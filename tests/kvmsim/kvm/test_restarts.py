@@ -11,7 +11,7 @@ from kvmsim.kvm.hypercalls import MAP_GPA, RETRY, SUCCESS, Registers
 from kvmsim.kvm.kvm_run import exit_of
 from kvmsim.kvm.region import SlotFlag
 from kvmsim.memory.memory import FileMemory
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
 
 NOTHING = page(40)
@@ -141,7 +141,7 @@ def test_memory_error_of_a_full_pool_goes_on_when_memory_is_free(small_store: Lo
     assert isinstance(stopped, MemoryErrorExit) and stopped.errno == errno.ENOSPC
     small_store.punch("file", 0, 16)
     assert run(local) is None
-    assert list(local.vm.mmu.epts[PRIVATE].runs(32, 40)) != []
+    assert list(local.vm.mmu.epts[PRIVATE].runs(Gfn(32), Gfn(40))) != []
 
 
 def test_memory_error_of_a_hole_in_a_slot_goes_on_when_it_is_filled(store: LocalStore) -> None:
@@ -151,7 +151,7 @@ def test_memory_error_of_a_hole_in_a_slot_goes_on_when_it_is_filled(store: Local
     assert local.write(0, b"a" * page(4)) is None
     local.vmm.memory.punch_slot(0, page(1), page(1))
     assert local.read(page(1) - 2, page(1) + 4) == MemoryErrorExit(page(1), PAGE_SIZE, private=True)
-    local.vmm.memory.fill_slot(0, 1, 2)
+    local.vmm.memory.fill_slot(0, Gfn(1), Gfn(2))
     assert run(local) == b"aa" + bytes(page(1)) + b"aa"
 
 

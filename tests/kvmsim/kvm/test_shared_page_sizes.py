@@ -9,6 +9,7 @@ from kvmsim.kvm.alias import SHARED
 from kvmsim.kvm.region import SlotFlag
 from kvmsim.kvm.slots.memslots import Memslot
 from kvmsim.memory.memory import FileMemory, SparseMemory
+from memfsd.uapi.units import Gfn, Pgoff
 from tests.support.both_sides import LocalVm, page
 from tests.support.slots import NO_BACKING
 
@@ -62,7 +63,7 @@ def test_bulk_accesses_do_not_fill_with_4_kib_what_could_be_larger(vm: LocalVm) 
     ],
 )
 def test_the_largest_leaf_of_a_slot(backing: int, gfn: int, pgoff: int, flags: int, order: int) -> None:
-    slot = Memslot(0, SHARED, gfn, GIB, SlotFlag(flags), NO_BACKING, pgoff, max_order=backing)
+    slot = Memslot(0, SHARED, Gfn(gfn), GIB, SlotFlag(flags), NO_BACKING, Pgoff(pgoff), max_order=backing)
     assert slot.max_order == order
 
 

@@ -8,7 +8,7 @@ from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import ExitReason, MemoryErrorExit, MmioExit
 from kvmsim.kvm.region import SlotFlag
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
 
 
@@ -74,7 +74,7 @@ def test_mmio_carries_at_most_eight_bytes_as_kvm_run_does(both: LocalVm) -> None
 def test_explicit_private_and_a_slot_covers_it_is_handled_without_exit(both: LocalVm, gpa: int, size: int) -> None:
     assert both.guest.map(both.vcpu, gpa, size, private=True) is None
     assert (
-        both.vm.mmu.epts[PRIVATE].first_missing(gpa // PAGE_SIZE, (gpa + size) // PAGE_SIZE)
+        both.vm.mmu.epts[PRIVATE].first_missing(Gfn(gpa // PAGE_SIZE), (Gfn(Gfn(gpa + size) // PAGE_SIZE)))
         == (gpa + size) // PAGE_SIZE
     )
 
@@ -239,7 +239,7 @@ def test_touch_leaves_data_alone_and_touches_partial_pages_whole(both: LocalVm) 
     both.write(page(4), b"data")
     assert both.touch(page(4) + 100, page(1)) is None
     assert both.read(page(4), 4) == b"data"
-    assert both.vm.mmu.epts[PRIVATE].touched(0, 16) == [(4, 6)]
+    assert both.vm.mmu.epts[PRIVATE].touched(Gfn(0), Gfn(16)) == [(4, 6)]
 
 
 def test_an_exit_can_be_repaired_and_the_access_run_again(vm: LocalVm) -> None:

@@ -10,6 +10,7 @@ from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.region import SlotFlag
 from kvmsim.vmm.ram import Piece, RamMap, Region, Regions
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import Gfn, Pgoff
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 from tests.support.ram import in_step
 
@@ -17,11 +18,11 @@ USER_SPACE = sorted((Path(__file__).parents[3] / "kvmsim/vmm").rglob("*.py"))
 
 
 def region(id_: int, gfn: int, page_count: int) -> Region[str]:
-    return Region(id_, gfn, page_count, 0, f"file {id_}", 100)
+    return Region(id_, Gfn(gfn), page_count, 0, f"file {id_}", Pgoff(100))
 
 
 def shown(regions: Regions[str], start: int, end: int) -> list[tuple[int, int, int]]:
-    return [(piece.region.id, piece.start, piece.end) for piece in regions.visible(start, end)]
+    return [(piece.region.id, piece.start, piece.end) for piece in regions.visible(Gfn(start), Gfn(end))]
 
 
 def agree(vm: LocalVm) -> bool:
@@ -40,25 +41,25 @@ def converts(vm: LocalVm, first: int, pages: int, *, private: bool) -> bool:
 def test_a_region_shows_what_is_not_a_hole_of_it() -> None:
     regions: Regions[str] = Regions()
     regions.add(region(0, 10, 10))
-    regions.punch(0, 12, 15)
+    regions.punch(0, Gfn(12), Gfn(15))
     assert shown(regions, 0, 100) == [(0, 10, 12), (0, 15, 20)]
-    assert [(p.region.id, p.start, p.end) for p in regions.holes(0, 14)] == [(0, 12, 14)]
-    assert regions.missing(8, 16) == [(8, 10), (12, 15)]
-    regions.fill(0, 12, 15)
-    assert (shown(regions, 0, 100), regions.holes(0, 100)) == ([(0, 10, 20)], [])
+    assert [(p.region.id, p.start, p.end) for p in regions.holes(Gfn(0), Gfn(14))] == [(0, 12, 14)]
+    assert regions.missing(Gfn(8), Gfn(16)) == [(8, 10), (12, 15)]
+    regions.fill(0, Gfn(12), Gfn(15))
+    assert (shown(regions, 0, 100), regions.holes(Gfn(0), Gfn(100))) == ([(0, 10, 20)], [])
 
 
 def test_a_region_in_a_hole_of_another_is_not_taken_for_it() -> None:
     regions: Regions[str] = Regions()
     big, small = region(0, 10, 10), region(1, 12, 3)
     regions.add(big)
-    regions.punch(0, 12, 15)
+    regions.punch(0, Gfn(12), Gfn(15))
     regions.add(small)
     assert regions.segments(big) == [(10, 12), (15, 20)]
     assert regions.segments(small) == [(12, 15)]
-    assert regions.around(13) == Piece(small, 12, 15)
-    assert regions.covers(12, 15)
-    assert not regions.covers(11, 15), "two regions do, and KVM asks for one"
+    assert regions.around(Gfn(13)) == Piece(small, Gfn(12), Gfn(15))
+    assert regions.covers(Gfn(12), Gfn(15))
+    assert not regions.covers(Gfn(11), Gfn(15)), "two regions do, and KVM asks for one"
     assert regions.remove(0) is big
     assert shown(regions, 0, 100) == [(1, 12, 15)]
 
@@ -66,19 +67,19 @@ def test_a_region_in_a_hole_of_another_is_not_taken_for_it() -> None:
 def test_a_region_comes_back_with_its_holes() -> None:
     regions: Regions[str] = Regions()
     was = region(0, 10, 10)
-    regions.add(was, [(10, 12), (15, 20)])
+    regions.add(was, [(Gfn(10), Gfn(12)), (Gfn(15), Gfn(20))])
     assert regions.segments(was) == [(10, 12), (15, 20)]
-    assert was.pgoff_of(15) == 105
+    assert was.pgoff_of(Gfn(15)) == 105
 
 
 def test_what_is_memory_in_one_alias_is_known() -> None:
     ram = RamMap()
-    assert ram.is_unknown(0, 100)
+    assert ram.is_unknown(Gfn(0), Gfn(100))
     ram.private.add(Region(0, 0, 4, 0, None, 0))  # type: ignore[arg-type]
     ram.shared.add(Region(0, 4, 4, 0, None, 0))  # type: ignore[arg-type]
-    assert ram.is_known(0, 8)
-    assert not ram.is_known(0, 9)
-    assert not ram.is_unknown(7, 9)
+    assert ram.is_known(Gfn(0), Gfn(8))
+    assert not ram.is_known(Gfn(0), Gfn(9))
+    assert not ram.is_unknown(Gfn(7), Gfn(9))
 
 
 # -- in step with KVM
@@ -95,8 +96,8 @@ def test_what_kvm_refuses_is_not_recorded(store: LocalStore) -> None:
         lambda: vm.shared_slot(1, page(66), page(4)),
         lambda: memory.punch_slot(0, page(14), page(4)),
         lambda: memory.punch_slot(7, 0, page(1)),
-        lambda: memory.fill_slot(0, 0, 4),
-        lambda: memory.hide(0, 14, 18),
+        lambda: memory.fill_slot(0, Gfn(0), Gfn(4)),
+        lambda: memory.hide(0, Gfn(14), Gfn(18)),
         lambda: memory.detach(7),
         lambda: vm.delete(7, private=True),
         lambda: vm.delete(7, private=False),
@@ -146,12 +147,12 @@ def test_a_log_that_user_space_keeps_moves_and_ends_with_its_slot(store: LocalSt
     log, vm = SlotFlag.LOG_DIRTY_PAGES, store.vm()
     memory = vm.vmm.memory
     vm.shared_slot(5, page(8), page(8), log)
-    memory.keep_dirty(5, [(4, 9), (12, 14)])
+    memory.keep_dirty(5, [(Gfn(4), Gfn(9)), (Gfn(12), Gfn(14))])
     memory.set_shared_slot(5, page(32), page(8), log, None, 0, owned=False)
     assert vm.write(page(37), b"x", shared=True) is None
     assert memory.get_dirty_log(5) == [(32, 33), (36, 38)]
     assert memory.get_dirty_log(5) == []
-    memory.keep_dirty(5, [(32, 33)])
+    memory.keep_dirty(5, [(Gfn(32), Gfn(33))])
     memory.set_shared_slot(5, page(32), page(8), 0, None, 0, owned=False)
     memory.set_shared_slot(5, page(32), page(8), log, None, 0, owned=False)
     assert memory.get_dirty_log(5) == [], "logging began again"

@@ -7,7 +7,7 @@ import pytest
 from kvmsim.kvm.alias import SHARED
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, LocalVm, page
 
 
@@ -94,7 +94,7 @@ def test_nothing_is_ever_held_twice(punching: LocalVm) -> None:
 
 def test_doubled_memory_is_seen_when_there_is_some(store: LocalStore, punching: LocalVm) -> None:
     run_write(punching, page(3), b"public", shared=True)
-    punching.vmm.memory.fill_slot(0, 3, 4)
+    punching.vmm.memory.fill_slot(0, Gfn(3), Gfn(4))
     punching.write(page(3), b"secret")
     assert punching.vmm.doubled_pages() == 1
 
@@ -229,7 +229,7 @@ def test_a_conversion_that_was_taken_back_loses_nothing_later(
             local.vmm.run(local.vcpu, lambda: local.guest.map(local.vcpu, page(2), page(4), private=False))
     store.reclaim()
     assert [local.read(page(number), 6) for number in range(8)] == [b"data %d" % number for number in range(8)]
-    local.vm.mmu.block(0, 8)
+    local.vm.mmu.block(Gfn(0), Gfn(8))
     local.delete(0, private=True)
     local.private_slot(0, 0, page(8), "file")
     assert local.read(0, page(8)) == bytes(page(8))

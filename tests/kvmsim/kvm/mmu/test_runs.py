@@ -5,6 +5,7 @@ import pytest
 
 from kvmsim.kvm.mmu.eptentry import PFN_SHIFT
 from kvmsim.kvm.mmu.runs import Run, append_leaves, append_run, clip, inside
+from memfsd.uapi.units import Gfn, HostPfn
 
 
 @pytest.mark.parametrize(
@@ -17,7 +18,7 @@ from kvmsim.kvm.mmu.runs import Run, append_leaves, append_run, clip, inside
     ids=["goes on", "other frames", "a gap"],
 )
 def test_a_run_that_goes_on_on_both_sides_is_one(more: Run, merged: list[Run]) -> None:
-    runs = [(10, 100, 2)]
+    runs: list[Run] = [(Gfn(10), HostPfn(100), 2)]
     append_run(runs, *more)
     assert runs == merged
 
@@ -27,7 +28,7 @@ def leaves(places: list[int], pfns: dict[int, int], size: int, gfn: int = 0) -> 
     for place, pfn in pfns.items():
         entries[place] = pfn << PFN_SHIFT | 0x37
     runs: list[Run] = []
-    append_leaves(runs, gfn, np.array(places, dtype=np.int64), entries, size)
+    append_leaves(runs, Gfn(gfn), np.array(places, dtype=np.int64), entries, size)
     return runs
 
 
@@ -46,9 +47,9 @@ def test_large_leaves_go_on_when_their_frames_are_a_leaf_apart() -> None:
 
 
 def test_leaves_join_the_run_before_them() -> None:
-    runs = [(0, 10, 4)]
+    runs: list[Run] = [(Gfn(0), HostPfn(10), 4)]
     entries = np.array([14 << PFN_SHIFT | 0x37], dtype=np.uint64)
-    append_leaves(runs, 4, np.array([0], dtype=np.int64), entries, 1)
+    append_leaves(runs, Gfn(4), np.array([0], dtype=np.int64), entries, 1)
     assert runs == [(0, 10, 5)]
 
 
@@ -57,9 +58,10 @@ def test_leaves_join_the_run_before_them() -> None:
     [(0, 99, (10, 100, 5)), (11, 99, (11, 101, 4)), (0, 12, (10, 100, 2)), (12, 13, (12, 102, 1))],
 )
 def test_the_part_of_a_run_in_a_range(start: int, end: int, part: Run) -> None:
-    assert clip((10, 100, 5), start, end) == part
-    assert inside([(0, 0, 0), (10, 100, 5)], start, end)[-1:] == [part]
+    run = (Gfn(10), HostPfn(100), 5)
+    assert clip(run, Gfn(start), Gfn(end)) == part
+    assert inside([(Gfn(0), HostPfn(0), 0), run], Gfn(start), Gfn(end))[-1:] == [part]
 
 
 def test_what_only_touches_a_range_is_not_inside() -> None:
-    assert inside([(10, 100, 5), (20, 7, 5)], 15, 20) == []
+    assert inside([(Gfn(10), HostPfn(100), 5), (Gfn(20), HostPfn(7), 5)], Gfn(15), Gfn(20)) == []

@@ -10,12 +10,12 @@ from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.kvm.slots.memslots import Memslot, Memslots, RegionChange, check_addressable, check_region
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
-from memfsd.uapi.units import PAGE_SHIFT
+from memfsd.uapi.units import PAGE_SHIFT, Gfn, Pgoff
 from tests.support.slots import NO_BACKING
 
 
 def slot(slot_id: int, gfn: int, page_count: int, flags: int = 0, pgoff: int = 0) -> Memslot:
-    return Memslot(slot_id, SHARED, gfn, page_count, SlotFlag(flags), NO_BACKING, pgoff)
+    return Memslot(slot_id, SHARED, Gfn(gfn), page_count, SlotFlag(flags), NO_BACKING, Pgoff(pgoff))
 
 
 def slots(*made: Memslot) -> Memslots:
@@ -28,7 +28,7 @@ def slots(*made: Memslot) -> Memslots:
 def test_a_slot_is_found_from_its_first_page_to_its_last() -> None:
     low, high = slot(3, 0x10, 4), slot(1, 0x20, 1)
     memslots = slots(high, low)
-    assert [memslots.lookup(gfn) for gfn in (0xF, 0x10, 0x13, 0x14, 0x20, 0x21)] == [
+    assert [memslots.lookup(Gfn(gfn)) for gfn in (0xF, 0x10, 0x13, 0x14, 0x20, 0x21)] == [
         None,
         low,
         low,
@@ -36,13 +36,13 @@ def test_a_slot_is_found_from_its_first_page_to_its_last() -> None:
         high,
         None,
     ]
-    assert memslots.segment(0x12) == (low, 0x10, 0x14)
-    assert memslots.segment(0x14) is None
+    assert memslots.segment(Gfn(0x12)) == (low, 0x10, 0x14)
+    assert memslots.segment(Gfn(0x14)) is None
     assert list(memslots) == [low, high]
     assert (len(memslots), memslots.get(3), memslots.get(2)) == (2, low, None)
-    assert [memslots.next_start(gfn) for gfn in (0, 0xF, 0x10, 0x20)] == [0x10, 0x10, 0x20, None]
-    assert [s.id for s in memslots.overlaps(0x13, 0x21)] == [3, 1]
-    assert memslots.overlaps(0x14, 0x20) == []
+    assert [memslots.next_start(Gfn(gfn)) for gfn in (0, 0xF, 0x10, 0x20)] == [0x10, 0x10, 0x20, None]
+    assert [s.id for s in memslots.overlaps(Gfn(0x13), Gfn(0x21))] == [3, 1]
+    assert memslots.overlaps(Gfn(0x14), Gfn(0x20)) == []
 
 
 def test_an_overlap_is_refused_and_names_the_slot() -> None:
@@ -59,7 +59,7 @@ def test_an_overlap_is_refused_and_names_the_slot() -> None:
 def test_deleting_what_is_not_there_is_refused() -> None:
     memslots = slots(slot(0, 0, 4))
     assert memslots.delete(0).id == 0
-    assert (memslots.lookup(0), len(memslots), memslots.next_start(-1)) == (None, 0, None)
+    assert (memslots.lookup(Gfn(0)), len(memslots), memslots.next_start(Gfn(-1))) == (None, 0, None)
     with pytest.raises(Refused) as refused:
         memslots.delete(0)
     assert refused.value.errno == errno.EINVAL
@@ -67,43 +67,47 @@ def test_deleting_what_is_not_there_is_refused() -> None:
 
 def test_a_hole_lets_another_slot_in_and_closes_when_it_has_left() -> None:
     memslots = slots(slot(0, 0x10, 0x10, pgoff=5))
-    assert memslots.punch(0, 0x14, 0x18) == [(0x14, 0x18)]
+    assert memslots.punch(0, Gfn(0x14), Gfn(0x18)) == [(0x14, 0x18)]
     punched = memslots.get(0)
     assert punched is not None
     assert punched.segments == [(0x10, 0x14), (0x18, 0x20)]
-    assert (punched.gfn, punched.page_count, punched.pgoff_of(0x18)) == (0x10, 0x10, 13)
-    assert memslots.lookup(0x15) is None
-    assert memslots.covers(0x10, 0x14) is punched
-    assert memslots.covers(0x10, 0x20) is None
+    assert (punched.gfn, punched.page_count, punched.pgoff_of(Gfn(0x18))) == (0x10, 0x10, 13)
+    assert memslots.lookup(Gfn(0x15)) is None
+    assert memslots.covers(Gfn(0x10), Gfn(0x14)) is punched
+    assert memslots.covers(Gfn(0x10), Gfn(0x20)) is None
 
     guest = slot(1, 0x14, 2)
     memslots.add(guest)
-    assert memslots.lookup(0x15) is guest
+    assert memslots.lookup(Gfn(0x15)) is guest
     with pytest.raises(Refused) as refused:
-        memslots.fill(0, 0x14, 0x18)
+        memslots.fill(0, Gfn(0x14), Gfn(0x18))
     assert refused.value.errno == errno.EEXIST
-    memslots.fill(0, 0x16, 0x17)
+    memslots.fill(0, Gfn(0x16), Gfn(0x17))
     assert punched.segments == [(0x10, 0x14), (0x16, 0x17), (0x18, 0x20)]
 
     memslots.delete(1)
-    memslots.fill(0, 0x17, 0x18)
+    memslots.fill(0, Gfn(0x17), Gfn(0x18))
     assert punched.segments == [(0x10, 0x14), (0x16, 0x20)]
-    memslots.fill(0, 0x14, 0x16)
+    memslots.fill(0, Gfn(0x14), Gfn(0x16))
     assert punched.segments == [(0x10, 0x20)]
-    assert memslots.covers(0x10, 0x20) is punched
+    assert memslots.covers(Gfn(0x10), Gfn(0x20)) is punched
 
 
 def test_a_slot_that_is_all_hole_still_exists_and_keeps_its_holes_outside() -> None:
     memslots = slots(slot(0, 0x10, 2))
-    memslots.punch(0, 0x10, 0x12)
-    assert ([s.id for s in memslots], memslots.lookup(0x10), memslots.overlaps(0, 0x100)) == ([0], None, [])
+    memslots.punch(0, Gfn(0x10), Gfn(0x12))
+    assert ([s.id for s in memslots], memslots.lookup(Gfn(0x10)), memslots.overlaps(Gfn(0), Gfn(0x100))) == (
+        [0],
+        None,
+        [],
+    )
     memslots.add(slot(1, 0x10, 2))
     empty = memslots.delete(0)
     memslots.add(empty)
-    assert memslots.lookup(0x10) is memslots.get(1)
+    assert memslots.lookup(Gfn(0x10)) is memslots.get(1)
     memslots.delete(1)
-    memslots.fill(0, 0x10, 0x12)
-    assert memslots.lookup(0x11) is empty
+    memslots.fill(0, Gfn(0x10), Gfn(0x12))
+    assert memslots.lookup(Gfn(0x11)) is empty
 
 
 @pytest.mark.parametrize(
@@ -114,26 +118,26 @@ def test_punch_and_fill_stay_inside_the_slot(start: int, end: int) -> None:
     generation = memslots.generation
     for change in (memslots.punch, memslots.fill):
         with pytest.raises(Refused) as refused:
-            change(0, start, end)
+            change(0, Gfn(start), Gfn(end))
         assert refused.value.errno == errno.EINVAL
-    assert (memslots.generation, memslots.covers(0x10, 0x20)) == (generation, memslots.get(0))
+    assert (memslots.generation, memslots.covers(Gfn(0x10), Gfn(0x20))) == (generation, memslots.get(0))
 
 
 @pytest.mark.parametrize(("start", "end"), [(0x14, 0x18), (0x13, 0x15), (0x17, 0x19), (0x12, 0x1A), (0x15, 0x16)])
 def test_a_hole_is_not_punched_again(start: int, end: int) -> None:
     memslots = slots(slot(0, 0x10, 0x10))
-    memslots.punch(0, 0x14, 0x18)
+    memslots.punch(0, Gfn(0x14), Gfn(0x18))
     with pytest.raises(Refused, match="in part a hole") as refused:
-        memslots.punch(0, start, end)
+        memslots.punch(0, Gfn(start), Gfn(end))
     assert refused.value.errno == errno.EINVAL
 
 
 @pytest.mark.parametrize(("start", "end"), [(0x10, 0x14), (0x13, 0x15), (0x17, 0x19), (0x12, 0x1A)])
 def test_what_is_visible_is_not_filled(start: int, end: int) -> None:
     memslots = slots(slot(0, 0x10, 0x10))
-    memslots.punch(0, 0x14, 0x18)
+    memslots.punch(0, Gfn(0x14), Gfn(0x18))
     with pytest.raises(Refused, match="not all a hole") as refused:
-        memslots.fill(0, start, end)
+        memslots.fill(0, Gfn(start), Gfn(end))
     assert refused.value.errno == errno.EINVAL
 
 
@@ -141,10 +145,10 @@ def test_every_change_makes_a_new_generation_and_a_refusal_does_not() -> None:
     memslots = slots(slot(0, 0, 4))
     seen = [memslots.generation]
     for change in (
-        lambda: memslots.punch(0, 1, 2),
+        lambda: memslots.punch(0, Gfn(1), Gfn(2)),
         lambda: memslots.add(slot(1, 1, 1)),
         lambda: memslots.delete(1),
-        lambda: memslots.fill(0, 1, 2),
+        lambda: memslots.fill(0, Gfn(1), Gfn(2)),
     ):
         change()
         seen.append(memslots.generation)
@@ -274,7 +278,7 @@ def test_a_change_of_a_shared_slot_as_linux_takes_it(
 
 
 def test_a_private_slot_is_immutable_but_can_be_deleted() -> None:
-    private = Memslot(0, PRIVATE, 0, 4, SlotFlag.GUEST_MEMFD, NO_BACKING, 0)
+    private = Memslot(0, PRIVATE, Gfn(0), 4, SlotFlag.GUEST_MEMFD, NO_BACKING, Pgoff(0))
     for arguments in ({"flags": 4}, {"flags": 0}, {"gpa": 0x10000, "flags": 4}, {"size": 0x8000, "flags": 4}):
         assert region(as_id=1, existing=private, **arguments) == "EINVAL"
     assert region(existing=private, flags=1) == "EINVAL", "the flag of the slot that is there counts too"

@@ -7,12 +7,12 @@ import pytest
 from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn, GfnRange, Pgoff
 from tests.kvmsim.vmm.conversion.world import DESIGNS, WHOLE, World
 from tests.support.both_sides import LocalStore, page
 
 
-def slots(world: World, *, private: bool) -> list[tuple[int, int, list[tuple[int, int]]]]:
+def slots(world: World, *, private: bool) -> list[tuple[Gfn, Gfn, list[GfnRange]]]:
     return [(slot.gfn, slot.end, slot.segments) for slot in world.local.vm.slots[private]]
 
 
@@ -201,7 +201,7 @@ def test_a_store_that_takes_back_only_the_first_range_leaves_the_rest_destroyed_
         calls.append(pgoff)
         if len(calls) > 1:
             raise Refused(5, "the store will not")
-        punch(pgoff, page_count)
+        punch(Pgoff(pgoff), page_count)
 
     monkeypatch.setattr(link, "punch", once)
     assert world.map(4, 6, private=False) is None

@@ -2,11 +2,12 @@
 
 from kvmsim.vmm.conversion.slot_ids import SlotIds
 from kvmsim.vmm.ram import Region, Regions
+from memfsd.uapi.units import Gfn, Pgoff
 from tests.support.both_sides import errno_of
 
 
 def region(id_: int) -> Region[None]:
-    return Region(id_, id_ * 2, 1, 0, None, 0)
+    return Region(id_, Gfn(id_ * 2), 1, 0, None, Pgoff(0))
 
 
 def test_the_highest_free_id_comes_first_and_what_is_given_back_again() -> None:
