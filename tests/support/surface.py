@@ -48,7 +48,9 @@ def _module(module: types.ModuleType) -> Iterator[str]:
 def _defined(module: types.ModuleType) -> list[str]:
     """Public names that the module's own text makes, not what it imports."""
     names: set[str] = set()
-    for node in ast.parse(inspect.getsource(module)).body:
+    body = ast.parse(inspect.getsource(module)).body
+    at_run_time = [node for branch in body if isinstance(branch, ast.If) for node in branch.orelse]  # not TYPE_CHECKING
+    for node in [*body, *at_run_time]:
         if isinstance(node, ast.ClassDef | ast.FunctionDef):
             names.add(node.name)
         elif isinstance(node, ast.Assign | ast.AnnAssign):
