@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from kvmsim.memory.memory import Memory, WindowMemory
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from .alias import PRIVATE
 from .faults import Faults, refused
@@ -21,7 +21,7 @@ from .vm import Vm
 
 Read = Callable[[int, int], bytes]
 """(offset, length) to as many bytes of the image. OSError or Refused when it cannot be read."""
-PostPopulate = Callable[[int, Memory, int, bytes], None]
+PostPopulate = Callable[[Gfn, Memory, int, bytes], None]
 """(gfn, memory, byte offset in it, page): the page's contents go into the frame."""
 _BATCH_PAGES = 256
 """Copied in guest mode at a time: an invalidation waits for no more."""
@@ -46,14 +46,15 @@ class InitialImage:
         pages. EEXIST: a page holds memory already. EINTR: the vCPU was kicked. EBUSY: another thread has it. Else what
         the store answers (ENOSPC), or `read`.
         """
-        start, end = gpa >> PAGE_SHIFT, (gpa >> PAGE_SHIFT) + page_count
+        start = Gfn(gpa >> PAGE_SHIFT)
+        end = start + page_count
         if gpa % PAGE_SIZE or gpa & SHARED_BIT or page_count <= 0:
             raise Refused(errno.EINVAL, f"{page_count} pages at gpa {gpa:#x}: give pages, and a private gpa at a page")
         with vcpu.held(), self._lock:
             self._check(start, end)
             measured = self._measured.copy()
 
-            def add(gfn: int, memory: Memory, offset: int, page: bytes) -> None:
+            def add(gfn: Gfn, memory: Memory, offset: int, page: bytes) -> None:
                 memory.write(offset, page)
                 measured.add(gfn << PAGE_SHIFT, page)
 
@@ -81,7 +82,7 @@ class InitialImage:
         if self.is_final:
             raise Refused(errno.EINVAL, f"VM {self._vm.name} is finalized: its image and measurement are what they are")
 
-    def _check(self, start: int, end: int) -> None:
+    def _check(self, start: Gfn, end: Gfn) -> None:
         self._check_not_final()
         vm, shown = self._vm, f"{end - start} pages at gpa {start << PAGE_SHIFT:#x}"
         with vm.mmu.lock:
@@ -91,10 +92,10 @@ class InitialImage:
             if not vm.covers(start, end, private=True):
                 raise Refused(errno.EFBIG, f"{shown}: {slot} does not show them all: set a larger one, or give less")
 
-    def _check_empty(self, vcpu: Vcpu, start: int, end: int) -> None:
+    def _check_empty(self, vcpu: Vcpu, start: Gfn, end: Gfn) -> None:
         """Every page gets a frame, which is marked accessed and so not reclaimed, and which nobody has written to."""
 
-        def look(gfn: int, memory: Memory, offset: int, page_count: int) -> None:
+        def look(gfn: Gfn, memory: Memory, offset: int, page_count: int) -> None:
             assert isinstance(memory, WindowMemory)
             if memory.holds_data(offset, page_count << PAGE_SHIFT):
                 where = f"gpa {gfn << PAGE_SHIFT:#x} and {page_count - 1} pages after it"
@@ -102,14 +103,14 @@ class InitialImage:
 
         self._visit(vcpu, start, end, look)
 
-    def _populate(self, vcpu: Vcpu, start: int, end: int, read: Read, post_populate: PostPopulate) -> None:
+    def _populate(self, vcpu: Vcpu, start: Gfn, end: Gfn, read: Read, post_populate: PostPopulate) -> None:
         """kvm_gmem_populate(). The image is read out of guest mode."""
-        for batch in range(start, end, _BATCH_PAGES):
+        for batch in map(Gfn, range(start, end, _BATCH_PAGES)):
             batch_end = min(batch + _BATCH_PAGES, end)
             data = read(batch - start << PAGE_SHIFT, batch_end - batch << PAGE_SHIFT)
 
             def copy(
-                gfn: int, memory: Memory, offset: int, page_count: int, data: bytes = data, at: int = batch
+                gfn: Gfn, memory: Memory, offset: int, page_count: int, data: bytes = data, at: int = batch
             ) -> None:
                 for page in range(page_count):
                     source = gfn + page - at << PAGE_SHIFT
@@ -117,7 +118,7 @@ class InitialImage:
 
             self._visit(vcpu, batch, batch_end, copy)
 
-    def _visit(self, vcpu: Vcpu, gfn: int, end: int, act: Callable[[int, Memory, int, int], None]) -> None:
+    def _visit(self, vcpu: Vcpu, gfn: Gfn, end: Gfn, act: Callable[[Gfn, Memory, int, int], None]) -> None:
         """act(gfn, memory, byte offset in it, pages) for each run of frames, in order and in guest mode."""
         while gfn < end:
             if vcpu.run.immediate_exit:

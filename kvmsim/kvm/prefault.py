@@ -3,7 +3,7 @@
 import errno
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from .alias import Alias
 from .faults import Faults, refused
@@ -39,7 +39,7 @@ class PreFault:
             raise Refused(errno.EINVAL, f"size {size:#x}: give at least one page, and end before 2^64")
         if gpa & SHARED_BIT:
             gpa, shared = gpa & ~SHARED_BIT, True
-        first = gfn = gpa >> PAGE_SHIFT
+        first = gfn = Gfn(gpa >> PAGE_SHIFT)
         end = first + (size >> PAGE_SHIFT)
         with vcpu.held():
             while gfn < end:
@@ -53,7 +53,7 @@ class PreFault:
                 gfn = max(mapped_to, gfn + 1)
         return end - gfn << PAGE_SHIFT
 
-    def _fault(self, vcpu: Vcpu, gfn: int, end: int, *, shared: bool) -> Refused | None:
+    def _fault(self, vcpu: Vcpu, gfn: Gfn, end: Gfn, *, shared: bool) -> Refused | None:
         """Map one page, and perhaps more; or why not."""
         if vcpu.run.immediate_exit:
             return Refused(errno.EINTR, f"vCPU {vcpu.id} was kicked: pre-fault again to go on")

@@ -20,7 +20,7 @@ class Unmapper:
         self.vm = vm
         self.is_deleting = False
         """Private GFNs have no slot any more and may still be mapped, or hold their contents. Guarded by Mmu.lock."""
-        self.going: dict[Alias, list[tuple[int, int]]] = {SHARED: [], PRIVATE: []}
+        self.going: dict[Alias, list[GfnRange]] = {SHARED: [], PRIVATE: []}
         """GFN ranges [start, end) that a slot has just lost and what follows is not done yet. Guarded by Mmu.lock."""
 
     @contextlib.contextmanager
@@ -50,12 +50,12 @@ class Unmapper:
                 for start, end in segments:
                     self.vm.mmu.block(start, end)
 
-    def is_going(self, alias: Alias, gfn: int) -> bool:
+    def is_going(self, alias: Alias, gfn: Gfn) -> bool:
         """KVM_MEMSLOT_INVALID: the slot that showed this page is being deleted. With Mmu.lock held."""
         return any(start <= gfn < end for start, end in self.going[alias])
 
     @contextlib.contextmanager
-    def deleting(self, segments: list[tuple[int, int]]) -> Iterator[None]:
+    def deleting(self, segments: list[GfnRange]) -> Iterator[None]:
         """Private GFNs lose their slot, are zapped, and perhaps destroyed: the store's BEGIN waits until it is done.
 
         Else it would find no slot, and be acknowledged while they are mapped; and contents would be destroyed in a

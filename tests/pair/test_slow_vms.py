@@ -13,7 +13,7 @@ from memfsd.uapi import messages as m
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_FILE_BYTES
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, errno_of, page
 from tests.support.threads import DEADLINE_S, Beside, until
 from tests.support.wire import Wire
@@ -213,7 +213,7 @@ def test_begin_is_not_acknowledged_while_a_slot_does_not_go_away(
     vm = store.vm()
     vm.private_slot(0, 0, page(16), "file")
     assert vm.write(page(3), b"mapped") is None
-    with vm.kvm.unmapper.deleting([(0, 16)]):
+    with vm.kvm.unmapper.deleting([(Gfn(0), Gfn(16))]):
         assert errno_of(store.punch, "file", 0, 16) == "ETIMEDOUT"
         assert store.count(FrameState.QUARANTINED) == 1
         assert store.free_count == 1023

@@ -3,8 +3,9 @@
 import pytest
 
 from kvmsim.kvm.exits import MmioExit
+from kvmsim.kvm.mmu.runs import Run
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn, GfnRange
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
 
 _MIB = 1 << 20
@@ -18,7 +19,7 @@ def refusal(vm: LocalVm, gpa: int, size: int, *, shared: bool = False) -> str:
     return errno_of(vm.kvm.pre_fault, vm.vcpu, gpa, size, shared=shared)
 
 
-def mapped(vm: LocalVm, start: int, end: int, *, private: bool) -> int:
+def mapped(vm: LocalVm, start: Gfn, end: Gfn, *, private: bool) -> int:
     return sum(count for _, _, count in vm.vm.mmu.epts[private].runs(start, end))
 
 
@@ -26,7 +27,7 @@ def test_all_of_a_range_is_mapped_and_nothing_is_left(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, 2 * _MIB)
     assert left(vm, 0, 2 * _MIB, shared=True) == 0
     faults = vm.vm.mmu.fault_count
-    assert mapped(vm, 0, 512, private=False) == 512
+    assert mapped(vm, Gfn(0), Gfn(512), private=False) == 512
     assert vm.touch(0, 2 * _MIB, shared=True) is None
     assert vm.vm.mmu.fault_count == faults, "the guest faults no more"
 
@@ -36,7 +37,7 @@ def test_private_memory_is_mapped_with_the_store_s_frames(store: LocalStore) -> 
     vm = store.vm()
     vm.private_slot(0, page(16), page(64), "mem")
     assert left(vm, page(16), page(64)) == 0
-    assert mapped(vm, 16, 80, private=True) == 64
+    assert mapped(vm, Gfn(16), Gfn(80), private=True) == 64
     assert left(vm, page(20), page(3)) == 0, "what is mapped already counts as done"
     assert vm.read(page(40), 4) == bytes(4)
 
@@ -74,14 +75,14 @@ def test_a_kick_is_eintr_or_what_was_done_so_far(small_store: LocalStore) -> Non
     vm.vcpu.run.immediate_exit = 0
     faults, real = vm.kvm.faults, vm.kvm.faults.first_unmapped
 
-    def kicked(gfn: int, end: int, *, shared: bool) -> int:
+    def kicked(gfn: Gfn, end: Gfn, *, shared: bool) -> Gfn:
         vm.vcpu.request_exit()
         return real(gfn, end, shared=shared)
 
     faults.first_unmapped = kicked  # type: ignore[method-assign]
     some = left(vm, 0, page(8))
     assert 0 < some < page(8), "a success, with what is left"
-    assert mapped(vm, 0, 8, private=True) * PAGE_SIZE == page(8) - some
+    assert mapped(vm, Gfn(0), Gfn(8), private=True) * PAGE_SIZE == page(8) - some
     assert refusal(vm, page(8) - some, some) == "EINTR"
 
 
@@ -91,7 +92,7 @@ def test_only_a_page_whose_slot_goes_is_eagain(vm: LocalVm) -> None:
     answers: list[str] = []
     real = vm.kvm.unmapper.zap
 
-    def zap(segments: list[tuple[int, int]], *, private: bool) -> list[tuple[int, int, int]]:
+    def zap(segments: list[GfnRange], *, private: bool) -> list[Run]:
         answers.append(refusal(vm, page(3), page(1), shared=True))
         answers.append(refusal(vm, page(4), page(1), shared=True))
         assert left(vm, page(8), page(1), shared=True) == 0
@@ -111,7 +112,7 @@ def test_a_private_slot_that_goes_is_eagain(store: LocalStore) -> None:
     answers: list[str] = []
     real = vm.kvm.unmapper.zap
 
-    def zap(segments: list[tuple[int, int]], *, private: bool) -> list[tuple[int, int, int]]:
+    def zap(segments: list[GfnRange], *, private: bool) -> list[Run]:
         answers.append(refusal(vm, page(3), page(1)))
         return real(segments, private=private)
 

@@ -11,6 +11,7 @@ import kvmsim.kvm.vcpu
 from kvmsim.shell.script.commands import GuestCommand
 from kvmsim.shell.script.grammar import FORMS
 from kvmsim.shell.vcpu_commands import GUEST_COMMANDS
+from memfsd.uapi.units import Gfn
 from tests.support.both_sides import LocalStore
 from tests.support.script_lines import Lines
 from tests.support.threads import Beside, Gate, until
@@ -280,7 +281,7 @@ def test_a_kick_that_cuts_prefault_short_is_spent(private: Lines, monkeypatch: p
     faults = private.executor._current.kvm.faults
     real = faults.first_unmapped
 
-    def kicked(gfn: int, end: int, *, shared: bool) -> int:
+    def kicked(gfn: Gfn, end: Gfn, *, shared: bool) -> Gfn:
         private.ok("kick")
         return real(gfn, end, shared=shared)
 
