@@ -17,7 +17,7 @@ from kvmsim.memory.memory import WindowMemory, punch_file
 from memfsd.common import packets, sync, trace
 from memfsd.common.mounts import Mount, check_serves, mount_of
 from memfsd.common.quote import quoted
-from memfsd.common.sockets import peer_of
+from memfsd.common.sockets import peer_of, receive_with_fds
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused, errno_name, one_line
 from memfsd.uapi.framing import (
@@ -438,14 +438,7 @@ def _up_channel(fd: int) -> socket.socket:
 def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int], bool]:
     """One packet and at most two fds, close-on-exec, and whether the kernel dropped one because this process has no
     room for it. More fds, or a cut packet, is a broken peer."""
-    room = socket.CMSG_LEN(2 * 4)
-    packet, ancillary, flags, _ = sock.recvmsg(MAX_PACKET_BYTES, room, socket.MSG_CMSG_CLOEXEC)
-    fds = [
-        fd
-        for level, kind, data in ancillary
-        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS
-        for fd in struct.unpack(f"{len(data) // 4}i", data[: len(data) // 4 * 4])
-    ]
+    packet, fds, flags = receive_with_fds(sock, MAX_PACKET_BYTES, 2)
     dropped = bool(flags & socket.MSG_CTRUNC) and len(fds) < 2
     if not packet or flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not dropped):
         for fd in fds:

@@ -22,7 +22,7 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
-from . import memfs_help, top
+from . import kcore, memfs_help, top
 from .observer import Observer, store_of
 
 _NOT_CHECKED = 3
@@ -100,6 +100,9 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view.add_argument("-d", "--delay", type=_delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
     view.add_argument("-n", "--count", type=_count, default=0, metavar="N", help="stop after N views (default: never)")
+    core = command("kcore", _kcore, "write an ELF core of the pool as the host may see it")
+    core.add_argument("target", type=_path, metavar="MOUNTPOINT")
+    core.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="a new file; - is stdout")
     return parser
 
 
@@ -321,3 +324,15 @@ def _check(asked: argparse.Namespace) -> int:
             size = format_size(reply.frame_count * PAGE_SIZE)
             print(f"R1-R8 hold: {reply.file_count} inodes, {reply.pairing_count} paired, pool of {size}")
     return 1 if reply.findings else 0
+
+
+def _kcore(asked: argparse.Namespace) -> int:
+    if asked.json and asked.output == kcore.STDOUT:
+        raise Refused(errno.EINVAL, "--json prints on standard output, where the core goes: choose -o FILE")
+    counts = kcore.dump(asked.target, store_of(asked.target), asked.output)
+    if asked.output != kcore.STDOUT:
+        facts = {"mount": asked.target, "file": asked.output, "frames": counts}
+        sizes = {state: format_size(count * PAGE_SIZE) for state, count in counts.items()}
+        text = f"{quoted(asked.output)}: {sizes.pop('shared', '0')} of ordinary files; left out: "
+        _print(asked, facts, text + (", ".join(f"{state} {size}" for state, size in sizes.items()) or "nothing"))
+    return 0

@@ -89,6 +89,20 @@ Ends with Ctrl-C. Without a terminal, and with --json, views follow each other; 
   memfs top /mnt -d 0.5
   memfs top /mnt -n 1 --json                       once, for scripts
 """,
+    "kcore": """\
+An ELF core (ET_CORE, x86-64) for readelf, gdb and their like; frame N of the pool is at address N * 4096. For root and
+the user who mounted; the file is readable by its owner alone.
+  frames of ordinary files     in PT_LOAD segments with their contents
+  private, pending, closing,   in PT_LOAD segments without contents (FileSiz 0), and never read: a guest's bytes are in
+  quarantined, poisoned ...    memory that memfs has no descriptor of
+  free frames                  in no segment
+A note of the owner "memfsd" (type 0x4d460002) lists all that is left out, and why: 0xSTART-0xEND REASON, a line each.
+States are of one moment; contents are read after it, while files go on changing, and without what the kernel has not
+written back yet (sync -f MOUNTPOINT first).
+
+  memfs kcore /mnt -o pool.core && readelf -n -l pool.core
+  memfs kcore /mnt -o - | zstd > pool.core.zst
+""",
 }
 
 _NO_ROOM = "the pool has not that many free frames, or is out of inodes: see memfs stat MOUNTPOINT"
@@ -105,6 +119,7 @@ WHY: dict[tuple[str, int], str] = {
         errno.EBUSY,
     ): "it holds data (guest,truncate empties it), or someone has it open or mapped: close that first",
     ("seal", errno.EPERM): "it is sealed against more seals or against shrinking, or is not yours: use a new file",
+    ("kcore", errno.ENOSPC): "the core has no room there, and nothing of it is left: choose -o on a larger disk",
     ("fallocate", errno.EINVAL): "of a sealed file: whole pages, more than none, and allocating ends with its size",
     ("fallocate", errno.EPERM): "one of its seals forbids it: memfs stat FILE shows them",
     ("fallocate", errno.ENOSPC): _NO_ROOM,

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar, cast
 
 from memfsd.common.mounts import Mount, check_serves, mount_of
 from memfsd.common.quote import quoted
-from memfsd.common.sockets import peer_of
+from memfsd.common.sockets import peer_of, receive_with_fds
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_reply, encode_request
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES
@@ -71,11 +71,25 @@ class Observer:
 
     def ask(self, kind: Kind, body: Body, reply: type[_Reply]) -> _Reply:
         """Refused when memfsd says no."""
+        answer, fds = self._ask(kind, body)
+        for fd in fds:
+            os.close(fd)
+        return cast(_Reply, answer)
+
+    def ask_for_fd(self, kind: Kind, body: Body, reply: type[_Reply]) -> tuple[_Reply, int]:
+        """As `ask`, and the descriptor that comes with the answer."""
+        answer, fds = self._ask(kind, body)
+        if not fds:
+            raise PeerLost(f"memfsd passed no descriptor with {kind.name}, or this process has no room for one")
+        return cast(_Reply, answer), fds[0]
+
+    def _ask(self, kind: Kind, body: Body) -> tuple[Body, list[int]]:
+        fds: list[int] = []
         try:
             with contextlib.suppress(BrokenPipeError):  # it may have said why it hangs up
                 self._sock.send(encode_request(1, kind, body))
             try:
-                packet = self._sock.recv(MAX_PACKET_BYTES)
+                packet, fds, _ = receive_with_fds(self._sock, MAX_PACKET_BYTES, 1)
             except ConnectionResetError:
                 packet = self._sock.recv(MAX_PACKET_BYTES)
         except OSError as error:
@@ -94,6 +108,6 @@ class Observer:
         try:
             if header.errno:
                 raise Refused(header.errno, decode_failure(packet).reason)
-            return cast(_Reply, decode_reply(kind, packet))
+            return decode_reply(kind, packet), fds
         except BadBody as error:
             raise PeerLost(str(error)) from None

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from memfsd.common import packets, sync, trace
 from memfsd.core.private.gmem_file import Pairing
+from memfsd.store.dumps import Dump
 from memfsd.store.pairings import PairedFile
 from memfsd.store.peer import Peer
 from memfsd.store.store import Store
@@ -42,7 +43,7 @@ log = logging.getLogger("memfsd.peers")
 BYE = "BYE"
 _SHORT_LIVED = frozenset({State.CONNECTED, State.GREETED, State.OBSERVING})
 _ENDED = State.ENDED
-_QUESTIONS = frozenset({Kind.CHECK, Kind.MAP, Kind.LIST})
+_QUESTIONS = frozenset({Kind.CHECK, Kind.MAP, Kind.LIST, Kind.KCORE})
 
 _Handler = Callable[[Any], m.Body]
 _Step = tuple[Kind, Callable[[Packet], m.Body], _Handler, State]
@@ -75,7 +76,10 @@ class Session:
         self._claim: _Claim | None = None
         self._paired: PairedFile | None = None
         self._fds: list[int] = []
-        """To send with the next reply: the window (ours) and the VM's end of the up channel (closed then)."""
+        """To send with the next reply."""
+        self._sent_away: list[int] = []
+        """Those of them that are closed then."""
+        self._dump: Dump | None = None
         self._handlers = self._handlers_by_kind()
         self._enter(State.CONNECTED)
 
@@ -93,6 +97,7 @@ class Session:
             Kind.CHECK: self._on_check,
             Kind.MAP: self._on_map,
             Kind.LIST: self._on_list,
+            Kind.KCORE: self._on_kcore,
         }
 
     def _enter(self, state: State) -> None:
@@ -232,15 +237,20 @@ class Session:
             raise
         self._paired = paired
         self._fds = [paired.window, ends[1].detach()]
+        self._sent_away = self._fds[1:]
         file, frames = paired.file, self._store.frame_count
         return m.PairReply(file.ino, file.size, file.order, paired.seq, frames, m.MemoryType.WB)
 
     def _send_with_fds(self, reply: bytes) -> None:
         fds, self._fds = self._fds, []
+        closed, self._sent_away = self._sent_away, []
         try:
             socket.send_fds(self._sock, [reply], fds)
         finally:
-            os.close(fds[1])
+            for fd in closed:
+                os.close(fd)
+        if self._short_lived:
+            return
         set_deadline(self._sock, 0)
         self._sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, timeval(ACK_DEADLINE_S))
 
@@ -273,17 +283,28 @@ class Session:
     # -- observing
 
     def _on_check(self, _: m.Empty) -> m.Body:
-        if self._process.uid not in (0, os.getuid()):
-            raise Refused(errno.EACCES, "memfs check is for root and the user who mounted: run it as one of them")
+        self._check_may_observe("memfs check")
         return self._store.checker.check()
 
     def _on_map(self, want: m.Map) -> m.Body:
         return self._store.checker.map_of(Ino(want.ino), self._process.uid, want.pgoff)
 
     def _on_list(self, _: m.Empty) -> m.Body:
-        if self._process.uid not in (0, os.getuid()):
-            raise Refused(errno.EACCES, "memfs top is for root and the user who mounted: run it as one of them")
+        self._check_may_observe("memfs top")
         return self._store.checker.files()
+
+    def _on_kcore(self, want: m.Kcore) -> m.Body:
+        self._check_may_observe("memfs kcore")
+        if want.pfn == 0:
+            self._dump = Dump(self._store.service)
+            self._fds = self._sent_away = [self._store.open_pool_read_only()]
+        elif self._dump is None:
+            raise Refused(errno.EINVAL, "no dump was begun on this connection: ask from frame 0 on")
+        return self._dump.part(want.pfn)
+
+    def _check_may_observe(self, command: str) -> None:
+        if self._process.uid not in (0, os.getuid()):
+            raise Refused(errno.EACCES, f"{command} is for root and the user who mounted: run it as one of them")
 
 
 def refuse(sock: socket.socket, number: int, why: str) -> None:

@@ -1,5 +1,6 @@
 """One store: its use cases, composed."""
 
+import errno
 import os
 import time
 from collections.abc import Callable
@@ -10,6 +11,7 @@ from memfsd.core.options import StoreOptions
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
 from memfsd.host.windows import Windows
+from memfsd.uapi.errors import Refused
 
 from .checker import Checker
 from .deadlines import Deadlines
@@ -38,6 +40,14 @@ class Store:
     def frame_count(self) -> int:
         """Frames of the pool, fixed at mount."""
         return self.service.pool.frame_count
+
+    def open_pool_read_only(self) -> int:
+        """The memory of ordinary files; the caller closes it. EMFILE and its like when no descriptor is left."""
+        try:
+            return self.windows.open_pool_read_only()
+        except OSError as error:
+            number = error.errno or errno.EIO
+            raise Refused(number, f"memfsd cannot open its pool again: {error.strerror}: try again later") from None
 
     def close(self) -> None:
         """When every adapter has stopped."""

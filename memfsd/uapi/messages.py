@@ -43,6 +43,7 @@ class Kind(IntEnum):
     CHECK = 16
     MAP = 17
     LIST = 18
+    KCORE = 19
     INVALIDATE_BEGIN = 32
     INVALIDATE_END = 33
     MOVE = 34
@@ -104,6 +105,7 @@ GfnField = Annotated[int, Meta(ge=0, lt=MAX_GFN)]
 PgoffField = Annotated[int, Meta(ge=0, lt=PGOFF_END)]
 GfnOrNone = Annotated[int, Meta(ge=-1, lt=MAX_GFN)]
 PgoffOrNone = Annotated[int, Meta(ge=-1, lt=PGOFF_END)]
+PfnOrNone = Annotated[int, Meta(ge=-1, lt=1 << 32)]
 PageCount = Annotated[int, Meta(ge=1, lt=PGOFF_END)]
 RunLength = Annotated[int, Meta(ge=1, le=MAX_RUN_PAGES)]
 Slot = Annotated[int, Meta(ge=0, lt=MAX_SLOTS)]
@@ -278,6 +280,23 @@ class ListReply(Body):
     file_count: U63
 
 
+class Kcore(Body):
+    """memfs kcore: the states of the pool's frames from pfn on. 0 begins a dump: all later parts are of that moment."""
+
+    pfn: PfnField
+
+
+class KcoreReply(Body):
+    """Runs (pfn, frames, state) without a gap, and where to go on (-1: done).
+
+    The first part carries an fd, open for reading only: the memory of ordinary files, frame N at N * 4096. It is live.
+    """
+
+    pool_frames: U63
+    runs: Annotated[list[tuple[PfnField, PageCount, U16]], Meta(max_length=MAX_RUNS_PER_REPORT)]
+    next_pfn: PfnOrNone
+
+
 class InvalidateBegin(Body):
     """Take file pages [start, end) out of every EPT and TLB and get every vCPU out once."""
 
@@ -340,6 +359,7 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.CHECK: Empty,
     Kind.MAP: Map,
     Kind.LIST: Empty,
+    Kind.KCORE: Kcore,
     Kind.INVALIDATE_BEGIN: InvalidateBegin,
     Kind.INVALIDATE_END: InvalidateEnd,
     Kind.REVOKE: Revoke,
@@ -358,6 +378,7 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.CHECK: CheckReply,
     Kind.MAP: MapReply,
     Kind.LIST: ListReply,
+    Kind.KCORE: KcoreReply,
     Kind.INVALIDATE_BEGIN: InvalidateBeginReply,
     Kind.INVALIDATE_END: Empty,
     Kind.REVOKE: Empty,

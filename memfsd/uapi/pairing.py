@@ -51,6 +51,7 @@ LEGAL: dict[State, dict[Kind, State]] = {
         Kind.CHECK: State.OBSERVING,
         Kind.MAP: State.OBSERVING,
         Kind.LIST: State.OBSERVING,
+        Kind.KCORE: State.OBSERVING,
         Kind.PING: State.OBSERVING,
         Kind.BYE: State.ENDED,
     },

@@ -1,5 +1,6 @@
 """The memfds of the store, where the system calls on them do not do what they do on a memfd."""
 
+import mmap
 import os
 from collections.abc import Callable
 
@@ -28,3 +29,16 @@ def test_a_search_for_data_ends_where_the_descriptor_was_overwritten() -> None:
             populated()
     windows.close()
     shared.close()
+
+
+def test_the_pool_is_lent_for_reading_only() -> None:
+    windows = Windows(1 << 20)
+    os.pwrite(windows.pool_fd, b"ordinary", 4096)
+    lent = windows.open_pool_read_only()
+    assert os.pread(lent, 8, 4096) == b"ordinary"
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.pwrite(lent, b"x", 0)
+    with pytest.raises(PermissionError):
+        mmap.mmap(lent, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+    os.close(lent)
+    windows.close()

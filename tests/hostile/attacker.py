@@ -17,7 +17,7 @@ from memfsd.uapi.messages import Kind
 from tests.hostile.packets import Hostile
 from tests.support.greeting import hello
 
-KINDS = [Kind.HELLO, Kind.PAIR, Kind.PING, Kind.CHECK, Kind.MAP, Kind.LIST, Kind.GET_PFN, Kind.MOVE]
+KINDS = [Kind.HELLO, Kind.PAIR, Kind.PING, Kind.CHECK, Kind.MAP, Kind.LIST, Kind.KCORE, Kind.GET_PFN, Kind.MOVE]
 PAIRED = [*[Kind.BIND, Kind.UNBIND, Kind.GET_PFN] * 6, Kind.STAT, Kind.PING, Kind.PAIR]
 
 

@@ -21,7 +21,7 @@ from tests.support.threads import Beside, until
 from tests.support.wire import Wire
 
 GREETING = [Kind.HELLO, Kind.PAIR, Kind.PING, Kind.BIND, Kind.GET_PFN, Kind.CHECK, Kind.MOVE, Kind.INVALIDATE_BEGIN]
-OBSERVING = [*[Kind.MAP, Kind.PING, Kind.HELLO, Kind.PAIR, Kind.REPORT, Kind.LIST] * 6, Kind.CHECK]
+OBSERVING = [*[Kind.MAP, Kind.PING, Kind.HELLO, Kind.PAIR, Kind.REPORT, Kind.LIST, Kind.KCORE] * 6, Kind.CHECK]
 PAIRED = [
     *[Kind.BIND, Kind.UNBIND, Kind.GET_PFN] * 8,
     Kind.STAT,

@@ -4,6 +4,7 @@ import os
 
 import pytest
 
+from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import Ino
 from tests.support.both_sides import LocalStore
@@ -61,3 +62,20 @@ def test_a_window_that_nobody_needs_is_a_finding(store: LocalStore) -> None:
     store.windows.adopt_window(file.ino, store.windows.make_window(file.ino))
     assert store.findings() == [("R6", f"window {file.ino} is held, and no VM may reach frames through it")]
     store.windows.drop_window(file.ino)
+
+
+def test_a_dump_goes_on_only_where_one_was_begun(store: LocalStore) -> None:
+    fds = len(os.listdir("/proc/self/fd"))
+    with Wire(store) as wire:
+        wire.hello(role=m.Role.OBSERVER)
+        assert wire.ask(Kind.KCORE, m.Kcore(5)) == "EINVAL"
+        reply, pool = wire.ask_with_fds(Kind.KCORE, m.Kcore(0))
+        assert reply.runs[-1][0] + reply.runs[-1][1] == reply.pool_frames
+        assert wire.ask(Kind.KCORE, m.Kcore(5)) == "EINVAL"
+        again, more = wire.ask_with_fds(Kind.KCORE, m.Kcore(0))
+        assert again == reply
+        for fd in [*pool, *more]:
+            assert os.get_inheritable(fd) is False
+            os.close(fd)
+    settled(store)
+    assert len(os.listdir("/proc/self/fd")) == fds, "memfsd keeps none of those that it sent"

@@ -7,6 +7,7 @@ from typing import Any
 
 import msgspec
 
+from memfsd.common.sockets import receive_with_fds
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import errno_name
 from memfsd.uapi.framing import decode_failure, decode_header, decode_reply, encode_reply, encode_request
@@ -73,14 +74,12 @@ class Wire:
     def pair(self, proof: bytes | None = None) -> Any:
         """PAIR after HELLO; keeps the window and the up channel."""
         body = m.Pair(prove(KVM, self.token, self.nonce, self.store_nonce) if proof is None else proof, self.secret)
-        self.id += 1
-        self.down.send(encode_request(self.id, Kind.PAIR, body))
-        packet, fds, _, _ = socket.recv_fds(self.down, MAX_PACKET_BYTES, 2)
+        reply, fds = self.ask_with_fds(Kind.PAIR, body)
         if fds:
             self.window, up = fds
             self.up = socket.socket(fileno=up)
             self.up.settimeout(DEADLINE_S)
-        return self._reply(Kind.PAIR, packet)
+        return reply
 
     def paired(self, name: str, pages: int) -> "Wire":
         """HELLO, PAIR, and BIND of the first pages at GFN 0 in slot 0."""
@@ -92,6 +91,13 @@ class Wire:
     def ask(self, kind: Kind, body: m.Body | None = None) -> Any:
         self.id += 1
         return self.raw(encode_request(self.id, kind, body or m.Empty()), kind)
+
+    def ask_with_fds(self, kind: Kind, body: m.Body) -> tuple[Any, list[int]]:
+        """As `ask`, and the descriptors that come with the answer."""
+        self.id += 1
+        self.down.send(encode_request(self.id, kind, body))
+        packet, fds, _ = receive_with_fds(self.down, MAX_PACKET_BYTES, 2)
+        return self._reply(kind, packet), fds
 
     def raw(self, packet: bytes, kind: Kind) -> Any:
         self.down.send(packet)

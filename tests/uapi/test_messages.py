@@ -31,6 +31,7 @@ def test_numbers_that_were_given_once_stay() -> None:
         "CHECK": 16,
         "MAP": 17,
         "LIST": 18,
+        "KCORE": 19,
         "INVALIDATE_BEGIN": 32,
         "INVALIDATE_END": 33,
         "MOVE": 34,

@@ -21,6 +21,7 @@ EXPECTED: dict[Kind, dict[State, State]] = {
     Kind.CHECK: {O: O},
     Kind.MAP: {O: O},
     Kind.LIST: {O: O},
+    Kind.KCORE: {O: O},
     Kind.INVALIDATE_BEGIN: {UO: UC},
     Kind.INVALIDATE_END: {UC: UO},
     Kind.REPORT: {UO: UO, UC: UC},

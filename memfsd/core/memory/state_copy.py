@@ -1,11 +1,16 @@
 """The states of all frames at one moment, for who looks at them later and without the lock."""
 
+import itertools
+from collections.abc import Iterator
+
 import numpy as np
 from numpy.typing import NDArray
 
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import ORDER_2M
 
+Run = tuple[int, int, int]
+"""First frame, frames, state."""
 Pfns = NDArray[np.int64]
 
 _BLOCK = 1 << ORDER_2M
@@ -17,6 +22,7 @@ class StateCopy:
     def __init__(self, blocks: NDArray[np.uint8], frames: NDArray[np.uint8], mixed: int, counts: list[int]) -> None:
         """blocks, frames: the pool's arrays; mixed: what a block is whose states are in `frames`."""
         self._blocks = blocks.copy()
+        self._mixed_value = mixed
         self._mixed = np.flatnonzero(self._blocks == mixed)
         self._frames = frames.reshape(-1, _BLOCK)[self._mixed]
         self._counts = list(counts)
@@ -34,3 +40,27 @@ class StateCopy:
             in_row = np.flatnonzero(self._mixed[np.minimum(rows, len(self._mixed) - 1)] == numbers)
             found[in_row] = self._frames[rows[in_row], pfns[in_row] & (_BLOCK - 1)]
         return found
+
+    def runs(self, frame_count: int) -> Iterator[Run]:
+        """Frames 0 to frame_count in order, without a gap, as runs of one state."""
+        start, state = 0, -1
+        for at, found in self._changes():
+            if found != state and at < frame_count:
+                if at > start:
+                    yield start, at - start, state
+                start, state = at, found
+        yield start, frame_count - start, state
+
+    def _changes(self) -> Iterator[tuple[int, int]]:
+        """Where another state may begin, and which."""
+        edges = [0, *(np.flatnonzero(np.diff(self._blocks)) + 1).tolist(), len(self._blocks)]
+        row = 0
+        for first, last in itertools.pairwise(edges):
+            if int(self._blocks[first]) != self._mixed_value:
+                yield first << ORDER_2M, int(self._blocks[first])
+                continue
+            for block in range(first, last):
+                frames = self._frames[row]
+                row += 1
+                for at in [0, *(np.flatnonzero(np.diff(frames)) + 1).tolist()]:
+                    yield (block << ORDER_2M) + at, int(frames[at])
