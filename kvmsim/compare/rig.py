@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from kvmsim.kvm.exits import Exit, MemoryErrorExit
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.machine import VirtualMachine
 from kvmsim.shell.info import stats
 from memfsd.uapi.errors import Refused, errno_name
@@ -97,7 +98,7 @@ class Rig:
         self._live = 0
         self._stamps: dict[int, bytes] = {}
         try:
-            self._machine.vmm.memory.set_private_slot(0, 0, RAM_BYTES, 0, str(self._path), 0)
+            self._machine.vmm.memory.set_private_slot(MemoryRegion.private(0, 0, RAM_BYTES), str(self._path))
             self._machine.vmm.set_policy(design.policy, design.under)
         except BaseException:
             self.close()

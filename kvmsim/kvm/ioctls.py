@@ -28,9 +28,7 @@ class SlotIoctls:
         self._unmapper = unmapper
         self._pairings = pairings
 
-    def set_private_slot(
-        self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int, *, mapped_fd: int | None = None
-    ) -> PairedFile | None:
+    def set_private_slot(self, region: MemoryRegion, path: str, *, mapped_fd: int | None = None) -> PairedFile | None:
         """Create a private slot (or with size 0 delete it): this is where pairing happens. The file that it shows.
 
         KVM's checks in KVM's order, then the file's: ENOENT and other errors of open(2), EINVAL not sealed or
@@ -38,14 +36,14 @@ class SlotIoctls:
         The end of GPAs, KVM's last check, comes before pairing and binding: they cannot be undone.
         mapped_fd: of the file behind an encrypted mapping, which the slot shows instead of the file at path.
         """
-        region = MemoryRegion(id_, PRIVATE, flags, gpa, size, offset)
+        assert region.space == PRIVATE
         with self._lock:
             slots = self._vm.slots[PRIVATE]
-            existing = slots.get(id_)
+            existing = slots.get(region.id)
             if check_region(region, self._vm.max_slots, existing) is RegionChange.DELETE:
                 assert existing is not None
                 check_not_pinned(existing)
-                self.delete(id_, private=True)
+                self.delete(region.id, private=True)
                 return None
             slots.check_free(region.gfn, region.end)
             backing = self._pair(region, path, mapped_fd)
@@ -68,37 +66,25 @@ class SlotIoctls:
             self._pairings.end_unused(slot.gmem)
             raise
 
-    def set_shared_slot(
-        self,
-        id_: int,
-        gpa: int,
-        size: int,
-        flags: int,
-        memory: Memory | None,
-        offset: int,
-        *,
-        owned: bool,
-        path: str = "",
-    ) -> None:
+    def set_shared_slot(self, region: MemoryRegion, memory: Memory | None, *, owned: bool, path: str = "") -> None:
         """Create, move, re-flag or (size 0) delete a shared slot over host memory. Takes an owned memory.
 
         KVM's checks in KVM's order. A slot that exists keeps its memory: name it again (or None), or EINVAL.
         """
+        assert region.space == SHARED
         try:
             with self._lock:
-                region = MemoryRegion(id_, SHARED, flags, gpa, size, offset)
                 self._set_shared(region, memory, owned, path)
         except Refused:
             if owned and memory is not None:
                 memory.close()
             raise
 
-    def check_shared_slot(self, id_: int, gpa: int, size: int, flags: int, offset: int) -> None:
+    def check_shared_slot(self, region: MemoryRegion) -> None:
         """The refusals of `set_shared_slot` that need no memory: KVM makes them before it looks at any."""
-        region = MemoryRegion(id_, SHARED, flags, gpa, size, offset)
         with self._lock:
             slots = self._vm.slots[SHARED]
-            if check_region(region, self._vm.max_slots, slots.get(id_)) is RegionChange.CREATE:
+            if check_region(region, self._vm.max_slots, slots.get(region.id)) is RegionChange.CREATE:
                 slots.check_free(region.gfn, region.end)
                 check_addressable(region)
 

@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 from memfsd.uapi.units import PAGE_SHIFT, Gfn, Pgoff
 
+from .alias import PRIVATE, SHARED
 from .mmu.eptentry import MAX_GFN_EPT
 
 GPA_END = MAX_GFN_EPT << PAGE_SHIFT
@@ -28,6 +29,14 @@ class MemoryRegion(NamedTuple):
     gpa: int
     size: int
     offset: int
+
+    @classmethod
+    def shared(cls, id_: int, gpa: int, size: int, *, flags: int = 0, offset: int = 0) -> "MemoryRegion":
+        return cls(id_, SHARED, flags, gpa, size, offset)
+
+    @classmethod
+    def private(cls, id_: int, gpa: int, size: int, *, flags: int = 0, offset: int = 0) -> "MemoryRegion":
+        return cls(id_, PRIVATE, flags, gpa, size, offset)
 
     @property
     def gfn(self) -> Gfn:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from kvmsim.kvm.exits import Exit, MemoryErrorExit, MmioExit
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.common import sync
 from memfsd.uapi.errors import Refused, errno_name
@@ -263,7 +264,7 @@ class _Run:
         try:
             with vm.vmm.memory.lock:
                 vm.vmm.memory.set_private_slot(
-                    id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, 0, path, pgoff << PAGE_SHIFT
+                    MemoryRegion.private(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, offset=pgoff << PAGE_SHIFT), path
                 )
         except Refused:
             self._shown.refused(slot)

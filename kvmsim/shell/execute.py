@@ -7,7 +7,9 @@ import subprocess
 from collections.abc import Callable
 from typing import Any, NoReturn
 
+from kvmsim.kvm.alias import Alias
 from kvmsim.kvm.pairings import Pair
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.memory.memory import AnonymousMemory, FileMemory, Memory
 from kvmsim.store.link import pair as pair_with_store
 from kvmsim.vmm.guest_memory import GuestMemory
@@ -125,28 +127,28 @@ class Executor:
 
     def _set_slot(self, guest: GuestMemory, command: c.SlotSet) -> Outcome:
         space = self._host.processes[VMM]
+        region = MemoryRegion(
+            command.id, Alias(command.private), command.flags, command.gpa, command.size, command.offset
+        )
+        path = command.file or ""
         if command.private:
-            path, fd = command.file or "", None
+            fd = None
             if command.hva is not None and command.size:
                 path, fd = encrypted_of(space, command.hva, command.size)
-            guest.set_private_slot(
-                command.id, command.gpa, command.size, command.flags, path, command.offset, mapped_fd=fd
-            )
+            guest.set_private_slot(region, path, mapped_fd=fd)
             return Outcome(ok=True)
         memory: Memory | None = None
-        path, offset = command.file or "", command.offset
         existing = guest.ram.shared.get(command.id)
         if command.hva is not None and command.size:
             if existing is None:
-                guest.check_shared_slot(command.id, command.gpa, command.size, command.flags, command.hva)
+                guest.check_shared_slot(region._replace(offset=command.hva))
             vma = space.backing(command.hva, command.size)
-            memory, path, offset = memory_of(vma), str(vma), vma.memory_offset + command.hva - vma.start
+            memory, path = memory_of(vma), str(vma)
+            region = region._replace(offset=vma.memory_offset + command.hva - vma.start)
         elif existing is None and command.size:
-            guest.check_shared_slot(command.id, command.gpa, command.size, command.flags, offset)
+            guest.check_shared_slot(region)
             memory, path = self._shared_memory(command)
-        guest.set_shared_slot(
-            command.id, command.gpa, command.size, command.flags, memory, offset, owned=command.hva is None, path=path
-        )
+        guest.set_shared_slot(region, memory, owned=command.hva is None, path=path)
         return Outcome(ok=True)
 
     @staticmethod

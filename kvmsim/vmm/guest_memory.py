@@ -8,11 +8,11 @@ from collections.abc import Iterable, Iterator
 
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.pairings import PairedFile
-from kvmsim.kvm.region import SlotFlag
+from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.memory.memory import Memory
 from memfsd.common import sync
 from memfsd.common.intervals import IntervalSet
-from memfsd.uapi.units import PAGE_SHIFT, Gfn, GfnRange, Pgoff
+from memfsd.uapi.units import Gfn, GfnRange
 
 from .ram import PrivatePiece, PrivateRegion, RamMap, Region, S
 
@@ -39,43 +39,30 @@ class GuestMemory:
 
     # -- KVM_SET_USER_MEMORY_REGION
 
-    def set_private_slot(
-        self, id_: int, gpa: int, size: int, flags: int, path: str, offset: int, *, mapped_fd: int | None = None
-    ) -> None:
+    def set_private_slot(self, region: MemoryRegion, path: str, *, mapped_fd: int | None = None) -> None:
         """SlotIoctls.set_private_slot."""
-        file = self._kvm.slots.set_private_slot(id_, gpa, size, flags, path, offset, mapped_fd=mapped_fd)
+        file = self._kvm.slots.set_private_slot(region, path, mapped_fd=mapped_fd)
         if file is None:
-            self.ram.private.remove(id_)
+            self.ram.private.remove(region.id)
         else:
-            self.ram.private.add(_region(id_, gpa, size, flags, file, offset))
+            self.ram.private.add(_recorded(region, file))
 
-    def set_shared_slot(
-        self,
-        id_: int,
-        gpa: int,
-        size: int,
-        flags: int,
-        memory: Memory | None,
-        offset: int,
-        *,
-        owned: bool,
-        path: str = "",
-    ) -> None:
+    def set_shared_slot(self, region: MemoryRegion, memory: Memory | None, *, owned: bool, path: str = "") -> None:
         """SlotIoctls.set_shared_slot."""
-        self._kvm.slots.set_shared_slot(id_, gpa, size, flags, memory, offset, owned=owned, path=path)
-        before = self.ram.shared.get(id_)
+        self._kvm.slots.set_shared_slot(region, memory, owned=owned, path=path)
+        before = self.ram.shared.get(region.id)
         if before is not None:
-            self.ram.shared.remove(id_)
+            self.ram.shared.remove(region.id)
             memory = before.source
-        if not size or not flags & SlotFlag.LOG_DIRTY_PAGES:
-            self._unreported.pop(id_, None)
-        if size:
+        if not region.size or not region.flags & SlotFlag.LOG_DIRTY_PAGES:
+            self._unreported.pop(region.id, None)
+        if region.size:
             assert memory is not None
-            self.ram.shared.add(_region(id_, gpa, size, flags, memory, offset))
+            self.ram.shared.add(_recorded(region, memory))
 
-    def check_shared_slot(self, id_: int, gpa: int, size: int, flags: int, offset: int) -> None:
+    def check_shared_slot(self, region: MemoryRegion) -> None:
         """SlotIoctls.check_shared_slot: it changes nothing."""
-        self._kvm.slots.check_shared_slot(id_, gpa, size, flags, offset)
+        self._kvm.slots.check_shared_slot(region)
 
     def delete_slot(self, id_: int, *, private: bool) -> None:
         """SlotIoctls.delete_slot."""
@@ -171,6 +158,5 @@ class GuestMemory:
             self.unhold(files)
 
 
-def _region(id_: int, gpa: int, size: int, flags: int, source: S, offset: int) -> Region[S]:
-    gfn, pgoff = Gfn(gpa >> PAGE_SHIFT), Pgoff(offset >> PAGE_SHIFT)
-    return Region(id_, gfn, size >> PAGE_SHIFT, flags, source, pgoff)
+def _recorded(region: MemoryRegion, source: S) -> Region[S]:
+    return Region(region.id, region.gfn, region.page_count, region.flags, source, region.pgoff)

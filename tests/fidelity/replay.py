@@ -107,7 +107,10 @@ class Simulated:
             is_private = False
         if is_private:
             path = self._place / str(op.get("gmem", 0))
-            kvm.slots.set_private_slot(id_, gpa, size, flags, str(path), _int(op, "off") if "off" in op else 0)
+            kvm.slots.set_private_slot(
+                MemoryRegion.private(id_, gpa, size, flags=flags, offset=_int(op, "off") if "off" in op else 0),
+                str(path),
+            )
             return
         match op["uaddr"]:
             case [str(memory), int(offset)]:
@@ -116,7 +119,9 @@ class Simulated:
                 memory = "a"
             case other:
                 raise AssertionError(f"uaddr {other}")
-        kvm.slots.set_shared_slot(id_, gpa, size, flags, self._memories[memory], offset, owned=False)
+        kvm.slots.set_shared_slot(
+            MemoryRegion.shared(id_, gpa, size, flags=flags, offset=offset), self._memories[memory], owned=False
+        )
 
 
 @contextlib.contextmanager

@@ -8,6 +8,7 @@ from typing import Any
 
 from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vm import Vm
 from kvmsim.store.link import Callbacks, StoreLink
 from memfsd.peers.upchannel import set_deadline
@@ -52,7 +53,7 @@ class ByHand:
     def set_slot(self) -> "Beside[Any]":
         """Makes a slot over the whole file at GFN 0: HELLO, PAIR and BIND will come."""
         size = PAGES * PAGE_SIZE
-        return Beside(lambda: self.kvm.slots.set_private_slot(0, 0, size, 0, str(self.path), 0))
+        return Beside(lambda: self.kvm.slots.set_private_slot(MemoryRegion.private(0, 0, size), str(self.path)))
 
     def write(self, page: int, data: bytes = b"x") -> "Beside[Any]":
         guest = Guest(self.kvm)

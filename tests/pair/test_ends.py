@@ -189,6 +189,7 @@ from memfsd.uapi.proof import split_token
 from kvmsim.kvm.vm import Vm
 from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.region import MemoryRegion
 
 path, socket_path, token = sys.argv[1:]
 
@@ -196,7 +197,7 @@ def pair(fd, vm, callbacks):
     return link.StoreLink(fd, link._connect(socket_path), split_token(bytes.fromhex(token)), vm, callbacks)
 
 kvm = Kvm(Vm("child"), pair)
-kvm.slots.set_private_slot(0, 0, 64 << 12, 0, path, 0)
+kvm.slots.set_private_slot(MemoryRegion.private(0, 0, 64 << 12), path)
 assert Guest(kvm).write(kvm.vm.vcpu(0), 0, b"secret" * 10000) is None
 print("ready", flush=True)
 sys.stdin.read()

@@ -113,6 +113,7 @@ import sys, time
 from pathlib import Path
 from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vm import Vm
 from kvmsim.store import link
 from memfsd.uapi.proof import split_token
@@ -125,7 +126,7 @@ def pair(fd, vm, callbacks):
 
 with recording(Path(journal_path), "kvmsim"):
     kvm = Kvm(Vm("child"), pair)
-    kvm.slots.set_private_slot(0, 0, 16 << 12, 0, path, 0)
+    kvm.slots.set_private_slot(MemoryRegion.private(0, 0, 16 << 12), path)
     assert Guest(kvm).write(kvm.vm.vcpu(0), 0, b"x" * 65536) is None
     print("ready", flush=True)
     sys.stdin.read()

@@ -17,6 +17,7 @@ from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.hypercalls import SHARED_BIT
 from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.kvm.vm import Vm
 from kvmsim.memory.memory import AnonymousMemory
@@ -220,11 +221,13 @@ class LocalVm:
 
     def private_slot(self, id_: int, gpa: int, size: int, name: str, offset: int = 0, flags: int = 0) -> None:
         assert self._store is not None
-        self.vmm.memory.set_private_slot(id_, gpa, size, flags, self._store.path(name), offset)
+        self.vmm.memory.set_private_slot(
+            MemoryRegion.private(id_, gpa, size, flags=flags, offset=offset), self._store.path(name)
+        )
 
     def shared_slot(self, id_: int, gpa: int, size: int, flags: int = 0) -> AnonymousMemory:
         memory = AnonymousMemory(size)
-        self.vmm.memory.set_shared_slot(id_, gpa, size, flags, memory, 0, owned=True)
+        self.vmm.memory.set_shared_slot(MemoryRegion.shared(id_, gpa, size, flags=flags), memory, owned=True)
         return memory
 
     def delete(self, id_: int, *, private: bool) -> None:

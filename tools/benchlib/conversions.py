@@ -9,6 +9,7 @@ from time import perf_counter
 from benchlib import our_mount
 from benchlib.figure import Figure, Part, Progress
 from kvmsim.kvm.alias import PRIVATE, SHARED
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.machine import VirtualMachine
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
@@ -57,7 +58,7 @@ def _live(mountpoint: Path, number: int) -> Iterator[VirtualMachine]:
     pages = 2 * number + _SPARE_PAGES
     path = our_mount.sealed_file(mountpoint / f"live-{number}", pages * PAGE_SIZE)
     with closing(VirtualMachine("bench", MAX_SLOTS)) as machine:
-        machine.vmm.memory.set_private_slot(0, 0, pages * PAGE_SIZE, 0, str(path), 0)
+        machine.vmm.memory.set_private_slot(MemoryRegion.private(0, 0, pages * PAGE_SIZE), str(path))
         machine.vmm.set_policy("overlay")
         for page in range(0, 2 * number, 2):
             _map(machine, page, private=False)

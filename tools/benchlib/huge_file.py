@@ -11,6 +11,7 @@ from time import perf_counter
 from benchlib import our_mount
 from benchlib.figure import Figure, Progress
 from kvmsim.kvm.alias import PRIVATE
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.machine import VirtualMachine
 from memfsd.common.linux import fallocate
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE
@@ -58,7 +59,7 @@ def _once(mountpoint: Path, size_bytes: int) -> None:
     os.setxattr(fd, "user.memfsd.page_size", str(_PAGE_BYTES).encode())
     os.ftruncate(fd, size_bytes)
     with closing(VirtualMachine("bench", our_mount.MAX_SLOTS)) as machine:
-        machine.kvm.slots.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
+        machine.kvm.slots.set_private_slot(MemoryRegion.private(0, 0, size_bytes), str(path))
         fallocate(fd, FALLOC_FL_KEEP_SIZE, 0, size_bytes)
         stopped = machine.guest.map(machine.vm.vcpu(0), 0, size_bytes, private=True)
         if stopped is not None:

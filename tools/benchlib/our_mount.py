@@ -8,6 +8,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from benchlib.minimal_fuse import daemon
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.machine import VirtualMachine
 
 MAX_SLOTS = 8
@@ -37,5 +38,5 @@ def sealed_file(path: Path, size_bytes: int) -> Path:
 def attached(path: Path, size_bytes: int) -> Iterator[VirtualMachine]:
     """A new VM whose private memory from address 0 on is this file."""
     with closing(VirtualMachine("bench", MAX_SLOTS)) as machine:
-        machine.kvm.slots.set_private_slot(0, 0, size_bytes, 0, str(path), 0)
+        machine.kvm.slots.set_private_slot(MemoryRegion.private(0, 0, size_bytes), str(path))
         yield machine

@@ -7,6 +7,7 @@ import numpy as np
 
 from benchlib.figure import Figure, Progress
 from kvmsim.kvm.mmu.ept import Ept
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import AnonymousMemory
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, HostPfn
@@ -74,7 +75,7 @@ class Translating:
 
     def __enter__(self) -> "Translating":
         memory = AnonymousMemory(PAGE_SIZE)
-        self._machine.kvm.slots.set_shared_slot(0, 0, PAGE_SIZE, 0, memory, 0, owned=True)
+        self._machine.kvm.slots.set_shared_slot(MemoryRegion.shared(0, 0, PAGE_SIZE), memory, owned=True)
         assert self._machine.guest.write(self._machine.vm.vcpu(0), 0, b"x", shared=True) is None
         return self
 

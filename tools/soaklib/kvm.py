@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import Exit, MemoryErrorExit
+from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
 from memfsd.uapi.errors import Refused, errno_name
@@ -29,7 +30,7 @@ class Vm:
 
     def __init__(self, name: str, path: str, size_bytes: int, policy: str, under: str, vcpu_count: int) -> None:
         self._machine = VirtualMachine(name, MAX_SLOTS)
-        self._machine.vmm.memory.set_private_slot(0, 0, size_bytes, 0, path, 0)
+        self._machine.vmm.memory.set_private_slot(MemoryRegion.private(0, 0, size_bytes), path)
         (self._link,) = self._machine.kvm.pairings.links.values()
         for id_ in range(1, vcpu_count):
             self._machine.vm.create_vcpu(id_)

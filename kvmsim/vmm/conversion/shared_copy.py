@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from kvmsim.kvm.region import GPA_END, SlotFlag
+from kvmsim.kvm.region import GPA_END, MemoryRegion, SlotFlag
 from kvmsim.memory.memory import SparseMemory
 from kvmsim.vmm.guest_memory import GuestMemory
 from kvmsim.vmm.ram import SharedRegion
@@ -109,7 +109,9 @@ class SharedCopy:
         id_ = self._ids.take() if wanted is None else wanted
         gpa, size = start << PAGE_SHIFT, end - start << PAGE_SHIFT
         try:
-            self._guest.set_shared_slot(id_, gpa, size, log.flags, self.memory, gpa, owned=False, path="(vmm)")
+            self._guest.set_shared_slot(
+                MemoryRegion.shared(id_, gpa, size, flags=log.flags, offset=gpa), self.memory, owned=False, path="(vmm)"
+            )
         except BaseException:
             self._ids.give_back(id_)
             raise

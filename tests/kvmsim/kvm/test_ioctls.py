@@ -9,7 +9,7 @@ import pytest
 
 from kvmsim.kvm.alias import SHARED
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
-from kvmsim.kvm.region import SlotFlag
+from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.vmm.host import Host
 from memfsd.uapi.errors import Refused
@@ -54,7 +54,7 @@ def test_a_fifo_that_nobody_reads_is_refused_at_once(one: LocalVm, tmp_path: Pat
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     with pytest.raises(Refused, match="fifo: No such device"):
-        one.kvm.slots.set_private_slot(1, 0, page(1), 0, str(fifo), 0)
+        one.kvm.slots.set_private_slot(MemoryRegion.private(1, 0, page(1)), str(fifo))
     with pytest.raises(OSError, match="No such device"):
         Host().map_file(str(fifo), length=None, offset=0, shared=True, at=None)
 
@@ -65,8 +65,8 @@ def test_a_file_that_is_not_guest_private_memory_is_einval(vm: LocalVm, tmp_path
         file.truncate(page(4))
     for gpa, size in ((0, page(4)), (0, page(5)), (1 << 48, page(4))):
         with pytest.raises(Refused, match="plain: not a file on a memfsd mount"):
-            vm.kvm.slots.set_private_slot(0, gpa, size, 0, plain, 0)
-    assert errno_of(vm.kvm.slots.set_private_slot, 0, 0, page(4), 0, plain, 0) == "EINVAL"
+            vm.kvm.slots.set_private_slot(MemoryRegion.private(0, gpa, size), plain)
+    assert errno_of(vm.kvm.slots.set_private_slot, MemoryRegion.private(0, 0, page(4)), plain) == "EINVAL"
     assert shape(vm) == []
     assert vm.kvm.pairings.links == {}
 
@@ -145,7 +145,7 @@ def test_deleting_a_slot_that_does_not_exist_is_einval(one: LocalVm, private: bo
     if private:
         assert errno_of(one.private_slot, 7, 0, 0, "file") == "EINVAL"
     else:
-        assert errno_of(one.kvm.slots.set_shared_slot, 7, 0, 0, 0, None, 0, owned=True) == "EINVAL"
+        assert errno_of(one.kvm.slots.set_shared_slot, MemoryRegion.shared(7, 0, 0), None, owned=True) == "EINVAL"
 
 
 def test_slot_ids_of_the_two_address_spaces_are_apart(one: LocalVm) -> None:
@@ -225,7 +225,7 @@ def test_a_slot_that_is_all_hole_can_be_deleted(one: LocalVm) -> None:
 def test_a_shared_slot_moves_with_its_memory(vm: LocalVm) -> None:
     memory = vm.shared_slot(0, 0, page(2))
     vm.write(0, b"data", shared=True)
-    vm.kvm.slots.set_shared_slot(0, page(8), page(2), 0, None, 0, owned=True)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, page(8), page(2)), None, owned=True)
     assert vm.read(page(8), 4, shared=True) == b"data"
     assert vm.read(0, 4, shared=True) == MmioExit(0, 4, is_write=False), "the old place is stale nowhere"
     assert memory.read(0, 4) == b"data"
@@ -235,21 +235,26 @@ def test_a_move_onto_another_slot_is_eexist_and_changes_nothing(vm: LocalVm) -> 
     vm.shared_slot(0, 0, page(2))
     vm.shared_slot(1, page(8), page(2))
     vm.write(0, b"data", shared=True)
-    assert errno_of(vm.kvm.slots.set_shared_slot, 0, page(9), page(2), 0, None, 0, owned=True) == "EEXIST"
+    assert (
+        errno_of(vm.kvm.slots.set_shared_slot, MemoryRegion.shared(0, page(9), page(2)), None, owned=True) == "EEXIST"
+    )
     assert vm.read(0, 4, shared=True) == b"data"
-    vm.kvm.slots.set_shared_slot(0, page(1), page(2), 0, None, 0, owned=True)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, page(1), page(2)), None, owned=True)
     assert vm.read(page(1), 4, shared=True) == b"data", "over its own old place it may move"
 
 
 def test_flags_of_a_shared_slot_may_change_but_readonly_may_not(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, page(1))
-    vm.kvm.slots.set_shared_slot(0, 0, page(1), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=True)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, 0, page(1), flags=SlotFlag.LOG_DIRTY_PAGES), None, owned=True)
     (slot,) = vm.vm.slots[SHARED]
     assert slot.flags == SlotFlag.LOG_DIRTY_PAGES
     for change in (SlotFlag.READONLY, SlotFlag.GUEST_MEMFD, 16):
-        assert errno_of(vm.kvm.slots.set_shared_slot, 0, 0, page(1), change, None, 0, owned=True) == "EINVAL"
-    assert errno_of(vm.kvm.slots.set_shared_slot, 0, 0, page(2), 0, None, 0, owned=True) == "EINVAL"
-    vm.kvm.slots.set_shared_slot(0, 0, page(1), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=True)
+        assert (
+            errno_of(vm.kvm.slots.set_shared_slot, MemoryRegion.shared(0, 0, page(1), flags=change), None, owned=True)
+            == "EINVAL"
+        )
+    assert errno_of(vm.kvm.slots.set_shared_slot, MemoryRegion.shared(0, 0, page(2)), None, owned=True) == "EINVAL"
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, 0, page(1), flags=SlotFlag.LOG_DIRTY_PAGES), None, owned=True)
 
 
 def test_shared_slots_overlap_as_little_as_private_ones(vm: LocalVm) -> None:
@@ -270,7 +275,7 @@ def test_the_memory_of_a_refused_or_deleted_slot_is_closed(vm: LocalVm) -> None:
     inode = os.fstat(kept.fd).st_ino
     refused = AnonymousMemory(page(1))
     refused_inode = os.fstat(refused.fd).st_ino
-    assert errno_of(vm.kvm.slots.set_shared_slot, 1, 0, page(1), 0, refused, 0, owned=True) == "EEXIST"
+    assert errno_of(vm.kvm.slots.set_shared_slot, MemoryRegion.shared(1, 0, page(1)), refused, owned=True) == "EEXIST"
     assert not is_open(refused.fd, refused_inode)
     assert is_open(kept.fd, inode)
     vm.delete(0, private=False)

@@ -9,7 +9,7 @@ from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import Exit, HltExit, HypercallExit, InternalErrorExit, MemoryErrorExit, MmioExit, ShutdownExit
 from kvmsim.kvm.hypercalls import MAP_GPA, RETRY, SUCCESS, Registers
 from kvmsim.kvm.kvm_run import exit_of
-from kvmsim.kvm.region import SlotFlag
+from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.memory.memory import FileMemory
 from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
@@ -160,7 +160,7 @@ def test_memory_error_of_a_short_file_is_at_the_page_that_is_missing(vm: LocalVm
     with open(path, "wb") as file:
         file.write(b"x" * page(2))
     fd = os.open(path, os.O_RDWR)
-    vm.kvm.slots.set_shared_slot(0, 0, page(4), 0, FileMemory(fd), 0, owned=True)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, 0, page(4)), FileMemory(fd), owned=True)
     why = "EFAULT: the memory of this page cannot be reached: past the end of the file"
     expected = MemoryErrorExit(page(2), PAGE_SIZE, False, errno=errno.EFAULT, why=why)
     assert vm.write(0, b"y" * page(3), shared=True) == expected

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvmsim.kvm.alias import SHARED
-from kvmsim.kvm.region import SlotFlag
+from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.kvm.slots.memslots import Memslot
 from kvmsim.memory.memory import FileMemory, SparseMemory
 from memfsd.uapi.units import Gfn, Pgoff
@@ -42,7 +42,9 @@ def test_an_aligned_slot_has_1_gib_leaves_and_smaller_ones_at_its_end(vm: LocalV
 
 def test_bulk_accesses_do_not_fill_with_4_kib_what_could_be_larger(vm: LocalVm) -> None:
     memory = SparseMemory(page(4 * MIB2))
-    vm.kvm.slots.set_shared_slot(0, page(MIB2 - 3), page(2 * MIB2), 0, memory, page(MIB2 - 3), owned=True)
+    vm.kvm.slots.set_shared_slot(
+        MemoryRegion.shared(0, page(MIB2 - 3), page(2 * MIB2), offset=page(MIB2 - 3)), memory, owned=True
+    )
     assert vm.touch(page(MIB2 - 3), page(2 * MIB2), shared=True) is None
     assert leaves(vm) == (3 + MIB2 - 3, 1, 0)
 
@@ -71,10 +73,12 @@ def test_a_dirty_log_wants_4_kib_and_its_end_large_leaves_again(vm: LocalVm) -> 
     vm.shared_slot(0, 0, page(MIB2))
     assert vm.write(0, b"x", shared=True) is None
     assert leaves(vm) == (0, 1, 0)
-    vm.kvm.slots.set_shared_slot(0, 0, page(MIB2), SlotFlag.LOG_DIRTY_PAGES, None, 0, owned=False)
+    vm.kvm.slots.set_shared_slot(
+        MemoryRegion.shared(0, 0, page(MIB2), flags=SlotFlag.LOG_DIRTY_PAGES), None, owned=False
+    )
     assert vm.write(page(1), b"y", shared=True) is None
     assert leaves(vm) == (1, 0, 0)
-    vm.kvm.slots.set_shared_slot(0, 0, page(MIB2), 0, None, 0, owned=False)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, 0, page(MIB2)), None, owned=False)
     assert vm.read(0, 1, shared=True) == b"x"
     assert leaves(vm) == (0, 1, 0)
 
@@ -91,7 +95,7 @@ def test_a_file_is_mapped_in_4_kib_as_it_lies_in_the_page_cache(vm: LocalVm, tmp
     path = tmp_path / "file"
     path.write_bytes(bytes(page(MIB2)))
     memory = FileMemory(os.open(path, os.O_RDWR))
-    vm.kvm.slots.set_shared_slot(0, 0, page(MIB2), 0, memory, 0, owned=True)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, 0, page(MIB2)), memory, owned=True)
     assert vm.touch(0, page(MIB2), shared=True) is None
     assert leaves(vm) == (MIB2, 0, 0)
 
@@ -100,7 +104,7 @@ def test_a_move_of_a_slot_decides_anew(vm: LocalVm) -> None:
     vm.shared_slot(0, page(1), page(MIB2))
     assert vm.write(page(1), b"moved", shared=True) is None
     assert leaves(vm) == (1, 0, 0)
-    vm.kvm.slots.set_shared_slot(0, page(MIB2), page(MIB2), 0, None, 0, owned=False)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, page(MIB2), page(MIB2)), None, owned=False)
     assert vm.read(page(MIB2), 5, shared=True) == b"moved"
     assert leaves(vm) == (0, 1, 0)
 

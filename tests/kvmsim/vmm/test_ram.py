@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvmsim.kvm.exits import Exit
-from kvmsim.kvm.region import SlotFlag
+from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.vmm.ram import Piece, RamMap, Region, Regions
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import Gfn, Pgoff
@@ -124,10 +124,10 @@ def test_slots_are_moved_flagged_and_deleted_by_set_too(store: LocalStore) -> No
     vm.private_slot(3, 0, page(4), "file")
     vm.shared_slot(5, page(64), page(4))
     for gpa, flags in ((page(80), 0), (page(80), SlotFlag.LOG_DIRTY_PAGES), (page(64), 0)):
-        memory.set_shared_slot(5, gpa, page(4), flags, None, 0, owned=False)
+        memory.set_shared_slot(MemoryRegion.shared(5, gpa, page(4), flags=flags), None, owned=False)
         assert agree(vm)
-    memory.set_shared_slot(5, 0, 0, 0, None, 0, owned=False)
-    memory.set_private_slot(3, 0, 0, 0, "", 0)
+    memory.set_shared_slot(MemoryRegion.shared(5, 0, 0), None, owned=False)
+    memory.set_private_slot(MemoryRegion.private(3, 0, 0), "")
     assert agree(vm)
     assert (len(memory.ram.private), len(memory.ram.shared)) == (0, 0)
 
@@ -148,13 +148,13 @@ def test_a_log_that_user_space_keeps_moves_and_ends_with_its_slot(store: LocalSt
     memory = vm.vmm.memory
     vm.shared_slot(5, page(8), page(8), log)
     memory.keep_dirty(5, [(Gfn(4), Gfn(9)), (Gfn(12), Gfn(14))])
-    memory.set_shared_slot(5, page(32), page(8), log, None, 0, owned=False)
+    memory.set_shared_slot(MemoryRegion.shared(5, page(32), page(8), flags=log), None, owned=False)
     assert vm.write(page(37), b"x", shared=True) is None
     assert memory.get_dirty_log(5) == [(32, 33), (36, 38)]
     assert memory.get_dirty_log(5) == []
     memory.keep_dirty(5, [(Gfn(32), Gfn(33))])
-    memory.set_shared_slot(5, page(32), page(8), 0, None, 0, owned=False)
-    memory.set_shared_slot(5, page(32), page(8), log, None, 0, owned=False)
+    memory.set_shared_slot(MemoryRegion.shared(5, page(32), page(8)), None, owned=False)
+    memory.set_shared_slot(MemoryRegion.shared(5, page(32), page(8), flags=log), None, owned=False)
     assert memory.get_dirty_log(5) == [], "logging began again"
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 from kvmsim.kvm.alias import SHARED
-from kvmsim.kvm.region import SlotFlag
+from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
@@ -82,24 +82,26 @@ def test_a_slot_that_does_not_log_or_is_not_there_is_enoent(logged: LocalVm) -> 
 def test_logging_can_be_begun_and_ended_on_a_slot_that_is_in_use(vm: LocalVm) -> None:
     vm.shared_slot(1, page(FIRST), page(32))
     write(vm, 3)
-    vm.kvm.slots.set_shared_slot(1, page(FIRST), page(32), LOG, None, 0, owned=False)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(1, page(FIRST), page(32), flags=LOG), None, owned=False)
     assert dirty(vm) == [], "what was written before is not in it"
     write(vm, 3)
     assert dirty(vm) == [(3, 4)]
-    vm.kvm.slots.set_shared_slot(1, page(FIRST), page(32), 0, None, 0, owned=False)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(1, page(FIRST), page(32)), None, owned=False)
     assert errno_of(vm.kvm.slots.get_dirty_log, 1) == "ENOENT"
     write(vm, 3)
 
 
 def test_a_slot_that_moves_keeps_its_log(logged: LocalVm) -> None:
     write(logged, 3)
-    logged.kvm.slots.set_shared_slot(1, page(FIRST + 50), page(32), LOG, None, 0, owned=False)
+    logged.kvm.slots.set_shared_slot(MemoryRegion.shared(1, page(FIRST + 50), page(32), flags=LOG), None, owned=False)
     assert dirty(logged) == [(53, 54)]
 
 
 def test_a_readonly_slot_logs_nothing(vm: LocalVm) -> None:
     vm.kvm.slots.set_shared_slot(
-        1, page(FIRST), page(4), LOG | int(SlotFlag.READONLY), AnonymousMemory(page(4)), 0, owned=True
+        MemoryRegion.shared(1, page(FIRST), page(4), flags=LOG | int(SlotFlag.READONLY)),
+        AnonymousMemory(page(4)),
+        owned=True,
     )
     assert vm.write(page(FIRST), b"x", shared=True) is not None, "an exit"
     assert dirty(vm) == []
@@ -118,7 +120,9 @@ def test_a_conversion_keeps_the_log_of_what_stays_shared(store: LocalStore) -> N
 
     convert(4, 8, private=False)
     (slot,) = local.vm.slots[SHARED]
-    local.vmm.memory.set_shared_slot(slot.id, page(4), page(8), LOG, None, page(4), owned=False)
+    local.vmm.memory.set_shared_slot(
+        MemoryRegion.shared(slot.id, page(4), page(8), flags=LOG, offset=page(4)), None, owned=False
+    )
     for number in (4, 6, 11):
         assert local.write(page(number), b"x", shared=True) is None
     convert(6, 2, private=True)

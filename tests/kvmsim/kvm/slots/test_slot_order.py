@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvmsim.kvm.alias import PRIVATE
-from kvmsim.kvm.region import SlotFlag
+from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.shell.execute import Executor
 from kvmsim.shell.script.grammar import parse_script
@@ -39,7 +39,10 @@ def test_a_gpa_that_does_not_exist_comes_after_overlap_and_after_the_file(store:
 def test_a_shared_slot_that_can_not_move_past_the_end_stays_where_it_is(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, page(2))
     vm.write(0, b"data", shared=True)
-    assert errno_of(vm.kvm.slots.set_shared_slot, 0, END - PAGE_SIZE, page(2), 0, None, 0, owned=True) == "EINVAL"
+    assert (
+        errno_of(vm.kvm.slots.set_shared_slot, MemoryRegion.shared(0, END - PAGE_SIZE, page(2)), None, owned=True)
+        == "EINVAL"
+    )
     assert vm.read(0, 4, shared=True) == b"data"
 
 
@@ -58,10 +61,15 @@ def test_a_private_slot_is_deleted_whatever_flags_and_offset_say(store: LocalSto
 def test_a_shared_slot_keeps_the_memory_it_was_made_with(vm: LocalVm) -> None:
     memory, other = vm.shared_slot(0, 0, page(1)), AnonymousMemory(page(1))
     for gpa, flags in ((0, 0), (page(8), 0), (0, 1)):
-        assert errno_of(vm.kvm.slots.set_shared_slot, 0, gpa, page(1), flags, other, 0, owned=False) == "EINVAL"
-    vm.kvm.slots.set_shared_slot(0, page(8), page(1), 0, memory, 0, owned=False)
-    vm.kvm.slots.set_shared_slot(0, 0, 0, 0, other, 0, owned=False)
-    vm.kvm.slots.set_shared_slot(0, 0, page(1), 0, other, 0, owned=False)
+        assert (
+            errno_of(
+                vm.kvm.slots.set_shared_slot, MemoryRegion.shared(0, gpa, page(1), flags=flags), other, owned=False
+            )
+            == "EINVAL"
+        )
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, page(8), page(1)), memory, owned=False)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, 0, 0), other, owned=False)
+    vm.kvm.slots.set_shared_slot(MemoryRegion.shared(0, 0, page(1)), other, owned=False)
     vm.delete(0, private=False)
     other.close()
 

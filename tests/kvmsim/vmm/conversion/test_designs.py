@@ -6,6 +6,7 @@ import pytest
 
 from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
+from kvmsim.kvm.region import MemoryRegion
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE, Gfn, GfnRange, Pgoff
 from tests.kvmsim.vmm.conversion.world import DESIGNS, WHOLE, World
@@ -156,7 +157,7 @@ def test_switching_to_overlay_blocks_what_lies_under_ordinary_slots_already(stor
 def test_moving_an_overlay_uncovers_and_covers(store: LocalStore) -> None:
     world = World(store, "overlay", "kept")
     world.local.shared_slot(5, page(2), page(2))
-    world.local.vmm.memory.set_shared_slot(5, page(8), page(2), 0, None, 0, owned=False)
+    world.local.vmm.memory.set_shared_slot(MemoryRegion.shared(5, page(8), page(2)), None, owned=False)
     assert world.private_bytes() == [*WHOLE[:8], None, None, *WHOLE[10:]]
 
 
