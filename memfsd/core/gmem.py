@@ -12,7 +12,7 @@ from itertools import islice
 from memfsd.common import trace
 from memfsd.uapi.errors import EHWPOISON, Refused
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.messages import GetPfnReply
+from memfsd.uapi.messages import Body, GetPfnReply
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Gfn, Ino, Pfn, Pgoff, PgoffRange, Seq, page_aligned
@@ -246,11 +246,11 @@ class GuestMemory:
         guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), strategy, upcall, guest.seq)
         return guest.open_invalidation
 
-    def take(self, file: Regular, kept: list[PgoffRange], touched: Touched = ()) -> list[Effect] | None:
+    def take(self, file: Regular, answer: Body | None, touched: Touched = ()) -> list[Effect] | None:
         """After the acknowledgement: do with the range's next pages what the strategy says; None: no more.
 
         At most _PART_EXTENTS runs are looked at in one step, from `taken_to` on, which is `end` at the last.
-        kept, touched: as a Taking has them.
+        answer, touched: as a Taking has them.
         """
         if trace.store is not None:
             trace.store.pages_unmapped(file.ino)
@@ -264,7 +264,7 @@ class GuestMemory:
         last, _, count = part[-1] if part else (closing.end, 0, 0)
         closing.taken_to = Pgoff(last + count) if len(part) == _PART_EXTENTS else closing.end
         return closing.strategy.take(
-            Taking(file.ino, self._pool, file.pages, guest, start, closing.taken_to, part, kept, touched)
+            Taking(file.ino, self._pool, file.pages, guest, start, closing.taken_to, part, answer, touched)
         )
 
     def invalidate_end(self, file: Regular) -> Seq:

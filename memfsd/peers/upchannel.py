@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TypeVar, cast
 
 from memfsd.common import sync
-from memfsd.store.peer import PeerGone, PeerSilent
+from memfsd.store.peer import PeerGone, PeerRefused, PeerSilent
 from memfsd.uapi.errors import PeerLost, errno_name, one_line
 from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_reply, encode_request
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_PACKET_BYTES
@@ -49,8 +49,8 @@ class UpChannel:
         self._buffer = bytearray(MAX_PACKET_BYTES)
 
     def call(self, kind: Kind, body: Body, reply: type[_Reply]) -> _Reply:
-        """PeerSilent at the deadline, which counts from here; PeerGone at end of file; PeerLost for a broken answer, or
-        a refusal."""
+        """PeerSilent at the deadline, which counts from here; PeerGone at end of file; PeerRefused; PeerLost for a
+        broken answer."""
         begun = self._now_s()
         if not self._lock.acquire(timeout=self._deadline_s):
             raise PeerSilent(f"{kind.name} could not be sent: the call before it is not answered")
@@ -82,7 +82,7 @@ class UpChannel:
         try:
             if header.errno:
                 reason = one_line(decode_failure(packet).reason)
-                raise PeerLost(f"{kind.name} refused with {errno_name(header.errno)}: {reason}")
+                raise PeerRefused(f"{kind.name} refused with {errno_name(header.errno)}: {reason}")
             return cast(_Reply, decode_reply(kind, packet))
         except BadBody as error:
             raise PeerLost(str(error)) from None

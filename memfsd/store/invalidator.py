@@ -20,15 +20,13 @@ from memfsd.core.service import Service
 from memfsd.host.effect_runner import PAUSE_S, EffectRunner
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.messages import Empty, InvalidateBegin, InvalidateBeginReply, InvalidateEnd, Kind
-from memfsd.uapi.units import Ino, Pgoff, PgoffRange, Seq
+from memfsd.uapi.messages import Body, Empty, InvalidateEnd, Kind
+from memfsd.uapi.units import Ino, Pgoff, Seq
 
 from .deadlines import Deadlines
-from .peer import Peer, PeerSilent
+from .peer import Peer, PeerRefused, PeerSilent
 
 log = logging.getLogger("memfsd.peers")
-
-Ranges = list[PgoffRange]
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,11 +97,12 @@ class Invalidator:
         """Take the pages out of the file and of its VM; free them; only then return.
 
         ETIMEDOUT when the VM lives but did not acknowledge: it is disconnected and its frames are quarantined.
+        ECANCELED when it refused a call that it may refuse: `Strategy.take` had no answer.
         """
         with self._service.lock:
             file = self._service.inodes.regular(range_.ino)
         with self.hold(guest_of(file)):
-            self._invalidate(file, range_)
+            self.invalidate_held(file, range_)
 
     def invalidate_unpaired(self, range_: InvalidateRange) -> bool:
         """`invalidate` of a file without a live VM, which waits for nobody. False, and nothing done, if it might."""
@@ -115,56 +114,61 @@ class Invalidator:
         try:
             if guest.active is not None:  # BIND, too, needs the lock: none can come from here on
                 return False
-            self._invalidate(file, range_)
+            self.invalidate_held(file, range_)
             return True
         finally:
             guest.invalidate_lock.release()
 
-    def _invalidate(self, file: Regular, range_: InvalidateRange) -> None:
+    def invalidate_held(self, file: Regular, range_: InvalidateRange) -> None:
+        """`invalidate`, with the file's invalidate_lock held."""
         with self._service.lock:
             closing = self._service.gmem.invalidate_begin(file, range_.start, range_.end, range_.strategy)
             peer = self.peers.get(file.ino) if closing.upcall else None
-        kept: Ranges = []
-        silent: PeerLost | None = None
+        answer: Body | None = None
+        failure: PeerLost | None = None
         try:
             if peer is not None:
-                kept, silent = self._begin(peer, file, closing)
-            self._take(file, closing, kept)
+                answer, failure = self._begin(peer, closing)
+            self._take(file, closing, answer)
         finally:
             seq = self._finish(file, range_)
-            if peer is not None and silent is None:
+            if peer is not None and failure is None:
                 self._end(peer, closing, seq)
-        if silent is not None:
-            raise Refused(errno.ETIMEDOUT, f"VM {peer and peer.vm} did not acknowledge: {silent}")
+        if failure is not None and not closing.upcall:
+            raise Refused(errno.ECANCELED, f"VM {peer and peer.vm} does not do it: {failure}")
+        if failure is not None:
+            raise Refused(errno.ETIMEDOUT, f"VM {peer and peer.vm} did not acknowledge: {failure}")
 
-    def _begin(self, peer: Peer, file: Regular, closing: Invalidation) -> tuple[Ranges, PeerLost | None]:
-        """What the VM keeps, and its silence if it lives and does not answer. A proven death acknowledges."""
-        body = InvalidateBegin(closing.start, closing.end, closing.seq, closing.strategy.reason)
+    def _begin(self, peer: Peer, closing: Invalidation) -> tuple[Body | None, PeerLost | None]:
+        """The VM's acknowledgement, or why there is none though it lives. A proven death acknowledges."""
+        call = closing.strategy.call(closing)
         try:
-            kept = peer.up.call(Kind.INVALIDATE_BEGIN, body, InvalidateBeginReply).kept
-            return [(Pgoff(low), Pgoff(high)) for low, high in kept], None
+            return peer.up.call(*call), None
         except PeerLost as lost:
+            if isinstance(lost, PeerRefused) and call.kind is not Kind.INVALIDATE_BEGIN:
+                closing.upcall = False
+                return None, lost
             patience = 0 if isinstance(lost, PeerSilent) else self._deadlines.proof_s
             if peer.said_bye or peer.process.wait_dead(patience):
                 self.exited(peer)
-                return [], None
+                return None, None
             self.disconnect(peer, str(lost))
-            return [], lost
+            return None, lost
 
-    def _take(self, file: Regular, closing: Invalidation, kept: Ranges) -> None:
+    def _take(self, file: Regular, closing: Invalidation, answer: Body | None) -> None:
         """The pages leave the file in parts, each scrubbed before the next."""
         # What the guest has touched is memory in its window, also where its VM shows it nowhere just now: under
         # an overlay, or in the middle of a conversion that may yet be taken back.
         touched = self._windows.populated(file.ino) if closing.strategy.needs_touched else []
         with self._service.lock:
-            effects = self._service.gmem.take(file, kept, touched)
+            effects = self._service.gmem.take(file, answer, touched)
         while effects is not None:
             self._runner.perform(effects)
             if closing.taken_to == closing.end:
                 break
             time.sleep(PAUSE_S)
             with self._service.lock:
-                effects = self._service.gmem.take(file, kept, touched)
+                effects = self._service.gmem.take(file, answer, touched)
 
     def _finish(self, file: Regular, range_: InvalidateRange) -> Seq:
         """The range opens again, and the file changes with it; its new sequence number."""

@@ -19,6 +19,10 @@ class PeerGone(PeerLost):
     """The channel is closed: no answer will ever come."""
 
 
+class PeerRefused(PeerLost):
+    """It answered with an errno, and has done nothing."""
+
+
 class UpCalls(Protocol):
     """The "function pointers" that KVM gave the store. Each call has a deadline."""
 
@@ -26,7 +30,7 @@ class UpCalls(Protocol):
     """How long the VM took for its last call."""
 
     def call(self, kind: Kind, body: Body, reply: type[_Reply]) -> _Reply:
-        """PeerSilent at the deadline, PeerGone at end of file, PeerLost for a broken answer or a refusal."""
+        """PeerSilent at the deadline, PeerGone at end of file, PeerRefused, PeerLost for a broken answer."""
 
     def shut(self) -> None:
         """Wake whoever waits here; later calls fail at once."""

@@ -311,7 +311,7 @@ def test_a_readable_handle_of_a_sealed_file_is_no_damage_where_the_mount_allows_
 def test_a_frame_on_its_way_out_may_still_hold_memory(world: World) -> None:
     """Between unmap and scrub: CLOSING, in no file, and its bytes not yet gone."""
     world.store.gmem.invalidate_begin(world.file, 0, 16, strategies.PUNCH)
-    scrubs = world.store.gmem.take(world.file, [])
+    scrubs = world.store.gmem.take(world.file, None)
     assert scrubs is not None
     assert [rule for rule, _ in world.store.audit()] == ["R7"]
     world.store.perform(scrubs)

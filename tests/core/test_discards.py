@@ -11,6 +11,7 @@ from memfsd.core.memory.page_table import FilePages
 from memfsd.core.moment import Moment
 from memfsd.core.private import strategies
 from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.messages import InvalidateBeginReply
 from memfsd.uapi.units import PAGE_SIZE, PGOFF_END, Pfn, Pgoff
 from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore, refused
 
@@ -141,7 +142,7 @@ def test_a_punch_of_a_sealed_file_of_many_extents_is_done_in_parts_and_closes_al
     first, last = 2, PAGES - 2
     store.gmem.invalidate_begin(file, first, last, strategies.PUNCH)
     parts = []
-    while (scrubs := store.gmem.take(file, [])) is not None:
+    while (scrubs := store.gmem.take(file, None)) is not None:
         parts.append(sum(len(scrub.runs) for scrub in scrubs if isinstance(scrub, Scrub)))
         assert audit(Moment(store.service), Facts(moving={file.ino})) == []
         if vm:
@@ -168,7 +169,7 @@ def test_reclaim_looks_at_some_extents_at_a_time() -> None:
     guest.pending = len(pending)
     store.gmem.invalidate_begin(file, 0, PAGES, strategies.RECLAIM)
     parts = []
-    kept = [(Pgoff(0), Pgoff(9))]
+    kept = InvalidateBeginReply([(0, 9)])
     while (scrubs := store.gmem.take(file, kept)) is not None:
         parts.append(sum(len(scrub.runs) for scrub in scrubs if isinstance(scrub, Scrub)))
         store.perform(scrubs)

@@ -255,7 +255,7 @@ def test_nothing_in_a_closing_range_is_granted_and_all_around_it_is(store: CoreS
     assert store.fault(file, 0, 16).page_count == 4
     assert store.fault(file, 3, 16).page_count == 1
     assert store.fault(file, 8, 16).page_count == 8
-    scrubs = store.gmem.take(file, [])
+    scrubs = store.gmem.take(file, None)
     assert scrubs is not None
     with refused("EAGAIN"):
         store.fault(file, 4)
@@ -272,7 +272,7 @@ def test_a_frame_is_free_only_after_the_acknowledgement_and_the_scrub(store: Cor
     pfn = store.fault(file, 2).pfn
     store.gmem.invalidate_begin(file, 2, 3, strategies.PUNCH)
     assert store.pool.state(pfn) is PRIVATE
-    scrubs = store.gmem.take(file, [])
+    scrubs = store.gmem.take(file, None)
     assert scrubs is not None
     assert store.pool.state(pfn) is CLOSING
     assert (file.ino, pfn) in store.memory
@@ -290,7 +290,7 @@ def test_the_sequence_number_grows_when_the_range_was_bound_and_else_not(store: 
         closing = store.gmem.invalidate_begin(file, start, end, strategies.PUNCH)
         assert closing.upcall is (seq > guest.seq)
         assert closing.seq == guest.seq
-        store.gmem.take(file, [])
+        store.gmem.take(file, None)
         assert store.gmem.invalidate_end(file) == seq
 
 
@@ -298,7 +298,7 @@ def test_a_file_without_a_live_vm_is_invalidated_without_asking(store: CoreStore
     file, guest = store.bound_file("file", 8)
     store.release_guest(file)
     assert store.gmem.invalidate_begin(file, 0, 8, strategies.PUNCH).upcall is False
-    assert store.gmem.take(file, []) is None
+    assert store.gmem.take(file, None) is None
     store.gmem.invalidate_end(file)
     assert guest.seq == 0
 
@@ -451,7 +451,7 @@ def test_a_cut_within_a_bracket_takes_nothing_away_from_quarantine(store: CoreSt
     store.fault(file, 5)
     store.gmem.invalidate_begin(file, 0, 4, strategies.PUNCH)
     store.gmem.disconnect(file)
-    assert store.gmem.take(file, []) is None
+    assert store.gmem.take(file, None) is None
     store.gmem.invalidate_end(file)
     assert store.pool.count(QUARANTINED) == 2
     assert guest.open_invalidation is None

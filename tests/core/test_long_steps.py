@@ -16,6 +16,7 @@ from memfsd.core.memory.page_table import FilePages
 from memfsd.core.moment import Moment
 from memfsd.core.private import strategies
 from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.messages import InvalidateBeginReply
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Pfn, Pgoff
 from tests.support.core_store import PUNCH, CoreStore, refused
@@ -151,7 +152,7 @@ def test_pages_that_turn_out_to_be_touched(steps: Steps) -> None:
 def test_a_reclaim_that_keeps_half_of_the_pages(steps: Steps) -> None:
     store = steps.store
     file = comb(store, FrameState.PENDING, vm=True)
-    kept = [(Pgoff(0), Pgoff(PAGES // 4))]
+    kept = InvalidateBeginReply([(0, PAGES // 4)])
     touched = [(pfn, pfn + 1) for _, pfn, _ in file.pages.extents(PAGES // 4, PAGES // 2)]
     store.gmem.invalidate_begin(file, 0, PAGES, strategies.RECLAIM)
     while (scrubs := store.gmem.take(file, kept, touched)) is not None:

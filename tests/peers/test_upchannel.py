@@ -1,14 +1,15 @@
 """Calls from the store to a VM: one deadline for each, whatever the VM says meanwhile."""
 
+import errno
 import socket
 from collections.abc import Iterator
 
 import pytest
 
 from memfsd.peers.upchannel import UpChannel
-from memfsd.store.peer import PeerGone, PeerSilent
+from memfsd.store.peer import PeerGone, PeerRefused, PeerSilent
 from memfsd.uapi import messages as m
-from memfsd.uapi.framing import decode_header, encode_reply
+from memfsd.uapi.framing import decode_header, encode_failure, encode_reply
 from memfsd.uapi.messages import Kind
 from tests.support.threads import Beside, Gate
 
@@ -112,3 +113,11 @@ def test_a_call_does_not_wait_behind_another_for_longer_than_its_deadline(
         with pytest.raises(PeerGone):
             first.result()
     channel.close()
+
+
+def test_a_refusal_is_no_silence(clock: Clock) -> None:
+    vm = SlowVm(clock)
+    channel = UpChannel(vm, DEADLINE_S, clock)  # type: ignore[arg-type]
+    vm.packets = [encode_failure(1, Kind.INVALIDATE_END, errno.EBUSY, "not now")]
+    with pytest.raises(PeerRefused, match="EBUSY: not now"):
+        ping(channel)

@@ -105,13 +105,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "END left out",
-        f"{_INVALIDATOR}._invalidate",
+        f"{_INVALIDATOR}.invalidate_held",
         ("self._end(peer, closing, seq)", "pass"),
         at="fault-x-punch",
     ),
     _mutant(
         "END twice",
-        f"{_INVALIDATOR}._invalidate",
+        f"{_INVALIDATOR}.invalidate_held",
         ("self._end(peer, closing, seq)", "self._end(peer, closing, seq), self._end(peer, closing, seq)"),
         at="fault-x-punch",
     ),
@@ -141,12 +141,12 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "frame freed before the acknowledgement",
-        f"{_INVALIDATOR}._invalidate",
-        ("kept, silent = self._begin(peer, file, closing)", "pass"),
+        f"{_INVALIDATOR}.invalidate_held",
+        ("answer, failure = self._begin(peer, closing)", "pass"),
         (
             "        finally:\n",
             "            if peer is not None:\n"
-            "                kept, silent = self._begin(peer, file, closing)\n"
+            "                answer, failure = self._begin(peer, closing)\n"
             "        finally:\n",
         ),
         at="access-x-punch",

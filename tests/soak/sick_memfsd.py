@@ -32,7 +32,7 @@ def main() -> None:
     if sick == "no-scrub":
         Windows.punch = lambda self, window, runs: None  # type: ignore[method-assign]
     elif sick == "no-callback":
-        Invalidator._begin = lambda self, peer, file, closing: ([], None)  # type: ignore[method-assign]
+        Invalidator._begin = lambda self, peer, closing: (None, None)  # type: ignore[method-assign]
         Invalidator._end = lambda self, peer, closing, seq: None  # type: ignore[method-assign]
     else:
         assert sick == "leak", sick

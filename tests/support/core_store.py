@@ -24,7 +24,7 @@ from memfsd.core.private.strategies import Strategy
 from memfsd.host.windows import Windows
 from memfsd.store.invalidator import InvalidateRange
 from memfsd.store.pairings import PairedFile
-from memfsd.store.peer import Peer
+from memfsd.store.peer import Peer, PeerRefused
 from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.messages import KVM_OPERATIONS, Body, Empty, GetPfnReply, InvalidateBeginReply, Kind
@@ -138,10 +138,13 @@ class ScriptedVm:
         self.kept: list[PgoffRange] = []
         """What it says it has touched, of each range that is reclaimed."""
         self.calls: list[Kind] = []
+        self.refuses: set[Kind] = set()
         self.is_dead = True
 
     def call(self, kind: Kind, body: Body, reply: type[Any]) -> Any:
         self.calls.append(kind)
+        if kind in self.refuses:
+            raise PeerRefused(f"{kind.name} refused")
         return InvalidateBeginReply(list(self.kept)) if kind is Kind.INVALIDATE_BEGIN else Empty()
 
     def shut(self) -> None:

@@ -57,7 +57,8 @@ class Pairing:
 class Invalidation:
     """A bracket on file pages [start, end). While it is open nothing in the range is granted (R7).
 
-    upcall: the range is bound in an active VM, so the VM must acknowledge before frames are freed (R6).
+    upcall: the range is bound in an active VM, so the VM must acknowledge before frames are freed (R6); False again
+    when it has refused, and so knows of no bracket.
     """
 
     start: Pgoff

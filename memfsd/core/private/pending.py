@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.units import Pfn, Pgoff, PgoffRange
+from memfsd.uapi.units import Pfn, Pgoff
 
 if TYPE_CHECKING:
     from .gmem_file import GmemFile
@@ -52,7 +52,7 @@ class PendingFrames:
                 first, last = max(low, pfn), min(high, pfn + count)
                 self._settle(Pfn(first), last - first)
 
-    def settle_kept(self, kept: list[PgoffRange], start: int, end: int) -> None:
+    def settle_kept(self, kept: list[tuple[int, int]], start: int, end: int) -> None:
         """What of pages [start, end) the VM keeps is PRIVATE."""
         for low, high in kept:
             if low < end and start < high:

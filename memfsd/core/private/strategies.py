@@ -1,33 +1,42 @@
 """What an invalidation does with its pages, once the VM has acknowledged and before END.
 
-A strategy says which pages leave the file, what is in their place, and what becomes of their frames. It has no state:
-what differs from one invalidation to the next is in the Taking.
+A strategy says what the VM is asked, which pages leave the file, what is in their place, and what becomes of their
+frames. Most have no state: what differs from one invalidation to the next is in the Taking.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from memfsd.core.effects import Effect, Runs, Scrub
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.messages import Reason
-from memfsd.uapi.units import Ino, Pgoff, PgoffRange
+from memfsd.uapi.messages import Body, InvalidateBegin, InvalidateBeginReply, Kind, Reason
+from memfsd.uapi.units import Ino, Pgoff
 
 from .absent import Lost
 from .pending import PendingFrames, Touched
 
 if TYPE_CHECKING:
-    from .gmem_file import GmemFile
+    from .gmem_file import GmemFile, Invalidation
+
+
+class UpCall(NamedTuple):
+    """What opens the bracket in the VM: its answer is the acknowledgement."""
+
+    kind: Kind
+    body: Body
+    reply: type[Body]
 
 
 @dataclass(frozen=True, slots=True)
 class Taking:
     """One step of an invalidation: pages [start, end) of a file. extents: those of them that have frames.
 
-    kept: what the VM's acknowledgement keeps. touched: what holds memory in the window, for who asks (`needs_touched`).
+    answer: the VM's acknowledgement; None when no VM had to acknowledge, when it is dead, or when it refused.
+    touched: what holds memory in the window, for who asks (`needs_touched`).
     """
 
     ino: Ino
@@ -37,7 +46,7 @@ class Taking:
     start: Pgoff
     end: Pgoff
     extents: list[Run]
-    kept: list[PgoffRange]
+    answer: Body | None
     touched: Touched
 
     def close(self, start: int, end: int) -> Runs:
@@ -56,8 +65,18 @@ class Strategy(Protocol):
     reason: Reason
     needs_touched: bool
 
+    def call(self, closing: Invalidation) -> UpCall:
+        """What the VM is asked when the range is bound. Only INVALIDATE_BEGIN must not be refused: a VM that refuses
+        another call has done nothing, knows of no bracket, and `take` gets no answer."""
+
     def take(self, taking: Taking) -> list[Effect]:
         """Before the next step begins its effects have been performed."""
+
+
+def begin(closing: Invalidation) -> UpCall:
+    """INVALIDATE_BEGIN."""
+    body = InvalidateBegin(closing.start, closing.end, closing.seq, closing.strategy.reason)
+    return UpCall(Kind.INVALIDATE_BEGIN, body, InvalidateBeginReply)
 
 
 class Unmap:
@@ -67,6 +86,9 @@ class Unmap:
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
+
+    def call(self, closing: Invalidation) -> UpCall:
+        return begin(closing)
 
     def take(self, taking: Taking) -> list[Effect]:
         taking.guest.absent.take(taking.start, taking.end)
@@ -79,11 +101,14 @@ class Reclaim:
     reason = Reason.RECLAIM
     needs_touched = True
 
+    def call(self, closing: Invalidation) -> UpCall:
+        return begin(closing)
+
     def take(self, taking: Taking) -> list[Effect]:
         pending = PendingFrames(taking.pool, taking.pages, taking.guest)
-        if taking.extents:
+        if taking.extents and isinstance(taking.answer, InvalidateBeginReply):
             last, _, count = taking.extents[-1]
-            pending.settle_kept(taking.kept, taking.extents[0][0], last + count)
+            pending.settle_kept(taking.answer.kept, taking.extents[0][0], last + count)
         pending.settle_touched(taking.touched, taking.start, taking.end)
         runs: Runs = []
         for pgoff, _, count in pending.extents(taking.start, taking.end):
@@ -97,6 +122,9 @@ class Poison:
 
     reason = Reason.POISON
     needs_touched = False
+
+    def call(self, closing: Invalidation) -> UpCall:
+        return begin(closing)
 
     def take(self, taking: Taking) -> list[Effect]:
         runs = taking.close(taking.start, taking.end)
