@@ -11,10 +11,11 @@ from memfsd.core.files.handles import HandleTable
 from memfsd.core.files.inodes import InodeTable
 from memfsd.core.files.namespace import Namespace
 from memfsd.core.gmem import GuestMemory
+from memfsd.core.memory.frames import FramePool
 from memfsd.core.service import Service
 from tests.support.core_store import CoreStore
 
-GUARDED = (Service, GuestMemory, Namespace, HandleTable, InodeTable)
+GUARDED = (Service, GuestMemory, Namespace, HandleTable, InodeTable, FramePool)
 
 
 @pytest.fixture
@@ -46,3 +47,8 @@ def use_cases_hold_the_lock(monkeypatch: pytest.MonkeyPatch) -> None:
         for name, method in list(vars(part).items()):
             if inspect.isfunction(method) and not name.startswith("_"):
                 monkeypatch.setattr(part, name, guarded(f"{part.__name__}.{name}", method))
+    for module in [module for name, module in sys.modules.items() if name.startswith("memfsd.store.")]:
+        for name, function in list(vars(module).items()):
+            of_core = inspect.isfunction(function) and function.__module__.startswith("memfsd.core.")
+            if of_core and next(iter(inspect.signature(function).parameters), "") == "service":
+                monkeypatch.setattr(module, name, guarded(name, function))

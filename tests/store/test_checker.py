@@ -11,7 +11,7 @@ from memfsd.core.audit import Facts, audit
 from memfsd.core.files.inodes import Regular
 from memfsd.core.moment import Moment
 from memfsd.host.windows import Windows
-from memfsd.store.checker import Checker, file_list, page_map
+from memfsd.store.checker import Checker, file_list
 from memfsd.store.deadlines import Deadlines
 from memfsd.store.invalidator import Invalidator
 from memfsd.uapi.errors import PeerLost
@@ -289,7 +289,7 @@ def test_a_map_is_split_where_binding_or_state_changes(store: CoreStore) -> None
     store.fallocate(file, 0, 12 * P, 2 * P)
     for pgoff in (0, 1, 3):
         store.fault(file, pgoff, 512)
-    reply = page_map(store.service, file, 0)
+    reply = store.store.checker.map_of(file.ino, 0, 0)
     assert [(pgoff, count, gfn, state) for pgoff, _, count, gfn, state in reply.runs] == [
         (0, 2, 0x100, 2),
         (2, 1, 0x102, 3),
@@ -304,8 +304,8 @@ def test_a_long_map_goes_on_where_it_stopped(store: CoreStore) -> None:
     file = store.guest_file("file", 4096)
     for pgoff in range(0, 4096, 2):
         store.fallocate(file, 0, pgoff * P, P)
-    first = page_map(store.service, file, 0)
+    first = store.store.checker.map_of(file.ino, 0, 0)
     assert len(first.runs) == MAX_RUNS_PER_REPORT
-    second = page_map(store.service, file, first.next_pgoff)
+    second = store.store.checker.map_of(file.ino, 0, first.next_pgoff)
     assert [run[0] for run in first.runs + second.runs] == list(range(0, 4096, 2))
     assert second.next_pgoff == -1
