@@ -118,7 +118,10 @@ class Operations(pyfuse3.Operations):
             self._background -= 1
 
     async def _with_room(self, call: Callable[[], R]) -> R:
-        """Run a use case that allocates; when the pool is full, once more after taking back untouched grants."""
+        """Run a use case that allocates; when the pool is full, once more after taking back untouched grants.
+
+        PairedFile.get_pfn does the same for a VM: on the VM's own thread, and without a call around its first try.
+        """
         try:
             return call()
         except Refused as refused:
