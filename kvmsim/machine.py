@@ -4,6 +4,7 @@ from .cpu.accesses import Guest
 from .kvm.kvm import Kvm
 from .kvm.pairings import Pair
 from .kvm.vm import Vm
+from .memory.memory import OpenWindow, WindowMemory
 from .store.link import pair as pair_with_store
 from .vmm.vmm import Vmm
 
@@ -11,9 +12,11 @@ from .vmm.vmm import Vmm
 class VirtualMachine:
     """What a VMM process has for one VM."""
 
-    def __init__(self, name: str, max_slots: int, pair: Pair = pair_with_store) -> None:
-        """pair makes the pairing with the file behind an fd."""
-        self.kvm = Kvm(Vm(name, max_slots), pair)
+    def __init__(
+        self, name: str, max_slots: int, pair: Pair = pair_with_store, open_window: OpenWindow = WindowMemory
+    ) -> None:
+        """pair makes the pairing with the file behind an fd, open_window maps its window."""
+        self.kvm = Kvm(Vm(name, max_slots), pair, open_window)
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)

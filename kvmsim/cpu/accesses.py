@@ -13,14 +13,23 @@ import hashlib
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from kvmsim.kvm.exits import INTR, Exit, HltExit, InternalErrorExit, MemoryErrorExit, MmioExit, ShutdownExit
+from kvmsim.kvm.exits import (
+    INTR,
+    Exit,
+    HltExit,
+    InternalErrorExit,
+    MachineCheckExit,
+    MemoryErrorExit,
+    MmioExit,
+    ShutdownExit,
+)
 from kvmsim.kvm.hypercalls import SHARED_BIT, Registers
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.kvm_run import mmio_data
 from kvmsim.kvm.region import GPA_END
 from kvmsim.kvm.vcpu import Program, Vcpu
 from kvmsim.kvm.vmcall import tdvmcall, vmcall
-from kvmsim.memory.memory import Closed, Memory, MemoryRun
+from kvmsim.memory.memory import Closed, MachineCheck, Memory, MemoryRun
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
@@ -353,8 +362,10 @@ def _act(runs: list[MemoryRun], start: int, at: int, end: int, action: RunAction
     return at
 
 
-def _failed(gpa: int, shared: bool, error: OSError) -> MemoryErrorExit:
+def _failed(gpa: int, shared: bool, error: OSError) -> Exit:
     """The page is mapped, and its memory cannot be had."""
+    if isinstance(error, MachineCheck):
+        return MachineCheckExit(gpa & -PAGE_SIZE, error.at)
     number = error.errno or errno.EIO
     why = f"{errno_name(number)}: the memory of this page cannot be reached: {error.strerror or error}"
     return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=number, why=why)

@@ -15,6 +15,7 @@
     prefault       KVM_PRE_FAULT_MEMORY
     measurement    MRTD: SHA-384 over pages as they are added
     populate       the initial image
+    tampering      the host writes into a frame, past KVM
     unmapper       how GFNs lose their mappings when it is this side that takes them away
     notifier       what the store calls
     pairings       connections to stores, and what they know of slots

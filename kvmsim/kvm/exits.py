@@ -5,7 +5,8 @@ from enum import IntEnum
 
 
 class ExitReason(IntEnum):
-    """Numbers of linux/kvm.h. MEMORY_ERROR never got one upstream (it became MEMORY_FAULT, 39)."""
+    """Numbers of linux/kvm.h. MEMORY_ERROR never got one upstream (it became MEMORY_FAULT, 39); a machine check in a TD
+    reaches user space there as SIGBUS, or as the end of the TD."""
 
     HYPERCALL = 3
     HLT = 5
@@ -14,6 +15,7 @@ class ExitReason(IntEnum):
     INTR = 10
     INTERNAL_ERROR = 17
     MEMORY_ERROR = 0x1000
+    MACHINE_CHECK = 0x1001
 
 
 Fields = dict[str, int | str | bool]
@@ -27,6 +29,8 @@ INTERNAL_ERROR_EMULATION = 1
 """KVM_INTERNAL_ERROR_EMULATION: an instruction that KVM had to emulate and does not know."""
 EMULATION_FLAG_INSTRUCTION_BYTES = 1
 INSN_BYTES = 15
+MCI_STATUS = 0xBD80_0000_0000_0134
+"""IA32_MCi_STATUS of data that is consumed: VAL UC EN MISCV ADDRV S AR, MCACOD a data load."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,4 +138,28 @@ class IntrExit:
 
 INTR = IntrExit()
 
-Exit = MmioExit | MemoryErrorExit | HypercallExit | InternalErrorExit | HltExit | ShutdownExit | IntrExit
+
+@dataclass(frozen=True, slots=True)
+class MachineCheckExit:
+    """The guest consumed a private page that does not verify. addr: the frame, where it lies in its window. Only a
+    write of the whole page repairs it: every other access checks again."""
+
+    gpa: int
+    addr: int
+
+    reason = ExitReason.MACHINE_CHECK
+
+    def fields(self) -> Fields:
+        return {"gpa": self.gpa, "addr": self.addr, "status": MCI_STATUS}
+
+
+Exit = (
+    MachineCheckExit
+    | MmioExit
+    | MemoryErrorExit
+    | HypercallExit
+    | InternalErrorExit
+    | HltExit
+    | ShutdownExit
+    | IntrExit
+)

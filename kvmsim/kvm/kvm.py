@@ -12,6 +12,7 @@ pre_fault   faults ahead of the guest's accesses
 image       what private memory holds before the guest runs, and its measurement
 """
 
+from kvmsim.memory.memory import OpenWindow, WindowMemory
 from kvmsim.store.link import pair as pair_with_store
 from memfsd.common import sync
 from memfsd.uapi.units import PGOFF_END, Gfn, Pgoff
@@ -36,13 +37,13 @@ _EVERY_GFN = Gfn(0), MAX_GFN_EPT
 class Kvm:
     """Close it: its pairings end."""
 
-    def __init__(self, vm: Vm, pair: Pair = pair_with_store) -> None:
-        """pair makes the pairing with the file behind an fd."""
+    def __init__(self, vm: Vm, pair: Pair = pair_with_store, open_window: OpenWindow = WindowMemory) -> None:
+        """pair makes the pairing with the file behind an fd, open_window maps its window."""
         self.vm = vm
         self.slots_lock = sync.lock("Kvm.slots_lock")
         """Changes of slots and pairings, one at a time (KVM's slots_lock)."""
         self.unmapper = Unmapper(vm)
-        self.notifier = Notifier(vm, self.unmapper)
+        self.notifier = Notifier(vm, self.unmapper, open_window)
         self.pairings = Pairings(vm, self.slots_lock, self.notifier, pair)
         self.slots = SlotIoctls(vm, self.slots_lock, self.unmapper, self.pairings)
         self.blocking = Blocking(vm, self.slots_lock, self.unmapper, self.pairings)

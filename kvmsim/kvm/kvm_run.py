@@ -21,12 +21,14 @@ from .exits import (
     INSN_BYTES,
     INTERNAL_ERROR_EMULATION,
     INTR,
+    MCI_STATUS,
     MMIO_BYTES,
     Exit,
     ExitReason,
     HltExit,
     HypercallExit,
     InternalErrorExit,
+    MachineCheckExit,
     MemoryErrorExit,
     MmioExit,
     ShutdownExit,
@@ -77,6 +79,18 @@ class MemoryFault(ctypes.Structure):
     )
 
 
+class MachineCheck(ctypes.Structure):
+    """KVM_EXIT_MACHINE_CHECK, which Linux does not have; it begins as struct kvm_x86_mce."""
+
+    _fields_ = (
+        ("status", c_uint64),
+        ("addr", c_uint64),
+        ("misc", c_uint64),
+        ("mcg_status", c_uint64),
+        ("gpa", c_uint64),
+    )
+
+
 class Internal(ctypes.Structure):
     """KVM_EXIT_INTERNAL_ERROR."""
 
@@ -101,6 +115,7 @@ class _Union(ctypes.Union):
         ("mmio", Mmio),
         ("hypercall", Hypercall),
         ("memory_error", MemoryFault),
+        ("machine_check", MachineCheck),
         ("internal", Internal),
         ("emulation_failure", EmulationFailure),
         ("padding", c_char * 256),
@@ -153,6 +168,9 @@ def fill(run: KvmRun, exit_: Exit) -> None:
                 | MEMORY_ERROR_EXPLICIT * exit_.explicit
                 | MEMORY_ERROR_ILLEGAL * exit_.illegal
             )
+        case MachineCheckExit():
+            check = run.machine_check
+            check.gpa, check.addr, check.status = exit_.gpa, exit_.addr, MCI_STATUS
         case InternalErrorExit():
             failure = run.emulation_failure
             failure.suberror, failure.ndata = INTERNAL_ERROR_EMULATION, _EMULATION_WORDS
@@ -179,6 +197,8 @@ def exit_of(run: KvmRun) -> Exit | None:
                 bool(flags & MEMORY_ERROR_ILLEGAL),
                 error.error,
             )
+        case ExitReason.MACHINE_CHECK:
+            return MachineCheckExit(run.machine_check.gpa, run.machine_check.addr)
         case ExitReason.INTERNAL_ERROR:
             failure = run.emulation_failure
             return InternalErrorExit(bytes(failure.insn_bytes[: failure.insn_size]), failure.gpa)

@@ -6,6 +6,7 @@ makes a down-call.
 
 import os
 
+from kvmsim.memory.memory import OpenWindow
 from kvmsim.store.link import StoreLink
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost
@@ -15,6 +16,7 @@ from memfsd.uapi.units import Gfn, GfnRange, Pgoff, PgoffRange
 
 from .alias import PRIVATE
 from .mmu.ept import MAX_GFN_EPT
+from .mmu.runs import Run
 from .slots.backing import Gmem
 from .slots.memslots import Segment
 from .unmapper import Unmapper
@@ -24,8 +26,9 @@ from .vm import Vm
 class Notifier:
     """Invalidations by the store, and its questions."""
 
-    def __init__(self, vm: Vm, unmapper: Unmapper) -> None:
+    def __init__(self, vm: Vm, unmapper: Unmapper, open_window: OpenWindow) -> None:
         self._vm = vm
+        self.open_window = open_window
         self._unmapper = unmapper
         self.secret = os.urandom(SECRET_BYTES)
         self._open: dict[StoreLink, GfnRange] = {}
@@ -37,6 +40,7 @@ class Notifier:
     def on_begin(self, link: StoreLink, begin: m.InvalidateBegin) -> list[PgoffRange]:
         mmu = self._vm.mmu
         kept: list[PgoffRange] = []
+        taken: list[Run] = []
         with mmu.lock:
             if not mmu.invalidation_ended.wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S):
                 raise PeerLost("a memslot of this VM was not deleted in time")
@@ -51,8 +55,10 @@ class Notifier:
                     touched = mmu.zap_untouched(gfn, gfn + count)
                     kept += [(pgoff + start - gfn, pgoff + end - gfn) for start, end in touched]
                 else:
-                    mmu.zap(gfn, gfn + count, private=True)
+                    taken += mmu.zap(gfn, gfn + count, private=True)
         self._unmapper.kick_all()
+        for _, pfn, count in taken:
+            link.memory.forget(pfn - link.base, count)
         return _at_most(kept, MAX_RUNS_PER_REPORT)
 
     def on_end(self, link: StoreLink, end: m.InvalidateEnd) -> None:

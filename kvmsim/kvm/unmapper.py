@@ -47,8 +47,9 @@ class Unmapper:
         """Private GFNs are unmapped and keep their contents."""
         if segments:
             with self.bracket(segments):
-                for start, end in segments:
-                    self.vm.mmu.block(start, end)
+                runs = [run for start, end in segments for run in self.vm.mmu.block(start, end)]
+            for memory, frame, count in self._frames(runs):
+                memory.unmapped(frame, count)
 
     def is_going(self, alias: Alias, gfn: Gfn) -> bool:
         """KVM_MEMSLOT_INVALID: the slot that showed this page is being deleted. With Mmu.lock held."""
@@ -94,11 +95,18 @@ class Unmapper:
 
     def destroy(self, runs: list[Run]) -> None:
         """Contents of private frames that are not mapped any more: what a TDX or SNP unmap does. They read as zeros."""
-        with self.vm.mmu.lock:
-            frames = [(*self.vm.physmap.find(pfn), count) for _, pfn, count in runs]
-        for memory, frame, count in frames:
-            assert isinstance(memory, WindowMemory)
+        for memory, frame, count in self._frames(runs):
             memory.scrub(frame, count)
         with self.vm.mmu.lock:
             for gfn, _, count in runs:
                 self.vm.mmu.blocked.take(gfn, gfn + count)
+
+    def _frames(self, runs: list[Run]) -> list[tuple[WindowMemory, int, int]]:
+        """(window, first frame of it, frames) of each private run."""
+        with self.vm.mmu.lock:
+            found = [(*self.vm.physmap.find(pfn), count) for _, pfn, count in runs]
+        frames = []
+        for memory, frame, count in found:
+            assert isinstance(memory, WindowMemory)
+            frames.append((memory, frame, count))
+        return frames

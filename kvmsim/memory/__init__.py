@@ -1,4 +1,5 @@
 """What slots are backed by.
 
-memory    windows of the store, anonymous memory, files
+memory       windows of the store, anonymous memory, files
+encrypted    windows whose bytes are ciphertext
 """

@@ -5,7 +5,7 @@ import errno
 import fcntl
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import numpy as np
@@ -52,6 +52,14 @@ class Closed(OSError):
         super().__init__(errno.EBADF, "the slot is gone")
 
 
+class MachineCheck(OSError):
+    """The page does not hold what the guest left there. at: where it begins in the memory, in bytes."""
+
+    def __init__(self, at: int) -> None:
+        super().__init__(errno.EBADMSG, "the page does not hold what the guest left there")
+        self.at = at
+
+
 class _Mapped:
     """A memfd mapped whole, sparse: it costs what is touched."""
 
@@ -74,10 +82,13 @@ class _Mapped:
         self._view[offset : offset + len(data)] = data
 
     def touch(self, offset: int, page_count: int) -> None:
-        length = page_count << PAGE_SHIFT
-        self._map.madvise(_MADV_POPULATE_WRITE, offset, length)
-        firsts = self._bytes[offset : offset + length : PAGE_SIZE]
+        self.populate(offset, page_count)
+        firsts = self._bytes[offset : offset + (page_count << PAGE_SHIFT) : PAGE_SIZE]
         firsts |= 0
+
+    def populate(self, offset: int, page_count: int) -> None:
+        """Give these pages memory in one call."""
+        self._map.madvise(_MADV_POPULATE_WRITE, offset, page_count << PAGE_SHIFT)
 
     def populated_count(self) -> int:
         """Pages that hold memory."""
@@ -136,6 +147,22 @@ class WindowMemory(_Mapped):
         if trace.vm is not None:
             trace.vm.contents_destroyed(self, frame, frame_count)
         punch_hole(self.fd, frame << PAGE_SHIFT, frame_count << PAGE_SHIFT)
+
+    def forget(self, frame: int, frame_count: int) -> None:
+        """The store takes these frames back: what they held is gone."""
+
+    def unmapped(self, frame: int, frame_count: int) -> None:
+        """No GFN maps these frames any more, and what they hold may be needed again; but the store may take them back
+        without a call, as pages that are not bound."""
+
+    def tamper(self, offset: int, data: bytes) -> None:
+        """What somebody else on the host does who has the window: bytes as they are. EFAULT (Refused) where the
+        hardware stops the writer."""
+        os.pwrite(self.fd, data, offset)
+
+
+OpenWindow = Callable[[int, int], WindowMemory]
+"""(fd, frames of the pool) to the window: WindowMemory, or what else its bytes go through."""
 
 
 class AnonymousMemory(_Mapped):

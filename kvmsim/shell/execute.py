@@ -10,7 +10,8 @@ from typing import Any, NoReturn
 from kvmsim.kvm.alias import Alias
 from kvmsim.kvm.pairings import Pair
 from kvmsim.kvm.region import MemoryRegion
-from kvmsim.memory.memory import AnonymousMemory, FileMemory, Memory
+from kvmsim.kvm.tampering import tamper
+from kvmsim.memory.memory import AnonymousMemory, FileMemory, Memory, OpenWindow, WindowMemory
 from kvmsim.store.link import pair as pair_with_store
 from kvmsim.vmm.guest_memory import GuestMemory
 from kvmsim.vmm.host import VMM, Host, encrypted_of, memory_of
@@ -34,9 +35,17 @@ _SHELL_ENDS_S = 2.0
 class Executor:
     """All VMs of a process; vm0 exists and is current."""
 
-    def __init__(self, max_slots: int, policy: str = "none", under: str = "kept", pair: Pair = pair_with_store) -> None:
-        """pair makes the pairing with the file behind an fd."""
+    def __init__(
+        self,
+        max_slots: int,
+        policy: str = "none",
+        under: str = "kept",
+        pair: Pair = pair_with_store,
+        windows: Callable[[], OpenWindow] = lambda: WindowMemory,
+    ) -> None:
+        """pair makes the pairing with the file behind an fd; windows is asked for each VM how it maps its windows."""
         self._max_slots = max_slots
+        self._windows = windows
         self._policy = policy, under
         self._pair = pair
         self.interrupt = Interrupt()
@@ -58,6 +67,7 @@ class Executor:
             c.CapExitHypercall: self._cap_exit_hypercall,
             c.HostRead: self._host_read,
             c.HostWrite: self._host_write,
+            c.HostTamper: self._host_tamper,
             c.SetPolicy: self._set_policy,
             c.Info: self._info,
             c.Sh: self._sh,
@@ -107,7 +117,7 @@ class Executor:
             raise Refused(
                 errno.ENOSPC, f"VM {quoted(name)}: {MAX_VMS} VMs are the limit of one kvmsim: start another one"
             )
-        machine = ScriptVm(name, self._max_slots, self.interrupt, self._pair)
+        machine = ScriptVm(name, self._max_slots, self.interrupt, self._pair, self._windows())
         machine.vmm.set_policy(*self._policy)
         self._machines[name] = machine
         return machine
@@ -211,6 +221,10 @@ class Executor:
     def _host_write(self, command: c.HostWrite) -> Outcome:
         result = self._target.guest.host_access(command.gpa, len(command.data), command.data)
         return Outcome(ok=True) if isinstance(result, bytes) else exited(result)
+
+    def _host_tamper(self, command: c.HostTamper) -> Outcome:
+        tamper(self._target.vm, command.gpa, command.data)
+        return Outcome(ok=True)
 
     # -- around it
 

@@ -9,8 +9,9 @@ import logging
 import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
+from kvmsim.memory.memory import OpenWindow, WindowMemory
 from kvmsim.store.link import store_of_sealed
 from kvmsim.vmm.policies import POLICIES, UNDER
 from memfsd.common import trace
@@ -70,6 +71,18 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="with policy overlay: what becomes of the private page under an ordinary slot (default kept)",
     )
     parser.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
+    parser.add_argument(
+        "--memory-encryption",
+        choices=("none", "on"),
+        default="none",
+        help="on: private memory is ciphertext in the store's windows, under a key of each VM (default none)",
+    )
+    parser.add_argument(
+        "--tamper",
+        choices=("mce", "refuse"),
+        help="with memory encryption: 'host tamper' ends in a machine check of the guest that reads the page, as on "
+        "TDX (mce, the default), or is refused, as on SEV-SNP (refuse)",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per command")
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
     parser.add_argument(
@@ -139,7 +152,8 @@ class Run:
         self._ending = contextlib.ExitStack()
         try:
             self._journal = self._open_journal(asked.journal)
-            self._executor = Executor(asked.max_slots, asked.policy, asked.under)
+            windows = _windows(asked.memory_encryption, asked.tamper)
+            self._executor = Executor(asked.max_slots, asked.policy, asked.under, windows=windows)
         except Refused as refused:
             sys.exit(_say(refused.reason, 2))
 
@@ -170,6 +184,17 @@ class Run:
     def _lose(self, path: str, why: str) -> None:
         self._journal_lost = True
         _say(f"{quoted(path)}: {why}", 2)
+
+
+def _windows(encryption: str, tamper: str | None) -> Callable[[], OpenWindow]:
+    """How each VM maps its windows. EINVAL (Refused): options that do not go together."""
+    if encryption == "none":
+        if tamper is not None:
+            raise Refused(errno.EINVAL, "--tamper goes with --memory-encryption on")
+        return lambda: WindowMemory
+    from kvmsim.memory.encrypted import MemoryKey  # whose library takes longer to load than all else
+
+    return lambda: MemoryKey(refuse=tamper == "refuse").open_window
 
 
 @contextlib.contextmanager

@@ -2,6 +2,7 @@
 
 from kvmsim.kvm.pairings import Pair
 from kvmsim.machine import VirtualMachine
+from kvmsim.memory.memory import OpenWindow
 
 from .interrupt import Interrupt
 from .vcpu_commands import VcpuCommands
@@ -10,8 +11,8 @@ from .vcpu_commands import VcpuCommands
 class ScriptVm(VirtualMachine):
     """What `vm NAME` makes."""
 
-    def __init__(self, name: str, max_slots: int, interrupt: Interrupt, pair: Pair) -> None:
-        super().__init__(name, max_slots, pair)
+    def __init__(self, name: str, max_slots: int, interrupt: Interrupt, pair: Pair, open_window: OpenWindow) -> None:
+        super().__init__(name, max_slots, pair, open_window)
         self.vcpu_commands = VcpuCommands(self.kvm, self.guest, self.vmm, interrupt)
 
     def close(self) -> None:

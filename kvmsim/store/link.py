@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar, cast
 
-from kvmsim.memory.memory import WindowMemory, punch_file
+from kvmsim.memory.memory import OpenWindow, WindowMemory, punch_file
 from memfsd.common import packets, sync, trace
 from memfsd.common.mounts import Mount, check_serves, mount_of
 from memfsd.common.quote import quoted
@@ -56,6 +56,8 @@ class Callbacks(Protocol):
 
     secret: bytes
     """Of the VM: who says it again may come back to a file after BYE."""
+    open_window: OpenWindow
+    """How the VM maps a window."""
 
     def on_begin(self, link: "StoreLink", begin: m.InvalidateBegin) -> list[PgoffRange]:
         """Zap, flush, get every vCPU out once; what the guest keeps (RECLAIM)."""
@@ -290,7 +292,7 @@ class StoreLink:
             os.close(fds[0])
             raise
         try:
-            return WindowMemory(fds[0], window_frames), up
+            return self._callbacks.open_window(fds[0], window_frames), up
         except BaseException:
             up.close()
             raise

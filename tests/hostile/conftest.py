@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.both_sides import LocalStore, LocalVm, page
+from tests.support.both_sides import encrypted as encrypted
 from tests.support.both_sides import store as store
 from tests.support.real_mount import Mount
 from tests.support.threads import until

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import os
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,7 +20,8 @@ from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.kvm.vm import Vm
-from kvmsim.memory.memory import AnonymousMemory
+from kvmsim.memory.encrypted import MemoryKey
+from kvmsim.memory.memory import AnonymousMemory, OpenWindow, WindowMemory
 from kvmsim.store.link import Callbacks, FileId, StoreLink
 from kvmsim.vmm.vmm import Vmm
 from memfsd.core.audit import Finding
@@ -49,8 +50,19 @@ _clock = itertools.count(1)
 class LocalStore:
     """memfsd without FUSE; each connection is a Session on its own thread. Sizes and places in pages."""
 
-    def __init__(self, place: Path, frames: int = 1024, *, resize_any: bool = False, fixed_gfn: bool = True) -> None:
+    def __init__(
+        self,
+        place: Path,
+        frames: int = 1024,
+        *,
+        resize_any: bool = False,
+        fixed_gfn: bool = True,
+        encrypted: bool = False,
+    ) -> None:
         self._place = place
+        self.windows_of_vms: Callable[[], OpenWindow] = (
+            (lambda: MemoryKey().open_window) if encrypted else lambda: WindowMemory
+        )
         self._creds = Creds(os.geteuid(), os.getegid())
         store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, resize_any=resize_any, fixed_gfn=fixed_gfn)
         self.deadlines = Deadlines(proof_s=0.02)
@@ -206,7 +218,8 @@ class LocalVm:
         name: str = "vm0",
         max_slots: int = MAX_SLOTS,
     ) -> None:
-        self.kvm = Kvm(Vm(name, max_slots), store.pair) if store else Kvm(Vm(name, max_slots))
+        vm = Vm(name, max_slots)
+        self.kvm = Kvm(vm, store.pair, store.windows_of_vms()) if store else Kvm(vm)
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)
@@ -274,10 +287,12 @@ def errno_of(call: object, *arguments: object, **named: object) -> str:
 
 
 @contextlib.contextmanager
-def opened_store(place: Path, frames: int, *, resize_any: bool = False, fixed_gfn: bool = True) -> Iterator[LocalStore]:
+def opened_store(
+    place: Path, frames: int, *, resize_any: bool = False, fixed_gfn: bool = True, encrypted: bool = False
+) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
     with recorded():
-        store = LocalStore(place, frames, resize_any=resize_any, fixed_gfn=fixed_gfn)
+        store = LocalStore(place, frames, resize_any=resize_any, fixed_gfn=fixed_gfn, encrypted=encrypted)
         try:
             yield store
             if not store.is_broken:
@@ -287,23 +302,29 @@ def opened_store(place: Path, frames: int, *, resize_any: bool = False, fixed_gf
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
+def encrypted() -> bool:
+    """The VMs of the stores below have memory encryption. Rooms whose tests run both ways have their own fixture."""
+    return False
+
+
+@pytest.fixture
+def store(tmp_path: Path, encrypted: bool) -> Iterator[LocalStore]:
     """1024 frames, strict options."""
-    with opened_store(tmp_path, 1024) as opened:
+    with opened_store(tmp_path, 1024, encrypted=encrypted) as opened:
         yield opened
 
 
 @pytest.fixture
-def small_store(tmp_path: Path) -> Iterator[LocalStore]:
+def small_store(tmp_path: Path, encrypted: bool) -> Iterator[LocalStore]:
     """32 frames."""
-    with opened_store(tmp_path, 32) as opened:
+    with opened_store(tmp_path, 32, encrypted=encrypted) as opened:
         yield opened
 
 
 @pytest.fixture
-def resizable_store(tmp_path: Path) -> Iterator[LocalStore]:
+def resizable_store(tmp_path: Path, encrypted: bool) -> Iterator[LocalStore]:
     """1024 frames, resize=any."""
-    with opened_store(tmp_path, 1024, resize_any=True) as opened:
+    with opened_store(tmp_path, 1024, resize_any=True, encrypted=encrypted) as opened:
         yield opened
 
 

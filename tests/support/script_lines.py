@@ -14,7 +14,10 @@ class Lines:
     """Does script lines."""
 
     def __init__(self, max_slots: int = MAX_SLOTS, policy: str = "none", store: LocalStore | None = None) -> None:
-        self.executor = Executor(max_slots, policy, pair=store.pair if store else pair_with_store)
+        if store is None:
+            self.executor = Executor(max_slots, policy, pair=pair_with_store)
+        else:
+            self.executor = Executor(max_slots, policy, pair=store.pair, windows=store.windows_of_vms)
 
     def __call__(self, line: str) -> Outcome:
         command = parse_line(line, 1)

@@ -43,7 +43,7 @@ class ModelledVm:
         self._store, self._page = store, page
         self.name = name
         self.model = VmModel(homes, max_slots, others)
-        self.executor = Executor(max_slots, pair=store.pair)
+        self.executor = Executor(max_slots, pair=store.pair, windows=store.windows_of_vms)
         kvm = self.executor._current
         self.vm, self.kvm, self.vmm = kvm.vm, kvm.kvm, kvm.vmm
 

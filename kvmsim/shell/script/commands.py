@@ -224,6 +224,12 @@ class HostWrite(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class HostTamper(Command):
+    gpa: int
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class HvaMap(Command):
     """mmap(2) of a sealed file."""
 

@@ -240,6 +240,12 @@ FORMS: tuple[Form, ...] = (
     Form("host read", commands.HostRead, (_GPA, _LEN), "KVM itself reads, as for emulation"),
     Form("host write", commands.HostWrite, (_GPA, _DATA), "KVM itself writes, as for emulation"),
     Form(
+        "host tamper",
+        commands.HostTamper,
+        (_GPA, _DATA),
+        "somebody on the host writes into the frame of a private page, through the store's window",
+    ),
+    Form(
         "hva map",
         commands.HvaMap,
         (

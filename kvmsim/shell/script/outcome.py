@@ -7,7 +7,7 @@ from memfsd.uapi.errors import Refused, errno_name
 
 from .commands import Command
 
-_ADDRESSES = ("gpa", "phys_addr")
+_ADDRESSES = ("gpa", "phys_addr", "addr")
 
 
 @dataclass(frozen=True, slots=True)

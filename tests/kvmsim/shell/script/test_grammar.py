@@ -39,6 +39,7 @@ CONTRACT: list[tuple[str, c.Command]] = [
     ("touch vcpu=1 1G 1G shared", c.Touch(1, 1 << 30, 1 << 30, True)),
     ("prefault 2M 8K", c.PreFault(0, 2 << 20, 8192, False)),
     ("prefault vcpu=1 0 0 shared", c.PreFault(1, 0, 0, True)),
+    ("host tamper 0x1000 ff", c.HostTamper(0x1000, b"\xff")),
     ("populate 0x1000 image.bin", c.Populate(0, 0x1000, "image.bin")),
     ("populate vcpu=1 0 'a b'", c.Populate(1, 0, "a b")),
     ("finalize", c.Finalize()),

@@ -14,8 +14,8 @@ AROUND = (0, 99, 101, 511, 512, 1023)
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
-    with opened_store(tmp_path, 8 * MIB2) as opened:
+def store(tmp_path: Path, encrypted: bool) -> Iterator[LocalStore]:
+    with opened_store(tmp_path, 8 * MIB2, encrypted=encrypted) as opened:
         yield opened
 
 

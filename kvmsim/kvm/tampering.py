@@ -1,0 +1,32 @@
+"""The host attacks a VM: somebody who has a window writes into a private page's frame."""
+
+import errno
+
+from kvmsim.memory.memory import WindowMemory
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+
+from .alias import PRIVATE
+from .vm import Vm
+
+
+def tamper(vm: Vm, gpa: int, data: bytes) -> None:
+    """Bytes as they are over what the window holds of private memory at gpa. ENOENT: a page of it has no frame, and
+    nothing was written. EFAULT: the hardware stops the writer."""
+    first, last = gpa >> PAGE_SHIFT, gpa + len(data) - 1 >> PAGE_SHIFT
+    with vm.mmu.lock:
+        frames = [_frame(vm, gfn) for gfn in range(first, last + 1)]
+    for memory, frame in frames:
+        skip = gpa % PAGE_SIZE
+        memory.tamper((frame << PAGE_SHIFT) + skip, data[: PAGE_SIZE - skip])
+        data, gpa = data[PAGE_SIZE - skip :], gpa + PAGE_SIZE - skip
+
+
+def _frame(vm: Vm, gfn: int) -> tuple[WindowMemory, int]:
+    """Also where the page is blocked."""
+    runs = vm.mmu.epts[PRIVATE].runs(gfn, gfn + 1) or vm.mmu.blocked.runs(gfn, gfn + 1)
+    for _, pfn, _ in runs:
+        memory, frame = vm.physmap.find(pfn)
+        assert isinstance(memory, WindowMemory)
+        return memory, frame
+    raise Refused(errno.ENOENT, f"gpa {gfn << PAGE_SHIFT:#x} has no frame: let the guest touch it first")
