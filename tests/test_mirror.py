@@ -90,6 +90,8 @@ ELSEWHERE = {
     "kvmsim/race/runner.py": "race/test_scenarios.py",
     "kvmsim/race/scenario.py": "race/test_text.py",
     "kvmsim/race/world.py": "race/test_scenarios.py",
+    "kvmsim/kvm/tampering.py": "pair/test_encryption.py",
+    "kvmsim/memory/encrypted.py": "kvmsim/memory/test_encrypted_memory.py",
     "kvmsim/shell/host_commands.py": "kvmsim/shell/test_execute.py",
     "kvmsim/shell/info.py": "kvmsim/shell/test_execute.py",
     "kvmsim/shell/script_command.py": "kvmsim/test_cli.py",

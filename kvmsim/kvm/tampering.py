@@ -4,7 +4,7 @@ import errno
 
 from kvmsim.memory.memory import WindowMemory
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from .alias import PRIVATE
 from .vm import Vm
@@ -15,17 +15,16 @@ def tamper(vm: Vm, gpa: int, data: bytes) -> None:
     nothing was written. EFAULT: the hardware stops the writer."""
     first, last = gpa >> PAGE_SHIFT, gpa + len(data) - 1 >> PAGE_SHIFT
     with vm.mmu.lock:
-        frames = [_frame(vm, gfn) for gfn in range(first, last + 1)]
+        frames = [_frame(vm, Gfn(gfn)) for gfn in range(first, last + 1)]
     for memory, frame in frames:
         skip = gpa % PAGE_SIZE
         memory.tamper((frame << PAGE_SHIFT) + skip, data[: PAGE_SIZE - skip])
         data, gpa = data[PAGE_SIZE - skip :], gpa + PAGE_SIZE - skip
 
 
-def _frame(vm: Vm, gfn: int) -> tuple[WindowMemory, int]:
+def _frame(vm: Vm, gfn: Gfn) -> tuple[WindowMemory, int]:
     """Also where the page is blocked."""
-    runs = vm.mmu.epts[PRIVATE].runs(gfn, gfn + 1) or vm.mmu.blocked.runs(gfn, gfn + 1)
-    for _, pfn, _ in runs:
+    for _, pfn, _ in [*vm.mmu.epts[PRIVATE].runs(gfn, Gfn(gfn + 1)), *vm.mmu.blocked.runs(gfn, Gfn(gfn + 1))]:
         memory, frame = vm.physmap.find(pfn)
         assert isinstance(memory, WindowMemory)
         return memory, frame

@@ -22,9 +22,9 @@ SHRINK_S = 60.0
 pytestmark = [pytest.mark.minutes, pytest.mark.timeout(240 + STEPS // 20)]
 
 
-def run(place: Path, steps: list[str], shape: Shape = SMALL) -> BaseException | None:
+def run(place: Path, steps: list[str], shape: Shape = SMALL, *, encrypted: bool = False) -> BaseException | None:
     """The steps in a new world; what was wrong, and after which step."""
-    with opened_store(place, shape.frames) as store:
+    with opened_store(place, shape.frames, encrypted=encrypted) as store:
         world, done = World(store, shape), 0
         try:
             for line in steps:
@@ -41,7 +41,7 @@ def run(place: Path, steps: list[str], shape: Shape = SMALL) -> BaseException | 
     return None
 
 
-def shrunk(place: Path, steps: list[str], shape: Shape) -> list[str]:
+def shrunk(place: Path, steps: list[str], shape: Shape, *, encrypted: bool) -> list[str]:
     """Fewer steps that fail as well."""
     deadline, size, number = time.monotonic() + SHRINK_S, len(steps) // 2, 0
     while size:
@@ -50,7 +50,7 @@ def shrunk(place: Path, steps: list[str], shape: Shape) -> list[str]:
             fewer, number = steps[:at] + steps[at + size :], number + 1
             where = place / f"shrink{number}"
             where.mkdir()
-            if run(where, fewer, shape) is not None:
+            if run(where, fewer, shape, encrypted=encrypted) is not None:
                 steps = fewer
             else:
                 at += size
@@ -59,14 +59,16 @@ def shrunk(place: Path, steps: list[str], shape: Shape) -> list[str]:
 
 
 def check_worlds(place: Path, first_seed: int, worlds: int, shape: Shape) -> None:
+    """Every other world has memory encryption."""
     for seed in range(first_seed, first_seed + worlds):
+        encrypted = bool(seed % 2)
         where = place / str(seed)
         where.mkdir()
         generator = Steps(seed, shape.homes, 1 << shape.order)
         steps = [generator.step() for _ in range(STEPS_PER_WORLD)]
-        error = run(where, steps, shape)
+        error = run(where, steps, shape, encrypted=encrypted)
         if error is not None:
-            report = "\n".join(shrunk(where, steps, shape))
+            report = "\n".join(shrunk(where, steps, shape, encrypted=encrypted))
             raise AssertionError(f"these steps fail:\n{report}") from error
 
 
@@ -96,9 +98,10 @@ A touch 0x5000 1
 """
 
 
+@pytest.mark.parametrize("encrypted", [False, True])
 @pytest.mark.parametrize("script", [RECREATED_TWICE])
-def test_steps_that_once_failed(tmp_path: Path, script: str) -> None:
+def test_steps_that_once_failed(tmp_path: Path, script: str, encrypted: bool) -> None:
     """Kept here because random steps seldom come to it."""
-    error = run(tmp_path, script.strip().splitlines())
+    error = run(tmp_path, script.strip().splitlines(), encrypted=encrypted)
     if error is not None:
         raise error

@@ -164,7 +164,7 @@ def test_help_is_short_and_explains_one_command_or_all() -> None:
     assert len(short.text.splitlines()) < 12
     assert max(map(len, short.text.splitlines())) <= 80
     assert {"touch", "punch", "exit_hypercall", "quit"} <= set(re.findall(r"\w+", short.text))
-    assert host.text.count("\n") == 3
+    assert host.text.count("\n") == 5
     assert unknown == Outcome(ok=False, reason="unknown command 'raed': did you mean 'read'?")
     assert "slot punch ID gpa=G size=S" in everything.text and len(everything.text) > 5 * len(short.text)
     assert punch.text.startswith("slot punch ID")
