@@ -11,6 +11,7 @@ from kvmsim.kvm.exits import (
     HltExit,
     HypercallExit,
     InternalErrorExit,
+    MachineCheckExit,
     MemoryErrorExit,
     MmioExit,
     ShutdownExit,
@@ -57,6 +58,7 @@ EVERY_EXIT: list[Exit] = [
     MemoryErrorExit(1 << 47, 1 << 40, private=False, explicit=True),
     MemoryErrorExit(0x1000, 4096, True, illegal=True),
     MemoryErrorExit(0x1000, 4096, True, errno=28),
+    MachineCheckExit(0x1000, 0x7000),
     InternalErrorExit(b"\x0f\x38\xcc\x06", 0x5000),
     HltExit(),
     ShutdownExit(),
@@ -91,6 +93,7 @@ def test_the_numbers_of_the_exits_are_the_kernels() -> None:
         "INTR": 10,
         "INTERNAL_ERROR": 17,
         "MEMORY_ERROR": 0x1000,
+        "MACHINE_CHECK": 0x1001,
     }
 
 
