@@ -20,7 +20,6 @@ from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.kvm.vm import Vm
-from kvmsim.memory.encrypted import MemoryKey
 from kvmsim.memory.memory import AnonymousMemory, OpenWindow, WindowMemory
 from kvmsim.store.link import Callbacks, FileId, StoreLink
 from kvmsim.vmm.vmm import Vmm
@@ -60,9 +59,7 @@ class LocalStore:
         encrypted: bool = False,
     ) -> None:
         self._place = place
-        self.windows_of_vms: Callable[[], OpenWindow] = (
-            (lambda: MemoryKey().open_window) if encrypted else lambda: WindowMemory
-        )
+        self.windows_of_vms: Callable[[], OpenWindow] = _encrypted_windows if encrypted else lambda: WindowMemory
         self._creds = Creds(os.geteuid(), os.getegid())
         store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, resize_any=resize_any, fixed_gfn=fixed_gfn)
         self.deadlines = Deadlines(proof_s=0.02)
@@ -207,6 +204,12 @@ class LocalStore:
         self.unmount()
         until(lambda: self.server.session_count() == 0, "all sessions end")
         self.store.close()
+
+
+def _encrypted_windows() -> OpenWindow:
+    from kvmsim.memory.encrypted import MemoryKey
+
+    return MemoryKey().open_window
 
 
 class LocalVm:
