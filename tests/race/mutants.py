@@ -161,8 +161,8 @@ MUTANTS: tuple[Mutant, ...] = (
         "half-open range off by one: what a punch takes",
         "memfsd.store.files:Files._work",
         (
-            "InvalidateRange(Ino(ino), *taken, reason, size, now)",
-            "InvalidateRange(Ino(ino), taken[0], taken[1] - 1, reason)",
+            "InvalidateRange(Ino(ino), *taken, strategy, size, now)",
+            "InvalidateRange(Ino(ino), taken[0], taken[1] - 1, strategy)",
         ),
         at="access-x-punch",
     ),
@@ -202,7 +202,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "half-open range off by one: what a BEGIN zaps",
         f"{_CALLBACKS}.on_begin",
-        ("_gfn_ranges(link, begin.start, begin.end)", "_gfn_ranges(link, begin.start, begin.end - 1)"),
+        ("Pgoff(begin.end))", "Pgoff(begin.end - 1))"),
         at="access-x-punch",
     ),
     _mutant(
