@@ -60,9 +60,10 @@ class MemoryKey:
     def unseal(self, sealed: bytes, version: int, window: int, frame: int) -> bytes | None:
         """None: not what was sealed as this version of this frame."""
         try:
-            return self._aead.decrypt(_NONCE.pack(version), sealed, _BOUND.pack(window, frame))
+            page: bytes = self._aead.decrypt(_NONCE.pack(version), sealed, _BOUND.pack(window, frame))
         except InvalidTag:
             return None
+        return page
 
 
 class EncryptedMemory(WindowMemory):
