@@ -135,3 +135,25 @@ def test_a_hole_that_a_mapping_may_have_filled_is_written_back_before_lseek_answ
     assert files.room_to_write_back(file.ino) == 0
     with refused("ENXIO"):
         seeking.answer(4 * P)
+
+
+def test_what_is_asked_of_a_file_and_its_handle(store: CoreStore) -> None:
+    files, file = store.store.files, store.make("file")
+    handle = store.open(file)
+    assert files.opener(handle) == (file.ino, ME.uid)
+    store.write(handle, 0, b"bytes")
+    assert store.read(handle, 0, 5) == b"bytes"
+    assert files.getattr(file.ino).size == 5
+    assert files.setattr(file.ino, Changes(mode=0o6755), ME.uid).mode & 0o7777 == 0o6755
+    assert (files.clear_setid(file.ino), files.clear_setid(file.ino)) == (True, False)
+    files.clear_setid_by_chown(file.ino, ME.uid, lambda gid: True, changes=False)
+    files.setxattr(file.ino, b"user.name", b"value").run()
+    assert files.listxattr(file.ino) == [b"user.name"]
+    files.removexattr(file.ino, b"user.name")
+    assert files.listxattr(file.ino) == []
+    assert files.seals(file.ino) is not None
+    assert files.space().free_frames == store.pool.free_count
+    assert files.room_to_write_back(file.ino) > 0
+    files.keep_cached(handle)
+    assert files.room_to_write_back(file.ino) == 0
+    store.close(handle)
