@@ -5,7 +5,7 @@ import errno
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from memfsd.common.arguments import Parser
@@ -67,8 +67,12 @@ def _failed(what: str, status: int) -> int:
 
 def _close_to_inspection() -> None:
     """A guest's memory is mapped here, in the kernel's stead: other processes of the same user must not attach to this
-    one or open its window through /proc/PID/fd. A Linux that could not do this would be older than memfds."""
+    one or open its window through /proc/PID/fd. A Linux that could not do this would be older than memfds. What root
+    dumps all the same is without memory: registers and caches of the vCPUs are buffers here, in plaintext."""
     import ctypes
+
+    with suppress(OSError), open("/proc/self/coredump_filter", "w", encoding="ascii") as kinds:
+        kinds.write("0")
 
     pr_set_dumpable = 4
     ctypes.CDLL(None).prctl(pr_set_dumpable, 0, 0, 0, 0)

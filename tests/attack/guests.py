@@ -3,6 +3,7 @@
 import contextlib
 import json
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 
 from tests.attack.target import FILE_BYTES, SECRET
@@ -12,9 +13,9 @@ from tests.support.real_mount import BIN, DEADLINE_S, ENVIRONMENT
 class RunningGuest:
     """`kvmsim attach FILE --json`; guest physical address 0 is the file's start."""
 
-    def __init__(self, path: str | Path, command: list[str] | None = None) -> None:
+    def __init__(self, path: str | Path, command: list[str] | None = None, options: Sequence[str] = ()) -> None:
         self._process = subprocess.Popen(
-            [*(command or [str(BIN / "kvmsim")]), "attach", str(path), "--gpa", "0", "--json"],
+            [*(command or [str(BIN / "kvmsim")]), "attach", str(path), "--gpa", "0", "--json", *options],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

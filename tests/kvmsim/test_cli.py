@@ -172,6 +172,30 @@ def test_json_of_a_failure_says_so(here: Callable[..., Done]) -> None:
     assert (status, record["failed"]) == (1, True)
 
 
+def test_the_library_of_ciphers_is_loaded_for_encryption_alone() -> None:
+    """It would double the time that kvmsim takes to start."""
+    for options, loaded in (("", False), ("'--memory-encryption', 'on'", True)):
+        program = (
+            "import sys; from kvmsim.cli import run_command;"
+            f"sys.argv[1:] = ['run', {options}]; run_command(sys.argv[1:]); print('cryptography' in sys.modules)"
+        )
+        done = subprocess.run(
+            [sys.executable, "-c", program],
+            input=b"info vms\n",
+            capture_output=True,
+            timeout=DEADLINE_S,
+            cwd=ROOT,
+            check=True,
+        )
+        assert done.stdout.decode().splitlines()[-1] == str(loaded)
+
+
+def test_tampering_goes_with_encryption(here: Callable[..., Done]) -> None:
+    status, out, err = here("run", "--tamper", "refuse", script="info vms\n")
+    assert (status, out, err) == (2, "", "kvmsim: --tamper goes with --memory-encryption on\n")
+    assert here("run", "--memory-encryption", "on", "--tamper", "refuse", script="info vms\n")[0] == 0
+
+
 def test_policy_and_max_slots_reach_the_machine(here: Callable[..., Done]) -> None:
     script = "slot set 1 shared gpa=0 size=4K\nexpect errno EINVAL\ninfo vms\n"
     status, out, _err = here("run", "-", "--json", "--max-slots", "1", "--policy", "punch", script=script)
