@@ -9,6 +9,7 @@ peers/       KVM processes: sessions, invalidations, death
 fuse/        adapter to pyfuse3
 daemon       composes them
 encrypted    memfd_encrypted()
+numa         fbind(), fmove_pages()
 commands/    memfsd and memfs
 """
 
@@ -16,14 +17,15 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .encrypted import memfd_encrypted
+    from .numa import fbind, fmove_pages
 
-__all__ = ["memfd_encrypted"]
+__all__ = ["fbind", "fmove_pages", "memfd_encrypted"]
 
 
 def __getattr__(name: str) -> object:
     """Loaded when it is used: every program imports this package, and most of them do not need it."""
     if name in __all__:
-        from . import encrypted
+        from . import encrypted, numa
 
-        return getattr(encrypted, name)
+        return getattr(encrypted if name == "memfd_encrypted" else numa, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

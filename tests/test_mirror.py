@@ -20,6 +20,7 @@ PURE = (
 PLACES = {
     "memfsd/daemon": "mount/test_daemon",
     "memfsd/encrypted": "attack/test_encrypted",
+    "memfsd/numa": "mount/test_numa",
     "memfsd/commands/": "mount/test_",
     "memfsd/fuse/": "mount/test_",
     "memfsd/": "",

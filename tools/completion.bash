@@ -16,7 +16,7 @@ _memfsd() {
     local word=$2 before=$3
     case $before in
         --journal) ;;
-        -o) _memfsd_list 'size= nodes= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
+        -o) _memfsd_list 'size= nodes= distances= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
             open=strict open=rw fixed_gfn=on fixed_gfn=off socket= allow_other allow_root auto_unmount ro noexec suid dev
             noatime' "$word" ;;
         *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --journal --version' "$word" ;;
@@ -26,7 +26,7 @@ _memfsd() {
 _memfs() {
     local word=$2 before=$3 command=${COMP_WORDS[1]} options='-h --help --json'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'create seal stat map fallocate check top kcore -h --help' "$word"
+        _memfsd_words 'create seal stat map fallocate bind numastat check top kcore -h --help' "$word"
         return
     fi
     case $before in
@@ -36,6 +36,7 @@ _memfs() {
     esac
     case $command in
         create) options+=' --size --guest --page-size' ;;
+        bind) options+=' -o --offset -l --length' ;;
         fallocate) options+=' -p --punch-hole -n --keep-size -o --offset -l --length' ;;
         kcore) options+=' -o --output' ;;
         top) options+=' -d --delay -n --count' ;;
@@ -44,6 +45,8 @@ _memfs() {
         _memfsd_words "$options" "$word"
     elif [[ $command == seal && $COMP_CWORD -ge 3 && $before != -* ]]; then
         _memfsd_list 'guest shrink grow write future-write seal truncate' "$word"
+    elif [[ $command == bind && $COMP_CWORD -ge 3 && $before != -* ]]; then
+        _memfsd_words 'default local bind: preferred: preferred-many: interleave: weighted-interleave:' "$word"
     fi
 }
 

@@ -1,9 +1,10 @@
 """The two commands. Each answers --help and refuses bad options before it loads what it needs.
 
 memfsd      mount
-memfs       what has no standard command: create, seal, stat, map, fallocate, check, top, kcore; memfs_help: its texts
+memfs       what has no standard command: create, seal, stat, map, fallocate, check ...; memfs_help: its texts
 observer    the connection of memfs to a store
 top         memfs top
 kcore       memfs kcore
 elfcore     the head of an ELF core
+numa        memfs bind, memfs numastat
 """

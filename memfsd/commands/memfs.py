@@ -22,7 +22,7 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
-from . import kcore, memfs_help, top
+from . import kcore, memfs_help, numa, top
 from .observer import Observer, store_of
 
 _NOT_CHECKED = 3
@@ -94,6 +94,13 @@ def _parser() -> argparse.ArgumentParser:
     fallocate.add_argument("-o", "--offset", type=_size, default=0, help="where to start (default 0)")
     fallocate.add_argument("-l", "--length", type=_size, required=True, help="how much")
     fallocate.add_argument("target", type=_path, metavar="FILE")
+    bind = command("bind", numa.bind, "set the NUMA policy of a file, or of a range of it")
+    bind.add_argument("-o", "--offset", type=_size, default=None, help="where the range begins (default 0)")
+    bind.add_argument("-l", "--length", type=_size, default=None, help="how long it is (default: to the end)")
+    bind.add_argument("target", type=_path, metavar="FILE")
+    bind.add_argument("policy", type=numa.policy, metavar="POLICY[:NODES]")
+    stat_ = command("numastat", numa.numastat, "show what each NUMA node gave, and to whom, as numastat(8)")
+    stat_.add_argument("target", type=_path, metavar="MOUNTPOINT")
     check = command("check", _check, "verify R1 to R8 now, on both sides")
     check.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view = command("top", _top, "a live view of pool, sealed files, owners, faults and invalidations per second")
@@ -240,12 +247,13 @@ def _map(asked: argparse.Namespace) -> int:
     with Observer(store) as observer:
         while pgoff >= 0:
             reply = observer.ask(Kind.MAP, Map(ino, Pgoff(pgoff)), MapReply)
-            for first, pfn, count, gfn, state in reply.runs:
+            for first, pfn, count, gfn, state, node in reply.runs:
                 runs.append(
                     {
                         "offset": first << PAGE_SHIFT,
                         "length": count << PAGE_SHIFT,
                         "pfn": pfn,
+                        "node": node,
                         "gpa": gfn << PAGE_SHIFT if gfn >= 0 else None,
                         "state": state_name(state),
                     }
@@ -254,15 +262,19 @@ def _map(asked: argparse.Namespace) -> int:
     if asked.json:
         print(json.dumps({"file": asked.target, "inode": ino, "runs": runs}))
         return 0
-    columns = ("offset", "length", "gpa", "pfn")
-    rows = [["-" if run[name] is None else f"{run[name]:#x}" for name in columns] for run in runs]
-    widths = [max([least, *map(len, cells)]) for least, *cells in zip((14, 10, 14, 10), *rows, strict=True)]
+    columns = ("offset", "length", "gpa", "pfn", "node")
+    rows = [[_cell(run[name], in_hex=name != "node") for name in columns] for run in runs]
+    widths = [max([least, *map(len, cells)]) for least, *cells in zip((14, 10, 14, 10, 4), *rows, strict=True)]
     for row, state in [
         ([name.upper() for name in columns], "STATE"),
         *zip(rows, (run["state"] for run in runs), strict=True),
     ]:
         print(*(f"{cell:>{width}}" for cell, width in zip(row, widths, strict=True)), state)
     return 0
+
+
+def _cell(value: int | None, *, in_hex: bool) -> str:
+    return "-" if value is None else f"{value:#x}" if in_hex else str(value)
 
 
 def _fallocate(asked: argparse.Namespace) -> int:

@@ -57,6 +57,7 @@ One line for each run of pages that is contiguous in the file, in the guest and 
   OFFSET, LENGTH   where in the file
   GPA              guest physical address, - while it is not bound to a memslot
   PFN              first frame of the pool
+  NODE             the NUMA node it is on
   STATE            shared, private, pending, closing, quarantined
 
   memfs map /mnt/vm.mem
@@ -67,6 +68,34 @@ when the VM has let go of the range and its frames are zeroed and free.
 
   memfs fallocate -l 64M /mnt/vm.mem               allocate the first 64 MiB
   memfs fallocate -p -o 2M -l 1M /mnt/vm.mem       take a megabyte back from the guest
+""",
+    "bind": """\
+mbind(2) for a file: says where pages of the range go when they are allocated, whoever touches them. What is allocated
+already stays where it is. The attribute user.memfsd.numa shows and takes the same, as POLICY[:NODES][@OFFSET+LENGTH].
+  default, local              the local node (0), then the nearest
+  bind:NODES                  these nodes only: ENOSPC when they are full, whatever others have
+  preferred[:NODE]            this node, then those near it; without a node: local
+  preferred-many:NODES        these nodes, then the others
+  interleave:NODES            one page after the other, by its place in the file
+  weighted-interleave:N=W,... W pages on node N, then those of the next (a weight is 1 to 255)
+NODES are written 0,2 or 0-3. A range begins at a multiple of the page size.
+
+  memfs bind /mnt/vm.mem interleave:0-1
+  memfs bind /mnt/vm.mem -o 1G -l 1G bind:1
+  memfs bind /mnt/vm.mem weighted-interleave:0=3,1=1
+""",
+    "numastat": """\
+Frames of each node, counted since the mount as numastat(8) does:
+  numa_hit         given to who meant this node
+  numa_miss        given to who meant another one, which was full
+  numa_foreign     meant for this node, given by another
+  interleave_hit   of numa_hit, those that were interleaved
+  local_node       given by the node that the store's CPUs are on, which is node 0
+  other_node       given by another
+  total, used, free   how many there are now
+and the table of distances (mount option distances=).
+
+  memfs numastat /mnt
 """,
     "check": """\
 Asks memfsd, and through it every paired VM, and compares both sides. Prints each rule that is broken and where.
@@ -122,7 +151,13 @@ WHY: dict[tuple[str, int], str] = {
     ("kcore", errno.ENOSPC): "the core has no room there, and nothing of it is left: choose -o on a larger disk",
     ("fallocate", errno.EINVAL): "of a sealed file: whole pages, more than none, and allocating ends with its size",
     ("fallocate", errno.EPERM): "one of its seals forbids it: memfs stat FILE shows them",
-    ("fallocate", errno.ENOSPC): _NO_ROOM,
+    ("fallocate", errno.ENOSPC): f"{_NO_ROOM}; or the nodes of its policy are full: see memfs numastat MOUNTPOINT",
+    (
+        "bind",
+        errno.EINVAL,
+    ): "a node does not exist (memfs numastat MOUNTPOINT shows those that do), or the range does not"
+    " begin and end at multiples of the file's page size",
+    ("bind", errno.ENOMEM): "a file has a limited number of ranges with policies: join some of them",
     ("fallocate", errno.ETIMEDOUT): "the VM did not let go of it in time and was cut off; its frames are quarantined"
     " until it is dead",
 }

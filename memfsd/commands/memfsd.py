@@ -28,6 +28,8 @@ options (-o, comma separated):
   nr_inodes=N             inodes, each name after a file's first, and 1024 bytes of extended attributes (K, M; default:
                           half as many as the machine has pages); one user but root and you gets half of them
   nodes=N                 split the pool in N NUMA nodes (default 1)
+  distances=ROW/ROW...    of the nodes, each row as 10:20:20 (default: 10 to itself, 20 to others): where an allocation
+                          goes on when a node is full
   guest                   every new regular file is born sealed: guest private memory
   resize=once|any         a sealed file's size is set once (default), or may shrink and grow
   seal_nonempty=refuse|truncate

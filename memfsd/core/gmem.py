@@ -175,8 +175,8 @@ class GuestMemory:
         if guest.absent:
             max_pages = self._until_absent(guest, pgoff, max_pages)
         wish = readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
-        if wish == 1 and not file.order:  # the usual fault
-            pfn, count = self._pool.alloc_one(_PRIVATE, file.node), 1
+        if wish == 1 and not file.order and file.policies is None:  # the usual fault
+            pfn, count = self._pool.alloc_one(_PRIVATE), 1
             pages.map_page(pgoff, pfn)
         else:
             limit = min(max_pages, bound_until - pgoff, (file.size >> PAGE_SHIFT) - pgoff)
@@ -207,11 +207,11 @@ class GuestMemory:
         if file.order:
             return self._grant_large(file, pgoff, limit)
         before = file.pages.lookup(Pgoff(pgoff - 1)) if pgoff else None
-        wish = file.pages.hole_at(Pgoff(pgoff), min(wish, limit))
+        zones, wish = file.zones_at(pgoff, file.pages.hole_at(Pgoff(pgoff), min(wish, limit)))
         pfn, count = self._pool.alloc_run(
             wish,
             _PENDING,
-            node=file.node,
+            zones=zones,
             after=None if before is None else Pfn(before + 1),
         )
         self._pool.set_state(pfn, 1, _PRIVATE)
@@ -227,7 +227,8 @@ class GuestMemory:
     def _grant_large(self, file: Regular, pgoff: int, limit: int) -> tuple[Pfn, int]:
         pages = 1 << file.order
         first = pgoff & ~(pages - 1)
-        ((base, count),) = self._pool.alloc(pages, _PRIVATE, order=file.order, node=file.node)
+        zones, _ = file.zones_at(first, pages)
+        ((base, count),) = self._pool.alloc(pages, _PRIVATE, order=file.order, zones=zones)
         assert count == pages
         file.pages.map_run(Pgoff(first), base, pages)
         return Pfn(base + pgoff - first), min(limit, first + pages - pgoff)

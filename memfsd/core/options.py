@@ -5,6 +5,7 @@ import errno
 from dataclasses import dataclass, replace
 from typing import Any
 
+from memfsd.uapi.distances import Rows, check_distances, parse_distances
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_INODES, MAX_NODES, MAX_POOL_BYTES
 from memfsd.uapi.units import PAGE_SIZE, format_size, parse_size
@@ -25,6 +26,8 @@ class StoreOptions:
     pool_bytes: int = 1 << 30
     inode_count: int = 1 << 18
     nodes: int = 1
+    distances: Rows = ()
+    """Of the nodes; () are the kernel's defaults."""
     born_guest: bool = False
     resize_any: bool = False
     truncate_nonempty: bool = False
@@ -45,7 +48,7 @@ _ATIMES: dict[str, Atime] = {
     **dict.fromkeys(("atime", "norelatime", "nostrictatime"), Atime.RELATIVE),
 }
 _FLAGS = ("guest", "diratime", "nodiratime", *_ATIMES)
-NAMES = ("size", "nr_inodes", "nodes", *_CHOICES, *_FLAGS)
+NAMES = ("size", "nr_inodes", "nodes", "distances", *_CHOICES, *_FLAGS)
 
 
 def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOptions:
@@ -64,11 +67,18 @@ def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOpt
         if not value.isascii() or not value.isdigit() or not 1 <= int(value) <= MAX_NODES:
             raise Refused(errno.EINVAL, f"nodes={value}: choose 1 to {MAX_NODES}")
         return replace(options, nodes=int(value))
+    if name == "distances":
+        return replace(options, distances=parse_distances(value))
     field, choices = _CHOICES[name]
     if value not in choices:
         raise Refused(errno.EINVAL, f"{name}={value}: choose {' or '.join(choices)}")
     chosen: dict[str, Any] = {field: choices[value]}
     return replace(options, **chosen)
+
+
+def check_options(options: StoreOptions) -> None:
+    """EINVAL for options that do not fit each other, whatever their order."""
+    check_distances(options.distances, options.nodes)
 
 
 def _with_flag(options: StoreOptions, name: str) -> StoreOptions:

@@ -42,7 +42,7 @@ class Service:
     def __init__(self, options: StoreOptions, *, root_mode: int, creds: Creds, now_ns: int, socket_path: str) -> None:
         self.lock = sync.lock("Service.lock")
         self.options = options
-        self.pool = FramePool(options.pool_bytes >> PAGE_SHIFT, options.nodes)
+        self.pool = FramePool(options.pool_bytes >> PAGE_SHIFT, options.nodes, options.distances)
         self.inodes = InodeTable(options.inode_count, creds.uid)
         self.names = Namespace(self.inodes, root_mode, creds, now_ns)
         self.handles = HandleTable(handle_shares(creds.uid), listed_shares(creds.uid))

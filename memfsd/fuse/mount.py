@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from memfsd.common.quote import quoted
-from memfsd.core.options import NAMES, Atime, StoreOptions, with_option
+from memfsd.core.options import NAMES, Atime, StoreOptions, check_options, with_option
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_INODES
 from memfsd.uapi.names import FSTYPE
@@ -88,6 +88,7 @@ def parse_options(words: list[str], default_pool_bytes: int, source: str = FSTYP
         else:
             known = ", ".join(sorted({*NAMES, "socket", "nosymfollow", *_FLAGS, *_VALUES}))
             raise Refused(errno.EINVAL, f"unknown option '{text}': choose from {known}")
+    check_options(store)
     # strictatime that a later word took back, and the like.
     attributes -= {"strictatime"} if store.atime is not Atime.ALWAYS else set()
     attributes -= {"nodiratime"} if store.diratime else set()

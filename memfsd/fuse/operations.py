@@ -10,6 +10,7 @@ import errno
 import functools
 import logging
 import os
+import struct
 from collections.abc import Callable, Coroutine, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
@@ -39,6 +40,7 @@ log = logging.getLogger("memfsd.fuse")
 _CACHE_S = 3600.0
 """Names, and attributes of what only the kernel changes, may be cached; sealed files change behind its back."""
 _WORKERS = 32
+_MOVE_PAGES = struct.Struct(names.MOVE_PAGES_ENTRY)
 _MAX_SEALED = 256
 _WRITE_BACK_PARTS = 64
 """In which a range is written back at most when the pool has not room for all of it."""
@@ -395,15 +397,28 @@ class Operations(pyfuse3.Operations):
     async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
         seals = self._files.seals(ino)
         if seals is None:
-            raise Refused(errno.ENOTTY, f"inode {ino} takes no ioctl: seals are for regular files")
+            raise Refused(errno.ENOTTY, f"inode {ino} takes no ioctl: they are for regular files")
         if cmd == names.IOC_GET_SEALS:
             return int(seals).to_bytes(4, "little")
+        if cmd == names.IOC_MOVE_PAGES:
+            return self._move_pages(ino, data)
         if cmd != names.IOC_ADD_SEALS:
-            raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist: there are those that add and get seals")
+            raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist: see memfsd.uapi.names")
         new = Seal(int.from_bytes(data, "little"))
         await self._finish(await self._without_the_closed(lambda: self._files.add_seals(ino, new, own_handle=fh)))
         self._forget_attributes(ino)  # the kernel does not know that an ioctl changes any
         return b""
+
+    def _move_pages(self, ino: int, data: bytes) -> bytes:
+        """Says where pages are, and moves none."""
+        entries = [(page, node) for page, node, _ in _MOVE_PAGES.iter_unpack(data)]
+        used = [(page, node) for page, node in entries if page != names.NO_PAGE]
+        if any(node != names.ANY_NODE for _, node in used):
+            raise Refused(errno.EOPNOTSUPP, f"pages of inode {ino} cannot be moved: ask for their nodes only")
+        statuses = iter(self._files.page_nodes(ino, [page for page, _ in used]))
+        return b"".join(
+            _MOVE_PAGES.pack(page, node, 0 if page == names.NO_PAGE else next(statuses)) for page, node in entries
+        )
 
 
 def _entry(shown: Attributes) -> EntryAttributes:

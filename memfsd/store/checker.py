@@ -206,8 +206,8 @@ def _has_started(thread: threading.Thread) -> bool:
 
 
 def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
-    """Runs (pgoff, pfn, pages, gfn or -1, frame state) from pgoff on, split where binding or state changes."""
-    runs: list[tuple[int, int, int, int, int]] = []
+    """Runs (pgoff, pfn, pages, gfn or -1, frame state, node) from pgoff on, split where one of the last changes."""
+    runs: list[tuple[int, int, int, int, int, int]] = []
     for start, first, count in file.pages.extents(Pgoff(pgoff), Pgoff(max(PGOFF_END, pgoff))):
         at = int(start)
         while at < start + count:
@@ -216,10 +216,12 @@ def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
             pfn = first + at - start
             binding = file.guest.bindings.find(at) if file.guest else None
             stop = min(start + count, binding.end) if binding else _next_binding(file, at, start + count)
+            node, node_end = service.pool.node_at(pfn)
+            stop = min(stop, at + node_end - pfn)
             states = service.pool.states(pfn, stop - at)
             other = (states != states[0]).nonzero()[0]
             length = int(other[0]) if len(other) else stop - at
-            runs.append((at, pfn, length, binding.gfn_of(at) if binding else -1, int(states[0])))
+            runs.append((at, pfn, length, binding.gfn_of(at) if binding else -1, int(states[0]), node))
             at += length
     return MapReply(runs, -1)
 

@@ -6,7 +6,7 @@ What only takes memory from a sealed file that no VM has is done in the same way
 import errno
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from memfsd.core.effects import Effect
@@ -21,7 +21,7 @@ from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SIZE, Ino, PgoffRange
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, PgoffRange
 
 from .attributes import Attributes, attributes_of, seems_empty
 from .invalidator import InvalidateRange, Invalidator, VmWork
@@ -143,6 +143,19 @@ class Files:
         with self._lock:
             return EffectsWork(self._runner, self._service.add_seals(ino, seals, self._now_ns(), own_handle=own_handle))
 
+    # -- NUMA
+
+    def page_nodes(self, ino: int, pgoffs: Sequence[int]) -> list[int]:
+        """move_pages(2) without nodes: the node of each page, -ENOENT of a hole, -EFAULT past the end of the file."""
+        with self._lock:
+            file, pool = self._service.inodes.regular(ino), self._service.pool
+            found = []
+            for pgoff in pgoffs:
+                pfn = file.pages.lookup(pgoff)
+                absent = -errno.ENOENT if pgoff << PAGE_SHIFT < file.size else -errno.EFAULT
+                found.append(absent if pfn is None else pool.node_of(pfn))
+            return found
+
     # -- handles
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, creds: Creds) -> tuple[Opened, Attributes]:
@@ -221,8 +234,10 @@ class Files:
     def room_to_write_back(self, ino: int) -> int:
         """How many bytes that a mapping of this file stored are surely taken; 0 also once some were not."""
         with self._lock:
-            is_cached_only = self._service.inodes.regular(ino).is_cached_only
-            return 0 if is_cached_only else self._service.pool.free_count // 2 * PAGE_SIZE
+            file, pool = self._service.inodes.regular(ino), self._service.pool
+            # A policy may bind the pages to any of the nodes.
+            room = pool.free_count if file.policies is None else min(pool.node_free_counts())
+            return 0 if file.is_cached_only else room // 2 * PAGE_SIZE
 
     def keep_cached(self, handle: int) -> None:
         """What a mapping of the handle's file stored found no room: it is in the kernel's cache only."""

@@ -4,6 +4,8 @@
     errors     Refused: the one exception for "no", with an errno and a reason
     limits     every bound in the system
     seals      the seals, their bits and names
+    policy     NUMA policies as they are written
+    distances  distances of NUMA nodes, as they are written
     names      xattr names, ioctl numbers, fallocate modes
     frame_state  what a frame is used for
     messages   wire messages: kinds, operations, bodies and their bounds

@@ -6,6 +6,12 @@ from .units import ORDER_1G, PAGE_SHIFT
 MAX_POOL_BYTES = 1 << (32 + PAGE_SHIFT - 1)
 """Frame numbers are kept in 32 bits with one value spare: 8 TiB."""
 MAX_NODES = 64
+MAX_NODE_WEIGHT = 255
+"""Of weighted-interleave: it is a byte, as in /sys/kernel/mm/mempolicy/weighted_interleave."""
+MAX_POLICIES_PER_FILE = 512
+"""Ranges of one file with a NUMA policy of their own."""
+MAX_POLICIES_TEXT = 60000
+"""What they take in user.memfsd.numa: less than a value of 64 KiB."""
 MAX_FILE_BYTES = (1 << 63) - 1
 MAX_INODES = 1 << 22
 INODE_BYTES = 1024

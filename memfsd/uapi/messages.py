@@ -253,9 +253,11 @@ class Map(Body):
 
 
 class MapReply(Body):
-    """Runs (pgoff, pfn, pages, gfn or -1, state), and where to go on (-1: done)."""
+    """Runs (pgoff, pfn, pages, gfn or -1, state, NUMA node), and where to go on (-1: done)."""
 
-    runs: Annotated[list[tuple[PgoffField, PfnField, PageCount, GfnOrNone, U16]], Meta(max_length=MAX_RUNS_PER_REPORT)]
+    runs: Annotated[
+        list[tuple[PgoffField, PfnField, PageCount, GfnOrNone, U16, U16]], Meta(max_length=MAX_RUNS_PER_REPORT)
+    ]
     next_pgoff: PgoffOrNone
 
 

@@ -543,3 +543,58 @@ def test_a_poisoned_page_is_not_filled_by_fallocate(store: CoreStore) -> None:
     with refused("EHWPOISON"):
         store.fault(file, 2)
     assert list(guest.absent) == [2]
+
+
+# -- NUMA policies
+
+
+def test_a_grant_goes_where_the_policy_of_its_page_says() -> None:
+    store = CoreStore(64, nodes=2)
+    file, _ = store.bound_file("file", 16)
+    store.setfattr(file, "numa", f"interleave:0-1@0+{4 * P} bind:1@{4 * P}+{4 * P}")
+    granted = [store.fault(file, pgoff, 512) for pgoff in range(16) if file.pages.lookup(Pgoff(pgoff)) is None]
+    assert [reply.page_count for reply in granted[:4]] == [1, 1, 1, 1]
+    assert [store.pool.node_of(file.pages.lookup(Pgoff(pgoff)) or 0) for pgoff in range(9)] == [
+        0,
+        1,
+        0,
+        1,
+        1,
+        1,
+        1,
+        1,
+        0,
+    ]
+    assert store.audit() == []
+
+
+def test_bind_is_enospc_when_its_nodes_are_full_though_others_have_room() -> None:
+    store = CoreStore(16, nodes=2)
+    file, _ = store.bound_file("file", 16)
+    store.setfattr(file, "numa", "bind:1")
+    for pgoff in range(8):
+        store.fault(file, pgoff)
+    before = store.pool.counts(), file.pages.page_count
+    with refused("ENOSPC", "where policy bind:1 has them: 8 of 16 are free elsewhere"):
+        store.fault(file, 8)
+    with refused("ENOSPC", "where policy bind:1 has them"):
+        store.fallocate(file, 0, 8 * P, P)
+    assert (store.pool.counts(), file.pages.page_count) == before
+    store.setfattr(file, "numa", "preferred:1")
+    assert store.pool.node_of(store.fault(file, 8).pfn) == 0
+    store.fallocate(file, PUNCH, 0, P)
+    assert store.pool.node_of(store.fault(file, 9).pfn) == 1
+
+
+def test_a_full_bind_takes_back_what_no_guest_has_touched() -> None:
+    store = CoreStore(16, nodes=2)
+    file, _ = store.bound_file("file", 16)
+    store.setfattr(file, "numa", "bind:1")
+    paired = store.seen_by_vm(file)
+    for pgoff in (0, 1, 3):
+        store.touch(file, paired.get_pfn(pgoff, 512).pfn)
+    assert store.pool.node_free_counts()[1] == 1
+    for pgoff in (15, 14):
+        store.touch(file, paired.get_pfn(pgoff, 512).pfn)
+    assert store.pool.node_free_counts()[0] == 8
+    assert store.audit() == []

@@ -14,6 +14,7 @@ def test_the_defaults_are_the_strict_ones() -> None:
         pool_bytes=1 << 30,
         inode_count=1 << 18,
         nodes=1,
+        distances=(),
         born_guest=False,
         resize_any=False,
         truncate_nonempty=False,
@@ -36,6 +37,7 @@ def test_the_defaults_are_the_strict_ones() -> None:
         ("nr_inodes", "4M", "inode_count", MAX_INODES),
         ("nodes", "4", "nodes", 4),
         ("nodes", str(MAX_NODES), "nodes", MAX_NODES),
+        ("distances", "10:21/22:10", "distances", ((10, 21), (22, 10))),
         ("guest", None, "born_guest", True),
         ("noatime", None, "atime", Atime.NEVER),
         ("relatime", None, "atime", Atime.RELATIVE),
@@ -102,4 +104,5 @@ def test_a_value_that_makes_no_sense_is_einval_and_names_option_and_choices(name
 
 def test_all_options_of_the_contract_exist() -> None:
     times = {"atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime"}
-    assert set(NAMES) == {"size", "nr_inodes", "nodes", "guest", "resize", "seal_nonempty", "open", "fixed_gfn"} | times
+    own = {"size", "nr_inodes", "nodes", "distances", "guest", "resize", "seal_nonempty", "open", "fixed_gfn"}
+    assert set(NAMES) == own | times

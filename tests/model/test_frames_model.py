@@ -8,6 +8,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initial
 
 from memfsd.core.memory.buddy import Buddy
 from memfsd.core.memory.frames import FramePool
+from memfsd.core.memory.nodes import Zones
 from memfsd.core.memory.page_life import LEGAL
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
@@ -129,9 +130,9 @@ class PoolMachine(RuleBasedStateMachine):
 
     @rule(count=COUNTS, state=st.sampled_from(ALLOCATED), node=st.none() | st.integers(0, 3))
     def alloc(self, count: int, state: FrameState, node: int | None) -> None:
-        node = None if node is None else node % self.pool.node_count
+        zones = None if node is None else Zones(self.pool.distances.zonelist(node % self.pool.node_count))
         try:
-            runs = self.pool.alloc(count, state, node=node)
+            runs = self.pool.alloc(count, state, zones=zones)
         except Refused:
             assert count > self.model.count(FrameState.FREE)
             return
@@ -144,7 +145,12 @@ class PoolMachine(RuleBasedStateMachine):
         if self.has_free():
             pfn, count = self.pool.alloc_run(most, state, after=None if after is None else Pfn(after))
             assert 1 <= count <= most
-            if after is not None and after < len(self.model) and self.model[after] is FrameState.FREE:
+            if (
+                after is not None
+                and after < len(self.model)
+                and self.pool.node_of(after) == 0
+                and self.model[after] is FrameState.FREE
+            ):
                 assert pfn == after
             self.enter(pfn, count, state)
 

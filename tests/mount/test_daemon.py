@@ -260,6 +260,8 @@ BAD_OPTIONS = [
     *("nonsense", "nonsense=1", "max_read=100", "allow_other=1", "fsname", "guest=1"),
     *("size", "size=", "size=0", "size=100", "size=12Q", "size=-1", "size=9T"),
     *("nodes=0", "nodes=65", "nodes=two", "nodes=-1"),
+    *("distances=10:20/20", "distances=11:20/20:10", "distances=10:9/20:10", "distances=10:10/20:10"),
+    *("distances=10:20/20:10", "distances=ten", "distances=10:255/20:10"),
     *("resize=maybe", "open=wide", "seal_nonempty=maybe", "fixed_gfn=maybe"),
     *("socket", "socket=", f"socket=/{'x' * 107}"),
 ]

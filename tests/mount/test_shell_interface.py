@@ -54,7 +54,7 @@ def test_getfattr_shows_a_sealed_files_attributes(shared_mount: MountFactory, pl
     assert sh("memfs fallocate -l 8K f && getfattr -d f", place) == (
         "# file: f\n"
         'user.memfsd.frames="private=2 pending=0 quarantined=0"\n'
-        'user.memfsd.numa="any"\n'
+        'user.memfsd.numa="default"\n'
         'user.memfsd.owner="none"\n'
         'user.memfsd.page_size="4096"\n'
         'user.memfsd.seals="shrink,guest"\n'
@@ -153,7 +153,7 @@ def test_values_that_make_no_sense_are_refused(place: Path, name: str, value: st
     path = make(place, "guest")
     with refused(number):
         os.setxattr(path, f"user.memfsd.{name}", value.encode())
-    assert (attribute(path, "page_size"), attribute(path, "numa")) == ("4096", "any")
+    assert (attribute(path, "page_size"), attribute(path, "numa")) == ("4096", "default")
 
 
 def test_the_page_size_is_fixed_once_the_file_has_a_size_and_large_needs_the_seal(place: Path) -> None:
@@ -170,7 +170,7 @@ def test_the_node_is_chosen_and_frames_come_from_it(mount: MountFactory) -> None
     directory = mount("size=2M,nodes=2").path
     path = make(directory, "guest", 8 * PAGE)
     sh("setfattr -n user.memfsd.numa -v 1 f && memfs fallocate -l 32K f", directory)
-    assert attribute(path, "numa") == "1"
+    assert attribute(path, "numa") == "preferred:1"
     assert "node_free=256,248" in attribute(directory, "pool")
 
 

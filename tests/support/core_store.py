@@ -305,6 +305,9 @@ class CoreStore:
     def touch(self, file: Regular, pfn: int) -> None:
         self.windows.memory[file.ino, pfn] = bytearray(b"\1" * PAGE_SIZE)
 
+    def seen_by_vm(self, file: Regular) -> PairedFile:
+        return self._vms[file.ino][0]
+
     def invalidate(
         self, file: Regular, start: int, end: int, strategy: Strategy, kept: list[PgoffRange] = _NO_KEPT
     ) -> None:

@@ -196,7 +196,7 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.StatReply(4096, 1, 0, 0),
         m.CheckReply([("R1", "frame 0x1 is in two files")], 1, 1, 64),
         m.Map(2, 0),
-        m.MapReply([(0, 5, 8, -1, 2)], -1),
+        m.MapReply([(0, 5, 8, -1, 2, 0)], -1),
         m.Kcore(0),
         m.KcoreReply(64, [(0, 8, 1), (8, 56, 0)], -1),
         m.ListReply({"free": 64}, [m.FileReport(2, b"vm.mem", "none", 0, 0, 0, 0, 0)], 1),

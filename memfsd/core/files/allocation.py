@@ -42,12 +42,18 @@ class Allocation:
         room = self._stock(_STEP_RUNS)
         return room > 0 and self._map(room)
 
+    def give_up(self) -> None:
+        """After a first step that was refused: nobody has had these frames, so they need no scrubbing."""
+        for _, pfn, count in self.supply.take():
+            self._pool.set_state(pfn, count, FrameState.CLOSING)
+            self._pool.free(pfn, count)
+
     def _stock(self, room: int) -> int:
         """How much of the step's room is left; 0 also while frames are wanted."""
         if not self._wanted:
             return room
         file = self.file
-        runs = self._pool.alloc(self._wanted, self._state, order=file.order, node=file.node, max_runs=room)
+        runs = self._pool.alloc(self._wanted, self._state, order=file.order, max_runs=room)
         for pfn, count in runs:
             self.supply.map_run(self._stocked, pfn, count)
             self._stocked += count
@@ -57,7 +63,7 @@ class Allocation:
     def _map(self, room: int) -> bool:
         self._check_seal()
         pages, used, is_whole = self.file.pages, self._used, True
-        for low, high in list(islice(self._holes(), room)):
+        for low, high in list(islice(self._holes(self._at), room)):
             self._at = int(low)
             while self._at < high and room and (run := self.supply.run_at(self._used, high - self._at)):
                 pages.map_run(self._at, *run)
@@ -80,18 +86,18 @@ class Allocation:
         absent = len(guest.absent.within(self._at, self._end)) if guest is not None and guest.absent else 0
         return self._end - self._at - self.file.pages.count_mapped(self._at, self._end) - absent
 
-    def _holes(self) -> Iterator[tuple[int, int]]:
-        """Of the pages that are still to be filled: what has no frame, and may get one."""
-        holes, guest = self.file.pages.holes(self._at, self._end), self.file.guest
+    def _holes(self, start: int) -> Iterator[tuple[int, int]]:
+        """Of the pages that are still to be filled, from start on: what has no frame, and may get one."""
+        holes, guest = self.file.pages.holes(start, self._end), self.file.guest
         if guest is None or not guest.absent:
             yield from holes
             return
         for low, high in holes:
-            start: int = low
+            at: int = low
             for absent in [*guest.absent.within(low, high), high]:
-                if start < absent:
-                    yield start, absent
-                start = absent + 1
+                if at < absent:
+                    yield at, absent
+                at = absent + 1
 
     def _check_seal(self) -> None:
         file = self.file
@@ -106,3 +112,50 @@ class Allocation:
             if Seal.GROW in file.seals:
                 raise Refused(errno.EPERM, f"inode {file.ino} was sealed against growing while it was being filled")
             file.size = self._size
+
+
+class PlacedAllocation(Allocation):
+    """Where policies say where each page goes: `supply` has each frame at the page that it is for."""
+
+    def _stock(self, room: int) -> int:
+        while room and self._wanted:
+            gap = self._gap()
+            if gap is None:
+                self._wanted = 0
+                break
+            at, end = gap
+            zones, count = self.file.zones_at(at, end - at)
+            unit = 1 << self.file.order
+            count = max(count & -unit, unit)
+            for pfn, found in self._pool.alloc(count, self._state, order=self.file.order, zones=zones, max_runs=room):
+                self.supply.map_run(at, pfn, found)
+                at += found
+                room -= 1
+            self._stocked = at
+        return room
+
+    def _gap(self) -> tuple[int, int] | None:
+        """The next pages that have no frame, neither in the file nor in the supply."""
+        for low, high in self._holes(max(self._at, self._stocked)):
+            for start, end in self.supply.holes(low, high):
+                return start, end
+        return None
+
+    def _map(self, room: int) -> bool:
+        self._check_seal()
+        pages = self.file.pages
+        while room and (hole := next(self._holes(self._at), None)) is not None:
+            low, high = hole
+            self._at = int(low)
+            run = self.supply.run_at(low, high - low)
+            if run is None:  # it was punched since
+                self._stocked, self._wanted = self._at, high - low
+                return False
+            pages.map_run(low, *run)
+            self.supply.unmap(low, low + run[1])
+            self._at += run[1]
+            room -= 1
+        if not room:
+            return False
+        self._set_size()
+        return True

@@ -8,7 +8,9 @@ import errno
 import stat
 from dataclasses import dataclass, field
 
+from memfsd.core.memory.nodes import Zones
 from memfsd.core.memory.page_table import FilePages
+from memfsd.core.memory.placement import Policies
 from memfsd.core.private.gmem_file import GmemFile
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import INODE_BYTES, INODE_SHARES_PER_UID, INODE_SHARES_RESERVED, SHORT_SYMLINK_MAX
@@ -75,13 +77,18 @@ class Regular(Inode):
     size: int = 0
     seals: Seal = Seal(0)
     order: int = ORDER_4K
-    node: int | None = None
+    policies: Policies | None = None
+    """None while there are none: a fault asks for no more than that."""
     readers: int = 0
     mappable_writers: int = 0
     nameless: bool = False
     is_cached_only: bool = False
     pages: FilePages = field(default_factory=FilePages)
     guest: GmemFile | None = None
+
+    def zones_at(self, pgoff: int, limit: int) -> tuple[Zones | None, int]:
+        """Where a page goes (None: as the default says), and for how many pages, at most limit, that is so."""
+        return (None, limit) if self.policies is None else self.policies.at(pgoff, self.order, limit)
 
     @property
     def block_count(self) -> int:  # type: ignore[override]

@@ -17,7 +17,7 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Ino, Pfn, Pgoff
 
-from .allocation import Allocation
+from .allocation import Allocation, PlacedAllocation
 from .inodes import Regular
 
 IoVec = list[tuple[int, int]]
@@ -62,10 +62,6 @@ class OrdinaryData:
         if at is not None:
             return [(at, size)]
         end = min(end, self._fill_holes(file, offset >> PAGE_SHIFT, _page_after(end)) << PAGE_SHIFT)
-        if end <= offset:
-            raise Refused(
-                errno.ENOSPC, "the pool has no free frame: remove or punch files, or mount with a larger size="
-            )
         file.size = max(file.size, end)
         return self._locate(file, offset, end - offset)
 
@@ -80,7 +76,10 @@ class OrdinaryData:
         if run is None:
             if not self._pool.free_count:
                 return None
-            run = self._fill_hole(file, first, pages)
+            try:
+                run = self._fill_hole(file, first, pages)
+            except Refused:  # a policy's nodes are full
+                return None
         if run[1] != pages:
             return None
         if end > file.size:
@@ -131,9 +130,14 @@ class OrdinaryData:
         """Fill every hole of pages [start, end), then set the size: ENOSPC changes nothing. What takes long is left to
         the effects.
         """
-        allocation = Allocation(self._pool, file, start, end, state, size)
-        if allocation.step():
-            return []
+        kind = Allocation if file.policies is None else PlacedAllocation
+        allocation = kind(self._pool, file, start, end, state, size)
+        try:
+            if allocation.step():
+                return []
+        except Refused:
+            allocation.give_up()
+            raise
         effect = Fill(file.ino)
         self.allocations[effect] = allocation
         return [effect]
@@ -176,12 +180,14 @@ class OrdinaryData:
         return plan
 
     def _fill_holes(self, file: Regular, start: int, end: int) -> int:
-        """Fill holes from the front; the page up to which all are filled."""
+        """Fill holes from the front; the page up to which all are filled. ENOSPC when none of them could be."""
         at = start
         while at < end:
             try:
                 run = file.pages.run_at(at, end - at) or self._fill_hole(file, at, end - at)
             except Refused:
+                if at == start:
+                    raise
                 break
             at += run[1]
         return at
@@ -189,7 +195,10 @@ class OrdinaryData:
     def _fill_hole(self, file: Regular, at: int, max_pages: int) -> tuple[Pfn, int]:
         """One run from a hole's page on, in frames that go on from the page before if those are free. ENOSPC."""
         hole, after = file.pages.gap_at(at, max_pages)
-        run = self._pool.alloc_run(hole, FrameState.SHARED, node=file.node, after=after)
+        zones = None
+        if file.policies is not None:
+            zones, hole = file.zones_at(at, hole)
+        run = self._pool.alloc_run(hole, FrameState.SHARED, zones=zones, after=after)
         file.pages.map_run(at, run[0], run[1])
         return run
 

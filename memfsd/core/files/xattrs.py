@@ -3,10 +3,13 @@
 import errno
 
 from memfsd.core.memory.frames import FramePool
+from memfsd.core.memory.placement import Policies
 from memfsd.uapi import names
+from memfsd.uapi.distances import format_distances
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import XATTR_BYTES, XATTR_NAME_MAX, XATTR_TOTAL_MAX, XATTR_VALUE_MAX
+from memfsd.uapi.policy import old_spelling, parse_ranges
 from memfsd.uapi.seals import format_seals
 from memfsd.uapi.units import ORDER_4K, PAGE_SIZE, order_of_page_size, parse_size
 
@@ -69,13 +72,19 @@ class Xattrs:
         inode.xattrs[name] = value
 
     def set_own(self, inode: Inode, name: bytes, value: bytes) -> None:
-        """user.memfsd.page_size and .numa of an empty file; every other of ours is read-only (EPERM)."""
+        """user.memfsd.page_size of an empty file, and .numa; every other of ours is read-only (EPERM)."""
         if name == names.XATTR_PAGE_SIZE and isinstance(inode, Regular):
             self._set_page_size(inode, value)
         elif name == names.XATTR_NUMA and isinstance(inode, Regular):
-            self._set_node(inode, value)
+            self._set_policies(inode, value)
         else:
-            known = name in (*_FILE_NAMES, names.XATTR_POOL, names.XATTR_COUNTS, names.XATTR_TOKEN)
+            known = name in (
+                *_FILE_NAMES,
+                names.XATTR_POOL,
+                names.XATTR_COUNTS,
+                names.XATTR_NUMASTAT,
+                names.XATTR_TOKEN,
+            )
             raise Refused(
                 errno.EPERM if known else errno.EOPNOTSUPP,
                 f"{name.decode(errors='replace')} cannot be set" if known else f"no attribute {name!r}",
@@ -94,6 +103,8 @@ class Xattrs:
             return self._socket_path.encode()
         if name == names.XATTR_POOL:
             return self._pool_line().encode() if inode.ino == ROOT_INO else None
+        if name == names.XATTR_NUMASTAT:
+            return self._numastat().encode() if inode.ino == ROOT_INO else None
         if not isinstance(inode, Regular):
             return None
         if name == names.XATTR_SEALS:
@@ -101,7 +112,7 @@ class Xattrs:
         if name == names.XATTR_PAGE_SIZE:
             return str(PAGE_SIZE << inode.order).encode()
         if name == names.XATTR_NUMA:
-            return b"any" if inode.node is None else str(inode.node).encode()
+            return str(inode.policies or Policies()).encode()
         if name == names.XATTR_OWNER:
             return owner_line(inode).encode()
         if name == names.XATTR_FRAMES:
@@ -125,14 +136,19 @@ class Xattrs:
             raise Refused(errno.EINVAL, "large pages are for sealed files: seal the file first")
         file.order = order
 
-    def _set_node(self, file: Regular, value: bytes) -> None:
-        text = value.decode("ascii", "replace")
-        if text == "any":
-            file.node = None
-        elif text.isascii() and text.isdigit() and int(text) < self._pool.node_count:
-            file.node = int(text)
-        else:
-            raise Refused(errno.EINVAL, f"'{text}' is not a node: choose any or 0 to {self._pool.node_count - 1}")
+    def _set_policies(self, file: Regular, value: bytes) -> None:
+        """Pages that are there stay where they are, as mbind(2) without MPOL_MF_MOVE leaves them."""
+        ranges = parse_ranges(old_spelling(value.decode("ascii", "replace")), file.order)
+        policies = (file.policies or Policies()).set(ranges, self._pool.distances)
+        file.policies = policies if len(policies) else None
+
+    def _numastat(self) -> str:
+        """A line for each node, and the table of distances."""
+        lines = [
+            f"node={node} " + " ".join(f"{name}={count}" for name, count in report._asdict().items())
+            for node, report in enumerate(self._pool.numastat())
+        ]
+        return "\n".join([*lines, f"distances={format_distances(self._pool.distances.rows)}"])
 
 
 def _charge(name: bytes, value: bytes) -> int:

@@ -13,12 +13,15 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
+from memfsd.uapi.distances import Rows
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_NODES, MAX_POOL_BYTES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, Pfn, format_size
 
 from .buddy import Buddy
+from .nodes import LOCAL_NODE, Distances, Zones
+from .numastat import NodeReport, NumaStat
 from .page_life import LEGAL
 from .state_copy import StateCopy
 
@@ -38,13 +41,14 @@ _MAX_FRAMES = MAX_POOL_BYTES >> PAGE_SHIFT
 class FramePool:
     """Frames 0 to frame_count, split evenly over the nodes, at 2 MiB boundaries if they are large enough.
 
-    EINVAL for a size or a number of nodes that is out of bounds. Counts are frames.
+    EINVAL for a size, a number of nodes or a table of distances that is out of bounds. Counts are frames. An allocation
+    without zones tries the local node first, then the nearest.
     """
 
     # States are kept per block of 512 frames while they agree; a block that is MIXED has them in _frames.
     # Both arrays start as zero, which is FREE, and are committed by the kernel as they are touched.
 
-    def __init__(self, frame_count: int, node_count: int = 1) -> None:
+    def __init__(self, frame_count: int, node_count: int = 1, distances: Rows = ()) -> None:
         if not 1 <= frame_count <= _MAX_FRAMES:
             raise Refused(
                 errno.EINVAL,
@@ -57,10 +61,14 @@ class FramePool:
             )
         self.frame_count = frame_count
         self.node_count = node_count
+        self.distances = Distances(node_count, distances)
+        self._anywhere = Zones(self.distances.zonelist(LOCAL_NODE))
+        self._stat = NumaStat(node_count)
         unit = _BLOCK if frame_count >= _BLOCK * node_count else 1
         edges = [frame_count // unit * node // node_count * unit for node in range(node_count)]
         self._starts = edges
         self._buddies = [Buddy(start, end - start) for start, end in zip(edges, [*edges[1:], frame_count], strict=True)]
+        self._local = self._buddies[LOCAL_NODE]
         block_count = -(-frame_count // _BLOCK)
         self._block_array = np.zeros(block_count, np.uint8)
         self._frame_array = np.zeros(block_count * _BLOCK, np.uint8)
@@ -84,8 +92,19 @@ class FramePool:
         assert 0 <= pfn < self.frame_count
         return bisect_right(self._starts, pfn) - 1
 
+    def node_at(self, pfn: int) -> tuple[int, int]:
+        """The node of a frame, and where that node ends."""
+        node = self.node_of(pfn)
+        return node, self._buddies[node].end
+
     def node_free_counts(self) -> list[int]:
         return [buddy.free_count for buddy in self._buddies]
+
+    def numastat(self) -> list[NodeReport]:
+        return [
+            self._stat.report(node, buddy.end - buddy.first, buddy.free_count)
+            for node, buddy in enumerate(self._buddies)
+        ]
 
     def alloc(
         self,
@@ -93,23 +112,26 @@ class FramePool:
         state: FrameState,
         *,
         order: int = ORDER_4K,
-        node: int | None = None,
+        zones: Zones | None = None,
         max_runs: int = sys.maxsize,
     ) -> list[tuple[Pfn, int]]:
         """Runs (pfn, frames) that add up to count, a multiple of 1 << order, as each run is; to less with max_runs.
 
-        From the preferred node as far as it goes, then from the others in order. ENOSPC, and nothing changed,
-        when all together have not enough.
+        From the first of the zones as far as it goes, then from the others in order. ENOSPC, and nothing changed, when
+        all together have not enough.
         """
-        buddies = self._preferring(node)
-        if count > sum(buddy.available(order) for buddy in buddies):
-            raise self._full(count, order)
+        zones = zones or self._anywhere
+        room = [(node, self._buddies[node].available(order)) for node in zones.nodes]
+        if count > sum(free for _, free in room):
+            raise self._full(count, order, zones)
         runs: list[tuple[Pfn, int]] = []
         left = count
-        for buddy in buddies:
-            part = min(left, buddy.available(order))
+        for node, free in room:
+            part = min(left, free)
             if part:
-                runs += buddy.alloc(part, order, max_runs - len(runs))
+                taken = self._buddies[node].alloc(part, order, max_runs - len(runs))
+                self._count(node, sum(run for _, run in taken), zones)
+                runs += taken
                 left -= part
                 if not left or len(runs) >= max_runs:
                     break
@@ -117,11 +139,14 @@ class FramePool:
             self._enter(pfn, run, state)
         return runs
 
-    def alloc_one(self, state: FrameState, node: int | None = None) -> int:
-        """One frame of the preferred node, or of another. ENOSPC. A plain int: to call Pfn() is felt in a fault."""
-        buddy = self._buddies[node or 0]
-        if not buddy.free_count:
-            buddy = self._with_room(node)
+    def alloc_one(self, state: FrameState, zones: Zones | None = None) -> int:
+        """One frame. ENOSPC. A plain int: to call Pfn() is felt in a fault."""
+        buddy = self._local
+        if zones is not None or not buddy.free_count:
+            zones = zones or self._anywhere
+            node = self._with_room(zones)
+            buddy = self._buddies[node]
+            self._count(node, 1, zones)
         pfn, frames, counts = buddy.alloc_one(), self._frames, self._counts
         if self._blocks[pfn >> ORDER_2M] != _MIXED:
             self._break(pfn >> ORDER_2M)
@@ -132,22 +157,22 @@ class FramePool:
         return pfn
 
     def alloc_run(
-        self, max_count: int, state: FrameState, *, node: int | None = None, after: Pfn | None = None
+        self, max_count: int, state: FrameState, *, zones: Zones | None = None, after: Pfn | None = None
     ) -> tuple[Pfn, int]:
-        """One contiguous run (pfn, frames) of 1 to max_count frames, starting at `after` if that is free.
-
-        ENOSPC when no node has a frame.
+        """One contiguous run (pfn, frames) of 1 to max_count frames, starting at `after` if that is free and where the
+        run is meant to be. ENOSPC when no zone has a frame.
         """
-        if after is not None and after < self.frame_count:
-            buddy = self._buddies[self.node_of(after) if self.node_count > 1 else 0]
-            count = buddy.alloc_at(after, max_count)
+        zones = zones or self._anywhere
+        meant = zones.nodes[0]
+        if after is not None and after < self.frame_count and (self.node_count == 1 or self.node_of(after) == meant):
+            count = self._buddies[meant].alloc_at(after, max_count)
             if count:
+                self._count(meant, count, zones)
                 self._enter(after, count, state)
                 return after, count
-        buddy = self._buddies[node or 0]
-        if not buddy.free_count:
-            buddy = self._with_room(node)
-        pfn, count = buddy.alloc_run(max_count)
+        node = self._with_room(zones)
+        pfn, count = self._buddies[node].alloc_run(max_count)
+        self._count(node, count, zones)
         self._enter(pfn, count, state)
         return pfn, count
 
@@ -171,6 +196,7 @@ class FramePool:
             node = self.node_of(at)
             stop = min(self._buddies[node].end, end)
             self._buddies[node].free(at, stop - at)
+            self._stat.took_back(node, stop - at)
             at = stop
 
     def state(self, pfn: int) -> FrameState:
@@ -280,19 +306,24 @@ class FramePool:
         self._frames[start : start + _BLOCK] = _UNIFORM[self._blocks[block]]
         self._blocks[block] = _MIXED
 
-    def _preferring(self, node: int | None) -> list[Buddy]:
-        if not node:
-            return self._buddies
-        return [self._buddies[node], *self._buddies[:node], *self._buddies[node + 1 :]]
+    def _count(self, node: int, count: int, zones: Zones) -> None:
+        self._stat.gave(node, count, zones.nodes[0], is_interleaved=zones.is_interleaved)
 
-    def _with_room(self, node: int | None) -> Buddy:
-        for buddy in self._preferring(node):
-            if buddy.free_count:
-                return buddy
-        raise self._full(1, ORDER_4K)
+    def _with_room(self, zones: Zones) -> int:
+        """The first of the nodes that has a free frame."""
+        for node in zones.nodes:
+            if self._buddies[node].free_count:
+                return node
+        raise self._full(1, ORDER_4K, zones)
 
-    def _full(self, count: int, order: int) -> Refused:
+    def _full(self, count: int, order: int, zones: Zones) -> Refused:
         unit = f" in blocks of {1 << order}" if order else ""
+        if zones.policy and self.free_count:
+            return Refused(
+                errno.ENOSPC,
+                f"no room for {count} frames{unit} where policy {zones.policy} has them: {self.free_count} of "
+                f"{self.frame_count} are free elsewhere; bind to more nodes, or punch or remove files there",
+            )
         return Refused(
             errno.ENOSPC,
             f"no room for {count} frames{unit}: {self.free_count} of {self.frame_count} are free; "

@@ -91,7 +91,7 @@ def test_an_empty_ordinary_file_tells_its_facts(store: CoreStore) -> None:
     } == {
         "seals": "",
         "page_size": "4096",
-        "numa": "any",
+        "numa": "default",
         "owner": "none",
         "frames": "shared=0",
         "socket": "/run/s",
@@ -205,14 +205,38 @@ def test_numa_prefers_a_node() -> None:
     store.setfattr(file, "numa", "1")
     store.write(store.open(file), 0, b"x" * 4 * P)
     assert store.pool.node_free_counts() == [32, 28]
+    assert store.getfattr(file, "numa") == "preferred:1"
     store.setfattr(file, "numa", "any")
-    assert store.getfattr(file, "numa") == "any"
-    for value in ("2", "-1", "", "all", "\u0661", "1.0"):
+    assert (store.getfattr(file, "numa"), file.policies) == ("default", None)
+    for value in ("2", "-1", "", "all", "\u0661", "1.0", "bind:2", "bind", "bind:0@1+4096", "99999999999999999999"):
         with refused("EINVAL"):
             store.setfattr(file, "numa", value)
+    assert store.getfattr(file, "numa") == "default"
 
 
-@pytest.mark.parametrize("name", ["owner", "frames", "socket", "pool", "counts", "token"])
+def test_numa_takes_what_it_shows() -> None:
+    store = CoreStore(pages=64, nodes=2)
+    file, other = store.make("file"), store.make("other")
+    store.setfattr(file, "numa", "interleave:0-1@0+0x4000 bind:1@0x2000+1")
+    shown = store.getfattr(file, "numa")
+    assert shown == "interleave:0-1@0x0+0x2000 bind:1@0x2000+0x1000 interleave:0-1@0x3000+0x1000"
+    store.setfattr(other, "numa", shown)
+    assert store.getfattr(other, "numa") == shown
+
+
+def test_numastat_is_the_mounts() -> None:
+    store = CoreStore(pages=64, nodes=2)
+    file = store.make("file")
+    store.setfattr(file, "numa", "bind:1")
+    store.write(store.open(file), 0, b"x" * 4 * P)
+    root = store.store.files.getxattr(1, b"user.memfsd.numastat").decode().splitlines()
+    assert root[1].startswith("node=1 total=32 free=28 numa_hit=4 numa_miss=0")
+    assert root[2] == "distances=10:20/20:10"
+    with refused("ENODATA"):
+        store.getfattr(file, "numastat")
+
+
+@pytest.mark.parametrize("name", ["owner", "frames", "socket", "pool", "counts", "numastat", "token"])
 def test_facts_can_not_be_set(store: CoreStore, name: str) -> None:
     with refused("EPERM"):
         store.setfattr(store.make("file"), name, "1")

@@ -5,6 +5,7 @@ import errno
 import pytest
 
 from memfsd.core.memory.frames import FramePool
+from memfsd.core.memory.nodes import Zones
 from memfsd.core.memory.page_life import LEGAL
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
@@ -28,6 +29,11 @@ def routes() -> dict[FrameState, list[FrameState]]:
 
 ROUTES = routes()
 IN_USE = [state for state in ROUTES if state is not FREE]
+
+
+def on(pool: FramePool, node: int) -> Zones:
+    """This node first, then the nearest."""
+    return Zones(pool.distances.zonelist(node))
 
 
 def run_in(pool: FramePool, state: FrameState, count: int) -> Pfn:
@@ -147,12 +153,12 @@ def test_large_nodes_begin_at_2m() -> None:
 
 def test_the_preferred_node_goes_first_and_the_others_help() -> None:
     pool = FramePool(4 * BLOCK, 4)
-    assert pool.node_of(pool.alloc_one(SHARED, node=2)) == 2
-    assert pool.node_of(pool.alloc_run(10, SHARED, node=3)[0]) == 3
-    runs = pool.alloc(BLOCK + 100, SHARED, node=3)
+    assert pool.node_of(pool.alloc_one(SHARED, zones=on(pool, 2))) == 2
+    assert pool.node_of(pool.alloc_run(10, SHARED, zones=on(pool, 3))[0]) == 3
+    runs = pool.alloc(BLOCK + 100, SHARED, zones=on(pool, 3))
     assert sum(count for _, count in runs) == BLOCK + 100
     assert [pool.node_of(pfn) for pfn, _ in runs] == [3, 0]
-    assert pool.node_of(pool.alloc_one(SHARED, node=3)) == 0
+    assert pool.node_of(pool.alloc_one(SHARED, zones=on(pool, 3))) == 0
     assert pool.node_free_counts() == [BLOCK - 111, BLOCK, BLOCK - 1, 0]
 
 
@@ -172,16 +178,46 @@ def test_without_a_preference_nodes_fill_in_order() -> None:
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])
-def test_a_run_goes_on_where_it_is_wanted_in_whichever_node(nodes: int) -> None:
+def test_a_run_goes_on_where_it_is_wanted_if_that_is_the_node_it_is_for(nodes: int) -> None:
     pool = FramePool(4 * BLOCK, nodes)
     for after in range(0, 4 * BLOCK, BLOCK):
-        assert pool.alloc_run(3, SHARED, after=Pfn(after + 5)) == (after + 5, 3)
+        there = on(pool, pool.node_of(after))
+        assert pool.alloc_run(3, SHARED, zones=there, after=Pfn(after + 5)) == (after + 5, 3)
+    if nodes > 1:
+        assert pool.node_of(pool.alloc_run(3, SHARED, zones=on(pool, 0), after=Pfn(4 * BLOCK - 9))[0]) == 0
+
+
+def test_the_nearest_node_helps_first() -> None:
+    rows = ((10, 30, 20), (30, 10, 20), (20, 30, 10))
+    pool = FramePool(3 * BLOCK, 3, rows)
+    assert [pool.node_of(pfn) for pfn, _ in pool.alloc(3 * BLOCK, SHARED)] == [0, 2, 1]
+    with pytest.raises(Refused, match="table of 3 nodes and nodes= is 2"):
+        FramePool(2 * BLOCK, 2, rows)
+
+
+def test_zones_that_are_all_there_are_get_nothing_of_other_nodes() -> None:
+    pool = FramePool(2 * BLOCK, 2)
+    bound = Zones((1,), policy="bind:1")
+    pool.alloc(BLOCK - 1, PRIVATE, zones=bound)
+    before = pool.counts(), pool.node_free_counts()
+    with pytest.raises(Refused, match="where policy bind:1 has them: 513 of 1024 are free elsewhere") as refusal:
+        pool.alloc(2, PRIVATE, zones=bound)
+    assert refusal.value.errno == errno.ENOSPC
+    assert (pool.counts(), pool.node_free_counts()) == before
+    assert pool.node_of(pool.alloc_one(PRIVATE, bound)) == 1
+    for full in (lambda: pool.alloc_one(PRIVATE, bound), lambda: pool.alloc_run(3, PRIVATE, zones=bound)):
+        with pytest.raises(Refused, match="bind:1"):
+            full()
+
+
+def test_a_run_is_cut_where_its_node_ends() -> None:
+    assert FramePool(2 * BLOCK, 2).node_at(7) == (0, BLOCK)
 
 
 def test_too_much_is_refused_and_changes_nothing() -> None:
     pool = FramePool(4 * BLOCK, 2)
-    pool.alloc_one(SHARED, node=0)
-    pool.alloc_one(SHARED, node=1)
+    pool.alloc_one(SHARED, zones=on(pool, 0))
+    pool.alloc_one(SHARED, zones=on(pool, 1))
     for count, order in ((4 * BLOCK, 0), (3 * BLOCK, ORDER_2M)):
         before = pool.counts(), pool.node_free_counts()
         with pytest.raises(Refused):
@@ -223,7 +259,7 @@ def test_a_pool_that_cannot_be(frame_count: int, node_count: int) -> None:
 
 def test_the_largest_pool() -> None:
     pool = FramePool(1 << 31, MAX_NODES)
-    ((pfn, count),) = pool.alloc(1 << 25, PRIVATE, node=63)
+    ((pfn, count),) = pool.alloc(1 << 25, PRIVATE, zones=on(pool, 63))
     assert pool.node_of(pfn) == 63
     assert pool.tally(pfn, count)[PRIVATE] == count
-    assert pool.alloc_run(1, PRIVATE, after=Pfn(pfn - 1)) == (pfn - 1, 1)
+    assert pool.alloc_run(1, PRIVATE, zones=on(pool, 62), after=Pfn(pfn - 1)) == (pfn - 1, 1)

@@ -1,0 +1,66 @@
+"""mbind(2) and move_pages(2) for file descriptors: where the pages of a file on a memfsd mount are, and shall be."""
+
+import errno
+import fcntl
+import os
+import struct
+from collections.abc import Sequence
+
+from memfsd.uapi.names import (
+    ANY_NODE,
+    IOC_GET_SEALS,
+    IOC_MOVE_PAGES,
+    MOVE_PAGES_AT_ONCE,
+    MOVE_PAGES_ENTRY,
+    NO_PAGE,
+    XATTR_NUMA,
+)
+from memfsd.uapi.units import PGOFF_END
+
+Range = tuple[int, int]
+"""(offset, length) in bytes."""
+
+_ENTRY = struct.Struct(MOVE_PAGES_ENTRY)
+
+
+def fbind(fd: int, range: Range | None, policy: str) -> None:  # noqa: A002 - as the proposal names it
+    """Set the memory policy of a range of the file, None being all of it; it is the file's, whoever uses it.
+
+    policy: default, local, bind:NODES, preferred[:NODE], preferred-many:NODES, interleave:NODES, or
+    weighted-interleave:NODE=WEIGHT,...; NODES as 0-2,5. What is allocated already stays where it is.
+    OSError as mbind(2): EINVAL for an offset that is not a page's, an unknown policy, no nodes where it needs some or
+    some where it takes none, a node that does not exist; ENOMEM for too many ranges; ENOTTY not a file on a memfsd
+    mount. Its pages are then ENOSPC, to a guest and to fallocate(2), when the nodes of bind are full.
+    """
+    fcntl.ioctl(fd, IOC_GET_SEALS, bytes(4))  # elsewhere the attribute would be kept, and mean nothing
+    where = ""
+    if range is not None:
+        offset, length = range
+        if offset < 0 or length < 0:
+            raise OSError(errno.EINVAL, f"fbind: offset {offset} and length {length} must not be negative")
+        where = f"@{offset:#x}+{length:#x}"
+    if len(policy.split()) != 1 or "@" in policy:
+        raise OSError(errno.EINVAL, f"fbind: '{policy}' is not one policy")
+    os.setxattr(fd, XATTR_NUMA, f"{policy}{where}".encode())
+
+
+def fmove_pages(fd: int, pages: Sequence[int], nodes: Sequence[int] | None = None) -> list[int]:
+    """For each page of the file (its offset / 4096): the node it is on, or a negative errno, as move_pages(2).
+
+    -ENOENT for a hole, -EFAULT past the end of the file. nodes: where to move each. The descriptor may be write-only.
+    OSError: EINVAL for a page that no file has or as many nodes as there are not pages, ENOTTY not a file on a memfsd
+    mount, EOPNOTSUPP while this store cannot move pages.
+    """
+    wanted = [ANY_NODE] * len(pages) if nodes is None else list(nodes)
+    if len(wanted) != len(pages):
+        raise OSError(errno.EINVAL, f"fmove_pages: {len(pages)} pages and {len(wanted)} nodes: give one for each")
+    if not all(0 <= page < PGOFF_END for page in pages) or not all(ANY_NODE <= node < 1 << 31 for node in wanted):
+        raise OSError(errno.EINVAL, f"fmove_pages: pages are 0 to {PGOFF_END - 1}, nodes 0 or more")
+    found: list[int] = []
+    for start in range(0, len(pages), MOVE_PAGES_AT_ONCE):
+        part = list(zip(pages[start : start + MOVE_PAGES_AT_ONCE], wanted[start:], strict=False))
+        entries = [*part, *[(NO_PAGE, ANY_NODE)] * (MOVE_PAGES_AT_ONCE - len(part))]
+        answer = bytearray().join(_ENTRY.pack(page, node, 0) for page, node in entries)
+        fcntl.ioctl(fd, IOC_MOVE_PAGES, answer)
+        found += [status for _, _, status in _ENTRY.iter_unpack(answer)][: len(part)]
+    return found
