@@ -25,7 +25,7 @@ from memfsd.common import sync, trace
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
-from .memory import MachineCheck, WindowMemory
+from .memory import MADV_POPULATE_WRITE, MachineCheck, WindowMemory
 
 _KEY_BITS = 256
 _TAG_BYTES = 16
@@ -108,7 +108,7 @@ class EncryptedMemory(WindowMemory):
                 self._seal(frame, part)
 
     def touch(self, offset: int, page_count: int) -> None:
-        self.populate(offset, page_count)
+        self._map.madvise(MADV_POPULATE_WRITE, offset, page_count << PAGE_SHIFT)
         first = offset >> PAGE_SHIFT
         for frame in range(first, first + page_count):
             self._read(frame)

@@ -15,7 +15,7 @@ from memfsd.common.linux import PageRange, data_ranges, punch_hole
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
 from memfsd.uapi.units import ORDER_1G, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
-_MADV_POPULATE_WRITE = 23
+MADV_POPULATE_WRITE = 23
 
 
 class Memory(Protocol):
@@ -82,13 +82,10 @@ class _Mapped:
         self._view[offset : offset + len(data)] = data
 
     def touch(self, offset: int, page_count: int) -> None:
-        self.populate(offset, page_count)
-        firsts = self._bytes[offset : offset + (page_count << PAGE_SHIFT) : PAGE_SIZE]
+        length = page_count << PAGE_SHIFT
+        self._map.madvise(MADV_POPULATE_WRITE, offset, length)
+        firsts = self._bytes[offset : offset + length : PAGE_SIZE]
         firsts |= 0
-
-    def populate(self, offset: int, page_count: int) -> None:
-        """Give these pages memory in one call."""
-        self._map.madvise(_MADV_POPULATE_WRITE, offset, page_count << PAGE_SHIFT)
 
     def populated_count(self) -> int:
         """Pages that hold memory."""

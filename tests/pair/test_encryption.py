@@ -152,6 +152,35 @@ def test_a_punched_page_comes_back_zero_whatever_the_window_holds(vm: LocalVm, s
     assert frame(vm, 2) == at, "the same frame again"
 
 
+def late_writer(vm: LocalVm, gfn: int, patched: pytest.MonkeyPatch) -> None:
+    """A vCPU that has found its translation before a zap writes until it is kicked."""
+    memory, at, real = vm.link().memory, page(frame(vm, gfn)), vm.kvm.unmapper.kick_all
+
+    def kick_all() -> None:
+        memory.write(at, b"late")
+        real()
+
+    patched.setattr(vm.kvm.unmapper, "kick_all", kick_all)
+
+
+def test_frames_are_forgotten_when_the_last_vcpu_has_left(vm: LocalVm, store: LocalStore) -> None:
+    assert vm.write(page(2), SECRET) is None
+    with pytest.MonkeyPatch.context() as patched:
+        late_writer(vm, 2, patched)
+        store.punch("file", 2, 1)
+    assert vm.read(page(2), 4) == bytes(4)
+
+
+def test_frames_are_noted_as_unmapped_when_the_last_vcpu_has_left(vm: LocalVm, store: LocalStore) -> None:
+    assert vm.write(page(2), SECRET) is None
+    with pytest.MonkeyPatch.context() as patched:
+        late_writer(vm, 2, patched)
+        vm.vmm.memory.hide(0, Gfn(2), Gfn(3))
+    store.punch("file", 2, 1)
+    vm.vmm.memory.fill_slot(0, Gfn(2), Gfn(3))
+    assert vm.read(page(2), 4) == bytes(4)
+
+
 @pytest.fixture
 def hidden(vm: LocalVm) -> Iterator[LocalVm]:
     """Page 2 holds the secret and is not bound; page 3 holds something, too."""
