@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 from benchlib import (
     conversions,
+    encrypted_touch,
     fault,
     first_touch,
     huge_file,
@@ -38,6 +39,7 @@ FIGURES: dict[str, Measure] = {
     "P6": conversions.measure,
     "P7": huge_file.measure,
     "P9": starting.measure,
+    "E1": encrypted_touch.measure,
     "T1": throughput.measure,
 }
 QUICK: dict[str, Measure] = {
@@ -50,6 +52,7 @@ QUICK: dict[str, Measure] = {
     "P6": lambda progress: conversions.measure(progress, rounds=1, live=(2, 4), count=2),
     "P7": lambda progress: huge_file.measure(progress, rounds=1, size_bytes=4 << 30),
     "P9": lambda progress: starting.measure(progress, rounds=1),
+    "E1": lambda progress: encrypted_touch.measure(progress, rounds=1, size_bytes=4 << 20),
     "T1": lambda progress: throughput.measure(progress, rounds=1, count=2),
 }
 """So small that the values mean nothing: for tests of this program."""

@@ -10,6 +10,7 @@ from pathlib import Path
 from benchlib.minimal_fuse import daemon
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.machine import VirtualMachine
+from kvmsim.memory.memory import OpenWindow, WindowMemory
 
 MAX_SLOTS = 8
 
@@ -35,8 +36,8 @@ def sealed_file(path: Path, size_bytes: int) -> Path:
 
 
 @contextmanager
-def attached(path: Path, size_bytes: int) -> Iterator[VirtualMachine]:
+def attached(path: Path, size_bytes: int, open_window: OpenWindow = WindowMemory) -> Iterator[VirtualMachine]:
     """A new VM whose private memory from address 0 on is this file."""
-    with closing(VirtualMachine("bench", MAX_SLOTS)) as machine:
+    with closing(VirtualMachine("bench", MAX_SLOTS, open_window=open_window)) as machine:
         machine.kvm.slots.set_private_slot(MemoryRegion.private(0, 0, size_bytes), str(path))
         yield machine
