@@ -26,18 +26,19 @@ _memfsd() {
 _memfs() {
     local word=$2 before=$3 command=${COMP_WORDS[1]} options='-h --help --json'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'create seal stat map fallocate bind numastat check top kcore -h --help' "$word"
+        _memfsd_words 'create seal stat map fallocate bind numastat check top poison kcore -h --help' "$word"
         return
     fi
     case $before in
         --page-size) _memfsd_words '4K 2M 1G' "$word" && return ;;
-        --size | -l | --length | -o | --offset | -d | --delay | -n | --count)
+        --size | -l | --length | -o | --offset | -d | --delay | -n | --count | --seed)
             [[ $command == fallocate && $before == -n || $command == kcore ]] || return ;;
     esac
     case $command in
         create) options+=' --size --guest --page-size' ;;
         bind) options+=' -o --offset -l --length' ;;
         fallocate) options+=' -p --punch-hole -n --keep-size -o --offset -l --length' ;;
+        poison) options+=' --random --seed' ;;
         kcore) options+=' -o --output' ;;
         top) options+=' -d --delay -n --count' ;;
     esac

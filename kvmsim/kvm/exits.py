@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from enum import IntEnum
 
+from memfsd.uapi.errors import EHWPOISON
+
 
 class ExitReason(IntEnum):
     """Numbers of linux/kvm.h. MEMORY_ERROR never got one upstream (it became MEMORY_FAULT, 39); a machine check in a TD
@@ -54,7 +56,8 @@ class MemoryErrorExit:
     """kvm_run.memory_error of the thread: which alias of [gpa, gpa + size) was wanted, how, and why not.
 
     errno: 0 when no slot covers the range; else what kept a covered page from being mapped (ENOSPC the pool is
-    full, EIO the store is gone, ETIMEDOUT it is silent). The access can be run again once that is repaired.
+    full, EIO the store is gone, ETIMEDOUT it is silent, EHWPOISON its memory failed). The access can be run again once
+    that is repaired.
     """
 
     gpa: int
@@ -75,6 +78,8 @@ class MemoryErrorExit:
             "explicit": self.explicit,
             "illegal": self.illegal,
         }
+        if self.errno == EHWPOISON:
+            shown["hwpoison"] = True
         return {**shown, "errno": self.errno} if self.errno else shown
 
 

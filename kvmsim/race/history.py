@@ -6,6 +6,8 @@ before the read's ended, unless another one lies wholly between the two.
 
 from dataclasses import dataclass, field
 
+FAILED = b"\xffFAILED\xff"
+"""In the place of what a page holds when its frame has failed: no guest reads it."""
 Page = tuple[str, int]
 """Of a file: its name and the page's index."""
 

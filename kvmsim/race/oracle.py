@@ -125,8 +125,8 @@ class Oracle:
                 fail(f"files count {pending} pending frames, the pool {pool.count(FrameState.PENDING)}")
         self._scheduler.main.process = "nobody"
 
-    def at_close(self) -> None:
-        """Every VM has ended: what they had is free, and nothing is open."""
+    def at_close(self, poisoned: int) -> None:
+        """Every VM has ended: what they had is free but for the frames that failed, and nothing is open."""
         world, fail = self._world, self._scheduler.fail
         for task in self._scheduler.tasks[1:]:
             if not task.done and not task.dead:
@@ -140,6 +140,8 @@ class Oracle:
         for state in (FrameState.CLOSING, FrameState.QUARANTINED, FrameState.PENDING):
             if pool.count(state):
                 fail(f"R6: {pool.count(state)} frames are {state.name.lower()} though every VM has ended")
+        if pool.count(FrameState.POISONED) != poisoned:
+            fail(f"R6: {poisoned} frames have failed, and {pool.count(FrameState.POISONED)} are out of service")
         kept = sum(
             f.pages.page_count for f in world.store.service.inodes.sealed_files() if guest_of(f).pairing is not None
         )

@@ -13,12 +13,12 @@ from kvmsim.kvm.exits import Exit, MemoryErrorExit, MmioExit
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.common import sync
-from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.errors import EHWPOISON, Refused, errno_name
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from . import points
 from .accesses import Access
-from .history import History, Page
+from .history import FAILED, History, Page
 from .oracle import Oracle
 from .primitives import Connections, Makers
 from .scenario import MAX_TEXT, Actor, Command, Scenario, ScenarioError
@@ -88,6 +88,7 @@ class _Run:
         self._history = History()
         self._shown = SlotHistory(self._history)
         self._peaceful = not any(actor.role == "outside" for actor in scenario.actors)
+        self._poisoned = 0
 
     def go(self) -> Result:
         scheduler, scenario = self._scheduler, self._scenario
@@ -129,7 +130,7 @@ class _Run:
             self._sequence(self._scenario.after)
         if not scheduler.failures:
             self.world.close()
-            self._oracle.at_close()
+            self._oracle.at_close(self._poisoned)
             self._logged()
 
     def _logged(self) -> None:
@@ -215,7 +216,7 @@ class _Run:
         vcpu = vm.vm.vcpu(actor.index)
         data = self._runs(vm, vcpu, lambda: vm.guest.read(vcpu, gfn << PAGE_SHIFT, length))()
         if not isinstance(data, bytes):
-            return self._exit(actor, data)
+            return self._exit(actor, data, start)
         report = []
         for index in range(pages):
             value = data[index * PAGE_SIZE :][:MAX_TEXT]
@@ -239,7 +240,7 @@ class _Run:
             self._history.end(changes, happened=exit_ is None)
         else:  # it went to one of them: each such change stays open
             self._history.begin([page for page in seen if page not in touched], value)
-        return "" if exit_ is None else self._exit(actor, exit_)
+        return "" if exit_ is None else self._exit(actor, exit_, start)
 
     def _vcpu_share(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
         with self._taking(self._pages(vm, gfn, pages)):
@@ -297,6 +298,18 @@ class _Run:
             self._files.punch(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT).run()
         return ""
 
+    def _host_poison(self, name: str, pgoff: int) -> str:
+        changes = self._history.begin([(name, pgoff)], FAILED)
+        try:
+            reply = self.world.store.failures.poison(self.world.inos[name], pgoff)
+        except Refused as refused:
+            if refused.errno != errno.ETIMEDOUT:
+                self._history.end(changes, happened=False)
+            raise
+        self._history.end(changes)
+        self._poisoned += 1
+        return f"frame {reply.pfn:#x}"
+
     def _host_allocate(self, name: str, pgoff: int, pages: int) -> str:
         self._files.allocate(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT).run()
         return ""
@@ -341,10 +354,15 @@ class _Run:
     def _pages(self, vm: SimulatedVm, gfn: int, count: int, since: float = math.inf) -> list[Page]:
         return [page for index in range(count) for page in self._shown.at(vm.name, gfn + index, since)]
 
-    def _exit(self, actor: Actor, exit_: Exit) -> str:
+    def _exit(self, actor: Actor, exit_: Exit, start: int = 0) -> str:
+        """start: when the access began."""
         if isinstance(exit_, MmioExit):
             return "exit MMIO"
         assert isinstance(exit_, MemoryErrorExit)
+        if exit_.errno == EHWPOISON:
+            shown = self._shown.at(actor.vm, exit_.gpa >> PAGE_SHIFT, start)
+            if not any(self._history.check(page, FAILED, start) == "" for page in shown):
+                self._scheduler.fail(f"{actor.name}: exit MEMORY_ERROR, {exit_.why}: no frame of it has failed")
         past_the_end = exit_.errno == errno.EFAULT and not self._scenario.uses("truncate")
         if exit_.errno and self._peaceful and (exit_.errno in _BROKEN or past_the_end):
             self._scheduler.fail(f"{actor.name}: exit MEMORY_ERROR, {exit_.why}")

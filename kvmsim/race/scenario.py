@@ -89,6 +89,7 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
     },
     "host": {
         "punch": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate(PUNCH_HOLE)"),
+        "poison": ([("FILE", _name), ("PGOFF", _number)], 2, "memfs poison: the page's frame fails"),
         "allocate": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate"),
         "truncate": ([("FILE", _name), ("PAGES", _number)], 2, "truncate"),
         "unlink": ([("FILE", _name)], 1, "unlink"),

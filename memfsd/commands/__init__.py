@@ -4,6 +4,7 @@ memfsd      mount
 memfs       what has no standard command: create, seal, stat, map, fallocate, check ...; memfs_help: its texts
 observer    the connection of memfs to a store
 top         memfs top
+poison      memfs poison
 kcore       memfs kcore
 elfcore     the head of an ELF core
 numa        memfs bind, memfs numastat

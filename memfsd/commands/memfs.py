@@ -22,7 +22,7 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
-from . import kcore, memfs_help, numa, top
+from . import kcore, memfs_help, numa, poison, top
 from .observer import Observer, store_of
 
 _NOT_CHECKED = 3
@@ -107,6 +107,12 @@ def _parser() -> argparse.ArgumentParser:
     view.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view.add_argument("-d", "--delay", type=_delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
     view.add_argument("-n", "--count", type=_count, default=0, metavar="N", help="stop after N views (default: never)")
+    fail = command("poison", _poison, "let the memory of a page fail")
+    fail.add_argument("target", type=_path, metavar="FILE|MOUNTPOINT")
+    where = fail.add_mutually_exclusive_group(required=True)
+    where.add_argument("offset", type=_size, nargs="?", metavar="OFFSET", help="in the file")
+    where.add_argument("--random", action="store_true", help="a page by lot, of FILE or of all sealed files")
+    fail.add_argument("--seed", type=_seed, metavar="N", help="of the lot: the same page of the same pages again")
     core = command("kcore", _kcore, "write an ELF core of the pool as the host may see it")
     core.add_argument("target", type=_path, metavar="MOUNTPOINT")
     core.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="a new file; - is stdout")
@@ -149,6 +155,12 @@ def _page_size(text: str) -> int:
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
     return size
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a seed: choose 0 to 2^64 - 1")
+    return int(text)
 
 
 def _seals(text: str) -> str:
@@ -347,4 +359,17 @@ def _kcore(asked: argparse.Namespace) -> int:
         sizes = {state: format_size(count * PAGE_SIZE) for state, count in counts.items()}
         text = f"{quoted(asked.output)}: {sizes.pop('shared', '0')} of ordinary files; left out: "
         _print(asked, facts, text + (", ".join(f"{state} {size}" for state, size in sizes.items()) or "nothing"))
+    return 0
+
+
+def _poison(asked: argparse.Namespace) -> int:
+    store = store_of(asked.target)
+    if asked.random:
+        gone = poison.poison_any(asked.target, store, asked.seed)
+    else:
+        gone = poison.poison(asked.target, store, asked.offset)
+    facts = {"target": asked.target, "inode": gone.ino, "offset": gone.offset, "pfn": gone.pfn}
+    size = format_size(gone.frame_count * PAGE_SIZE)
+    text = f"frame {gone.pfn:#x} ({size}) of inode {gone.ino} at {gone.offset:#x} is out of service"
+    _print(asked, {**facts, "frames": gone.frame_count}, f"{quoted(asked.target)}: {text}")
     return 0

@@ -46,6 +46,7 @@ of a file:
   shared                     frames of an ordinary file
 of a mount:
   frames, free, shared ...   the pool: all frames, and how many are in each state
+  poisoned, leaked           among them: out of service, since they failed or could not be erased
   inodes, handles, lookups   what memfsd holds: files, open files, references of the kernel
   windows, fds, threads      memory objects of sealed files, descriptors, threads: leaks would show here
 
@@ -117,6 +118,18 @@ Ends with Ctrl-C. Without a terminal, and with --json, views follow each other; 
 
   memfs top /mnt -d 0.5
   memfs top /mnt -n 1 --json                       once, for scripts
+""",
+    "poison": """\
+As when hardware reports an uncorrectable error: the frame at OFFSET goes out of service for good (poisoned, in memfs
+stat MOUNTPOINT), with what it held. In a file of large pages that is the whole large frame.
+  sealed file      the guest's next touch of the page ends in KVM_EXIT_MEMORY_ERROR errno=133 (EHWPOISON) hwpoison=1;
+                   all other pages go on
+  ordinary file    reads and writes of the page are EIO, and SIGBUS through a mapping
+A punch, or a truncate, forgets the page; the next touch gets a good frame. For root and the user who mounted.
+
+  memfs poison /mnt/vm.mem 2M
+  memfs poison /mnt --random                       a page of any sealed file, by lot
+errors: ENXIO the page has no frame, EHWPOISON it failed before, EINVAL past the end
 """,
     "kcore": """\
 An ELF core (ET_CORE, x86-64) for readelf, gdb and their like; frame N of the pool is at address N * 4096. For root and

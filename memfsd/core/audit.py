@@ -36,8 +36,10 @@ Owners = NDArray[np.uint32]
 
 _PART_FRAMES = 1 << 16
 """Looked at in one step of numpy."""
-_ORDINARY = [FrameState.SHARED, FrameState.CLOSING]
+_ORDINARY = [FrameState.SHARED, FrameState.CLOSING, FrameState.LEAKED]
 """The pool of ordinary files holds memory of no other frames."""
+_ON_THEIR_WAY = [FrameState.CLOSING, FrameState.LEAKED]
+"""Nobody's any more, and a window may hold memory of them."""
 
 
 @dataclass(slots=True)
@@ -182,7 +184,7 @@ def _leaked(moment: Moment, ino: Ino, populated: list[FrameRange], owner: Owners
     legal = [*PRIVATE_STATES, FrameState.QUARANTINED]
     for pfns in _parts(populated):
         states = moment.states.of(pfns)
-        fits = (owner[pfns] == ino & 0xFFFFFFFF) & np.isin(states, legal) | (states == FrameState.CLOSING)
+        fits = (owner[pfns] == ino & 0xFFFFFFFF) & np.isin(states, legal) | np.isin(states, _ON_THEIR_WAY)
         for start, _ in _runs(pfns[~fits]):
             yield _leak(moment, f"window {ino}", start)
 
@@ -200,6 +202,9 @@ def _sealed_file(moment: Moment, file: Regular, guest: GmemFile) -> Iterator[Fin
         yield "R6", f"inode {file.ino} keeps quarantined frames though its VM is not cut off"
     if guest.bindings and guest.active is None:
         yield "R6", f"inode {file.ino} has bindings without a live VM"
+    for pgoff in itertools.islice(guest.absent, MAX_FINDINGS):
+        if file.pages.lookup(pgoff) is not None:
+            yield "R6", f"inode {file.ino}: page {pgoff:#x} is absent and has a frame"
     pending = _count(moment, file.pages, FrameState.PENDING)
     if pending != guest.pending:
         yield "R6", f"inode {file.ino} counts {guest.pending} pending frames and has {pending}"

@@ -193,6 +193,23 @@ class GuestMemory:
             raise Refused(EHWPOISON, f"file page {pgoff:#x} is poisoned: its frame failed; punch it to get another one")
         return guest.absent.first(pgoff, pgoff + max_pages) - pgoff
 
+    def check_poison(self, file: Regular, pgoff: int) -> PgoffRange:
+        """The pages whose frame is that of this page: more than one in a file of large pages.
+
+        EINVAL past the end, EHWPOISON when it failed before, ENXIO without a frame.
+        """
+        guest = guest_of(file)
+        if pgoff << PAGE_SHIFT >= file.size:
+            raise Refused(errno.EINVAL, f"page {pgoff:#x} is past the end of inode {file.ino} ({file.size} bytes)")
+        if guest.absent and guest.absent.get(pgoff) is Lost.POISONED:
+            raise Refused(EHWPOISON, f"page {pgoff:#x} of inode {file.ino} has failed already: punch it")
+        if file.pages.lookup(pgoff) is None:
+            raise Refused(
+                errno.ENXIO, f"page {pgoff:#x} of inode {file.ino} has no frame that could fail: touch it first"
+            )
+        start = pgoff >> file.order << file.order
+        return Pgoff(start), Pgoff(start + (1 << file.order))
+
     def _granted(self, file: Regular, pgoff: int, limit: int) -> tuple[Pfn, int]:
         """A run that the file has already; its first page is touched now."""
         guest, run = guest_of(file), file.pages.run_at(pgoff, limit)

@@ -11,6 +11,7 @@ from memfsd.uapi.units import Ino
 
 from .files.inodes import Regular
 from .memory.page_table import FilePages
+from .private.absent import AbsentPages
 from .service import Service
 
 PRIVATE_STATES = (FrameState.PRIVATE, FrameState.PENDING, FrameState.CLOSING)
@@ -65,4 +66,5 @@ def _copy(file: Regular) -> Regular:
     guest.pairing = copy.copy(guest.pairing)
     guest.bindings = guest.bindings.copy()
     guest.quarantine = guest.quarantine.copy()
+    guest.absent = AbsentPages(guest.absent)
     return copied

@@ -394,6 +394,11 @@ class Service:
         for pfn, count in effect.runs:
             self.pool.free(pfn, count)
 
+    def leaked(self, effect: Scrub) -> None:
+        """What the frames hold could not be erased: nobody gets them any more."""
+        for pfn, count in effect.runs:
+            self.pool.set_state(pfn, count, FrameState.LEAKED)
+
     def file_by_token(self, token_id: bytes) -> tuple[Regular, Token]:
         """The file that a token's id names, and the token. EACCES when no file can have made it."""
         file = self.inodes.find(Ino(ino_of(token_id))) if len(token_id) == ID_BYTES else None

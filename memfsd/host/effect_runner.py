@@ -1,5 +1,6 @@
 """Does in the world what the core's effects say, in their order."""
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 
@@ -8,6 +9,8 @@ from memfsd.core.service import Service
 from memfsd.uapi.units import Ino
 
 from .windows import Windows
+
+log = logging.getLogger("memfsd.host")
 
 _INLINE_FRAMES = 1024
 PAUSE_S = 0.0001
@@ -46,13 +49,22 @@ class EffectRunner:
         with self._service.lock:
             return self._service.fill(effect)
 
+    def _scrub(self, effect: Scrub) -> None:
+        try:
+            self._windows.punch(effect.window, effect.runs)
+        except OSError as error:
+            log.error("%d frames cannot be given back, and are leaked: %s", effect.frame_count, error.strerror)
+            with self._service.lock:
+                self._service.leaked(effect)
+            return
+        with self._service.lock:
+            self._service.scrubbed(effect)
+
     def perform(self, effects: Sequence[Effect]) -> None:
         """Refused when a file cannot be filled after all."""
         for effect in effects:
             if isinstance(effect, Scrub):
-                self._windows.punch(effect.window, effect.runs)
-                with self._service.lock:
-                    self._service.scrubbed(effect)
+                self._scrub(effect)
             elif isinstance(effect, Discard):
                 while scrubs := self._next_of(effect):
                     self.perform(scrubs)

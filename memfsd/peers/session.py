@@ -43,7 +43,7 @@ log = logging.getLogger("memfsd.peers")
 BYE = "BYE"
 _SHORT_LIVED = frozenset({State.CONNECTED, State.GREETED, State.OBSERVING})
 _ENDED = State.ENDED
-_QUESTIONS = frozenset({Kind.CHECK, Kind.MAP, Kind.LIST, Kind.KCORE})
+_QUESTIONS = frozenset({Kind.CHECK, Kind.MAP, Kind.LIST, Kind.KCORE, Kind.MEMORY_FAILURE})
 
 _Handler = Callable[[Any], m.Body]
 _Step = tuple[Kind, Callable[[Packet], m.Body], _Handler, State]
@@ -98,6 +98,7 @@ class Session:
             Kind.MAP: self._on_map,
             Kind.LIST: self._on_list,
             Kind.KCORE: self._on_kcore,
+            Kind.MEMORY_FAILURE: self._on_memory_failure,
         }
 
     def _enter(self, state: State) -> None:
@@ -301,6 +302,10 @@ class Session:
         elif self._dump is None:
             raise Refused(errno.EINVAL, "no dump was begun on this connection: ask from frame 0 on")
         return self._dump.part(want.pfn)
+
+    def _on_memory_failure(self, failure: m.MemoryFailure) -> m.Body:
+        self._check_may_observe("memfs poison")
+        return self._store.failures.poison(Ino(failure.ino), failure.pgoff)
 
     def _check_may_observe(self, command: str) -> None:
         if self._process.uid not in (0, os.getuid()):

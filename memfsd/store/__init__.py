@@ -11,6 +11,7 @@ peer         the VM of one file, as the store sees it
 invalidator  invalidations: BEGIN, acknowledged, scrub, END
 reclaim      pages that were never touched, taken back when the pool is full
 checker      memfs check, memfs map and memfs top
+failures     memory that fails
 dumps        memfs kcore: the states of all frames at one moment
 deadlines    for what may wait on a VM
 

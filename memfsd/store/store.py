@@ -15,6 +15,7 @@ from memfsd.uapi.errors import Refused
 
 from .checker import Checker
 from .deadlines import Deadlines
+from .failures import Failures
 from .files import Files
 from .invalidator import Invalidator
 from .names import Names
@@ -24,13 +25,14 @@ from .reclaim import Reclaimer
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What adapters use: names, files, pairings, reclaimer, checker. The rest is what these are made of."""
+    """What adapters use: names, files, pairings, reclaimer, checker, failures. The rest is what these are made of."""
 
     names: Names
     files: Files
     pairings: Pairings
     reclaimer: Reclaimer
     checker: Checker
+    failures: Failures
     service: Service
     windows: Windows
     runner: EffectRunner
@@ -81,6 +83,7 @@ def build_store(
         files=Files(service, windows, runner, invalidator, now_ns, random_bytes),
         pairings=Pairings(service, windows, runner, invalidator, reclaimer, deadlines),
         reclaimer=reclaimer,
+        failures=Failures(service, runner, invalidator),
         checker=Checker(service, windows, invalidator, deadlines),
         service=service,
         windows=windows,

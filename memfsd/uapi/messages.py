@@ -44,6 +44,7 @@ class Kind(IntEnum):
     MAP = 17
     LIST = 18
     KCORE = 19
+    MEMORY_FAILURE = 20
     INVALIDATE_BEGIN = 32
     INVALIDATE_END = 33
     MOVE = 34
@@ -299,6 +300,20 @@ class KcoreReply(Body):
     next_pfn: PfnOrNone
 
 
+class MemoryFailure(Body):
+    """memfs poison: the frame of this page of a file fails, as the kernel's memory_failure()."""
+
+    ino: U63
+    pgoff: PgoffField
+
+
+class MemoryFailureReply(Body):
+    """The frames that are out of service: more than one in a file of large pages."""
+
+    pfn: PfnField
+    page_count: PageCount
+
+
 class InvalidateBegin(Body):
     """Take file pages [start, end) out of every EPT and TLB and get every vCPU out once."""
 
@@ -362,6 +377,7 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.MAP: Map,
     Kind.LIST: Empty,
     Kind.KCORE: Kcore,
+    Kind.MEMORY_FAILURE: MemoryFailure,
     Kind.INVALIDATE_BEGIN: InvalidateBegin,
     Kind.INVALIDATE_END: InvalidateEnd,
     Kind.REVOKE: Revoke,
@@ -381,6 +397,7 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.MAP: MapReply,
     Kind.LIST: ListReply,
     Kind.KCORE: KcoreReply,
+    Kind.MEMORY_FAILURE: MemoryFailureReply,
     Kind.INVALIDATE_BEGIN: InvalidateBeginReply,
     Kind.INVALIDATE_END: Empty,
     Kind.REVOKE: Empty,

@@ -52,6 +52,7 @@ LEGAL: dict[State, dict[Kind, State]] = {
         Kind.MAP: State.OBSERVING,
         Kind.LIST: State.OBSERVING,
         Kind.KCORE: State.OBSERVING,
+        Kind.MEMORY_FAILURE: State.OBSERVING,
         Kind.PING: State.OBSERVING,
         Kind.BYE: State.ENDED,
     },

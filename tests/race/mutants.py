@@ -238,6 +238,30 @@ MUTANTS: tuple[Mutant, ...] = (
         ("if (stale or number == errno.EAGAIN)", "if (number == errno.EAGAIN)"),
         at="fault-x-unbind",
     ),
+    _mutant(
+        "a page whose frame failed gets another one",
+        f"{_GMEM}.get_pfn",
+        ("if guest.absent:", "if False:"),
+        at="poison-x-fault",
+    ),
+    _mutant(
+        "a frame that failed is used again",
+        "memfsd.core.private.strategies:Poison.take",
+        ("FrameState.POISONED", "FrameState.FREE"),
+        at="poison-x-fault",
+    ),
+    _mutant(
+        "a punch does not forget that a frame failed",
+        "memfsd.core.private.strategies:Unmap.take",
+        ("taking.guest.absent.take(taking.start, taking.end)", "pass"),
+        at="poison-x-punch",
+    ),
+    _mutant(
+        "a page fails without its invalidate_lock",
+        "memfsd.store.failures:Failures.poison",
+        ("with self._invalidator.hold(guest_of(file)):", "if True:"),
+        at="poison-x-punch",
+    ),
 )
 
 

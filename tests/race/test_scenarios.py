@@ -33,6 +33,8 @@ NEEDED = {
     "full-x-punch",
     "two-vms",
     "punch-x-death-two-vcpus",
+    "poison-x-fault",
+    "poison-x-punch",
 }
 
 pytestmark = pytest.mark.minutes

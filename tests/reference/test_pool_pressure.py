@@ -53,7 +53,7 @@ def memfsd(mounts: tuple[Path, Path]) -> Iterator[Path]:
         entry.unlink()
     until(lambda: free(place) == POOL, "every frame is free again")
     assert pool_line(place) == {"frames": POOL, "free": POOL} | dict.fromkeys(
-        ("shared", "private", "pending", "closing", "quarantined", "poisoned", "device"), 0
+        ("shared", "private", "pending", "closing", "quarantined", "poisoned", "device", "moving", "leaked"), 0
     )
 
 

@@ -32,6 +32,7 @@ def test_numbers_that_were_given_once_stay() -> None:
         "MAP": 17,
         "LIST": 18,
         "KCORE": 19,
+        "MEMORY_FAILURE": 20,
         "INVALIDATE_BEGIN": 32,
         "INVALIDATE_END": 33,
         "MOVE": 34,

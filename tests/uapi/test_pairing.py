@@ -22,6 +22,7 @@ EXPECTED: dict[Kind, dict[State, State]] = {
     Kind.MAP: {O: O},
     Kind.LIST: {O: O},
     Kind.KCORE: {O: O},
+    Kind.MEMORY_FAILURE: {O: O},
     Kind.INVALIDATE_BEGIN: {UO: UC},
     Kind.INVALIDATE_END: {UC: UO},
     Kind.REPORT: {UO: UO, UC: UC},

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import errno
 import json
 import os
 import signal
@@ -13,6 +14,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from memfsd.commands.observer import Observer, store_of
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.messages import Kind, MemoryFailure, MemoryFailureReply
 from memfsd.uapi.names import FSTYPE, XATTR_POOL
 
 DEADLINE_S = 60.0
@@ -122,6 +126,17 @@ class Daemon:
             with contextlib.suppress(ValueError):
                 report = "; ".join(f"{found['rule']}: {found['text']}" for found in json.loads(done.stdout)["findings"])
             raise Failure(f"memfs check: {report}")
+
+    def poison(self, ino: int, page: int) -> bool:
+        """`memfs poison`: whether the page had a frame that could fail. ETIMEDOUT (OSError) as for a punch."""
+        with Observer(store_of(str(self.path))) as observer:
+            try:
+                observer.ask(Kind.MEMORY_FAILURE, MemoryFailure(ino, page), MemoryFailureReply)
+            except Refused as refused:
+                if refused.errno == errno.ENXIO:
+                    return False
+                raise OSError(refused.errno, refused.reason) from None
+        return True
 
     def end(self, number: signal.Signals) -> None:
         """By SIGKILL, or as a person ends it: then with exit status 0 and without a mount left."""

@@ -18,6 +18,8 @@ from soaklib.vmm import Plan
 _PACE_PAGES = 300
 """Pages that the guests verify between two actions, so that each meets guests at work."""
 _PACE_S = 1.0
+_MAX_POISONED = 64
+"""Of one memfsd, which has them no more."""
 
 
 class Host:
@@ -40,7 +42,7 @@ class Host:
         actions: list[tuple[Callable[[], None], int]] = [
             *((self._punch, 30), (self._punch_all, 4), (self._shrink, 6), (self._allocate, 6), (self._write_file, 12)),
             *((self._verify_files, 6), (self._remove_file, 4), (self._look, 6), (self._check, 4), (self._fill_pool, 3)),
-            *((self._kill, 3), (self._stop_shortly, 3), (self._unlink, 2)),
+            *((self._kill, 3), (self._stop_shortly, 3), (self._unlink, 2), (self._poison, 3)),
         ]
         choices, weights = zip(*actions, strict=True)
         self._random.choices(choices, weights)[0]()
@@ -105,6 +107,21 @@ class Host:
         with self._opened(vm) as fd, self._cut_off_is_for_the_vm_to_tell(vm), vm.ledger.moments.taking(first, end):
             fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, first * PAGE, (end - first) * PAGE)
         self._report.count("punches")
+
+    def _poison(self) -> None:
+        """The frame of a page fails, and a punch gets the page a good one: between the two a guest meets EHWPOISON."""
+        vm = self._any_vm(lambda plan: plan.page_bytes == PAGE)
+        if vm is None or self._daemon.pool()["poisoned"] >= _MAX_POISONED:
+            return
+        page = self._random.randrange(vm.plan.page_count)
+        with (
+            self._opened(vm) as fd,
+            self._cut_off_is_for_the_vm_to_tell(vm),
+            vm.ledger.moments.taking(page, page + 1),
+        ):
+            if self._daemon.poison(os.fstat(fd).st_ino, page):
+                self._report.count("poisoned")
+                fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * PAGE, PAGE)
 
     def _shrink(self) -> None:
         """And grow again: the pages behind the cut are taken, and cannot be had meanwhile."""

@@ -21,6 +21,7 @@ COUNTERS = (
     "conversions",
     "refused",
     "pool_full",
+    "memory_failures",
     "lost_pages",
 )
 """What a VMM counts. taken_pages: found zero because the host took them; lost_pages: destroyed around a conversion."""

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from memfsd.uapi.errors import Refused
+from memfsd.uapi.errors import EHWPOISON, Refused
 from soaklib.kvm import PAGE_SHIFT, Trouble, Vm
 from soaklib.ledger import COUNTERS, Ledger, Moments
 from soaklib.model import PageModel, Wrong
@@ -237,7 +237,8 @@ class Vcpu:
         return Over(self._ledger.moments, first, count)
 
     def _tolerate(self, trouble: Trouble, what: str, takings: "Over") -> None:
-        """The pool may be full; what is behind the end of a file that shrinks just now cannot be had."""
+        """The pool may be full; what is behind the end of a file that shrinks just now cannot be had, nor a page whose
+        frame has failed and that is about to be punched."""
         if trouble.errno in _STORE_GONE:
             self._await_loss()
         if self._vm.lost:
@@ -246,6 +247,9 @@ class Vcpu:
             self.counts["refused"] += 1
         if trouble.errno == errno.ENOSPC:
             self.counts["pool_full"] += 1
+            return
+        if trouble.errno == EHWPOISON and takings.met_any():
+            self.counts["memory_failures"] += 1
             return
         past_the_end = trouble.errno == (errno.EINVAL if trouble.refused else errno.EFAULT)
         if past_the_end and takings.met_any():

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Sequence
 
 from memfsd.uapi import limits
+from memfsd.uapi.errors import EHWPOISON
 from memfsd.uapi.units import parse_size
 
 from .words import Word
@@ -137,6 +138,8 @@ def errno_name(word: Word) -> str:
 
 def errno_number(name: str) -> int | None:
     """22 for "EINVAL"; None for what is no errno. Some have two names (EOPNOTSUPP, ENOTSUP)."""
+    if name == "EHWPOISON":
+        return EHWPOISON
     value = getattr(errno, name, None) if name.startswith("E") else None
     return value if isinstance(value, int) else None
 

@@ -82,19 +82,25 @@ class Allocation:
         return True
 
     def _missing(self) -> int:
-        guest = self.file.guest
-        absent = len(guest.absent.within(self._at, self._end)) if guest is not None and guest.absent else 0
+        absent = len(self._absent(self._at, self._end))
         return self._end - self._at - self.file.pages.count_mapped(self._at, self._end) - absent
+
+    def _absent(self, start: int, end: int) -> list[int]:
+        """Pages of [start, end) without a frame that get none, in order."""
+        guest, failed = self.file.guest, self.file.failed
+        if guest is not None:
+            return guest.absent.within(start, end) if guest.absent else []
+        return sorted(pgoff for pgoff in failed if start <= pgoff < end) if failed else []
 
     def _holes(self, start: int) -> Iterator[tuple[int, int]]:
         """Of the pages that are still to be filled, from start on: what has no frame, and may get one."""
-        holes, guest = self.file.pages.holes(start, self._end), self.file.guest
-        if guest is None or not guest.absent:
+        holes = self.file.pages.holes(start, self._end)
+        if not self._absent(start, self._end):
             yield from holes
             return
         for low, high in holes:
             at: int = low
-            for absent in [*guest.absent.within(low, high), high]:
+            for absent in [*self._absent(low, high), high]:
                 if at < absent:
                     yield at, absent
                 at = absent + 1

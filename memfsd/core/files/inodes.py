@@ -72,6 +72,7 @@ class Regular(Inode):
 
     nameless: made by open(O_TMPFILE), and link(2) may still give it its first name.
     is_cached_only: the kernel wrote back what a mapping stored, found no room, and has it in its cache at best.
+    failed: pages of an ordinary file whose frames failed. They have none now, and are no holes before a punch.
     """
 
     size: int = 0
@@ -84,6 +85,7 @@ class Regular(Inode):
     nameless: bool = False
     is_cached_only: bool = False
     pages: FilePages = field(default_factory=FilePages)
+    failed: frozenset[int] = frozenset()
     guest: GmemFile | None = None
 
     def zones_at(self, pgoff: int, limit: int) -> tuple[Zones | None, int]:
@@ -92,7 +94,7 @@ class Regular(Inode):
 
     @property
     def block_count(self) -> int:  # type: ignore[override]
-        return self.pages.page_count * (PAGE_SIZE // 512)
+        return (self.pages.page_count + len(self.failed)) * (PAGE_SIZE // 512)
 
     @property
     def pinned(self) -> bool:

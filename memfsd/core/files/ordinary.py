@@ -7,10 +7,10 @@ the adapter reads and writes there. A fresh frame is a hole in that memfd and so
 import errno
 from collections.abc import Sequence
 
-from memfsd.core.effects import Discard, Effect, Fill, Scrub, ZeroBytes
+from memfsd.core.effects import Discard, Effect, Fill, ForgetCache, Scrub, ZeroBytes
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
-from memfsd.uapi.errors import Refused
+from memfsd.uapi.errors import EHWPOISON, Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_FILE_BYTES
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
@@ -28,6 +28,17 @@ def _page_after(offset: int) -> int:
     return (offset + PAGE_SIZE - 1) >> PAGE_SHIFT
 
 
+def _first_failed(file: Regular, offset: int, end: int) -> int:
+    """The first byte of [offset, end) in a page whose frame failed, or end."""
+    first, last = offset >> PAGE_SHIFT, _page_after(end)
+    found = min((pgoff for pgoff in file.failed if first <= pgoff < last), default=last)
+    return min(max(found << PAGE_SHIFT, offset), end)
+
+
+def _failed(file: Regular) -> Refused:
+    return Refused(errno.EIO, f"memory of inode {file.ino} has failed there: punch or truncate these pages")
+
+
 class OrdinaryData:
     """The data of all files that are not sealed, in frames of the pool."""
 
@@ -39,11 +50,16 @@ class OrdinaryData:
         """Frames that no file has yet, and that are not free any more."""
 
     def read(self, file: Regular, offset: int, size: int) -> IoVec:
-        """Where the bytes [offset, offset + size) are, ending at end of file."""
-        return self._locate(file, offset, min(size, max(file.size - offset, 0)))
+        """Where the bytes [offset, offset + size) are, ending at end of file. EIO when the frame of one failed."""
+        size = min(size, max(file.size - offset, 0))
+        if file.failed and _first_failed(file, offset, offset + size) < offset + size:
+            raise _failed(file)
+        return self._locate(file, offset, size)
 
     def write(self, file: Regular, offset: int, size: int, *, stored: bool = False) -> IoVec:
-        """Where to write; short when the pool is full after some pages, ENOSPC when it is full at once."""
+        """Where to write; short when the pool is full after some pages, ENOSPC when it is full at once. In the same way
+        short of a page whose frame failed, and EIO there.
+        """
         refusing = Seal.WRITE | Seal.GUEST if stored else Seal.WRITE | Seal.FUTURE_WRITE | Seal.GUEST
         if file.seals and file.seals & refusing:
             raise Refused(errno.EPERM, f"inode {file.ino} is sealed against writing")
@@ -58,6 +74,11 @@ class OrdinaryData:
             size = end - offset
         if size == 0:
             return []
+        if file.failed:
+            end = _first_failed(file, offset, end)
+            if end <= offset:
+                raise _failed(file)
+            size = end - offset
         at = self.place(file, offset, size)
         if at is not None:
             return [(at, size)]
@@ -70,7 +91,7 @@ class OrdinaryData:
         end = offset + size
         first = offset >> PAGE_SHIFT
         pages = ((end + PAGE_SIZE - 1) >> PAGE_SHIFT) - first
-        if size <= 0 or end > MAX_FILE_BYTES:
+        if size <= 0 or end > MAX_FILE_BYTES or file.failed:
             return None
         run = file.pages.run_at(first, pages)
         if run is None:
@@ -158,6 +179,23 @@ class OrdinaryData:
         file.size = 0
         return list(self._drop(file, 0, PGOFF_END))
 
+    def poison(self, file: Regular, pgoff: int) -> list[Effect]:
+        """The page's frame failed: it is out of service, and reads and writes of the page are EIO until it is punched
+        or truncated away. EINVAL past the end, EHWPOISON when it failed before, ENXIO without a frame."""
+        if pgoff << PAGE_SHIFT >= file.size:
+            raise Refused(errno.EINVAL, f"page {pgoff:#x} is past the end of inode {file.ino} ({file.size} bytes)")
+        if pgoff in file.failed:
+            raise Refused(EHWPOISON, f"page {pgoff:#x} of inode {file.ino} has failed already: punch it")
+        pfn = file.pages.lookup(pgoff)
+        if pfn is None:
+            raise Refused(
+                errno.ENXIO, f"page {pgoff:#x} of inode {file.ino} has no frame that could fail: write it first"
+            )
+        file.failed |= {pgoff}
+        file.pages.unmap(Pgoff(pgoff), Pgoff(pgoff + 1))
+        self._pool.set_state(pfn, 1, FrameState.CLOSING)
+        return [Scrub(None, [(pfn, 1)], FrameState.POISONED), ForgetCache(file.ino)]
+
     def _locate(self, file: Regular, offset: int, size: int) -> IoVec:
         if size <= 0:
             return []
@@ -222,6 +260,8 @@ class OrdinaryData:
         return [ZeroBytes((pfn << PAGE_SHIFT) + (start & (PAGE_SIZE - 1)), end - start)]
 
     def _drop(self, file: Regular, start: int, end: int) -> Sequence[Effect]:
+        if file.failed and start < end:
+            file.failed = frozenset(pgoff for pgoff in file.failed if not start <= pgoff < end)
         if start >= end or file.pages.page_count == 0:
             return []
         return self.give_back(file.ino, file.pages, start, end, None)

@@ -50,6 +50,9 @@ class Seek:
             self._hole, self._data = file.pages.next_hole(self._at), file.pages.next_data(self._at)
             return True
         end = -(-file.size >> PAGE_SHIFT)
+        if file.failed:  # no copy that skips holes may miss the EIO of a page
+            self._hole, self._data = Pgoff(end), self._at
+            return True
         part = list(islice(file.pages.extents(self._at, end), _STEP_EXTENTS))
         if any(self._look_at(extent, contents) for extent in part):
             return True

@@ -9,6 +9,7 @@ from memfsd.uapi.frame_state import FrameState
 
 _FREE, _SHARED, _PRIVATE, _PENDING = FrameState.FREE, FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING
 _CLOSING, _QUARANTINED, _POISONED = FrameState.CLOSING, FrameState.QUARANTINED, FrameState.POISONED
+_LEAKED = FrameState.LEAKED
 
 
 class Transition(NamedTuple):
@@ -48,6 +49,8 @@ TRANSITIONS = tuple(Transition(*row) for row in (
      _GMEM + "test_a_frame_is_free_only_after_the_acknowledgement_and_the_scrub"),
     (_CLOSING, _POISONED, "scrubbed, and its memory has failed",
      _GMEM + "test_a_poisoned_frame_is_out_of_service_and_its_page_ehwpoison_until_it_is_punched"),
+    (_CLOSING, _LEAKED, "the kernel does not give its memory back",
+     "store/test_failures.py::test_a_frame_whose_memory_cannot_be_given_back_is_leaked"),
 ))
 # fmt: on
 

@@ -1,0 +1,77 @@
+"""A frame fails under a running guest: EHWPOISON for that page, and nothing else changes."""
+
+import pytest
+
+from kvmsim.kvm.exits import MemoryErrorExit
+from memfsd.uapi.errors import EHWPOISON
+from memfsd.uapi.frame_state import FrameState
+from tests.support.both_sides import LocalStore, LocalVm, page
+from tests.support.threads import Beside
+
+
+@pytest.fixture
+def running(store: LocalStore) -> LocalVm:
+    """8 private pages at GPA 0, each holding its number."""
+    store.create("file", 8)
+    local = store.vm()
+    local.private_slot(0, 0, page(8), "file")
+    for number in range(8):
+        assert local.write(page(number), bytes([number + 1])) is None
+    return local
+
+
+def poison(store: LocalStore, pgoff: int) -> None:
+    store.store.failures.poison(store.file("file").ino, pgoff)
+
+
+def test_the_next_touch_of_that_page_exits_and_all_others_go_on(store: LocalStore, running: LocalVm) -> None:
+    running.vm.create_vcpu(1)
+    poison(store, 3)
+    for access in (lambda: running.read(page(3), 1), lambda: running.write(page(3) + 9, b"x")):
+        exit_ = access()
+        assert isinstance(exit_, MemoryErrorExit)
+        assert (exit_.gpa, exit_.size, exit_.private, exit_.errno) == (page(3), 4096, True, EHWPOISON)
+        assert exit_.fields()["hwpoison"] is True
+    assert [running.read(page(n), 1) for n in range(8) if n != 3] == [bytes([n + 1]) for n in range(8) if n != 3]
+    assert store.count(FrameState.POISONED) == 1
+
+
+def test_an_access_across_the_page_stops_at_it(store: LocalStore, running: LocalVm) -> None:
+    poison(store, 3)
+    exit_ = running.read(page(2) + 4000, 200)
+    assert isinstance(exit_, MemoryErrorExit)
+    assert exit_.gpa == page(3)
+
+
+def test_a_punch_gives_a_good_frame_that_reads_zero(store: LocalStore, running: LocalVm) -> None:
+    poison(store, 3)
+    store.punch("file", 3, 1)
+    assert running.read(page(3), 4) == bytes(4)
+    assert running.write(page(3), b"good") is None
+    assert running.read(page(3), 4) == b"good"
+    assert store.count(FrameState.POISONED) == 1, "the bad one stays out"
+
+
+def test_the_marker_ends_with_the_vm_and_the_frame_never_comes_back(store: LocalStore, running: LocalVm) -> None:
+    poison(store, 3)
+    running.close()
+    assert store.guest("file").absent == {}
+    assert store.free_count == store.service.pool.frame_count - 1
+
+
+def test_other_vcpus_run_while_frames_fail_and_are_replaced(store: LocalStore, running: LocalVm) -> None:
+    running.vm.create_vcpu(1)
+    seen: list[object] = []
+
+    def guest() -> None:
+        for _ in range(300):
+            seen.append(running.guest.read(running.vm.vcpu(1), page(5), 1))
+
+    beside = Beside(guest)
+    for _ in range(20):
+        poison(store, 3)
+        store.punch("file", 3, 1)
+        assert running.write(page(3), b"x") is None
+    beside.result()
+    assert set(seen) == {b"\x06"}
+    assert store.count(FrameState.POISONED) == 20
