@@ -1,15 +1,17 @@
 """A store with VMs, and a model of each in step: every step is done by both, and everything is compared after it.
 
 A step is a line: "A read 0x3000 5" is a command of kvmsim's script language for VM A, "store punch a 3 2" is what
-someone does to file `a` on the mount. So a sequence that fails can be read, and done by hand. Three words are our own:
+someone does to file `a` on the mount. So a sequence that fails can be read, and done by hand. Some words are our own:
 "0badcafe*9000" is 9000 bytes of data, "answer 0 ff" a resume of vCPU 0 with as many bytes ff as the exit asks for, and
-"slot delete-at GFN" deletes the private slot that shows a page.
+"slot delete-at GFN" deletes the private slot that shows a page, "populate 0 0x3000 2 ff" adds 2 pages of ff at a GPA by
+vCPU 0.
 """
 
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from kvmsim.kvm.alias import PRIVATE, SHARED
@@ -61,9 +63,14 @@ class ModelledVm:
         elif words[:2] == ["slot", "delete-at"]:
             self._delete_at(int(words[2], 16))
             return
+        elif words[0] == "populate":
+            self._populate(int(words[1]), int(words[2], 16), int(words[3]), bytes.fromhex(words[4]))
+            return
         command = parse_line(line, 1)
         assert command is not None
-        if isinstance(command, c.SlotSet) and command.file is not None:
+        if isinstance(command, c.PreFault):
+            self._pre_fault(command)
+        elif isinstance(command, c.SlotSet) and command.file is not None:
             line = line.replace(f"file={command.file}", f"file={self._store.path(command.file)}")
             real = parse_line(line, 1)
             assert real is not None
@@ -88,6 +95,56 @@ class ModelledVm:
         if slot is not None and modelled is not None:
             assert self.executor(c.SlotDelete(id=slot.id, private=True)).ok
             self.model.delete_private(modelled)
+
+    def _pre_fault(self, command: c.PreFault) -> None:
+        """It ends at the first page that nothing shows, or where the pool is full."""
+        model, vcpu = self.model, self.model.vcpus[command.vcpu]
+        end = command.gpa + command.size
+        try:
+            info = self.executor(command).info
+            assert isinstance(info, dict)
+            stop, refused = info["gpa"], None
+            assert stop > command.gpa, "a success that did nothing"
+        except Refused as refusal:
+            stop, refused = command.gpa, errno_name(refusal.errno)
+        if refused == "EINTR":
+            assert vcpu.kicked
+            vcpu.kicked = False
+            return
+        assert not vcpu.kicked
+        show = model.is_shared if command.shared else model.shows_private
+        shown = next((gpa for gpa in range(command.gpa, end, PAGE_SIZE) if not show(gpa // PAGE_SIZE)), end)
+        if stop == shown:
+            assert refused in (None, "ENOENT")
+        else:
+            assert stop < shown
+            assert refused in (None, FULL)
+            self._assert_full(stop)
+
+    def _populate(self, vcpu: int, gpa: int, page_count: int, byte: bytes) -> None:
+        """All of it or nothing, and only where nobody has been."""
+        model, start, path = self.model, gpa // PAGE_SIZE, Path(self._store.path("image"))
+        path.write_bytes(byte * PAGE_SIZE * page_count)
+        pages = range(start, start + page_count)
+        try:
+            self.executor(c.Populate(vcpu=vcpu, gpa=gpa, path=str(path)))
+            refused = None
+        except Refused as refusal:
+            refused = errno_name(refusal.errno)
+        if not model.covers(start, start + page_count, private=True):
+            assert refused == ("EFBIG" if start in model.private else "EINVAL")
+        elif model.vcpus[vcpu].kicked:
+            assert refused == "EINTR"
+            model.vcpus[vcpu].kicked = False
+        elif refused == FULL:
+            assert self._store.free_count < self._page
+        elif refused == "EEXIST":
+            assert model.touched & set(pages)
+        else:
+            assert refused is None
+            assert not model.touched & set(pages)
+            model.touched |= set(pages)
+            model.secret |= {gfn: bytearray(byte * PAGE_SIZE) for gfn in pages}
 
     def _together(self, lines: list[str]) -> None:
         """Commands of several vCPUs for different pages, each on its own thread: their order must not matter.

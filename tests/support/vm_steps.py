@@ -41,6 +41,8 @@ class Steps:
             self._cap: 1,
             self._wild: 5,
             self._together: 3,
+            self._pre_fault: 3,
+            self._populate: 4,
         }
 
     def step(self) -> str:
@@ -186,6 +188,15 @@ class Steps:
             f" ret={self._random.choice([11, 22])}",
         ]
         return f"resume {self._on()}{self._random.choice(['', '', '', *answers])}"
+
+    def _pre_fault(self) -> str:
+        gfn, count = self._pages()
+        return f"prefault {self._on()} {gfn * PAGE_SIZE:#x} {count * 4}K{self._shared()}"
+
+    def _populate(self) -> str:
+        gfn, count = self._pages(3)
+        vcpu, byte = self._random.choice([0, 0, 1, 2]), self._random.randbytes(1).hex()
+        return f"populate {vcpu} {gfn * PAGE_SIZE:#x} {count} {byte}"
 
     def _answer(self) -> str:
         value = self._random.choice([0, 0, 11, 22, 255])
