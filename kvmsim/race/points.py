@@ -159,6 +159,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("Vcpu.kick_lock", "vm"),
     ("Inhibitor.lock", "vm"),
     ("GuestMemory.lock", "vm"),
+    ("EncryptedMemory.lock", "vm"),
     ("FileMemory.using", "vm"),
 )
 WAITS: tuple[tuple[str, str], ...] = (

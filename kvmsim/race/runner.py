@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from kvmsim.kvm.exits import Exit, MemoryErrorExit, MmioExit
+from kvmsim.kvm.exits import Exit, MachineCheckExit, MemoryErrorExit, MmioExit
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.common import sync
@@ -242,6 +242,20 @@ class _Run:
             self._history.begin([page for page in seen if page not in touched], value)
         return "" if exit_ is None else self._exit(actor, exit_, start)
 
+    def _vcpu_prefault(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
+        """EAGAIN and ENOENT are for races with a slot that goes, and have done nothing."""
+        vcpu, size = vm.vm.vcpu(actor.index), pages << PAGE_SHIFT
+        going = self._scenario.uses("delete", "hole", "share", "close")
+        try:
+            left = vm.kvm.pre_fault(vcpu, gfn << PAGE_SHIFT, size, shared=False)
+        except Refused as refused:
+            if not going or refused.errno not in (errno.EAGAIN, errno.ENOENT):
+                raise
+            return errno_name(refused.errno)
+        if left and not going:
+            self._scheduler.fail(f"{actor.name}: {left:#x} bytes are left, and nothing is in the way")
+        return f"{left:#x} left" if left else ""
+
     def _vcpu_share(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
         with self._taking(self._pages(vm, gfn, pages)):
             return self._map(actor, vm, gfn, pages, private=False)
@@ -358,6 +372,9 @@ class _Run:
         """start: when the access began."""
         if isinstance(exit_, MmioExit):
             return "exit MMIO"
+        if isinstance(exit_, MachineCheckExit):
+            self._scheduler.fail(f"{actor.name}: exit MACHINE_CHECK, and nobody has tampered with gpa {exit_.gpa:#x}")
+            return "exit MACHINE_CHECK"
         assert isinstance(exit_, MemoryErrorExit)
         if exit_.errno == EHWPOISON:
             shown = self._shown.at(actor.vm, exit_.gpa >> PAGE_SHIFT, start)

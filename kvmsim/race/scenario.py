@@ -3,7 +3,7 @@
     # fault x punch: the first comment says what it is about
     store frames=16 resize=any
     file mem 8
-    vm vm0 vcpus=2
+    vm vm0 vcpus=2 encrypted
     before vmm: slot 0 mem 0 0 8
     before vcpu0: write 1 "old"
     vcpu0: write 1 "new"; read 1
@@ -75,6 +75,7 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
             "MapGPA to shared; the VMM's policy punch handles the exit",
         ),
         "unshare": ([("GFN", _number), ("PAGES", _number)], 1, "MapGPA to private, likewise"),
+        "prefault": ([("GFN", _number), ("PAGES", _number)], 1, "KVM_PRE_FAULT_MEMORY of private pages"),
     },
     "vmm": {
         "slot": (
@@ -139,6 +140,8 @@ class Scenario:
     files: dict[str, int] = field(default_factory=dict)
     vms: dict[str, int] = field(default_factory=dict)
     """VMs and how many vCPUs each has."""
+    encrypted: set[str] = field(default_factory=set)
+    """VMs with memory encryption."""
     before: list[Actor] = field(default_factory=list)
     actors: list[Actor] = field(default_factory=list)
     after: list[Actor] = field(default_factory=list)
@@ -230,14 +233,17 @@ def _setting(scenario: Scenario, what: str, words: list[str]) -> None:
             raise ValueError("'file' needs a name and a size: file NAME PAGES")
         scenario.files[_name(words[0])] = _number(words[1])
     else:
-        if not 1 <= len(words) <= 2 or (len(words) == 2 and not words[1].startswith("vcpus=")):
-            raise ValueError("'vm' needs a name: vm NAME [vcpus=N]")
-        count = _number(words[1].partition("=")[2]) if len(words) == 2 else 1
+        if not words or any(word != "encrypted" and not word.startswith("vcpus=") for word in words[1:]):
+            raise ValueError("'vm' needs a name: vm NAME [vcpus=N] [encrypted]")
+        counts = [word.partition("=")[2] for word in words[1:] if word != "encrypted"]
+        count = _number(counts[-1]) if counts else 1
         if not 1 <= count <= 8:
             raise ValueError(f"vcpus={count}: a VM has 1 to 8")
         if words[0] in ("store", "outside", "nobody"):
             raise ValueError(f"a VM cannot be named {words[0]}, which has another meaning: choose another name")
         scenario.vms[_name(words[0])] = count
+        if "encrypted" in words[1:]:
+            scenario.encrypted.add(words[0])
 
 
 def _actor(scenario: Scenario, who: str, commands: str) -> Actor:

@@ -18,6 +18,7 @@ from typing import Any, TypeVar
 from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.vm import Vm
+from kvmsim.memory.memory import OpenWindow, WindowMemory
 from kvmsim.store.link import Callbacks, StoreLink
 from kvmsim.vmm.vmm import Vmm
 from memfsd.core.files.inodes import ROOT_INO
@@ -46,7 +47,7 @@ _POLICY = "punch"
 class SimulatedVm:
     """A process of kvmsim with one VM."""
 
-    def __init__(self, world: "World", name: str, vcpu_count: int, pid: int) -> None:
+    def __init__(self, world: "World", name: str, vcpu_count: int, pid: int, *, encrypted: bool) -> None:
         self.name = name
         self.life = ProcessHandle(name, pid)
         self.is_dead = False
@@ -57,13 +58,23 @@ class SimulatedVm:
             self.vm.create_vcpu(index)
         for index, vcpu in self.vm.vcpus.items():
             points.labels[id(vcpu.tlb)] = points.labels[id(vcpu)] = f"{name}.vcpu{index}"
-        self.kvm = Kvm(self.vm, lambda fd, vm, callbacks: world.pair(self, fd, vm, callbacks))
+        self.kvm = Kvm(
+            self.vm,
+            lambda fd, vm, callbacks: world.pair(self, fd, vm, callbacks),
+            _encrypted_windows() if encrypted else WindowMemory,
+        )
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)
         self.vmm.set_policy(_POLICY)
         self.links: list[StoreLink] = []
         self.handles: list[tuple[Ino, int]] = []
         """Open files of the mount: as long as there is one, the kernel keeps the inode."""
+
+
+def _encrypted_windows() -> OpenWindow:
+    from kvmsim.memory.encrypted import MemoryKey  # for the scenarios that ask for it
+
+    return MemoryKey().open_window
 
 
 class World:
@@ -102,7 +113,7 @@ class World:
         self.vms: dict[str, SimulatedVm] = {}
         for index, (name, vcpus) in enumerate(scenario.vms.items()):
             scheduler.main.process = name
-            self.vms[name] = SimulatedVm(self, name, vcpus, 1000 + index)
+            self.vms[name] = SimulatedVm(self, name, vcpus, 1000 + index, encrypted=name in scenario.encrypted)
         scheduler.main.process = "nobody"
 
     # -- the store's files

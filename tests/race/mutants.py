@@ -34,6 +34,7 @@ _MMU = "kvmsim.kvm.mmu.mmu:Mmu"
 _INVALIDATOR = "memfsd.store.invalidator:Invalidator"
 _PAIRED = "memfsd.store.pairings:PairedFile"
 _GMEM = "memfsd.core.gmem:GuestMemory"
+_UNMAPPER = "kvmsim.kvm.unmapper:Unmapper"
 
 MUTANTS: tuple[Mutant, ...] = (
     _mutant(
@@ -85,7 +86,7 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             (
                 f"{_CALLBACKS}.on_begin",
-                "                    mmu.zap(gfn, gfn + count, private=True)\n",
+                "                    taken += mmu.zap(gfn, gfn + count, private=True)\n",
                 "                    pass\n",
             ),
             (
@@ -261,6 +262,31 @@ MUTANTS: tuple[Mutant, ...] = (
         "memfsd.store.failures:Failures.poison",
         ("with self._invalidator.hold(guest_of(file)):", "if True:"),
         at="poison-x-punch",
+    ),
+    _mutant(
+        "tags of frames kept that the store takes back",
+        f"{_CALLBACKS}.on_begin",
+        ("link.memory.forget(pfn - link.base, count)", "pass"),
+        at="encrypted-access-x-punch",
+    ),
+    _mutant(
+        "tags forgotten while a vCPU is inside",
+        f"{_CALLBACKS}.on_begin",
+        (
+            "        self._unmapper.kick_all()\n"
+            "        for _, pfn, count in taken:\n"
+            "            link.memory.forget(pfn - link.base, count)\n",
+            "        for _, pfn, count in taken:\n"
+            "            link.memory.forget(pfn - link.base, count)\n"
+            "        self._unmapper.kick_all()\n",
+        ),
+        at="encrypted-access-x-punch",
+    ),
+    _mutant(
+        "frames not noted that leave a slot with their contents",
+        f"{_UNMAPPER}.block",
+        ("memory.unmapped(frame, count)", "pass"),
+        at="encrypted-convert-x-punch",
     ),
 )
 
