@@ -19,8 +19,7 @@ from memfsd.fuse.hook import pyfuse3
 from memfsd.fuse.mount import MountOptions, mounting_at
 from memfsd.fuse.mounting import set_attributes
 from memfsd.fuse.operations import Operations
-from memfsd.peers.rundir import default_socket_path
-from memfsd.peers.server import GuestServer
+from memfsd.peers.server import GuestServer, default_socket_path
 from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import Ino

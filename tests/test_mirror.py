@@ -48,7 +48,6 @@ ELSEWHERE = {
     "memfsd/fuse/operations.py": "mount/test_ordinary_files.py",
     "memfsd/host/effect_runner.py": "pair/test_injected.py",
     "memfsd/peers/process.py": "pair/test_ends.py",
-    "memfsd/peers/rundir.py": "hostile/test_impostor.py",
     "memfsd/store/attributes.py": "store/test_files.py",
     "memfsd/store/invalidator.py": "pair/test_invalidation.py",
     "memfsd/store/names.py": "store/test_store_names.py",

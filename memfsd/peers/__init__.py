@@ -3,6 +3,5 @@
 process      a peer's process, and the proof of its death
 upchannel    calls from the store to a VM, each with a deadline
 session      one connection, from HELLO to the end of its VM: requests to use cases of memfsd.store
-rundir       the directory of the socket, which must be ours
 server       the listening socket and all sessions
 """

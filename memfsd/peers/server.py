@@ -5,12 +5,12 @@ import errno
 import logging
 import os
 import socket
-import stat
 import threading
 import time
 
 from memfsd.common import sync
 from memfsd.common.quote import quoted
+from memfsd.common.rundir import RuntimeDirectory
 from memfsd.common.sockets import peer_of
 from memfsd.store.peer import Peer
 from memfsd.store.store import Store
@@ -23,11 +23,13 @@ from memfsd.uapi.limits import (
     REVOKE_DEADLINE_S,
 )
 from memfsd.uapi.messages import Empty, Kind, Revoke
+from memfsd.uapi.names import FSTYPE
 
-from . import rundir
 from .session import Session, refuse
 
 log = logging.getLogger("memfsd.peers")
+
+SOCKETS = RuntimeDirectory(FSTYPE, "socket=", "sock", socket.SOCK_SEQPACKET, root_mode=0o755)
 
 _STACK_BYTES = 512 * 1024
 _STOP_DEADLINE_S = 3.0
@@ -185,56 +187,20 @@ def _join(threads: list[threading.Thread], deadline_s: float) -> None:
         thread.join(max(until - time.monotonic(), 0))
 
 
+def default_socket_path() -> str:
+    return SOCKETS.socket_path(os.getpid())
+
+
 def _listen(path: str) -> socket.socket:
-    """A socket file that a dead daemon left is replaced; a live one is not."""
+    """All users pair with files of a mount, so they must reach its socket."""
     directory = os.path.dirname(path) or "."
-    sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
-        if path == rundir.default_socket_path():
-            rundir.make_default()
+        if path == default_socket_path():
+            SOCKETS.make()
         else:
             os.makedirs(directory, mode=0o755, exist_ok=True)
-            rundir.check_chosen(directory)
-        _sweep(directory)
-        if os.path.lexists(path):
-            if not stat.S_ISSOCK(os.lstat(path).st_mode):
-                raise Refused(
-                    errno.EEXIST,
-                    f"socket={quoted(path)}: another kind of file is there: remove it, or choose another socket=PATH",
-                )
-            if _is_live(path):
-                raise Refused(
-                    errno.EADDRINUSE, f"socket={quoted(path)}: another memfsd listens there: choose another socket=PATH"
-                )
-            os.unlink(path)
-        sock.bind(path)
-        os.chmod(path, 0o666)
-        sock.listen(128)
+            SOCKETS.check_chosen(directory)
+        SOCKETS.sweep(directory)
     except OSError as error:
-        sock.close()
         raise Refused(error.errno or errno.EIO, f"socket={quoted(path)}: {error.strerror or error}") from None
-    except Refused:
-        sock.close()
-        raise
-    return sock
-
-
-def _sweep(directory: str) -> None:
-    """Remove the sockets, PID.sock, that daemons left which did not end by themselves."""
-    for name in os.listdir(directory):
-        pid, _, suffix = name.partition(".")
-        path = os.path.join(directory, name)
-        if suffix == "sock" and pid.isdigit() and not os.path.exists(f"/proc/{pid}"):
-            with contextlib.suppress(OSError):
-                if not _is_live(path):  # another PID namespace may share the directory
-                    os.unlink(path)
-
-
-def _is_live(path: str) -> bool:
-    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as probe:
-        probe.settimeout(1.0)
-        try:
-            probe.connect(path)
-        except ConnectionRefusedError:
-            return False
-        return True
+    return SOCKETS.listen(path, 0o666)

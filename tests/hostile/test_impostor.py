@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from memfsd.peers import rundir
+from memfsd.peers.server import SOCKETS
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import decode_request_header, encode_reply
@@ -65,7 +65,7 @@ def made(base: Path | None) -> str:
         os.environ.pop("XDG_RUNTIME_DIR", None)
         if base is not None:
             os.environ["XDG_RUNTIME_DIR"] = str(base)
-        return rundir.make_default()
+        return SOCKETS.make()
 
     return as_user(VICTIM, make)
 
