@@ -2,17 +2,18 @@
 
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from kvmsim.kvm.exits import MCI_STATUS, Exit, ExitReason, MachineCheckExit
 from kvmsim.kvm.kvm_run import exit_of
-from kvmsim.kvm.mmu.ept import entry_pfn
+from kvmsim.kvm.mmu.ept import Ept, entry_pfn
 from kvmsim.kvm.tampering import tamper
 from kvmsim.memory.encrypted import MemoryKey
 from kvmsim.memory.memory import WindowMemory
 from memfsd.uapi.units import PAGE_SIZE, Gfn, Pfn
-from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
+from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
 from tests.support.script_lines import Lines
 
 SECRET = b"what only the guest knows"
@@ -271,3 +272,20 @@ def test_tampering_reaches_over_pages_and_blocked_ones(vm: LocalVm) -> None:
     assert vm.read(page(2), 1) == b"\0"
     assert errno_of(tamper, vm.vm, page(15), bytes(page(2))) == "ENOENT", "page 16 has no frame"
     assert vm.read(page(15), 1) == b"\0", "and nothing was written"
+
+
+def test_a_large_leaf_that_cannot_be_split_takes_no_page_out_of_sight(tmp_path: Path) -> None:
+    """All of it is unmapped for a part. The rest keeps its contents, and is forgotten when the store takes it back."""
+    with opened_store(tmp_path, 512, encrypted=True) as store:
+        store.create("large", 1024, page_size="2M")
+        vm = store.vm()
+        vm.vm.mmu.epts = (Ept(), Ept(max_tables=2 + 2))
+        vm.private_slot(0, 0, page(1024), "large")
+        assert vm.write(page(5), SECRET) is None
+        vm.vmm.memory.hide(0, Gfn(3), Gfn(4))
+        assert vm.vm.mmu.epts[True].page_count == 0, "the tables ran out"
+        vm.vmm.memory.fill_slot(0, Gfn(3), Gfn(4))
+        assert vm.read(page(5), len(SECRET)) == SECRET
+        vm.vmm.memory.hide(0, Gfn(3), Gfn(4))
+        store.punch("large", 0, 512)
+        assert vm.read(page(512 + 5), len(SECRET)) == bytes(len(SECRET)), "the same frames, for the other page"

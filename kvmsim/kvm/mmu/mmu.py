@@ -17,6 +17,7 @@ from memfsd.uapi.units import Gfn, GfnRange, HostPfn, Pfn, Pgoff
 
 from .blocked import BlockedPages
 from .ept import Ept
+from .eptentry import MAX_GFN_EPT
 from .runs import Run, clip, inside
 from .tlb import RANGED_FLUSH_PAGES, Tlb, Translation, tlb_key
 
@@ -179,8 +180,13 @@ class Mmu:
         self._flush(removed, page_count, private)
         if trace.vm is not None and private:
             trace.vm.zapped(self._vm, start, end, [])
-        # More than was asked for goes when a large leaf cannot be split: those pages are the slot's as before.
-        return inside(removed, start, end)
+        # More than was asked for goes when a large leaf cannot be split. Those pages are the slot's as before: private
+        # ones keep their contents, and lose them when the slot or the store loses the pages.
+        runs = inside(removed, start, end)
+        if private and sum(count for _, _, count in runs) != page_count:
+            for run in [*inside(removed, Gfn(0), start), *inside(removed, end, MAX_GFN_EPT)]:
+                self.blocked.add(run, [(run[0], Gfn(run[0] + run[2]))])
+        return runs
 
     def protect(self, start: Gfn, end: Gfn) -> None:
         """The next write to a shared page of [start, end) faults."""
