@@ -20,7 +20,7 @@ from memfsd.fuse.mount import MountOptions, mounting_at
 from memfsd.fuse.mounting import set_attributes
 from memfsd.fuse.operations import Operations
 from memfsd.peers.server import GuestServer, default_socket_path
-from memfsd.store.store import build_store
+from memfsd.store.store import build_store, open_swap
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import Ino
 
@@ -44,7 +44,8 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
     socket_path = options.socket or default_socket_path()
     creds = Creds(os.geteuid(), os.getegid())
     mode = stat.S_IMODE(os.stat(mountpoint).st_mode)
-    store = build_store(options.store, root_mode=mode, creds=creds, socket_path=socket_path)
+    swap = None if options.swap is None else open_swap(options.swap, mountpoint)
+    store = build_store(options.store, root_mode=mode, creds=creds, socket_path=socket_path, swap=swap)
     guests = GuestServer(socket_path, store)
     operations = Operations(store, creds.uid)
     with contextlib.ExitStack() as ending:

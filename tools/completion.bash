@@ -17,7 +17,8 @@ _memfsd() {
     case $before in
         --journal) ;;
         -o) _memfsd_list 'size= nodes= distances= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
-            open=strict open=rw fixed_gfn=on fixed_gfn=off socket= allow_other allow_root auto_unmount ro noexec suid dev
+            open=strict open=rw fixed_gfn=on fixed_gfn=off socket= swap= swap_size= swap_reset
+            allow_other allow_root auto_unmount ro noexec suid dev
             noatime' "$word" ;;
         *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --journal --version' "$word" ;;
     esac
@@ -26,7 +27,7 @@ _memfsd() {
 _memfs() {
     local word=$2 before=$3 command=${COMP_WORDS[1]} options='-h --help --json'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'create seal stat map fallocate bind numastat check top poison kcore -h --help' "$word"
+        _memfsd_words 'create seal stat map fallocate bind numastat check top poison kcore swapout swapoff -h --help' "$word"
         return
     fi
     case $before in
@@ -40,6 +41,7 @@ _memfs() {
         fallocate) options+=' -p --punch-hole -n --keep-size -o --offset -l --length' ;;
         poison) options+=' --random --seed' ;;
         kcore) options+=' -o --output' ;;
+        swapout) options+=' -o --offset -l --length' ;;
         top) options+=' -d --delay -n --count' ;;
     esac
     if [[ $word == -* ]]; then

@@ -12,6 +12,8 @@
     vmcall         KVM's side of a guest's calls
     faults         EPT violations, and translation
     emulation      KVM's own accesses to guest memory
+    export         private pages that are out: sealed, with the versions that come back
+    swap           what the store calls to swap pages out and in
     prefault       KVM_PRE_FAULT_MEMORY
     measurement    MRTD: SHA-384 over pages as they are added
     populate       the initial image

@@ -41,7 +41,7 @@ class Blocking:
                 with self._unmapper.deleting([(start, end)]):
                     with self._vm.mmu.lock:
                         slots.punch(id_, start, end)
-                    self._unmapper.block([(start, end)])
+                    self._block([(start, end)])
                 try:
                     self._pairings.unbind(slot, [(start, end)])
                 except Refused:
@@ -62,7 +62,7 @@ class Blocking:
                 with self._unmapper.deleting(slot.segments):
                     with self._vm.mmu.lock:
                         self._vm.slots[PRIVATE].delete(id_)
-                    self._unmapper.block(slot.segments)
+                    self._block(slot.segments)
                 try:
                     self._pairings.unbind(slot, slot.segments)
                 except Refused:
@@ -70,6 +70,12 @@ class Blocking:
                         with self._vm.mmu.lock:
                             self._vm.slots[PRIVATE].add(slot)
                         raise
+
+    def _block(self, segments: list[GfnRange]) -> None:
+        """Until they are bound again, the store does not say that it takes back what is out."""
+        self._unmapper.block(segments)
+        with self._vm.mmu.lock:
+            self._vm.exports.unbound(segments)
 
     def attach(
         self, id_: int, gfn: Gfn, page_count: int, file: PairedFile, pgoff: Pgoff, segments: list[GfnRange]
@@ -117,6 +123,7 @@ class Blocking:
         number of pages. OSError: the window is out of memory for it."""
         with self._vm.mmu.lock:
             runs = self._vm.mmu.blocked.runs(gfn, gfn + page_count)
+            self._vm.exports.destroy([(gfn, gfn + page_count)])
         self._unmapper.destroy(runs)
         return sum(count for _, _, count in runs)
 
@@ -124,6 +131,7 @@ class Blocking:
         """The store has taken these pages back: they are not blocked any more. Never refused."""
         with self._vm.mmu.lock:
             self._vm.mmu.blocked.take(gfn, gfn + page_count)
+            self._vm.exports.taken_back(gfn, gfn + page_count)
 
     def held_private(self, gfn: Gfn, page_count: int) -> int:
         """How many private pages of [gfn, gfn + page_count) hold memory, mapped or under an overlay. Never refused."""

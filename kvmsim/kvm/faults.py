@@ -10,7 +10,7 @@ from memfsd.common import trace
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES
-from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE, Gfn, HostPfn
+from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE, Gfn, HostPfn, Pgoff
 
 from .alias import SHARED
 from .exits import Exit, MemoryErrorExit
@@ -97,6 +97,8 @@ class Faults:
         mmu, gfn, backing = self._vm.mmu, page_fault.gfn, page_fault.slot.backing
         mmu.lock.acquire()
         try:
+            if self._vm.exports:
+                self._check_not_out(page_fault, count)
             if not (mmu.install_large(page_fault, pfn, count, order) if order else mmu.install(page_fault, pfn, count)):
                 return False
             if order:
@@ -106,6 +108,15 @@ class Faults:
             return True
         finally:
             mmu.lock.release()
+
+    def _check_not_out(self, page_fault: PageFault, count: int) -> None:
+        """EBADMSG: the store granted a page that it swapped out and did not bring in, so that its contents are lost.
+        With Mmu.lock held."""
+        gmem = page_fault.slot.backing.gmem
+        if gmem is not None and not self._vm.mmu.is_stale(page_fault, count):
+            out = self._vm.exports.first_out(gmem, page_fault.pgoff, Pgoff(page_fault.pgoff + count))
+            if out is not None:
+                raise Refused(errno.EBADMSG, f"file page {out:#x} is swapped out, and was granted as another frame")
 
     def _wait_end(self, page_fault: PageFault) -> bool:
         """Wait until no open invalidation covers the fault; False at the deadline."""

@@ -232,6 +232,8 @@ class SlotIoctls:
 
     def _retire(self, segments: list[GfnRange]) -> None:
         """Private GFNs that no slot shows any more: zap, flush, destroy contents."""
+        with self._vm.mmu.lock:  # before the zap, which finds what comes in from here on
+            self._vm.exports.destroy(segments)
         self._unmapper.destroy(self._unmapper.zap(segments, private=True))
 
 

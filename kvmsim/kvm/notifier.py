@@ -8,19 +8,25 @@ import os
 
 from kvmsim.memory.memory import OpenWindow
 from kvmsim.store.link import StoreLink
+from memfsd.common.intervals import subtract
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_RUNS_PER_REPORT
 from memfsd.uapi.proof import SECRET_BYTES
-from memfsd.uapi.units import Gfn, GfnRange, Pgoff, PgoffRange
+from memfsd.uapi.units import Gfn, GfnRange, Pfn, Pgoff, PgoffRange
 
 from .alias import PRIVATE
 from .mmu.ept import MAX_GFN_EPT
 from .mmu.runs import Run
 from .slots.backing import Gmem
 from .slots.memslots import Segment
+from .swap import Swap
 from .unmapper import Unmapper
 from .vm import Vm
+
+_TAKES_AWAY = frozenset({m.Reason.PUNCH, m.Reason.TRUNCATE, m.Reason.POISON, m.Reason.REVOKE})
+"""Pages that are out are holes after it, too."""
+_SWAPS = frozenset({m.Reason.SWAP_OUT, m.Reason.EVICT})
 
 
 class Notifier:
@@ -30,6 +36,7 @@ class Notifier:
         self._vm = vm
         self.open_window = open_window
         self._unmapper = unmapper
+        self._swap = Swap(vm)
         self.secret = os.urandom(SECRET_BYTES)
         self._open: dict[StoreLink, GfnRange] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
@@ -44,6 +51,8 @@ class Notifier:
         with mmu.lock:
             if not mmu.invalidation_ended.wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S):
                 raise PeerLost("a memslot of this VM was not deleted in time")
+            if begin.reason in _TAKES_AWAY:
+                self._vm.exports.forget(link, Pgoff(begin.start), Pgoff(begin.end))
             ranges = self._gfn_ranges(link, Pgoff(begin.start), Pgoff(begin.end))
             if not ranges:
                 return []
@@ -54,12 +63,30 @@ class Notifier:
                 if begin.reason is m.Reason.RECLAIM:
                     touched = mmu.zap_untouched(gfn, gfn + count)
                     kept += [(pgoff + start - gfn, pgoff + end - gfn) for start, end in touched]
+                elif begin.reason in _SWAPS:
+                    kept += self._block(gfn, pgoff, count, only_idle=begin.reason is m.Reason.EVICT)
                 else:
                     taken += mmu.zap(gfn, gfn + count, private=True)
         self._unmapper.kick_all()
         for _, pfn, count in taken:
             link.memory.forget(pfn - link.base, count)
         return _at_most(kept, MAX_RUNS_PER_REPORT)
+
+    def _block(self, gfn: Gfn, pgoff: Pgoff, count: int, *, only_idle: bool) -> list[PgoffRange]:
+        """Pages that may leave are blocked; the others: in use, or not known here, as nothing of them was mapped."""
+        mmu, end = self._vm.mmu, Gfn(gfn + count)
+        if only_idle:
+            mmu.age(gfn, end)
+        else:
+            mmu.block(gfn, end)
+        leaving = [(run[0], run[0] + run[2]) for run in mmu.exportable(gfn, end)]
+        return [(pgoff + low - gfn, pgoff + high - gfn) for low, high in subtract(gfn, end, leaving)]
+
+    def on_swap_out(self, link: StoreLink, pages: list[tuple[Pgoff, Pfn]]) -> list[bytes]:
+        return self._swap.out(link, pages)
+
+    def on_swap_in(self, link: StoreLink, pgoff: Pgoff, pfn: Pfn, blobs: list[bytes]) -> None:
+        self._swap.bring_in(link, pgoff, pfn, blobs)
 
     def on_end(self, link: StoreLink, end: m.InvalidateEnd) -> None:
         with self._vm.mmu.lock:
@@ -97,6 +124,7 @@ class Notifier:
         with mmu.lock:
             if self._open.pop(link, None) is not None:
                 mmu.invalidate_end()
+            self._vm.exports.drop(link)
             segments = [(start, end) for _, start, end in self.segments(link)]
         if segments:
             self._unmapper.zap(segments, private=True)

@@ -10,6 +10,7 @@ from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from .alias import PRIVATE, SHARED
 from .exits import Exit, MemoryErrorExit, MmioExit
+from .export import ExportedPages
 from .mmu.mmu import Mmu, PageFault
 from .mmu.physmap import PhysMap
 from .slots.memslots import Memslot, Memslots, Segment
@@ -28,6 +29,8 @@ class Vm:
         """By address space: shared is 0, private is 1, as SMM has its own."""
         self.overlay = False
         """Ordinary slots lie over private ones: lookups see them first. Changed by Blocking.set_overlay alone."""
+        self.exports = ExportedPages()
+        """Private pages that the store has swapped out. Guarded by Mmu.lock."""
         self.vcpus: dict[int, Vcpu] = {}
         self.create_vcpu(0)
         self.exit_hypercalls = 0

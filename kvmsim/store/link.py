@@ -37,7 +37,7 @@ from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
 from memfsd.uapi.pairing import State, next_state
 from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves, split_token
-from memfsd.uapi.units import PAGE_SHIFT, Gfn, HostPfn, Pgoff, PgoffRange
+from memfsd.uapi.units import PAGE_SHIFT, Gfn, HostPfn, Pfn, Pgoff, PgoffRange
 
 _B = TypeVar("_B", bound=m.Body)
 _GET_PFN = Kind.GET_PFN
@@ -63,6 +63,12 @@ class Callbacks(Protocol):
         """Zap, flush, get every vCPU out once; what the guest keeps (RECLAIM)."""
 
     def on_end(self, link: "StoreLink", end: m.InvalidateEnd) -> None: ...
+
+    def on_swap_out(self, link: "StoreLink", pages: list[tuple[Pgoff, Pfn]]) -> list[bytes]:
+        """Pages that the open invalidation covers leave: their blobs. Refused: none does."""
+
+    def on_swap_in(self, link: "StoreLink", pgoff: Pgoff, pfn: Pfn, blobs: list[bytes]) -> None:
+        """They come back, into the frames from pfn on. Refused: none does."""
 
     def on_report(self, link: "StoreLink", cursor: Gfn) -> m.ReportReply: ...
 
@@ -351,6 +357,12 @@ class StoreLink:
             body = decode_request(kind, packet)
         except BadBody as error:
             return self._refuse(id_, kind, errno.EINVAL, str(error)), False
+        try:
+            return encode_reply(id_, kind, self._do(body)), True
+        except Refused as refused:
+            return self._refuse(id_, kind, refused.errno, refused.reason), False
+
+    def _do(self, body: m.Body) -> m.Body:
         reply: m.Body = m.Empty()
         if isinstance(body, m.InvalidateBegin):
             reply = m.InvalidateBeginReply([*self._callbacks.on_begin(self, body)])
@@ -366,7 +378,11 @@ class StoreLink:
             self._callbacks.on_lost(self, self.lost)
         elif isinstance(body, m.Report):
             reply = self._callbacks.on_report(self, Gfn(body.cursor))
-        return encode_reply(id_, kind, reply), True
+        elif isinstance(body, m.SwapOut):
+            reply = m.SwapOutReply(self._callbacks.on_swap_out(self, [(Pgoff(at), Pfn(pfn)) for at, pfn in body.pages]))
+        elif isinstance(body, m.SwapIn):
+            self._callbacks.on_swap_in(self, Pgoff(body.pgoff), Pfn(body.pfn), body.blobs)
+        return reply
 
 
 def pair(fd: int, vm: str, callbacks: Callbacks) -> StoreLink:

@@ -6,6 +6,7 @@ observer    the connection of memfs to a store
 top         memfs top
 poison      memfs poison
 kcore       memfs kcore
+swap        memfs swapout and memfs swapoff
 elfcore     the head of an ELF core
 numa        memfs bind, memfs numastat
 """

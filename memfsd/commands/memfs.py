@@ -22,13 +22,16 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
-from . import kcore, memfs_help, numa, poison, top
+from . import kcore, memfs_help, numa, poison, swap, top
 from .observer import Observer, store_of
 
 _NOT_CHECKED = 3
 """Of `check`, where 1 means that a rule is broken."""
 _NAMES = ("file", "mount", "socket")
 """Facts that are names of files."""
+
+
+_Run = Callable[[Any], int]
 
 
 def main() -> None:
@@ -68,7 +71,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"memfs {VERSION}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
-    def command(name: str, run: Callable[[Any], int], help_: str) -> argparse.ArgumentParser:
+    def command(name: str, run: _Run, help_: str) -> argparse.ArgumentParser:
         sub = commands.add_parser(
             name, help=help_, description=help_[0].upper() + help_[1:] + ".", epilog=memfs_help.COMMANDS[name]
         )
@@ -101,6 +104,7 @@ def _parser() -> argparse.ArgumentParser:
     bind.add_argument("policy", type=numa.policy, metavar="POLICY[:NODES]")
     stat_ = command("numastat", numa.numastat, "show what each NUMA node gave, and to whom, as numastat(8)")
     stat_.add_argument("target", type=_path, metavar="MOUNTPOINT")
+    _swap_commands(command)
     check = command("check", _check, "verify R1 to R8 now, on both sides")
     check.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view = command("top", _top, "a live view of pool, sealed files, owners, faults and invalidations per second")
@@ -117,6 +121,15 @@ def _parser() -> argparse.ArgumentParser:
     core.add_argument("target", type=_path, metavar="MOUNTPOINT")
     core.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="a new file; - is stdout")
     return parser
+
+
+def _swap_commands(command: Callable[[str, _Run, str], argparse.ArgumentParser]) -> None:
+    out = command("swapout", swap.swap_out, "move pages of a sealed file to the swap file")
+    out.add_argument("-o", "--offset", type=_size, default=0, help="where to start (default 0)")
+    out.add_argument("-l", "--length", type=_size, default=None, help="how much (default: to the end)")
+    out.add_argument("target", type=_path, metavar="FILE")
+    off = command("swapoff", swap.swap_off, "bring every page back from the swap file; none leaves any more")
+    off.add_argument("target", type=_path, metavar="MOUNTPOINT")
 
 
 def _path(text: str) -> str:
@@ -264,8 +277,8 @@ def _map(asked: argparse.Namespace) -> int:
                     {
                         "offset": first << PAGE_SHIFT,
                         "length": count << PAGE_SHIFT,
-                        "pfn": pfn,
-                        "node": node,
+                        "pfn": pfn if pfn >= 0 else None,
+                        "node": node if node >= 0 else None,
                         "gpa": gfn << PAGE_SHIFT if gfn >= 0 else None,
                         "state": state_name(state),
                     }

@@ -43,10 +43,13 @@ of a file:
   owner                      the VM it is paired with, for life: paired, cut (silent, not yet dead) or ended
   private, pending           frames the guest uses; frames granted ahead of it and not touched yet
   quarantined                frames that a silent VM could still reach
+  swapped                    pages in the swap file, where the mount has one
   shared                     frames of an ordinary file
 of a mount:
   frames, free, shared ...   the pool: all frames, and how many are in each state
   poisoned, leaked           among them: out of service, since they failed or could not be erased
+  swap_slots, swap_used      pages that the swap file holds at most, and now
+  swapped_out, swapped_in    pages that left and came back since the mount; swap_failed: that could not
   inodes, handles, lookups   what memfsd holds: files, open files, references of the kernel
   windows, fds, threads      memory objects of sealed files, descriptors, threads: leaks would show here
 
@@ -59,7 +62,7 @@ One line for each run of pages that is contiguous in the file, in the guest and 
   GPA              guest physical address, - while it is not bound to a memslot
   PFN              first frame of the pool
   NODE             the NUMA node it is on
-  STATE            shared, private, pending, closing, quarantined
+  STATE            shared, private, pending, closing, quarantined; without a frame: swapped, poisoned
 
   memfs map /mnt/vm.mem
 """,
@@ -97,6 +100,20 @@ Frames of each node, counted since the mount as numastat(8) does:
 and the table of distances (mount option distances=).
 
   memfs numastat /mnt
+""",
+    "swapout": """\
+Pages that the VM has touched leave memory: KVM encrypts them, memfsd writes them to the swap file of the mount
+(-o swap=FILE), and a touch of the guest brings them back. What was never touched, and large pages, stay. Needs a
+paired VM: nobody else can read its memory. For root, the owner of the file, and the user who mounted.
+
+  memfs swapout /mnt/vm.mem                        all of it
+  memfs swapout /mnt/vm.mem -o 2M -l 1M            a megabyte
+""",
+    "swapoff": """\
+As swapoff(8). If not all fits in the pool, it says how much is left, and swap stays on. Ended half-way (Ctrl-C), no
+more pages leave, and the next swapoff goes on. Mount again to have swap again.
+
+  memfs swapoff /mnt
 """,
     "check": """\
 Asks memfsd, and through it every paired VM, and compares both sides. Prints each rule that is broken and where.

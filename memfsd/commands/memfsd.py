@@ -36,6 +36,10 @@ options (-o, comma separated):
                           sealing a file that is not empty: EBUSY (default), or truncate it first
   open=strict|rw          sealed files open write-only (default), or read-write for fallocate(1) and xfs_io
   fixed_gfn=on|off        a file page keeps its GFN forever (default on)
+  swap=FILE               where pages of guests go when the pool is full, encrypted by their KVM; not on the mount. One
+                          that a daemon left behind that was killed is refused
+  swap_size=SIZE          guest memory that it holds: needed when FILE is new or empty, and taken from the disk at once
+  swap_reset              make FILE anew, whatever a daemon left in it
   socket=PATH             where kvmsim connects (default: under /run/memfsd; read it as user.memfsd.socket)
   relatime|strictatime|noatime, nodiratime
                           when reading sets the access time (default relatime)

@@ -60,11 +60,13 @@ def _facts(reply: ListReply, before: dict[int, FileReport], elapsed_s: float) ->
                 "size": file.size_bytes,
                 "frames": file.frames,
                 "pending": file.pending,
+                "swapped": file.swapped,
                 "faults_per_s": round((file.grants - old.grants) / elapsed_s, 1),
                 "invalidations_per_s": round((file.invalidations - old.invalidations) / elapsed_s, 1),
             }
         )
-    return {"pool": reply.states, "sealed_files": reply.file_count, "files": files}
+    swap = {"used": reply.swap_used, "total": reply.swap_total}
+    return {"pool": reply.states, "swap": swap, "sealed_files": reply.file_count, "files": files}
 
 
 def _owner(line: str) -> Facts | None:
@@ -85,7 +87,7 @@ def _view(mountpoint: str, facts: Facts) -> str:
     widths = [max(abs(least), *(_columns(row[at]) for row in table)) for at, least in enumerate(_WIDTHS)]
     lines = [
         f"memfsd {quoted(mountpoint)}: pool {format_size(total * PAGE_SIZE)}: {used}",
-        f"{facts['sealed_files']} sealed files",
+        f"{facts['sealed_files']} sealed files{_swap(facts['swap'])}",
     ]
     for row in table:
         cells = [
@@ -94,6 +96,12 @@ def _view(mountpoint: str, facts: Facts) -> str:
         ]
         lines.append(" ".join([*cells, row[-1]]))
     return "\n".join(_cut(line, columns) for line in lines)
+
+
+def _swap(swap: Facts) -> str:
+    if not swap["total"]:
+        return ""
+    return f"; swap {format_size(swap['used'] * PAGE_SIZE)} of {format_size(swap['total'] * PAGE_SIZE)}"
 
 
 def _row(file: Facts) -> tuple[str, ...]:

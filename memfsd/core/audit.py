@@ -23,6 +23,7 @@ from .gmem import guest_of
 from .memory.page_table import FilePages
 from .memory.state_copy import Pfns
 from .moment import PRIVATE_STATES, Holding, Moment
+from .private.absent import Swapped
 from .private.bindings import Binding
 from .private.gmem_file import GmemFile, PairState
 from .service import Service
@@ -77,6 +78,7 @@ def audit(moment: Moment, facts: Facts) -> list[Finding]:
     for holding in moment.holdings:
         findings += _own_frames(moment, holding, owner)
     findings += _pool_sums(moment, owner)
+    findings += _swap(moment)
     for start, _ in misplaced(moment, facts.populated):
         findings.append(_leak(moment, "the pool of ordinary files", start))
     findings += _leaked_windows(moment, facts.held_windows)
@@ -173,6 +175,23 @@ def _pool_sums(moment: Moment, owner: Owners) -> Iterator[Finding]:
     total = sum(map(count, FrameState))
     if total != moment.frame_count:
         yield "R6", f"the states count {total} frames of {moment.frame_count}"
+
+
+def _swap(moment: Moment) -> Iterator[Finding]:
+    """R1, R6: each slot that is in use holds one page of one file, and nothing else has its place."""
+    owners: dict[int, Ino] = {}
+    for file in moment.sealed:
+        absent, swapped = guest_of(file).absent, 0
+        for entry in absent.values():
+            if isinstance(entry, Swapped):
+                swapped += 1
+                if entry.slot in owners:
+                    yield "R1", f"swap slot {entry.slot} belongs to inodes {owners[entry.slot]} and {file.ino}"
+                owners[entry.slot] = file.ino
+        if swapped != absent.swapped_count:
+            yield "R6", f"inode {file.ino} counts {absent.swapped_count} pages in the swap file and has {swapped}"
+    if len(owners) != moment.swap_used:
+        yield "R6", f"files own {len(owners)} swap slots but {moment.swap_used} are in use"
 
 
 def _count(moment: Moment, pages: FilePages, state: FrameState) -> int:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.units import Ino, Pfn
+from memfsd.uapi.units import Ino, Pfn, Pgoff
 
 from .memory.page_table import FilePages
 
@@ -54,6 +54,14 @@ class Fill:
     refused: Refused | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Export:
+    """Pages of a file, each with its frame, that its VM has blocked: they are to go to the swap file."""
+
+    ino: Ino
+    pages: list[tuple[Pgoff, Pfn]]
+
+
 @dataclass(frozen=True, slots=True)
 class ZeroBytes:
     """Write zeros into the pool of ordinary files: the tail of a page that a truncate cut."""
@@ -76,4 +84,4 @@ class ForgetCache:
     ino: Ino
 
 
-Effect = Scrub | Discard | Quarantine | Fill | ZeroBytes | DropWindow | ForgetCache
+Effect = Scrub | Discard | Quarantine | Fill | Export | ZeroBytes | DropWindow | ForgetCache

@@ -17,12 +17,13 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Gfn, Ino, Pfn, Pgoff, PgoffRange, Seq, page_aligned
 
-from .effects import DropWindow, Effect, Quarantine
+from .effects import DropWindow, Effect, Quarantine, Runs, Scrub
 from .files.inodes import InodeTable, Regular
 from .files.ordinary import OrdinaryData
 from .memory.frames import FramePool
+from .memory.swap_slots import SwapSlots
 from .options import StoreOptions
-from .private.absent import Lost
+from .private.absent import AbsentPages, Lost, Swapped
 from .private.bindings import Binding
 from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
 from .private.pending import PendingFrames, Touched
@@ -30,8 +31,17 @@ from .private.strategies import Strategy, Taking
 
 _PART_EXTENTS = 256
 """What one step looks at: a millisecond or so with Service.lock held."""
+_NEAR_ABSENT_PAGES = 64
+"""The most that is granted at once of a file with absent pages: each is looked up."""
 _PRIVATE, _PENDING = FrameState.PRIVATE, FrameState.PENDING
 """A member's name looked up in its class takes a quarter of a microsecond: too long for a grant."""
+
+
+class SwappedOut(Refused):
+    """The page's contents are in the swap file: bring it in, then ask again."""
+
+    def __init__(self, pgoff: int) -> None:
+        super().__init__(errno.EAGAIN, f"file page {pgoff:#x} is swapped out")
 
 
 def guest_of(file: Regular) -> GmemFile:
@@ -43,8 +53,11 @@ def guest_of(file: Regular) -> GmemFile:
 class GuestMemory:
     """All sealed files of a store; each method is one step that runs to completion."""
 
-    def __init__(self, pool: FramePool, inodes: InodeTable, data: OrdinaryData, options: StoreOptions) -> None:
+    def __init__(
+        self, pool: FramePool, slots: SwapSlots, inodes: InodeTable, data: OrdinaryData, options: StoreOptions
+    ) -> None:
         self._pool = pool
+        self._slots = slots
         self._inodes = inodes
         self._data = data
         self._options = options
@@ -55,7 +68,7 @@ class GuestMemory:
         """One-way: from now on the file is guest private memory. It must be empty."""
         assert file.size == 0 and file.pages.page_count == 0 and file.readers == 0
         file.seals |= Seal.GUEST
-        file.guest = GmemFile()
+        file.guest = GmemFile(absent=AbsentPages(self._slots))
         self._inodes.add_sealed(file)
 
     # -- size and preallocation
@@ -188,10 +201,13 @@ class GuestMemory:
         return GetPfnReply(pfn, count, file.order, guest.seq)
 
     def _until_absent(self, guest: GmemFile, pgoff: int, max_pages: int) -> int:
-        """How many of these pages may be granted. EHWPOISON: the frame of the first one failed."""
-        if guest.absent.get(pgoff) is Lost.POISONED:
+        """How many of these pages may be granted. SwappedOut: the first one; EHWPOISON: its frame failed."""
+        entry = guest.absent.get(pgoff)
+        if entry is Lost.POISONED:
             raise Refused(EHWPOISON, f"file page {pgoff:#x} is poisoned: its frame failed; punch it to get another one")
-        return guest.absent.first(pgoff, pgoff + max_pages) - pgoff
+        if entry is not None:
+            raise SwappedOut(pgoff)
+        return guest.absent.first(pgoff, pgoff + min(max_pages, _NEAR_ABSENT_PAGES)) - pgoff
 
     def check_poison(self, file: Regular, pgoff: int) -> PgoffRange:
         """The pages whose frame is that of this page: more than one in a file of large pages.
@@ -297,6 +313,45 @@ class GuestMemory:
         if closing.upcall:
             guest.seq = Seq(guest.seq + 1)
         return guest.seq
+
+    # -- swap
+
+    def swapped_out(self, file: Regular, pages: list[tuple[Pgoff, Pfn]], slots: list[int]) -> Scrub:
+        """These pages of the closing range are in the swap file; their frames go."""
+        guest = guest_of(file)
+        assert guest.open_invalidation is not None
+        runs: Runs = []
+        for (pgoff, pfn), slot in zip(pages, slots, strict=True):
+            taken = file.pages.unmap(pgoff, Pgoff(pgoff + 1))
+            assert taken == [(pgoff, pfn, 1)], f"page {pgoff:#x} is not in frame {pfn:#x} any more"
+            self._pool.set_state(pfn, 1, FrameState.CLOSING)
+            guest.absent.put(pgoff, Swapped(slot))
+            runs.append((pfn, 1))
+        self._slots.out_count += len(pages)
+        return Scrub(file.ino, runs)
+
+    def swap_in_begin(self, file: Regular, pgoff: Pgoff, most: int) -> tuple[Pfn, list[int]]:
+        """A run of new frames for the pages from pgoff on that are swapped out, and their slots; none: it is not
+        (any more). ENOSPC."""
+        slots = guest_of(file).absent.swapped_run(pgoff, most)
+        if not slots:
+            return Pfn(0), []
+        zones, most = file.zones_at(pgoff, len(slots))
+        pfn, count = self._pool.alloc_run(most, FrameState.MOVING, zones=zones)
+        return pfn, slots[:count]
+
+    def swapped_in(self, file: Regular, pgoff: Pgoff, pfn: Pfn, count: int) -> None:
+        """The pages are in these frames; their slots are free."""
+        guest_of(file).absent.take(pgoff, pgoff + count)
+        self._pool.set_state(pfn, count, _PRIVATE)
+        file.pages.map_run(pgoff, pfn, count)
+        self._slots.in_count += count
+
+    def swap_in_failed(self, file: Regular, pfn: Pfn, count: int) -> Scrub:
+        """The pages stay in the file; the frames go."""
+        self._pool.set_state(pfn, count, FrameState.CLOSING)
+        self._slots.failed_count += 1
+        return Scrub(file.ino, [(pfn, count)])
 
     def reclaimable(self, files: list[Regular]) -> list[tuple[Ino, Pgoff, Pgoff]]:
         """For each file with pending frames: the range that holds them all."""

@@ -11,7 +11,6 @@ from memfsd.uapi.units import Ino
 
 from .files.inodes import Regular
 from .memory.page_table import FilePages
-from .private.absent import AbsentPages
 from .service import Service
 
 PRIVATE_STATES = (FrameState.PRIVATE, FrameState.PENDING, FrameState.CLOSING)
@@ -33,6 +32,7 @@ class Moment:
         self.options = service.options
         self.frame_count = service.pool.frame_count
         self.states = service.pool.copy_states()
+        self.swap_used = service.slots.used
         self.sealed = [_copy(file) for file in service.inodes.sealed_files()]
         self.holdings: list[Holding] = [
             Holding(inode.ino, inode.pages.copy(), (FrameState.SHARED,))
@@ -65,6 +65,6 @@ def _copy(file: Regular) -> Regular:
     assert guest is not None
     guest.pairing = copy.copy(guest.pairing)
     guest.bindings = guest.bindings.copy()
+    guest.absent = guest.absent.copy()
     guest.quarantine = guest.quarantine.copy()
-    guest.absent = AbsentPages(guest.absent)
     return copied

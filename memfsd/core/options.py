@@ -7,7 +7,7 @@ from typing import Any
 
 from memfsd.uapi.distances import Rows, check_distances, parse_distances
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import MAX_INODES, MAX_NODES, MAX_POOL_BYTES
+from memfsd.uapi.limits import MAX_INODES, MAX_NODES, MAX_POOL_BYTES, MAX_SWAP_BYTES
 from memfsd.uapi.units import PAGE_SIZE, format_size, parse_size
 
 
@@ -35,6 +35,26 @@ class StoreOptions:
     fixed_gfn: bool = True
     atime: Atime = Atime.RELATIVE
     diratime: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class SwapOptions:
+    """The swap file. size_bytes: of guest memory that it holds; 0: what the file was made for. reset: make it anew."""
+
+    path: str
+    size_bytes: int = 0
+    reset: bool = False
+
+
+def swap_bytes(text: str) -> int:
+    """swap_size, in whole pages. Refused(EINVAL)."""
+    try:
+        size = parse_size(text)
+    except ValueError as error:
+        raise Refused(errno.EINVAL, f"swap_size={text}: {error}") from None
+    if not PAGE_SIZE <= size <= MAX_SWAP_BYTES:
+        raise Refused(errno.EINVAL, f"swap_size={text}: choose 4K to {format_size(MAX_SWAP_BYTES)}")
+    return size - size % PAGE_SIZE
 
 
 _CHOICES: dict[str, tuple[str, dict[str, bool]]] = {

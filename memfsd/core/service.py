@@ -28,6 +28,7 @@ from .files.shares import ROOT_UID
 from .files.xattrs import Xattrs
 from .gmem import GuestMemory
 from .memory.frames import FramePool
+from .memory.swap_slots import SwapSlots
 from .options import Atime, StoreOptions
 from .sealing import check_add
 
@@ -39,16 +40,19 @@ _DAY_NS = 86_400 * 10**9
 class Service:
     """Guarded by `lock`: hold it around every call and every use of what a call returned."""
 
-    def __init__(self, options: StoreOptions, *, root_mode: int, creds: Creds, now_ns: int, socket_path: str) -> None:
+    def __init__(
+        self, options: StoreOptions, *, root_mode: int, creds: Creds, now_ns: int, socket_path: str, swap_slots: int = 0
+    ) -> None:
         self.lock = sync.lock("Service.lock")
         self.options = options
         self.pool = FramePool(options.pool_bytes >> PAGE_SHIFT, options.nodes, options.distances)
+        self.slots = SwapSlots(swap_slots)
         self.inodes = InodeTable(options.inode_count, creds.uid)
         self.names = Namespace(self.inodes, root_mode, creds, now_ns)
         self.handles = HandleTable(handle_shares(creds.uid), listed_shares(creds.uid))
         self.data = OrdinaryData(self.pool)
-        self.gmem = GuestMemory(self.pool, self.inodes, self.data, options)
-        self.xattrs = Xattrs(self.pool, self.inodes, socket_path)
+        self.gmem = GuestMemory(self.pool, self.slots, self.inodes, self.data, options)
+        self.xattrs = Xattrs(self.pool, self.slots, self.inodes, socket_path)
 
     # -- names
 

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from memfsd.common.quote import quoted
-from memfsd.core.options import NAMES, Atime, StoreOptions, check_options, with_option
+from memfsd.core.options import NAMES, Atime, StoreOptions, SwapOptions, check_options, swap_bytes, with_option
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_INODES
 from memfsd.uapi.names import FSTYPE
@@ -33,6 +33,7 @@ _OF_MOUNT = frozenset(
 )
 """Words that mount(8) and fstab(5) pass on to any file system, and that change nothing here."""
 _VALUES = frozenset(("fsname", "subtype"))
+_SWAP = ("swap", "swap_size", "swap_reset")
 _MNT_DETACH = 2
 _STAT_DEADLINE_S = 5.0
 
@@ -41,6 +42,8 @@ _STAT_DEADLINE_S = 5.0
 class MountOptions:
     """store: for the core; fuse: for libfuse, as written; socket: where guests connect ("": a default).
 
+    swap: the swap file, if there is to be one.
+
     attributes: names in mounting.ATTRIBUTES, to be set once it is mounted. All but nosymfollow are only for show.
     """
 
@@ -48,6 +51,7 @@ class MountOptions:
     fuse: frozenset[str] = frozenset()
     socket: str = ""
     attributes: frozenset[str] = frozenset()
+    swap: SwapOptions | None = None
 
 
 def parse_options(words: list[str], default_pool_bytes: int, source: str = FSTYPE) -> MountOptions:
@@ -58,7 +62,7 @@ def parse_options(words: list[str], default_pool_bytes: int, source: str = FSTYP
     # libfuse splits options at commas.
     escaped = source.replace("\\", "\\\\").replace(",", "\\,")
     fuse = {"default_permissions", f"fsname={escaped}", f"subtype={FSTYPE}"}
-    socket, attributes = "", set[str]()
+    socket, attributes, swap = "", set[str](), dict[str, str | None]()
     for text in (option for word in words for option in word.split(",")):
         name, equals, tail = text.partition("=")
         value = tail if equals else None
@@ -81,18 +85,32 @@ def parse_options(words: list[str], default_pool_bytes: int, source: str = FSTYP
             )
         elif name == "socket":
             socket = _socket_path(value)
+        elif name in _SWAP:
+            swap[name] = value
         elif (name in _FLAGS and value is None) or (name in _VALUES and value):
             fuse = {option for option in fuse if option.partition("=")[0] != name} | {text}
         elif name in _FLAGS | _VALUES:
             raise Refused(errno.EINVAL, f"option {name} {'takes no' if name in _FLAGS else 'needs a'} value")
         else:
-            known = ", ".join(sorted({*NAMES, "socket", "nosymfollow", *_FLAGS, *_VALUES}))
+            known = ", ".join(sorted({*NAMES, *_SWAP, "socket", "nosymfollow", *_FLAGS, *_VALUES}))
             raise Refused(errno.EINVAL, f"unknown option '{text}': choose from {known}")
     check_options(store)
     # strictatime that a later word took back, and the like.
     attributes -= {"strictatime"} if store.atime is not Atime.ALWAYS else set()
     attributes -= {"nodiratime"} if store.diratime else set()
-    return MountOptions(store, frozenset(fuse), socket, frozenset(attributes))
+    return MountOptions(store, frozenset(fuse), socket, frozenset(attributes), _swap_options(swap))
+
+
+def _swap_options(said: dict[str, str | None]) -> SwapOptions | None:
+    path = said.get("swap")
+    if "swap" in said and (not path or "\0" in path):
+        raise Refused(errno.EINVAL, "option swap needs the path of a file: swap=FILE")
+    if said.get("swap_reset") is not None:
+        raise Refused(errno.EINVAL, "option swap_reset takes no value")
+    if said and not path:
+        raise Refused(errno.EINVAL, f"option {next(iter(said))} is about a swap file: name it with swap=FILE")
+    size_bytes = swap_bytes(said["swap_size"] or "") if "swap_size" in said else 0
+    return SwapOptions(os.path.abspath(path), size_bytes, "swap_reset" in said) if path else None
 
 
 def _socket_path(value: str | None) -> str:

@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from memfsd.core.effects import Discard, DropWindow, Effect, Fill, Quarantine, Scrub, ZeroBytes
+from memfsd.core.effects import Discard, DropWindow, Effect, Export, Fill, Quarantine, Scrub, ZeroBytes
 from memfsd.core.service import Service
 from memfsd.uapi.units import Ino
 
@@ -28,6 +28,8 @@ class EffectRunner:
         self._service = service
         self._windows = windows
         self.forget_cache: Callable[[Ino], None] = lambda ino: None
+        self.export: Callable[[Export], None] = lambda effect: None
+        """The store's Swapper sets it: it asks a VM, and so waits."""
 
     @staticmethod
     def is_quick(effects: Sequence[Effect]) -> bool:
@@ -78,6 +80,8 @@ class EffectRunner:
                 self.perform(following)
                 if effect.refused is not None:
                     raise effect.refused
+            elif isinstance(effect, Export):
+                self.export(effect)
             elif isinstance(effect, ZeroBytes):
                 self._windows.zero(effect.offset, effect.length)
             elif isinstance(effect, DropWindow):

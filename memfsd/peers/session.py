@@ -43,7 +43,7 @@ log = logging.getLogger("memfsd.peers")
 BYE = "BYE"
 _SHORT_LIVED = frozenset({State.CONNECTED, State.GREETED, State.OBSERVING})
 _ENDED = State.ENDED
-_QUESTIONS = frozenset({Kind.CHECK, Kind.MAP, Kind.LIST, Kind.KCORE, Kind.MEMORY_FAILURE})
+_QUESTIONS = frozenset({Kind.CHECK, Kind.MAP, Kind.LIST, Kind.KCORE, Kind.MEMORY_FAILURE, Kind.PAGE_OUT, Kind.SWAP_OFF})
 
 _Handler = Callable[[Any], m.Body]
 _Step = tuple[Kind, Callable[[Packet], m.Body], _Handler, State]
@@ -99,6 +99,8 @@ class Session:
             Kind.LIST: self._on_list,
             Kind.KCORE: self._on_kcore,
             Kind.MEMORY_FAILURE: self._on_memory_failure,
+            Kind.PAGE_OUT: self._on_page_out,
+            Kind.SWAP_OFF: self._on_swap_off,
         }
 
     def _enter(self, state: State) -> None:
@@ -289,6 +291,15 @@ class Session:
 
     def _on_map(self, want: m.Map) -> m.Body:
         return self._store.checker.map_of(Ino(want.ino), self._process.uid, want.pgoff)
+
+    def _on_page_out(self, want: m.PageOut) -> m.Body:
+        uid, owner = self._process.uid, os.getuid()
+        return m.PageOutReply(*self._store.swapper.page_out(Ino(want.ino), want.start, want.end, uid, owner))
+
+    def _on_swap_off(self, _: m.Empty) -> m.Body:
+        if self._process.uid not in (0, os.getuid()):
+            raise Refused(errno.EACCES, "memfs swapoff is for root and the user who mounted: run it as one of them")
+        return m.SwapOffReply(*self._store.swapper.swap_off())
 
     def _on_list(self, _: m.Empty) -> m.Body:
         self._check_may_observe("memfs top")

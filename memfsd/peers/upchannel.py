@@ -82,7 +82,7 @@ class UpChannel:
         try:
             if header.errno:
                 reason = one_line(decode_failure(packet).reason)
-                raise PeerRefused(f"{kind.name} refused with {errno_name(header.errno)}: {reason}")
+                raise PeerRefused(header.errno, f"{kind.name} refused with {errno_name(header.errno)}: {reason}")
             return cast(_Reply, decode_reply(kind, packet))
         except BadBody as error:
             raise PeerLost(str(error)) from None

@@ -13,6 +13,7 @@ reclaim      pages that were never touched, taken back when the pool is full
 checker      memfs check, memfs map and memfs top
 failures     memory that fails
 dumps        memfs kcore: the states of all frames at one moment
+swapper      pages that leave to the swap file, and come back
 deadlines    for what may wait on a VM
 
 A use case takes Service.lock itself and never waits on a VM with it held. One that frees memory returns Work, which may

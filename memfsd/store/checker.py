@@ -1,8 +1,10 @@
 """memfs check, memfs map and memfs top: what both sides hold, asked and compared."""
 
 import errno
+import heapq
 import threading
 import time
+from collections.abc import Iterator
 
 from memfsd.common import sync
 from memfsd.core.audit import Facts, Finding, FrameRange, PeerReport, audit, misplaced, misplaced_now
@@ -10,10 +12,12 @@ from memfsd.core.files.inodes import Regular
 from memfsd.core.files.xattrs import owner_line
 from memfsd.core.gmem import guest_of
 from memfsd.core.moment import Moment
+from memfsd.core.private.absent import AbsentPages, Lost
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import PAUSE_S
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.frame_state import SWAPPED, FrameState
 from memfsd.uapi.limits import (
     MAX_BINDINGS_PER_FILE,
     MAX_CHECK_THREADS,
@@ -206,24 +210,61 @@ def _has_started(thread: threading.Thread) -> bool:
 
 
 def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
-    """Runs (pgoff, pfn, pages, gfn or -1, frame state, node) from pgoff on, split where one of the last changes."""
+    """Runs (pgoff, pfn, pages, gfn or -1, state, node) from pgoff on, split where one of the last changes."""
     runs: list[tuple[int, int, int, int, int, int]] = []
-    for start, first, count in file.pages.extents(Pgoff(pgoff), Pgoff(max(PGOFF_END, pgoff))):
-        at = int(start)
+    for start, first, count, state in _entries(file, pgoff):
+        at = start
         while at < start + count:
             if len(runs) >= MAX_RUNS_PER_REPORT:
                 return MapReply(runs, at)
-            pfn = first + at - start
             binding = file.guest.bindings.find(at) if file.guest else None
             stop = min(start + count, binding.end) if binding else _next_binding(file, at, start + count)
+            gfn = binding.gfn_of(at) if binding else -1
+            if first is None:
+                runs.append((at, -1, stop - at, gfn, state, -1))
+                at = stop
+                continue
+            pfn = first + at - start
             node, node_end = service.pool.node_at(pfn)
             stop = min(stop, at + node_end - pfn)
             states = service.pool.states(pfn, stop - at)
             other = (states != states[0]).nonzero()[0]
             length = int(other[0]) if len(other) else stop - at
-            runs.append((at, pfn, length, binding.gfn_of(at) if binding else -1, int(states[0]), node))
+            runs.append((at, pfn, length, gfn, int(states[0]), node))
             at += length
     return MapReply(runs, -1)
+
+
+_Entry = tuple[int, Pfn | None, int, int]
+"""(first page, first frame, pages, state) of a run; without a frame, what it is instead."""
+
+
+def _entries(file: Regular, pgoff: int) -> Iterator[_Entry]:
+    """What is no hole, from pgoff on and in order."""
+    mapped: Iterator[_Entry] = (
+        (int(start), pfn, count, 0) for start, pfn, count in file.pages.extents(pgoff, max(PGOFF_END, pgoff))
+    )
+    if file.guest is None or not file.guest.absent:
+        return mapped
+    return heapq.merge(mapped, _absent_runs(file.guest.absent, pgoff), key=_first_page)
+
+
+def _first_page(entry: _Entry) -> int:
+    return entry[0]
+
+
+def _absent_runs(absent: AbsentPages, pgoff: int) -> Iterator[_Entry]:
+    start, count, state = 0, 0, 0
+    for page in absent.within(pgoff, PGOFF_END):
+        its = int(FrameState.POISONED) if absent[page] is Lost.POISONED else SWAPPED
+        if count and (page, its) == (start + count, state):
+            count += 1
+            continue
+        if count:
+            yield start, None, count, state
+        start, count, state = page, 1, its
+    if count:
+        yield start, None, count, state
 
 
 def file_list(service: Service, windows: Windows) -> ListReply:
@@ -237,7 +278,8 @@ def file_list(service: Service, windows: Windows) -> ListReply:
         with service.lock:
             reports.append(_file_report(service, file))
     with service.lock:
-        return ListReply(service.pool.counts(), reports, len(files))
+        slots = service.slots
+        return ListReply(service.pool.counts(), slots.used, slots.total, reports, len(files))
 
 
 def settle(service: Service, file: Regular, touched: list[FrameRange]) -> None:
@@ -258,6 +300,7 @@ def _file_report(service: Service, file: Regular) -> FileReport:
         file.size,
         file.pages.page_count,
         guest.pending,
+        guest.absent.swapped_count,
         guest.grant_count,
         guest.invalidation_count,
     )

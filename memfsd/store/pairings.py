@@ -6,7 +6,7 @@ import os
 from collections.abc import Callable
 
 from memfsd.core.files.inodes import Regular
-from memfsd.core.gmem import guest_of
+from memfsd.core.gmem import SwappedOut, guest_of
 from memfsd.core.private.gmem_file import Pairing
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
@@ -14,14 +14,19 @@ from memfsd.host.windows import Windows
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import GetPfnReply, Kind, StatReply
 from memfsd.uapi.proof import Token
-from memfsd.uapi.units import Ino, Seq
+from memfsd.uapi.units import Ino, Pgoff, Seq
 
 from .deadlines import Deadlines
 from .invalidator import Invalidator
 from .peer import Peer
 from .reclaim import Reclaimer
+from .swapper import Swapper
 
 log = logging.getLogger("memfsd.peers")
+
+
+_ATTEMPTS = 16
+"""Of one grant: others may take what came free, or swap out what came back."""
 
 
 class PairedFile:
@@ -54,8 +59,8 @@ class PairedFile:
             self._service.gmem.unbind(file, pgoff, page_count)
 
     def get_pfn(self, pgoff: int, max_pages: int) -> GetPfnReply:
-        """GuestMemory.get_pfn. When the pool is full, once more after taking back what no guest has touched: only
-        then it blocks."""
+        """GuestMemory.get_pfn. Once more when the page was swapped out, and is back; and when the pool is full, after
+        taking back what no guest has touched, or has used lately: only then it blocks."""
         file = self.file
         try:
             self._lock.acquire()  # not `with`, which would take twice as long on the fault path
@@ -64,11 +69,28 @@ class PairedFile:
             finally:
                 self._lock.release()
         except Refused as refused:
-            wanted = None if file.order else 1
-            if refused.errno != errno.ENOSPC or not self._pairings.reclaimer.reclaim(file.ino, wanted):
-                raise
-        with self._lock:
-            return self._gmem.get_pfn(file, pgoff, max_pages)
+            return self._get_pfn_after(refused, pgoff, max_pages)
+
+    def _get_pfn_after(self, refused: Refused, pgoff: int, max_pages: int) -> GetPfnReply:
+        file, pairings = self.file, self._pairings
+        for attempt in range(1 if file.order else _ATTEMPTS):
+            # What is free may be on other nodes than the file's: from the second time on pages leave anyway.
+            wanted = None if file.order or attempt else 1
+            if isinstance(refused, SwappedOut):
+                try:
+                    pairings.swapper.swap_in(file, Pgoff(pgoff))
+                except Refused as failed:
+                    refused = failed
+            if not isinstance(refused, SwappedOut) and (
+                refused.errno != errno.ENOSPC or not pairings.reclaimer.reclaim(file.ino, wanted, swap=not file.order)
+            ):
+                raise refused
+            try:
+                with self._lock:
+                    return self._gmem.get_pfn(file, pgoff, max_pages)
+            except Refused as again:
+                refused = again
+        raise refused
 
     def stat(self) -> StatReply:
         file = self.file
@@ -123,6 +145,7 @@ class Pairings:
         runner: EffectRunner,
         invalidator: Invalidator,
         reclaimer: Reclaimer,
+        swapper: Swapper,
         deadlines: Deadlines,
     ) -> None:
         self.service = service
@@ -130,6 +153,7 @@ class Pairings:
         self.runner = runner
         self.invalidator = invalidator
         self.reclaimer = reclaimer
+        self.swapper = swapper
         self.deadlines = deadlines
 
     def peers(self) -> list[Peer]:

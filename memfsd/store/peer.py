@@ -22,6 +22,10 @@ class PeerGone(PeerLost):
 class PeerRefused(PeerLost):
     """It answered with an errno, and has done nothing."""
 
+    def __init__(self, errno: int, reason: str) -> None:
+        super().__init__(reason)
+        self.errno = errno
+
 
 class UpCalls(Protocol):
     """The "function pointers" that KVM gave the store. Each call has a deadline."""

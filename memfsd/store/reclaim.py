@@ -19,6 +19,7 @@ from memfsd.uapi.units import Ino, Pgoff
 from .deadlines import Deadlines
 from .invalidator import InvalidateRange, Invalidator
 from .peer import Peer
+from .swapper import Swapper
 
 log = logging.getLogger("memfsd.peers")
 
@@ -29,8 +30,11 @@ _Question = tuple[Peer, Pgoff, Pgoff]
 class Reclaimer:
     """`_lock` guards `_asking` and `_shares`; it is taken before Service.lock."""
 
-    def __init__(self, service: Service, invalidator: Invalidator, deadlines: Deadlines, owner_uid: int) -> None:
+    def __init__(
+        self, service: Service, invalidator: Invalidator, swapper: Swapper, deadlines: Deadlines, owner_uid: int
+    ) -> None:
         self._service = service
+        self._swapper = swapper
         self._invalidator = invalidator
         self._deadlines = deadlines
         self._lock = sync.lock("Reclaimer.lock")
@@ -39,8 +43,9 @@ class Reclaimer:
         self._shares = Shares(MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RESERVED_RECLAIMS, owner_uid)
         """Of threads, by the user whose VM is asked."""
 
-    def reclaim(self, ino: Ino | None = None, frame_count: int | None = None) -> bool:
-        """True when any frame came free, before the deadline; no need to go on after frame_count of them.
+    def reclaim(self, ino: Ino | None = None, frame_count: int | None = None, *, swap: bool = True) -> bool:
+        """True when any frame came free, before the deadline; no need to go on after frame_count of them. When none
+        was granted and not touched, pages are swapped out (`swap`), if the mount says where to.
 
         ino: the file whose VM asks, and so surely lives.
         """
@@ -52,12 +57,12 @@ class Reclaimer:
         elif questions or self._asking:
             with self._lock:
                 self._ask_all(questions, before, frame_count)
-        return self.free_count() > before
+        return self.free_count() > before or (swap and self._swapper.evict(frame_count))
 
     def may_help(self) -> bool:
-        """Any page was granted and not touched yet."""
+        """Any page was granted and not touched yet, or may be swapped out."""
         with self._service.lock:
-            return self._service.pool.count(FrameState.PENDING) > 0
+            return self._service.pool.count(FrameState.PENDING) > 0 or self._swapper.may_help()
 
     def free_count(self) -> int:
         """Frames that are free now."""

@@ -10,6 +10,7 @@ from memfsd.core.files.namespace import Creds
 from memfsd.core.options import StoreOptions
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.swapfile import SwapSpace, open_swap
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import Refused
 
@@ -21,16 +22,21 @@ from .invalidator import Invalidator
 from .names import Names
 from .pairings import Pairings
 from .reclaim import Reclaimer
+from .swapper import Swapper
+
+__all__ = ["Store", "build_store", "open_swap"]
 
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What adapters use: names, files, pairings, reclaimer, checker, failures. The rest is what these are made of."""
+    """What adapters use: names, files, pairings, reclaimer, swapper, checker, failures. The rest is what these are made
+    of."""
 
     names: Names
     files: Files
     pairings: Pairings
     reclaimer: Reclaimer
+    swapper: Swapper
     checker: Checker
     failures: Failures
     service: Service
@@ -53,6 +59,7 @@ class Store:
 
     def close(self) -> None:
         """When every adapter has stopped."""
+        self.swapper.close()
         self.windows.close()
 
 
@@ -70,20 +77,31 @@ def build_store(
     deadlines: Deadlines | None = None,
     now_ns: Callable[[], int] = time.time_ns,
     random_bytes: Callable[[], bytes] = _sixteen_random_bytes,
+    swap: SwapSpace | None = None,
 ) -> Store:
-    """creds: who mounts. Tests own memory, time and chance: windows, deadlines, now_ns, random_bytes."""
-    service = Service(options, root_mode=root_mode, creds=creds, now_ns=now_ns(), socket_path=socket_path)
+    """creds: who mounts. swap: where pages may leave to; the store closes it. Tests own memory, time and chance:
+    windows, deadlines, now_ns, random_bytes."""
+    service = Service(
+        options,
+        root_mode=root_mode,
+        creds=creds,
+        now_ns=now_ns(),
+        socket_path=socket_path,
+        swap_slots=0 if swap is None else swap.slot_count,
+    )
     windows = windows or Windows(options.pool_bytes)
     deadlines = deadlines or Deadlines()
     runner = EffectRunner(service, windows)
     invalidator = Invalidator(service, windows, runner, deadlines)
-    reclaimer = Reclaimer(service, invalidator, deadlines, creds.uid)
+    swapper = Swapper(service, runner, invalidator, deadlines, swap)
+    reclaimer = Reclaimer(service, invalidator, swapper, deadlines, creds.uid)
     return Store(
         names=Names(service, runner, now_ns),
         files=Files(service, windows, runner, invalidator, now_ns, random_bytes),
-        pairings=Pairings(service, windows, runner, invalidator, reclaimer, deadlines),
+        pairings=Pairings(service, windows, runner, invalidator, reclaimer, swapper, deadlines),
         reclaimer=reclaimer,
         failures=Failures(service, runner, invalidator),
+        swapper=swapper,
         checker=Checker(service, windows, invalidator, deadlines),
         service=service,
         windows=windows,

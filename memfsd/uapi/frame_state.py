@@ -27,8 +27,14 @@ class FrameState(IntEnum):
     """It could not be reclaimed: out of service."""
 
 
+SWAPPED = 256
+"""What `memfs map` says of a page that has no frame, and its contents in the swap file."""
+
+
 def state_name(number: int) -> str:
     """As shown to people; the number itself when it is of a newer store."""
+    if number == SWAPPED:
+        return "swapped"
     try:
         return FrameState(number).name.lower()
     except ValueError:

@@ -12,6 +12,16 @@ MAX_POLICIES_PER_FILE = 512
 """Ranges of one file with a NUMA policy of their own."""
 MAX_POLICIES_TEXT = 60000
 """What they take in user.memfsd.numa: less than a value of 64 KiB."""
+MAX_SWAP_BYTES = 1 << 40
+"""Of guest memory in the swap file."""
+SWAP_BLOB_BYTES = (1 << PAGE_SHIFT) + 16
+"""A page that is swapped out: its ciphertext, and a tag of 16 bytes."""
+MAX_SWAP_PAGES = 15
+"""So many blobs fit in one packet."""
+SWAP_WINDOW_PAGES = 512
+"""What one step of eviction looks at, and the bracket that it holds open for that."""
+MAX_EXPORTED_PAGES = 1 << 22
+"""Pages of one VM that are out: KVM keeps the version of each."""
 MAX_FILE_BYTES = (1 << 63) - 1
 MAX_INODES = 1 << 22
 INODE_BYTES = 1024

@@ -22,7 +22,9 @@ from .limits import (
     MAX_RUN_PAGES,
     MAX_RUNS_PER_REPORT,
     MAX_SLOTS,
+    MAX_SWAP_PAGES,
     NAME_MAX,
+    SWAP_BLOB_BYTES,
 )
 from .proof import ID_BYTES, NONCE_BYTES, PROOF_BYTES, SECRET_BYTES
 
@@ -45,6 +47,8 @@ class Kind(IntEnum):
     LIST = 18
     KCORE = 19
     MEMORY_FAILURE = 20
+    PAGE_OUT = 24
+    SWAP_OFF = 25
     INVALIDATE_BEGIN = 32
     INVALIDATE_END = 33
     MOVE = 34
@@ -57,12 +61,14 @@ class Kind(IntEnum):
 
 REPLY = 0x8000
 
-RESERVED_KINDS = frozenset({Kind.MOVE, Kind.SWAP_OUT, Kind.SWAP_IN, Kind.POISON})
+RESERVED_KINDS = frozenset({Kind.MOVE, Kind.POISON})
 """Named in the operation tables, not implemented yet: never sent, refused with EOPNOTSUPP."""
 
 STORE_OPERATIONS = frozenset({Kind.PAIR, Kind.BIND, Kind.UNBIND, Kind.GET_PFN, Kind.STAT, Kind.PING, Kind.BYE})
 """What memfsd implements on the down channel: its half of the "function pointers"."""
-KVM_OPERATIONS = frozenset({Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END, Kind.REVOKE, Kind.REPORT})
+KVM_OPERATIONS = frozenset(
+    {Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END, Kind.SWAP_OUT, Kind.SWAP_IN, Kind.REVOKE, Kind.REPORT}
+)
 """What kvmsim implements on the up channel."""
 REQUIRED_KVM_OPERATIONS = frozenset({Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END})
 """Without these a store can never take memory back: PAIR is refused with EOPNOTSUPP."""
@@ -85,10 +91,14 @@ class Reason(IntEnum):
     """Take back granted pages that the guest never touched; touched ones are kept and named."""
     MOVE = 3
     SWAP_OUT = 4
+    """The pages may be asked for by SWAP_OUT while the bracket is open; what KVM cannot give is kept."""
     POISON = 5
     """The frames failed: whoever touches the pages again gets EHWPOISON."""
     REVOKE = 6
     """A device is removed: nothing comes back to these pages."""
+    EVICT = 7
+    """As SWAP_OUT, of pages that no vCPU has used since the last time; those that are used are kept, and it is
+    forgotten that they were."""
 
 
 class MemoryType(IntEnum):
@@ -104,6 +114,7 @@ U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 PfnField = Annotated[int, Meta(ge=0, lt=1 << 32)]
 GfnField = Annotated[int, Meta(ge=0, lt=MAX_GFN)]
 PgoffField = Annotated[int, Meta(ge=0, lt=PGOFF_END)]
+NodeOrNone = Annotated[int, Meta(ge=-1, lt=1 << 16)]
 GfnOrNone = Annotated[int, Meta(ge=-1, lt=MAX_GFN)]
 PgoffOrNone = Annotated[int, Meta(ge=-1, lt=PGOFF_END)]
 PfnOrNone = Annotated[int, Meta(ge=-1, lt=1 << 32)]
@@ -119,6 +130,10 @@ TokenId = Annotated[bytes, Meta(min_length=0, max_length=ID_BYTES)]
 Nonce = Annotated[bytes, Meta(min_length=NONCE_BYTES, max_length=NONCE_BYTES)]
 Proof = Annotated[bytes, Meta(min_length=PROOF_BYTES, max_length=PROOF_BYTES)]
 ProofOrNone = Annotated[bytes, Meta(min_length=0, max_length=PROOF_BYTES)]
+Blobs = Annotated[
+    list[Annotated[bytes, Meta(min_length=SWAP_BLOB_BYTES, max_length=SWAP_BLOB_BYTES)]],
+    Meta(min_length=1, max_length=MAX_SWAP_PAGES),
+]
 Secret = Annotated[bytes, Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)]
 Operations = Annotated[list[U16], Meta(max_length=64)]
 PageRange = tuple[PgoffField, PgoffField]
@@ -254,10 +269,13 @@ class Map(Body):
 
 
 class MapReply(Body):
-    """Runs (pgoff, pfn, pages, gfn or -1, state, NUMA node), and where to go on (-1: done)."""
+    """Runs (pgoff, pfn, pages, gfn or -1, state, NUMA node), and where to go on (-1: done).
+
+    Pages that are absent for a reason have no frame: pfn and node -1, and the state SWAPPED (256) or POISONED.
+    """
 
     runs: Annotated[
-        list[tuple[PgoffField, PfnField, PageCount, GfnOrNone, U16, U16]], Meta(max_length=MAX_RUNS_PER_REPORT)
+        list[tuple[PgoffField, PfnOrNone, PageCount, GfnOrNone, U16, NodeOrNone]], Meta(max_length=MAX_RUNS_PER_REPORT)
     ]
     next_pgoff: PgoffOrNone
 
@@ -271,14 +289,18 @@ class FileReport(Body):
     size_bytes: U63
     frames: U63
     pending: U63
+    swapped: U63
     grants: U63
     invalidations: U63
 
 
 class ListReply(Body):
-    """memfs top: the pool's frames by state, and the sealed files (at most MAX_FILES_PER_LIST)."""
+    """memfs top: the pool's frames by state, pages in the swap file, and the sealed files (at most
+    MAX_FILES_PER_LIST)."""
 
     states: Annotated[dict[Word, U63], Meta(max_length=16)]
+    swap_used: U63
+    swap_total: U63
     files: Annotated[list[FileReport], Meta(max_length=MAX_FILES_PER_LIST)]
     file_count: U63
 
@@ -337,6 +359,49 @@ class InvalidateEnd(Body):
     seq: U63
 
 
+class SwapOut(Body):
+    """Within a bracket of reason SWAP_OUT or EVICT: give these pages, each in its frame, which is empty then."""
+
+    pages: Annotated[list[tuple[PgoffField, PfnField]], Meta(min_length=1, max_length=MAX_SWAP_PAGES)]
+
+
+class SwapOutReply(Body):
+    """A blob for each page, in order: what it is made of is KVM's affair."""
+
+    blobs: Blobs
+
+
+class SwapIn(Body):
+    """The pages from pgoff on come back: decrypt their blobs into the frames from pfn on. All of them or none: EBADMSG
+    when one is not what left last."""
+
+    pgoff: PgoffField
+    pfn: PfnField
+    blobs: Blobs
+
+
+class PageOut(Body):
+    """memfs swapout: pages [start, end) of a file, as far as one request may take; end is cut to the file's."""
+
+    ino: U63
+    start: PgoffField
+    end: PgoffField
+
+
+class PageOutReply(Body):
+    """How many pages have left, and where to go on (-1: done)."""
+
+    page_count: U63
+    next_pgoff: PgoffOrNone
+
+
+class SwapOffReply(Body):
+    """memfs swapoff: pages that came back in this step, and how many are still out."""
+
+    page_count: U63
+    left: U63
+
+
 class Revoke(Body):
     """The store ends the pairing (unmount): drop all mappings, then close."""
 
@@ -378,8 +443,12 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.LIST: Empty,
     Kind.KCORE: Kcore,
     Kind.MEMORY_FAILURE: MemoryFailure,
+    Kind.PAGE_OUT: PageOut,
+    Kind.SWAP_OFF: Empty,
     Kind.INVALIDATE_BEGIN: InvalidateBegin,
     Kind.INVALIDATE_END: InvalidateEnd,
+    Kind.SWAP_OUT: SwapOut,
+    Kind.SWAP_IN: SwapIn,
     Kind.REVOKE: Revoke,
     Kind.REPORT: Report,
 }
@@ -398,8 +467,12 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.LIST: ListReply,
     Kind.KCORE: KcoreReply,
     Kind.MEMORY_FAILURE: MemoryFailureReply,
+    Kind.PAGE_OUT: PageOutReply,
+    Kind.SWAP_OFF: SwapOffReply,
     Kind.INVALIDATE_BEGIN: InvalidateBeginReply,
     Kind.INVALIDATE_END: Empty,
+    Kind.SWAP_OUT: SwapOutReply,
+    Kind.SWAP_IN: Empty,
     Kind.REVOKE: Empty,
     Kind.REPORT: ReportReply,
 }

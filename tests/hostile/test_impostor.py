@@ -164,7 +164,7 @@ class Impostor:
             Kind.PAIR: m.PairReply(2, 65536, 0, 0, FRAMES, m.MemoryType.WB),
             Kind.GET_PFN: m.GetPfnReply(0, 1, 0, 0),
             Kind.CHECK: m.CheckReply([], 2, 0, FRAMES),
-            Kind.LIST: m.ListReply({"free": FRAMES}, [], 0),
+            Kind.LIST: m.ListReply({"free": FRAMES}, 0, 0, [], 0),
         }
         while packet := sock.recv(MAX_PACKET_BYTES):
             id_, kind = decode_request_header(packet)

@@ -11,6 +11,9 @@ from memfsd.uapi.messages import Body
 WIDEST = "\U0001f600"
 """A character of four bytes: bounds of texts count characters, those of packets count bytes."""
 
+LONG = 256
+"""Bytes that are not drawn one by one."""
+
 
 def bodies(cls: type[Body]) -> st.SearchStrategy[Any]:
     """Any legal body of this kind."""
@@ -44,12 +47,14 @@ def _any(info: inspect.Type) -> st.SearchStrategy[Any]:
             return st.integers(*bounds_of(info))
         case inspect.StrType(min_length=low, max_length=high):
             return st.text(st.characters(exclude_categories=["Cs"]), min_size=low or 0, max_size=min(_bound(high), 80))
+        case inspect.BytesType(min_length=low, max_length=high) if low == high and _bound(low) > LONG:
+            return st.integers(0, 255).map(lambda byte: bytes([byte] * _bound(low)))
         case inspect.BytesType(min_length=low, max_length=high):
             return st.binary(min_size=low or 0, max_size=_bound(high))
         case inspect.TupleType(item_types=items):
             return st.tuples(*map(_any, items))
-        case inspect.ListType(item_type=item, max_length=high):
-            return st.lists(_any(item), max_size=min(_bound(high), 4))
+        case inspect.ListType(item_type=item, min_length=low, max_length=high):
+            return st.lists(_any(item), min_size=low or 0, max_size=min(_bound(high), 4))
         case inspect.DictType(key_type=key, value_type=value, max_length=high):
             return st.dictionaries(_any(key), _any(value), max_size=min(_bound(high), 4))
     raise AssertionError(f"no strategy for {info}")

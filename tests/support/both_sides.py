@@ -26,8 +26,9 @@ from kvmsim.vmm.vmm import Vmm
 from memfsd.core.audit import Finding
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
-from memfsd.core.options import StoreOptions
+from memfsd.core.options import StoreOptions, SwapOptions
 from memfsd.core.private.gmem_file import GmemFile
+from memfsd.host.swapfile import open_swap
 from memfsd.peers.server import GuestServer
 from memfsd.peers.upchannel import set_deadline
 from memfsd.store.deadlines import Deadlines
@@ -57,7 +58,9 @@ class LocalStore:
         resize_any: bool = False,
         fixed_gfn: bool = True,
         encrypted: bool = False,
+        swap_pages: int = 0,
     ) -> None:
+        """swap_pages: of the swap file, which is the file `swap` of the place."""
         self._place = place
         self.windows_of_vms: Callable[[], OpenWindow] = _encrypted_windows if encrypted else lambda: WindowMemory
         self._creds = Creds(os.geteuid(), os.getegid())
@@ -71,6 +74,7 @@ class LocalStore:
             socket_path="",
             deadlines=self.deadlines,
             now_ns=lambda: next(_clock),
+            swap=open_swap(SwapOptions(self.swap_path, page(swap_pages)), "/mnt") if swap_pages else None,
         )
         self.service = self.store.service
         self.windows = self.store.windows
@@ -84,6 +88,10 @@ class LocalStore:
         self._inos: dict[str, Ino] = {}
         self._by_file: dict[FileId, Ino] = {}
         self.server.start()
+
+    @property
+    def swap_path(self) -> str:
+        return str(self._place / "swap")
 
     # -- files
 
@@ -145,6 +153,14 @@ class LocalStore:
 
     def unlink(self, name: str) -> None:
         self.store.names.unlink(ROOT_INO, name.encode()).run()
+
+    def page_out(self, name: str, start: int = 0, pages: int = 1 << 20) -> int:
+        """memfs swapout, as root: how many pages have left."""
+        done, at = 0, start
+        while at >= 0:
+            count, at = self.store.swapper.page_out(self._inos[name], at, start + pages, 0, 0)
+            done += count
+        return done
 
     def reclaim(self) -> bool:
         return self.store.reclaimer.reclaim()
@@ -291,11 +307,24 @@ def errno_of(call: object, *arguments: object, **named: object) -> str:
 
 @contextlib.contextmanager
 def opened_store(
-    place: Path, frames: int, *, resize_any: bool = False, fixed_gfn: bool = True, encrypted: bool = False
+    place: Path,
+    frames: int,
+    *,
+    resize_any: bool = False,
+    fixed_gfn: bool = True,
+    encrypted: bool = False,
+    swap_pages: int = 0,
 ) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
     with recorded():
-        store = LocalStore(place, frames, resize_any=resize_any, fixed_gfn=fixed_gfn, encrypted=encrypted)
+        store = LocalStore(
+            place,
+            frames,
+            resize_any=resize_any,
+            fixed_gfn=fixed_gfn,
+            encrypted=encrypted,
+            swap_pages=swap_pages,
+        )
         try:
             yield store
             if not store.is_broken:
@@ -321,6 +350,13 @@ def store(tmp_path: Path, encrypted: bool) -> Iterator[LocalStore]:
 def small_store(tmp_path: Path, encrypted: bool) -> Iterator[LocalStore]:
     """32 frames."""
     with opened_store(tmp_path, 32, encrypted=encrypted) as opened:
+        yield opened
+
+
+@pytest.fixture
+def swapping_store(tmp_path: Path, encrypted: bool) -> Iterator[LocalStore]:
+    """32 frames, and a swap file of 64 pages."""
+    with opened_store(tmp_path, 32, encrypted=encrypted, swap_pages=64) as opened:
         yield opened
 
 

@@ -144,7 +144,7 @@ class ScriptedVm:
     def call(self, kind: Kind, body: Body, reply: type[Any]) -> Any:
         self.calls.append(kind)
         if kind in self.refuses:
-            raise PeerRefused(f"{kind.name} refused")
+            raise PeerRefused(errno.EBUSY, f"{kind.name} refused")
         return InvalidateBeginReply(list(self.kept)) if kind is Kind.INVALIDATE_BEGIN else Empty()
 
     def shut(self) -> None:

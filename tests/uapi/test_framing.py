@@ -27,7 +27,7 @@ from memfsd.uapi.framing import (
     encode_reply,
     encode_request,
 )
-from memfsd.uapi.limits import MAX_GFN, MAX_PACKET_BYTES, MAX_RUN_PAGES, MAX_SLOTS
+from memfsd.uapi.limits import MAX_GFN, MAX_PACKET_BYTES, MAX_RUN_PAGES, MAX_SLOTS, SWAP_BLOB_BYTES
 from memfsd.uapi.messages import REPLIES, REPLY, REQUESTS, RESERVED_KINDS, Kind
 from tests.support.bodies import bodies
 
@@ -94,7 +94,7 @@ def test_too_short_or_too_long_is_no_packet(size: int) -> None:
             decode(packet)
 
 
-@pytest.mark.parametrize("kind", [0, 9, 15, 24, 31, 40, 0x7FFF])
+@pytest.mark.parametrize("kind", [0, 9, 15, 26, 31, 40, 0x7FFF])
 def test_a_kind_that_does_not_exist_is_no_packet(kind: int) -> None:
     for packet in (packet_of(kind, []), packet_of(kind | REPLY, [])):
         for decode in (decode_header, decode_request_header):
@@ -201,7 +201,13 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.MemoryFailureReply(5, 1),
         m.Kcore(0),
         m.KcoreReply(64, [(0, 8, 1), (8, 56, 0)], -1),
-        m.ListReply({"free": 64}, [m.FileReport(2, b"vm.mem", "none", 0, 0, 0, 0, 0)], 1),
+        m.ListReply({"free": 64}, 1, 8, [m.FileReport(2, b"vm.mem", "none", 0, 0, 0, 1, 0, 0)], 1),
+        m.PageOut(2, 0, 8),
+        m.PageOutReply(8, -1),
+        m.SwapOffReply(8, 0),
+        m.SwapOut([(3, 7)]),
+        m.SwapOutReply([bytes(SWAP_BLOB_BYTES)]),
+        m.SwapIn(3, 7, [bytes(SWAP_BLOB_BYTES)]),
         m.InvalidateBegin(0, 8, 3, m.Reason.PUNCH),
         m.InvalidateBeginReply([(0, 4)]),
         m.InvalidateEnd(0, 8, 4),
@@ -243,7 +249,11 @@ OUT_OF_BOUNDS = [
     (Kind.GET_PFN, [0, MAX_RUN_PAGES + 1]),
     (Kind.GET_PFN, [1 << 51, 1]),
     (Kind.MAP, [1 << 63, 0]),
-    (Kind.INVALIDATE_BEGIN, [0, 1, 0, 7]),
+    (Kind.INVALIDATE_BEGIN, [0, 1, 0, 8]),
+    (Kind.SWAP_OUT, [[]]),
+    (Kind.SWAP_OUT, [[[0, 0]] * 16]),
+    (Kind.SWAP_IN, [0, 0, []]),
+    (Kind.SWAP_IN, [0, 0, [bytes(4096)]]),
     (Kind.INVALIDATE_BEGIN, [0, 1, 1 << 63, 0]),
     (Kind.REVOKE, ["x" * 4097]),
     (Kind.REPORT, [-1]),

@@ -33,6 +33,8 @@ def test_numbers_that_were_given_once_stay() -> None:
         "LIST": 18,
         "KCORE": 19,
         "MEMORY_FAILURE": 20,
+        "PAGE_OUT": 24,
+        "SWAP_OFF": 25,
         "INVALIDATE_BEGIN": 32,
         "INVALIDATE_END": 33,
         "MOVE": 34,
@@ -43,7 +45,7 @@ def test_numbers_that_were_given_once_stay() -> None:
         "REPORT": 39,
     }
     assert [(role.name, role.value) for role in Role] == [("GUEST", 0), ("OBSERVER", 1)]
-    reasons = ["PUNCH", "TRUNCATE", "RECLAIM", "MOVE", "SWAP_OUT", "POISON", "REVOKE"]
+    reasons = ["PUNCH", "TRUNCATE", "RECLAIM", "MOVE", "SWAP_OUT", "POISON", "REVOKE", "EVICT"]
     assert [reason.name for reason in sorted(Reason)] == reasons
     assert {kind.name: kind.value for kind in MemoryType} == {"UC": 0, "WB": 6}, "as in an EPT entry"
 

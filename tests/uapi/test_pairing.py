@@ -23,13 +23,15 @@ EXPECTED: dict[Kind, dict[State, State]] = {
     Kind.LIST: {O: O},
     Kind.KCORE: {O: O},
     Kind.MEMORY_FAILURE: {O: O},
+    Kind.PAGE_OUT: {O: O},
+    Kind.SWAP_OFF: {O: O},
     Kind.INVALIDATE_BEGIN: {UO: UC},
     Kind.INVALIDATE_END: {UC: UO},
     Kind.REPORT: {UO: UO, UC: UC},
     Kind.REVOKE: {UO: E, UC: E},
     Kind.MOVE: {},
-    Kind.SWAP_OUT: {},
-    Kind.SWAP_IN: {},
+    Kind.SWAP_OUT: {UC: UC},
+    Kind.SWAP_IN: {UO: UO, UC: UC},
     Kind.POISON: {},
 }
 

@@ -23,6 +23,7 @@ from memfsd.uapi.units import Gfn, GfnRange, HostPfn
 
 from .eptentry import (
     ACCESSED,
+    AGED,
     DIRTY,
     ENTRIES,
     EXECUTE,
@@ -35,6 +36,7 @@ from .eptentry import (
     PFN_SHIFT,
     READ,
     TOP_LEVEL,
+    TOUCHED,
     WRITE,
     Words,
     entry_pfn,
@@ -192,7 +194,7 @@ class Ept(EptTables):
         self._words[word] |= flags & ACCESSED
 
     def _flags_below(self, gfn: Gfn, pfn: HostPfn, size: int, write: int) -> int:
-        """ACCESSED and DIRTY of all leaves in the place of one large leaf; they have its frames and permission."""
+        """TOUCHED and DIRTY of all leaves in the place of one large leaf; they have its frames and permission."""
         found = 0
         for at, low, high, level in self._spans(gfn, gfn + size):
             entries = self._array[low:high]
@@ -200,7 +202,7 @@ class Ept(EptTables):
             other = (entries ^ frames) & ~np.uint64(_FLAGS_MASK & ~WRITE) != np.uint64(write)
             assert not (other & (entries != 0)).any(), f"a page of [{gfn}, {gfn + size}) has another frame"
             found |= int(np.bitwise_or.reduce(entries))
-        return found & (ACCESSED | DIRTY)
+        return found & (TOUCHED | DIRTY)
 
     def _set_leaf(self, gfn: Gfn, pfn: HostPfn, flags: int) -> None:
         base = self._bases.get(gfn >> LEVEL_BITS) or self._leaf_table(gfn)
@@ -282,13 +284,13 @@ class Ept(EptTables):
         runs: list[Run] = []
         beyond: list[Run] = []
         if self._has_large and start < end:
-            if not self.walk(start) & ACCESSED:
+            if not self.walk(start) & TOUCHED:
                 runs = self._split_at(start)
-            if end < MAX_GFN_EPT and not self.walk(end) & ACCESSED:
+            if end < MAX_GFN_EPT and not self.walk(end) & TOUCHED:
                 beyond = self._split_at(end)
         for gfn, low, high, level in self._spans(start, end):
             entries = self._array[low:high]
-            untouched = (entries != 0) & (entries & np.uint64(ACCESSED) == 0)
+            untouched = (entries != 0) & (entries & np.uint64(TOUCHED) == 0)
             if not untouched.any():
                 continue
             append_leaves(runs, gfn, untouched.nonzero()[0], entries, leaf_pages(level))
@@ -393,10 +395,24 @@ class Ept(EptTables):
         return min(expected, end)
 
     def touched(self, start: Gfn, end: Gfn) -> list[GfnRange]:
-        """GFN ranges of [start, end) whose leaves are present and ACCESSED, merged, in order."""
+        """GFN ranges of [start, end) whose leaves are present and were ever ACCESSED, merged, in order."""
+        return self._ranges_with(TOUCHED, start, end)
+
+    def accessed(self, start: Gfn, end: Gfn) -> list[GfnRange]:
+        """GFN ranges of [start, end) whose leaves are present and ACCESSED since `age`, merged, in order."""
+        return self._ranges_with(ACCESSED, start, end)
+
+    def age(self, start: Gfn, end: Gfn) -> None:
+        """No leaf of [start, end) is ACCESSED; those that were are AGED. The caller flushes the TLBs."""
+        for _, low, high, _ in self._spans(start, end):
+            entries = self._array[low:high]
+            entries |= (entries & np.uint64(ACCESSED)) << np.uint64(AGED.bit_length() - ACCESSED.bit_length())
+            entries &= np.uint64(~ACCESSED & (1 << 64) - 1)
+
+    def _ranges_with(self, bits: int, start: Gfn, end: Gfn) -> list[GfnRange]:
         ranges: list[GfnRange] = []
         for gfn, low, high, level in self._spans(start, end):
-            flags = self._array[low:high] & np.uint64(ACCESSED)
+            flags = self._array[low:high] & np.uint64(bits)
             # A range begins and ends where the bit differs from its neighbour's; outside it is clear.
             edges: Any = np.flatnonzero(np.diff(flags != 0, prepend=False, append=False)) * leaf_pages(level) + gfn
             for first, last in edges.reshape(-1, 2).tolist():

@@ -13,6 +13,9 @@ LARGE = 1 << 7
 """A leaf above level 0: 2 MiB in a table of level 1, 1 GiB in one of level 2."""
 ACCESSED = 1 << 8
 DIRTY = 1 << 9
+AGED = 1 << 11
+"""Was ACCESSED when KVM last cleared that: a bit that the hardware ignores, as KVM's own SPTE bits."""
+TOUCHED = ACCESSED | AGED
 PFN_SHIFT = 12
 
 LEVEL_BITS = 9

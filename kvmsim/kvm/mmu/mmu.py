@@ -12,7 +12,7 @@ import msgspec
 from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.slots.memslots import Memslot
 from memfsd.common import sync, trace
-from memfsd.common.intervals import IntervalSet
+from memfsd.common.intervals import IntervalSet, subtract
 from memfsd.uapi.units import Gfn, GfnRange, HostPfn, Pfn, Pgoff
 
 from .blocked import BlockedPages
@@ -199,6 +199,25 @@ class Mmu:
         for run in self._unmap(start, end, True):
             self.blocked.add(run, touched)
         return self.blocked.runs(start, end)
+
+    def age(self, start: Gfn, end: Gfn) -> None:
+        """EVICT: private pages that no vCPU has used since the last time are blocked. The others stay, and it is
+        forgotten that they were used."""
+        ept = self.epts[PRIVATE]
+        used = ept.accessed(start, end)
+        ept.age(start, end)
+        self._flush([(low, 0, high - low) for low, high in used], sum(high - low for low, high in used), private=True)
+        for low, high in subtract(start, end, used):
+            self.block(low, high)
+
+    def exportable(self, start: Gfn, end: Gfn) -> list[Run]:
+        """Private pages that are blocked and not mapped again since: what no vCPU reaches, and KVM knows."""
+        mapped = [(gfn, gfn + count) for gfn, _, count in self.epts[PRIVATE].runs(start, end)]
+        return [
+            clip(run, low, high)
+            for run in self.blocked.runs(start, end)
+            for low, high in subtract(run[0], run[0] + run[2], mapped)
+        ]
 
     def held_private(self, start: Gfn, end: Gfn) -> int:
         """Private pages of [start, end) that hold memory, mapped or blocked."""

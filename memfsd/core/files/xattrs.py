@@ -4,6 +4,7 @@ import errno
 
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.placement import Policies
+from memfsd.core.memory.swap_slots import SwapSlots
 from memfsd.uapi import names
 from memfsd.uapi.distances import format_distances
 from memfsd.uapi.errors import Refused
@@ -32,8 +33,9 @@ _NAMESPACES = (b"user.", b"trusted.", b"security.")
 class Xattrs:
     """`socket_path` is the value of user.memfsd.socket."""
 
-    def __init__(self, pool: FramePool, inodes: InodeTable, socket_path: str) -> None:
+    def __init__(self, pool: FramePool, slots: SwapSlots, inodes: InodeTable, socket_path: str) -> None:
         self._pool = pool
+        self._slots = slots
         self._inodes = inodes
         self._socket_path = socket_path
 
@@ -116,13 +118,18 @@ class Xattrs:
         if name == names.XATTR_OWNER:
             return owner_line(inode).encode()
         if name == names.XATTR_FRAMES:
-            return _frames_line(inode, populated).encode()
+            line = _frames_line(inode, populated)
+            if self._slots.total and inode.guest is not None:
+                line += f" swapped={inode.guest.absent.swapped_count}"
+            return line.encode()
         return None
 
     def _pool_line(self) -> str:
         counts = " ".join(f"{state.name.lower()}={self._pool.count(state)}" for state in FrameState)
         nodes = ",".join(str(free) for free in self._pool.node_free_counts())
-        return f"frames={self._pool.frame_count} {counts} node_free={nodes}"
+        line = f"frames={self._pool.frame_count} {counts} node_free={nodes}"
+        swap = " ".join(f"{name}={count}" for name, count in self._slots.counts().items())
+        return f"{line} {swap}" if self._slots.total else line
 
     @staticmethod
     def _set_page_size(file: Regular, value: bytes) -> None:

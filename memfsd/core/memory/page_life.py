@@ -10,6 +10,7 @@ from memfsd.uapi.frame_state import FrameState
 _FREE, _SHARED, _PRIVATE, _PENDING = FrameState.FREE, FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING
 _CLOSING, _QUARANTINED, _POISONED = FrameState.CLOSING, FrameState.QUARANTINED, FrameState.POISONED
 _LEAKED = FrameState.LEAKED
+_MOVING = FrameState.MOVING
 
 
 class Transition(NamedTuple):
@@ -21,6 +22,7 @@ class Transition(NamedTuple):
     test: str
 
 
+_SWAP = "pair/test_swapping.py::"
 _GMEM, _ORDINARY = "core/test_gmem.py::", "core/files/test_ordinary.py::"
 
 # fmt: off
@@ -45,6 +47,12 @@ TRANSITIONS = tuple(Transition(*row) for row in (
      _GMEM + "test_a_vm_that_is_cut_off_keeps_its_frames_in_quarantine_until_it_is_dead"),
     (_QUARANTINED, _CLOSING, "the VM is proven dead",
      _GMEM + "test_a_vm_that_is_cut_off_keeps_its_frames_in_quarantine_until_it_is_dead"),
+    (_FREE, _MOVING, "a page comes back from the swap file: its frame until KVM has decrypted it",
+     _SWAP + "test_a_page_that_was_swapped_out_comes_back_with_its_contents"),
+    (_MOVING, _PRIVATE, "KVM has it",
+     _SWAP + "test_a_page_that_was_swapped_out_comes_back_with_its_contents"),
+    (_MOVING, _CLOSING, "KVM refused it, or the file could not be read",
+     _SWAP + "test_an_altered_blob_is_refused_and_the_page_stays_out"),
     (_CLOSING, _FREE, "scrubbed",
      _GMEM + "test_a_frame_is_free_only_after_the_acknowledgement_and_the_scrub"),
     (_CLOSING, _POISONED, "scrubbed, and its memory has failed",

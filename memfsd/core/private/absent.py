@@ -1,6 +1,9 @@
 """Pages of a sealed file that have no frame and are no holes either: what Linux keeps in a PTE that is not present."""
 
+from dataclasses import dataclass
 from enum import Enum
+
+from memfsd.core.memory.swap_slots import SwapSlots
 
 
 class Lost(Enum):
@@ -10,18 +13,41 @@ class Lost(Enum):
     """Its frame failed. Who touches the page gets EHWPOISON."""
 
 
-Entry = Lost
+@dataclass(frozen=True, slots=True)
+class Swapped:
+    """Its contents are in the swap file. Who touches the page gets it back."""
+
+    slot: int
+
+
+Entry = Lost | Swapped
 
 
 class AbsentPages(dict[int, Entry]):
-    """By page of the file. As a rule there are none, which a fault sees by one test of truth: hence a dict."""
+    """By page of the file. As a rule there are none, which a fault sees by one test of truth: hence a dict.
 
-    __slots__ = ()
+    The slots of its pages are in use as long as they are in it: `take` gives them back.
+    """
+
+    __slots__ = ("_slots", "swapped_count")
+
+    def __init__(self, slots: SwapSlots | None = None) -> None:
+        super().__init__()
+        self._slots = slots or SwapSlots()
+        self.swapped_count = 0
+
+    def copy(self) -> "AbsentPages":
+        """For who looks at it later: nothing may be taken from it."""
+        copied = AbsentPages(self._slots)
+        copied.update(self)
+        copied.swapped_count = self.swapped_count
+        return copied
 
     def put(self, pgoff: int, entry: Entry) -> None:
         """The page must have no frame, and no entry."""
         assert pgoff not in self, f"page {pgoff:#x} is absent already"
         self[pgoff] = entry
+        self.swapped_count += isinstance(entry, Swapped)
 
     def within(self, start: int, end: int) -> list[int]:
         """The absent pages of [start, end), in order."""
@@ -31,8 +57,25 @@ class AbsentPages(dict[int, Entry]):
 
     def first(self, start: int, end: int) -> int:
         """The first absent page of [start, end), or end."""
-        return min(self.within(start, end), default=end)
+        if end - start < len(self):
+            return next((pgoff for pgoff in range(start, end) if pgoff in self), end)
+        return min((pgoff for pgoff in self if start <= pgoff < end), default=end)
+
+    def first_swapped(self) -> int:
+        """Of those that are swapped out; there must be one."""
+        return next(pgoff for pgoff, entry in self.items() if isinstance(entry, Swapped))
+
+    def swapped_run(self, pgoff: int, most: int) -> list[int]:
+        """Slots of consecutive pages from pgoff on that are swapped out, at most so many."""
+        slots: list[int] = []
+        while len(slots) < most and isinstance(entry := self.get(pgoff + len(slots)), Swapped):
+            slots.append(entry.slot)
+        return slots
 
     def take(self, start: int, end: int) -> list[tuple[int, Entry]]:
         """The entries of [start, end), in order; these pages are holes from now on."""
-        return [(pgoff, self.pop(pgoff)) for pgoff in self.within(start, end)]
+        taken = [(pgoff, self.pop(pgoff)) for pgoff in self.within(start, end)]
+        slots = [entry.slot for _, entry in taken if isinstance(entry, Swapped)]
+        self._slots.free(slots)
+        self.swapped_count -= len(slots)
+        return taken

@@ -9,12 +9,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from memfsd.core.effects import Effect, Runs, Scrub
+from memfsd.common.intervals import subtract
+from memfsd.core.effects import Effect, Export, Runs, Scrub
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Body, InvalidateBegin, InvalidateBeginReply, Kind, Reason
-from memfsd.uapi.units import Ino, Pgoff
+from memfsd.uapi.units import Ino, Pfn, Pgoff
 
 from .absent import Lost
 from .pending import PendingFrames, Touched
@@ -116,6 +117,33 @@ class Reclaim:
         return [Scrub(taking.ino, runs)]
 
 
+class SwapOut:
+    """What the VM has blocked goes to the swap file; its frames are scrubbed once it is there. What it keeps, what was
+    never touched, and what is not bound, stays."""
+
+    needs_touched = True
+
+    def __init__(self, reason: Reason) -> None:
+        self.reason = reason
+
+    def call(self, closing: Invalidation) -> UpCall:
+        return begin(closing)
+
+    def take(self, taking: Taking) -> list[Effect]:
+        if not isinstance(taking.answer, InvalidateBeginReply):
+            return []
+        pool, pending = taking.pool, PendingFrames(taking.pool, taking.pages, taking.guest)
+        pending.settle_touched(taking.touched, taking.start, taking.end)
+        leaving: list[tuple[Pgoff, Pfn]] = []
+        for binding in taking.guest.bindings.overlapping(taking.start, taking.end):
+            low, high = max(binding.start, taking.start), min(binding.end, taking.end)
+            for start, end in subtract(low, high, taking.answer.kept):
+                for pgoff, pfn, count in taking.pages.extents(start, end):
+                    touched = (pool.states(pfn, count) == FrameState.PRIVATE).nonzero()[0].tolist()
+                    leaving += [(Pgoff(pgoff + index), Pfn(pfn + index)) for index in touched]
+        return [Export(taking.ino, leaving)] if leaving else []
+
+
 class Poison:
     """The frames failed: they are scrubbed, since their contents are nobody's, and never used again. Who touches the
     pages learns it."""
@@ -136,3 +164,4 @@ class Poison:
 
 PUNCH, TRUNCATE = Unmap(Reason.PUNCH), Unmap(Reason.TRUNCATE)
 RECLAIM, POISON = Reclaim(), Poison()
+SWAP_OUT, EVICT = SwapOut(Reason.SWAP_OUT), SwapOut(Reason.EVICT)

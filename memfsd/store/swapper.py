@@ -1,0 +1,348 @@
+"""Swap: pages leave through their VM as blobs, which go to the swap file, and come back when they are touched.
+
+Out: an invalidation (SWAP_OUT or EVICT) blocks pages -> SWAP_OUT: blobs -> file -> the pages are absent, their frames
+are scrubbed and free. In: new frames (MOVING) -> blobs from the file -> SWAP_IN: KVM verifies and decrypts -> the pages
+are in these frames. Both with the file's invalidate_lock held. Contents never pass through here in the clear.
+"""
+
+import errno
+import logging
+import time
+from typing import NamedTuple
+
+from memfsd.common import sync
+from memfsd.core.effects import Export
+from memfsd.core.files.inodes import Regular
+from memfsd.core.gmem import guest_of
+from memfsd.core.private.strategies import EVICT, SWAP_OUT, Strategy
+from memfsd.core.service import Service
+from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.swapfile import SwapSpace
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.limits import MAX_SWAP_PAGES, SWAP_WINDOW_PAGES
+from memfsd.uapi.messages import Empty, Kind, SwapIn, SwapOutReply
+from memfsd.uapi.messages import SwapOut as SwapOutBody
+from memfsd.uapi.units import Ino, Pfn, Pgoff
+
+from .deadlines import Deadlines
+from .invalidator import InvalidateRange, Invalidator
+from .peer import Peer, PeerRefused, PeerSilent
+
+log = logging.getLogger("memfsd.peers")
+
+_CLUSTER_PAGES = 8
+"""Read back at once, as vm.page-cluster has it."""
+_BATCH_SHARE = 8
+"""The pool divided by it is what one eviction frees, up to SWAP_WINDOW_PAGES: a full pool stays out of the way for a
+while, and a small one keeps what is in use."""
+_TURNS = 2
+"""Of the clock: the first forgets what was used, the second finds what was not used since."""
+
+
+class _Window(NamedTuple):
+    """Mapped pages [start, end) of a file, for one step."""
+
+    ino: Ino
+    start: Pgoff
+    end: Pgoff
+    page_count: int
+
+
+class Swapper:
+    """`_turn`: one eviction at a time, taken before any invalidate_lock. `_hand` is guarded by Service.lock."""
+
+    def __init__(
+        self,
+        service: Service,
+        runner: EffectRunner,
+        invalidator: Invalidator,
+        deadlines: Deadlines,
+        space: SwapSpace | None = None,
+    ) -> None:
+        self._service = service
+        self._runner = runner
+        self._invalidator = invalidator
+        self._deadlines = deadlines
+        self._space = space
+        self._turn = sync.lock("Swapper.turn")
+        self._hand: tuple[int, int] = (0, 0)
+        """Inode and page at which the clock goes on."""
+        runner.export = self._export
+
+    # -- out
+
+    def may_help(self) -> bool:
+        """There is room in the swap file."""
+        slots = self._service.slots
+        return slots.is_on and slots.free_count > 0
+
+    def evict(self, wanted: int | None) -> bool:
+        """The pool is full: pages that no vCPU has used lately leave. True when frames came free; wanted: when so many
+        are free, which may be another's doing.
+
+        No VM is asked for longer than its deadline, and no more are begun after Deadlines.reclaim_s.
+        """
+        if not self.may_help() or not self._turn.acquire(timeout=self._deadlines.reclaim_s):
+            return False
+        try:
+            return self._evict(wanted)
+        finally:
+            self._turn.release()
+
+    def _evict(self, wanted: int | None) -> bool:
+        service, until, seen = self._service, time.monotonic() + self._deadlines.reclaim_s, 0
+        slots = service.slots
+        with service.lock:
+            before, out = service.pool.free_count, slots.out_count
+            batch = max(1, min(SWAP_WINDOW_PAGES, service.pool.frame_count // _BATCH_SHARE))
+            most = _TURNS * sum(file.pages.page_count for file in self._swappable()) + batch
+        if wanted is not None and before >= wanted:
+            return True  # who had the turn before has made room
+        while seen < most and self.may_help() and time.monotonic() < until:
+            with service.lock:
+                window = self._next_window(batch)
+            if window is None:
+                break
+            self._take(window, EVICT)
+            seen += window.page_count
+            if slots.out_count - out >= batch:
+                break
+        with service.lock:
+            return slots.out_count > out
+
+    def _next_window(self, most: int) -> _Window | None:
+        """Where the hand is; it moves past it. Call with Service.lock held."""
+        files = sorted(self._swappable(), key=lambda file: file.ino)
+        ino, pgoff = self._hand
+        ahead = [(file, pgoff if file.ino == ino else 0) for file in files if file.ino >= ino]
+        for file, at in [*ahead, *((file, 0) for file in files if file.ino <= ino)]:
+            start = file.pages.next_data(at)
+            if start is not None:
+                window = _window(file, start, most)
+                self._hand = int(file.ino), int(window.end)
+                return window
+        return None
+
+    def _swappable(self) -> list[Regular]:
+        """Files whose VM lives, and gives pages out. Call with Service.lock held."""
+        return [
+            file
+            for file in self._service.inodes.sealed_files()
+            if not file.order
+            and file.pages.page_count
+            and (active := guest_of(file).active) is not None
+            and active.implements(Kind.SWAP_OUT)
+            and active.implements(Kind.SWAP_IN)
+        ]
+
+    def _take(self, window: _Window, strategy: Strategy) -> None:
+        try:
+            self._invalidator.invalidate(InvalidateRange(window.ino, window.start, window.end, strategy))
+        except Refused as refused:
+            log.warning("swap out of inode %d: %s", window.ino, refused.reason)
+
+    def page_out(self, ino: Ino, start: int, end: int, uid: int, owner: int) -> tuple[int, int]:
+        """Pages [start, end) of a file leave, as many as one step takes: how many have, and where to go on (-1: done).
+
+        EACCES for who neither owns the file nor the mount (`owner`) nor is root; EOPNOTSUPP without a swap file, for
+        large pages, and for a VM that gives no page out; ENOTCONN without a VM; ENOSPC the swap file is full; EIO when
+        nothing of what there was could leave.
+        """
+        with self._service.lock:
+            file = self._service.inodes.regular(ino)
+            if uid not in (0, owner, file.uid):
+                raise Refused(errno.EACCES, f"uid {uid} does not own inode {ino}: run it as root or as the owner")
+            self._check_can_swap(file)
+            slots, failed = self._service.slots, self._service.slots.failed_count
+            out = slots.out_count
+            first = file.pages.next_data(Pgoff(start))
+            if first is None or first >= end:
+                return 0, -1
+            window = _window(file, first, SWAP_WINDOW_PAGES)
+            window = window._replace(end=min(window.end, Pgoff(end)))
+        self._invalidator.invalidate(InvalidateRange(ino, window.start, window.end, SWAP_OUT))
+        with self._service.lock:
+            left = slots.out_count - out
+            if slots.failed_count > failed and not left:
+                number = errno.EIO if slots.free_count else errno.ENOSPC
+                raise Refused(number, f"inode {ino}: no page could be swapped out: see memfsd's log and memfs stat")
+            return left, int(window.end) if window.end < end else -1
+
+    def _check_can_swap(self, file: Regular) -> None:
+        slots, active = self._service.slots, guest_of(file).active
+        if not slots.is_on:
+            why = "swap is off: it was turned off" if slots.total else "there is no swap file: mount with swap=FILE"
+            raise Refused(errno.EOPNOTSUPP, why)
+        if file.order:
+            raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} has large pages, which are not swapped")
+        if active is None:
+            raise Refused(errno.ENOTCONN, f"inode {file.ino} has no VM: nobody can encrypt its pages")
+        if not (active.implements(Kind.SWAP_OUT) and active.implements(Kind.SWAP_IN)):
+            raise Refused(errno.EOPNOTSUPP, f"VM {active.vm} gives no pages out: its KVM lacks SWAP_OUT or SWAP_IN")
+
+    def _export(self, effect: Export) -> None:
+        """Within the bracket that blocks these pages. What cannot leave stays where it is."""
+        with self._service.lock:
+            file, peer = self._service.inodes.regular(effect.ino), self._invalidator.peers.get(effect.ino)
+        done = 0
+        while peer is not None and done < len(effect.pages):
+            some = effect.pages[done : done + MAX_SWAP_PAGES]
+            left = self._export_some(file, peer, some)
+            done += left
+            if left < len(some):
+                break
+        with self._service.lock:
+            self._service.slots.failed_count += len(effect.pages) - done
+
+    def _export_some(self, file: Regular, peer: Peer, pages: list[tuple[Pgoff, Pfn]]) -> int:
+        """At most a packet of them: how many of the first have left. Fewer than all: no use to go on."""
+        service = self._service
+        with service.lock:
+            slots = [service.slots.alloc() for _ in range(min(len(pages), service.slots.free_count))]
+        written = 0
+        try:
+            if slots:
+                leaving = [(int(pgoff), int(pfn)) for pgoff, pfn in pages[: len(slots)]]
+                blobs = peer.up.call(Kind.SWAP_OUT, SwapOutBody(leaving), SwapOutReply).blobs
+                if len(blobs) != len(slots):
+                    raise PeerLost(f"{len(blobs)} blobs for {len(slots)} pages")
+                written = self._write(slots, blobs)
+                for (pgoff, pfn), blob in zip(pages[written : len(slots)], blobs[written:], strict=True):
+                    peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, [blob]), Empty)  # back to where it was
+        except PeerRefused as refused:
+            log.warning("VM %s gives no page out: %s", peer.vm, refused)
+        except PeerLost as lost:
+            self._lost(peer, lost)
+            written = 0
+        with service.lock:
+            service.slots.free(slots[written:])
+            scrub = service.gmem.swapped_out(file, pages[:written], slots[:written]) if written else None
+        if scrub is not None:
+            self._runner.perform([scrub])
+        return written
+
+    def _write(self, slots: list[int], blobs: list[bytes]) -> int:
+        """How many are in the file."""
+        assert self._space is not None
+        for index, (slot, blob) in enumerate(zip(slots, blobs, strict=True)):
+            try:
+                self._space.write(slot, blob)
+            except Refused as refused:
+                log.warning("%s: the pages stay where they are", refused.reason)
+                return index
+        return len(slots)
+
+    # -- in
+
+    def swap_in(self, file: Regular, pgoff: Pgoff, most: int = _CLUSTER_PAGES) -> int:
+        """The page comes back, and others that follow it and are out, too; how many. 0: it is not out any more.
+
+        ENOSPC: the pool is full. EBADMSG: KVM does not take it. EIO: the swap file cannot be read. EBUSY, ENOTCONN as
+        for a bind. What is refused stays out.
+        """
+        with self._invalidator.hold(guest_of(file)):
+            try:
+                return self._swap_in(file, pgoff, most)
+            except Refused as refused:
+                if refused.errno not in (errno.EBADMSG, errno.EIO) or most == 1:
+                    raise
+            return self._swap_in(file, pgoff, 1)  # the page may be sound, and one after it not
+
+    def _swap_in(self, file: Regular, pgoff: Pgoff, most: int) -> int:
+        service, peer = self._service, None
+        with service.lock:
+            if guest_of(file).active is not None:
+                peer = self._invalidator.peers.get(file.ino)
+            if peer is None:
+                raise Refused(errno.ENOTCONN, f"inode {file.ino} has no VM any more: its pages are gone")
+            pfn, slots = service.gmem.swap_in_begin(file, pgoff, most)
+        if not slots:
+            return 0
+        assert self._space is not None
+        refusal: Refused | None = None
+        lost: PeerLost | None = None
+        try:
+            blobs = [self._space.read(slot) for slot in slots]
+            peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, blobs), Empty)
+        except PeerRefused as refused:
+            refusal = Refused(refused.errno, f"KVM does not take page {pgoff:#x} back: {refused}")
+        except Refused as refused:
+            refusal = refused
+        except PeerLost as gone:
+            lost = gone
+        with service.lock:
+            if refusal is not None:
+                scrub = service.gmem.swap_in_failed(file, pfn, len(slots))
+            else:  # who is lost may reach the frames, which are quarantined then
+                service.gmem.swapped_in(file, pgoff, pfn, len(slots))
+        if refusal is not None:
+            self._runner.perform([scrub])
+            raise refusal
+        if lost is not None:
+            self._lost(peer, lost)
+            raise Refused(errno.ETIMEDOUT, f"VM {peer.vm} did not take page {pgoff:#x} back: {lost}")
+        return len(slots)
+
+    def _lost(self, peer: Peer, lost: PeerLost) -> None:
+        """As Invalidator has it: a proven death lets go of everything, else the VM is cut off."""
+        patience = 0 if isinstance(lost, PeerSilent) else self._deadlines.proof_s
+        if peer.said_bye or peer.process.wait_dead(patience):
+            self._invalidator.exited(peer)
+        else:
+            self._invalidator.disconnect(peer, str(lost))
+
+    def swap_off(self) -> tuple[int, int]:
+        """Nothing leaves any more; some pages come back: how many, and how many are still out.
+
+        ENOSPC: they do not fit, and swap is on again; the errors of `swap_in` alike. EOPNOTSUPP: there is no swap file.
+        """
+        service = self._service
+        with service.lock:
+            slots = service.slots
+            if not slots.total:
+                raise Refused(errno.EOPNOTSUPP, "there is no swap file: mount with swap=FILE")
+            slots.is_on = False
+        done = 0
+        try:
+            while done < SWAP_WINDOW_PAGES:
+                with service.lock:
+                    out = self._first_out()
+                if out is None:
+                    break
+                done += self.swap_in(*out, MAX_SWAP_PAGES)
+        except Refused as refused:
+            with service.lock:
+                slots.is_on = True
+                left, free = slots.used, service.pool.free_count
+            if refused.errno != errno.ENOSPC:
+                raise
+            raise Refused(
+                errno.ENOSPC,
+                f"{left} pages are still out and {free} frames are free: punch or remove files, then try again; swap"
+                " stays on",
+            ) from None
+        with service.lock:
+            return done, slots.used
+
+    def _first_out(self) -> tuple[Regular, Pgoff] | None:
+        """Call with Service.lock held."""
+        for file in self._service.inodes.sealed_files():
+            if guest_of(file).absent.swapped_count:
+                return file, Pgoff(guest_of(file).absent.first_swapped())
+        return None
+
+    def close(self) -> None:
+        """When every VM has ended."""
+        if self._space is not None:
+            self._space.close()
+
+
+def _window(file: Regular, start: Pgoff, most: int) -> _Window:
+    """At most so many mapped pages from start on."""
+    left, end = most, start
+    for pgoff, _, count in file.pages.extents(start, Pgoff(start + 16 * most)):
+        end = Pgoff(pgoff + min(count, left))
+        left -= min(count, left)
+        if not left:
+            break
+    return _Window(file.ino, start, end, most - left)
