@@ -55,6 +55,7 @@ _memfs() {
 
 _kvmsim() {
     local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal -v --verbose'
+    options+=' --memory-encryption --tamper'
     if ((COMP_CWORD == 1)); then
         _memfsd_words 'run attach race compare journal -h --help --version' "$word"
         return
@@ -83,6 +84,8 @@ _kvmsim() {
     case $before in
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
         --under) _memfsd_words 'kept freed' "$word" ;;
+        --memory-encryption) _memfsd_words 'none on' "$word" ;;
+        --tamper) _memfsd_words 'mce refuse' "$word" ;;
         --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
         --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;

@@ -72,6 +72,8 @@ def test_what_is_typed_narrows_it() -> None:
     assert completed("memfs", "seal", "file", "guest,s") == ["guest,shrink", "guest,seal"]
     assert completed("memfsd", "-o", "guest,open=r") == ["guest,open=rw"]
     assert completed("kvmsim", "run", "--policy", "o") == ["overlay"]
+    assert completed("kvmsim", "run", "--memory-encryption", "o") == ["on"]
+    assert completed("kvmsim", "attach", "--tamper", "r") == ["refuse"]
     assert completed("kvmsim", "compare", "--designs", "punch,r") == ["punch,recreate"]
     assert completed("kvmsim", "compare", "--p") == ["--page-sizes", "--plot"]
 
