@@ -41,6 +41,7 @@ NO_BEHAVIOUR = {
 
 ELSEWHERE = {
     "memfsd/commands/memfs_help.py": "mount/test_memfs.py",
+    "memfsd/commands/creating.py": "mount/test_memfs.py",
     "memfsd/commands/memfsd.py": "mount/test_daemon.py",
     "memfsd/commands/observer.py": "mount/test_killed_callers.py",
     "memfsd/fuse/mount.py": "mount/test_mount_command.py",

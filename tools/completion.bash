@@ -27,7 +27,7 @@ _memfsd() {
 _memfs() {
     local word=$2 before=$3 command=${COMP_WORDS[1]} options='-h --help --json'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'create seal stat map fallocate bind numastat check top poison kcore swapout swapoff -h --help' "$word"
+        _memfsd_words 'create seal stat map fallocate bind numastat check top poison device kcore swapout swapoff -h --help' "$word"
         return
     fi
     case $before in
@@ -39,6 +39,9 @@ _memfs() {
         create) options+=' --size --guest --page-size' ;;
         bind) options+=' -o --offset -l --length' ;;
         fallocate) options+=' -p --punch-hole -n --keep-size -o --offset -l --length' ;;
+        device)
+            ((COMP_CWORD == 2)) && _memfsd_words 'add remove' "$word" && return
+            options+=' --size --page-size' ;;
         poison) options+=' --random --seed' ;;
         kcore) options+=' -o --output' ;;
         swapout) options+=' -o --offset -l --length' ;;

@@ -2,16 +2,20 @@
 
 from memfsd.common.intervals import IntervalMap, subtract
 from memfsd.common.journal import Message
+from memfsd.uapi.messages import MemoryType
 
 from .conversation import Asked, Broken, Conversation
+
+_POOL = 0
 
 
 class StoreRules:
     """One run of memfsd. Knows which frames VMs may map: granted, and neither acknowledged, nor unbound, nor dead."""
 
     def __init__(self) -> None:
-        self._frames: IntervalMap[tuple[int, int]] = IntervalMap()
-        """Frames to (inode, frame - page)."""
+        self._windows: dict[int, IntervalMap[tuple[int, int]]] = {}
+        """Frames to (inode, frame - page): of the pool, and of each device, by its inode."""
+        self._devices: set[int] = set()
         self._pages: dict[int, IntervalMap[int]] = {}
         """Of each inode: pages to frame - page."""
 
@@ -27,6 +31,8 @@ class StoreRules:
             self._let_go(ino, was["pgoff"], was["pgoff"] + was["page_count"])
         elif message.kind == "BYE":
             self.gone(ino)
+        elif message.kind == "PAIR" and message.body is not None and message.body["memory_type"] == MemoryType.UC:
+            self._devices.add(ino)
         else:
             granted = conversation.check_grant(message, asked)
             if granted is not None:
@@ -36,7 +42,7 @@ class StoreRules:
 
     def freed(self, ino: int, runs: list[list[int]]) -> None:
         for pfn, count in runs:
-            for low, _, (owner, distance) in self._frames.within(pfn, pfn + count):
+            for low, _, (owner, distance) in self._frames(ino).within(pfn, pfn + count):
                 if owner == ino:
                     raise Broken(
                         "freed",
@@ -49,7 +55,11 @@ class StoreRules:
 
     def _let_go(self, ino: int, start: int, end: int) -> None:
         for low, high, distance in self._pages.get(ino, IntervalMap()).cut(start, end):
-            self._frames.cut(low + distance, high + distance)
+            self._frames(ino).cut(low + distance, high + distance)
+
+    def _frames(self, ino: int) -> IntervalMap[tuple[int, int]]:
+        """Of the window that has the frames of this inode."""
+        return self._windows.setdefault(ino if ino in self._devices else _POOL, IntervalMap())
 
     def _grant(self, ino: int, start: int, end: int, distance: int) -> None:
         pages = self._pages.setdefault(ino, IntervalMap())
@@ -59,7 +69,7 @@ class StoreRules:
                     "frame",
                     f"page {low:#x} of inode {ino} is frame {low + before:#x}, and is granted as {low + distance:#x}",
                 )
-        for low, _, (owner, before) in self._frames.within(start + distance, end + distance):
+        for low, _, (owner, before) in self._frames(ino).within(start + distance, end + distance):
             if (owner, before) != (ino, distance):
                 raise Broken(
                     "frame",
@@ -67,4 +77,4 @@ class StoreRules:
                     f"(page {low - before:#x})",
                 )
         pages.put(start, end, distance)
-        self._frames.put(start + distance, end + distance, (ino, distance))
+        self._frames(ino).put(start + distance, end + distance, (ino, distance))

@@ -21,13 +21,14 @@ MADV_POPULATE_WRITE = 23
 class Memory(Protocol):
     """Bytes by offset. Errors are OSError; a short file reads and writes as EFAULT, as KVM answers.
 
-    leaf_order: of the largest EPT leaf that may show it.
+    leaf_order: of the largest EPT leaf that may show it. uncached: these are of memory type UC.
     waits: an access is a system call that may wait for the store, and the store for a vCPU to be out of guest mode. So
     it is made out of guest mode, and is Closed when the memory's slot went in between.
     """
 
     leaf_order: int
     waits: bool
+    uncached: bool
 
     @property
     def frame_count(self) -> int | None:
@@ -65,6 +66,7 @@ class _Mapped:
 
     leaf_order = ORDER_1G
     waits = False
+    uncached = False
 
     def __init__(self, fd: int, size: int) -> None:
         self.fd = fd
@@ -158,6 +160,15 @@ class WindowMemory(_Mapped):
         os.pwrite(self.fd, data, offset)
 
 
+class DeviceMemory(WindowMemory):
+    """Memory of a device: its page N at N * 4096. It is neither encrypted nor ever erased, since it is no RAM."""
+
+    uncached = True
+
+    def scrub(self, frame: int, frame_count: int) -> None:
+        """An unmap leaves the device as it is."""
+
+
 OpenWindow = Callable[[int, int], WindowMemory]
 """(fd, frames of the pool) to the window: WindowMemory, or what else its bytes go through."""
 
@@ -181,6 +192,7 @@ class FileMemory:
     that shrinks or a daemon that dies is an errno here instead of SIGBUS."""
 
     leaf_order = ORDER_4K
+    uncached = False
     waits = True
 
     def __init__(self, fd: int, frame_count: int | None = None) -> None:

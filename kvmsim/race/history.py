@@ -7,7 +7,7 @@ before the read's ended, unless another one lies wholly between the two.
 from dataclasses import dataclass, field
 
 FAILED = b"\xffFAILED\xff"
-"""In the place of what a page holds when its frame has failed: no guest reads it."""
+"""In the place of what a page holds when its frame has failed, or its device was removed: no guest reads it."""
 Page = tuple[str, int]
 """Of a file: its name and the page's index."""
 

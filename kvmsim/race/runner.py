@@ -324,6 +324,17 @@ class _Run:
         self._poisoned += 1
         return f"frame {reply.pfn:#x}"
 
+    def _host_revoke(self, name: str) -> str:
+        changes = self._history.begin([(name, index) for index in range(self._scenario.files[name])], FAILED)
+        try:
+            self.world.store.devices.remove(self.world.inos[name])
+        except Refused as refused:
+            if refused.errno != errno.ETIMEDOUT:
+                self._history.end(changes, happened=False)
+            raise
+        self._history.end(changes)
+        return ""
+
     def _host_allocate(self, name: str, pgoff: int, pages: int) -> str:
         self._files.allocate(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT).run()
         return ""
@@ -376,10 +387,10 @@ class _Run:
             self._scheduler.fail(f"{actor.name}: exit MACHINE_CHECK, and nobody has tampered with gpa {exit_.gpa:#x}")
             return "exit MACHINE_CHECK"
         assert isinstance(exit_, MemoryErrorExit)
-        if exit_.errno == EHWPOISON:
+        if exit_.errno in (EHWPOISON, errno.ENODEV):
             shown = self._shown.at(actor.vm, exit_.gpa >> PAGE_SHIFT, start)
             if not any(self._history.check(page, FAILED, start) == "" for page in shown):
-                self._scheduler.fail(f"{actor.name}: exit MEMORY_ERROR, {exit_.why}: no frame of it has failed")
+                self._scheduler.fail(f"{actor.name}: exit MEMORY_ERROR, {exit_.why}: it has not failed")
         past_the_end = exit_.errno == errno.EFAULT and not self._scenario.uses("truncate")
         if exit_.errno and self._peaceful and (exit_.errno in _BROKEN or past_the_end):
             self._scheduler.fail(f"{actor.name}: exit MEMORY_ERROR, {exit_.why}")

@@ -91,6 +91,7 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
     "host": {
         "punch": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate(PUNCH_HOLE)"),
         "poison": ([("FILE", _name), ("PGOFF", _number)], 2, "memfs poison: the page's frame fails"),
+        "revoke": ([("FILE", _name)], 1, "memfs device remove"),
         "allocate": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate"),
         "truncate": ([("FILE", _name), ("PAGES", _number)], 2, "truncate"),
         "unlink": ([("FILE", _name)], 1, "unlink"),
@@ -138,6 +139,8 @@ class Scenario:
     frames: int = 64
     resize_any: bool = False
     files: dict[str, int] = field(default_factory=dict)
+    devices: set[str] = field(default_factory=set)
+    """Of the files."""
     vms: dict[str, int] = field(default_factory=dict)
     """VMs and how many vCPUs each has."""
     encrypted: set[str] = field(default_factory=set)
@@ -195,7 +198,7 @@ def _line(scenario: Scenario, line: str) -> None:
     if not line:
         return
     first, _, rest = line.partition(" ")
-    if first in ("store", "file", "vm"):
+    if first in ("store", "file", "device", "vm"):
         _setting(scenario, first, rest.split("#")[0].split())
         return
     phase = scenario.actors
@@ -205,7 +208,7 @@ def _line(scenario: Scenario, line: str) -> None:
             raise ValueError("'outside' acts only during the race: leave out 'before' or 'after'")
     who, colon, commands = line.partition(":")
     if not colon:
-        raise ValueError(f"'{first}': expected store, file, vm, before, after, or an actor and a colon")
+        raise ValueError(f"'{first}': expected store, file, device, vm, before, after, or an actor and a colon")
     actor = _actor(scenario, who.strip(), commands)
     if phase is scenario.actors:
         if any(other.name == actor.name for other in phase):
@@ -228,10 +231,12 @@ def _setting(scenario: Scenario, what: str, words: list[str]) -> None:
                 scenario.resize_any = True
             else:
                 raise ValueError(f"store has frames=N and resize=any, not '{word}'")
-    elif what == "file":
+    elif what in ("file", "device"):
         if len(words) != 2:
-            raise ValueError("'file' needs a name and a size: file NAME PAGES")
+            raise ValueError(f"'{what}' needs a name and a size: {what} NAME PAGES")
         scenario.files[_name(words[0])] = _number(words[1])
+        if what == "device":
+            scenario.devices.add(words[0])
     else:
         if not words or any(word != "encrypted" and not word.startswith("vcpus=") for word in words[1:]):
             raise ValueError("'vm' needs a name: vm NAME [vcpus=N] [encrypted]")

@@ -110,6 +110,8 @@ class World:
         """Who is killed or ended half-way does not close its own."""
         for name, pages in scenario.files.items():
             self._create(name, pages)
+            if name in scenario.devices:
+                self.store.devices.add(self.inos[name])
         self.vms: dict[str, SimulatedVm] = {}
         for index, (name, vcpus) in enumerate(scenario.vms.items()):
             scheduler.main.process = name

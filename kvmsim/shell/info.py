@@ -5,7 +5,7 @@ from typing import Any
 
 from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.kvm_run import exit_of
-from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
+from kvmsim.kvm.mmu.ept import MAX_GFN_EPT, MEMORY_TYPE_UC, MEMORY_TYPE_WB, entry_memory_type
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.hva import HostAddressSpace
 from memfsd.common.quote import quoted
@@ -15,6 +15,7 @@ from .script.outcome import format_exit
 
 Answer = tuple[object, str]
 
+_MEMORY_TYPES = {MEMORY_TYPE_UC: "UC", MEMORY_TYPE_WB: "WB"}
 _LEAF_SIZES = ("4k", "2m", "1g")
 
 
@@ -63,13 +64,15 @@ def ept(machine: VirtualMachine) -> Answer:
                         "size": count << PAGE_SHIFT,
                         "pfn": frame,
                         "page_size": PAGE_SIZE << order,
+                        "memory_type": _MEMORY_TYPES[entry_memory_type(vm.mmu.epts[private].walk(gfn))],
                     }
                 )
                 if len(facts) >= 65536:
                     break
-    lines = [f"{'SPACE':8} {'GPA':>14} {'SIZE':>8} {'PFN':>10} {'PAGE':>4}"]
+    lines = [f"{'SPACE':8} {'GPA':>14} {'SIZE':>8} {'PFN':>10} {'PAGE':>4} TYPE"]
     lines += [
         f"{f['space']:8} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['pfn']:>#10x} {format_size(f['page_size']):>4}"
+        f" {f['memory_type']}"
         for f in facts
     ]
     return facts, "\n".join(lines)

@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar, cast
 
-from kvmsim.memory.memory import OpenWindow, WindowMemory, punch_file
+from kvmsim.memory.memory import DeviceMemory, OpenWindow, WindowMemory, punch_file
 from memfsd.common import packets, sync, trace
 from memfsd.common.mounts import Mount, check_serves, mount_of
 from memfsd.common.quote import quoted
@@ -280,13 +280,13 @@ class StoreLink:
             raise
         self._next_id += 1
         try:
-            return *self._open(fds, reply.window_frames), reply
+            return *self._open(fds, reply), reply
         except Refused:
             with contextlib.suppress(PeerLost, Refused):
                 self._ask(Kind.BYE, m.Empty(), m.Empty)
             raise
 
-    def _open(self, fds: list[int], window_frames: int) -> tuple[WindowMemory, socket.socket]:
+    def _open(self, fds: list[int], reply: m.PairReply) -> tuple[WindowMemory, socket.socket]:
         """The window and the up channel behind the fds that came with PAIR; takes them."""
         if len(fds) != 2:
             for fd in fds:
@@ -298,7 +298,9 @@ class StoreLink:
             os.close(fds[0])
             raise
         try:
-            return self._callbacks.open_window(fds[0], window_frames), up
+            is_device = reply.memory_type is m.MemoryType.UC
+            opened = DeviceMemory if is_device else self._callbacks.open_window
+            return opened(fds[0], reply.window_frames), up
         except BaseException:
             up.close()
             raise

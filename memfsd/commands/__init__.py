@@ -5,6 +5,8 @@ memfs       what has no standard command: create, seal, stat, map, fallocate, ch
 observer    the connection of memfs to a store
 top         memfs top
 poison      memfs poison
+device      memfs device
+creating    new files, for memfs create and memfs device
 kcore       memfs kcore
 swap        memfs swapout and memfs swapoff
 elfcore     the head of an ELF core

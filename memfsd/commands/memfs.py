@@ -22,7 +22,8 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
-from . import kcore, memfs_help, numa, poison, swap, top
+from . import device, kcore, memfs_help, numa, poison, swap, top
+from .creating import create_file
 from .observer import Observer, store_of
 
 _NOT_CHECKED = 3
@@ -104,7 +105,12 @@ def _parser() -> argparse.ArgumentParser:
     bind.add_argument("policy", type=numa.policy, metavar="POLICY[:NODES]")
     stat_ = command("numastat", numa.numastat, "show what each NUMA node gave, and to whom, as numastat(8)")
     stat_.add_argument("target", type=_path, metavar="MOUNTPOINT")
+    _add_those_of_a_mount(command)
     _swap_commands(command)
+    return parser
+
+
+def _add_those_of_a_mount(command: Callable[[str, Callable[[Any], int], str], argparse.ArgumentParser]) -> None:
     check = command("check", _check, "verify R1 to R8 now, on both sides")
     check.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view = command("top", _top, "a live view of pool, sealed files, owners, faults and invalidations per second")
@@ -117,10 +123,15 @@ def _parser() -> argparse.ArgumentParser:
     where.add_argument("offset", type=_size, nargs="?", metavar="OFFSET", help="in the file")
     where.add_argument("--random", action="store_true", help="a page by lot, of FILE or of all sealed files")
     fail.add_argument("--seed", type=_seed, metavar="N", help="of the lot: the same page of the same pages again")
+    devices = command("device", _device, "add memory of a device as a sealed file, or remove it from under its VM")
+    devices.add_argument("action", choices=["add", "remove"], metavar="add|remove")
+    devices.add_argument("target", type=_path, metavar="MOUNTPOINT")
+    devices.add_argument("name", metavar="NAME", help="of the file, in the root directory")
+    devices.add_argument("--size", type=_size, help="bytes, or with K, M, G, T (add)")
+    devices.add_argument("--page-size", type=_page_size, metavar="4K|2M|1G", help="the largest leaf to map it by (add)")
     core = command("kcore", _kcore, "write an ELF core of the pool as the host may see it")
     core.add_argument("target", type=_path, metavar="MOUNTPOINT")
     core.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="a new file; - is stdout")
-    return parser
 
 
 def _swap_commands(command: Callable[[str, _Run, str], argparse.ArgumentParser]) -> None:
@@ -191,19 +202,7 @@ def _print(asked: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
 def _create(asked: argparse.Namespace) -> int:
     path = asked.target
     store_of(os.path.dirname(os.path.abspath(path)))
-    fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666)
-    try:
-        if asked.guest and b"guest" not in os.getxattr(fd, names.XATTR_SEALS).split(b","):
-            os.setxattr(fd, names.XATTR_SEALS, b"guest")
-        if asked.page_size is not None:
-            os.setxattr(fd, names.XATTR_PAGE_SIZE, str(asked.page_size).encode())
-        if asked.size:
-            os.ftruncate(fd, asked.size)
-    except OSError as error:
-        os.unlink(path)
-        raise OSError(error.errno, error.strerror, path) from None
-    finally:
-        os.close(fd)
+    create_file(path, size=asked.size, guest=asked.guest, page_size=asked.page_size)
     kind = "sealed" if asked.guest else "ordinary"
     facts = {"file": path, "size": asked.size, "guest": asked.guest}
     _print(asked, facts, f"{quoted(path)}: {kind}, {format_size(asked.size)}")
@@ -385,4 +384,22 @@ def _poison(asked: argparse.Namespace) -> int:
     size = format_size(gone.frame_count * PAGE_SIZE)
     text = f"frame {gone.pfn:#x} ({size}) of inode {gone.ino} at {gone.offset:#x} is out of service"
     _print(asked, {**facts, "frames": gone.frame_count}, f"{quoted(asked.target)}: {text}")
+    return 0
+
+
+def _device(asked: argparse.Namespace) -> int:
+    store = store_of(asked.target)
+    if asked.action == "remove":
+        if asked.size is not None or asked.page_size is not None:
+            raise Refused(
+                errno.EINVAL, "a device that is removed has its size already: leave --size and --page-size out"
+            )
+        path = device.remove(asked.target, store, asked.name)
+        _print(asked, {"file": path}, f"{quoted(path)}: removed")
+        return 0
+    if asked.size is None:
+        raise Refused(errno.EINVAL, "a device needs a --size")
+    path = device.add(asked.target, store, asked.name, asked.size, asked.page_size)
+    facts = {"file": path, "size": asked.size, "page_size": asked.page_size or PAGE_SIZE}
+    _print(asked, facts, f"{quoted(path)}: device, {format_size(asked.size)}")
     return 0

@@ -148,6 +148,19 @@ A punch, or a truncate, forgets the page; the next touch gets a good frame. For 
   memfs poison /mnt --random                       a page of any sealed file, by lot
 errors: ENXIO the page has no frame, EHWPOISON it failed before, EINVAL past the end
 """,
+    "device": """\
+A sealed file whose memory is no part of the pool, as memory of a device that has no struct page: born sealed, its size
+fixed, bound into private slots as any sealed file, and mapped uncached (UC in kvmsim's info ept). It is never zeroed,
+moved, swapped, encrypted or freed while the device is there: what one unmaps is there when it is mapped again.
+Allocating and punching are EOPNOTSUPP, another size is EPERM.
+  add      the file NAME appears in the root directory; EEXIST if there is one
+  remove   the VM that has it lets go of it and acknowledges; from then on its guest's touch ends in
+           KVM_EXIT_MEMORY_ERROR errno=19 (ENODEV). The name goes. ETIMEDOUT: the VM did not, and is cut off
+For root and the user who mounted.
+
+  memfs device add /mnt gpu0 --size 64M --page-size 2M
+  memfs device remove /mnt gpu0
+""",
     "kcore": """\
 An ELF core (ET_CORE, x86-64) for readelf, gdb and their like; frame N of the pool is at address N * 4096. For root and
 the user who mounted; the file is readable by its owner alone.

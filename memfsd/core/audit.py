@@ -91,7 +91,8 @@ def audit(moment: Moment, facts: Facts) -> list[Finding]:
             findings.append(
                 ("R7", f"inode {file.ino}: the bracket on {file.guest.open_invalidation.start:#x} was never closed")
             )
-        findings += _leaked(moment, file.ino, facts.windows.get(file.ino, []), owner)
+        if file.guest.device is None:
+            findings += _leaked(moment, file.ino, facts.windows.get(file.ino, []), owner)
         report = facts.reports.get(file.ino)
         if report is not None:
             findings += _compare(file, file.guest, report)
@@ -290,7 +291,8 @@ def _compare_run(file: Regular, bindings: list[Binding], gfn: int, pfn: int, cou
             return
         pgoff = binding.start + at - binding.gfn
         want = pfn + at - gfn
-        run = file.pages.run_at(Pgoff(pgoff), min(gfn + count - at, binding.end - pgoff))
+        pages = file.pages if file.guest is None or file.guest.device is None else file.guest.device
+        run = pages.run_at(Pgoff(pgoff), min(gfn + count - at, binding.end - pgoff))
         if run is None or run[0] != want:
             here = "no frame" if run is None else f"frame {run[0]:#x}"
             yield "R3", f"inode {file.ino}: GFN {at:#x} is frame {want:#x} in the VM and {here} here"

@@ -78,10 +78,17 @@ class DropWindow:
 
 
 @dataclass(frozen=True, slots=True)
+class DropDevice:
+    """The device is gone for good: close its memory. A VM that has it mapped keeps it until it ends."""
+
+    ino: Ino
+
+
+@dataclass(frozen=True, slots=True)
 class ForgetCache:
     """The kernel's cached pages and attributes of this file are out of date."""
 
     ino: Ino
 
 
-Effect = Scrub | Discard | Quarantine | Fill | Export | ZeroBytes | DropWindow | ForgetCache
+Effect = Scrub | Discard | Quarantine | Fill | Export | ZeroBytes | DropWindow | DropDevice | ForgetCache

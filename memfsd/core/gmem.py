@@ -12,12 +12,13 @@ from itertools import islice
 from memfsd.common import trace
 from memfsd.uapi.errors import EHWPOISON, Refused
 from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.limits import MAX_DEVICE_BYTES
 from memfsd.uapi.messages import Body, GetPfnReply
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Gfn, Ino, Pfn, Pgoff, PgoffRange, Seq, page_aligned
 
-from .effects import DropWindow, Effect, Quarantine, Runs, Scrub
+from .effects import DropDevice, DropWindow, Effect, Quarantine, Runs, Scrub
 from .files.inodes import InodeTable, Regular
 from .files.ordinary import OrdinaryData
 from .memory.frames import FramePool
@@ -25,6 +26,7 @@ from .memory.swap_slots import SwapSlots
 from .options import StoreOptions
 from .private.absent import AbsentPages, Lost, Swapped
 from .private.bindings import Binding
+from .private.device_memory import Device
 from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
 from .private.pending import PendingFrames, Touched
 from .private.strategies import Strategy, Taking
@@ -76,6 +78,8 @@ class GuestMemory:
     def check_resize(self, file: Regular, size: int) -> PgoffRange | None:
         """EINVAL unaligned, EPERM for a second time; else the pages that a shrink takes back."""
         guest = guest_of(file)
+        if guest.device is not None:
+            raise Refused(errno.EPERM, f"inode {file.ino} is a device of {file.size} bytes for life: add another one")
         if not page_aligned(size, file.order):
             raise Refused(
                 errno.EINVAL, f"size {size} is not a multiple of the page size {PAGE_SIZE << file.order}: round it up"
@@ -102,7 +106,9 @@ class GuestMemory:
     def fallocate(
         self, file: Regular, mode: int, offset: int, length: int
     ) -> tuple[Sequence[Effect], PgoffRange | None]:
-        """Allocate, or give the pages that a punch takes back (None: nothing there)."""
+        """Allocate, or give the pages that a punch takes back (None: nothing there). EOPNOTSUPP for a device."""
+        if guest_of(file).device is not None:
+            raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} is a device: its memory is neither allocated nor freed")
         end = offset + length
         if offset < 0 or length <= 0:
             raise Refused(
@@ -128,6 +134,26 @@ class GuestMemory:
             )
         return self._data.allocate(file, offset >> PAGE_SHIFT, end >> PAGE_SHIFT, _PRIVATE), None
 
+    # -- devices
+
+    def check_device(self, file: Regular) -> None:
+        """Whether it can become one: EINVAL not sealed, or no size; EFBIG too large; EBUSY in use; EEXIST it is one."""
+        guest = guest_of(file)
+        if guest.device is not None:
+            raise Refused(errno.EEXIST, f"inode {file.ino} is a device already")
+        if not 0 < file.size <= MAX_DEVICE_BYTES:
+            number = errno.EFBIG if file.size else errno.EINVAL
+            raise Refused(
+                number, f"a device of {file.size} bytes: give it one page at least, and {MAX_DEVICE_BYTES} at most"
+            )
+        filling = any(allocation.file is file for allocation in self._data.allocations.values())
+        if filling or file.pages.page_count or guest.absent or guest.pairing is not None or guest.open_invalidation:
+            raise Refused(errno.EBUSY, f"inode {file.ino} is in use already: add the device with a new file")
+
+    def make_device(self, file: Regular) -> None:
+        """After `check_device`."""
+        guest_of(file).device = Device(file.size >> PAGE_SHIFT)
+
     # -- pairing
 
     def pair(self, file: Regular, pairing: Pairing) -> None:
@@ -138,8 +164,12 @@ class GuestMemory:
         guest_of(file).pairing = pairing
 
     def check_owner(self, file: Regular, pairing: Pairing) -> None:
-        """EPERM when the file has or had another owner: one VM for life (R1), which may come back after BYE."""
-        owner = guest_of(file).pairing
+        """EPERM when the file has or had another owner: one VM for life (R1), which may come back after BYE. ENODEV of
+        a device that was removed."""
+        guest = guest_of(file)
+        if guest.device is not None:
+            guest.device.check_there()
+        owner = guest.pairing
         if owner is not None and not owner.may_become(pairing):
             raise Refused(
                 errno.EPERM,
@@ -156,6 +186,8 @@ class GuestMemory:
             trace.store.pages_bound(file.ino, slot, gfn, pgoff, page_count)
         guest = guest_of(file)
         assert guest.open_invalidation is None, "the caller holds the invalidate_lock"
+        if guest.device is not None:
+            guest.device.check_there()
         end = pgoff + page_count
         if end << PAGE_SHIFT > file.size and end > guest.bound_end:
             raise Refused(errno.EINVAL, f"pages {pgoff:#x}-{end:#x} are past the end of the file ({file.size} bytes)")
@@ -175,7 +207,7 @@ class GuestMemory:
         """Grant a run of frames from pgoff: what is allocated already, or new frames as readahead wishes.
 
         EFAULT not bound or past the end; EAGAIN in a closing range (fault again after INVALIDATE_END);
-        ENOSPC the pool is full.
+        ENOSPC the pool is full; EHWPOISON the frame failed; ENODEV the device was removed.
         """
         guest, pages = file.guest or guest_of(file), file.pages
         readahead = guest.readahead
@@ -185,6 +217,8 @@ class GuestMemory:
         closing = guest.open_invalidation
         if closing is not None and closing.start <= pgoff < closing.end:
             raise Refused(errno.EAGAIN, f"file page {pgoff:#x} is being taken back")
+        if guest.device is not None:
+            return self._device_run(file, guest.device, pgoff, min(max_pages, bound_until - pgoff))
         if guest.absent:
             max_pages = self._until_absent(guest, pgoff, max_pages)
         wish = readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
@@ -199,6 +233,13 @@ class GuestMemory:
         readahead.granted(pgoff, count)
         guest.grant_count += 1
         return GetPfnReply(pfn, count, file.order, guest.seq)
+
+    def _device_run(self, file: Regular, device: Device, pgoff: int, limit: int) -> GetPfnReply:
+        device.check_there()
+        run, guest = device.run_at(pgoff, limit), guest_of(file)
+        assert run is not None
+        guest.grant_count += 1
+        return GetPfnReply(*run, file.order, guest.seq)
 
     def _until_absent(self, guest: GmemFile, pgoff: int, max_pages: int) -> int:
         """How many of these pages may be granted. SwappedOut: the first one; EHWPOISON: its frame failed."""
@@ -215,6 +256,8 @@ class GuestMemory:
         EINVAL past the end, EHWPOISON when it failed before, ENXIO without a frame.
         """
         guest = guest_of(file)
+        if guest.device is not None:
+            raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} is a device, whose memory is not the pool's")
         if pgoff << PAGE_SHIFT >= file.size:
             raise Refused(errno.EINVAL, f"page {pgoff:#x} is past the end of inode {file.ino} ({file.size} bytes)")
         if guest.absent and guest.absent.get(pgoff) is Lost.POISONED:
@@ -292,7 +335,7 @@ class GuestMemory:
         closing = guest.open_invalidation
         assert closing is not None
         start, part = closing.taken_to, list(islice(file.pages.extents(closing.taken_to, closing.end), _PART_EXTENTS))
-        if not part and not guest.absent:
+        if not part and not guest.absent and guest.device is None:
             closing.taken_to = closing.end
             return None
         last, _, count = part[-1] if part else (closing.end, 0, 0)
@@ -429,7 +472,8 @@ class GuestMemory:
             trace.store.file_dropped(file.ino)
         guest = guest_of(file)
         assert not guest.holds_memory
-        return self._give_back_all(file, guest)
+        device: list[Effect] = [] if guest.device is None else [DropDevice(file.ino)]
+        return [*self._give_back_all(file, guest), *device]
 
     def _give_back_all(self, file: Regular, guest: GmemFile) -> list[Effect]:
         guest.pending = 0

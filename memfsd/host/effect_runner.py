@@ -4,7 +4,7 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from memfsd.core.effects import Discard, DropWindow, Effect, Export, Fill, Quarantine, Scrub, ZeroBytes
+from memfsd.core.effects import Discard, DropDevice, DropWindow, Effect, Export, Fill, Quarantine, Scrub, ZeroBytes
 from memfsd.core.service import Service
 from memfsd.uapi.units import Ino
 
@@ -35,7 +35,8 @@ class EffectRunner:
     def is_quick(effects: Sequence[Effect]) -> bool:
         """Short enough to do on an event loop (a punch costs about 0.2 us a frame, and never waits)."""
         return all(
-            isinstance(e, ZeroBytes | DropWindow) or (isinstance(e, Scrub) and e.frame_count <= _INLINE_FRAMES)
+            isinstance(e, ZeroBytes | DropWindow | DropDevice)
+            or (isinstance(e, Scrub) and e.frame_count <= _INLINE_FRAMES)
             for e in effects
         )
 
@@ -86,5 +87,7 @@ class EffectRunner:
                 self._windows.zero(effect.offset, effect.length)
             elif isinstance(effect, DropWindow):
                 self._windows.drop_window(effect.window)
+            elif isinstance(effect, DropDevice):
+                self._windows.drop_device(effect.ino)
             else:
                 self.forget_cache(effect.ino)

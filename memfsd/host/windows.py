@@ -22,11 +22,18 @@ class Windows:
         self._pool_bytes = pool_bytes
         self._lock = sync.lock("Windows.lock")
         self._windows: dict[Ino, int] = {}
-        self._pool = self._make("memfsd-ordinary")
+        self._devices: dict[Ino, int] = {}
+        """Memory of devices, as long as these are there, whatever VMs come and go."""
+        self._pool = self._make("memfsd-ordinary", pool_bytes)
 
-    def _make(self, name: str) -> int:
+    @staticmethod
+    def _make(name: str, size: int) -> int:
         fd = os.memfd_create(name, os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
-        os.ftruncate(fd, self._pool_bytes)
+        try:
+            os.ftruncate(fd, size)
+        except OSError:
+            os.close(fd)
+            raise
         # Who maps it need not fear SIGBUS: its size is forever.
         fcntl.fcntl(fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
         return fd
@@ -82,7 +89,7 @@ class Windows:
         """An fd for a sealed file's window, the caller's until it is adopted."""
         if trace.store is not None:
             trace.store.window_made(ino)
-        return self._make(f"memfsd-window-{ino}")
+        return self._make(f"memfsd-window-{ino}", self._pool_bytes)
 
     def adopt_window(self, ino: Ino, fd: int) -> None:
         """It is the file's now, until `drop_window`: exactly as long as a VM may hold memory of the file."""
@@ -97,6 +104,39 @@ class Windows:
             fd = self._windows.pop(ino, None)
         if fd is not None:
             os.close(fd)
+
+    def make_device(self, ino: Ino, size: int) -> int:
+        """An fd for the memory of a device, the caller's until it is adopted."""
+        return self._make(f"memfsd-window-device-{ino}", size)
+
+    def close_device(self, fd: int) -> None:
+        """Not adopted after all."""
+        os.close(fd)
+
+    def adopt_device(self, ino: Ino, fd: int) -> None:
+        """It is the device's now, until `drop_device`."""
+        with self._lock:
+            assert ino not in self._devices
+            self._devices[ino] = fd
+
+    def device_window(self, ino: Ino) -> int:
+        """Another descriptor of a device's memory, the caller's. ENODEV (OSError) when it was removed."""
+        with self._lock:
+            fd = self._devices.get(ino)
+            if fd is None:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            return os.dup(fd)
+
+    def drop_device(self, ino: Ino) -> None:
+        """Nothing to do for one that was removed."""
+        with self._lock:
+            fd = self._devices.pop(ino, None)
+        if fd is not None:
+            os.close(fd)
+
+    def device_count(self) -> int:
+        with self._lock:
+            return len(self._devices)
 
     def punch(self, window: Ino | None, runs: Runs) -> None:
         """Zero these frames and give their memory back. A window that nobody asked for holds nothing."""
@@ -143,4 +183,6 @@ class Windows:
     def close(self) -> None:
         for ino in list(self._windows):
             self.drop_window(ino)
+        for ino in list(self._devices):
+            self.drop_device(ino)
         os.close(self._pool)

@@ -43,7 +43,12 @@ log = logging.getLogger("memfsd.peers")
 BYE = "BYE"
 _SHORT_LIVED = frozenset({State.CONNECTED, State.GREETED, State.OBSERVING})
 _ENDED = State.ENDED
-_QUESTIONS = frozenset({Kind.CHECK, Kind.MAP, Kind.LIST, Kind.KCORE, Kind.MEMORY_FAILURE, Kind.PAGE_OUT, Kind.SWAP_OFF})
+_QUESTIONS = frozenset(
+    {
+        *(Kind.CHECK, Kind.MAP, Kind.LIST, Kind.KCORE, Kind.MEMORY_FAILURE),
+        *(Kind.DEVICE_ADD, Kind.DEVICE_REMOVE, Kind.PAGE_OUT, Kind.SWAP_OFF),
+    }
+)
 
 _Handler = Callable[[Any], m.Body]
 _Step = tuple[Kind, Callable[[Packet], m.Body], _Handler, State]
@@ -99,6 +104,8 @@ class Session:
             Kind.LIST: self._on_list,
             Kind.KCORE: self._on_kcore,
             Kind.MEMORY_FAILURE: self._on_memory_failure,
+            Kind.DEVICE_ADD: self._on_device_add,
+            Kind.DEVICE_REMOVE: self._on_device_remove,
             Kind.PAGE_OUT: self._on_page_out,
             Kind.SWAP_OFF: self._on_swap_off,
         }
@@ -241,8 +248,8 @@ class Session:
         self._paired = paired
         self._fds = [paired.window, ends[1].detach()]
         self._sent_away = self._fds[1:]
-        file, frames = paired.file, self._store.frame_count
-        return m.PairReply(file.ino, file.size, file.order, paired.seq, frames, m.MemoryType.WB)
+        file = paired.file
+        return m.PairReply(file.ino, file.size, file.order, paired.seq, paired.window_frames, paired.memory_type)
 
     def _send_with_fds(self, reply: bytes) -> None:
         fds, self._fds = self._fds, []
@@ -317,6 +324,16 @@ class Session:
     def _on_memory_failure(self, failure: m.MemoryFailure) -> m.Body:
         self._check_may_observe("memfs poison")
         return self._store.failures.poison(Ino(failure.ino), failure.pgoff)
+
+    def _on_device_add(self, device: m.DeviceFile) -> m.Body:
+        self._check_may_observe("memfs device")
+        self._store.devices.add(Ino(device.ino))
+        return m.Empty()
+
+    def _on_device_remove(self, device: m.DeviceFile) -> m.Body:
+        self._check_may_observe("memfs device")
+        self._store.devices.remove(Ino(device.ino))
+        return m.Empty()
 
     def _check_may_observe(self, command: str) -> None:
         if self._process.uid not in (0, os.getuid()):

@@ -11,6 +11,7 @@ peer         the VM of one file, as the store sees it
 invalidator  invalidations: BEGIN, acknowledged, scrub, END
 reclaim      pages that were never touched, taken back when the pool is full
 checker      memfs check, memfs map and memfs top
+devices      files whose memory is a device's
 failures     memory that fails
 dumps        memfs kcore: the states of all frames at one moment
 swapper      pages that leave to the swap file, and come back

@@ -13,6 +13,7 @@ from memfsd.core.files.xattrs import owner_line
 from memfsd.core.gmem import guest_of
 from memfsd.core.moment import Moment
 from memfsd.core.private.absent import AbsentPages, Lost
+from memfsd.core.private.device_memory import Device
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import PAUSE_S
 from memfsd.host.windows import Windows
@@ -176,7 +177,10 @@ class Checker:
 
     def _most_mappings(self, file: Regular) -> int:
         """A VM maps each page of the file once; a report starts over at most at each binding."""
-        return min(file.size >> PAGE_SHIFT, self._service.pool.frame_count) + MAX_BINDINGS_PER_FILE
+        pages = file.size >> PAGE_SHIFT
+        if guest_of(file).device is None:
+            pages = min(pages, self._service.pool.frame_count)
+        return pages + MAX_BINDINGS_PER_FILE
 
     def _endless(self, file: Regular) -> Finding:
         return "R7", f"inode {file.ino}: a bracket has been open for {self._deadlines.check_locks_s:.0f} seconds"
@@ -212,6 +216,8 @@ def _has_started(thread: threading.Thread) -> bool:
 def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
     """Runs (pgoff, pfn, pages, gfn or -1, state, node) from pgoff on, split where one of the last changes."""
     runs: list[tuple[int, int, int, int, int, int]] = []
+    if file.guest is not None and file.guest.device is not None:
+        return _device_map(file, file.guest.device, pgoff)
     for start, first, count, state in _entries(file, pgoff):
         at = start
         while at < start + count:
@@ -232,6 +238,20 @@ def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
             length = int(other[0]) if len(other) else stop - at
             runs.append((at, pfn, length, gfn, int(states[0]), node))
             at += length
+    return MapReply(runs, -1)
+
+
+def _device_map(file: Regular, device: Device, pgoff: int) -> MapReply:
+    """Its frames are numbered by their place in the device, and of no node."""
+    runs: list[tuple[int, int, int, int, int, int]] = []
+    at = pgoff
+    while (run := device.run_at(at, device.page_count)) is not None:
+        if len(runs) >= MAX_RUNS_PER_REPORT:
+            return MapReply(runs, at)
+        binding = guest_of(file).bindings.find(at)
+        stop = min(at + run[1], binding.end if binding else _next_binding(file, at, at + run[1]))
+        runs.append((at, run[0], stop - at, binding.gfn_of(at) if binding else -1, FrameState.DEVICE, 0))
+        at = stop
     return MapReply(runs, -1)
 
 

@@ -12,7 +12,7 @@ from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.messages import GetPfnReply, Kind, StatReply
+from memfsd.uapi.messages import GetPfnReply, Kind, MemoryType, StatReply
 from memfsd.uapi.proof import Token
 from memfsd.uapi.units import Ino, Pgoff, Seq
 
@@ -38,6 +38,9 @@ class PairedFile:
         self.peer = peer
         self.window = window
         self.seq = seq
+        device = guest_of(file).device
+        self.memory_type = MemoryType.WB if device is None else MemoryType.UC
+        self.window_frames = pairings.service.pool.frame_count if device is None else device.page_count
         self._service = pairings.service
         self._lock, self._gmem = pairings.service.lock, pairings.service.gmem
         self._invalidator = pairings.invalidator
@@ -188,9 +191,10 @@ class Pairings:
         with service.lock:
             file, _ = self._claimed(token_id, pairing.uid)
             service.gmem.check_owner(file, pairing)
+            device = guest_of(file).device
         window = -1
         try:
-            window = self.windows.make_window(file.ino)
+            window = self.windows.make_window(file.ino) if device is None else self.windows.device_window(file.ino)
             peer = connect(file.ino)
         except OSError as error:
             if window >= 0:
@@ -200,6 +204,8 @@ class Pairings:
         try:
             with service.lock:
                 service.inodes.get(file.ino)  # who showed the token may have let go of the file since
+                if guest_of(file).device is not device:
+                    raise Refused(errno.EAGAIN, f"inode {file.ino} has become a device meanwhile: pair again")
                 service.gmem.pair(file, pairing)
                 self.windows.adopt_window(file.ino, window)
                 self.invalidator.peers[file.ino] = peer

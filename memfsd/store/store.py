@@ -16,6 +16,7 @@ from memfsd.uapi.errors import Refused
 
 from .checker import Checker
 from .deadlines import Deadlines
+from .devices import Devices
 from .failures import Failures
 from .files import Files
 from .invalidator import Invalidator
@@ -29,8 +30,8 @@ __all__ = ["Store", "build_store", "open_swap"]
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What adapters use: names, files, pairings, reclaimer, swapper, checker, failures. The rest is what these are made
-    of."""
+    """What adapters use: names, files, pairings, reclaimer, swapper, checker, failures, devices. The rest is what these
+    are made of."""
 
     names: Names
     files: Files
@@ -39,6 +40,7 @@ class Store:
     swapper: Swapper
     checker: Checker
     failures: Failures
+    devices: Devices
     service: Service
     windows: Windows
     runner: EffectRunner
@@ -100,6 +102,7 @@ def build_store(
         files=Files(service, windows, runner, invalidator, now_ns, random_bytes),
         pairings=Pairings(service, windows, runner, invalidator, reclaimer, swapper, deadlines),
         reclaimer=reclaimer,
+        devices=Devices(service, windows, invalidator),
         failures=Failures(service, runner, invalidator),
         swapper=swapper,
         checker=Checker(service, windows, invalidator, deadlines),

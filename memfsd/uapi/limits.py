@@ -54,6 +54,9 @@ XATTR_NAME_MAX = 255
 XATTR_VALUE_MAX = 65536
 XATTR_TOTAL_MAX = 1 << 18
 """Sum of names and values one inode may keep (XATTR_BYTES more for each)."""
+MAX_DEVICES = 64
+MAX_DEVICE_BYTES = 1 << 40
+"""Of one device. Its memory is the host's, and no part of the pool."""
 
 # Pairing.
 MAX_PACKET_BYTES = 65536

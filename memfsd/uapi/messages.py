@@ -47,6 +47,8 @@ class Kind(IntEnum):
     LIST = 18
     KCORE = 19
     MEMORY_FAILURE = 20
+    DEVICE_ADD = 21
+    DEVICE_REMOVE = 22
     PAGE_OUT = 24
     SWAP_OFF = 25
     INVALIDATE_BEGIN = 32
@@ -336,6 +338,12 @@ class MemoryFailureReply(Body):
     page_count: PageCount
 
 
+class DeviceFile(Body):
+    """memfs device: a new sealed file that has a size becomes a device; or a device is revoked, and dead."""
+
+    ino: U63
+
+
 class InvalidateBegin(Body):
     """Take file pages [start, end) out of every EPT and TLB and get every vCPU out once."""
 
@@ -443,6 +451,8 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.LIST: Empty,
     Kind.KCORE: Kcore,
     Kind.MEMORY_FAILURE: MemoryFailure,
+    Kind.DEVICE_ADD: DeviceFile,
+    Kind.DEVICE_REMOVE: DeviceFile,
     Kind.PAGE_OUT: PageOut,
     Kind.SWAP_OFF: Empty,
     Kind.INVALIDATE_BEGIN: InvalidateBegin,
@@ -467,6 +477,8 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.LIST: ListReply,
     Kind.KCORE: KcoreReply,
     Kind.MEMORY_FAILURE: MemoryFailureReply,
+    Kind.DEVICE_ADD: Empty,
+    Kind.DEVICE_REMOVE: Empty,
     Kind.PAGE_OUT: PageOutReply,
     Kind.SWAP_OFF: SwapOffReply,
     Kind.INVALIDATE_BEGIN: InvalidateBeginReply,

@@ -53,6 +53,8 @@ LEGAL: dict[State, dict[Kind, State]] = {
         Kind.LIST: State.OBSERVING,
         Kind.KCORE: State.OBSERVING,
         Kind.MEMORY_FAILURE: State.OBSERVING,
+        Kind.DEVICE_ADD: State.OBSERVING,
+        Kind.DEVICE_REMOVE: State.OBSERVING,
         Kind.PAGE_OUT: State.OBSERVING,
         Kind.SWAP_OFF: State.OBSERVING,
         Kind.PING: State.OBSERVING,

@@ -8,6 +8,7 @@ import pytest
 
 from kvmsim.memory.memory import SparseMemory
 from memfsd.host.windows import Windows
+from memfsd.uapi.units import Ino
 
 
 def overwrite_with_null(fd: int) -> None:
@@ -41,4 +42,25 @@ def test_the_pool_is_lent_for_reading_only() -> None:
     with pytest.raises(PermissionError):
         mmap.mmap(lent, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     os.close(lent)
+    windows.close()
+
+
+def test_memory_of_a_device_is_there_as_long_as_the_device() -> None:
+    windows, ino = Windows(1 << 20), Ino(7)
+    windows.adopt_device(ino, windows.make_device(ino, 8 << 20))
+    for _ in range(2):
+        window = windows.device_window(ino)
+        assert os.fstat(window).st_size == 8 << 20, "of its own size"
+        windows.adopt_window(ino, window)
+        os.pwrite(window, b"device", 4096)
+        windows.drop_window(ino)
+    window = windows.device_window(ino)
+    assert os.pread(window, 6, 4096) == b"device"
+    with pytest.raises(PermissionError):
+        os.ftruncate(window, 4096)
+    windows.drop_device(ino)
+    windows.drop_device(ino)
+    with pytest.raises(OSError, match="No such device"):
+        windows.device_window(ino)
+    os.close(window)
     windows.close()

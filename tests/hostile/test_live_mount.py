@@ -119,8 +119,8 @@ def connect():
     sock.connect({str(mounted.socket)!r})
     return sock
 print("HELLO", os.strerror(hello(connect(), fd, "thief", [32, 33])))
-questions = [m.Empty(), m.Empty(), m.Map(os.fstat(fd).st_ino, 0), m.Kcore(0)]
-for kind, body in zip((Kind.CHECK, Kind.LIST, Kind.MAP, Kind.KCORE), questions):
+questions = [m.Empty(), m.Empty(), m.Map(os.fstat(fd).st_ino, 0), m.Kcore(0), m.MemoryFailure(2, 0), m.DeviceFile(2)]
+for kind, body in zip((Kind.CHECK, Kind.LIST, Kind.MAP, Kind.KCORE, Kind.MEMORY_FAILURE, Kind.DEVICE_ADD), questions):
     sock = connect()
     sock.send(encode_request(1, Kind.HELLO, m.Hello(m.PROTOCOL_VERSION, m.Role.OBSERVER, "thief", [], b"", bytes(16))))
     assert decode_header(sock.recv(65536)).errno == 0
@@ -128,7 +128,7 @@ for kind, body in zip((Kind.CHECK, Kind.LIST, Kind.MAP, Kind.KCORE), questions):
     print(kind.name, os.strerror(decode_header(sock.recv(65536)).errno))
 """
     report = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=DEADLINE_S)
-    kinds = ("HELLO", "CHECK", "LIST", "MAP", "KCORE")
+    kinds = ("HELLO", "CHECK", "LIST", "MAP", "KCORE", "MEMORY_FAILURE", "DEVICE_ADD")
     assert report.stdout.splitlines() == [f"{kind} Permission denied" for kind in kinds], report
     assert os.getxattr(mounted.path / "vm.mem", "user.memfsd.owner") == b"none"
 

@@ -288,6 +288,27 @@ MUTANTS: tuple[Mutant, ...] = (
         ("memory.unmapped(frame, count)", "pass"),
         at="encrypted-convert-x-punch",
     ),
+    _mutant(
+        "a device that is removed is still granted",
+        "memfsd.core.private.strategies:Revoke.take",
+        ("taking.guest.device.is_gone = True", "pass"),
+        at="revoke-x-fault",
+    ),
+    _mutant(
+        "a device is removed before its VM has let go of it",
+        "memfsd.store.devices:Devices.remove",
+        (
+            "self._invalidator.invalidate_held(file, InvalidateRange(ino, Pgoff(0), end, REVOKE))",
+            "guest.device.is_gone = end > 0",
+        ),
+        at="revoke-x-fault",
+    ),
+    _mutant(
+        "a device leaves the EPT of its VM only in part",
+        "memfsd.store.devices:Devices.remove",
+        ("end = Pgoff(file.size >> PAGE_SHIFT)", "end = Pgoff(1)"),
+        at="revoke-x-fault",
+    ),
 )
 
 

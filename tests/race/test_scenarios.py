@@ -35,6 +35,7 @@ NEEDED = {
     "punch-x-death-two-vcpus",
     "poison-x-fault",
     "poison-x-punch",
+    "revoke-x-fault",
 }
 
 pytestmark = pytest.mark.minutes

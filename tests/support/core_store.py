@@ -56,6 +56,7 @@ class DictWindows(Windows):
         self.memory: dict[tuple[Ino | None, int], bytearray] = {}
         self.adopted: set[Ino] = set()
         self.dropped: list[Ino] = []
+        self.devices: set[Ino] = set()
 
     def read(self, plan: IoVec) -> bytes:
         return b"".join(bytes(length) if at < 0 else self._load(at, length) for at, length in plan)
@@ -109,6 +110,25 @@ class DictWindows(Windows):
 
     def window_count(self) -> int:
         return len(self.adopted)
+
+    def make_device(self, ino: Ino, size: int) -> int:
+        return -1
+
+    def close_device(self, fd: int) -> None:
+        pass
+
+    def adopt_device(self, ino: Ino, fd: int) -> None:
+        self.devices.add(ino)
+
+    def device_window(self, ino: Ino) -> int:
+        assert ino in self.devices
+        return self.make_window(ino)
+
+    def drop_device(self, ino: Ino) -> None:
+        self.devices.discard(ino)
+
+    def device_count(self) -> int:
+        return len(self.devices)
 
     def files(self) -> list[Ino]:
         return list(self.adopted)

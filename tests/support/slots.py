@@ -11,6 +11,7 @@ class _NoMemory:
 
     leaf_order = 0
     waits = False
+    uncached = False
     frame_count = None
 
     def read(self, offset: int, length: int) -> bytes:

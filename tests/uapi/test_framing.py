@@ -197,6 +197,7 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.CheckReply([("R1", "frame 0x1 is in two files")], 1, 1, 64),
         m.Map(2, 0),
         m.MapReply([(0, 5, 8, -1, 2, 0)], -1),
+        m.DeviceFile(2),
         m.MemoryFailure(2, 5),
         m.MemoryFailureReply(5, 1),
         m.Kcore(0),

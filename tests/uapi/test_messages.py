@@ -33,6 +33,8 @@ def test_numbers_that_were_given_once_stay() -> None:
         "LIST": 18,
         "KCORE": 19,
         "MEMORY_FAILURE": 20,
+        "DEVICE_ADD": 21,
+        "DEVICE_REMOVE": 22,
         "PAGE_OUT": 24,
         "SWAP_OFF": 25,
         "INVALIDATE_BEGIN": 32,

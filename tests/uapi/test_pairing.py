@@ -23,6 +23,8 @@ EXPECTED: dict[Kind, dict[State, State]] = {
     Kind.LIST: {O: O},
     Kind.KCORE: {O: O},
     Kind.MEMORY_FAILURE: {O: O},
+    Kind.DEVICE_ADD: {O: O},
+    Kind.DEVICE_REMOVE: {O: O},
     Kind.PAGE_OUT: {O: O},
     Kind.SWAP_OFF: {O: O},
     Kind.INVALIDATE_BEGIN: {UO: UC},

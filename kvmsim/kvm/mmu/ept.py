@@ -32,6 +32,8 @@ from .eptentry import (
     LEVEL_BITS,
     MAX_GFN_EPT,
     MAX_PFN,
+    MEMORY_TYPE_MASK,
+    MEMORY_TYPE_UC,
     MEMORY_TYPE_WB,
     PFN_SHIFT,
     READ,
@@ -39,6 +41,7 @@ from .eptentry import (
     TOUCHED,
     WRITE,
     Words,
+    entry_memory_type,
     entry_pfn,
     entry_writable,
     leaf_pages,
@@ -52,12 +55,14 @@ __all__ = [
     "EXECUTE",
     "LARGE",
     "MAX_GFN_EPT",
+    "MEMORY_TYPE_UC",
     "MEMORY_TYPE_WB",
     "PFN_SHIFT",
     "READ",
     "WRITE",
     "Ept",
     "Run",
+    "entry_memory_type",
     "entry_pfn",
     "entry_writable",
 ]
@@ -116,12 +121,22 @@ class Ept(EptTables):
 
     # -- mapping -------------------------------------------------------------------------------------------
 
-    def map_run(self, gfn: Gfn, pfn: HostPfn, count: int, *, writable: bool = True, accessed: int = 0) -> None:
+    def map_run(
+        self,
+        gfn: Gfn,
+        pfn: HostPfn,
+        count: int,
+        *,
+        writable: bool = True,
+        accessed: int = 0,
+        uncached: bool = False,
+    ) -> None:
         """Map pages gfn + i to frames pfn + i in 4 KiB leaves; the first `accessed` of them are demanded, the rest
         granted.
 
         A page that is there with the same frame keeps its entry (two vCPUs faulted on it), and gets ACCESSED
         when it is demanded now; one of few gets WRITE, too. Refused ENOMEM when the tables run out: nothing was mapped.
+        uncached: of memory type UC.
         """
         if trace.vm is not None:
             trace.vm.run_mapped(gfn, pfn, count)
@@ -129,6 +144,8 @@ class Ept(EptTables):
         assert 0 <= pfn <= MAX_PFN - count, (pfn, count)
         assert 0 <= accessed <= count, (accessed, count)
         flags = _LEAF_FLAGS | WRITE if writable else _LEAF_FLAGS
+        if uncached:
+            flags &= ~MEMORY_TYPE_MASK
         if gfn >> LEVEL_BITS != gfn + count - 1 >> LEVEL_BITS or not self._leaf_table(gfn):
             self._grow(gfn, gfn + count)
         if count <= _FEW:
@@ -139,10 +156,12 @@ class Ept(EptTables):
             self.mark_range(gfn, gfn + accessed, ACCESSED)
 
     @trace.hot(trace.Side.VM, lambda to, _, gfn, pfn, **__: to.page_mapped(gfn, pfn))
-    def map_page(self, gfn: Gfn, pfn: HostPfn, *, writable: bool = True) -> None:
+    def map_page(self, gfn: Gfn, pfn: HostPfn, *, writable: bool = True, uncached: bool = False) -> None:
         """`map_run` of one page that is demanded: the usual fault."""
         assert 0 <= pfn < MAX_PFN, pfn
         flags = _DEMANDED_WRITABLE if writable else _DEMANDED
+        if uncached:
+            flags &= ~MEMORY_TYPE_MASK
         base = self._bases.get(gfn >> LEVEL_BITS)
         if base:  # as a rule the table is known and the entry is free
             index, words = base + (gfn & INDEX), self._words
@@ -155,7 +174,16 @@ class Ept(EptTables):
             self._grow(gfn, gfn + 1)
         self._set_leaf(gfn, pfn, flags)
 
-    def map_large(self, gfn: Gfn, pfn: HostPfn, order: int, *, writable: bool = True, accessed: bool = False) -> None:
+    def map_large(
+        self,
+        gfn: Gfn,
+        pfn: HostPfn,
+        order: int,
+        *,
+        writable: bool = True,
+        accessed: bool = False,
+        uncached: bool = False,
+    ) -> None:
         """One leaf of 2 MiB (order 9) or 1 GiB (18), in the place of what smaller ones show of the same frames.
 
         gfn and pfn are aligned to it. Flags of leaves that it replaces, or of a leaf that is there already, stay.
@@ -169,6 +197,8 @@ class Ept(EptTables):
         assert 0 <= gfn < MAX_GFN_EPT and gfn % size == 0, (gfn, order)
         assert 0 <= pfn <= MAX_PFN - size and pfn % size == 0, (pfn, order)
         flags = _LEAF_FLAGS | LARGE | (WRITE if writable else 0) | (ACCESSED if accessed else 0)
+        if uncached:
+            flags &= ~MEMORY_TYPE_MASK
         table = self._table_for_leaf(gfn, level)
         if not table:
             self._keep_large(gfn, pfn, flags)

@@ -8,7 +8,10 @@ from memfsd.uapi.units import Gfn, HostPfn
 READ = 1 << 0
 WRITE = 1 << 1
 EXECUTE = 1 << 2
-MEMORY_TYPE_WB = 6 << 3
+MEMORY_TYPE_SHIFT = 3
+MEMORY_TYPE_MASK = 7 << MEMORY_TYPE_SHIFT
+MEMORY_TYPE_UC = 0 << MEMORY_TYPE_SHIFT
+MEMORY_TYPE_WB = 6 << MEMORY_TYPE_SHIFT
 LARGE = 1 << 7
 """A leaf above level 0: 2 MiB in a table of level 1, 1 GiB in one of level 2."""
 ACCESSED = 1 << 8
@@ -35,6 +38,11 @@ def entry_pfn(entry: int) -> HostPfn:
 
 def entry_writable(entry: int) -> bool:
     return entry & WRITE != 0
+
+
+def entry_memory_type(entry: int) -> int:
+    """MEMORY_TYPE_UC or MEMORY_TYPE_WB."""
+    return entry & MEMORY_TYPE_MASK
 
 
 def leaf_pages(level: int) -> int:

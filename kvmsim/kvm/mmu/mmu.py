@@ -119,9 +119,10 @@ class Mmu:
             return False
         ept = self.epts[page_fault.private]
         if count == 1:
-            ept.map_page(gfn, pfn, writable=page_fault.writable)
+            ept.map_page(gfn, pfn, writable=page_fault.writable, uncached=page_fault.slot.uncached)
         else:
-            ept.map_run(gfn, pfn, count, writable=page_fault.writable, accessed=1)
+            uncached = page_fault.slot.uncached
+            ept.map_run(gfn, pfn, count, writable=page_fault.writable, accessed=1, uncached=uncached)
         self.fault_count += 1
         return True
 
@@ -138,7 +139,9 @@ class Mmu:
             self.retry_count += 1
             return False
         for at in range(0, count, 1 << order):
-            self.epts[run.private].map_large(run.gfn + at, pfn + at, order, writable=run.writable, accessed=not at)
+            self.epts[run.private].map_large(
+                run.gfn + at, pfn + at, order, writable=run.writable, accessed=not at, uncached=run.slot.uncached
+            )
         self.fault_count += 1
         if trace.vm is not None:
             self.trace_installed(trace.vm, page_fault, pfn, count, ahead)

@@ -66,10 +66,13 @@ class Memslot:
     log allow too."""
     writable: bool = field(init=False)
     """Not READONLY. Kept, since every fault asks and `&` of an IntFlag takes a microsecond."""
+    uncached: bool = field(init=False)
+    """Of memory type UC: a device's memory. Kept, as `writable` is."""
     dirty: DirtyLog | None = field(init=False, default=None)
     """With LOG_DIRTY_PAGES. Until a write faults, its pages are mapped read-only."""
 
     def __post_init__(self) -> None:
+        self.uncached = self.backing.memory.uncached
         assert self.page_count > 0, self.page_count
         self.writable = not self.flags & SlotFlag.READONLY
         if self.flags & SlotFlag.LOG_DIRTY_PAGES:

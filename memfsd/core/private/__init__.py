@@ -1,8 +1,9 @@
 """The state of a sealed file. What is done with it: core.gmem.
 
-gmem_file    its pairing, tokens and open invalidation
-strategies   what an invalidation does with its pages
-pending      frames granted ahead of the guest's touch
-absent       pages that have no frame and are no holes
-bindings     which of its pages are at which GFNs, now and ever
+gmem_file      its pairing, tokens and open invalidation
+strategies     what an invalidation does with its pages
+pending        frames granted ahead of the guest's touch
+device_memory  what a device has instead of frames of the pool
+absent         pages that have no frame and are no holes
+bindings       which of its pages are at which GFNs, now and ever
 """

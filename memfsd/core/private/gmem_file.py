@@ -13,6 +13,7 @@ from memfsd.uapi.units import Pgoff, Seq
 
 from .absent import AbsentPages
 from .bindings import Bindings
+from .device_memory import Device
 from .strategies import Strategy
 
 
@@ -96,6 +97,8 @@ class GmemFile:
     pending_start: Pgoff = Pgoff(0)
     pending_end: Pgoff = Pgoff(0)
     """No page outside is PENDING."""
+    device: Device | None = None
+    """What its pages are of, instead of frames of the pool."""
     absent: AbsentPages = field(default_factory=AbsentPages)
     quarantine: FilePages = field(default_factory=FilePages)
     """Which frames its VM may still reach, and which pages of the file they were."""

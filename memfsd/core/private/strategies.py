@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from memfsd.common.intervals import subtract
-from memfsd.core.effects import Effect, Export, Runs, Scrub
+from memfsd.core.effects import DropDevice, Effect, Export, Runs, Scrub
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.uapi.frame_state import FrameState
@@ -162,6 +162,21 @@ class Poison:
         return [Scrub(taking.ino, runs, FrameState.POISONED)]
 
 
+class Revoke:
+    """The device is gone: its pages are dead. Its memory is there until the last VM that has the window has ended."""
+
+    reason = Reason.REVOKE
+    needs_touched = False
+
+    def call(self, closing: Invalidation) -> UpCall:
+        return begin(closing)
+
+    def take(self, taking: Taking) -> list[Effect]:
+        assert taking.guest.device is not None
+        taking.guest.device.is_gone = True
+        return [DropDevice(taking.ino)]
+
+
 PUNCH, TRUNCATE = Unmap(Reason.PUNCH), Unmap(Reason.TRUNCATE)
-RECLAIM, POISON = Reclaim(), Poison()
+RECLAIM, POISON, REVOKE = Reclaim(), Poison(), Revoke()
 SWAP_OUT, EVICT = SwapOut(Reason.SWAP_OUT), SwapOut(Reason.EVICT)

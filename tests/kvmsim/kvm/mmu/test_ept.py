@@ -12,10 +12,12 @@ from kvmsim.kvm.mmu.ept import (
     EXECUTE,
     LARGE,
     MAX_GFN_EPT,
+    MEMORY_TYPE_UC,
     MEMORY_TYPE_WB,
     READ,
     WRITE,
     Ept,
+    entry_memory_type,
     entry_pfn,
     entry_writable,
 )
@@ -38,6 +40,20 @@ def test_a_leaf_has_the_layout_of_the_hardware() -> None:
         False,
     )
     assert ept.walk(Gfn(4)) == ept.walk(Gfn(7)) == ept.walk(MAX_GFN_EPT - 1) == 0
+
+
+def test_uncached_leaves_of_all_sizes_have_memory_type_0() -> None:
+    ept = Ept()
+    ept.map_page(Gfn(5), HostPfn(0x1234), uncached=True)
+    ept.map_run(Gfn(600), HostPfn(0x2000), 400, uncached=True)
+    ept.map_large(Gfn(1024), HostPfn(512), 9, uncached=True)
+    ept.map_large(Gfn(GIB), HostPfn(GIB), 18, writable=False, uncached=True)
+    ept.map_page(Gfn(6), HostPfn(0x1235))
+    assert [entry_memory_type(ept.walk(Gfn(gfn))) for gfn in (5, 600, 999, 1030, GIB + 7)] == [MEMORY_TYPE_UC] * 5
+    assert entry_memory_type(ept.walk(Gfn(6))) == MEMORY_TYPE_WB
+    ept.zap(Gfn(1024), Gfn(1025))
+    assert entry_memory_type(ept.walk(Gfn(1030))) == MEMORY_TYPE_UC, "parts of a leaf that was split keep it"
+    assert not entry_writable(ept.walk(Gfn(GIB)))
 
 
 @pytest.mark.parametrize("writable", [True, False])

@@ -8,6 +8,7 @@ from kvmsim.kvm.mmu import eptentry as e
 def test_flags_are_where_the_hardware_has_them() -> None:
     assert (e.READ, e.WRITE, e.EXECUTE) == (1, 2, 4)
     assert e.MEMORY_TYPE_WB == 0b110_000
+    assert (e.MEMORY_TYPE_UC, e.MEMORY_TYPE_MASK) == (0, 0b111_000)
     assert (e.LARGE, e.ACCESSED, e.DIRTY) == (1 << 7, 1 << 8, 1 << 9)
     assert e.PFN_SHIFT == 12
 
@@ -20,6 +21,7 @@ def test_a_frame_number_shares_no_bit_with_the_flags(pfn: int) -> None:
     assert entry < 1 << 52
     assert e.entry_writable(entry)
     assert not e.entry_writable(entry & ~e.WRITE)
+    assert e.entry_memory_type(entry) == e.MEMORY_TYPE_WB
 
 
 @pytest.mark.parametrize(("level", "size_bytes"), [(0, 4 << 10), (1, 2 << 20), (2, 1 << 30)])
