@@ -17,7 +17,7 @@ _memfsd() {
     case $before in
         --journal) ;;
         -o) _memfsd_list 'size= nodes= distances= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
-            open=strict open=rw fixed_gfn=on fixed_gfn=off socket= swap= swap_size= swap_reset
+            open=strict open=rw fixed_gfn=on fixed_gfn=off split=on split=off socket= swap= swap_size= swap_reset
             allow_other allow_root auto_unmount ro noexec suid dev
             noatime' "$word" ;;
         *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --journal --version' "$word" ;;

@@ -39,7 +39,7 @@ def mounted() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="kvmsim-compare.")).resolve()
     try:
         daemon = subprocess.Popen(
-            ["/bin/sh", "-c", _SERVE, "sh", directory, program, "-f", "-o", f"size={_POOL}", directory],
+            ["/bin/sh", "-c", _SERVE, "sh", directory, program, "-f", "-o", f"size={_POOL},split=on", directory],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -203,21 +203,33 @@ def _of_memory(page_fault: PageFault, want: int) -> _Frames:
 
 def _get_large(page_fault: PageFault, gmem: Gmem) -> tuple[m.GetPfnReply, int]:
     """The run from the first page of the leaf around the fault's page, and the leaf's order. If the store does not
-    grant the leaf whole, in one frame of that size: the run from the page itself, and order 0."""
+    grant the leaf whole, in one frame of that size: the run from the page itself, and order 0; but for the page that
+    completes a split one, after which the leaf is granted."""
+    order = page_fault.order
+    whole = _get_whole(page_fault, gmem)
+    if whole is not None:
+        return whole, order
+    small = (1 << ORDER_2M) - (page_fault.gfn & (1 << ORDER_2M) - 1)
+    granted = gmem.get_pfn(page_fault.pgoff, min(page_fault.limit, small))
+    if granted.order >= order and (whole := _get_whole(page_fault, gmem)) is not None:
+        return whole, order
+    return granted, ORDER_4K
+
+
+def _get_whole(page_fault: PageFault, gmem: Gmem) -> m.GetPfnReply | None:
+    """The leaf around the fault's page, and more of its size; None where the store has no frame of that size."""
     order = page_fault.order
     ahead = page_fault.gfn & (1 << order) - 1
+    most = max(1 << order, min(page_fault.limit + ahead, MAX_AHEAD_PAGES))
     try:
-        granted = gmem.get_pfn(
-            page_fault.pgoff - ahead, max(1 << order, min(page_fault.limit + ahead, MAX_AHEAD_PAGES))
-        )
-        if granted.order >= order and granted.page_count >> order and granted.pfn % (1 << order) == 0:
-            return granted, order
+        granted = gmem.get_pfn(page_fault.pgoff - ahead, most, order)
     except Refused as refused:
-        if refused.errno != errno.EFAULT:
+        # EFAULT: a hole at the beginning of the leaf has been filled and is not bound yet. ENOENT: the page is split.
+        if refused.errno not in (errno.EFAULT, errno.ENOENT):
             raise
-        # A hole at the beginning of the leaf has been filled and is not bound yet: not the page that is wanted.
-    small = (1 << ORDER_2M) - (page_fault.gfn & (1 << ORDER_2M) - 1)
-    return gmem.get_pfn(page_fault.pgoff, min(page_fault.limit, small)), ORDER_4K
+        return None
+    is_whole = granted.order >= order and granted.page_count >> order and granted.pfn % (1 << order) == 0
+    return granted if is_whole else None
 
 
 def refused(exit_: Exit) -> Refused:

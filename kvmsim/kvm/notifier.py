@@ -45,6 +45,7 @@ class Notifier:
         or what is not. Guarded by Mmu.lock."""
 
     def on_begin(self, link: StoreLink, begin: m.InvalidateBegin) -> list[PgoffRange]:
+        """What is kept. ENOMEM (Refused), and nothing was done: a leaf over an edge of the range cannot be split."""
         mmu = self._vm.mmu
         kept: list[PgoffRange] = []
         taken: list[Run] = []
@@ -56,6 +57,9 @@ class Notifier:
             ranges = self._gfn_ranges(link, Pgoff(begin.start), Pgoff(begin.end))
             if not ranges:
                 return []
+            if begin.reason is m.Reason.PUNCH and (begin.start | begin.end) & (1 << link.order) - 1:
+                # kvm_split_cross_boundary_leafs(): all that has to be split is, or nothing is done.
+                mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])
             low, high = min(gfn for gfn, _, _ in ranges), max(gfn + count for gfn, _, count in ranges)
             mmu.invalidate_begin(low, high)
             self._open[link] = low, high

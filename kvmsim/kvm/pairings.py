@@ -25,11 +25,11 @@ Pair = Callable[[int, str, Callbacks], StoreLink]
 
 class PairedFile(NamedTuple):
     """A file that the VM has paired with, as user space names it: what fstat(2) says, and the path that it was opened
-    by. order: its pages are 4096 << order bytes."""
+    by. punch_order: the store takes it back in parts of 4096 << punch_order bytes."""
 
     id: FileId
     path: str
-    order: int
+    punch_order: int
 
 
 class Pairings:
@@ -102,7 +102,7 @@ class Pairings:
         """The file of a private slot."""
         link = self._link(backing.gmem)
         assert link is not None
-        return PairedFile(link.file, backing.path, link.order)
+        return PairedFile(link.file, backing.path, link.punch_order)
 
     def punch(self, file: PairedFile, pgoff: Pgoff, page_count: int) -> None:
         """fallocate(PUNCH_HOLE | KEEP_SIZE) of the file's pages [pgoff, pgoff + page_count) by user space, which counts

@@ -11,7 +11,9 @@
     outside: kill vm0
     after vcpu0: read 1
 
-Numbers count pages: a page of the file, a GFN. A line without `before` or `after` is an *actor*, its own thread.
+`store` has split=on, too; `file NAME PAGES 2M` has large pages; `vm NAME tables=N` has so few for each EPT.
+Numbers count pages of 4 KiB: a page of the file, a GFN. A line without `before` or `after` is an *actor*, its own
+thread.
 `vcpuN` and `vmmN` are threads of a VM (`vm1.vcpu0`; vm0 when it is not said), `hostN` acts on the mount, `outsideN`
 kills, stops and cuts.
 """
@@ -22,6 +24,8 @@ import shlex
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from memfsd.uapi.units import ORDER_2M
 
 MAX_BYTES = 1 << 16
 MAX_ACTORS = 16
@@ -138,13 +142,18 @@ class Scenario:
     text: str = ""
     frames: int = 64
     resize_any: bool = False
+    split: bool = False
     files: dict[str, int] = field(default_factory=dict)
     devices: set[str] = field(default_factory=set)
     """Of the files."""
+    page_sizes: dict[str, str] = field(default_factory=dict)
+    """Of files with large pages."""
     vms: dict[str, int] = field(default_factory=dict)
     """VMs and how many vCPUs each has."""
     encrypted: set[str] = field(default_factory=set)
     """VMs with memory encryption."""
+    tables: dict[str, int] = field(default_factory=dict)
+    """Of each EPT of a VM, where they are few."""
     before: list[Actor] = field(default_factory=list)
     actors: list[Actor] = field(default_factory=list)
     after: list[Actor] = field(default_factory=list)
@@ -220,35 +229,58 @@ def _line(scenario: Scenario, line: str) -> None:
 
 
 def _setting(scenario: Scenario, what: str, words: list[str]) -> None:
-    if what == "store":
-        for word in words:
-            key, _, value = word.partition("=")
-            if key == "frames":
-                scenario.frames = _number(value)
-                if not scenario.frames:
-                    raise ValueError("a store needs at least one frame: write frames=1 or more")
-            elif word == "resize=any":
-                scenario.resize_any = True
-            else:
-                raise ValueError(f"store has frames=N and resize=any, not '{word}'")
-    elif what in ("file", "device"):
-        if len(words) != 2:
-            raise ValueError(f"'{what}' needs a name and a size: {what} NAME PAGES")
-        scenario.files[_name(words[0])] = _number(words[1])
-        if what == "device":
-            scenario.devices.add(words[0])
-    else:
-        if not words or any(word != "encrypted" and not word.startswith("vcpus=") for word in words[1:]):
-            raise ValueError("'vm' needs a name: vm NAME [vcpus=N] [encrypted]")
-        counts = [word.partition("=")[2] for word in words[1:] if word != "encrypted"]
-        count = _number(counts[-1]) if counts else 1
-        if not 1 <= count <= 8:
-            raise ValueError(f"vcpus={count}: a VM has 1 to 8")
-        if words[0] in ("store", "outside", "nobody"):
-            raise ValueError(f"a VM cannot be named {words[0]}, which has another meaning: choose another name")
-        scenario.vms[_name(words[0])] = count
-        if "encrypted" in words[1:]:
-            scenario.encrypted.add(words[0])
+    {"store": _store, "file": _file, "device": _device, "vm": _vm}[what](scenario, words)
+
+
+def _store(scenario: Scenario, words: list[str]) -> None:
+    for word in words:
+        key, _, value = word.partition("=")
+        if key == "frames":
+            scenario.frames = _number(value)
+            if not scenario.frames:
+                raise ValueError("a store needs at least one frame: write frames=1 or more")
+        elif word == "resize=any":
+            scenario.resize_any = True
+        elif word == "split=on":
+            scenario.split = True
+        else:
+            raise ValueError(f"store has frames=N, resize=any and split=on, not '{word}'")
+
+
+def _file(scenario: Scenario, words: list[str]) -> None:
+    if not 2 <= len(words) <= 3 or words[2:] not in ([], ["2M"]):
+        raise ValueError("'file' needs a name and a size: file NAME PAGES [2M]")
+    pages = scenario.files[_name(words[0])] = _number(words[1])
+    if words[2:]:
+        scenario.page_sizes[words[0]] = words[2]
+        if pages % (1 << ORDER_2M):
+            raise ValueError(f"{pages} pages are not whole pages of 2M: write a multiple of {1 << ORDER_2M}")
+
+
+def _device(scenario: Scenario, words: list[str]) -> None:
+    if len(words) != 2:
+        raise ValueError("'device' needs a name and a size: device NAME PAGES")
+    scenario.files[_name(words[0])] = _number(words[1])
+    scenario.devices.add(words[0])
+
+
+def _vm(scenario: Scenario, words: list[str]) -> None:
+    said = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+    flags = {word for word in words[1:] if "=" not in word}
+    if not words or not said.keys() <= {"vcpus", "tables"} or not flags <= {"encrypted"}:
+        raise ValueError("'vm' needs a name: vm NAME [vcpus=N] [tables=N] [encrypted]")
+    count = _number(said.get("vcpus", "1"))
+    if not 1 <= count <= 8:
+        raise ValueError(f"vcpus={count}: a VM has 1 to 8")
+    if words[0] in ("store", "outside", "nobody"):
+        raise ValueError(f"a VM cannot be named {words[0]}, which has another meaning: choose another name")
+    scenario.vms[_name(words[0])] = count
+    if flags:
+        scenario.encrypted.add(words[0])
+    if "tables" in said:
+        tables = scenario.tables[words[0]] = _number(said["tables"])
+        if tables < 3:
+            raise ValueError(f"tables={tables}: a page of 2M takes 3, one of 4 KiB takes 4: write 3 or more")
 
 
 def _actor(scenario: Scenario, who: str, commands: str) -> Actor:

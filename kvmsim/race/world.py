@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 
 from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.mmu.ept import Ept
 from kvmsim.kvm.vm import Vm
 from kvmsim.memory.memory import OpenWindow, WindowMemory
 from kvmsim.store.link import Callbacks, StoreLink
@@ -29,7 +30,7 @@ from memfsd.peers.upchannel import set_deadline
 from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
-from memfsd.uapi.names import XATTR_TOKEN
+from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
 from memfsd.uapi.proof import Token, split_token
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
@@ -47,13 +48,17 @@ _POLICY = "punch"
 class SimulatedVm:
     """A process of kvmsim with one VM."""
 
-    def __init__(self, world: "World", name: str, vcpu_count: int, pid: int, *, encrypted: bool) -> None:
+    def __init__(
+        self, world: "World", name: str, vcpu_count: int, pid: int, *, encrypted: bool, tables: int | None
+    ) -> None:
         self.name = name
         self.life = ProcessHandle(name, pid)
         self.is_dead = False
         self.said_bye = False
         self.is_disconnected = False
         self.vm = Vm(name)
+        if tables is not None:
+            self.vm.mmu.epts = (Ept(tables + 1), Ept(tables + 1))
         for index in range(1, vcpu_count):
             self.vm.create_vcpu(index)
         for index, vcpu in self.vm.vcpus.items():
@@ -87,7 +92,9 @@ class World:
         self._now_ns = itertools.count(1).__next__
         tokens = itertools.count(1)
         self._random_bytes = lambda: next(tokens).to_bytes(16, "little")
-        options = StoreOptions(pool_bytes=scenario.frames * PAGE_SIZE, resize_any=scenario.resize_any)
+        options = StoreOptions(
+            pool_bytes=scenario.frames * PAGE_SIZE, resize_any=scenario.resize_any, split=scenario.split
+        )
         scheduler.main.process = "store"
         self.store = build_store(
             options,
@@ -109,22 +116,31 @@ class World:
         self.sockets: list[socket.socket] = []
         """Who is killed or ended half-way does not close its own."""
         for name, pages in scenario.files.items():
-            self._create(name, pages)
+            self._create(name, pages, scenario.page_sizes.get(name))
             if name in scenario.devices:
                 self.store.devices.add(self.inos[name])
         self.vms: dict[str, SimulatedVm] = {}
         for index, (name, vcpus) in enumerate(scenario.vms.items()):
             scheduler.main.process = name
-            self.vms[name] = SimulatedVm(self, name, vcpus, 1000 + index, encrypted=name in scenario.encrypted)
+            self.vms[name] = SimulatedVm(
+                self,
+                name,
+                vcpus,
+                1000 + index,
+                encrypted=name in scenario.encrypted,
+                tables=scenario.tables.get(name),
+            )
         scheduler.main.process = "nobody"
 
     # -- the store's files
 
-    def _create(self, name: str, pages: int) -> None:
+    def _create(self, name: str, pages: int, page_size: str | None) -> None:
         files = self.store.files
         opened, shown = files.create(ROOT_INO, name.encode(), 0o600, os.O_WRONLY, self._creds)
         files.release(opened.handle).run()
         files.add_seals(shown.ino, Seal.GUEST).run()
+        if page_size is not None:
+            files.setxattr(shown.ino, XATTR_PAGE_SIZE, page_size.encode()).run()
         files.truncate(shown.ino, pages * PAGE_SIZE).run()
         stand_in = os.memfd_create(f"race-{name}", os.MFD_CLOEXEC)
         os.truncate(stand_in, pages * PAGE_SIZE)

@@ -124,6 +124,8 @@ class StoreLink:
         """The file's number in the store; `file` is what it is on this host, `conn` what it is in the journal."""
         self.order = reply.order
         """The file's page size, and so the largest leaf that may show it."""
+        self.punch_order = reply.punch_order
+        """The smallest part of the file that the store takes back."""
         self.seq = reply.seq
         """The file's invalidation sequence number, as the last END said."""
         self.frame_count = self.memory.frame_count
@@ -154,9 +156,10 @@ class StoreLink:
     def unbind(self, pgoff: Pgoff, page_count: int) -> None:
         self._ask(Kind.UNBIND, m.Unbind(pgoff, page_count), m.Empty)
 
-    def get_pfn(self, pgoff: Pgoff, max_pages: int) -> m.GetPfnReply:
-        """A granted run, all of it in the window. Refused with the store's errno; PeerLost when it is gone."""
-        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, max_pages), m.GetPfnReply)
+    def get_pfn(self, pgoff: Pgoff, max_pages: int, order: int = 0) -> m.GetPfnReply:
+        """A granted run, all of it in the window; for a leaf of this order, if there is one. Refused with the store's
+        errno; PeerLost when it is gone."""
+        granted = self._ask(_GET_PFN, m.GetPfn(pgoff, max_pages, order), m.GetPfnReply)
         if granted.pfn + granted.page_count > self.frame_count:
             raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
         return granted

@@ -44,6 +44,7 @@ of a file:
   private, pending           frames the guest uses; frames granted ahead of it and not touched yet
   quarantined                frames that a silent VM could still reach
   swapped                    pages in the swap file, where the mount has one
+  splits, merges             of a file with large pages: those of which a part was punched, and those whole again
   shared                     frames of an ordinary file
 of a mount:
   frames, free, shared ...   the pool: all frames, and how many are in each state
@@ -51,6 +52,7 @@ of a mount:
   swap_slots, swap_used      pages that the swap file holds at most, and now
   swapped_out, swapped_in    pages that left and came back since the mount; swap_failed: that could not
   inodes, handles, lookups   what memfsd holds: files, open files, references of the kernel
+  splits, merges             large pages split by a punch, and whole again, since the mount (split=on)
   windows, fds, threads      memory objects of sealed files, descriptors, threads: leaks would show here
 
   memfs stat /mnt/vm.mem
@@ -62,6 +64,7 @@ One line for each run of pages that is contiguous in the file, in the guest and 
   GPA              guest physical address, - while it is not bound to a memslot
   PFN              first frame of the pool
   NODE             the NUMA node it is on
+  PAGE             4K, 2M or 1G; 4K/2M: parts of a page of 2M that is split
   STATE            shared, private, pending, closing, quarantined; without a frame: swapped, poisoned
 
   memfs map /mnt/vm.mem

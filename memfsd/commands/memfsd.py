@@ -35,6 +35,7 @@ options (-o, comma separated):
   seal_nonempty=refuse|truncate
                           sealing a file that is not empty: EBUSY (default), or truncate it first
   open=strict|rw          sealed files open write-only (default), or read-write for fallocate(1) and xfs_io
+  split=off|on            a part of a page of 2M or 1G cannot be punched (default), or can: the page is split
   fixed_gfn=on|off        a file page keeps its GFN forever (default on)
   swap=FILE               where pages of guests go when the pool is full, encrypted by their KVM; not on the mount. One
                           that a daemon left behind that was killed is refused

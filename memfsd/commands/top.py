@@ -63,6 +63,8 @@ def _facts(reply: ListReply, before: dict[int, FileReport], elapsed_s: float) ->
                 "swapped": file.swapped,
                 "faults_per_s": round((file.grants - old.grants) / elapsed_s, 1),
                 "invalidations_per_s": round((file.invalidations - old.invalidations) / elapsed_s, 1),
+                "splits": file.splits,
+                "merges": file.merges,
             }
         )
     swap = {"used": reply.swap_used, "total": reply.swap_total}

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_FINDINGS
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pgoff
 
 from .files.inodes import Regular
 from .gmem import guest_of
@@ -228,6 +228,8 @@ def _sealed_file(moment: Moment, file: Regular, guest: GmemFile) -> Iterator[Fin
     pending = _count(moment, file.pages, FrameState.PENDING)
     if pending != guest.pending:
         yield "R6", f"inode {file.ino} counts {guest.pending} pending frames and has {pending}"
+    if file.order and not moment.options.split:
+        yield from _split_pages(file)
     moved = guest.bindings.moved() if moment.options.fixed_gfn else None
     if moved is not None:
         yield "R4", f"inode {file.ino}: page {moved.start:#x} is at GFN {moved.gfn:#x} and was at another one before"
@@ -242,6 +244,15 @@ def _sealed_file(moment: Moment, file: Regular, guest: GmemFile) -> Iterator[Fin
             yield "R4", f"inode {file.ino}: GFN {low:#x} stands for two pages"
     if file.size & ((1 << PAGE_SHIFT) - 1):
         yield "R2", f"inode {file.ino}: the size {file.size} is not whole pages"
+
+
+def _split_pages(file: Regular) -> Iterator[Finding]:
+    """R5: without split=on no part of a large page goes, or comes, alone."""
+    size = 1 << file.order
+    for pgoff, pfn, count in itertools.islice(file.pages.extents(Pgoff(0), PGOFF_END), _PART_FRAMES):
+        if (pgoff | pfn | count) & size - 1:
+            yield "R5", f"inode {file.ino}: pages {pgoff:#x}-{pgoff + count:#x} are not whole pages of {size} frames"
+            return
 
 
 def _compare(file: Regular, guest: GmemFile, report: PeerReport) -> Iterator[Finding]:

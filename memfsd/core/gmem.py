@@ -16,18 +16,32 @@ from memfsd.uapi.limits import MAX_DEVICE_BYTES
 from memfsd.uapi.messages import Body, GetPfnReply
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Gfn, Ino, Pfn, Pgoff, PgoffRange, Seq, page_aligned
+from memfsd.uapi.units import (
+    ORDER_4K,
+    PAGE_SHIFT,
+    PAGE_SIZE,
+    PGOFF_END,
+    Gfn,
+    Ino,
+    Pfn,
+    Pgoff,
+    PgoffRange,
+    Seq,
+    page_aligned,
+)
 
 from .effects import DropDevice, DropWindow, Effect, Quarantine, Runs, Scrub
 from .files.inodes import InodeTable, Regular
 from .files.ordinary import OrdinaryData
 from .memory.frames import FramePool
+from .memory.large import count_cut, is_empty, place_of, whole_order
 from .memory.swap_slots import SwapSlots
 from .options import StoreOptions
 from .private.absent import AbsentPages, Lost, Swapped
 from .private.bindings import Binding
 from .private.device_memory import Device
 from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
+from .private.merging import merge
 from .private.pending import PendingFrames, Touched
 from .private.strategies import Strategy, Taking
 
@@ -115,13 +129,16 @@ class GuestMemory:
                 errno.EINVAL,
                 f"offset {offset} and length {length}: fallocate needs an offset of 0 or more and a length above 0",
             )
-        if not page_aligned(offset | length, file.order):
+        is_punch = mode == FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE
+        unit = self.punch_order(file) if is_punch else file.order
+        if not page_aligned(offset | length, unit):
+            way_out = ", or mount with split=on" if is_punch and unit else ""
             raise Refused(
-                errno.EINVAL, f"offset {offset} and length {length} must be multiples of {PAGE_SIZE << file.order}"
+                errno.EINVAL, f"offset {offset} and length {length} must be multiples of {PAGE_SIZE << unit}{way_out}"
             )
         if end >= 1 << 63:
             raise Refused(errno.EFBIG, f"offset {offset} + length {length} is past 2^63: give less")
-        if mode == FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE:
+        if is_punch:
             end = min(end, file.size)
             if offset >= end:
                 return [], None
@@ -133,6 +150,10 @@ class GuestMemory:
                 errno.EINVAL, f"offset + length, {end}, is past the end of the file ({file.size}): set its size first"
             )
         return self._data.allocate(file, offset >> PAGE_SHIFT, end >> PAGE_SHIFT, _PRIVATE), None
+
+    def punch_order(self, file: Regular) -> int:
+        """Of the smallest part of a file that can be punched."""
+        return ORDER_4K if self._options.split else file.order
 
     # -- devices
 
@@ -202,10 +223,12 @@ class GuestMemory:
         assert guest.open_invalidation is None, "the caller holds the invalidate_lock"
         guest.bindings.unbind(pgoff, pgoff + page_count)
 
-    @trace.hot(trace.Side.STORE, lambda to, _, file, pgoff, max_pages: to.run_granted(file.ino, pgoff, max_pages))
-    def get_pfn(self, file: Regular, pgoff: int, max_pages: int) -> GetPfnReply:
+    @trace.hot(trace.Side.STORE, lambda to, _, file, pgoff, pages, order=0: to.run_granted(file.ino, pgoff, pages))
+    def get_pfn(self, file: Regular, pgoff: int, max_pages: int, order: int = ORDER_4K) -> GetPfnReply:
         """Grant a run of frames from pgoff: what is allocated already, or new frames as readahead wishes.
 
+        order: of the leaf that the run is for, which begins at pgoff. With split=on ENOENT, and nothing is granted,
+        where the page is split.
         EFAULT not bound or past the end; EAGAIN in a closing range (fault again after INVALIDATE_END);
         ENOSPC the pool is full; EHWPOISON the frame failed; ENODEV the device was removed.
         """
@@ -221,6 +244,8 @@ class GuestMemory:
             return self._device_run(file, guest.device, pgoff, min(max_pages, bound_until - pgoff))
         if guest.absent:
             max_pages = self._until_absent(guest, pgoff, max_pages)
+        if order and self._options.split:
+            self._check_leaf(file, guest, pgoff, order)
         wish = readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
         if wish == 1 and not file.order and file.policies is None:  # the usual fault
             pfn, count = self._pool.alloc_one(_PRIVATE), 1
@@ -232,7 +257,26 @@ class GuestMemory:
             pfn, count = self._grant(file, guest, pgoff, limit, wish) if wish else self._granted(file, pgoff, limit)
         readahead.granted(pgoff, count)
         guest.grant_count += 1
-        return GetPfnReply(pfn, count, file.order, guest.seq)
+        granted_order = file.order
+        if granted_order and self._options.split:
+            granted_order = whole_order(pages, pgoff, file.order)
+        return GetPfnReply(pfn, count, granted_order, guest.seq)
+
+    def _check_leaf(self, file: Regular, guest: GmemFile, pgoff: int, order: int) -> None:
+        """ENOENT unless the page is whole, or there is nothing of it yet."""
+        pages = file.pages
+        if pages.lookup(pgoff) is not None:
+            is_whole = whole_order(pages, pgoff, file.order) >= order
+        else:
+            is_whole = self._is_fresh(file, guest, pgoff)
+        if not is_whole:
+            raise Refused(errno.ENOENT, f"file page {pgoff:#x} is in a large page that is split: ask for it alone")
+
+    def _is_fresh(self, file: Regular, guest: GmemFile, pgoff: int) -> bool:
+        """The large page around this one has no part, and so can get a large frame."""
+        first = pgoff & -(1 << file.order)
+        last = first + (1 << file.order)
+        return is_empty(file.pages, pgoff, file.order) and not (guest.absent and guest.absent.first(first, last) < last)
 
     def _device_run(self, file: Regular, device: Device, pgoff: int, limit: int) -> GetPfnReply:
         device.check_there()
@@ -280,16 +324,17 @@ class GuestMemory:
 
     def _grant(self, file: Regular, guest: GmemFile, pgoff: int, limit: int, wish: int) -> tuple[Pfn, int]:
         """New frames, and several at once if it can be."""
-        if file.order:
+        after: Pfn | None
+        if not file.order:
+            before = file.pages.lookup(Pgoff(pgoff - 1)) if pgoff else None
+            after = None if before is None else Pfn(before + 1)
+        elif not self._options.split or self._is_fresh(file, guest, pgoff):
             return self._grant_large(file, pgoff, limit)
-        before = file.pages.lookup(Pgoff(pgoff - 1)) if pgoff else None
+        else:
+            limit = min(limit, (1 << file.order) - (pgoff & (1 << file.order) - 1))
+            after = place_of(file.pages, pgoff, file.order)
         zones, wish = file.zones_at(pgoff, file.pages.hole_at(Pgoff(pgoff), min(wish, limit)))
-        pfn, count = self._pool.alloc_run(
-            wish,
-            _PENDING,
-            zones=zones,
-            after=None if before is None else Pfn(before + 1),
-        )
+        pfn, count = self._pool.alloc_run(wish, _PENDING, zones=zones, after=after)
         self._pool.set_state(pfn, 1, _PRIVATE)
         if count > 1:
             start, end = Pgoff(pgoff + 1), Pgoff(pgoff + count)
@@ -298,6 +343,8 @@ class GuestMemory:
             guest.pending_start, guest.pending_end = start, end
             guest.pending += count - 1
         file.pages.map_run(Pgoff(pgoff), pfn, count)
+        if file.order:
+            merge(self._pool, file.pages, guest, pgoff, file.order)
         return pfn, count
 
     def _grant_large(self, file: Regular, pgoff: int, limit: int) -> tuple[Pfn, int]:
@@ -320,7 +367,8 @@ class GuestMemory:
         assert start < end
         bound = bool(guest.bindings.overlapping(start, end))
         upcall = bound and guest.active is not None
-        guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), strategy, upcall, guest.seq)
+        cuts = not page_aligned(start << PAGE_SHIFT | end << PAGE_SHIFT, file.order) and strategy.may_cut
+        guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), strategy, upcall, guest.seq, cuts)
         return guest.open_invalidation
 
     def take(self, file: Regular, answer: Body | None, touched: Touched = ()) -> list[Effect] | None:
@@ -334,6 +382,8 @@ class GuestMemory:
         guest = guest_of(file)
         closing = guest.open_invalidation
         assert closing is not None
+        if closing.cuts and closing.taken_to == closing.start:
+            self._count_splits(file, guest, closing)
         start, part = closing.taken_to, list(islice(file.pages.extents(closing.taken_to, closing.end), _PART_EXTENTS))
         if not part and not guest.absent and guest.device is None:
             closing.taken_to = closing.end
@@ -343,6 +393,11 @@ class GuestMemory:
         return closing.strategy.take(
             Taking(file.ino, self._pool, file.pages, guest, start, closing.taken_to, part, answer, touched)
         )
+
+    def _count_splits(self, file: Regular, guest: GmemFile, closing: Invalidation) -> None:
+        splits = count_cut(file.pages, closing.start, closing.end, file.order)
+        guest.split_count += splits
+        self._pool.split_count += splits
 
     def invalidate_end(self, file: Regular) -> Seq:
         """Close it; the file's new sequence number (it grows only if the range was bound)."""

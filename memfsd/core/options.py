@@ -33,6 +33,8 @@ class StoreOptions:
     truncate_nonempty: bool = False
     open_rw: bool = False
     fixed_gfn: bool = True
+    split: bool = False
+    """Parts of large pages can be punched."""
     atime: Atime = Atime.RELATIVE
     diratime: bool = True
 
@@ -61,6 +63,7 @@ _CHOICES: dict[str, tuple[str, dict[str, bool]]] = {
     "resize": ("resize_any", {"once": False, "any": True}),
     "seal_nonempty": ("truncate_nonempty", {"refuse": False, "truncate": True}),
     "open": ("open_rw", {"strict": False, "rw": True}),
+    "split": ("split", {"off": False, "on": True, "0": False, "1": True}),
     "fixed_gfn": ("fixed_gfn", {"on": True, "off": False, "1": True, "0": False}),
 }
 _ATIMES: dict[str, Atime] = {

@@ -366,11 +366,13 @@ class Service:
         inode.ctime_ns = now_ns
 
     def counts(self) -> dict[str, int]:
-        """What is held now, to see leaks: each goes back when its users are gone."""
+        """What is held now, to see leaks: each goes back when its users are gone. And large pages split, and merged."""
         return {
             "inodes": len(self.inodes),
             "handles": len(self.handles),
             "lookups": self.inodes.lookup_count,
+            "splits": self.pool.split_count,
+            "merges": self.pool.merge_count,
         }
 
     # -- after the effects

@@ -248,8 +248,9 @@ class Session:
         self._paired = paired
         self._fds = [paired.window, ends[1].detach()]
         self._sent_away = self._fds[1:]
-        file = paired.file
-        return m.PairReply(file.ino, file.size, file.order, paired.seq, paired.window_frames, paired.memory_type)
+        file, kind = paired.file, paired.memory_type
+        punch = self._store.service.gmem.punch_order(file)
+        return m.PairReply(file.ino, file.size, file.order, paired.seq, paired.window_frames, kind, punch)
 
     def _send_with_fds(self, reply: bytes) -> None:
         fds, self._fds = self._fds, []
@@ -278,7 +279,7 @@ class Session:
 
     def _on_get_pfn(self, want: m.GetPfn) -> m.Body:
         assert self._paired is not None
-        return self._paired.get_pfn(want.pgoff, want.max_pages)
+        return self._paired.get_pfn(want.pgoff, want.max_pages, want.order)
 
     def _on_stat(self, _: m.Empty) -> m.Body:
         assert self._paired is not None

@@ -11,6 +11,7 @@ from memfsd.core.audit import Facts, Finding, FrameRange, PeerReport, audit, mis
 from memfsd.core.files.inodes import Regular
 from memfsd.core.files.xattrs import owner_line
 from memfsd.core.gmem import guest_of
+from memfsd.core.memory.large import whole_order
 from memfsd.core.moment import Moment
 from memfsd.core.private.absent import AbsentPages, Lost
 from memfsd.core.private.device_memory import Device
@@ -30,7 +31,7 @@ from memfsd.uapi.limits import (
     VMS_PER_CHECK_THREAD,
 )
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
-from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pfn, Pgoff
+from memfsd.uapi.units import ORDER_2M, PAGE_SHIFT, PGOFF_END, Ino, Pfn, Pgoff
 
 from .deadlines import Deadlines
 from .invalidator import Invalidator
@@ -214,8 +215,8 @@ def _has_started(thread: threading.Thread) -> bool:
 
 
 def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
-    """Runs (pgoff, pfn, pages, gfn or -1, state, node) from pgoff on, split where one of the last changes."""
-    runs: list[tuple[int, int, int, int, int, int]] = []
+    """Runs (pgoff, pfn, pages, gfn or -1, state, node, order), split where one of the last changes."""
+    runs: list[tuple[int, int, int, int, int, int, int]] = []
     if file.guest is not None and file.guest.device is not None:
         return _device_map(file, file.guest.device, pgoff)
     for start, first, count, state in _entries(file, pgoff):
@@ -227,30 +228,31 @@ def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
             stop = min(start + count, binding.end) if binding else _next_binding(file, at, start + count)
             gfn = binding.gfn_of(at) if binding else -1
             if first is None:
-                runs.append((at, -1, stop - at, gfn, state, -1))
+                runs.append((at, -1, stop - at, gfn, state, -1, 0))
                 at = stop
                 continue
             pfn = first + at - start
             node, node_end = service.pool.node_at(pfn)
             stop = min(stop, at + node_end - pfn)
+            order, stop = _large_pages(file, at, stop)
             states = service.pool.states(pfn, stop - at)
             other = (states != states[0]).nonzero()[0]
             length = int(other[0]) if len(other) else stop - at
-            runs.append((at, pfn, length, gfn, int(states[0]), node))
+            runs.append((at, pfn, length, gfn, int(states[0]), node, order))
             at += length
     return MapReply(runs, -1)
 
 
 def _device_map(file: Regular, device: Device, pgoff: int) -> MapReply:
     """Its frames are numbered by their place in the device, and of no node."""
-    runs: list[tuple[int, int, int, int, int, int]] = []
+    runs: list[tuple[int, int, int, int, int, int, int]] = []
     at = pgoff
     while (run := device.run_at(at, device.page_count)) is not None:
         if len(runs) >= MAX_RUNS_PER_REPORT:
             return MapReply(runs, at)
         binding = guest_of(file).bindings.find(at)
         stop = min(at + run[1], binding.end if binding else _next_binding(file, at, at + run[1]))
-        runs.append((at, run[0], stop - at, binding.gfn_of(at) if binding else -1, FrameState.DEVICE, 0))
+        runs.append((at, run[0], stop - at, binding.gfn_of(at) if binding else -1, FrameState.DEVICE, 0, file.order))
         at = stop
     return MapReply(runs, -1)
 
@@ -285,6 +287,17 @@ def _absent_runs(absent: AbsentPages, pgoff: int) -> Iterator[_Entry]:
         start, count, state = page, 1, its
     if count:
         yield start, None, count, state
+
+
+def _large_pages(file: Regular, at: int, end: int) -> tuple[int, int]:
+    """The order of the large page around a page, 0 if that is split; up to where, at most end, that is so."""
+    if not file.order:
+        return 0, end
+    order = whole_order(file.pages, at, file.order)
+    stop = at
+    while stop < end and whole_order(file.pages, stop, file.order) == order:
+        stop = (stop | (1 << (order or ORDER_2M)) - 1) + 1
+    return order, min(stop, end)
 
 
 def file_list(service: Service, windows: Windows) -> ListReply:
@@ -323,6 +336,8 @@ def _file_report(service: Service, file: Regular) -> FileReport:
         guest.absent.swapped_count,
         guest.grant_count,
         guest.invalidation_count,
+        guest.split_count,
+        guest.merge_count,
     )
 
 

@@ -129,11 +129,14 @@ class Invalidator:
         try:
             if peer is not None:
                 answer, failure = self._begin(peer, closing)
-            self._take(file, closing, answer)
+            if not closing.is_refused:
+                self._take(file, closing, answer)
         finally:
-            seq = self._finish(file, range_)
+            seq = self._finish(file, range_, changed=not closing.is_refused)
             if peer is not None and failure is None:
                 self._end(peer, closing, seq)
+        if closing.is_refused:
+            raise Refused(errno.ENOMEM, f"VM {peer and peer.vm} cannot split its mapping: {failure}")
         if failure is not None and not closing.upcall:
             raise Refused(errno.ECANCELED, f"VM {peer and peer.vm} does not do it: {failure}")
         if failure is not None:
@@ -145,7 +148,11 @@ class Invalidator:
         try:
             return peer.up.call(*call), None
         except PeerLost as lost:
-            if isinstance(lost, PeerRefused) and call.kind is not Kind.INVALIDATE_BEGIN:
+            is_begin = call.kind is Kind.INVALIDATE_BEGIN
+            if isinstance(lost, PeerRefused) and is_begin and closing.cuts and lost.errno == errno.ENOMEM:
+                closing.is_refused, closing.upcall = True, False
+                return None, lost
+            if isinstance(lost, PeerRefused) and not is_begin:
                 closing.upcall = False
                 return None, lost
             patience = 0 if isinstance(lost, PeerSilent) else self._deadlines.proof_s
@@ -170,12 +177,12 @@ class Invalidator:
             with self._service.lock:
                 effects = self._service.gmem.take(file, answer, touched)
 
-    def _finish(self, file: Regular, range_: InvalidateRange) -> Seq:
+    def _finish(self, file: Regular, range_: InvalidateRange, *, changed: bool) -> Seq:
         """The range opens again, and the file changes with it; its new sequence number."""
         with self._service.lock:
-            if range_.size is not None:
+            if changed and range_.size is not None:
                 self._service.gmem.set_size(file, range_.size)
-            if range_.now_ns is not None:
+            if changed and range_.now_ns is not None:
                 file.mtime_ns = file.ctime_ns = range_.now_ns
             return self._service.gmem.invalidate_end(file)
 

@@ -61,20 +61,20 @@ class PairedFile:
         with self._invalidator.hold(guest_of(file)), self._service.lock:
             self._service.gmem.unbind(file, pgoff, page_count)
 
-    def get_pfn(self, pgoff: int, max_pages: int) -> GetPfnReply:
+    def get_pfn(self, pgoff: int, max_pages: int, order: int = 0) -> GetPfnReply:
         """GuestMemory.get_pfn. Once more when the page was swapped out, and is back; and when the pool is full, after
         taking back what no guest has touched, or has used lately: only then it blocks."""
         file = self.file
         try:
             self._lock.acquire()  # not `with`, which would take twice as long on the fault path
             try:
-                return self._gmem.get_pfn(file, pgoff, max_pages)
+                return self._gmem.get_pfn(file, pgoff, max_pages, order)
             finally:
                 self._lock.release()
         except Refused as refused:
-            return self._get_pfn_after(refused, pgoff, max_pages)
+            return self._get_pfn_after(refused, pgoff, max_pages, order)
 
-    def _get_pfn_after(self, refused: Refused, pgoff: int, max_pages: int) -> GetPfnReply:
+    def _get_pfn_after(self, refused: Refused, pgoff: int, max_pages: int, order: int) -> GetPfnReply:
         file, pairings = self.file, self._pairings
         for attempt in range(1 if file.order else _ATTEMPTS):
             # What is free may be on other nodes than the file's: from the second time on pages leave anyway.
@@ -90,7 +90,7 @@ class PairedFile:
                 raise refused
             try:
                 with self._lock:
-                    return self._gmem.get_pfn(file, pgoff, max_pages)
+                    return self._gmem.get_pfn(file, pgoff, max_pages, order)
             except Refused as again:
                 refused = again
         raise refused

@@ -199,6 +199,7 @@ class PairReply(Body):
     """Carries two fds: the window (a sparse memfd, frame N at N * 4096) and the up channel.
 
     window_frames: size of the window. Frames are named by their place in it: for memory of the pool, its frame numbers.
+    punch_order: of the smallest part of the file that can be given back: `order` unless the mount splits pages.
     """
 
     ino: U63
@@ -207,6 +208,7 @@ class PairReply(Body):
     seq: U63
     window_frames: U63
     memory_type: MemoryType
+    punch_order: U16
 
 
 class Bind(Body):
@@ -226,16 +228,20 @@ class Unbind(Body):
 
 
 class GetPfn(Body):
-    """Ask for the frame of one bound page; up to max_pages contiguous ones may be granted."""
+    """Ask for the frame of one bound page; up to max_pages contiguous ones may be granted.
+
+    order: of the leaf that they are for, and that begins there. ENOENT where a large page is split: ask without.
+    """
 
     pgoff: PgoffField
     max_pages: RunLength
+    order: U16
 
 
 class GetPfnReply(Body):
     """A run: page_count pages from the asked one live in the frames from pfn.
 
-    order is the size in which the first frame was allocated; seq is the file's invalidation
+    order is that of the large page that the first frame is in, 0 where that is split; seq is the file's invalidation
     sequence number when the grant was made.
     """
 
@@ -271,13 +277,14 @@ class Map(Body):
 
 
 class MapReply(Body):
-    """Runs (pgoff, pfn, pages, gfn or -1, state, NUMA node), and where to go on (-1: done).
+    """Runs (pgoff, pfn, pages, gfn or -1, state, NUMA node, order of whole pages), and where to go on (-1: done).
 
     Pages that are absent for a reason have no frame: pfn and node -1, and the state SWAPPED (256) or POISONED.
     """
 
     runs: Annotated[
-        list[tuple[PgoffField, PfnOrNone, PageCount, GfnOrNone, U16, NodeOrNone]], Meta(max_length=MAX_RUNS_PER_REPORT)
+        list[tuple[PgoffField, PfnOrNone, PageCount, GfnOrNone, U16, NodeOrNone, U16]],
+        Meta(max_length=MAX_RUNS_PER_REPORT),
     ]
     next_pgoff: PgoffOrNone
 
@@ -294,6 +301,8 @@ class FileReport(Body):
     swapped: U63
     grants: U63
     invalidations: U63
+    splits: U63
+    merges: U63
 
 
 class ListReply(Body):
@@ -345,7 +354,10 @@ class DeviceFile(Body):
 
 
 class InvalidateBegin(Body):
-    """Take file pages [start, end) out of every EPT and TLB and get every vCPU out once."""
+    """Take file pages [start, end) out of every EPT and TLB and get every vCPU out once.
+
+    ENOMEM, and nothing was done, when that takes splitting the leaf of a large page, and there is no room for tables.
+    """
 
     start: PgoffField
     end: PgoffField

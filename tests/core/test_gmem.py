@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import pytest
 
+from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.core.private import strategies
 from memfsd.core.private.gmem_file import Pairing, PairState
@@ -598,3 +599,69 @@ def test_a_full_bind_takes_back_what_no_guest_has_touched() -> None:
         store.touch(file, paired.get_pfn(pgoff, 512).pfn)
     assert store.pool.node_free_counts()[0] == 8
     assert store.audit() == []
+
+
+# -- large pages that split
+
+
+def large_file(store: CoreStore, pages: int = 2) -> Regular:
+    file = store.guest_file("file")
+    store.setfattr(file, "page_size", "2M")
+    store.resize(file, pages * 512 * P)
+    store.pair(file)
+    store.gmem.bind(file, 1, 0, 0, pages * 512)
+    return file
+
+
+def test_a_part_of_a_large_page_is_punched_only_with_split() -> None:
+    for split, number in ((False, "EINVAL"), (True, None)):
+        store = CoreStore(2048, split=split)
+        file = large_file(store)
+        store.fault(file, 0, 512)
+        if number is not None:
+            with refused(number, "or mount with split=on"):
+                store.fallocate(file, PUNCH, P, P)
+        else:
+            store.fallocate(file, PUNCH, P, P)
+            assert (file.pages.page_count, store.pool.free_count) == (511, 2048 - 511)
+            with refused("EINVAL"):
+                store.fallocate(file, 1, P, P)
+        assert store.audit() == []
+
+
+def test_a_hole_of_a_split_page_is_granted_as_in_a_file_of_small_pages() -> None:
+    store = CoreStore(2048, split=True)
+    file = large_file(store)
+    store.fault(file, 0, 512)
+    store.fallocate(file, PUNCH, 100 * P, 100 * P)
+    counts = [store.fault(file, pgoff, 512).page_count for pgoff in (100, 101)]
+    assert counts == [1, 2]
+    assert store.pool.count(FrameState.PENDING) == 1
+    assert store.fault(file, 100, 512).page_count == 3, "a run ends at a hole"
+    assert store.getfattr(file, "frames").endswith("splits=1 merges=0")
+    assert store.audit() == []
+
+
+def test_a_poisoned_part_keeps_a_page_from_getting_a_large_frame() -> None:
+    store = CoreStore(2048, split=True)
+    file = large_file(store)
+    store.fault(file, 0, 512)
+    store.invalidate(file, 7, 8, strategies.POISON)
+    store.fallocate(file, PUNCH, 0, 7 * P)
+    store.fallocate(file, PUNCH, 8 * P, 504 * P)
+    with refused("ENOENT", "is split"):
+        store.gmem.get_pfn(file, 0, 512, 9)
+    assert store.fault(file, 0, 512).page_count <= 7
+    with refused("EHWPOISON"):
+        store.fault(file, 7, 1)
+    assert store.audit() == []
+
+
+def test_the_audit_finds_parts_of_large_pages_where_none_may_go() -> None:
+    store = CoreStore(2048)
+    file = large_file(store)
+    store.fault(file, 0, 512)
+    assert store.audit() == []
+    ((_, pfn, _),) = file.pages.unmap(Pgoff(5), Pgoff(6))
+    store.pool.set_state(pfn, 1, FrameState.CLOSING)
+    assert [rule for rule, _ in store.audit()] == ["R5"]

@@ -20,6 +20,7 @@ def test_the_defaults_are_the_strict_ones() -> None:
         truncate_nonempty=False,
         open_rw=False,
         fixed_gfn=True,
+        split=False,
         atime=Atime.RELATIVE,
         diratime=True,
     )
@@ -51,6 +52,8 @@ def test_the_defaults_are_the_strict_ones() -> None:
         ("seal_nonempty", "refuse", "truncate_nonempty", False),
         ("open", "rw", "open_rw", True),
         ("open", "strict", "open_rw", False),
+        ("split", "on", "split", True),
+        ("split", "off", "split", False),
         ("fixed_gfn", "off", "fixed_gfn", False),
         ("fixed_gfn", "0", "fixed_gfn", False),
         ("fixed_gfn", "on", "fixed_gfn", True),
@@ -104,5 +107,5 @@ def test_a_value_that_makes_no_sense_is_einval_and_names_option_and_choices(name
 
 def test_all_options_of_the_contract_exist() -> None:
     times = {"atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime"}
-    own = {"size", "nr_inodes", "nodes", "distances", "guest", "resize", "seal_nonempty", "open", "fixed_gfn"}
+    own = {"size", "nr_inodes", "nodes", "distances", "guest", "resize", "seal_nonempty", "open", "split", "fixed_gfn"}
     assert set(NAMES) == own | times

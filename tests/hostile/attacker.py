@@ -37,7 +37,7 @@ def pair(path: str, file: str) -> tuple[socket.socket, list[int]]:
     for id_, kind, body in (
         (2, Kind.PAIR, to_pair),
         (3, Kind.BIND, m.Bind(0, 0, 0, 4)),
-        (4, Kind.GET_PFN, m.GetPfn(0, 4)),
+        (4, Kind.GET_PFN, m.GetPfn(0, 4, 0)),
     ):
         sock.send(encode_request(id_, kind, body))
         _, fds, _, _ = socket.recv_fds(sock, MAX_PACKET_BYTES, 2)

@@ -249,7 +249,7 @@ def test_a_silent_vm_is_called_so_often_and_no_more(store: LocalStore, liar: Wir
 def test_requests_are_answered_in_their_order_however_many_wait(store: LocalStore, liar: Wire) -> None:
     """A flood of requests with one id, then of replayed ones: one answer each."""
     with liar:
-        flood = [encode_request(5, Kind.GET_PFN, m.GetPfn(n % 64, 1)) for n in range(100)]
+        flood = [encode_request(5, Kind.GET_PFN, m.GetPfn(n % 64, 1, 0)) for n in range(100)]
         for packet in flood:
             liar.down.send(packet)
         answers = [liar.down.recv(MAX_PACKET_BYTES) for _ in flood]

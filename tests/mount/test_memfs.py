@@ -183,7 +183,7 @@ def test_map_shows_which_frames_hold_which_pages(place: Path) -> None:
     assert len({page[1] for page in pages}) == 3
     assert {page[2:] for page in pages} == {(None, "private")}
     table = sh("memfs map f", place).splitlines()
-    assert table[0].split() == ["OFFSET", "LENGTH", "GPA", "PFN", "NODE", "STATE"]
+    assert table[0].split() == ["OFFSET", "LENGTH", "GPA", "PFN", "NODE", "PAGE", "STATE"]
     assert [int(line.split()[0], 0) for line in table[1:]] == [run["offset"] for run in report["runs"]]
 
 

@@ -146,7 +146,7 @@ def test_hello_twice_is_eproto(store: LocalStore) -> None:
         (Kind.PAIR, m.Pair(bytes(32), bytes(16))),
         (Kind.BIND, m.Bind(0, 0, 0, 1)),
         (Kind.UNBIND, m.Unbind(0, 1)),
-        (Kind.GET_PFN, m.GetPfn(0, 1)),
+        (Kind.GET_PFN, m.GetPfn(0, 1, 0)),
         (Kind.STAT, m.Empty()),
         (Kind.PING, m.Empty()),
         (Kind.BYE, m.Empty()),
@@ -163,7 +163,7 @@ def test_anything_before_hello_is_eproto(store: LocalStore, kind: Kind, body: m.
 
 @pytest.mark.parametrize("kind", [Kind.BIND, Kind.UNBIND, Kind.GET_PFN, Kind.STAT, Kind.CHECK, Kind.MAP])
 def test_a_guest_that_has_not_paired_may_only_pair(store: LocalStore, kind: Kind) -> None:
-    bodies = {Kind.BIND: m.Bind(0, 0, 0, 1), Kind.UNBIND: m.Unbind(0, 1), Kind.GET_PFN: m.GetPfn(0, 1)}
+    bodies = {Kind.BIND: m.Bind(0, 0, 0, 1), Kind.UNBIND: m.Unbind(0, 1), Kind.GET_PFN: m.GetPfn(0, 1, 0)}
     with Wire(store) as wire:
         wire.hello()
         assert wire.ask(kind, bodies.get(kind) or (m.Map(1, 0) if kind is Kind.MAP else m.Empty())) == "EPROTO"

@@ -309,6 +309,34 @@ MUTANTS: tuple[Mutant, ...] = (
         ("end = Pgoff(file.size >> PAGE_SHIFT)", "end = Pgoff(1)"),
         at="revoke-x-fault",
     ),
+    _mutant(
+        "stale check of a large leaf left out",
+        f"{_MMU}.install_large",
+        ("if self.is_stale(run, count):", "if False:"),
+        at="split-x-fault",
+    ),
+    _mutant(
+        "stale check of a large leaf for the fault's page alone",
+        f"{_MMU}.install_large",
+        ("if self.is_stale(run, count):", "if self.is_stale(page_fault, 1):"),
+        at="split-x-fault",
+    ),
+    _mutant(
+        "a refused split taken for an acknowledgement",
+        f"{_INVALIDATOR}.invalidate_held",
+        ("if not closing.is_refused:", "if True:"),
+        at="split-x-no-table",
+    ),
+    _mutant(
+        "a bracket that a refused split leaves open",
+        f"{_CALLBACKS}.on_begin",
+        (
+            "                mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])\n",
+            "                mmu.invalidate_begin(ranges[0][0], Gfn(ranges[0][0] + 1))\n"
+            "                mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])\n",
+        ),
+        at="split-x-no-table",
+    ),
 )
 
 

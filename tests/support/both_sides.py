@@ -59,12 +59,15 @@ class LocalStore:
         fixed_gfn: bool = True,
         encrypted: bool = False,
         swap_pages: int = 0,
+        split: bool = False,
     ) -> None:
         """swap_pages: of the swap file, which is the file `swap` of the place."""
         self._place = place
         self.windows_of_vms: Callable[[], OpenWindow] = _encrypted_windows if encrypted else lambda: WindowMemory
         self._creds = Creds(os.geteuid(), os.getegid())
-        store_options = StoreOptions(pool_bytes=frames * PAGE_SIZE, resize_any=resize_any, fixed_gfn=fixed_gfn)
+        store_options = StoreOptions(
+            pool_bytes=frames * PAGE_SIZE, resize_any=resize_any, fixed_gfn=fixed_gfn, split=split
+        )
         self.deadlines = Deadlines(proof_s=0.02)
         """A VM in this process is never dead: no long wait for the proof."""
         self.store = build_store(
@@ -314,6 +317,7 @@ def opened_store(
     fixed_gfn: bool = True,
     encrypted: bool = False,
     swap_pages: int = 0,
+    split: bool = False,
 ) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
     with recorded():
@@ -324,6 +328,7 @@ def opened_store(
             fixed_gfn=fixed_gfn,
             encrypted=encrypted,
             swap_pages=swap_pages,
+            split=split,
         )
         try:
             yield store

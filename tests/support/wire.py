@@ -104,7 +104,7 @@ class Wire:
         return self._reply(kind, self.down.recv(MAX_PACKET_BYTES))
 
     def get_pfn(self, pgoff: int, max_pages: int = 512) -> Any:
-        return self.ask(Kind.GET_PFN, m.GetPfn(pgoff, max_pages))
+        return self.ask(Kind.GET_PFN, m.GetPfn(pgoff, max_pages, 0))
 
     def touch(self, pfn: int, data: bytes = b"touched") -> None:
         """The guest writes to a frame."""

@@ -78,7 +78,7 @@ def test_a_reason_without_end_is_cut() -> None:
 
 def test_the_header_is_little_endian_id_kind_errno() -> None:
     assert HEADER_BYTES == 8
-    assert encode_request(0x01020304, Kind.GET_PFN, m.GetPfn(0, 1))[:8] == bytes([4, 3, 2, 1, 5, 0, 0, 0])
+    assert encode_request(0x01020304, Kind.GET_PFN, m.GetPfn(0, 1, 0))[:8] == bytes([4, 3, 2, 1, 5, 0, 0, 0])
     assert encode_reply(0x01020304, Kind.REPORT, m.Empty())[:8] == bytes([4, 3, 2, 1, 39, 0x80, 0, 0])
     assert encode_failure(1, Kind.BIND, 17, "")[:8] == bytes([1, 0, 0, 0, 3, 0x80, 17, 0])
 
@@ -188,21 +188,21 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, "vm0", [32, 33], bytes(16), bytes(16)),
         m.HelloReply(1, [2, 3], bytes(16), bytes(32)),
         m.Pair(bytes(32), bytes(16)),
-        m.PairReply(2, 4096, 0, 0, 64, m.MemoryType.WB),
+        m.PairReply(2, 4096, 0, 0, 64, m.MemoryType.WB, 0),
         m.Bind(1, 0x100, 0, 8),
         m.Unbind(0, 8),
-        m.GetPfn(0, 8),
+        m.GetPfn(0, 8, 0),
         m.GetPfnReply(5, 8, 0, 3),
         m.StatReply(4096, 1, 0, 0),
         m.CheckReply([("R1", "frame 0x1 is in two files")], 1, 1, 64),
         m.Map(2, 0),
-        m.MapReply([(0, 5, 8, -1, 2, 0)], -1),
+        m.MapReply([(0, 5, 8, -1, 2, 0, 0)], -1),
         m.DeviceFile(2),
         m.MemoryFailure(2, 5),
         m.MemoryFailureReply(5, 1),
         m.Kcore(0),
         m.KcoreReply(64, [(0, 8, 1), (8, 56, 0)], -1),
-        m.ListReply({"free": 64}, 1, 8, [m.FileReport(2, b"vm.mem", "none", 0, 0, 0, 1, 0, 0)], 1),
+        m.ListReply({"free": 64}, 1, 8, [m.FileReport(2, b"vm.mem", "none", 0, 0, 0, 1, 0, 0, 0, 0)], 1),
         m.PageOut(2, 0, 8),
         m.PageOutReply(8, -1),
         m.SwapOffReply(8, 0),

@@ -31,7 +31,7 @@ def measure(progress: Progress, starts: int = 5, rounds: int = 6, count: int = 6
     memfsd is restarted several times: where a process comes to lie in memory is worth ten per cent.
     """
     some_page = _FILE_BYTES >> PAGE_SHIFT + 1
-    request_bytes = len(encode_request(1 << 16, Kind.GET_PFN, GetPfn(some_page, MAX_AHEAD_PAGES)))
+    request_bytes = len(encode_request(1 << 16, Kind.GET_PFN, GetPfn(some_page, MAX_AHEAD_PAGES, 0)))
     reply_bytes = len(encode_reply(1 << 16, Kind.GET_PFN, GetPfnReply(some_page, 1, 0, 0)))
     raw_us, fault_us, access_us = [], [], []
     with pin(first_cpu()), raw_socket.echoing(request_bytes, reply_bytes) as round_trip_us:

@@ -337,6 +337,21 @@ class Ept(EptTables):
         self._prune_removed(runs)
         return runs
 
+    def split_at(self, edges: list[Gfn]) -> None:
+        """Let a leaf begin at each of these GFNs where one reaches over it. ENOMEM (Refused) when the tables run out:
+        then nothing was split."""
+        needed: set[tuple[int, int]] = set()
+        for gfn in edges:
+            _, level = self._large_leaf(gfn) if gfn < MAX_GFN_EPT else (0, 0)
+            while level and gfn & leaf_pages(level) - 1:
+                needed.add((level, gfn >> level * LEVEL_BITS))
+                level -= 1
+        if needed:
+            low, high = min(edges), max(edges)
+            self._check_available(len(needed), low, high)
+            for gfn in edges:
+                assert not self._split_at(gfn)
+
     def _split_at(self, gfn: Gfn) -> list[Run]:
         """Let a leaf begin at gfn where one reaches over it; the leaf that had to go, for want of a table."""
         if gfn >= MAX_GFN_EPT:

@@ -156,6 +156,11 @@ class Mmu:
             gfn, pgoff = page_fault.gfn - ahead, page_fault.pgoff - ahead
             to.installed(self._vm, gmem.ino, gmem.conn, gfn, pgoff, Pfn(pfn - base), page_count)
 
+    def split_leaves(self, ranges: list[GfnRange]) -> None:
+        """No private leaf reaches over an edge of these ranges from now on; no translation changes. ENOMEM (Refused),
+        and nothing was split, when there are not tables enough."""
+        self.epts[PRIVATE].split_at([edge for range_ in ranges for edge in range_])
+
     def zap(self, start: Gfn, end: Gfn, *, private: bool) -> list[Run]:
         """Remove leaves of [start, end), also from the TLBs; runs (gfn, pfn, pages) that it held, blocked ones too.
 

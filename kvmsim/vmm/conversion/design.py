@@ -63,7 +63,8 @@ def page_count(pieces: list[PrivatePiece]) -> int:
 def give_back(memory: GuestMemory, tally: Tally, pieces: list[PrivatePiece]) -> None:
     """The last step to shared: fallocate(PUNCH_HOLE) gives the private frames back to the store, which zeroes them.
 
-    The store takes whole pages of the file's page size. What it does not take is destroyed here and stays allocated.
+    The store takes whole pages of the file's page size, or parts of them if it splits pages. What it does not take is
+    destroyed here and stays allocated.
     Refused when the store refuses before anything is lost; later there is no way back. The pieces are blocked.
     """
     with memory.holding(pieces):
@@ -92,8 +93,8 @@ def _give_back(memory: GuestMemory, tally: Tally, pieces: list[PrivatePiece]) ->
 
 
 def _whole_pages(piece: PrivatePiece) -> GfnRange:
-    """The GFNs of a piece that are whole pages of its file; the first not below the second when there are none."""
-    size = 1 << piece.region.source.order
+    """The GFNs of a piece that can be given back to its file; the first not below the second when there are none."""
+    size = 1 << piece.region.source.punch_order
     delta = piece.region.pgoff - piece.region.gfn
     first = -(-(piece.start + delta) // size) * size - delta
     return Gfn(first), Gfn((piece.end + delta) // size * size - delta)

@@ -9,11 +9,13 @@ from collections.abc import Iterator
 from itertools import islice
 
 from memfsd.core.memory.frames import FramePool
+from memfsd.core.memory.large import place_of
 from memfsd.core.memory.page_table import FilePages
+from memfsd.core.private.merging import merge
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT
+from memfsd.uapi.units import PAGE_SHIFT, Pfn
 
 from .inodes import Regular
 
@@ -121,7 +123,8 @@ class Allocation:
 
 
 class PlacedAllocation(Allocation):
-    """Where policies say where each page goes: `supply` has each frame at the page that it is for."""
+    """Where it matters which frame a page gets, for its policy, or since a part of its large page was punched: `supply`
+    has each frame at the page that it is for."""
 
     def _stock(self, room: int) -> int:
         while room and self._wanted:
@@ -130,15 +133,22 @@ class PlacedAllocation(Allocation):
                 self._wanted = 0
                 break
             at, end = gap
-            zones, count = self.file.zones_at(at, end - at)
-            unit = 1 << self.file.order
-            count = max(count & -unit, unit)
-            for pfn, found in self._pool.alloc(count, self._state, order=self.file.order, zones=zones, max_runs=room):
+            for pfn, found in self._alloc(at, end, room):
                 self.supply.map_run(at, pfn, found)
                 at += found
                 room -= 1
             self._stocked = at
         return room
+
+    def _alloc(self, at: int, end: int, max_runs: int) -> list[tuple[Pfn, int]]:
+        """Frames for the pages from `at` on, all of which lack one, at most to the end."""
+        file, unit = self.file, 1 << self.file.order
+        if at & unit - 1 or end - at < unit:  # a hole of a split page
+            zones, count = file.zones_at(at, min(end, (at | unit - 1) + 1) - at)
+            return [self._pool.alloc_run(count, self._state, zones=zones, after=place_of(file.pages, at, file.order))]
+        zones, count = file.zones_at(at, end - at)
+        count = max(count & -unit, unit)
+        return self._pool.alloc(count, self._state, order=file.order, zones=zones, max_runs=max_runs)
 
     def _gap(self) -> tuple[int, int] | None:
         """The next pages that have no frame, neither in the file nor in the supply."""
@@ -161,6 +171,8 @@ class PlacedAllocation(Allocation):
             self.supply.unmap(low, low + run[1])
             self._at += run[1]
             room -= 1
+            if self.file.guest is not None and run[1] < 1 << self.file.order:
+                merge(self._pool, pages, self.file.guest, low, self.file.order)
         if not room:
             return False
         self._set_size()

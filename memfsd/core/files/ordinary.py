@@ -151,7 +151,7 @@ class OrdinaryData:
         """Fill every hole of pages [start, end), then set the size: ENOSPC changes nothing. What takes long is left to
         the effects.
         """
-        kind = Allocation if file.policies is None else PlacedAllocation
+        kind = PlacedAllocation if file.order or file.policies is not None else Allocation
         allocation = kind(self._pool, file, start, end, state, size)
         try:
             if allocation.step():

@@ -186,4 +186,5 @@ def _frames_line(file: Regular, populated: int | None) -> str:
         return "device=0 removed" if file.guest.device.is_gone else f"device={file.guest.device.page_count}"
     pending = file.guest.untouched(file.pages.page_count, populated)
     quarantined = file.guest.quarantine.page_count
-    return f"private={file.pages.page_count - pending} pending={pending} quarantined={quarantined}"
+    counts = f"private={file.pages.page_count - pending} pending={pending} quarantined={quarantined}"
+    return counts + (f" splits={file.guest.split_count} merges={file.guest.merge_count}" if file.order else "")

@@ -6,6 +6,7 @@ frames        frame numbers, their states, and the nodes they are on
 nodes         NUMA nodes: distances, and the order in which they are tried
 placement     memory policies of ranges of a file
 numastat      what numastat(8) counts
+large         large pages of a file, whole or split
 page_table    the page table of one file: Pgoff -> Pfn
 swap_slots    slots of the swap file
 readahead     how many pages one GET_PFN grants

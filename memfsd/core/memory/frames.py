@@ -64,6 +64,8 @@ class FramePool:
         self.distances = Distances(node_count, distances)
         self._anywhere = Zones(self.distances.zonelist(LOCAL_NODE))
         self._stat = NumaStat(node_count)
+        self.split_count = self.merge_count = 0
+        """Of large pages of all files, since the mount."""
         unit = _BLOCK if frame_count >= _BLOCK * node_count else 1
         edges = [frame_count // unit * node // node_count * unit for node in range(node_count)]
         self._starts = edges

@@ -1,5 +1,6 @@
 """The state of a sealed file. What is done with it: core.gmem.
 
+merging        split pages that become whole again
 gmem_file      its pairing, tokens and open invalidation
 strategies     what an invalidation does with its pages
 pending        frames granted ahead of the guest's touch

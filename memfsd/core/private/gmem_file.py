@@ -60,6 +60,7 @@ class Invalidation:
 
     upcall: the range is bound in an active VM, so the VM must acknowledge before frames are freed (R6); False again
     when it has refused, and so knows of no bracket.
+    cuts: a part of a large page goes, so the VM may have to split a leaf, and may refuse with ENOMEM.
     """
 
     start: Pgoff
@@ -67,6 +68,9 @@ class Invalidation:
     strategy: Strategy
     upcall: bool
     seq: Seq
+    cuts: bool = False
+    is_refused: bool = False
+    """The VM cannot split its mapping: nothing was taken."""
     taken_to: Pgoff = field(init=False)
     """Up to this page the file has lost what it loses. All of the range stays closed until the bracket does."""
 
@@ -103,6 +107,10 @@ class GmemFile:
     quarantine: FilePages = field(default_factory=FilePages)
     """Which frames its VM may still reach, and which pages of the file they were."""
     grant_count: int = 0
+    split_count: int = 0
+    """Large pages of which a part was punched, since it was sealed."""
+    merge_count: int = 0
+    """Split pages that became whole again."""
     invalidation_count: int = 0
     secret: bytes = b""
     """Makes the file's tokens (uapi.proof); empty until the first is read."""

@@ -59,6 +59,11 @@ class PendingFrames:
                 for _, pfn, count in list(self._pages.extents(max(low, start), min(high, end))):
                     self._settle(pfn, count)
 
+    def settle_run(self, pfn: Pfn, count: int) -> None:
+        """All of these frames are PRIVATE."""
+        if self._guest.pending:
+            self._settle(pfn, count)
+
     def _settle(self, pfn: Pfn, count: int) -> None:
         for low, high in _runs_of(self._pool.states(pfn, count), _PENDING):
             self._pool.set_state(Pfn(pfn + low), high - low, _PRIVATE)

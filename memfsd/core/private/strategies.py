@@ -61,14 +61,17 @@ class Taking:
 
 
 class Strategy(Protocol):
-    """reason: as the VM is told. needs_touched: Taking.touched must be known."""
+    """reason: as the VM is told. needs_touched: Taking.touched must be known. may_cut: it may take a part of a large
+    page."""
 
     reason: Reason
     needs_touched: bool
+    may_cut: bool
 
     def call(self, closing: Invalidation) -> UpCall:
-        """What the VM is asked when the range is bound. Only INVALIDATE_BEGIN must not be refused: a VM that refuses
-        another call has done nothing, knows of no bracket, and `take` gets no answer."""
+        """What the VM is asked when the range is bound. INVALIDATE_BEGIN may be refused only where it cuts a large
+        page, for want of memory (ENOMEM): then nothing is taken. A VM that refuses another call has done nothing, knows
+        of no bracket, and `take` gets no answer."""
 
     def take(self, taking: Taking) -> list[Effect]:
         """Before the next step begins its effects have been performed."""
@@ -84,6 +87,7 @@ class Unmap:
     """All of the range is a hole; its frames are scrubbed and free."""
 
     needs_touched = False
+    may_cut = True
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
@@ -101,6 +105,7 @@ class Reclaim:
 
     reason = Reason.RECLAIM
     needs_touched = True
+    may_cut = False
 
     def call(self, closing: Invalidation) -> UpCall:
         return begin(closing)
@@ -122,6 +127,7 @@ class SwapOut:
     never touched, and what is not bound, stays."""
 
     needs_touched = True
+    may_cut = False
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
@@ -150,6 +156,7 @@ class Poison:
 
     reason = Reason.POISON
     needs_touched = False
+    may_cut = False
 
     def call(self, closing: Invalidation) -> UpCall:
         return begin(closing)
@@ -167,6 +174,7 @@ class Revoke:
 
     reason = Reason.REVOKE
     needs_touched = False
+    may_cut = False
 
     def call(self, closing: Invalidation) -> UpCall:
         return begin(closing)

@@ -357,3 +357,19 @@ def test_a_tebibyte_is_a_thousand_entries() -> None:
     assert ept.lookup(np.array([(1 << 28) - 1, 1 << 28])).tolist() == [(1 << 28) - 1 << 12 | LEAF | LARGE, 0]
     assert ept.zap(Gfn(0), MAX_GFN_EPT) == [(0, 0, 1 << 28)]
     assert ept.table_count == 1
+
+
+def test_leaves_are_split_at_all_edges_or_at_none() -> None:
+    ept = Ept(max_tables=2 + 4)
+    ept.map_large(Gfn(0), HostPfn(0), 18)
+    ept.map_large(Gfn(1 << 18), HostPfn(1 << 18), 18)
+    for edges in ([Gfn(5), Gfn((1 << 18) + 5)], [Gfn(5), Gfn(1000), Gfn((1 << 18) + 512)]):
+        with pytest.raises(Refused) as refused:
+            ept.split_at(edges)
+        assert refused.value.errno == errno.ENOMEM
+        assert (ept.leaf_counts, ept.split_count) == ((0, 0, 2), 0)
+    ept.split_at([Gfn(512), Gfn(5), Gfn(2 << 18)])
+    assert (ept.leaf_counts, ept.split_count) == ((512, 511, 1), 2)
+    ept.split_at([Gfn(5), Gfn(7)])
+    assert ept.split_count == 2
+    assert list(ept.runs(Gfn(0), Gfn(2 << 18))) == [(Gfn(0), HostPfn(0), 2 << 18)]
