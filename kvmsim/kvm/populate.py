@@ -7,7 +7,7 @@ import errno
 import threading
 from collections.abc import Callable
 
-from kvmsim.memory.memory import Memory, WindowMemory
+from kvmsim.memory.memory import DeviceMemory, Memory, WindowMemory
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
@@ -42,9 +42,9 @@ class InitialImage:
         """Pages of an image into private memory from gpa on, measured. All of them, or none: when it is refused, memory
         and measurement are as before.
 
-        EINVAL: after `finalize`, unaligned, no page, or no private slot at gpa. EFBIG: the slot does not show so many
-        pages. EEXIST: a page holds memory already. EINTR: the vCPU was kicked. EBUSY: another thread has it. Else what
-        the store answers (ENOSPC), or `read`.
+        EINVAL: after `finalize`, unaligned, no page, no private slot at gpa, or a device's. EFBIG: the slot does not
+        show so many pages. EEXIST: a page holds memory already. EINTR: the vCPU was kicked. EBUSY: another thread has
+        it. Else what the store answers (ENOSPC), or `read`.
         """
         start = Gfn(gpa >> PAGE_SHIFT)
         end = start + page_count
@@ -89,6 +89,8 @@ class InitialImage:
             slot = vm.slots[PRIVATE].lookup(start)
             if slot is None:
                 raise Refused(errno.EINVAL, f"{shown}: no private slot is there: set one")
+            if isinstance(slot.backing.memory, DeviceMemory):
+                raise Refused(errno.EINVAL, f"{shown}: {slot} shows a device, which is no part of an image")
             if not vm.covers(start, end, private=True):
                 raise Refused(errno.EFBIG, f"{shown}: {slot} does not show them all: set a larger one, or give less")
 

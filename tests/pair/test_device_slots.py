@@ -137,3 +137,9 @@ def test_a_silent_vm_is_cut_off_and_the_device_is_dead_all_the_same(store: Local
     remove(store, "gpu")
     assert store.windows.device_count() == 1
     assert errno_of(remove, store, "gpu") == "ENODEV"
+
+
+def test_a_device_is_no_part_of_an_image(guest: LocalVm) -> None:
+    image = guest.kvm.image
+    assert errno_of(image.populate, guest.vcpu, NIC + page(4), 1, lambda offset, length: bytes(length)) == "EINVAL"
+    assert guest.read(NIC, 3) == b"nic"

@@ -90,7 +90,8 @@ class RunningVm:
     def __str__(self) -> str:
         plan = self.plan
         design = f"{plan.policy}/{plan.under}" if plan.policy == "overlay" else plan.policy
-        return f"VM {plan.name} ({design}, frames of {plan.page_bytes >> 10}K)"
+        encrypted = ", encrypted" if plan.encrypted else ""
+        return f"VM {plan.name} ({design}, frames of {plan.page_bytes >> 10}K{encrypted})"
 
 
 class Fleet:
@@ -103,7 +104,7 @@ class Fleet:
         self.vms: list[RunningVm] = []
 
     def start(self, number: int, policy: str, under: str, page_bytes: int, vcpu_count: int, seed: str) -> RunningVm:
-        """number: of the file, unique in the whole run."""
+        """number: of the file, unique in the whole run. Every other VM has memory encryption."""
         size = 4 << 20 if page_bytes == 4096 else 16 << 20
         path = self._daemon.path / f"vm{number}.mem"
         with path.open("xb"):
@@ -122,12 +123,15 @@ class Fleet:
             policy,
             under,
             vcpu_count,
+            number % 2 == 1,
             f"{seed} {number}",
         )
         vm = RunningVm(plan, self._directory)
         self.vms.append(vm)
         self._report.watch(vm.ledger)
         self._report.count("vms")
+        if plan.encrypted:
+            self._report.count("encrypted_vms")
         return vm
 
     def wait_ready(self) -> None:

@@ -8,6 +8,8 @@ from kvmsim.kvm.exits import Exit, MemoryErrorExit
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
+from kvmsim.memory.encrypted import MemoryKey
+from kvmsim.memory.memory import WindowMemory
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import Gfn
@@ -28,8 +30,11 @@ class Trouble:
 class Vm:
     """Each vCPU has a thread, and its actions come from there."""
 
-    def __init__(self, name: str, path: str, size_bytes: int, policy: str, under: str, vcpu_count: int) -> None:
-        self._machine = VirtualMachine(name, MAX_SLOTS)
+    def __init__(
+        self, name: str, path: str, size_bytes: int, policy: str, under: str, vcpu_count: int, *, encrypted: bool
+    ) -> None:
+        open_window = MemoryKey().open_window if encrypted else WindowMemory
+        self._machine = VirtualMachine(name, MAX_SLOTS, open_window=open_window)
         self._machine.vmm.memory.set_private_slot(MemoryRegion.private(0, 0, size_bytes), path)
         (self._link,) = self._machine.kvm.pairings.links.values()
         for id_ in range(1, vcpu_count):

@@ -10,7 +10,18 @@ from soaklib.ledger import COUNTERS, Ledger
 
 EVERY_S = 5.0
 HOST_COUNTERS = (
-    *("rounds", "vms", "punches", "poisoned", "shrinks", "allocations", "files_verified", "fillings", "checks"),
+    *(
+        "rounds",
+        "vms",
+        "encrypted_vms",
+        "punches",
+        "poisoned",
+        "shrinks",
+        "allocations",
+        "files_verified",
+        "fillings",
+        "checks",
+    ),
     *("kills", "short_stops", "cut_offs", "daemon_kills", "daemon_ends", "remounts", "starved"),
 )
 

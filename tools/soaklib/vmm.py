@@ -46,6 +46,7 @@ class Plan:
     policy: str
     under: str
     vcpu_count: int
+    encrypted: bool
     seed: str
 
     @property
@@ -294,7 +295,15 @@ class Vmm:
     def run(self) -> dict[str, object]:
         plan = self._plan
         try:
-            vm = Vm(plan.name, plan.path, plan.size_bytes, plan.policy, plan.under, plan.vcpu_count)
+            vm = Vm(
+                plan.name,
+                plan.path,
+                plan.size_bytes,
+                plan.policy,
+                plan.under,
+                plan.vcpu_count,
+                encrypted=plan.encrypted,
+            )
         except Refused as refused:
             return {"fate": "refused", "why": refused.reason}
         hazards, converting = Moments.of_pages(plan.page_count), threading.Lock()
