@@ -25,7 +25,8 @@ examples:
   kvmsim compare                             what each design of conversion costs and destroys, as a table
 
 exit status: 0 done, 1 not (run: a command did not do what it should), 2 usage, a script that cannot be parsed, or
-standard output or the journal cannot be written, 130 interrupted, 141 the reader of standard output went away
+standard output, the journal or the trace cannot be written, 130 interrupted, 141 the reader of standard output went
+away
 """
 
 

@@ -34,6 +34,12 @@ class Faults:
     def __init__(self, vm: Vm) -> None:
         self._vm = vm
 
+    @trace.hot(
+        trace.Side.VM,
+        lambda to, faults, vcpu, gfn, *, shared, write, want=1, offset=0, length=1: to.fault_begun(
+            faults._vm.name, vcpu.id, gfn, offset, shared, write
+        ),
+    )
     def fault(
         self, vcpu: Vcpu, gfn: Gfn, *, shared: bool, write: bool, want: int = 1, offset: int = 0, length: int = 1
     ) -> Exit | None:

@@ -8,6 +8,7 @@ import os
 
 from kvmsim.memory.memory import OpenWindow
 from kvmsim.store.link import StoreLink
+from memfsd.common import trace
 from memfsd.common.intervals import subtract
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost
@@ -61,6 +62,8 @@ class Notifier:
                 # kvm_split_cross_boundary_leafs(): all that has to be split is, or nothing is done.
                 mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])
             low, high = min(gfn for gfn, _, _ in ranges), max(gfn + count for gfn, _, count in ranges)
+            if trace.vm is not None:
+                trace.vm.store_invalidates(self._vm.name, low, high)
             mmu.invalidate_begin(low, high)
             self._open[link] = low, high
             for gfn, pgoff, count in ranges:

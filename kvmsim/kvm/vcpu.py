@@ -5,11 +5,11 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
-from memfsd.common import sync
+from memfsd.common import sync, trace
 from memfsd.uapi.errors import Refused
 
-from .exits import INTR, Exit, IntrExit
-from .kvm_run import KvmRun, fill
+from .exits import INTR, Exit, IntrExit, MmioExit
+from .kvm_run import KvmRun, exit_of, fill, mmio_data
 from .mmu.tlb import Tlb, Translation
 
 R = TypeVar("R")
@@ -29,8 +29,10 @@ class Vcpu:
     it has ended or the next one is started, which abandons it: what it did has happened, the rest never will.
     """
 
-    def __init__(self, id_: int) -> None:
+    def __init__(self, id_: int, vm: str = "") -> None:
+        """vm: its name, for traces."""
         self.id = id_
+        self._vm = vm
         self.run = KvmRun()
         """Shared with user space; valid after an exit."""
         self.program: Program[object] | None = None
@@ -62,8 +64,12 @@ class Vcpu:
         if not self._try_to_take(False):
             raise self._busy()
         try:
+            if trace.vm is not None:
+                trace.vm.ioctl_begun(self._vm, self.id)
             yield
         finally:
+            if trace.vm is not None:
+                trace.vm.ioctl_ended(self._vm, self.id)
             self.release()
 
     def step(self, program: Program[R]) -> R | Exit:
@@ -75,6 +81,8 @@ class Vcpu:
             exit_ = next(program)
         except StopIteration as end:
             self._forget()
+            if trace.vm is not None:
+                trace.vm.run_done(self._vm, self.id)
             result: R = end.value
             return result
         except BaseException:
@@ -82,6 +90,8 @@ class Vcpu:
             raise
         self.program = program
         fill(self.run, exit_)
+        if trace.vm is not None:
+            trace.vm.userspace_exit(self._vm, self.id, exit_.reason.name, exit_.reason, exit_.fields())
         if isinstance(exit_, IntrExit):
             raise Refused(errno.EINTR, f"vCPU {self.id} was kicked: run it again to go on")
         return exit_
@@ -105,6 +115,8 @@ class Vcpu:
         try:
             if self.program is None:
                 raise Refused(errno.EINVAL, f"nothing is under way on vCPU {self.id}: let its guest do something first")
+            if trace.vm is not None:
+                trace.vm.run_resumed(self._vm, self.id, self._mmio_read())
             return self.step(self.program)
         finally:
             self.release()
@@ -124,6 +136,12 @@ class Vcpu:
         immediate_exit. What waits for the store first hears from it, within its deadline."""
         self.run.immediate_exit = 1
 
+    def _mmio_read(self) -> tuple[int, bytes] | None:
+        exit_ = exit_of(self.run)
+        if not isinstance(exit_, MmioExit) or exit_.is_write:
+            return None
+        return exit_.phys_addr, mmio_data(self.run, exit_.length)
+
     def _busy(self) -> Refused:
         return Refused(errno.EBUSY, f"another thread runs vCPU {self.id}: wait for it, or kick it")
 
@@ -133,6 +151,7 @@ class Vcpu:
 
     # -- guest mode
 
+    @trace.hot(trace.Side.VM, after=lambda to, _, vcpu: to.guest_entered(vcpu._vm, vcpu.id))
     def enter(self) -> None:
         """Into guest mode; waits while the vCPU is being kicked."""
         while self._kickers:

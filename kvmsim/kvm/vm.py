@@ -42,7 +42,7 @@ class Vm:
             raise Refused(errno.EINVAL, f"vCPU {id_}: choose 0 to {MAX_VCPUS - 1}")
         if id_ in self.vcpus:
             raise Refused(errno.EEXIST, f"vCPU {id_} of VM {quoted(self.name)} exists: choose another id")
-        vcpu = Vcpu(id_)
+        vcpu = Vcpu(id_, self.name)
         with self.mmu.lock:
             self.mmu.tlbs.append(vcpu.tlb)
         self.vcpus[id_] = vcpu

@@ -10,6 +10,7 @@ import errno
 from collections.abc import Sequence
 from dataclasses import replace
 
+from memfsd.common import trace
 from memfsd.uapi.units import PAGE_SHIFT, Gfn
 
 from . import hypercalls as h
@@ -20,8 +21,10 @@ from .region import GPA_END
 from .vcpu import Program, Vcpu
 
 
-def vmcall(kvm: Kvm, vcpu: Vcpu, nr: int, args: Sequence[int]) -> Program[int]:
+def vmcall(kvm: Kvm, vcpu: Vcpu, nr: int, args: Sequence[int], *, is_tdcall: bool = False) -> Program[int]:
     """RAX of a hypercall of KVM. One that user space has asked for is its to answer; there are no others."""
+    if trace.vm is not None:
+        trace.vm.hypercall(kvm.vm.name, vcpu.id, nr, args, is_tdcall)
     yield from vcpu.entry()
     if nr >= h.EXIT_HYPERCALLS or not kvm.vm.exit_hypercalls >> nr & 1:
         return h.negative(h.KVM_ENOSYS)
@@ -36,7 +39,10 @@ def tdvmcall(kvm: Kvm, vcpu: Vcpu, asked: Registers) -> Program[Registers]:
     """TDG.VP.VMCALL: R10 the status, R11 where MapGPA stopped (with the SHARED bit, when it was asked with it)."""
     if asked.r10:
         args = (asked.r11, asked.r12, asked.r13, asked.r14)
-        return replace(asked, r10=(yield from vmcall(kvm, vcpu, asked.r10, args)))
+        return replace(asked, r10=(yield from vmcall(kvm, vcpu, asked.r10, args, is_tdcall=True)))
+    if trace.vm is not None:
+        args = (asked.r12, asked.r13, asked.r14, asked.r15)
+        trace.vm.hypercall(kvm.vm.name, vcpu.id, asked.r11, args, True)
     yield from vcpu.entry()
     if asked.r11 != h.MAP_GPA:
         return replace(asked, r10=h.SUBFUNC_UNSUPPORTED)

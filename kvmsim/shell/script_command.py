@@ -21,6 +21,7 @@ from memfsd.common.logqueue import LogQueue, StderrHandler
 from memfsd.common.logs import OneLine
 from memfsd.common.quote import printable, quoted
 from memfsd.common.starting import INTERRUPTED
+from memfsd.common.traceoptions import add_trace_arguments, open_asked
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 
@@ -35,7 +36,7 @@ from .script.words import ScriptError, Word
 
 _RUN_EPILOG = """\
 exit status: 0 every command did what it should, 1 one did not, 2 the script cannot be parsed, or standard output or
-the journal cannot be written, 130 interrupted
+the journal or the trace cannot be written, 130 interrupted
 
 script commands:
 """
@@ -45,7 +46,7 @@ The commands are those of scripts: kvmsim run --help. At a prompt 'help' lists t
 exit status: 0 after a prompt; when the commands come from a pipe or a file, all of them are run and it is that of run:
 1 one did not do what it should and no expect follows it, 2 one could not be parsed. 1 also if FILE cannot be attached
 """
-_JOURNAL_LOST = 2
+_RECORD_LOST = 2
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -85,6 +86,7 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per command")
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
+    add_trace_arguments(parser, "-f", "--filter")
     parser.add_argument(
         "-v",
         "--verbose",
@@ -148,12 +150,14 @@ class Run:
     def __init__(self, asked: argparse.Namespace) -> None:
         self.status = 0
         self._verbose: int = asked.verbose
-        self._journal_lost = False
+        self._record_lost = False
         self._ending = contextlib.ExitStack()
         try:
             self._journal = self._open_journal(asked.journal)
+            begin_trace = open_asked(asked, "kvmsim")
             windows = _windows(asked.memory_encryption, asked.tamper)
             self._executor = Executor(asked.max_slots, asked.policy, asked.under, windows=windows)
+            self._trace = begin_trace and begin_trace(functools.partial(self._lose, asked.trace))
         except Refused as refused:
             sys.exit(_say(refused.reason, 2))
 
@@ -165,6 +169,9 @@ class Run:
         if self._journal is not None:
             self._ending.callback(self._journal.close)
             self._ending.enter_context(trace.observed(vm=self._journal))
+        if self._trace is not None:
+            self._ending.callback(self._trace.close)
+            self._ending.enter_context(trace.observed(vm=self._trace))
         self._ending.callback(self._executor.close)
         return self._executor
 
@@ -173,8 +180,8 @@ class Run:
             self._executor.interrupt.ends_process = True
         if self._executor.interrupt.asked:
             self.status = INTERRUPTED
-        elif self._journal_lost:
-            self.status = self.status or _JOURNAL_LOST
+        elif self._record_lost:
+            self.status = self.status or _RECORD_LOST
 
     def _open_journal(self, path: str | None) -> Recording | None:
         if path is None:
@@ -182,7 +189,7 @@ class Run:
         return start_journal(open_journal(path), "kvmsim", time.monotonic_ns, functools.partial(self._lose, path))
 
     def _lose(self, path: str, why: str) -> None:
-        self._journal_lost = True
+        self._record_lost = True
         _say(f"{quoted(path)}: {why}", 2)
 
 

@@ -12,6 +12,7 @@ from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit
 from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.vcpu import Vcpu
+from memfsd.common import trace
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
@@ -132,6 +133,9 @@ class Vmm:
             raise
         if changed is None:
             return False
+        if trace.vm is not None:
+            name, held = self._kvm.vm.name, (self.shared_pages(), self.doubled_pages())
+            trace.vm.converted(name, wanted.start, wanted.end, wanted.private, *held)
         if wanted.private:
             self.tally.to_private_pages += changed
         else:

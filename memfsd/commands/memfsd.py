@@ -16,6 +16,7 @@ from memfsd.common.logqueue import LogQueue, StderrHandler
 from memfsd.common.logs import OneLine
 from memfsd.common.quote import printable, quoted
 from memfsd.common.stdio import fill_standard_fds, with_stdout
+from memfsd.common.traceoptions import add_trace_arguments, open_asked
 from memfsd.common.version import VERSION
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_POOL_BYTES
@@ -65,6 +66,7 @@ def _parser() -> Parser:
     parser.add_argument("-d", action="store_true", dest="debug", help="log each refusal; stay in the foreground")
     parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT[,OPT]...")
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from VMs; see kvmsim journal")
+    add_trace_arguments(parser, "--filter")
     parser.add_argument("--version", action="version", version=f"memfsd {VERSION}")
     parser.add_argument("source", metavar="SOURCE", nargs="?", default=FSTYPE, help="any word, as mount(8) gives it")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
@@ -89,6 +91,8 @@ def run(arguments: list[str]) -> int:
         check_fuse(options.fuse | options.attributes)
         mountpoint = prepare_mountpoint(asked.mountpoint)
         journal_fd = -1 if asked.journal is None else _open_journal(asked.journal, mountpoint)
+        _refuse_hidden(asked.trace, mountpoint, "trace")
+        begin_trace = open_asked(asked, "memfsd")
     except Refused as refused:
         return _fail(refused, 1)
 
@@ -111,6 +115,10 @@ def run(arguments: list[str]) -> int:
                 journal = start_journal(journal_fd, "memfsd", time.monotonic_ns, warn)
                 ending.callback(journal.close)
                 ending.enter_context(trace.observed(store=journal))
+            if begin_trace is not None:
+                tracing = begin_trace(warn)
+                ending.callback(tracing.close)
+                ending.enter_context(trace.observed(store=tracing))
             serve(mountpoint, options, ready)
     except Refused as refused:
         return _fail(refused, 1)
@@ -118,12 +126,16 @@ def run(arguments: list[str]) -> int:
 
 
 def _open_journal(path: str, mountpoint: str) -> int:
-    if os.path.commonpath([os.path.realpath(path), mountpoint]) == mountpoint:
+    _refuse_hidden(path, mountpoint, "journal")
+    return open_journal(path)
+
+
+def _refuse_hidden(path: str | None, mountpoint: str, what: str) -> None:
+    if path is not None and os.path.commonpath([os.path.realpath(path), mountpoint]) == mountpoint:
         raise Refused(
             errno.EINVAL,
-            f"journal {quoted(path)}: the mount on {quoted(mountpoint)} would hide it: choose another place",
+            f"{what} {quoted(path)}: the mount on {quoted(mountpoint)} would hide it: choose another place",
         )
-    return open_journal(path)
 
 
 def _fail(refused: Refused, status: int) -> int:

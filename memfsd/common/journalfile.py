@@ -1,4 +1,4 @@
-"""The file of a journal, opened the same way by both processes: the one file that uapi touches."""
+"""The file of a journal or a trace, opened the same way by both processes."""
 
 import contextlib
 import errno
@@ -27,39 +27,44 @@ def open_journal(path: str) -> int:
     Refused names why it cannot: a memfsd mount would wait for itself; EBUSY while another process writes it; EEXIST
     for a file that is no journal; what open(2) says.
     """
+    return open_record(path, "journal", _is_journal)
+
+
+def open_record(path: str, what: str, is_ours: Callable[[bytes], bool]) -> int:
+    """`open_journal` for any file that is recorded into: what it is called, and what its first line looks like."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY
     # Where a link leads, before a file is made there.
-    _refuse_memfsd(os.path.dirname(os.path.realpath(path)), path)
+    _refuse_memfsd(os.path.dirname(os.path.realpath(path)), path, what)
     try:
         fd = os.open(path, flags, 0o600)
     except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"journal {quoted(path)}: {error.strerror}") from None
+        raise Refused(error.errno or errno.EIO, f"{what} {quoted(path)}: {error.strerror}") from None
     try:
-        _refuse_memfsd(fd, path)
+        _refuse_memfsd(fd, path, what)
         if stat.S_ISREG(os.fstat(fd).st_mode):
-            _claim(fd, path)
+            _claim(fd, path, what, is_ours)
     except OSError as error:
         os.close(fd)
-        raise Refused(error.errno or errno.EIO, f"journal {quoted(path)}: {error.strerror}") from None
+        raise Refused(error.errno or errno.EIO, f"{what} {quoted(path)}: {error.strerror}") from None
     except Refused:
         os.close(fd)
         raise
     return fd
 
 
-def _refuse_memfsd(file: int | str, path: str) -> None:
+def _refuse_memfsd(file: int | str, path: str, what: str) -> None:
     """A directory, before a file is made in it; and the file itself, which a link may have led elsewhere."""
     try:
         os.getxattr(file, XATTR_SOCKET)
     except OSError:
         return
     raise Refused(
-        errno.EINVAL, f"journal {quoted(path)}: on a memfsd mount it would wait for itself: choose another place"
+        errno.EINVAL, f"{what} {quoted(path)}: on a memfsd mount it would wait for itself: choose another place"
     )
 
 
-def _claim(fd: int, path: str) -> None:
-    """A regular file becomes the journal of this process alone, and only its owner can read it.
+def _claim(fd: int, path: str, what: str, is_ours: Callable[[bytes], bool]) -> None:
+    """A regular file is this process's alone from now on, and only its owner can read it.
 
     The lock belongs to the open file description: a fork inherits it, and it ends with the last process that has it.
     """
@@ -68,24 +73,24 @@ def _claim(fd: int, path: str) -> None:
     except BlockingIOError:
         raise Refused(
             errno.EBUSY,
-            f"journal {quoted(path)}: it is the journal of a running process: name another file, or end that one",
+            f"{what} {quoted(path)}: it is the {what} of a running process: name another file, or end that one",
         ) from None
     status = os.fstat(fd)
-    if status.st_size and not _is_journal(fd):
-        raise Refused(errno.EEXIST, f"journal {quoted(path)}: the file is there and is no journal: name another file")
+    if status.st_size and not is_ours(read_at(fd, _OPENING_BYTES, 0).partition(b"\n")[0]):
+        raise Refused(errno.EEXIST, f"{what} {quoted(path)}: the file is there and is no {what}: name another file")
     if status.st_mode & 0o077:
         try:
             os.fchmod(fd, status.st_mode & 0o700)
         except PermissionError:
             raise Refused(
                 errno.EACCES,
-                f"journal {quoted(path)}: others can read it, and you cannot change that: name another file",
+                f"{what} {quoted(path)}: others can read it, and you cannot change that: name another file",
             ) from None
 
 
-def _is_journal(fd: int) -> bool:
+def _is_journal(first_line: bytes) -> bool:
     try:
-        entry = decode_entry(_read_at(fd, _OPENING_BYTES, 0).partition(b"\n")[0])
+        entry = decode_entry(first_line)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         return False
     return isinstance(entry, Opening) and entry.version == FORMAT_VERSION
@@ -104,9 +109,9 @@ def start_journal(
     if limit_bytes - size < MAX_RECORD_BYTES:
         raise Refused(errno.EFBIG, f"the journal has {size} bytes already, and is full: name another file")
     try:
-        if size and _read_at(fd, 1, size - 1) != b"\n":
+        if size and read_at(fd, 1, size - 1) != b"\n":
             os.write(fd, b"\n")
-        append = _appending(fd) if is_regular else functools.partial(os.write, fd)
+        append = appending(fd) if is_regular else functools.partial(os.write, fd)
         return Recording(side, os.getpid(), append, now_ns, warn, limit_bytes - size)
     except OSError as error:
         if is_regular:
@@ -115,7 +120,7 @@ def start_journal(
         raise Refused(error.errno or errno.EIO, f"the journal cannot be written: {error.strerror}") from None
 
 
-def _appending(fd: int) -> Callable[[bytes], int]:
+def appending(fd: int) -> Callable[[bytes], int]:
     """write(2), and OSError when the file does not hold all that was written: what is recorded would be lost unseen."""
     begun = os.fstat(fd)
     size = begun.st_size
@@ -136,7 +141,7 @@ def _appending(fd: int) -> Callable[[bytes], int]:
     return append
 
 
-def _read_at(fd: int, size_bytes: int, offset: int) -> bytes:
+def read_at(fd: int, size_bytes: int, offset: int) -> bytes:
     """Of an fd that is open for writing only."""
     reader = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -1,8 +1,8 @@
 """Trace points: what happens in a store and in a VM, reported to whoever observes it.
 
 An `Instrument` (after trio's) has a method for each point; `observed` attaches one to the store's points of this
-process, to the VM's, or to both. Who observes today: the journal (common/journal.py), and the race scheduler with the
-tests that kill a process at a point (kvmsim/race/points.py).
+process, to the VM's, or to both. Who observes today: the journal (common/journal.py), the trace (common/tracefile.py),
+and the race scheduler with the tests that kill a process at a point (kvmsim/race/points.py).
 
 Most points are a call at the place, behind one test of a variable of this module:
 
@@ -16,7 +16,7 @@ Packets have their points in common/packets.py: a socket is wrapped when it is m
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import Any, TypeVar, cast
@@ -76,6 +76,9 @@ class Instrument:
     def run_granted(self, ino: int, pgoff: int, max_pages: int) -> None:
         """GET_PFN, whether it is granted or refused. Hot."""
 
+    def run_was_granted(self, ino: int, pgoff: int, pfn: int, page_count: int, frames: Sequence[int]) -> None:
+        """After that, when it is granted. frames: of the pool, by state. Hot."""
+
     def invalidate_begin(self, ino: int, start: int, end: int, reason: int) -> None:
         """File pages [start, end) are being taken back; the file's invalidate_lock is held until `invalidate_end`."""
 
@@ -95,6 +98,9 @@ class Instrument:
 
     def frames_freed(self, window: int | None, runs: Sequence[tuple[int, int]]) -> None:
         """Scrubbed (first frame, frames) of a file's window can be granted again. None: of the ordinary files' pool."""
+
+    def frames_counted(self, frames: Sequence[int]) -> None:
+        """After frames were freed: how many of the pool are in each state."""
 
     # -- the store: its windows; no lock is held
 
@@ -153,6 +159,32 @@ class Instrument:
 
     # -- a VM: its vCPUs; no lock is held but where it is named
 
+    def guest_entered(self, vm: str, vcpu: int) -> None:
+        """After the vCPU is in guest mode, with its guest_lock. Hot."""
+
+    def fault_begun(self, vm: str, vcpu: int, gfn: Gfn, offset: int, shared: bool, write: bool) -> None:
+        """An EPT violation, or a page that an ioctl wants mapped. Hot."""
+
+    def hypercall(self, vm: str, vcpu: int, nr: int, args: Sequence[int], is_tdcall: bool) -> None:
+        """A guest calls KVM, the TDX way or its own."""
+
+    def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: Mapping[str, int | str]) -> None:
+        """KVM_RUN is about to return with this exit, by its number, and what kvm_run says of it."""
+
+    def run_resumed(self, vm: str, vcpu: int, mmio_read: tuple[int, bytes] | None) -> None:
+        """KVM_RUN again. mmio_read: what user space answers, and for which GPA."""
+
+    def run_done(self, vm: str, vcpu: int) -> None:
+        """What the guest was doing is done: it would go on with something else."""
+
+    def ioctl_begun(self, vm: str, vcpu: int) -> None:
+        """Of a vCPU, other than KVM_RUN."""
+
+    def ioctl_ended(self, vm: str, vcpu: int) -> None: ...
+
+    def store_invalidates(self, vm: str, start: Gfn, end: Gfn) -> None:
+        """The store takes back what shows at GFNs [start, end). With Mmu.lock held."""
+
     def fault_waited(self, gfn: Gfn) -> None:
         """After the wait for the end of an invalidation: the fault begins again."""
 
@@ -170,6 +202,11 @@ class Instrument:
 
     def contents_destroyed(self, memory: object, frame: int, frame_count: int) -> None:
         """Private frames that are not mapped any more read as zeros."""
+
+    # -- user space of a VM
+
+    def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, shared_pages: int, doubled_pages: int) -> None:
+        """After GFNs [start, end) were converted. Pages of shared memory, and of those that are held twice."""
 
 
 POINTS: tuple[str, ...] = tuple(

@@ -223,7 +223,13 @@ class GuestMemory:
         assert guest.open_invalidation is None, "the caller holds the invalidate_lock"
         guest.bindings.unbind(pgoff, pgoff + page_count)
 
-    @trace.hot(trace.Side.STORE, lambda to, _, file, pgoff, pages, order=0: to.run_granted(file.ino, pgoff, pages))
+    @trace.hot(
+        trace.Side.STORE,
+        lambda to, _, file, pgoff, pages, order=0: to.run_granted(file.ino, pgoff, pages),
+        lambda to, granted, gmem, file, pgoff, pages, order=0: to.run_was_granted(
+            file.ino, pgoff, granted.pfn, granted.page_count, gmem._pool.by_state
+        ),
+    )
     def get_pfn(self, file: Regular, pgoff: int, max_pages: int, order: int = ORDER_4K) -> GetPfnReply:
         """Grant a run of frames from pgoff: what is allocated already, or new frames as readahead wishes.
 

@@ -399,6 +399,8 @@ class Service:
             trace.store.frames_freed(effect.window, effect.runs)
         for pfn, count in effect.runs:
             self.pool.free(pfn, count)
+        if trace.store is not None:
+            trace.store.frames_counted(self.pool.by_state)
 
     def leaked(self, effect: Scrub) -> None:
         """What the frames hold could not be erased: nobody gets them any more."""

@@ -124,6 +124,12 @@ MAX_JOURNAL_BYTES = 1 << 28
 MAX_RECORD_BYTES = 1 << 20
 """A line of a journal: the largest packet, spelt out."""
 
+# Traces.
+MAX_TRACE_BYTES = 1 << 30
+"""A trace ends there."""
+MAX_TRACE_QUEUE = 1 << 16
+"""Events that are not written yet; more are lost, and counted."""
+
 # kvmsim.
 MAX_SLOTS = 32764
 """KVM_USER_MEM_SLOTS of x86 (KVM_MEM_SLOTS_NUM less the kernel's own three)."""

@@ -10,6 +10,7 @@ from kvmsim.kvm.faults import Faults
 from kvmsim.kvm.mmu.ept import Ept
 from kvmsim.kvm.mmu.mmu import Mmu
 from kvmsim.kvm.mmu.tlb import Tlb
+from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.memory.memory import AnonymousMemory
 from memfsd.common import packets, trace
 from memfsd.core.gmem import GuestMemory
@@ -33,6 +34,8 @@ HOT: list[Callable[..., object]] = [
     Ept.map_page,
     Tlb.insert,
     Faults.translate,
+    Faults.fault,
+    Vcpu.enter,
     AnonymousMemory.read,
     AnonymousMemory.write,
 ]

@@ -50,8 +50,8 @@ def figures(everything: subprocess.CompletedProcess[str]) -> dict[str, dict[str,
 
 
 def test_json_is_one_object_with_each_figure_and_the_machine(figures: dict[str, dict[str, object]]) -> None:
-    assert list(figures) == ["P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "P9", "E1", "T1", "machine"]
-    for name in ("P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "P9", "E1", "T1"):
+    assert list(figures) == ["P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "P9", "E1", "T1", "S1", "machine"]
+    for name in ("P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "P9", "E1", "T1", "S1"):
         assert {"value", "target", "holds", "unit", "parts"} <= figures[name].keys()
 
 

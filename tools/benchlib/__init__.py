@@ -3,6 +3,7 @@
 fault          P1  measured against raw_socket
 first_touch    P2  measured against real_kvm
 encrypted_touch  E1  measured against the same without encryption
+trace_cost     S1  measured against its target alone
 page_tables    P3  measured against its targets alone
 requests       P5  measured against minimal_fuse
 our_mount      a memfsd to measure, and VMs attached to it

@@ -21,6 +21,7 @@ from benchlib import (
     starting,
     taking_back,
     throughput,
+    trace_cost,
 )
 from benchlib.figure import Figure, Progress, table
 from benchlib.machine import describe
@@ -41,6 +42,7 @@ FIGURES: dict[str, Measure] = {
     "P9": starting.measure,
     "E1": encrypted_touch.measure,
     "T1": throughput.measure,
+    "S1": trace_cost.measure,
 }
 QUICK: dict[str, Measure] = {
     "P1": lambda progress: fault.measure(progress, starts=1, rounds=2, count=10),
@@ -54,6 +56,7 @@ QUICK: dict[str, Measure] = {
     "P9": lambda progress: starting.measure(progress, rounds=1),
     "E1": lambda progress: encrypted_touch.measure(progress, rounds=1, size_bytes=4 << 20),
     "T1": lambda progress: throughput.measure(progress, rounds=1, count=2),
+    "S1": lambda progress: trace_cost.measure(progress, rounds=1, fault_count=100),
 }
 """So small that the values mean nothing: for tests of this program."""
 

@@ -86,6 +86,11 @@ class FramePool:
     def count(self, state: FrameState) -> int:
         return self._counts[state]
 
+    @property
+    def by_state(self) -> tuple[int, ...]:
+        """Frames in each state, by its number."""
+        return tuple(self._counts)
+
     def counts(self) -> dict[str, int]:
         """Frames in each state, by its name in lower case."""
         return {state.name.lower(): self._counts[state] for state in _STATES}

@@ -1,0 +1,203 @@
+"""--trace FILE: events in the kernel's text form, as /sys/kernel/tracing/trace_pipe has them.
+
+    # tracer: nop
+    # side: kvmsim pid: 4711 clock: mono
+               vm0/0-4711    [001] .....  8712.003417: kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0 ...
+
+The number after the task is the thread's id; the clock is CLOCK_MONOTONIC, one for all processes of a machine. An event
+costs its thread a tuple in a queue; a thread of the trace makes text of it. So a slow disk or a FIFO that nobody reads
+delays nobody: what finds no room is lost, and counted as the kernel does.
+"""
+
+import contextlib
+import errno
+import functools
+import os
+import select
+import stat
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
+from typing import TypeVar
+
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_TRACE_BYTES, MAX_TRACE_QUEUE
+
+from . import sync
+from . import traceevents as e
+from .journalfile import appending, open_record
+from .quote import printable, quoted
+from .traceevents import Event, Value
+from .tracefilter import BadFilter, Predicate, parse
+
+_FLUSH_S = 0.05
+_END_DEADLINE_S = 1.0
+_BATCH = 256
+"""Events between two writes: each write lets other threads have the GIL."""
+_MAX_TEXTS = 4096
+"""Texts that are kept, of what comes again and again."""
+
+K = TypeVar("K")
+
+Wanted = Mapping[Event, Predicate | None]
+"""Events, with their filter."""
+_Queued = tuple[int, int, int, str, Event, tuple[Value, ...]]
+"""Time, thread, CPU, task, event, values."""
+
+
+def wanted(chosen: Iterable[tuple[str, str]]) -> Wanted:
+    """-e and -f, in pairs; all events when there are none. EINVAL (Refused): names no event, or a bad filter."""
+    found: dict[Event, Predicate | None] = {}
+    for pattern, text in chosen:
+        for event in e.chosen(pattern):
+            try:
+                found[event] = parse(text, event) if text else None
+            except BadFilter as error:
+                raise Refused(errno.EINVAL, f"filter {quoted(text)}: {error}") from None
+    return found or dict.fromkeys(e.EVENTS.values())
+
+
+def open_trace(path: str) -> int:
+    """As `journalfile.open_journal`."""
+    return open_record(path, "trace", is_trace)
+
+
+def is_trace(first_line: bytes) -> bool:
+    return first_line.startswith(b"# tracer: ")
+
+
+class TraceFile:
+    """Owns the fd. `warn` is called once, from the trace's thread, when it cannot go on; nothing else stops.
+
+    Make it after the process has forked: its thread does not survive that. Refused when the head cannot be written.
+    """
+
+    def __init__(self, fd: int, side: str, wanted: Wanted, warn: Callable[[str], None]) -> None:
+        self._fd, self.wanted, self._warn = fd, wanted, warn
+        self._queue: deque[_Queued] = deque()
+        self._add = self._queue.append
+        self._lost = 0
+        self._thread_local = threading.local()
+        self._cpu = _cpu_of_this_thread()
+        self._heads: dict[tuple[str, int, int], str] = {}
+        self._texts: dict[tuple[Event, tuple[Value, ...]], str] = {}
+        status = os.fstat(fd)
+        is_regular = stat.S_ISREG(status.st_mode)
+        self._room = MAX_TRACE_BYTES - status.st_size
+        """Bytes."""
+        self._append = appending(fd) if is_regular else functools.partial(os.write, fd)
+        self._stop = sync.event("TraceFile.stop")
+        self._ended = False
+        try:
+            self._write(f"# tracer: nop\n# side: {side} pid: {os.getpid()} clock: mono\n".encode())
+        except OSError as error:
+            if is_regular:
+                with contextlib.suppress(OSError):
+                    os.ftruncate(fd, status.st_size)
+            os.close(fd)
+            raise Refused(error.errno or errno.EIO, f"the trace cannot be written: {error.strerror}") from None
+        self._thread = sync.thread(self._pass_on, "trace")
+        self._thread.start()
+
+    def put(self, event: Event, task: str, values: tuple[Value, ...]) -> None:
+        """From any thread, with whatever lock held: it waits for nothing."""
+        if event not in self.wanted:
+            return
+        if len(self._queue) >= MAX_TRACE_QUEUE or self._ended:
+            self._lost += 1
+            return
+        try:
+            tid = self._thread_local.tid
+        except AttributeError:
+            tid = self._thread_local.tid = threading.get_native_id()
+        self._add((time.monotonic_ns(), tid, self._cpu(), task, event, values))
+
+    def close(self) -> None:
+        """Writes what is queued, as far as a deadline lets it."""
+        self._stop.set()
+        self._thread.join(_END_DEADLINE_S)
+        if self._thread.is_alive():
+            self._end("nobody reads it")
+        else:
+            os.close(self._fd)
+
+    def _pass_on(self) -> None:
+        try:
+            while not self._stop.wait(_FLUSH_S):
+                self._drain()
+            self._drain()
+        except OSError as error:
+            self._end(error.strerror or str(error))
+
+    def _drain(self) -> None:
+        while self._queue and not self._ended:
+            if self._lost:
+                lost, self._lost = self._lost, 0
+                self._write(f"CPU:0 [LOST {lost} EVENTS]\n".encode())
+            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
+            self._write("".join(map(self._line, batch)).encode(errors="backslashreplace"))
+
+    def _line(self, queued: _Queued) -> str:
+        t, tid, cpu, task, event, values = queued
+        matches = self.wanted[event]
+        if matches is not None and not matches((*values, tid, task, cpu)):
+            return ""
+        head = self._heads.get((task, tid, cpu))
+        if head is None:
+            head = _remember(self._heads, (task, tid, cpu), f"{word(task):>16}-{tid:<7} [{cpu:03}] ..... ")
+        if event.repeats:
+            text = self._texts.get((event, values))
+            if text is None:
+                text = _remember(self._texts, (event, values), event.line % values)
+        else:
+            text = event.line % values
+        us = str(t // 1000).rjust(11)
+        return f"{head}{us[:-6]}.{us[-6:]}{text}"
+
+    def _write(self, data: bytes) -> None:
+        """OSError when it cannot be written to the end."""
+        if len(data) > self._room:
+            raise OSError(errno.EFBIG, "the limit of a trace's size is reached")
+        while data:
+            try:
+                written = self._append(data)
+            except BlockingIOError:
+                self._wait_for_reader()
+                continue
+            self._room -= written
+            data = data[written:]
+
+    def _wait_for_reader(self) -> None:
+        poll = select.poll()
+        poll.register(self._fd, select.POLLOUT)
+        poll.poll(_END_DEADLINE_S * 1000)
+        if self._ended:
+            raise OSError(errno.EAGAIN, "nobody reads it")
+
+    def _end(self, why: str) -> None:
+        if not self._ended:
+            self._ended = True
+            self._queue.clear()
+            self._warn(f"the trace cannot be written and has ended: {why}")
+
+
+def _remember(known: dict[K, str], key: K, text: str) -> str:
+    if len(known) >= _MAX_TEXTS:
+        known.clear()
+    known[key] = text
+    return text
+
+
+@functools.lru_cache(1024)
+def word(text: str) -> str:
+    """A name in one word, and not empty."""
+    return "_".join(printable(text).split()) or "-"
+
+
+def _cpu_of_this_thread() -> Callable[[], int]:
+    """sched_getcpu(3). A PyDLL keeps the GIL: letting it go would take longer than the call."""
+    import ctypes
+
+    found: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
+    return found

@@ -1,0 +1,40 @@
+"""What becomes of trace points in a trace."""
+
+from pathlib import Path
+
+from memfsd.uapi.units import Gfn
+from tests.support.traced import events, fault, tracing
+
+
+def test_a_vcpu_is_in_the_guest_from_entry_to_exit(tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+    with tracing(path, ("kvm", "")) as to:
+        to.guest_entered("vm0", 0)
+        to.guest_entered("vm0", 0)
+        fault(to, 1)
+        to.fault_begun("vm0", 0, Gfn(9), 4, True, False)
+        to.userspace_exit("vm0", 0, "MMIO", 6, {"is_write": False, "len": 4, "phys_addr": 0x9004})
+        to.run_resumed("vm0", 0, (0x9004, b"\x34\x12\0\0"))
+        to.run_done("vm0", 0)
+        to.hypercall("vm0", 0, 12, (1, 2), False)
+        to.run_done("vm0", 0)
+        to.userspace_exit("vm0", 0, "INTR", 10, {})
+    assert [line.split()[0] for line in events(path)] == [
+        "kvm_entry:",
+        *("kvm_exit:", "kvm_page_fault:", "kvm_entry:"),
+        *("kvm_exit:", "kvm_page_fault:", "kvm_mmio:", "kvm_userspace_exit:", "kvm_mmio:", "kvm_entry:"),
+        *("kvm_exit:", "kvm_hypercall:", "kvm_entry:"),
+        *("kvm_exit:", "kvm_userspace_exit:"),
+    ]
+    assert "kvm_page_fault: vcpu 0 rip 0x0 address 0x0000000000009004 error_code 0x100000004" in events(path)
+    assert "kvm_mmio: mmio read len 4 gpa 0x9004 val 0x1234" in events(path)
+    assert events(path)[-1] == "kvm_userspace_exit: reason restart (4)"
+
+
+def test_faults_of_an_ioctl_are_no_exits_of_a_guest(tmp_path: Path) -> None:
+    with tracing(tmp_path / "trace", ("kvm", "")) as to:
+        to.guest_entered("vm0", 0)
+        to.ioctl_begun("vm0", 0)
+        fault(to, 1)
+        to.ioctl_ended("vm0", 0)
+    assert [line.split()[0] for line in events(tmp_path / "trace")] == ["kvm_entry:"]
