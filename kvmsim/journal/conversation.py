@@ -3,10 +3,13 @@
 from dataclasses import dataclass, field
 from typing import Any
 
-from memfsd.common.intervals import IntervalMap
+from memfsd.common.intervals import IntervalMap, subtract
 from memfsd.common.journal import Message
-from memfsd.uapi.messages import Kind, Role
+from memfsd.uapi.messages import Kind, Reason, Role
 from memfsd.uapi.pairing import State, next_state
+
+_SWAPS = frozenset({Reason.SWAP_OUT, Reason.EVICT})
+_TAKES_AWAY = frozenset({Reason.PUNCH, Reason.TRUNCATE, Reason.POISON, Reason.REVOKE})
 
 
 class Broken(Exception):
@@ -20,7 +23,8 @@ class Broken(Exception):
 
 @dataclass
 class Bracket:
-    """An invalidation of file pages [start, end) under way; acknowledged: the reply to its BEGIN came."""
+    """An invalidation of file pages [start, end) under way; acknowledged: the reply to its BEGIN came, and kept what it
+    says."""
 
     start: int
     end: int
@@ -28,7 +32,9 @@ class Bracket:
     begun: int
     """Number of the record with its BEGIN."""
     where: str
+    reason: int = Reason.PUNCH
     acknowledged: bool = False
+    kept: list[tuple[int, int]] = field(default_factory=list)
 
 
 @dataclass
@@ -56,6 +62,8 @@ class Conversation:
     gfns: IntervalMap[int] = field(default_factory=IntervalMap)
     revoked: IntervalMap[int] = field(default_factory=IntervalMap)
     """File pages to the sequence number since which what was granted before is void."""
+    out: set[int] = field(default_factory=set)
+    """File pages that are swapped out, as far as this connection knows: an unbound one may be punched unseen."""
     excused: bool = False
     """The connection ended, or the VM was cut off or died: nothing more is owed."""
     _asked: dict[tuple[str, int], Asked] = field(default_factory=dict)
@@ -97,13 +105,17 @@ class Conversation:
             self._begin(body, number, where)
         elif message.kind == "INVALIDATE_END":
             self._end(body)
+        elif message.kind == "SWAP_OUT":
+            self._swap_out([pgoff for pgoff, _ in body["pages"]])
 
     def _begin(self, body: dict[str, Any], number: int, where: str) -> None:
         if self.bracket is not None:
             raise Broken("bracket", f"a second BEGIN while the bracket that {self.bracket.where} opened has no END")
         if self.seq >= 0 and body["seq"] != self.seq:
             raise Broken("sequence", f"BEGIN says {body['seq']}, and the last END or PAIR said {self.seq}")
-        self.bracket = Bracket(body["start"], body["end"], body["seq"], number, where)
+        self.bracket = Bracket(body["start"], body["end"], body["seq"], number, where, body["reason"])
+        if body["reason"] in _TAKES_AWAY:
+            self._not_out(body["start"], body["end"])
 
     def _end(self, body: dict[str, Any]) -> None:
         bracket = self.bracket
@@ -119,6 +131,19 @@ class Conversation:
         self.seq = body["seq"]
         self.revoked.put(bracket.start, bracket.end, self.seq)
         self.bracket = None
+
+    def _swap_out(self, pages: list[int]) -> None:
+        bracket = self.bracket
+        if bracket is None or not bracket.acknowledged or bracket.reason not in _SWAPS:
+            raise Broken("swap", "SWAP_OUT outside a bracket that swaps out, or before its acknowledgement")
+        for page in pages:
+            if not bracket.start <= page < bracket.end or any(low <= page < high for low, high in bracket.kept):
+                raise Broken(
+                    "swap", f"SWAP_OUT of page {page:#x}, which the VM keeps, or {bracket.where} did not close"
+                )
+
+    def _not_out(self, start: int, end: int) -> None:
+        self.out -= {page for page in self.out if start <= page < end}
 
     def _answered(self, reply: Message, asked: Asked) -> None:
         kind = Kind[reply.kind]
@@ -142,6 +167,11 @@ class Conversation:
             self.excused = True
         elif kind is Kind.INVALIDATE_BEGIN and self.bracket is not None:
             self.bracket.acknowledged = True
+            self.bracket.kept = [(low, high) for low, high in body["kept"]]
+        elif kind is Kind.SWAP_OUT:
+            self.out |= {page for (page, _), blob in zip(was["pages"], body["blobs"], strict=True) if blob}
+        elif kind is Kind.SWAP_IN:
+            self._not_out(was["pgoff"], was["pgoff"] + len(was["blobs"]))
         elif kind is Kind.BIND:
             self._bind(was["pgoff"], was["pgoff"] + was["page_count"], was["gfn"] - was["pgoff"])
         elif kind is Kind.UNBIND:
@@ -158,6 +188,7 @@ class Conversation:
         self.gfns.put(start + distance, end + distance, 0)
 
     def _unbind(self, start: int, end: int) -> None:
+        self._not_out(start, end)
         gone = self.bindings.cut(start, end)
         if sum(high - low for low, high, _ in gone) != end - start:
             raise Broken("rebind", f"UNBIND of pages {start:#x}-{end:#x}, which are not all bound")
@@ -185,6 +216,11 @@ class Conversation:
             raise Broken(
                 "grant", f"pages {start:#x}-{end:#x} were granted inside the bracket that {bracket.where} opened"
             )
+        if self.out:
+            for low, high in subtract(start, end, self.is_void(start, end, seq)):
+                for page in self.out:
+                    if low <= page < high:
+                        raise Broken("swap", f"page {page:#x} is granted while it is swapped out")
         return start, end, body["pfn"], seq
 
     def is_void(self, start: int, end: int, seq: int) -> list[tuple[int, int]]:

@@ -7,6 +7,7 @@ of each page that is out, so that a blob that was altered, is another page's, or
 
 import errno
 import itertools
+import os
 import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from .slots.backing import Gmem
 if TYPE_CHECKING:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-_KEY_BITS = 256
+_KEY_BYTES = 32
 _NONCE = struct.Struct("<Q4x")
 _BOUND = struct.Struct("<QQQ")
 """What a blob is bound to: file, page, version."""
@@ -45,10 +46,11 @@ class ExportedPages:
         self._aead: AESGCM | None = None
         self._versions = itertools.count(1)
         self._out: dict[Gmem, dict[Pgoff, _Out]] = {}
-        self._by_gfn: dict[Gfn, tuple[Gmem, Pgoff]] = {}
+        self.by_gfn: dict[Gfn, tuple[Gmem, Pgoff]] = {}
+        """All of them. Empty, as a rule: then a fault has nothing to ask."""
 
     def __len__(self) -> int:
-        return len(self._by_gfn)
+        return len(self.by_gfn)
 
     # -- without the lock
 
@@ -73,7 +75,7 @@ class ExportedPages:
         if self._aead is None:
             from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-            self._aead = AESGCM(AESGCM.generate_key(_KEY_BITS))
+            self._aead = AESGCM(os.urandom(_KEY_BYTES))
         return self._aead
 
     # -- with the lock
@@ -87,7 +89,7 @@ class ExportedPages:
         """The page is out from now on; in this version, which never was nor will be another page's."""
         version = next(self._versions)
         self._out.setdefault(gmem, {})[pgoff] = _Out(gfn, version)
-        self._by_gfn[gfn] = gmem, pgoff
+        self.by_gfn[gfn] = gmem, pgoff
         return version
 
     def find(self, gmem: Gmem, pgoff: Pgoff) -> tuple[Gfn, int | None]:
@@ -111,12 +113,12 @@ class ExportedPages:
         out = self._out.get(gmem)
         if out:
             for pgoff in _within(out, start, end):
-                self._by_gfn.pop(out.pop(pgoff).gfn, None)
+                self.by_gfn.pop(out.pop(pgoff).gfn, None)
 
     def drop(self, gmem: Gmem) -> None:
         """The pairing has ended."""
         for out in self._out.pop(gmem, {}).values():
-            self._by_gfn.pop(out.gfn, None)
+            self.by_gfn.pop(out.gfn, None)
 
     def destroy(self, segments: Iterable[GfnRange]) -> None:
         """What an unmap does to contents, it does to those that are out: they are zero when they come back."""
@@ -130,14 +132,14 @@ class ExportedPages:
 
     def taken_back(self, start: Gfn, end: Gfn) -> None:
         """By the store, while they were not bound: they are holes now."""
-        for gfn in _within(self._by_gfn, start, end):
-            gmem, pgoff = self._by_gfn.pop(gfn)
+        for gfn in _within(self.by_gfn, start, end):
+            gmem, pgoff = self.by_gfn.pop(gfn)
             del self._out[gmem][pgoff]
 
     def _at(self, segments: Iterable[GfnRange]) -> list[_Out]:
-        if not self._by_gfn:
+        if not self.by_gfn:
             return []
-        found = [self._by_gfn[gfn] for start, end in segments for gfn in _within(self._by_gfn, start, end)]
+        found = [self.by_gfn[gfn] for start, end in segments for gfn in _within(self.by_gfn, start, end)]
         return [self._out[gmem][pgoff] for gmem, pgoff in found]
 
 

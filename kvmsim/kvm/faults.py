@@ -103,7 +103,7 @@ class Faults:
         mmu, gfn, backing = self._vm.mmu, page_fault.gfn, page_fault.slot.backing
         mmu.lock.acquire()
         try:
-            if self._vm.exports:
+            if self._vm.exports.by_gfn:
                 self._check_not_out(page_fault, count)
             if not (mmu.install_large(page_fault, pfn, count, order) if order else mmu.install(page_fault, pfn, count)):
                 return False

@@ -53,7 +53,7 @@ class Notifier:
         with mmu.lock:
             if not mmu.invalidation_ended.wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S):
                 raise PeerLost("a memslot of this VM was not deleted in time")
-            if begin.reason in _TAKES_AWAY:
+            if self._vm.exports.by_gfn and begin.reason in _TAKES_AWAY:
                 self._vm.exports.forget(link, Pgoff(begin.start), Pgoff(begin.end))
             ranges = self._gfn_ranges(link, Pgoff(begin.start), Pgoff(begin.end))
             if not ranges:

@@ -25,54 +25,58 @@ class Swap:
         self._exports = vm.exports
 
     def out(self, gmem: Gmem, pages: list[_Page]) -> list[bytes]:
-        """Blobs of these pages, in order; their frames are empty then. None leaves when one cannot.
+        """Blobs of these pages, in order, whose frames are empty then; b"" for a page that stays: it is in use, no slot
+        shows it any more, or no open invalidation covers it.
 
-        EBUSY: a page is mapped, not bound, or no open invalidation covers it. EINVAL: it is in another frame.
+        None leaves, and it is refused: EINVAL a page is in another frame, or named twice; EBADMSG, EIO it cannot be
+        read; ENOSPC too many pages are out.
         """
         versions = self._leave(gmem, pages)
-        memory = gmem.memory
+        memory, blobs = gmem.memory, list[bytes]()
         try:
-            contents = [memory.read(pfn << PAGE_SHIFT, PAGE_SIZE) for _, pfn in pages]
+            for (pgoff, pfn), version in zip(pages, versions, strict=True):
+                page = b"" if version is None else memory.read(pfn << PAGE_SHIFT, PAGE_SIZE)
+                blobs.append(b"" if version is None else self._exports.seal(gmem, pgoff, version, page))
         except OSError as error:
-            self._stay(gmem, pages)
+            with self._vm.mmu.lock:
+                for (pgoff, pfn), version in zip(pages, versions, strict=True):
+                    if version is not None:
+                        self._settle(gmem, pgoff, pfn)
             raise Refused(error.errno or errno.EIO, f"a page cannot be read: {error.strerror}") from None
-        blobs = [
-            self._exports.seal(gmem, pgoff, version, page)
-            for (pgoff, _), version, page in zip(pages, versions, contents, strict=True)
-        ]
-        for _, pfn in pages:
-            memory.scrub(pfn, 1)
+        for (_, pfn), version in zip(pages, versions, strict=True):
+            if version is not None:
+                memory.scrub(pfn, 1)
         return blobs
 
-    def _leave(self, gmem: Gmem, pages: list[_Page]) -> list[int]:
+    def _leave(self, gmem: Gmem, pages: list[_Page]) -> list[int | None]:
+        """The versions in which they leave."""
         mmu = self._vm.mmu
         with mmu.lock:
             self._exports.check_room(len(pages))
             gfns = [self._gfn_of_blocked(gmem, pgoff, pfn) for pgoff, pfn in pages]
-            if len(set(gfns)) != len(gfns):
+            if len(set(pages)) != len(pages):
                 raise Refused(errno.EINVAL, "a page is named twice")
             for gfn in gfns:
-                mmu.blocked.take(gfn, Gfn(gfn + 1))
-            return [self._exports.leave(gmem, pgoff, gfn) for gfn, (pgoff, _) in zip(gfns, pages, strict=True)]
+                if gfn is not None:
+                    mmu.blocked.take(gfn, Gfn(gfn + 1))
+            return [
+                None if gfn is None else self._exports.leave(gmem, pgoff, gfn)
+                for gfn, (pgoff, _) in zip(gfns, pages, strict=True)
+            ]
 
-    def _gfn_of_blocked(self, gmem: Gmem, pgoff: Pgoff, pfn: Pfn) -> Gfn:
+    def _gfn_of_blocked(self, gmem: Gmem, pgoff: Pgoff, pfn: Pfn) -> Gfn | None:
         """With Mmu.lock held."""
         mmu = self._vm.mmu
         shown = [low for _, low, _ in self._vm.slots[PRIVATE].of_file(gmem, pgoff, Pgoff(pgoff + 1))]
         gfn = shown[0] if shown else None
         if gfn is None or not (mmu.in_progress and mmu.range_start <= gfn < mmu.range_end):
-            raise Refused(errno.EBUSY, f"page {pgoff:#x} is not in an open invalidation")
+            return None
         run = mmu.exportable(gfn, Gfn(gfn + 1))
         if not run:
-            raise Refused(errno.EBUSY, f"page {pgoff:#x} is in use")
+            return None
         if run[0][1] != gmem.base + pfn:
             raise Refused(errno.EINVAL, f"page {pgoff:#x} is not in frame {pfn:#x}")
         return gfn
-
-    def _stay(self, gmem: Gmem, pages: list[_Page]) -> None:
-        with self._vm.mmu.lock:
-            for pgoff, pfn in pages:
-                self._settle(gmem, pgoff, pfn)
 
     def bring_in(self, gmem: Gmem, pgoff: Pgoff, pfn: Pfn, blobs: list[bytes]) -> None:
         """Pages from pgoff on are in the frames from pfn on, all of them or none. EBADMSG: a blob is not what left, or

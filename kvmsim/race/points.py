@@ -150,6 +150,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("GuestServer.lock", "store"),
     ("Checker.turn", "store"),
     ("Reclaimer.lock", "store"),
+    ("Swapper.turn", "store"),
     ("Recording.lock", "store"),
     ("Kvm.slots_lock", "vm"),
     ("StoreLink.lock", "vm"),

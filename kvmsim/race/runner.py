@@ -26,8 +26,8 @@ from .scheduler import Chooser, Killed, Scheduler, Step, Stuck
 from .shown import SlotHistory
 from .world import SimulatedVm, World, repeatable, standing_in
 
-_BROKEN = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY}
-"""Errnos that say that the other side is gone, or did not answer in time."""
+_BROKEN = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY, errno.EBADMSG}
+"""Errnos that say that the other side is gone, did not answer in time, or gave something else back than it got."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -338,6 +338,16 @@ class _Run:
     def _host_allocate(self, name: str, pgoff: int, pages: int) -> str:
         self._files.allocate(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT).run()
         return ""
+
+    def _host_swapout(self, name: str, pgoff: int, pages: int) -> str:
+        done, at = 0, pgoff
+        while at >= 0:
+            count, at = self.world.store.swapper.page_out(self.world.inos[name], at, pgoff + pages, 0, 0)
+            done += count
+        return f"{done} pages left"
+
+    def _host_swapoff(self) -> str:
+        return f"{self.world.store.swapper.swap_off()[0]} pages came back"
 
     def _host_truncate(self, name: str, pages: int) -> str:
         with self._taking([(name, index) for index in range(pages, self._scenario.files[name])]):

@@ -1,7 +1,7 @@
 """Scenarios: what there is before a race, who runs in it, and what is looked at afterwards.
 
     # fault x punch: the first comment says what it is about
-    store frames=16 resize=any
+    store frames=16 resize=any swap=8
     file mem 8
     vm vm0 vcpus=2 encrypted
     before vmm: slot 0 mem 0 0 8
@@ -97,6 +97,8 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
         "poison": ([("FILE", _name), ("PGOFF", _number)], 2, "memfs poison: the page's frame fails"),
         "revoke": ([("FILE", _name)], 1, "memfs device remove"),
         "allocate": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate"),
+        "swapout": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "memfs swapout"),
+        "swapoff": ([], 0, "memfs swapoff"),
         "truncate": ([("FILE", _name), ("PAGES", _number)], 2, "truncate"),
         "unlink": ([("FILE", _name)], 1, "unlink"),
         "check": ([], 0, "memfs check: asks the VMs for their state"),
@@ -143,6 +145,7 @@ class Scenario:
     frames: int = 64
     resize_any: bool = False
     split: bool = False
+    swap_slots: int = 0
     files: dict[str, int] = field(default_factory=dict)
     devices: set[str] = field(default_factory=set)
     """Of the files."""
@@ -241,10 +244,12 @@ def _store(scenario: Scenario, words: list[str]) -> None:
                 raise ValueError("a store needs at least one frame: write frames=1 or more")
         elif word == "resize=any":
             scenario.resize_any = True
+        elif key == "swap":
+            scenario.swap_slots = _number(value)
         elif word == "split=on":
             scenario.split = True
         else:
-            raise ValueError(f"store has frames=N, resize=any and split=on, not '{word}'")
+            raise ValueError(f"store has frames=N, swap=N, resize=any and split=on, not '{word}'")
 
 
 def _file(scenario: Scenario, words: list[str]) -> None:

@@ -82,6 +82,22 @@ def _encrypted_windows() -> OpenWindow:
     return MemoryKey().open_window
 
 
+class MemorySwap:
+    """In the place of the swap file: no disk of this machine is part of a schedule."""
+
+    def __init__(self, slot_count: int) -> None:
+        self.slot_count = slot_count
+        self._blobs: dict[int, bytes] = {}
+
+    def write(self, slot: int, blob: bytes) -> None:
+        self._blobs[slot] = blob
+
+    def read(self, slot: int) -> bytes:
+        return self._blobs[slot]
+
+    def close(self) -> None: ...
+
+
 class World:
     """One store and its VMs."""
 
@@ -103,6 +119,7 @@ class World:
             socket_path="",
             now_ns=self._now_ns,
             random_bytes=self._random_bytes,
+            swap=MemorySwap(scenario.swap_slots) if scenario.swap_slots else None,
         )
         self.store_is_dead = False
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)

@@ -19,7 +19,7 @@ from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
 from memfsd.host.swapfile import SwapSpace
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.limits import MAX_SWAP_PAGES, SWAP_WINDOW_PAGES
+from memfsd.uapi.limits import MAX_SWAP_PAGES, SWAP_BLOB_BYTES, SWAP_WINDOW_PAGES
 from memfsd.uapi.messages import Empty, Kind, SwapIn, SwapOutReply
 from memfsd.uapi.messages import SwapOut as SwapOutBody
 from memfsd.uapi.units import Ino, Pfn, Pgoff
@@ -130,6 +130,7 @@ class Swapper:
             for file in self._service.inodes.sealed_files()
             if not file.order
             and file.pages.page_count
+            and guest_of(file).device is None
             and (active := guest_of(file).active) is not None
             and active.implements(Kind.SWAP_OUT)
             and active.implements(Kind.SWAP_IN)
@@ -175,6 +176,8 @@ class Swapper:
             raise Refused(errno.EOPNOTSUPP, why)
         if file.order:
             raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} has large pages, which are not swapped")
+        if guest_of(file).device is not None:
+            raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} is a device, whose memory stays where it is")
         if active is None:
             raise Refused(errno.ENOTCONN, f"inode {file.ino} has no VM: nobody can encrypt its pages")
         if not (active.implements(Kind.SWAP_OUT) and active.implements(Kind.SWAP_IN)):
@@ -184,42 +187,47 @@ class Swapper:
         """Within the bracket that blocks these pages. What cannot leave stays where it is."""
         with self._service.lock:
             file, peer = self._service.inodes.regular(effect.ino), self._invalidator.peers.get(effect.ino)
-        done = 0
-        while peer is not None and done < len(effect.pages):
-            some = effect.pages[done : done + MAX_SWAP_PAGES]
-            left = self._export_some(file, peer, some)
-            done += left
-            if left < len(some):
+        for at in range(0, len(effect.pages), MAX_SWAP_PAGES):
+            pages = effect.pages[at : at + MAX_SWAP_PAGES]
+            failed = len(pages) if peer is None else self._export_some(file, peer, pages)
+            if failed:
+                with self._service.lock:
+                    self._service.slots.failed_count += failed + len(effect.pages) - at - len(pages)
                 break
-        with self._service.lock:
-            self._service.slots.failed_count += len(effect.pages) - done
 
     def _export_some(self, file: Regular, peer: Peer, pages: list[tuple[Pgoff, Pfn]]) -> int:
-        """At most a packet of them: how many of the first have left. Fewer than all: no use to go on."""
+        """At most a packet of them: how many could not leave. More than 0: no use to go on."""
         service = self._service
         with service.lock:
             slots = [service.slots.alloc() for _ in range(min(len(pages), service.slots.free_count))]
-        written = 0
+        blobs, written, failed = list[bytes](), 0, len(pages)
         try:
-            if slots:
-                leaving = [(int(pgoff), int(pfn)) for pgoff, pfn in pages[: len(slots)]]
-                blobs = peer.up.call(Kind.SWAP_OUT, SwapOutBody(leaving), SwapOutReply).blobs
-                if len(blobs) != len(slots):
-                    raise PeerLost(f"{len(blobs)} blobs for {len(slots)} pages")
-                written = self._write(slots, blobs)
-                for (pgoff, pfn), blob in zip(pages[written : len(slots)], blobs[written:], strict=True):
-                    peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, [blob]), Empty)  # back to where it was
+            blobs = self._blobs(peer, pages[: len(slots)]) if slots else []
+            leaving = [(page, blob) for page, blob in zip(pages, blobs, strict=False) if blob]
+            written = self._write(slots[: len(leaving)], [blob for _, blob in leaving])
+            for (pgoff, pfn), blob in leaving[written:]:
+                peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, [blob]), Empty)  # back to where it was
+            failed = len(leaving) - written + len(pages) - len(slots)
         except PeerRefused as refused:
             log.warning("VM %s gives no page out: %s", peer.vm, refused)
         except PeerLost as lost:
             self._lost(peer, lost)
             written = 0
+        left = [page for page, blob in zip(pages, blobs, strict=False) if blob][:written]
         with service.lock:
             service.slots.free(slots[written:])
-            scrub = service.gmem.swapped_out(file, pages[:written], slots[:written]) if written else None
+            scrub = service.gmem.swapped_out(file, left, slots[:written]) if written else None
         if scrub is not None:
             self._runner.perform([scrub])
-        return written
+        return failed
+
+    def _blobs(self, peer: Peer, pages: list[tuple[Pgoff, Pfn]]) -> list[bytes]:
+        """PeerLost: not one for each page, or of another size."""
+        body = SwapOutBody([(int(pgoff), int(pfn)) for pgoff, pfn in pages])
+        blobs = peer.up.call(Kind.SWAP_OUT, body, SwapOutReply).blobs
+        if len(blobs) != len(pages) or not {len(blob) for blob in blobs} <= {0, SWAP_BLOB_BYTES}:
+            raise PeerLost(f"it gave {len(blobs)} blobs for {len(pages)} pages, or some of another size")
+        return blobs
 
     def _write(self, slots: list[int], blobs: list[bytes]) -> int:
         """How many are in the file."""

@@ -386,9 +386,11 @@ class SwapOut(Body):
 
 
 class SwapOutReply(Body):
-    """A blob for each page, in order: what it is made of is KVM's affair."""
+    """A blob for each page, in order: what it is made of is KVM's affair. An empty one: the page stays where it is."""
 
-    blobs: Blobs
+    blobs: Annotated[
+        list[Annotated[bytes, Meta(min_length=0, max_length=SWAP_BLOB_BYTES)]], Meta(max_length=MAX_SWAP_PAGES)
+    ]
 
 
 class SwapIn(Body):

@@ -33,6 +33,7 @@ _SLOTS = "kvmsim.kvm.ioctls:SlotIoctls"
 _MMU = "kvmsim.kvm.mmu.mmu:Mmu"
 _INVALIDATOR = "memfsd.store.invalidator:Invalidator"
 _PAIRED = "memfsd.store.pairings:PairedFile"
+_SWAPPER = "memfsd.store.swapper:Swapper"
 _GMEM = "memfsd.core.gmem:GuestMemory"
 _UNMAPPER = "kvmsim.kvm.unmapper:Unmapper"
 
@@ -336,6 +337,76 @@ MUTANTS: tuple[Mutant, ...] = (
             "                mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])\n",
         ),
         at="split-x-no-table",
+    ),
+    _mutant(
+        "swap: blobs are made while a vCPU is inside",
+        f"{_CALLBACKS}.on_begin",
+        (
+            "        self._unmapper.kick_all()\n",
+            "        if begin.reason not in _SWAPS:\n            self._unmapper.kick_all()\n",
+        ),
+        at="swap-out-x-fault",
+    ),
+    Mutant(
+        "swap: pages in use are given away",
+        (
+            (f"{_MMU}.block", "self._unmap(start, end, True)", "self.epts[PRIVATE].runs(start, end)"),
+            (
+                f"{_MMU}.exportable",
+                "subtract(run[0], run[0] + run[2], mapped)",
+                "subtract(run[0], run[0] + run[2], [])",
+            ),
+        ),
+        ("swap-out-x-fault",),
+    ),
+    _mutant(
+        "swap: a page that is out is a hole",
+        f"{_GMEM}._until_absent",
+        ("            raise SwappedOut(pgoff)\n", "            guest.absent.take(pgoff, pgoff + 1)\n"),
+        at="swap-in-x-fault",
+    ),
+    _mutant(
+        "swap: a punch leaves what is out",
+        "memfsd.core.private.strategies:Unmap.take",
+        ("        taking.guest.absent.take(taking.start, taking.end)\n", "        pass\n"),
+        at="swap-in-x-punch",
+    ),
+    _mutant(
+        "swap: KVM does not forget what was punched",
+        f"{_CALLBACKS}.on_begin",
+        ("if self._vm.exports.by_gfn and begin.reason in _TAKES_AWAY:", "if False:"),
+        at="swap-in-x-punch",
+    ),
+    _mutant(
+        "swap: a page comes in without the invalidate_lock",
+        f"{_SWAPPER}.swap_in",
+        ("        with self._invalidator.hold(guest_of(file)):\n", "        if True:\n"),
+        at="swap-in-x-punch",
+    ),
+    _mutant(
+        "swap: a hole in a slot leaves what is out",
+        f"{_SLOTS}._retire",
+        ("            self._vm.exports.destroy(segments)\n", "            pass\n"),
+        at="swap-x-unbind",
+    ),
+    _mutant(
+        "swap: what is destroyed while it comes in stays",
+        "kvmsim.kvm.swap:Swap._settle",
+        ("        if version is not None:\n", "        if True:\n"),
+        ("        return version is not None\n", "        return True\n"),
+        at="swap-x-unbind",
+    ),
+    _mutant(
+        "swap: what came in is not known to be there",
+        "kvmsim.kvm.swap:Swap._settle",
+        ("            self._vm.mmu.blocked.add(", "            (lambda *_: None)("),
+        at="swap-x-unbind",
+    ),
+    _mutant(
+        "swap: frames are free before the pages have left the file",
+        f"{_GMEM}.swapped_out",
+        ("            taken = file.pages.unmap(pgoff, Pgoff(pgoff + 1))\n", "            taken = [(pgoff, pfn, 1)]\n"),
+        at="swap-out-x-fault",
     ),
 )
 

@@ -36,6 +36,12 @@ NEEDED = {
     "poison-x-fault",
     "poison-x-punch",
     "revoke-x-fault",
+    "swap-out-x-fault",
+    "swap-in-x-punch",
+    "swap-x-death",
+    "swap-x-death-of-the-store",
+    "swap-x-unbind",
+    "evict-x-evict",
 }
 
 pytestmark = pytest.mark.minutes

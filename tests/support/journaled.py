@@ -38,7 +38,7 @@ def record_run(place: Path, run: Callable[[LocalStore, LocalVm, LocalVm], None])
     """A store, and one process with two VMs that have 16 pages of a file each: the journals of both."""
     store_path, vm_path = place / "store.journal", place / "vm.journal"
     with recording(store_path, "memfsd"), recording(vm_path, "kvmsim"):
-        store = LocalStore(place, 64)
+        store = LocalStore(place, 64, swap_pages=32)
         try:
             vms = []
             for name in ("one", "two"):

@@ -76,6 +76,7 @@ class AbsentPages(dict[int, Entry]):
         """The entries of [start, end), in order; these pages are holes from now on."""
         taken = [(pgoff, self.pop(pgoff)) for pgoff in self.within(start, end)]
         slots = [entry.slot for _, entry in taken if isinstance(entry, Swapped)]
-        self._slots.free(slots)
-        self.swapped_count -= len(slots)
+        if slots:
+            self._slots.free(slots)
+            self.swapped_count -= len(slots)
         return taken
