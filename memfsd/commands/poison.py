@@ -9,10 +9,13 @@ from typing import NamedTuple
 
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Empty, Kind, ListReply, Map, MapReply, MemoryFailure, MemoryFailureReply
 from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END
 
 from .observer import Observer, Store
+
+_WITH_FRAME = (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING)
 
 
 class Poisoned(NamedTuple):
@@ -68,6 +71,7 @@ def _runs(observer: Observer, ino: int) -> Iterator[tuple[int, int]]:
     pgoff = 0
     while pgoff >= 0:
         reply = observer.ask(Kind.MAP, Map(ino, pgoff), MapReply)
-        for first, _, count, *_ in reply.runs:
-            yield first, count
+        for first, _, count, _, state, *_ in reply.runs:
+            if state in _WITH_FRAME:
+                yield first, count
         pgoff = reply.next_pgoff

@@ -100,7 +100,7 @@ def test_it_is_refused_in_one_line_and_leaves_nothing(mounted: Mount) -> None:
         ("memfs kcore mnt -o - >&-", 2, "standard output: it is not open for writing"),
         ("memfs kcore mnt -o - > /dev/full", 2, "standard output: No space left on device"),
         ("memfs kcore mnt", 2, "the following arguments are required: -o/--output"),
-        ("memfs kcore mnt -o - | head -c 1 > /dev/null; exit ${PIPESTATUS[0]}", 141, ""),
+        ("fallocate -l 8M mnt/f; memfs kcore mnt -o - | head -c 1 > /dev/null; exit ${PIPESTATUS[0]}", 141, ""),
     ):
         done = run(command, place)
         assert done.returncode == status, (command, done)

@@ -58,7 +58,7 @@ def test_an_ordinary_page_is_eio_and_sigbus(mounted: Mount) -> None:
         "echo x | dd of=mnt/f bs=4K seek=1 conv=notrunc,fsync status=none", place, status=1
     )
     assert "Input/output error" in sh("cp mnt/f copy", place, status=1)
-    touch = "import mmap; m = mmap.mmap(open('mnt/f', 'r+b').fileno(), 0); assert m[0] == 97 and m[8192] == 99; m[4096]"
+    touch = "import mmap; f = open('mnt/f', 'r+b'); m = mmap.mmap(f.fileno(), 0); assert m[0] == 97; m[4096]"
     assert run(f'python3 -c "{touch}"', place).returncode in SIGBUS_STATUS
     sh("memfs fallocate -p -o 4K -l 4K mnt/f", place)
     assert sh("tr -d '\\0' < mnt/f | wc -c; memfs check mnt", place).startswith("8192\nR1-R8 hold")

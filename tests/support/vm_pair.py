@@ -25,7 +25,7 @@ from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import PAGE_SIZE, Gfn, Pgoff
 
-from .both_sides import LocalStore
+from .both_sides import LocalStore, errno_of
 from .ram import in_step
 from .threads import until
 from .vm_model import Home, Stopped, VmModel, runs_of
@@ -347,6 +347,10 @@ LARGE = Shape(
 """In leaves of 2 MiB, but for file b, whose GFNs do not lie as its frames do; files a and d lie side by side."""
 
 
+_MOST_FAILED = 4
+"""Frames that fail in one world, which has them no more."""
+
+
 class World:
     """Two VMs on one store that has too few frames for both."""
 
@@ -399,6 +403,9 @@ class World:
                 if file in vm.model.homes:
                     vm.model.file_punched(file, start, count)
             return
+        if what == "fail":
+            self._fail(file, start, min(start + count, self.homes[file].count))
+            return
         pages = self.store.file(file).pages
         wanted = sum(pages.lookup(Pgoff(page)) is None for page in range(start, start + count))
         past_end = start + count > self.homes[file].count
@@ -409,6 +416,20 @@ class World:
         except Refused as refused:
             got = errno_name(refused.errno)
         assert got == expected
+
+    def _fail(self, file: str, start: int, end: int) -> None:
+        """Frames of these pages fail, as many as the pool can do without; then the pages are punched."""
+        ino, pages = self.store.file(file).ino, self.store.file(file).pages
+        for page in range(start, end):
+            if self.store.count(FrameState.POISONED) >= _MOST_FAILED or self._page > 1:
+                return
+            if pages.lookup(Pgoff(page)) is None:
+                assert errno_of(self.store.store.failures.poison, ino, Pgoff(page)) == "ENXIO"
+                continue
+            self.store.store.failures.poison(ino, Pgoff(page))
+            assert pages.lookup(Pgoff(page)) is None
+            assert self.store.findings() == []
+            self._store_step(["punch", file, str(page), "1"])
 
     def check(self) -> None:
         assert self.store.findings() == []

@@ -251,6 +251,5 @@ class Steps:
         rnd = self._random
         home = rnd.choice([home for homes in self._homes.values() for home in homes])
         start, count = rnd.randrange(-(-home.count // self._page)), rnd.randint(1, 4)
-        return rnd.choice(
-            ["store reclaim", f"store punch {home.file} {start} {count}", f"store allocate {home.file} {start} {count}"]
-        )
+        steps = [f"store {what} {home.file} {start} {count}" for what in ("punch", "allocate", "fail")]
+        return rnd.choice(["store reclaim", *steps])
