@@ -316,8 +316,9 @@ class GuestMemory:
             raise Refused(
                 errno.ENXIO, f"page {pgoff:#x} of inode {file.ino} has no frame that could fail: touch it first"
             )
-        start = pgoff >> file.order << file.order
-        return Pgoff(start), Pgoff(start + (1 << file.order))
+        order = whole_order(file.pages, pgoff, file.order) if self._options.split else file.order
+        start = pgoff >> order << order
+        return Pgoff(start), Pgoff(start + (1 << order))
 
     def _granted(self, file: Regular, pgoff: int, limit: int) -> tuple[Pfn, int]:
         """A run that the file has already; its first page is touched now."""

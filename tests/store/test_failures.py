@@ -62,6 +62,20 @@ def test_a_large_frame_fails_whole() -> None:
     assert store.audit() == []
 
 
+def test_of_a_page_that_is_split_the_one_frame_fails() -> None:
+    store = CoreStore(3 * 512, split=True)
+    file = store.guest_file("file")
+    store.setfattr(file, "page_size", "2M")
+    store.resize(file, 1024 * P)
+    store.fallocate(file, KEEP_SIZE, 0, 1024 * P)
+    store.fallocate(file, PUNCH, 7 * P, P)
+    of_the_split, of_the_whole = file.pages.lookup(20), file.pages.lookup(512)
+    assert poison(store, file.ino, 20) == (of_the_split, 1)
+    assert poison(store, file.ino, 600) == (of_the_whole, 512)
+    assert store.pool.count(POISONED) == 513
+    assert store.audit() == []
+
+
 def test_what_cannot_fail_is_refused_and_changes_nothing(store: CoreStore) -> None:
     file, guest = store.bound_file("file", 8)
     ordinary = store.make("ordinary")
