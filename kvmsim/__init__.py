@@ -8,6 +8,7 @@
     machine     one virtual machine put together
     shell/      the script language of `kvmsim run`, and what its commands do
     journal/    `kvmsim journal`, and a KVM that records
+    tracing/    `kvmsim trace`, `stat` and `perf`: what reads traces
     compare/    `kvmsim compare`: the same guests over all designs, measured
     race/       `kvmsim race`: both sides under a scheduler
     cli         the command

@@ -149,6 +149,13 @@ def _journal(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     return command.command
 
 
+def _trace(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .tracing import command
+
+    command.add_arguments(parser)
+    return command.command
+
+
 def _compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     from .compare import command
 
@@ -161,5 +168,6 @@ _COMMANDS: dict[str, tuple[str, Adder]] = {
     "attach": ("pair with a sealed file and prompt", _attach),
     "race": ("run a scenario of both sides under chosen schedules", _race),
     "journal": ("verify and show what --journal recorded", _journal),
+    "trace": ("which events --trace writes; traces and journals for Perfetto's viewer", _trace),
     "compare": ("run the same guests over all designs of conversion and measure", _compare),
 }

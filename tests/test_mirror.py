@@ -107,6 +107,8 @@ ELSEWHERE = {
     "kvmsim/vmm/conversion/shared_copy.py": "kvmsim/vmm/conversion/test_designs.py",
     "kvmsim/vmm/conversion/transaction.py": "kvmsim/vmm/conversion/test_rollback.py",
     "kvmsim/vmm/guest_memory.py": "kvmsim/vmm/conversion/test_rollback.py",
+    "kvmsim/tracing/command.py": "kvmsim/tracing/test_trace_command.py",
+    "kvmsim/tracing/reader.py": "kvmsim/tracing/test_trace_reader.py",
     "kvmsim/vmm/host.py": "kvmsim/vmm/test_hva.py",
 }
 """Modules that do what they do only together with others: the test that would notice first."""

@@ -26,7 +26,7 @@ from memfsd.uapi.limits import MAX_TRACE_BYTES, MAX_TRACE_QUEUE
 
 from . import sync
 from . import traceevents as e
-from .journalfile import appending, open_record
+from .journalfile import appending, open_record, read_at
 from .quote import printable, quoted
 from .traceevents import Event, Value
 from .tracefilter import BadFilter, Predicate, parse
@@ -90,6 +90,8 @@ class TraceFile:
         self._stop = sync.event("TraceFile.stop")
         self._ended = False
         try:
+            if is_regular and status.st_size and read_at(fd, 1, status.st_size - 1) != b"\n":
+                self._write(b"\n")  # a line that a crash tore stays a line by itself
             self._write(f"# tracer: nop\n# side: {side} pid: {os.getpid()} clock: mono\n".encode())
         except OSError as error:
             if is_regular:

@@ -260,7 +260,8 @@ class Tracing(trace.Instrument):
         self._put(e.PAGE_FAULT, task.name, (vcpu, 0, (gfn << PAGE_SHIFT) + offset, error))
 
     def hypercall(self, vm: str, vcpu: int, nr: int, args: Sequence[int], is_tdcall: bool) -> None:
-        task = self._tasks.get((vm, vcpu)) or self._new_task(vm, vcpu)
+        self.guest_entered(vm, vcpu)  # when what it did before was abandoned at an exit
+        task = self._tasks[vm, vcpu]
         self._left(task, "TDCALL" if is_tdcall else "VMCALL")
         self._put(e.HYPERCALL, task.name, (nr, *[*args, 0, 0, 0, 0][:4]))
 

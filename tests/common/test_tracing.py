@@ -38,3 +38,14 @@ def test_faults_of_an_ioctl_are_no_exits_of_a_guest(tmp_path: Path) -> None:
         fault(to, 1)
         to.ioctl_ended("vm0", 0)
     assert [line.split()[0] for line in events(tmp_path / "trace")] == ["kvm_entry:"]
+
+
+def test_a_call_after_an_exit_that_was_abandoned_comes_from_the_guest(tmp_path: Path) -> None:
+    with tracing(tmp_path / "trace", ("kvm", "")) as to:
+        to.guest_entered("vm0", 0)
+        to.userspace_exit("vm0", 0, "HLT", 5, {})
+        to.hypercall("vm0", 0, 12, (), True)
+    names = [line.split()[0] for line in events(tmp_path / "trace")]
+    assert names == ["kvm_entry:", "kvm_exit:", "kvm_userspace_exit:", "kvm_entry:", "kvm_exit:", "kvm_hypercall:"]
+    assert "reason HLT" in events(tmp_path / "trace")[1]
+    assert "reason TDCALL" in events(tmp_path / "trace")[4]

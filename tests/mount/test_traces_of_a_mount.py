@@ -1,5 +1,6 @@
 """memfsd --trace and kvmsim --trace on a real mount, and what becomes of them on a full disk and in bad places."""
 
+import json
 import os
 from pathlib import Path
 
@@ -26,6 +27,8 @@ def test_a_run_is_traced_on_both_sides(tmp_path: Path) -> None:
         (tmp_path / "script").write_text(SCRIPT)
         sh("kvmsim run script --trace vm.trace", tmp_path)
         assert mounted.stop() == 0
+        report = json.loads(sh("kvmsim trace convert store.trace vm.trace -o out --json", tmp_path))
+        assert report["flows"] == 1
     finally:
         mounted.remove()
     store, vm = ((tmp_path / f"{side}.trace").read_text() for side in ("store", "vm"))
