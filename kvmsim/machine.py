@@ -1,5 +1,7 @@
 """One virtual kvm put together: KVM, its guest, and user space."""
 
+from memfsd.uapi.messages import KVM_OPERATIONS, Kind
+
 from .cpu.accesses import Guest
 from .kvm.kvm import Kvm
 from .kvm.pairings import Pair
@@ -13,10 +15,16 @@ class VirtualMachine:
     """What a VMM process has for one VM."""
 
     def __init__(
-        self, name: str, max_slots: int, pair: Pair = pair_with_store, open_window: OpenWindow = WindowMemory
+        self,
+        name: str,
+        max_slots: int,
+        pair: Pair = pair_with_store,
+        open_window: OpenWindow = WindowMemory,
+        operations: frozenset[Kind] = KVM_OPERATIONS,
     ) -> None:
-        """pair makes the pairing with the file behind an fd, open_window maps its window."""
-        self.kvm = Kvm(Vm(name, max_slots), pair, open_window)
+        """pair makes the pairing with the file behind an fd, open_window maps its window. operations: what stores may
+        call."""
+        self.kvm = Kvm(Vm(name, max_slots), pair, open_window, operations)
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)

@@ -47,9 +47,12 @@ def fbind(fd: int, range: Range | None, policy: str) -> None:  # noqa: A002 - as
 def fmove_pages(fd: int, pages: Sequence[int], nodes: Sequence[int] | None = None) -> list[int]:
     """For each page of the file (its offset / 4096): the node it is on, or a negative errno, as move_pages(2).
 
-    -ENOENT for a hole, -EFAULT past the end of the file. nodes: where to move each. The descriptor may be write-only.
+    -ENOENT for a hole, -EFAULT past the end of the file. nodes: where to move each; then also -ENODEV for a node that
+    does not exist or is offline, -ENOMEM for one that is full, -EBUSY for a page that cannot be moved: of an ordinary
+    file, not bound, or of a VM whose KVM does not move pages. The descriptor may be write-only, and to move it must be
+    writable (EPERM).
     OSError: EINVAL for a page that no file has or as many nodes as there are not pages, ENOTTY not a file on a memfsd
-    mount, EOPNOTSUPP while this store cannot move pages.
+    mount, EBUSY while too many calls of this user wait for VMs.
     """
     wanted = [ANY_NODE] * len(pages) if nodes is None else list(nodes)
     if len(wanted) != len(pages):

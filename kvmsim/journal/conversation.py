@@ -21,10 +21,17 @@ class Broken(Exception):
         self.why = why
 
 
+BEGINNINGS = frozenset({"INVALIDATE_BEGIN", "MOVE"})
+"""Requests that open a bracket, if they are not refused."""
+
+Move = tuple[int, int, int]
+"""(first page, end, frame) of pages that a MOVE leaves in this frame and those after it."""
+
+
 @dataclass
 class Bracket:
-    """An invalidation of file pages [start, end) under way; acknowledged: the reply to its BEGIN came, and kept what it
-    says."""
+    """An invalidation of file pages [start, end) under way; acknowledged: the reply to its BEGIN, or MOVE, came, and
+    kept what it says."""
 
     start: int
     end: int
@@ -33,8 +40,14 @@ class Bracket:
     """Number of the record with its BEGIN."""
     where: str
     reason: int = Reason.PUNCH
+    moves: list[tuple[int, int]] | None = None
+    """Of a MOVE: the pages that it names, which are the ones that are taken from the VM."""
     acknowledged: bool = False
     kept: list[tuple[int, int]] = field(default_factory=list)
+
+    @property
+    def what(self) -> str:
+        return "the BEGIN" if self.moves is None else "the MOVE"
 
 
 @dataclass
@@ -80,6 +93,8 @@ class Conversation:
             raise Broken("reply", f"a reply to {message.kind} {message.id}, which nobody asked or which was answered")
         if not message.errno:
             self._answered(message, asked)
+        elif message.kind == "MOVE":
+            self.bracket = None
         return asked
 
     def finish(self) -> None:
@@ -101,7 +116,7 @@ class Conversation:
         body = message.body
         if body is None:
             return
-        if message.kind == "INVALIDATE_BEGIN":
+        if message.kind in BEGINNINGS:
             self._begin(body, number, where)
         elif message.kind == "INVALIDATE_END":
             self._end(body)
@@ -113,8 +128,10 @@ class Conversation:
             raise Broken("bracket", f"a second BEGIN while the bracket that {self.bracket.where} opened has no END")
         if self.seq >= 0 and body["seq"] != self.seq:
             raise Broken("sequence", f"BEGIN says {body['seq']}, and the last END or PAIR said {self.seq}")
-        self.bracket = Bracket(body["start"], body["end"], body["seq"], number, where, body["reason"])
-        if body["reason"] in _TAKES_AWAY:
+        moves = [(pgoff, pgoff + count) for pgoff, _, _, count in body["moves"]] if "moves" in body else None
+        reason = Reason.MOVE if moves is not None else body["reason"]
+        self.bracket = Bracket(body["start"], body["end"], body["seq"], number, where, reason, moves)
+        if reason in _TAKES_AWAY:
             self._not_out(body["start"], body["end"])
 
     def _end(self, body: dict[str, Any]) -> None:
@@ -165,7 +182,7 @@ class Conversation:
             self.seq = body["seq"]
         elif kind is Kind.BYE:
             self.excused = True
-        elif kind is Kind.INVALIDATE_BEGIN and self.bracket is not None:
+        elif kind.name in BEGINNINGS and self.bracket is not None:
             self.bracket.acknowledged = True
             self.bracket.kept = [(low, high) for low, high in body["kept"]]
         elif kind is Kind.SWAP_OUT:
@@ -196,6 +213,19 @@ class Conversation:
             self.gfns.cut(low + distance, high + distance)
 
     # -- what both sides' rules about grants share
+
+    @staticmethod
+    def moves(message: Message, asked: Asked) -> list[Move]:
+        """Where a MOVE that was acknowledged has left the pages that it names: in their new frames, or in the old."""
+        if message.kind != "MOVE" or message.errno or message.body is None or asked.body is None:
+            return []
+        kept = [(low, high) for low, high in message.body["kept"]]
+        found: list[Move] = []
+        for pgoff, source, target, count in asked.body["moves"]:
+            moved = subtract(pgoff, pgoff + count, kept)
+            found += [(low, high, target + low - pgoff) for low, high in moved]
+            found += [(low, high, source + low - pgoff) for low, high in subtract(pgoff, pgoff + count, moved)]
+        return found
 
     def check_grant(self, message: Message, asked: Asked) -> tuple[int, int, int, int] | None:
         """A GET_PFN that was granted: (first page, end, frame, seq); Broken when its pages were closing then.

@@ -27,6 +27,10 @@ class StoreRules:
             kept = [(low, high) for low, high in message.body["kept"]]
             for start, end in subtract(was["start"], was["end"], kept):
                 self._let_go(ino, start, end)
+        elif message.kind == "MOVE":
+            for low, high, pfn in conversation.moves(message, asked):
+                self._let_go(ino, low, high)
+                self._grant(ino, low, high, pfn - low)
         elif message.kind == "UNBIND":
             self._let_go(ino, was["pgoff"], was["pgoff"] + was["page_count"])
         elif message.kind == "BYE":

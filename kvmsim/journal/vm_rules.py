@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from memfsd.common.intervals import IntervalMap, subtract
 from memfsd.common.journal import Message, Note
 
-from .conversation import Asked, Broken, Conversation
+from .conversation import BEGINNINGS, Asked, Broken, Conversation
 
 
 @dataclass
@@ -33,24 +33,25 @@ class VmRules:
     def before(self, message: Message, conversation: Conversation) -> None:
         """An acknowledgement, before it counts as given."""
         bracket, file = conversation.bracket, self._files.get(message.conn)
-        if message.kind != "INVALIDATE_BEGIN" or message.errno or not message.reply or not message.sent:
+        if message.kind not in BEGINNINGS or message.errno or not message.reply or not message.sent:
             return
         if bracket is None or file is None or message.body is None:
             return
         kept = [(low, high) for low, high in message.body["kept"]]
-        for start, end in subtract(bracket.start, bracket.end, kept):
+        taken = subtract(bracket.start, bracket.end, kept) if bracket.moves is None else bracket.moves
+        for start, end in taken:
             mapped = file.mapped.within(start, end)
             if mapped:
                 low, at = mapped[0][0], mapped[0][0] + mapped[0][2][0]
                 raise Broken(
                     "acknowledged",
-                    f"the BEGIN of {bracket.where} is acknowledged with page {low:#x} still mapped at GFN {at:#x}",
+                    f"{bracket.what} of {bracket.where} is acknowledged with page {low:#x} still mapped at GFN {at:#x}",
                 )
             for low, high, _ in file.zapped:
                 if low < end and start < high:
                     raise Broken(
                         "acknowledged",
-                        f"the BEGIN of {bracket.where} is acknowledged before every vCPU was out after page "
+                        f"{bracket.what} of {bracket.where} is acknowledged before every vCPU was out after page "
                         f"{max(low, start):#x} was zapped",
                     )
 
@@ -59,6 +60,9 @@ class VmRules:
         if granted is not None:
             start, end, pfn, seq = granted
             self._file(message.conn).granted.put(start, end, (pfn - start, seq))
+        for low, high, frame in conversation.moves(message, asked):
+            seq = (asked.body or {})["seq"] + 1
+            self._file(message.conn).granted.put(low, high, (frame - low, seq))
 
     def note(self, note: Note, conversation: Conversation | None) -> None:
         data = note.data

@@ -20,6 +20,7 @@
     tampering      the host writes into a frame, past KVM
     unmapper       how GFNs lose their mappings when it is this side that takes them away
     notifier       what the store calls
+    relocator      pages that move to other frames
     pairings       connections to stores, and what they know of slots
     ioctls         KVM_SET_USER_MEMORY_REGION and what belongs to it
     blocking       the steps of a conversion that can be taken back

@@ -3,6 +3,7 @@
 vm          memslots, EPTs, vCPUs
 unmapper    how GFNs lose their mappings when it is this side that takes them away
 notifier    what the store calls
+relocator   pages that move to other frames
 pairings    connections to stores, and what they know of slots
 slots       KVM_SET_USER_MEMORY_REGION and what belongs to it
 blocking    the steps of a conversion that can be taken back
@@ -15,6 +16,7 @@ image       what private memory holds before the guest runs, and its measurement
 from kvmsim.memory.memory import OpenWindow, WindowMemory
 from kvmsim.store.link import pair as pair_with_store
 from memfsd.common import sync
+from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 from memfsd.uapi.units import PGOFF_END, Gfn, Pgoff
 
 from .alias import PRIVATE, SHARED
@@ -37,13 +39,20 @@ _EVERY_GFN = Gfn(0), MAX_GFN_EPT
 class Kvm:
     """Close it: its pairings end."""
 
-    def __init__(self, vm: Vm, pair: Pair = pair_with_store, open_window: OpenWindow = WindowMemory) -> None:
-        """pair makes the pairing with the file behind an fd, open_window maps its window."""
+    def __init__(
+        self,
+        vm: Vm,
+        pair: Pair = pair_with_store,
+        open_window: OpenWindow = WindowMemory,
+        operations: frozenset[Kind] = KVM_OPERATIONS,
+    ) -> None:
+        """pair makes the pairing with the file behind an fd, open_window maps its window. operations: what stores may
+        call."""
         self.vm = vm
         self.slots_lock = sync.lock("Kvm.slots_lock")
         """Changes of slots and pairings, one at a time (KVM's slots_lock)."""
         self.unmapper = Unmapper(vm)
-        self.notifier = Notifier(vm, self.unmapper, open_window)
+        self.notifier = Notifier(vm, self.unmapper, open_window, operations)
         self.pairings = Pairings(vm, self.slots_lock, self.notifier, pair)
         self.slots = SlotIoctls(vm, self.slots_lock, self.unmapper, self.pairings)
         self.blocking = Blocking(vm, self.slots_lock, self.unmapper, self.pairings)

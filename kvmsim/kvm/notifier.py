@@ -1,7 +1,7 @@
 """What the store calls: this VM's half of the "function pointers" (link.Callbacks), on up threads.
 
-A callback: begin -> zap and flush under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves. None of it
-makes a down-call.
+A callback: begin -> zap and flush under Mmu.lock -> kick every vCPU -> acknowledge; end -> sequence moves. MOVE is a
+begin that copies before it acknowledges. None of it makes a down-call.
 """
 
 import os
@@ -19,6 +19,7 @@ from memfsd.uapi.units import Gfn, GfnRange, Pfn, Pgoff, PgoffRange
 from .alias import PRIVATE
 from .mmu.ept import MAX_GFN_EPT
 from .mmu.runs import Run
+from .relocator import Relocator, check
 from .slots.backing import Gmem
 from .slots.memslots import Segment
 from .swap import Swap
@@ -29,15 +30,20 @@ _TAKES_AWAY = frozenset({m.Reason.PUNCH, m.Reason.TRUNCATE, m.Reason.POISON, m.R
 """Pages that are out are holes after it, too."""
 _SWAPS = frozenset({m.Reason.SWAP_OUT, m.Reason.EVICT})
 
+_Shown = tuple[Gfn, Pgoff, int]
+"""(first GFN, page of the file, pages)."""
+
 
 class Notifier:
     """Invalidations by the store, and its questions."""
 
-    def __init__(self, vm: Vm, unmapper: Unmapper, open_window: OpenWindow) -> None:
+    def __init__(self, vm: Vm, unmapper: Unmapper, open_window: OpenWindow, operations: frozenset[m.Kind]) -> None:
         self._vm = vm
         self.open_window = open_window
         self._unmapper = unmapper
         self._swap = Swap(vm)
+        self._relocator = Relocator(vm)
+        self.operations = operations
         self.secret = os.urandom(SECRET_BYTES)
         self._open: dict[StoreLink, GfnRange] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""
@@ -51,21 +57,15 @@ class Notifier:
         kept: list[PgoffRange] = []
         taken: list[Run] = []
         with mmu.lock:
-            if not mmu.invalidation_ended.wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S):
-                raise PeerLost("a memslot of this VM was not deleted in time")
+            ranges = self._shown(link, begin.start, begin.end)
             if self._vm.exports.by_gfn and begin.reason in _TAKES_AWAY:
                 self._vm.exports.forget(link, Pgoff(begin.start), Pgoff(begin.end))
-            ranges = self._gfn_ranges(link, Pgoff(begin.start), Pgoff(begin.end))
             if not ranges:
                 return []
             if begin.reason is m.Reason.PUNCH and (begin.start | begin.end) & (1 << link.order) - 1:
                 # kvm_split_cross_boundary_leafs(): all that has to be split is, or nothing is done.
                 mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])
-            low, high = min(gfn for gfn, _, _ in ranges), max(gfn + count for gfn, _, count in ranges)
-            if trace.vm is not None:
-                trace.vm.store_invalidates(self._vm.name, low, high)
-            mmu.invalidate_begin(low, high)
-            self._open[link] = low, high
+            self._open_bracket(link, ranges)
             for gfn, pgoff, count in ranges:
                 if begin.reason is m.Reason.RECLAIM:
                     touched = mmu.zap_untouched(gfn, gfn + count)
@@ -95,8 +95,39 @@ class Notifier:
     def on_swap_in(self, link: StoreLink, pgoff: Pgoff, pfn: Pfn, blobs: list[bytes]) -> None:
         self._swap.bring_in(link, pgoff, pfn, blobs)
 
+    def on_move(self, link: StoreLink, move: m.Move) -> list[PgoffRange]:
+        moves = check(move, link.frame_count)
+        with self._vm.mmu.lock:
+            ranges = self._shown(link, move.start, move.end)
+            if ranges:
+                self._open_bracket(link, ranges)
+            pieces = self._relocator.block(link, moves)
+        self._unmapper.kick_all()
+        moved = self._relocator.copy(link, pieces)
+        return [
+            (Pgoff(low), Pgoff(high))
+            for pgoff, _, _, count in moves
+            for low, high in subtract(pgoff, pgoff + count, moved)
+        ]
+
+    def _shown(self, link: StoreLink, start: int, end: int) -> list[_Shown]:
+        """What this VM shows of file pages [start, end), once no slot is being deleted. With Mmu.lock held."""
+        if not self._vm.mmu.invalidation_ended.wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S):
+            raise PeerLost("a memslot of this VM was not deleted in time")
+        return self._gfn_ranges(link, Pgoff(start), Pgoff(end))
+
+    def _open_bracket(self, link: StoreLink, ranges: list[_Shown]) -> None:
+        """Around all of them. With Mmu.lock held."""
+        low, high = min(gfn for gfn, _, _ in ranges), max(gfn + count for gfn, _, count in ranges)
+        if trace.vm is not None:
+            trace.vm.store_invalidates(self._vm.name, low, high)
+        self._vm.mmu.invalidate_begin(low, high)
+        self._open[link] = low, high
+
     def on_end(self, link: StoreLink, end: m.InvalidateEnd) -> None:
         with self._vm.mmu.lock:
+            if link in self._relocator.hidden:
+                self._relocator.show(link)
             if self._open.pop(link, None) is not None:
                 self._vm.mmu.invalidate_end()
         link.seq = end.seq
@@ -129,6 +160,7 @@ class Notifier:
     def on_lost(self, link: StoreLink, why: str) -> None:
         mmu = self._vm.mmu
         with mmu.lock:
+            self._relocator.hidden.pop(link, None)
             if self._open.pop(link, None) is not None:
                 mmu.invalidate_end()
             self._vm.exports.drop(link)

@@ -130,6 +130,15 @@ class EncryptedMemory(WindowMemory):
             else:
                 self._table[start:end] = bytes(end - start)
 
+    def move(self, source: int, target: int, frame_count: int) -> None:
+        if trace.vm is not None:
+            trace.vm.contents_moved(self, source, target, frame_count)
+        for frame in range(source, source + frame_count):
+            with self._lock:
+                page = self._open(frame)
+                if page is not None:
+                    self._seal(frame + target - source, page)
+
     def unmapped(self, frame: int, frame_count: int) -> None:
         entries = np.frombuffer(self._table, dtype=[("version", "<u8"), ("tag", "V", _TAG_BYTES)])
         with self._lock:

@@ -154,6 +154,17 @@ class WindowMemory(_Mapped):
         """No GFN maps these frames any more, and what they hold may be needed again; but the store may take them back
         without a call, as pages that are not bound."""
 
+    def move(self, source: int, target: int, frame_count: int) -> None:
+        """Contents of frames into others, which hold nothing. OSError: there is no memory for that, or they are not
+        what the guest left there."""
+        if trace.vm is not None:
+            trace.vm.contents_moved(self, source, target, frame_count)
+        delta = target - source << PAGE_SHIFT
+        for first, last in data_ranges(self.fd, source, source + frame_count):
+            start, end = first << PAGE_SHIFT, last << PAGE_SHIFT
+            self._map.madvise(MADV_POPULATE_WRITE, start + delta, end - start)
+            self._view[start + delta : end + delta] = self._view[start:end]
+
     def tamper(self, offset: int, data: bytes) -> None:
         """What somebody else on the host does who has the window: bytes as they are. EFAULT (Refused) where the
         hardware stops the writer."""

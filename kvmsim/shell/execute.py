@@ -18,6 +18,7 @@ from kvmsim.vmm.host import VMM, Host, encrypted_of, memory_of
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import MAX_VMS
+from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 
 from . import info
 from .host_commands import HostCommands
@@ -42,8 +43,11 @@ class Executor:
         under: str = "kept",
         pair: Pair = pair_with_store,
         windows: Callable[[], OpenWindow] = lambda: WindowMemory,
+        operations: frozenset[Kind] = KVM_OPERATIONS,
     ) -> None:
-        """pair makes the pairing with the file behind an fd; windows is asked for each VM how it maps its windows."""
+        """pair makes the pairing with the file behind an fd; windows is asked for each VM how it maps its windows.
+        operations: what stores may call."""
+        self._operations = operations
         self._max_slots = max_slots
         self._windows = windows
         self._policy = policy, under
@@ -117,7 +121,7 @@ class Executor:
             raise Refused(
                 errno.ENOSPC, f"VM {quoted(name)}: {MAX_VMS} VMs are the limit of one kvmsim: start another one"
             )
-        machine = ScriptVm(name, self._max_slots, self.interrupt, self._pair, self._windows())
+        machine = ScriptVm(name, self._max_slots, self.interrupt, self._pair, self._windows(), self._operations)
         machine.vmm.set_policy(*self._policy)
         self._machines[name] = machine
         return machine

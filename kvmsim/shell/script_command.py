@@ -24,6 +24,7 @@ from memfsd.common.starting import INTERRUPTED
 from memfsd.common.traceoptions import add_trace_arguments, open_asked
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
+from memfsd.uapi.messages import KVM_OPERATIONS, OPTIONAL_KVM_OPERATIONS, Kind
 
 from .execute import Executor
 from .script.commands import SlotSet
@@ -47,6 +48,13 @@ exit status: 0 after a prompt; when the commands come from a pipe or a file, all
 1 one did not do what it should and no expect follows it, 2 one could not be parsed. 1 also if FILE cannot be attached
 """
 _RECORD_LOST = 2
+
+
+def _name(kind: Kind) -> str:
+    return kind.name.lower().replace("_", "-")
+
+
+_OPTIONAL = ", ".join(sorted(map(_name, OPTIONAL_KVM_OPERATIONS)))
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -84,6 +92,14 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         help="with memory encryption: 'host tamper' ends in a machine check of the guest that reads the page, as on "
         "TDX (mce, the default), or is refused, as on SEV-SNP (refuse)",
     )
+    parser.add_argument(
+        "--no-op",
+        type=_optional_operation,
+        action="append",
+        default=[],
+        metavar="OPERATION",
+        help=f"be a KVM that lacks an operation which stores may call: {_OPTIONAL}; may be repeated",
+    )
     parser.add_argument("--json", action="store_true", help="one JSON object per command")
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
     add_trace_arguments(parser, "-f", "--filter")
@@ -108,6 +124,15 @@ def _slots(text: str) -> int:
     if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_SLOTS:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number of slots: choose 1 to {MAX_SLOTS}")
     return int(text)
+
+
+def _optional_operation(text: str) -> Kind:
+    operation = next((kind for kind in KVM_OPERATIONS if _name(kind) == text), None)
+    if operation is None:
+        raise argparse.ArgumentTypeError(f"'{text}' is not an operation of KVM: choose {_OPTIONAL}")
+    if operation not in OPTIONAL_KVM_OPERATIONS:
+        raise argparse.ArgumentTypeError(f"a KVM without {text} cannot pair with any file: choose {_OPTIONAL}")
+    return operation
 
 
 def run(asked: argparse.Namespace) -> int:
@@ -156,7 +181,10 @@ class Run:
             self._journal = self._open_journal(asked.journal)
             begin_trace = open_asked(asked, "kvmsim")
             windows = _windows(asked.memory_encryption, asked.tamper)
-            self._executor = Executor(asked.max_slots, asked.policy, asked.under, windows=windows)
+            operations = KVM_OPERATIONS.difference(asked.no_op)
+            self._executor = Executor(
+                asked.max_slots, asked.policy, asked.under, windows=windows, operations=operations
+            )
             self._trace = begin_trace and begin_trace(functools.partial(self._lose, asked.trace))
         except Refused as refused:
             sys.exit(_say(refused.reason, 2))

@@ -3,6 +3,7 @@
 from kvmsim.kvm.pairings import Pair
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import OpenWindow
+from memfsd.uapi.messages import Kind
 
 from .interrupt import Interrupt
 from .vcpu_commands import VcpuCommands
@@ -11,8 +12,16 @@ from .vcpu_commands import VcpuCommands
 class ScriptVm(VirtualMachine):
     """What `vm NAME` makes."""
 
-    def __init__(self, name: str, max_slots: int, interrupt: Interrupt, pair: Pair, open_window: OpenWindow) -> None:
-        super().__init__(name, max_slots, pair, open_window)
+    def __init__(
+        self,
+        name: str,
+        max_slots: int,
+        interrupt: Interrupt,
+        pair: Pair,
+        open_window: OpenWindow,
+        operations: frozenset[Kind],
+    ) -> None:
+        super().__init__(name, max_slots, pair, open_window, operations)
         self.vcpu_commands = VcpuCommands(self.kvm, self.guest, self.vmm, interrupt)
 
     def close(self) -> None:

@@ -58,9 +58,15 @@ class Callbacks(Protocol):
     """Of the VM: who says it again may come back to a file after BYE."""
     open_window: OpenWindow
     """How the VM maps a window."""
+    operations: frozenset[Kind]
+    """What the store may call, as HELLO says."""
 
     def on_begin(self, link: "StoreLink", begin: m.InvalidateBegin) -> list[PgoffRange]:
         """Zap, flush, get every vCPU out once; what the guest keeps (RECLAIM)."""
+
+    def on_move(self, link: "StoreLink", move: m.Move) -> list[PgoffRange]:
+        """Block, flush, get every vCPU out once, copy; what stays in its old frames. EINVAL (Refused): what it asks for
+        cannot be, and nothing was done."""
 
     def on_end(self, link: "StoreLink", end: m.InvalidateEnd) -> None: ...
 
@@ -255,7 +261,7 @@ class StoreLink:
 
     def _greet(self, vm: str, token: Token) -> tuple[WindowMemory, socket.socket, m.PairReply]:
         nonce = os.urandom(NONCE_BYTES)
-        hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, sorted(m.KVM_OPERATIONS), token.id, nonce)
+        hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, sorted(self._callbacks.operations), token.id, nonce)
         store = self._ask(Kind.HELLO, hello, m.HelloReply)
         if not proves(store.proof, STORE, token, nonce, store.nonce):
             raise Refused(
@@ -354,8 +360,8 @@ class StoreLink:
         return encode_failure(id_, kind, number, why)
 
     def _answer(self, id_: int, kind: Kind, packet: memoryview, *, legal: bool) -> tuple[bytes, bool]:
-        if kind not in m.KVM_OPERATIONS:
-            return self._refuse(id_, kind, errno.EOPNOTSUPP, f"{kind.name} is not an operation of kvmsim"), False
+        if kind not in self._callbacks.operations:
+            return self._refuse(id_, kind, errno.EOPNOTSUPP, f"{kind.name} is not an operation of this KVM"), False
         if not legal:
             return self._refuse(id_, kind, errno.EPROTO, f"{kind.name} is not legal now"), False
         try:
@@ -375,6 +381,9 @@ class StoreLink:
                 "VM %s gave back pages %#x-%#x of inode %d (%s) but for %d ranges",
                 *(self._vm, body.start, body.end, self.ino, body.reason.name, len(reply.kept)),
             )
+        elif isinstance(body, m.Move):
+            reply = m.MoveReply([*self._callbacks.on_move(self, body)])
+            log.debug("VM %s moved pages %#x-%#x of inode %d", self._vm, body.start, body.end, self.ino)
         elif isinstance(body, m.InvalidateEnd):
             self._callbacks.on_end(self, body)
             log.debug("VM %s: the invalidation of inode %d is over, sequence %d", self._vm, self.ino, body.seq)

@@ -11,4 +11,5 @@ kcore       memfs kcore
 swap        memfs swapout and memfs swapoff
 elfcore     the head of an ELF core
 numa        memfs bind, memfs numastat
+moving      memfs move
 """

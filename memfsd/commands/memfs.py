@@ -22,7 +22,7 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
-from . import device, kcore, memfs_help, numa, poison, swap, top
+from . import device, kcore, memfs_help, moving, numa, poison, swap, top
 from .creating import create_file
 from .observer import Observer, store_of
 
@@ -98,13 +98,7 @@ def _parser() -> argparse.ArgumentParser:
     fallocate.add_argument("-o", "--offset", type=_size, default=0, help="where to start (default 0)")
     fallocate.add_argument("-l", "--length", type=_size, required=True, help="how much")
     fallocate.add_argument("target", type=_path, metavar="FILE")
-    bind = command("bind", numa.bind, "set the NUMA policy of a file, or of a range of it")
-    bind.add_argument("-o", "--offset", type=_size, default=None, help="where the range begins (default 0)")
-    bind.add_argument("-l", "--length", type=_size, default=None, help="how long it is (default: to the end)")
-    bind.add_argument("target", type=_path, metavar="FILE")
-    bind.add_argument("policy", type=numa.policy, metavar="POLICY[:NODES]")
-    stat_ = command("numastat", numa.numastat, "show what each NUMA node gave, and to whom, as numastat(8)")
-    stat_.add_argument("target", type=_path, metavar="MOUNTPOINT")
+    _add_numa_commands(command)
     _add_those_of_a_mount(command)
     _swap_commands(command)
     return parser
@@ -141,6 +135,21 @@ def _swap_commands(command: Callable[[str, _Run, str], argparse.ArgumentParser])
     out.add_argument("target", type=_path, metavar="FILE")
     off = command("swapoff", swap.swap_off, "bring every page back from the swap file; none leaves any more")
     off.add_argument("target", type=_path, metavar="MOUNTPOINT")
+
+
+def _add_numa_commands(command: Callable[[str, Callable[[Any], int], str], argparse.ArgumentParser]) -> None:
+    bind = command("bind", numa.bind, "set the NUMA policy of a file, or of a range of it")
+    bind.add_argument("-o", "--offset", type=_size, default=None, help="where the range begins (default 0)")
+    bind.add_argument("-l", "--length", type=_size, default=None, help="how long it is (default: to the end)")
+    bind.add_argument("target", type=_path, metavar="FILE")
+    bind.add_argument("policy", type=numa.policy, metavar="POLICY[:NODES]")
+    move = command("move", moving.move, "move pages of a file to another NUMA node")
+    move.add_argument("-o", "--offset", type=_size, default=0, help="where to start (default 0)")
+    move.add_argument("-l", "--length", type=_size, default=None, help="how much (default: to the end)")
+    move.add_argument("target", type=_path, metavar="FILE")
+    move.add_argument("node", type=moving.node, metavar="NODE")
+    stat_ = command("numastat", numa.numastat, "show what each NUMA node gave, and to whom, as numastat(8)")
+    stat_.add_argument("target", type=_path, metavar="MOUNTPOINT")
 
 
 def _path(text: str) -> str:

@@ -65,7 +65,7 @@ One line for each run of pages that is contiguous in the file, in the guest and 
   PFN              first frame of the pool
   NODE             the NUMA node it is on
   PAGE             4K, 2M or 1G; 4K/2M: parts of a page of 2M that is split
-  STATE            shared, private, pending, closing, quarantined; without a frame: swapped, poisoned
+  STATE            shared, private, pending, closing, moving, quarantined; without a frame: swapped, poisoned
 
   memfs map /mnt/vm.mem
 """,
@@ -75,6 +75,16 @@ when the VM has let go of the range and its frames are zeroed and free.
 
   memfs fallocate -l 64M /mnt/vm.mem               allocate the first 64 MiB
   memfs fallocate -p -o 2M -l 1M /mnt/vm.mem       take a megabyte back from the guest
+""",
+    "move": """\
+move_pages(2) for a file: KVM copies private pages into frames of the node while their guest waits, and maps them there.
+A large page moves whole. Holes stay holes. What cannot move is counted, with the reason: ordinary files; pages that are
+not bound to a memslot while a VM has the file; pages of a VM whose KVM does not move any (kvmsim --no-op move).
+
+  memfs move /mnt/vm.mem 1
+  memfs move /mnt/vm.mem -o 1G -l 64M 0
+
+exit status: 0 all are there, 1 some are not
 """,
     "bind": """\
 mbind(2) for a file: says where pages of the range go when they are allocated, whoever touches them. What is allocated

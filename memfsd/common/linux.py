@@ -38,12 +38,12 @@ def dirty_bytes() -> int:
     return known + _COUNTED_LATE_BYTES * (os.cpu_count() or 1)
 
 
-def data_ranges(memfd: int) -> list[PageRange]:
-    """Pages that hold memory, in order, by SEEK_DATA and SEEK_HOLE. EIO when the descriptor was overwritten by one that
-    does not lead to a memfd, where the search would never end."""
+def data_ranges(memfd: int, first: int = 0, last: int | None = None) -> list[PageRange]:
+    """Pages [first, last) that hold memory, in order, by SEEK_DATA and SEEK_HOLE. EIO when the descriptor was
+    overwritten by one that does not lead to a memfd, where the search would never end."""
     ranges: list[PageRange] = []
-    at = 0
-    while True:
+    at, stop = first << PAGE_SHIFT, None if last is None else last << PAGE_SHIFT
+    while stop is None or at < stop:
         try:
             start = os.lseek(memfd, at, os.SEEK_DATA)
         except OSError as error:
@@ -54,4 +54,8 @@ def data_ranges(memfd: int) -> list[PageRange]:
         if not at <= start < end:
             raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
         at = end
-        ranges.append((start >> PAGE_SHIFT, at >> PAGE_SHIFT))
+        if stop is not None and end > stop:
+            end = stop
+        if start < end:
+            ranges.append((start >> PAGE_SHIFT, end >> PAGE_SHIFT))
+    return ranges

@@ -203,6 +203,9 @@ class Instrument:
     def contents_destroyed(self, memory: object, frame: int, frame_count: int) -> None:
         """Private frames that are not mapped any more read as zeros."""
 
+    def contents_moved(self, memory: object, source: int, target: int, frame_count: int) -> None:
+        """What private frames that are not mapped any more hold is copied into others."""
+
     # -- user space of a VM
 
     def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, shared_pages: int, doubled_pages: int) -> None:

@@ -39,6 +39,7 @@ _PART_FRAMES = 1 << 16
 """Looked at in one step of numpy."""
 _ORDINARY = [FrameState.SHARED, FrameState.CLOSING, FrameState.LEAKED]
 """The pool of ordinary files holds memory of no other frames."""
+_OWNED = (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING, FrameState.QUARANTINED)
 _ON_THEIR_WAY = [FrameState.CLOSING, FrameState.LEAKED]
 """Nobody's any more, and a window may hold memory of them."""
 
@@ -150,7 +151,7 @@ def _own_frames(moment: Moment, holding: Holding, owner: Owners) -> Iterator[Fin
 
 
 def _whose(holding: Holding) -> str:
-    return f"the quarantine of inode {holding.ino}" if holding.rule == "R6" else f"inode {holding.ino}"
+    return f"the quarantine or a move of inode {holding.ino}" if holding.rule == "R6" else f"inode {holding.ino}"
 
 
 def _leaked_windows(moment: Moment, held: list[Ino]) -> Iterator[Finding]:
@@ -166,10 +167,12 @@ def _pool_sums(moment: Moment, owner: Owners) -> Iterator[Finding]:
     """R6: every frame that is not free is owned, and the counts agree."""
     count = moment.states.count
     owned = int(np.count_nonzero(owner))
-    held = sum(map(count, (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING, FrameState.QUARANTINED)))
+    held = sum(map(count, _OWNED))
+    held += sum(_count(moment, guest_of(file).moving, FrameState.MOVING) for file in moment.sealed)
     if owned != held:
-        yield "R6", f"files own {owned} frames but {held} are shared, private, pending or quarantined"
+        yield "R6", f"files own {owned} frames but {held} are shared, private, pending, moving or quarantined"
     kept = sum(guest_of(file).quarantine.page_count for file in moment.sealed)
+    kept += sum(_count(moment, guest_of(file).moving, FrameState.QUARANTINED) for file in moment.sealed)
     kept += sum(_count(moment, discard.pages, FrameState.QUARANTINED) for discard in moment.discards)
     if kept != count(FrameState.QUARANTINED):
         yield "R6", f"files keep {kept} frames in quarantine but {count(FrameState.QUARANTINED)} are quarantined"
@@ -201,7 +204,7 @@ def _count(moment: Moment, pages: FilePages, state: FrameState) -> int:
 
 def _leaked(moment: Moment, ino: Ino, populated: list[FrameRange], owner: Owners) -> Iterator[Finding]:
     """R8: memory exists only in the right window, for frames that are owned or on their way out."""
-    legal = [*PRIVATE_STATES, FrameState.QUARANTINED]
+    legal = [*PRIVATE_STATES, FrameState.MOVING, FrameState.QUARANTINED]
     for pfns in _parts(populated):
         states = moment.states.of(pfns)
         fits = (owner[pfns] == ino & 0xFFFFFFFF) & np.isin(states, legal) | np.isin(states, _ON_THEIR_WAY)

@@ -42,6 +42,7 @@ from .private.bindings import Binding
 from .private.device_memory import Device
 from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
 from .private.merging import merge
+from .private.moving import MovingPages
 from .private.pending import PendingFrames, Touched
 from .private.strategies import Strategy, Taking
 
@@ -495,6 +496,7 @@ class GuestMemory:
         guest.bindings.clear()
         guest.pending = 0
         guest.absent.take(0, PGOFF_END)
+        MovingPages(self._pool, file.pages, guest).quarantine()
         effect = Quarantine(file.ino, file.pages.detach(0, PGOFF_END))
         self.quarantines.append(effect)
         return [effect] if self.quarantine(effect) else []
@@ -519,7 +521,11 @@ class GuestMemory:
         assert guest.pairing is not None and guest.open_invalidation is None
         guest.pairing.state = PairState.ENDED
         guest.bindings.clear()
-        quarantined = self._data.give_back(file.ino, guest.quarantine, 0, PGOFF_END, file.ino)
+        quarantined = [
+            effect
+            for pages in (guest.quarantine, guest.moving)
+            for effect in self._data.give_back(file.ino, pages, 0, PGOFF_END, file.ino)
+        ]
         return [*self._give_back_all(file, guest), *quarantined, DropWindow(file.ino)]
 
     def forget_unused(self, file: Regular) -> None:

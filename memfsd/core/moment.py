@@ -56,6 +56,9 @@ class Moment:
             if file.guest.quarantine.page_count:
                 kept = file.guest.quarantine
                 self.holdings.append(Holding(file.ino, kept, (FrameState.QUARANTINED,), "R6"))
+            if file.guest.moving.page_count:
+                moving = (FrameState.MOVING, FrameState.QUARANTINED)
+                self.holdings.append(Holding(file.ino, file.guest.moving, moving, "R6"))
 
 
 def _copy(file: Regular) -> Regular:
@@ -67,4 +70,5 @@ def _copy(file: Regular) -> Regular:
     guest.bindings = guest.bindings.copy()
     guest.absent = guest.absent.copy()
     guest.quarantine = guest.quarantine.copy()
+    guest.moving = guest.moving.copy()
     return copied

@@ -86,6 +86,7 @@ class Operations(pyfuse3.Operations):
         self._names = store.names
         self._files = store.files
         self._reclaimer = store.reclaimer
+        self._mover = store.mover
         self._reclaiming: trio.Event | None = None
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._waiters = Waiters(owner_uid)
@@ -401,7 +402,7 @@ class Operations(pyfuse3.Operations):
         if cmd == names.IOC_GET_SEALS:
             return int(seals).to_bytes(4, "little")
         if cmd == names.IOC_MOVE_PAGES:
-            return self._move_pages(ino, data)
+            return await self._move_pages(ino, fh, data)
         if cmd != names.IOC_ADD_SEALS:
             raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist: see memfsd.uapi.names")
         new = Seal(int.from_bytes(data, "little"))
@@ -409,13 +410,18 @@ class Operations(pyfuse3.Operations):
         self._forget_attributes(ino)  # the kernel does not know that an ioctl changes any
         return b""
 
-    def _move_pages(self, ino: int, data: bytes) -> bytes:
-        """Says where pages are, and moves none."""
+    async def _move_pages(self, ino: int, fh: int, data: bytes) -> bytes:
         entries = [(page, node) for page, node, _ in _MOVE_PAGES.iter_unpack(data)]
         used = [(page, node) for page, node in entries if page != names.NO_PAGE]
-        if any(node != names.ANY_NODE for _, node in used):
-            raise Refused(errno.EOPNOTSUPP, f"pages of inode {ino} cannot be moved: ask for their nodes only")
-        statuses = iter(self._files.page_nodes(ino, [page for page, _ in used]))
+        pages, nodes = [page for page, _ in used], [node for _, node in used]
+        if all(node == names.ANY_NODE for node in nodes):
+            found = self._mover.where(Ino(ino), pages)
+        else:
+            async with self._waiters.turn(self._files.mover(fh)):
+                found = await trio.to_thread.run_sync(
+                    self._mover.move, Ino(ino), pages, nodes, limiter=trio.CapacityLimiter(1)
+                )
+        statuses = iter(found)
         return b"".join(
             _MOVE_PAGES.pack(page, node, 0 if page == names.NO_PAGE else next(statuses)) for page, node in entries
         )

@@ -9,6 +9,7 @@ work         what a use case leaves to be done outside Service.lock
 attributes   what stat(2) shows
 peer         the VM of one file, as the store sees it
 invalidator  invalidations: BEGIN, acknowledged, scrub, END
+mover        pages that move to other frames, fmove_pages
 reclaim      pages that were never touched, taken back when the pool is full
 checker      memfs check, memfs map and memfs top
 devices      files whose memory is a device's

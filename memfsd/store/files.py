@@ -6,7 +6,7 @@ What only takes memory from a sealed file that no VM has is done in the same way
 import errno
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import NamedTuple
 
 from memfsd.core.effects import Effect
@@ -21,7 +21,7 @@ from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, PgoffRange
+from memfsd.uapi.units import PAGE_SIZE, Ino, PgoffRange
 
 from .attributes import Attributes, attributes_of, seems_empty
 from .invalidator import InvalidateRange, Invalidator, VmWork
@@ -143,19 +143,6 @@ class Files:
         with self._lock:
             return EffectsWork(self._runner, self._service.add_seals(ino, seals, self._now_ns(), own_handle=own_handle))
 
-    # -- NUMA
-
-    def page_nodes(self, ino: int, pgoffs: Sequence[int]) -> list[int]:
-        """move_pages(2) without nodes: the node of each page, -ENOENT of a hole, -EFAULT past the end of the file."""
-        with self._lock:
-            file, pool = self._service.inodes.regular(ino), self._service.pool
-            found = []
-            for pgoff in pgoffs:
-                pfn = file.pages.lookup(pgoff)
-                absent = -errno.ENOENT if pgoff << PAGE_SHIFT < file.size else -errno.EFAULT
-                found.append(absent if pfn is None else pool.node_of(pfn))
-            return found
-
     # -- handles
 
     def create(self, parent: int, name: bytes, mode: int, flags: int, creds: Creds) -> tuple[Opened, Attributes]:
@@ -167,6 +154,14 @@ class Files:
         with self._lock:
             file, handle, effects = self._service.open(ino, flags, uid, self._now_ns())
             return Opened(handle, file.seals, seems_empty(file)), EffectsWork(self._runner, effects)
+
+    def mover(self, handle: int) -> int:
+        """The user who may move pages through this handle. EPERM for one that only reads."""
+        with self._lock:
+            opened = self._service.handles.file(handle)
+            if not opened.writable:
+                raise Refused(errno.EPERM, "moving pages needs a writable handle: open the file for writing")
+            return opened.uid
 
     def opener(self, handle: int) -> tuple[Ino, int]:
         """Which file it is of, and which user opened it."""

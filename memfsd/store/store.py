@@ -20,6 +20,7 @@ from .devices import Devices
 from .failures import Failures
 from .files import Files
 from .invalidator import Invalidator
+from .mover import Mover
 from .names import Names
 from .pairings import Pairings
 from .reclaim import Reclaimer
@@ -30,14 +31,15 @@ __all__ = ["Store", "build_store", "open_swap"]
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What adapters use: names, files, pairings, reclaimer, swapper, checker, failures, devices. The rest is what these
-    are made of."""
+    """What adapters use: names, files, pairings, reclaimer, mover, swapper, checker, failures, devices. The others are
+    what these are made of."""
 
     names: Names
     files: Files
     pairings: Pairings
     reclaimer: Reclaimer
     swapper: Swapper
+    mover: Mover
     checker: Checker
     failures: Failures
     devices: Devices
@@ -105,6 +107,7 @@ def build_store(
         devices=Devices(service, windows, invalidator),
         failures=Failures(service, runner, invalidator),
         swapper=swapper,
+        mover=Mover(service, runner, invalidator, deadlines),
         checker=Checker(service, windows, invalidator, deadlines),
         service=service,
         windows=windows,

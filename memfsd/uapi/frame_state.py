@@ -25,6 +25,8 @@ class FrameState(IntEnum):
     """A page's contents are on the way into it: only the store and KVM know it."""
     LEAKED = 9
     """It could not be reclaimed: out of service."""
+    OFFLINE = 10
+    """Set aside: its node is offline, or the block around it is being emptied."""
 
 
 SWAPPED = 256

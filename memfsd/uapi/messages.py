@@ -18,6 +18,7 @@ from .limits import (
     MAX_FINDINGS,
     MAX_GFN,
     MAX_LINE_CHARS,
+    MAX_MOVE_PAGES,
     MAX_NAME_BYTES,
     MAX_RUN_PAGES,
     MAX_RUNS_PER_REPORT,
@@ -63,17 +64,19 @@ class Kind(IntEnum):
 
 REPLY = 0x8000
 
-RESERVED_KINDS = frozenset({Kind.MOVE, Kind.POISON})
+RESERVED_KINDS = frozenset({Kind.POISON})
 """Named in the operation tables, not implemented yet: never sent, refused with EOPNOTSUPP."""
 
 STORE_OPERATIONS = frozenset({Kind.PAIR, Kind.BIND, Kind.UNBIND, Kind.GET_PFN, Kind.STAT, Kind.PING, Kind.BYE})
 """What memfsd implements on the down channel: its half of the "function pointers"."""
 KVM_OPERATIONS = frozenset(
-    {Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END, Kind.SWAP_OUT, Kind.SWAP_IN, Kind.REVOKE, Kind.REPORT}
+    {Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END, Kind.MOVE, Kind.SWAP_OUT, Kind.SWAP_IN, Kind.REVOKE, Kind.REPORT}
 )
 """What kvmsim implements on the up channel."""
 REQUIRED_KVM_OPERATIONS = frozenset({Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END})
 """Without these a store can never take memory back: PAIR is refused with EOPNOTSUPP."""
+OPTIONAL_KVM_OPERATIONS = KVM_OPERATIONS - REQUIRED_KVM_OPERATIONS
+"""What a KVM may lack, as HELLO says: then the store does without."""
 
 
 class Role(IntEnum):
@@ -140,6 +143,8 @@ Secret = Annotated[bytes, Meta(min_length=SECRET_BYTES, max_length=SECRET_BYTES)
 Operations = Annotated[list[U16], Meta(max_length=64)]
 PageRange = tuple[PgoffField, PgoffField]
 Ranges = Annotated[list[PageRange], Meta(max_length=MAX_RUNS_PER_REPORT)]
+Moves = Annotated[list[tuple[PgoffField, PfnField, PfnField, RunLength]], Meta(max_length=MAX_MOVE_PAGES)]
+Moved = Annotated[list[PageRange], Meta(max_length=MAX_MOVE_PAGES)]
 
 
 class Body(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
@@ -371,6 +376,26 @@ class InvalidateBeginReply(Body):
     kept: Ranges
 
 
+class Move(Body):
+    """Move pages to other frames. It opens a bracket on file pages [start, end), as INVALIDATE_BEGIN does.
+
+    moves: (first page, its frame, the frame that it moves to, pages), in the order of pages, within the range. Every
+    vCPU has left the guest once the pages are blocked; then KVM copies, and answers. What it showed it shows again at
+    INVALIDATE_END, in the new frames. A KVM that refuses has done nothing, and no bracket is open.
+    """
+
+    start: PgoffField
+    end: PgoffField
+    seq: U63
+    moves: Moves
+
+
+class MoveReply(Body):
+    """The acknowledgement. kept: ranges that stay in their old frames, since they could not be copied."""
+
+    kept: Moved
+
+
 class InvalidateEnd(Body):
     """Closes the bracket of the same range; seq is the file's new sequence number."""
 
@@ -471,6 +496,7 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.SWAP_OFF: Empty,
     Kind.INVALIDATE_BEGIN: InvalidateBegin,
     Kind.INVALIDATE_END: InvalidateEnd,
+    Kind.MOVE: Move,
     Kind.SWAP_OUT: SwapOut,
     Kind.SWAP_IN: SwapIn,
     Kind.REVOKE: Revoke,
@@ -497,6 +523,7 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.SWAP_OFF: SwapOffReply,
     Kind.INVALIDATE_BEGIN: InvalidateBeginReply,
     Kind.INVALIDATE_END: Empty,
+    Kind.MOVE: MoveReply,
     Kind.SWAP_OUT: SwapOutReply,
     Kind.SWAP_IN: Empty,
     Kind.REVOKE: Empty,

@@ -27,7 +27,7 @@ class State(Enum):
     UP_OPEN = "up: open"
     """Up channel, no invalidation open."""
     UP_CLOSING = "up: closing"
-    """Up channel between INVALIDATE_BEGIN and INVALIDATE_END."""
+    """Up channel between INVALIDATE_BEGIN, or MOVE, and INVALIDATE_END."""
     ENDED = "ended"
 
 
@@ -62,6 +62,7 @@ LEGAL: dict[State, dict[Kind, State]] = {
     },
     State.UP_OPEN: {
         Kind.INVALIDATE_BEGIN: State.UP_CLOSING,
+        Kind.MOVE: State.UP_CLOSING,
         Kind.SWAP_IN: State.UP_OPEN,
         Kind.REPORT: State.UP_OPEN,
         Kind.REVOKE: State.ENDED,

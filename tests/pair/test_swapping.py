@@ -29,9 +29,15 @@ def running(swapping_store: LocalStore) -> LocalVm:
     return start(swapping_store)
 
 
-def start(store: LocalStore, name: str = "file", vm: str = "vm0", pages: int = PAGES) -> LocalVm:
+def start(
+    store: LocalStore,
+    name: str = "file",
+    vm: str = "vm0",
+    pages: int = PAGES,
+    operations: frozenset[Kind] = m.KVM_OPERATIONS,
+) -> LocalVm:
     store.create(name, pages)
-    local = store.vm(vm)
+    local = store.vm(vm, operations=operations)
     local.private_slot(0, 0, page(pages), name)
     for number in range(pages):
         assert local.write(page(number), content(number)) is None
@@ -355,11 +361,8 @@ def test_a_swap_file_that_was_truncated_is_eio_of_that_page(swapping_store: Loca
     assert swapping_store.count(FrameState.MOVING) == 0
 
 
-def test_a_kvm_without_the_operations_keeps_its_pages(
-    swapping_store: LocalStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(m, "KVM_OPERATIONS", m.KVM_OPERATIONS - {Kind.SWAP_OUT})
-    local = start(swapping_store)
+def test_a_kvm_without_the_operations_keeps_its_pages(swapping_store: LocalStore) -> None:
+    local = start(swapping_store, operations=m.KVM_OPERATIONS - {Kind.SWAP_OUT})
     assert errno_of(swapping_store.page_out, "file") == "EOPNOTSUPP"
     assert not swapping_store.reclaim()
     assert_intact(local)

@@ -12,7 +12,9 @@ from tests.support.both_sides import LocalStore, opened_store, page
 
 ROOT = Path(__file__).parents[2]
 DATA_STRUCTURES = {
+    "kvmsim/kvm/export.py",
     "kvmsim/kvm/mmu/blocked.py",
+    "kvmsim/kvm/mmu/eptentry.py",
     "kvmsim/kvm/mmu/epttables.py",
     "kvmsim/kvm/mmu/runs.py",
     "kvmsim/kvm/mmu/tlb.py",
@@ -23,8 +25,10 @@ DATA_STRUCTURES = {
     "memfsd/core/files/inodes.py",
     "memfsd/core/memory/buddy.py",
     "memfsd/core/memory/frames.py",
+    "memfsd/core/memory/numastat.py",
     "memfsd/core/memory/page_table.py",
     "memfsd/core/memory/readahead.py",
+    "memfsd/core/memory/swap_slots.py",
     "memfsd/core/private/absent.py",
     "memfsd/core/private/bindings.py",
     "memfsd/core/private/pending.py",

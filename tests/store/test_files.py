@@ -1,6 +1,5 @@
 """The use cases of files: what changes together, and what is left to be done outside the lock."""
 
-import errno
 import os
 
 import pytest
@@ -11,7 +10,7 @@ from memfsd.store.seeking import Hole
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE
-from tests.support.core_store import ME, PUNCH, CoreStore, refused
+from tests.support.core_store import ME, CoreStore, refused
 
 P = PAGE_SIZE
 
@@ -158,16 +157,6 @@ def test_what_is_asked_of_a_file_and_its_handle(store: CoreStore) -> None:
     files.keep_cached(handle)
     assert files.room_to_write_back(file.ino) == 0
     store.close(handle)
-
-
-def test_pages_are_asked_for_their_nodes() -> None:
-    store = CoreStore(16, nodes=2)
-    file = store.make("file")
-    store.setfattr(file, "numa", "interleave:0-1")
-    store.fallocate(file, 0, 0, 4 * P)
-    store.fallocate(file, PUNCH, P, P)
-    found = store.store.files.page_nodes(file.ino, [3, 2, 1, 0, 4, 1 << 51])
-    assert found == [1, 0, -errno.ENOENT, 0, -errno.EFAULT, -errno.EFAULT]
 
 
 def test_what_a_mapping_stored_is_surely_taken_only_as_far_as_any_node_has_room() -> None:

@@ -8,7 +8,7 @@ import contextlib
 import itertools
 import os
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -36,10 +36,11 @@ from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_SLOTS
+from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
 from memfsd.uapi.proof import Token, split_token
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SIZE, Ino
+from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
 
 from .lock_order import recorded
 from .threads import DEADLINE_S, until
@@ -60,13 +61,14 @@ class LocalStore:
         encrypted: bool = False,
         swap_pages: int = 0,
         split: bool = False,
+        nodes: int = 1,
     ) -> None:
         """swap_pages: of the swap file, which is the file `swap` of the place."""
         self._place = place
         self.windows_of_vms: Callable[[], OpenWindow] = _encrypted_windows if encrypted else lambda: WindowMemory
         self._creds = Creds(os.geteuid(), os.getegid())
         store_options = StoreOptions(
-            pool_bytes=frames * PAGE_SIZE, resize_any=resize_any, fixed_gfn=fixed_gfn, split=split
+            pool_bytes=frames * PAGE_SIZE, nodes=nodes, resize_any=resize_any, fixed_gfn=fixed_gfn, split=split
         )
         self.deadlines = Deadlines(proof_s=0.02)
         """A VM in this process is never dead: no long wait for the proof."""
@@ -198,8 +200,15 @@ class LocalStore:
         token = self._token(self._by_file[FileId(status.st_dev, status.st_ino)])
         return StoreLink(fd, self.connect(), token, vm, callbacks, self.punch_fd)
 
-    def vm(self, name: str = "vm0", max_slots: int = MAX_SLOTS) -> "LocalVm":
-        return LocalVm(self, name, max_slots)
+    def move(self, name: str, pages: Iterable[int], node: int) -> list[int]:
+        """fmove_pages() of all of them to one node."""
+        wanted = [Pgoff(page) for page in pages]
+        return self.store.mover.move(self._inos[name], wanted, [node] * len(wanted))
+
+    def vm(
+        self, name: str = "vm0", max_slots: int = MAX_SLOTS, operations: frozenset[Kind] = KVM_OPERATIONS
+    ) -> "LocalVm":
+        return LocalVm(self, name, max_slots, operations)
 
     def hang_up(self, name: str) -> None:
         """The connection to a file's VM ends, as when memfsd dies; back when the store has settled that.
@@ -239,9 +248,10 @@ class LocalVm:
         store: LocalStore | None = None,
         name: str = "vm0",
         max_slots: int = MAX_SLOTS,
+        operations: frozenset[Kind] = KVM_OPERATIONS,
     ) -> None:
         vm = Vm(name, max_slots)
-        self.kvm = Kvm(vm, store.pair, store.windows_of_vms()) if store else Kvm(vm)
+        self.kvm = Kvm(vm, store.pair, store.windows_of_vms(), operations) if store else Kvm(vm)
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)
@@ -318,6 +328,7 @@ def opened_store(
     encrypted: bool = False,
     swap_pages: int = 0,
     split: bool = False,
+    nodes: int = 1,
 ) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
     with recorded():
@@ -329,6 +340,7 @@ def opened_store(
             encrypted=encrypted,
             swap_pages=swap_pages,
             split=split,
+            nodes=nodes,
         )
         try:
             yield store

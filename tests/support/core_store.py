@@ -1,6 +1,7 @@
 """A store with a dict for its memory: what a mount does, without FUSE, sockets and memfds."""
 
 import errno
+import functools
 import os
 import stat
 import sys
@@ -24,10 +25,10 @@ from memfsd.core.private.strategies import Strategy
 from memfsd.host.windows import Windows
 from memfsd.store.invalidator import InvalidateRange
 from memfsd.store.pairings import PairedFile
-from memfsd.store.peer import Peer, PeerRefused
+from memfsd.store.peer import Peer, PeerGone, PeerRefused, PeerSilent
 from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused, errno_name
-from memfsd.uapi.messages import KVM_OPERATIONS, Body, Empty, GetPfnReply, InvalidateBeginReply, Kind
+from memfsd.uapi.messages import KVM_OPERATIONS, Body, Empty, GetPfnReply, InvalidateBeginReply, Kind, Move, MoveReply
 from memfsd.uapi.names import XATTR_TOKEN
 from memfsd.uapi.proof import split_token
 from memfsd.uapi.seals import Seal
@@ -159,10 +160,17 @@ class ScriptedVm:
         """What it says it has touched, of each range that is reclaimed."""
         self.calls: list[Kind] = []
         self.refuses: set[Kind] = set()
+        self.is_silent = False
+        self.on_move: Callable[[Move], list[tuple[int, int]]] = lambda move: []
+        """Copies, and says what it keeps."""
         self.is_dead = True
 
     def call(self, kind: Kind, body: Body, reply: type[Any]) -> Any:
         self.calls.append(kind)
+        if self.is_silent:
+            raise (PeerGone if self.is_dead else PeerSilent)(f"no answer to {kind.name}")
+        if isinstance(body, Move) and kind not in self.refuses:
+            return MoveReply(self.on_move(body))
         if kind in self.refuses:
             raise PeerRefused(errno.EBUSY, f"{kind.name} refused")
         return InvalidateBeginReply(list(self.kept)) if kind is Kind.INVALIDATE_BEGIN else Empty()
@@ -294,16 +302,26 @@ class CoreStore:
         self.paired(file, vm)
         return guest_of(file)
 
-    def paired(self, file: Regular, vm: str = "vm0") -> PairedFile:
+    def paired(self, file: Regular, vm: str = "vm0", operations: frozenset[Kind] = KVM_OPERATIONS) -> PairedFile:
         """The file as its VM sees it; EPERM and the like as for PAIR."""
         scripted = ScriptedVm()
+        scripted.on_move = functools.partial(self._copy, file)
         token = split_token(self.service.getxattr(file.ino, XATTR_TOKEN, lambda: bytes(16)))
-        pairing = Pairing(vm, scripted.pid, scripted.uid, frozenset(KVM_OPERATIONS))
+        pairing = Pairing(vm, scripted.pid, scripted.uid, operations)
         paired = self.store.pairings.pair(
             token.id, pairing, lambda ino: Peer(ino, vm, scripted, scripted, scripted.shut)
         )
         self._vms[file.ino] = paired, scripted
         return paired
+
+    def _copy(self, file: Regular, move: Move) -> list[tuple[int, int]]:
+        """What KVM does."""
+        for _, source, target, count in move.moves:
+            for index in range(count):
+                assert (file.ino, target + index) not in self.memory, "it was scrubbed"
+                if (file.ino, source + index) in self.memory:
+                    self.memory[file.ino, target + index] = bytearray(self.memory[file.ino, source + index])
+        return []
 
     def vm_of(self, file: Regular) -> ScriptedVm:
         return self._vms[file.ino][1]

@@ -31,7 +31,7 @@ EXPECTED: dict[Kind, dict[State, State]] = {
     Kind.INVALIDATE_END: {UC: UO},
     Kind.REPORT: {UO: UO, UC: UC},
     Kind.REVOKE: {UO: E, UC: E},
-    Kind.MOVE: {},
+    Kind.MOVE: {UO: UC},
     Kind.SWAP_OUT: {UC: UC},
     Kind.SWAP_IN: {UO: UO, UC: UC},
     Kind.POISON: {},

@@ -7,6 +7,7 @@ nodes         NUMA nodes: distances, and the order in which they are tried
 placement     memory policies of ranges of a file
 numastat      what numastat(8) counts
 large         large pages of a file, whole or split
+isolation     frames that are set aside: of a node that is offline
 page_table    the page table of one file: Pgoff -> Pfn
 swap_slots    slots of the swap file
 readahead     how many pages one GET_PFN grants

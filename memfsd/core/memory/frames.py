@@ -13,6 +13,7 @@ from bisect import bisect_right
 import numpy as np
 from numpy.typing import NDArray
 
+from memfsd.common.intervals import IntervalSet, subtract
 from memfsd.uapi.distances import Rows
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
@@ -76,6 +77,8 @@ class FramePool:
         self._frame_array = np.zeros(block_count * _BLOCK, np.uint8)
         self._blocks = self._block_array.data
         self._frames = self._frame_array.data
+        self.aside = IntervalSet()
+        """Frames that go OFFLINE where they would be free: core.memory.isolation."""
         self._counts = [0] * len(_STATES)
         self._counts[FrameState.FREE] = frame_count
 
@@ -106,6 +109,25 @@ class FramePool:
 
     def node_free_counts(self) -> list[int]:
         return [buddy.free_count for buddy in self._buddies]
+
+    def available(self, node: int, order: int) -> int:
+        """Free frames of a node in blocks of this order."""
+        return self._buddies[node].available(order)
+
+    def node_range(self, node: int) -> tuple[Pfn, Pfn]:
+        """Frames [start, end)."""
+        return Pfn(self._starts[node]), Pfn(self._buddies[node].end)
+
+    def is_online(self, node: int) -> bool:
+        """It exists, and gives frames."""
+        if not 0 <= node < self.node_count:
+            return False
+        start, end = self.node_range(node)
+        return self.aside.within(start, end) != [(start, end)]
+
+    def disregard(self, node: int, count: int) -> None:
+        """Nobody got these frames that were allocated just now: numastat(8) does not count them."""
+        self._stat.took_back(node, -count)
 
     def numastat(self) -> list[NodeReport]:
         return [
@@ -193,7 +215,17 @@ class FramePool:
             self._move(pfn, count, new, origins)
 
     def free(self, pfn: int, count: int) -> None:
-        """Give frames back that are CLOSING, acknowledged and scrubbed."""
+        """Give frames back that are CLOSING, acknowledged and scrubbed, or OFFLINE; those `aside` go OFFLINE."""
+        if self.aside:
+            aside = self.aside.within(pfn, pfn + count)
+            for low, high in aside:
+                self.set_state(low, high - low, FrameState.OFFLINE)
+            for low, high in subtract(pfn, pfn + count, aside):
+                self._free(low, high - low)
+        else:
+            self._free(pfn, count)
+
+    def _free(self, pfn: int, count: int) -> None:
         if count == 1:
             self._move_one(pfn, FrameState.FREE, _ORIGINS[FrameState.FREE])
         else:

@@ -9,8 +9,7 @@ from memfsd.uapi.frame_state import FrameState
 
 _FREE, _SHARED, _PRIVATE, _PENDING = FrameState.FREE, FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING
 _CLOSING, _QUARANTINED, _POISONED = FrameState.CLOSING, FrameState.QUARANTINED, FrameState.POISONED
-_LEAKED = FrameState.LEAKED
-_MOVING = FrameState.MOVING
+_LEAKED, _MOVING, _OFFLINE = FrameState.LEAKED, FrameState.MOVING, FrameState.OFFLINE
 
 
 class Transition(NamedTuple):
@@ -22,8 +21,9 @@ class Transition(NamedTuple):
     test: str
 
 
-_SWAP = "pair/test_swapping.py::"
 _GMEM, _ORDINARY = "core/test_gmem.py::", "core/files/test_ordinary.py::"
+_ISOLATION = "core/memory/test_isolation.py::"
+_MOVER = "store/test_mover.py::"
 
 # fmt: off
 TRANSITIONS = tuple(Transition(*row) for row in (
@@ -45,16 +45,26 @@ TRANSITIONS = tuple(Transition(*row) for row in (
      _GMEM + "test_a_vm_that_is_cut_off_keeps_its_frames_in_quarantine_until_it_is_dead"),
     (_PENDING, _QUARANTINED, "the VM lives and does not acknowledge",
      _GMEM + "test_a_vm_that_is_cut_off_keeps_its_frames_in_quarantine_until_it_is_dead"),
+    (_FREE, _MOVING, "a page is about to move into it, or comes back from the swap file",
+     _MOVER + "test_a_frame_is_moving_until_kvm_has_copied_and_the_old_one_is_scrubbed"),
+    (_MOVING, _PRIVATE, "KVM has copied the page, or decrypted it",
+     _MOVER + "test_a_frame_is_moving_until_kvm_has_copied_and_the_old_one_is_scrubbed"),
+    (_MOVING, _PENDING, "KVM has moved a page that nobody touched",
+     _MOVER + "test_what_was_granted_ahead_stays_so"),
+    (_MOVING, _CLOSING, "KVM refused, kept the page, or is dead; a blob cannot be read",
+     _MOVER + "test_a_vm_that_refuses_keeps_its_pages_where_they_are"),
+    (_MOVING, _QUARANTINED, "the VM lives and does not acknowledge",
+     _MOVER + "test_a_silent_vm_keeps_both_frames_in_quarantine_until_it_is_dead"),
     (_QUARANTINED, _CLOSING, "the VM is proven dead",
      _GMEM + "test_a_vm_that_is_cut_off_keeps_its_frames_in_quarantine_until_it_is_dead"),
-    (_FREE, _MOVING, "a page comes back from the swap file: its frame until KVM has decrypted it",
-     _SWAP + "test_a_page_that_was_swapped_out_comes_back_with_its_contents"),
-    (_MOVING, _PRIVATE, "KVM has it",
-     _SWAP + "test_a_page_that_was_swapped_out_comes_back_with_its_contents"),
-    (_MOVING, _CLOSING, "KVM refused it, or the file could not be read",
-     _SWAP + "test_an_altered_blob_is_refused_and_the_page_stays_out"),
     (_CLOSING, _FREE, "scrubbed",
      _GMEM + "test_a_frame_is_free_only_after_the_acknowledgement_and_the_scrub"),
+    (_FREE, _OFFLINE, "its node goes offline, or the block around it is being emptied",
+     _ISOLATION + "test_what_is_set_aside_is_given_to_nobody"),
+    (_CLOSING, _OFFLINE, "scrubbed, where frames are set aside",
+     _ISOLATION + "test_what_becomes_free_where_frames_are_set_aside_joins_them"),
+    (_OFFLINE, _FREE, "its node is online again, or the block is empty",
+     _ISOLATION + "test_what_is_set_aside_is_given_to_nobody"),
     (_CLOSING, _POISONED, "scrubbed, and its memory has failed",
      _GMEM + "test_a_poisoned_frame_is_out_of_service_and_its_page_ehwpoison_until_it_is_punched"),
     (_CLOSING, _LEAKED, "the kernel does not give its memory back",

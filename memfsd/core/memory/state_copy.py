@@ -64,3 +64,13 @@ class StateCopy:
                 row += 1
                 for at in [0, *(np.flatnonzero(np.diff(frames)) + 1).tolist()]:
                     yield (block << ORDER_2M) + at, int(frames[at])
+
+
+def runs_in(states: NDArray[np.uint8], wanted: FrameState) -> list[tuple[int, int]]:
+    """Where consecutive states are the wanted one: [low, high) indices."""
+    found = states.tobytes().count(wanted)
+    if found in (0, len(states)):  # as a rule
+        return [(0, found)] if found else []
+    match = np.concatenate(([False], states == wanted, [False]))
+    edges = (match[1:] != match[:-1]).nonzero()[0].tolist()
+    return list(zip(edges[::2], edges[1::2], strict=True))

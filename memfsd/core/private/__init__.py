@@ -3,6 +3,7 @@
 merging        split pages that become whole again
 gmem_file      its pairing, tokens and open invalidation
 strategies     what an invalidation does with its pages
+moving         pages on their way to other frames
 pending        frames granted ahead of the guest's touch
 device_memory  what a device has instead of frames of the pool
 absent         pages that have no frame and are no holes

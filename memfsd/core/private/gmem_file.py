@@ -106,6 +106,8 @@ class GmemFile:
     absent: AbsentPages = field(default_factory=AbsentPages)
     quarantine: FilePages = field(default_factory=FilePages)
     """Which frames its VM may still reach, and which pages of the file they were."""
+    moving: FilePages = field(default_factory=FilePages)
+    """Which frames pages are on their way to; in quarantine, too, when the VM was cut off meanwhile."""
     grant_count: int = 0
     split_count: int = 0
     """Large pages of which a part was punched, since it was sealed."""

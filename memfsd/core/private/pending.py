@@ -6,11 +6,9 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-import numpy as np
-from numpy.typing import NDArray
-
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
+from memfsd.core.memory.state_copy import runs_in
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import Pfn, Pgoff
 
@@ -35,7 +33,7 @@ class PendingFrames:
         """Mapped runs of pages [start, end) whose frames are all PENDING."""
         found: list[Run] = []
         for pgoff, pfn, count in self._pages.extents(start, end):
-            for low, high in _runs_of(self._pool.states(pfn, count), _PENDING):
+            for low, high in runs_in(self._pool.states(pfn, count), _PENDING):
                 found.append((Pgoff(pgoff + low), Pfn(pfn + low), high - low))
         return found
 
@@ -65,7 +63,7 @@ class PendingFrames:
             self._settle(pfn, count)
 
     def _settle(self, pfn: Pfn, count: int) -> None:
-        for low, high in _runs_of(self._pool.states(pfn, count), _PENDING):
+        for low, high in runs_in(self._pool.states(pfn, count), _PENDING):
             self._pool.set_state(Pfn(pfn + low), high - low, _PRIVATE)
             self._guest.pending -= high - low
 
@@ -78,13 +76,3 @@ class PendingFrames:
 
 def _end_of(run: tuple[int, int]) -> int:
     return run[1]
-
-
-def _runs_of(states: NDArray[np.uint8], wanted: FrameState) -> list[tuple[int, int]]:
-    """Where consecutive states are the wanted one: [low, high) indices."""
-    found = states.tobytes().count(wanted)
-    if found in (0, len(states)):  # as a rule
-        return [(0, found)] if found else []
-    match = np.concatenate(([False], states == wanted, [False]))
-    edges = (match[1:] != match[:-1]).nonzero()[0].tolist()
-    return list(zip(edges[::2], edges[1::2], strict=True))

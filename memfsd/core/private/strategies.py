@@ -6,6 +6,7 @@ frames. Most have no state: what differs from one invalidation to the next is in
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
@@ -13,11 +14,13 @@ from memfsd.common.intervals import subtract
 from memfsd.core.effects import DropDevice, Effect, Export, Runs, Scrub
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
+from memfsd.uapi import messages
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.messages import Body, InvalidateBegin, InvalidateBeginReply, Kind, Reason
+from memfsd.uapi.messages import Body, InvalidateBegin, InvalidateBeginReply, Kind, MoveReply, Reason
 from memfsd.uapi.units import Ino, Pfn, Pgoff
 
 from .absent import Lost
+from .moving import MovingPages, PageMove
 from .pending import PendingFrames, Touched
 
 if TYPE_CHECKING:
@@ -183,6 +186,25 @@ class Revoke:
         assert taking.guest.device is not None
         taking.guest.device.is_gone = True
         return [DropDevice(taking.ino)]
+
+
+class Move:
+    """What KVM has copied is in its new frame; what it has kept, and all of it if it did not answer, stays."""
+
+    reason = Reason.MOVE
+    needs_touched = False
+    may_cut = False
+
+    def __init__(self, moves: Sequence[PageMove]) -> None:
+        self._moves = moves
+
+    def call(self, closing: Invalidation) -> UpCall:
+        return UpCall(Kind.MOVE, messages.Move(closing.start, closing.end, closing.seq, [*self._moves]), MoveReply)
+
+    def take(self, taking: Taking) -> list[Effect]:
+        kept = taking.answer.kept if isinstance(taking.answer, MoveReply) else [(taking.start, taking.end)]
+        moving = MovingPages(taking.pool, taking.pages, taking.guest)
+        return [Scrub(taking.ino, moving.settle(taking.start, taking.end, kept))]
 
 
 PUNCH, TRUNCATE = Unmap(Reason.PUNCH), Unmap(Reason.TRUNCATE)

@@ -1,6 +1,5 @@
 """A true exchange keeps all rules; broken in one place it is named by rule and line."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,7 +8,7 @@ import pytest
 from kvmsim.journal.check import Verdict, check
 from memfsd.uapi.units import Gfn
 from tests.support.both_sides import LocalStore, LocalVm, page
-from tests.support.journaled import Line, read_lines, record_run, write_lines
+from tests.support.journaled import Journal, Line, read_lines, record_run, write_lines
 
 
 def exchange(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
@@ -43,44 +42,6 @@ def test_a_true_exchange_keeps_all_rules(recorded: tuple[Path, Path]) -> None:
 
 
 # -- one place is changed
-
-
-class Journal:
-    """One recorded journal, to be edited."""
-
-    def __init__(self, path: Path) -> None:
-        self.lines = read_lines(path)
-
-    def at(self, kind: str, *, reply: bool | None = None, nth: int = 0, ino: int | None = None) -> int:
-        """Index of the nth message of a kind, or of the nth note of that name."""
-        found = [
-            index
-            for index, line in enumerate(self.lines)
-            if (line.get("kind") == kind and reply in (None, line["reply"])) or line.get("what") == kind
-            if ino is None or line["ino"] == ino
-        ]
-        return found[nth]
-
-    def line(self, kind: str, **how: int) -> Line:
-        return self.lines[self.at(kind, **how)]  # type: ignore[arg-type]
-
-    def drop(self, *indices: int) -> None:
-        for index in sorted(indices, reverse=True):
-            del self.lines[index]
-
-    def drop_all(self, *kinds: str) -> None:
-        self.lines = [line for line in self.lines if line.get("kind", line.get("what")) not in kinds]
-
-    def move(self, index: int, before: int) -> None:
-        """With its time."""
-        line = self.lines.pop(index)
-        line["t"] = self.lines[before - (before > index)]["t"]
-        self.lines.insert(before - (before > index), line)
-
-    def copy(self, index: int, before: int, **changes: object) -> None:
-        line = json.loads(json.dumps(self.lines[index])) | changes
-        line["t"] = self.lines[before]["t"]
-        self.lines.insert(before, line)
 
 
 def an_answer_is_missing(journal: Journal) -> None:
