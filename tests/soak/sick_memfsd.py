@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """memfsd with the fault that MEMFSD_SICK names, to prove that the soak finds it: a program in the place of memfsd.
 
-leak          eight megabytes and a descriptor stay with every VM that ends
+leak          24 megabytes and a descriptor stay with every VM that ends
 no-scrub      frames are freed as they are
 no-callback   frames are taken back without telling the VM
 """
@@ -22,7 +22,7 @@ def leak() -> None:
 
     def end(self: PairedFile, why: str, stop_fd: int) -> None:
         ending(self, why, stop_fd)
-        _leaked.append((b"\xff" * (8 << 20), os.open(os.devnull, os.O_RDONLY)))
+        _leaked.append((b"\xff" * (24 << 20), os.open(os.devnull, os.O_RDONLY)))
 
     PairedFile.connection_lost = end  # type: ignore[method-assign]
 
