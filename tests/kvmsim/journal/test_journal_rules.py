@@ -41,6 +41,25 @@ def test_a_true_exchange_keeps_all_rules(recorded: tuple[Path, Path]) -> None:
         assert verdict.note_count >= 8
 
 
+def test_frames_of_a_device_are_no_frames_of_the_pool(tmp_path: Path) -> None:
+    """Both begin at number 0. It is granted, removed, and replaced by another one."""
+
+    def with_devices(store: LocalStore, one: LocalVm, two: LocalVm) -> None:
+        one.touch(page(16), page(4))
+        two.touch(page(16), page(4))
+        for name, gfn in (("device", 64), ("another", 96)):
+            store.store.devices.add(store.create(name, 8).ino)
+            one.private_slot(gfn, page(gfn), page(8), name)
+            one.touch(page(gfn), page(8))
+        store.store.devices.remove(store.file("device").ino)
+        one.touch(page(64), page(1))
+        one.close()
+        two.close()
+
+    verdict = check(list(map(str, record_run(tmp_path, with_devices))))
+    assert (verdict.rule, verdict.why) == ("", "")
+
+
 # -- one place is changed
 
 
