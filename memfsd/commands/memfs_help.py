@@ -49,6 +49,7 @@ of a file:
 of a mount:
   frames, free, shared ...   the pool: all frames, and how many are in each state
   poisoned, leaked           among them: out of service, since they failed or could not be erased
+  device                     frames of devices, which are not among those of the pool
   swap_slots, swap_used      pages that the swap file holds at most, and now
   swapped_out, swapped_in    pages that left and came back since the mount; swap_failed: that could not
   inodes, handles, lookups   what memfsd holds: files, open files, references of the kernel

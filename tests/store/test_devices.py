@@ -6,6 +6,7 @@ from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.uapi.limits import MAX_DEVICE_BYTES
 from memfsd.uapi.messages import MemoryType
+from memfsd.uapi.names import XATTR_POOL
 from memfsd.uapi.units import PAGE_SIZE, Ino
 from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore, refused
 
@@ -18,6 +19,10 @@ def device(store: CoreStore, name: str = "dev", pages: int = 8) -> Regular:
     return file
 
 
+def pool_line(store: CoreStore) -> str:
+    return store.store.files.getxattr(Ino(1), XATTR_POOL).decode()
+
+
 def test_pages_of_a_device_are_granted_by_their_place_and_take_nothing_of_the_pool(store: CoreStore) -> None:
     file = device(store, pages=1024)
     paired = store.paired(file)
@@ -28,6 +33,7 @@ def test_pages_of_a_device_are_granted_by_their_place_and_take_nothing_of_the_po
     assert store.pool.free_count == store.pool.frame_count, "larger than the pool, and not of it"
     assert file.block_count == 0
     assert store.getfattr(file, "frames") == "device=1024"
+    assert " device=1024 " in pool_line(store)
     assert store.audit() == []
 
 
@@ -97,6 +103,7 @@ def test_a_device_that_was_removed_is_dead_for_everybody(store: CoreStore) -> No
     paired.unbind(0, 4)
     assert store.windows.device_count() == 0
     assert store.getfattr(file, "frames") == "device=0 removed"
+    assert " device=0 " in pool_line(store)
     assert store.audit() == []
 
 

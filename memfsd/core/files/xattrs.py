@@ -125,7 +125,10 @@ class Xattrs:
         return None
 
     def _pool_line(self) -> str:
-        counts = " ".join(f"{state.name.lower()}={self._pool.count(state)}" for state in FrameState)
+        held = {state: self._pool.count(state) for state in FrameState}
+        devices = [file.guest.device for file in self._inodes.sealed_files() if file.guest and file.guest.device]
+        held[FrameState.DEVICE] = sum(device.page_count for device in devices if not device.is_gone)
+        counts = " ".join(f"{state.name.lower()}={count}" for state, count in held.items())
         nodes = ",".join(str(free) for free in self._pool.node_free_counts())
         line = f"frames={self._pool.frame_count} {counts} node_free={nodes}"
         swap = " ".join(f"{name}={count}" for name, count in self._slots.counts().items())
