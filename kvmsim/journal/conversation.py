@@ -1,5 +1,6 @@
 """What holds for each connection, whoever's journal has it: replies, states, brackets, the sequence, bindings."""
 
+import errno
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -95,6 +96,8 @@ class Conversation:
             self._answered(message, asked)
         elif message.kind == "MOVE":
             self.bracket = None
+        elif message.kind == Kind.INVALIDATE_BEGIN.name and message.errno == errno.ENOMEM:
+            self.bracket = None  # a leaf that could not be split: nothing was done
         return asked
 
     def finish(self) -> None:

@@ -4,8 +4,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from memfsd.core.memory.large import count_cut, is_empty, place_of, whole_order
 from memfsd.core.memory.page_table import FilePages
-from memfsd.uapi.units import PGOFF_END
+from memfsd.uapi.units import ORDER_2M, PGOFF_END
 
 CHUNK = 512
 GIG = 1 << 18
@@ -68,6 +69,26 @@ class FilePagesMachine(RuleBasedStateMachine):
         assert self.pages.run_at(start, count) == at_start
         hole = (runs[0][0] - start) if runs else count
         assert self.pages.hole_at(start, count) == hole
+
+    @rule(start=PLACES, count=COUNTS)
+    def large(self, start: int, count: int) -> None:
+        """Large pages of 2 MiB: what core.memory.large says of them."""
+        whole = {block for block in range(start >> 9, (start + count >> 9) + 1) if self.is_whole(block)}
+        for page in (start, start + count - 1):
+            assert whole_order(self.pages, page, ORDER_2M) == (ORDER_2M if page >> 9 in whole else 0)
+            left = [at for at in range(page & -CHUNK, (page | CHUNK - 1) + 1) if at in self.model]
+            assert is_empty(self.pages, page, ORDER_2M) == (not left)
+            base = self.model[left[0]] - left[0] % CHUNK if left else -1
+            assert place_of(self.pages, page, ORDER_2M) == (
+                base + page % CHUNK if base >= 0 and base % CHUNK == 0 else None
+            )
+        edges = {at >> 9 for at in (start, start + count) if at % CHUNK}
+        assert count_cut(self.pages, start, start + count, ORDER_2M) == len(edges & whole)
+
+    def is_whole(self, block: int) -> bool:
+        frames = [self.model.get(block * CHUNK + at) for at in range(CHUNK)]
+        first = frames[0]
+        return first is not None and first % CHUNK == 0 and frames == list(range(first, first + CHUNK))
 
     @rule(start=PLACES)
     def seek(self, start: int) -> None:

@@ -16,6 +16,7 @@ import memfsd.peers.session
 import memfsd.store.invalidator
 from kvmsim.journal.check import check
 from kvmsim.kvm.alias import PRIVATE
+from kvmsim.kvm.mmu.ept import Ept
 from kvmsim.kvm.notifier import Notifier
 from memfsd.peers.upchannel import UpChannel
 from memfsd.uapi.errors import Refused
@@ -106,6 +107,33 @@ def test_large_leaves_are_installed_and_zapped_in_the_journal_as_they_are(tmp_pa
     assert (verdict.rule, verdict.where, verdict.why) == ("", "", "")
     installed = [line["data"] for line in read_lines(paths[1]) if line.get("what") == "installed"]
     assert any(data["pages"] >= 512 and data["pages"] % 512 == 0 and data["gfn"] % 512 == 0 for data in installed)
+
+
+def test_a_large_page_that_splits_keeps_all_rules_and_so_does_a_vm_that_cannot(tmp_path: Path) -> None:
+    paths = tmp_path / "store.journal", tmp_path / "vm.journal"
+    with recording(paths[0], "memfsd"), recording(paths[1], "kvmsim"):
+        store = LocalStore(tmp_path, 4096, split=True)
+        for name, tables in (("one", 1 << 10), ("two", 4)):
+            store.create(name, 512, page_size="2M")
+            local = store.vm(name)
+            local.vm.mmu.epts = Ept(), Ept(tables)
+            local.private_slot(0, 0, page(512), name)
+            assert local.touch(0, page(512)) is None
+        store.punch("one", 100, 3)
+        with pytest.raises(Refused, match="cannot split its mapping"):
+            store.punch("two", 100, 3)
+        for local in store.vms:
+            assert local.touch(0, page(512)) is None
+        store.punch("one", 7, 300)
+        store.punch("two", 0, 512)
+        assert store.findings() == []
+        for local in store.vms:
+            local.close()
+        store.close()
+    for files in ([str(path)] for path in paths):
+        verdict = check(files)
+        assert (verdict.rule, verdict.where, verdict.why) == ("", "", "")
+    assert check([str(path) for path in paths]).rule == ""
 
 
 CHILD = """
