@@ -34,7 +34,12 @@ exit status: 0 measured, 1 something could not be measured, 2 usage
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run the same guests over all designs of conversion and page sizes; print what each costs."
     parser.epilog = _EPILOG
-    parser.add_argument("directory", nargs="?", metavar="DIRECTORY", help="on a memfsd mount, pool of 2 GiB or more")
+    parser.add_argument(
+        "directory",
+        nargs="?",
+        metavar="DIRECTORY",
+        help="on a memfsd mount, pool of 2 GiB or more; with split=on parts of large pages are given back",
+    )
     parser.add_argument("--workloads", type=_workloads, default=list(WORKLOADS), metavar="W[,W]", help="default: all")
     parser.add_argument("--designs", type=_designs, default=list(DESIGNS), metavar="D[,D]", help="default: all")
     parser.add_argument("--page-sizes", type=_page_sizes, default=_PAGE_SIZES, metavar="P[,P]", help="4K,2M,1G")
