@@ -53,7 +53,7 @@ def test_a_scenario_says_what_there_is_and_who_acts() -> None:
         ("vcpu0: write 1 'a\0b'", r"'a\\x00b' is not 1 to 8 bytes"),
         ("nobody: read 1", "is not an actor"),
         ("host: ;", "does nothing"),
-        ("nonsense", "expected store, file, vm"),
+        ("nonsense", "expected store, file, device, vm"),
         ("store color=red", "store has frames=N"),
         ('vcpu0: write 1 "far too long a text"', "1 to 8 bytes"),
         ("vm vm1 vcpus=99", "a VM has 1 to 8"),
