@@ -170,7 +170,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "frame not zeroed",
-        "memfsd.host.effect_runner:EffectRunner.perform",
+        "memfsd.host.effect_runner:EffectRunner._scrub",
         ("self._windows.punch(effect.window, effect.runs)", "pass"),
         at="access-x-punch",
     ),
