@@ -7,6 +7,7 @@
     vmm/        user space: exits under a policy, the designs of conversion, the host address space
     machine     one virtual machine put together
     shell/      the script language of `kvmsim run`, and what its commands do
+    monitor/    QMP on a socket of each process, and `kvmsim monitor`
     journal/    `kvmsim journal`, and a KVM that records
     tracing/    `kvmsim trace`, `stat` and `perf`: what reads traces
     compare/    `kvmsim compare`: the same guests over all designs, measured

@@ -6,13 +6,17 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from memfsd.common.arguments import Parser
 from memfsd.common.quote import printable, quoted
 from memfsd.common.starting import INTERRUPTED, be_quiet_when_interrupted, take_interrupts
 from memfsd.common.stdio import fill_standard_fds, with_stdout
 from memfsd.common.version import VERSION
+
+if TYPE_CHECKING:
+    from .monitor.monitor import Monitor
+    from .shell.execute import Executor
 
 _NO_MEMORY = "out of memory: raise the limit (ulimit -v), or give the host more"
 
@@ -21,6 +25,8 @@ examples:
   kvmsim run boot.kvm --json                 a script, one JSON object a line
   echo 'info vms' | kvmsim run -             commands from standard input
   kvmsim attach /mnt/vm.mem --gpa 0          pair with a sealed file, then a prompt: try 'help'
+  kvmsim shell                               a prompt without a file
+  kvmsim monitor vm0                         from another terminal: look into a VM that runs, stop it, let it go on
   kvmsim race fault-x-punch --exhaustive     every order of a fault and a punch; --list names the others
   kvmsim compare                             what each design of conversion costs and destroys, as a table
 
@@ -120,17 +126,44 @@ Adder = Callable[[Any], Callable[[argparse.Namespace], int]]
 
 
 def _run(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .monitor import places
     from .shell.script_command import add_run_arguments, run
 
     add_run_arguments(parser)
-    return run
+    places.add_arguments(parser)
+    return lambda asked: run(asked, _monitored)
 
 
 def _attach(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .monitor import places
     from .shell.script_command import add_attach_arguments, attach
 
     add_attach_arguments(parser)
-    return attach
+    places.add_arguments(parser)
+    return lambda asked: attach(asked, _monitored)
+
+
+def _shell(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .monitor import places
+    from .shell.script_command import add_shell_arguments, shell
+
+    add_shell_arguments(parser)
+    places.add_arguments(parser)
+    return lambda asked: shell(asked, _monitored)
+
+
+def _monitored(asked: argparse.Namespace, executor: "Executor") -> "Monitor":
+    from .monitor.monitor import Monitor
+    from .monitor.places import listen
+
+    return Monitor(listen(asked.qmp), executor)
+
+
+def _monitor(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .monitor import command
+
+    command.add_arguments(parser)
+    return command.monitor
 
 
 def _race(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
@@ -166,6 +199,8 @@ def _compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
 _COMMANDS: dict[str, tuple[str, Adder]] = {
     "run": ("run a script, a line a command", _run),
     "attach": ("pair with a sealed file and prompt", _attach),
+    "shell": ("prompt, with no file yet", _shell),
+    "monitor": ("list the VMs that run, look into one, stop it and let it go on", _monitor),
     "race": ("run a scenario of both sides under chosen schedules", _race),
     "journal": ("verify and show what --journal recorded", _journal),
     "trace": ("which events --trace writes; traces and journals for Perfetto's viewer", _trace),

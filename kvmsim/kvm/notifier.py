@@ -77,6 +77,9 @@ class Notifier:
         self._unmapper.kick_all()
         for _, pfn, count in taken:
             link.memory.forget(pfn - link.base, count)
+        if trace.vm is not None:
+            shown = [(gfn, gfn + count) for gfn, _, count in ranges]
+            trace.vm.taken_back(self._vm.name, link.ino, Pgoff(begin.start), Pgoff(begin.end), begin.reason.name, shown)
         return _at_most(kept, MAX_RUNS_PER_REPORT)
 
     def _block(self, gfn: Gfn, pgoff: Pgoff, count: int, *, only_idle: bool) -> list[PgoffRange]:

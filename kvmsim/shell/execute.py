@@ -77,22 +77,22 @@ class Executor:
             c.Sh: self._sh,
         }
         self._handlers |= HostCommands(self._host, self._machines).handlers()
-        self._topics: dict[str, Callable[[], Answer]] = {
-            "slots": lambda: info.slots(self._target),
-            "ept": lambda: info.ept(self._target),
-            "mmu": lambda: info.mmu(self._target),
-            "memory": lambda: info.memory(self._target),
-            "run": lambda: info.run(self._target),
-            "stats": lambda: info.stats(self._target),
-            "vms": self._vms,
-            "hva": lambda: info.hva(list(self._host.processes.values())),
+        self._topics: dict[str, Callable[[ScriptVm], Answer]] = {
+            "slots": info.slots,
+            "ept": info.ept,
+            "mmu": info.mmu,
+            "memory": info.memory,
+            "run": info.run,
+            "stats": info.stats,
+            "vms": lambda _: info.vms(self._machines, self.current),
+            "hva": lambda _: info.hva(list(self._host.processes.values())),
         }
-        self._current = self._target = self._create("vm0")
+        self.current = self._target = self._create("vm0")
         """The current VM, and the one that the command is about: its vm=, or else the current one."""
 
     def __call__(self, command: c.Command) -> Outcome:
         """Do one command; every failure is an Outcome or Refused."""
-        self._target = self._current if command.vm is None else self._find(command.vm)
+        self._target = self.machine(command.vm)
         try:
             return self._handlers[type(command)](command)
         except MemoryError:
@@ -102,6 +102,21 @@ class Executor:
         except OSError as error:
             where = f"{quoted(error.filename)}: " if error.filename else ""
             raise Refused(error.errno or errno.EIO, f"{where}{error.strerror or error}") from None
+
+    # -- what others may ask, from any thread
+
+    @property
+    def machines(self) -> dict[str, ScriptVm]:
+        """All VMs, now."""
+        return self._machines.copy()
+
+    def machine(self, name: str | None) -> ScriptVm:
+        """This VM, or the current one. ENOENT (Refused)."""
+        return self.current if name is None else self._find(name)
+
+    def info(self, what: str, machine: ScriptVm) -> Answer:
+        """What `info TOPIC` shows."""
+        return self._topics[what](machine)
 
     def close(self) -> None:
         for machine in self._machines.values():
@@ -127,7 +142,7 @@ class Executor:
         return machine
 
     def _vm(self, command: c.SwitchVm) -> Outcome:
-        self._current = self._machines.get(command.to) or self._create(command.to)
+        self.current = self._machines.get(command.to) or self._create(command.to)
         return Outcome(ok=True)
 
     def _vcpu(self, command: c.CreateVcpu) -> Outcome:
@@ -256,11 +271,8 @@ class Executor:
         return Outcome(ok=status == 0, status=status, text=text, reason=reason)
 
     def _info(self, command: c.Info) -> Outcome:
-        facts, text = self._topics[command.what]()
+        facts, text = self.info(command.what, self._target)
         return Outcome(ok=True, info=facts, text=text)
-
-    def _vms(self) -> Answer:
-        return info.vms(self._machines, self._current)
 
 
 class _Interrupted(Exception):

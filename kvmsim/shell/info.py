@@ -1,15 +1,16 @@
 """What `info TOPIC` shows: facts for programs, and lines for people."""
 
-from collections.abc import Mapping
-from typing import Any
+import itertools
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
 
-from kvmsim.kvm.alias import PRIVATE, SHARED
+from kvmsim.kvm.alias import PRIVATE, SHARED, Alias
 from kvmsim.kvm.kvm_run import exit_of
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT, MEMORY_TYPE_UC, MEMORY_TYPE_WB, entry_memory_type
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.hva import HostAddressSpace
 from memfsd.common.quote import quoted
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, GfnRange, format_size
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, GfnRange, HostPfn, format_size
 
 from .script.outcome import format_exit
 
@@ -17,6 +18,9 @@ Answer = tuple[object, str]
 
 _MEMORY_TYPES = {MEMORY_TYPE_UC: "UC", MEMORY_TYPE_WB: "WB"}
 _LEAF_SIZES = ("4k", "2m", "1g")
+_MOST_MAPPINGS = 65536
+_STEP_PAGES = 1 << 13
+"""Looked at with Mmu.lock held, of one EPT."""
 
 
 def slots(machine: VirtualMachine) -> Answer:
@@ -51,24 +55,8 @@ def slots(machine: VirtualMachine) -> Answer:
 def ept(machine: VirtualMachine) -> Answer:
     """Mapped runs of both EPTs, a run of leaves of one size each, with the frame numbers of the memory behind them
     (EPFNs for private ones)."""
-    vm = machine.vm
-    facts: list[dict[str, Any]] = []
-    with vm.mmu.lock:
-        for private, space in ((False, "shared"), (True, "private")):
-            for order, (gfn, pfn, count) in vm.mmu.epts[private].leaf_runs(Gfn(0), MAX_GFN_EPT):
-                _, frame = vm.physmap.find(pfn)
-                facts.append(
-                    {
-                        "space": space,
-                        "gpa": gfn << PAGE_SHIFT,
-                        "size": count << PAGE_SHIFT,
-                        "pfn": frame,
-                        "page_size": PAGE_SIZE << order,
-                        "memory_type": _MEMORY_TYPES[entry_memory_type(vm.mmu.epts[private].walk(gfn))],
-                    }
-                )
-                if len(facts) >= 65536:
-                    break
+    mapped = itertools.chain(mappings(machine, SHARED), mappings(machine, PRIVATE))
+    facts = list(itertools.islice(mapped, _MOST_MAPPINGS))
     lines = [f"{'SPACE':8} {'GPA':>14} {'SIZE':>8} {'PFN':>10} {'PAGE':>4} TYPE"]
     lines += [
         f"{f['space']:8} {f['gpa']:>#14x} {format_size(f['size']):>8} {f['pfn']:>#10x} {format_size(f['page_size']):>4}"
@@ -76,6 +64,58 @@ def ept(machine: VirtualMachine) -> Answer:
         for f in facts
     ]
     return facts, "\n".join(lines)
+
+
+def mappings(machine: VirtualMachine, alias: Alias, start: int = 0) -> Iterator[dict[str, Any]]:
+    """Mapped runs of one EPT from a GPA on. Mmu.lock is held for short ranges only, so that no fault and no
+    acknowledgement waits for it: what changes meanwhile may be seen in part."""
+    vm = machine.vm
+    held: _Mapped | None = None
+    at = Gfn(start >> PAGE_SHIFT)
+    while at < MAX_GFN_EPT:
+        found: list[_Mapped] = []
+        with vm.mmu.lock:
+            ept = vm.mmu.epts[alias]
+            at = ept.next_present(at)
+            stop = min(at + _STEP_PAGES, MAX_GFN_EPT)
+            for order, (gfn, pfn, count) in ept.leaf_runs(at, stop):
+                found.append(_Mapped(order, gfn, pfn, vm.physmap.find(pfn)[1], count, entry_memory_type(ept.walk(gfn))))
+        at = stop
+        for run in found:
+            if held is not None and held.goes_on_in(run):
+                held = held._replace(page_count=held.page_count + run.page_count)
+                continue
+            if held is not None:
+                yield held.facts(alias)
+            held = run
+    if held is not None:
+        yield held.facts(alias)
+
+
+class _Mapped(NamedTuple):
+    """A run of leaves of one size; frame: the first one's, in its memory."""
+
+    order: int
+    gfn: Gfn
+    pfn: HostPfn
+    frame: int
+    page_count: int
+    memory_type: int
+
+    def goes_on_in(self, after: "_Mapped") -> bool:
+        """It was cut where a step ended."""
+        end = self.order, self.gfn + self.page_count, self.pfn + self.page_count, self.memory_type
+        return end == (after.order, after.gfn, after.pfn, after.memory_type)
+
+    def facts(self, alias: Alias) -> dict[str, Any]:
+        return {
+            "space": alias.name.lower(),
+            "gpa": self.gfn << PAGE_SHIFT,
+            "size": self.page_count << PAGE_SHIFT,
+            "pfn": self.frame,
+            "page_size": PAGE_SIZE << self.order,
+            "memory_type": _MEMORY_TYPES[self.memory_type],
+        }
 
 
 def mmu(machine: VirtualMachine) -> Answer:
@@ -198,7 +238,7 @@ def vms(machines: Mapping[str, VirtualMachine], current: VirtualMachine) -> Answ
             "policy": machine.vmm.policy,
             "stores": [link.lost or "connected" for link in list(machine.kvm.pairings.links.values())],
         }
-        for name, machine in machines.items()
+        for name, machine in list(machines.items())
     ]
     lines = [
         f"{'*' if f['current'] else ' '} {quoted(f['vm'])}:"

@@ -6,11 +6,19 @@ that may take long says how it is stopped; the others wait for the store at most
 
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from memfsd.common.starting import INTERRUPTED
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
+
+_QUIT_SIGNAL = signal.SIGRTMAX
+"""Of this process to its own main thread: a handler of SIGINT may not be there, or may be ignored."""
+
+
+class Quit(Exception):
+    """The process was asked to end while it waited for a line."""
 
 
 class Interrupt:
@@ -21,6 +29,9 @@ class Interrupt:
         """SIGINT came since the command began."""
         self.ends_process = True
         """The first one ends the process in order, a second one at once. False: at a prompt."""
+        self.quits = False
+        """The process ends in order, as by `quit`: a monitor said so."""
+        self._reads = False
         self._busy = False
         self._stop: Callable[[], None] | None = None
 
@@ -30,10 +41,12 @@ class Interrupt:
         previous = signal.getsignal(signal.SIGINT)
         if previous is not signal.SIG_IGN:
             signal.signal(signal.SIGINT, self._on_signal)
+        signal.signal(_QUIT_SIGNAL, self._on_quit)
         try:
             yield
         finally:
             signal.signal(signal.SIGINT, previous)
+            signal.signal(_QUIT_SIGNAL, signal.SIG_IGN)
 
     def rest(self) -> None:
         """Nothing is running from now on."""
@@ -42,7 +55,7 @@ class Interrupt:
     @contextmanager
     def command(self) -> Iterator[None]:
         """A command is running: outside of it SIGINT is a KeyboardInterrupt."""
-        self.asked = False
+        self.asked = self.quits
         self._busy = True
         try:
             yield
@@ -60,6 +73,29 @@ class Interrupt:
             yield
         finally:
             self._stop = None
+
+    @contextmanager
+    def reads(self) -> Iterator[None]:
+        """The body waits for a line, which Quit may end anywhere."""
+        self._reads = True
+        try:
+            if self.quits:
+                raise Quit
+            yield
+        finally:
+            self._reads = False
+
+    def quit(self) -> None:
+        """From any thread, while `listen`: what runs is stopped as by SIGINT, and nothing follows."""
+        signal.pthread_kill(threading.main_thread().ident or 0, _QUIT_SIGNAL)
+
+    def _on_quit(self, *_: object) -> None:
+        self.quits = self.asked = True
+        if self._reads:
+            self._reads = False
+            raise Quit
+        if self._stop is not None:
+            self._stop()
 
     def _on_signal(self, *_: object) -> None:
         if not self._busy:

@@ -1,40 +1,60 @@
-"""The prompt of `kvmsim attach`: lines from a terminal, with history and completion where readline is there."""
+"""The prompts of kvmsim: lines from a terminal, with history and completion where readline is there."""
 
 import contextlib
 import sys
+from collections.abc import Callable
 from io import TextIOWrapper
 from pathlib import Path
+from typing import Protocol
 
-from .interrupt import Interrupt
+from .interrupt import Interrupt, Quit
 from .script.complete import completions
-from .script.runner import Session
 
 _HISTORY = 1000
 
 
-def prompt(session: Session, interrupt: Interrupt, greeting: str) -> None:
+Complete = Callable[[str, str], list[str]]
+
+
+class Feeds(Protocol):
+    """What a prompt hands its lines to."""
+
+    def feed(self, text: str) -> bool:
+        """False when it asks to leave."""
+        ...
+
+
+def prompt(
+    session: Feeds,
+    interrupt: Interrupt,
+    greeting: str,
+    *,
+    text: str = "(kvmsim) ",
+    complete: Complete = completions,
+) -> None:
     """Until end of file or `quit`. Ctrl-C stops a command, or clears the line that is being typed."""
     if isinstance(sys.stdin, TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")
-    _load_readline()
+    _load_readline(complete)
     if greeting:
         print(greeting)
     interrupt.ends_process = False
     interrupt.rest()
     while True:
         try:
-            line = input("(kvmsim) ")
+            with interrupt.reads():
+                line = input(text)
             with interrupt.command():
                 if not session.feed(line):
                     return
-        except EOFError:
+        except (EOFError, Quit):
             print()
             return
         except KeyboardInterrupt:
             print()
 
 
-def _load_readline() -> None:
+def _load_readline(completions: Complete) -> None:
     """Arrow keys, Tab, and a history that outlives the session."""
     with contextlib.suppress(ImportError):
         import atexit

@@ -1,4 +1,4 @@
-"""The command lines of `kvmsim run` and `kvmsim attach`: where commands come from, and what their exit status says."""
+"""The command lines of `kvmsim run`, `attach` and `shell`: where commands come from, and what the exit status says."""
 
 import argparse
 import contextlib
@@ -10,6 +10,7 @@ import os
 import sys
 import time
 from collections.abc import Callable, Iterator
+from typing import Protocol
 
 from kvmsim.memory.memory import OpenWindow, WindowMemory
 from kvmsim.store.link import store_of_sealed
@@ -27,6 +28,7 @@ from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.messages import KVM_OPERATIONS, OPTIONAL_KVM_OPERATIONS, Kind
 
 from .execute import Executor
+from .interrupt import Interrupt, Quit
 from .script.commands import SlotSet
 from .script.grammar import help_text, parse_line, parse_script
 from .script.output import HumanPrinter, JsonPrinter
@@ -47,6 +49,12 @@ The commands are those of scripts: kvmsim run --help. At a prompt 'help' lists t
 exit status: 0 after a prompt; when the commands come from a pipe or a file, all of them are run and it is that of run:
 1 one did not do what it should and no expect follows it, 2 one could not be parsed. 1 also if FILE cannot be attached
 """
+_SHELL_EPILOG = """\
+A prompt without a file: vm0 has no memory yet. The commands are those of scripts, as for attach: 'help' lists them.
+
+exit status: as of attach
+"""
+_HINT = "'help' lists the commands, 'quit' leaves."
 _RECORD_LOST = 2
 
 
@@ -55,6 +63,22 @@ def _name(kind: Kind) -> str:
 
 
 _OPTIONAL = ", ".join(sorted(map(_name, OPTIONAL_KVM_OPERATIONS)))
+
+
+class Beside(Protocol):
+    """What looks at a run from beside it, on its own threads: a monitor."""
+
+    def start(self) -> None: ...
+
+    def stop(self, why: str) -> None:
+        """The VMs are about to end."""
+
+    def detach(self) -> None:
+        """They have ended."""
+
+
+MakeBeside = Callable[[argparse.Namespace, Executor], Beside]
+"""Refused when it cannot be as the command line has it."""
 
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
@@ -68,6 +92,11 @@ def add_attach_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _ATTACH_EPILOG
     parser.add_argument("file", metavar="FILE")
     parser.add_argument("--gpa", type=_address, default=0, metavar="G", help="where its memory begins (default 0)")
+    _add_common_arguments(parser)
+
+
+def add_shell_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.epilog = _SHELL_EPILOG
     _add_common_arguments(parser)
 
 
@@ -135,7 +164,7 @@ def _optional_operation(text: str) -> Kind:
     return operation
 
 
-def run(asked: argparse.Namespace) -> int:
+def run(asked: argparse.Namespace, beside: MakeBeside) -> int:
     try:
         commands = parse_script(_read(asked.script))
     except ScriptError as error:
@@ -143,7 +172,7 @@ def run(asked: argparse.Namespace) -> int:
     except OSError as error:
         where = "" if asked.script == "-" else f"{quoted(asked.script)}: "
         return _say(f"{where}{error.strerror}", 2)
-    run_ = Run(asked)
+    run_ = Run(asked, beside)
     with run_ as executor:
         printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout)
         run_.status = run_script(
@@ -152,8 +181,8 @@ def run(asked: argparse.Namespace) -> int:
     return run_.status
 
 
-def attach(asked: argparse.Namespace) -> int:
-    run_ = Run(asked)
+def attach(asked: argparse.Namespace, beside: MakeBeside) -> int:
+    run_ = Run(asked, beside)
     with run_ as executor:
         try:
             _plug(executor, asked.file, asked.gpa)
@@ -162,7 +191,15 @@ def attach(asked: argparse.Namespace) -> int:
             name = quoted(asked.file)
             run_.status = _say(f"{name}: {reason.removeprefix(f'{name}: ')}", 1)
         else:
-            run_.status = _commands(executor, asked)
+            greeting = f"{quoted(asked.file)} is private slot 0 at gpa {asked.gpa:#x}. {_HINT}"
+            run_.status = _commands(executor, greeting, as_json=asked.json)
+    return run_.status
+
+
+def shell(asked: argparse.Namespace, beside: MakeBeside) -> int:
+    run_ = Run(asked, beside)
+    with run_ as executor:
+        run_.status = _commands(executor, f"vm0 has no memory yet. {_HINT}", as_json=asked.json)
     return run_.status
 
 
@@ -172,7 +209,7 @@ class Run:
     SystemExit(2) when it cannot begin, with the reason said.
     """
 
-    def __init__(self, asked: argparse.Namespace) -> None:
+    def __init__(self, asked: argparse.Namespace, beside: MakeBeside) -> None:
         self.status = 0
         self._verbose: int = asked.verbose
         self._record_lost = False
@@ -186,6 +223,7 @@ class Run:
                 asked.max_slots, asked.policy, asked.under, windows=windows, operations=operations
             )
             self._trace = begin_trace and begin_trace(functools.partial(self._lose, asked.trace))
+            self._beside = beside(asked, self._executor)
         except Refused as refused:
             sys.exit(_say(refused.reason, 2))
 
@@ -200,13 +238,18 @@ class Run:
         if self._trace is not None:
             self._ending.callback(self._trace.close)
             self._ending.enter_context(trace.observed(vm=self._trace))
+        self._ending.callback(self._beside.detach)
         self._ending.callback(self._executor.close)
+        self._beside.start()
+        self._ending.callback(lambda: self._beside.stop(_why(interrupt)))
         return self._executor
 
     def __exit__(self, *raised: object) -> None:
         with self._ending:
             self._executor.interrupt.ends_process = True
-        if self._executor.interrupt.asked:
+        if self._executor.interrupt.quits:
+            self.status = 0
+        elif self._executor.interrupt.asked:
             self.status = INTERRUPTED
         elif self._record_lost:
             self.status = self.status or _RECORD_LOST
@@ -219,6 +262,11 @@ class Run:
     def _lose(self, path: str, why: str) -> None:
         self._record_lost = True
         _say(f"{quoted(path)}: {why}", 2)
+
+
+def _why(interrupt: Interrupt) -> str:
+    """The cause of the end, as QEMU's SHUTDOWN has it."""
+    return "host-qmp-quit" if interrupt.quits else "host-signal" if interrupt.asked else "host-ui"
 
 
 def _windows(encryption: str, tamper: str | None) -> Callable[[], OpenWindow]:
@@ -278,27 +326,31 @@ def _plug(executor: Executor, path: str, gpa: int) -> None:
     executor(dataclasses.replace(command, file=path))  # which may hold what no line of a script does
 
 
-def _commands(executor: Executor, asked: argparse.Namespace) -> int:
+def _commands(executor: Executor, greeting: str, *, as_json: bool) -> int:
     """From a prompt, with exit status 0, or from a pipe."""
-    printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout, echo=False)
+    printer = JsonPrinter(sys.stdout) if as_json else HumanPrinter(sys.stdout, echo=False)
     if sys.stdin is None:
         return _say("standard input is closed: open it, or use kvmsim run SCRIPT", 2)
     if sys.stdin.isatty():
         from .prompt import prompt
 
-        greeting = (
-            f"{quoted(asked.file)} is private slot 0 at gpa {asked.gpa:#x}. 'help' lists the commands, 'quit' leaves."
-        )
-        prompt(Session(executor, printer.emit), executor.interrupt, "" if asked.json else greeting)
+        prompt(Session(executor, printer.emit), executor.interrupt, "" if as_json else greeting)
         return 0
     session = Session(executor, printer.emit, lambda why: print(f"kvmsim: {printable(why)}", file=sys.stderr))
-    for line in _lines():
+    for line in _lines(executor.interrupt):
         if not session.feed(line) or executor.interrupt.asked:
             break
     return session.end()
 
 
-def _lines() -> Iterator[str]:
+def _lines(interrupt: Interrupt) -> Iterator[str]:
     """What is not UTF-8 is refused where it is split into words."""
-    for line in iter(functools.partial(sys.stdin.buffer.readline, MAX_SCRIPT_BYTES), b""):
+    while True:
+        try:
+            with interrupt.reads():
+                line = sys.stdin.buffer.readline(MAX_SCRIPT_BYTES)
+        except Quit:
+            return
+        if not line:
+            return
         yield line.decode(errors="surrogateescape").removesuffix("\n").removesuffix("\r")

@@ -107,6 +107,7 @@ class StoreLink:
         self.lost = ""
         """Why the store is gone; "" while it is there."""
         self._vm = quoted(vm)
+        self._vm_name = vm
         self._callbacks = callbacks
         self._punch = punch
         self._ends = False
@@ -348,6 +349,8 @@ class StoreLink:
                 self.lost = why
             if not self._ends:
                 log.info("VM %s lost the store of inode %d: %s", self._vm, self.ino, self.lost)
+                if trace.vm is not None:
+                    trace.vm.pairing_lost(self._vm_name, self.ino, self.lost)
             self._callbacks.on_lost(self, self.lost)
             for sock in () if self._ends else (self._down, self._up):
                 with contextlib.suppress(OSError):

@@ -4,7 +4,7 @@ Policy `none` handles nothing. The others convert what the guest asks for, each 
 """
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +26,8 @@ from .inhibit import Inhibitor
 from .policies import POLICIES, UNDER
 
 R = TypeVar("R")
+_PAGES_AT_A_TIME = 1 << 16
+"""Counted with Mmu.lock held, so that faults get through."""
 
 
 class _Wanted(NamedTuple):
@@ -64,6 +66,12 @@ class Vmm:
 
         Refused: the conversion itself failed, and changed nothing; the answer to a hypercall is its errno then.
         """
+        result = self._run(vcpu, begin, wanted_back)
+        if isinstance(result, MemoryErrorExit) and trace.vm is not None:
+            trace.vm.memory_error(self._kvm.vm.name, vcpu.id, result.fields(), result.why)
+        return result
+
+    def _run(self, vcpu: Vcpu, begin: Callable[[], R | Exit], wanted_back: Callable[[int], bool]) -> R | Exit:
         kvm_run = self.on_a_thread(vcpu, begin, wanted_back)
         last: Exit | None = None
         while True:
@@ -98,7 +106,7 @@ class Vmm:
 
         def kvm_run() -> Any:
             while True:
-                with self.inhibitor.in_kvm_run():
+                with self.inhibitor.in_kvm_run(lambda: bool(vcpu.run.immediate_exit)):
                     try:
                         return next(runs)()
                     except Refused as refused:
@@ -109,6 +117,20 @@ class Vmm:
                             raise
 
         return kvm_run
+
+    # -- the whole VM, as QEMU's vm_stop() and vm_start(): from any thread
+
+    @property
+    def is_stopped(self) -> bool:
+        return self.inhibitor.is_stopped
+
+    def stop(self, deadline_s: float) -> bool:
+        """No vCPU runs until `cont`: each leaves between two accesses of its guest. False when one is still on its way
+        out at the deadline, as while it waits for the store; it will not come in again."""
+        return self.inhibitor.stop(self._kick_all, deadline_s)
+
+    def cont(self) -> None:
+        self.inhibitor.cont()
 
     def _kick_all(self) -> None:
         for vcpu in list(self._kvm.vm.vcpus.values()):
@@ -134,8 +156,8 @@ class Vmm:
         if changed is None:
             return False
         if trace.vm is not None:
-            name, held = self._kvm.vm.name, (self.shared_pages(), self.doubled_pages())
-            trace.vm.converted(name, wanted.start, wanted.end, wanted.private, *held)
+            name, held = self._kvm.vm.name, lambda: (self.shared_pages(), self.doubled_pages())
+            trace.vm.converted(name, wanted.start, wanted.end, wanted.private, held)
         if wanted.private:
             self.tally.to_private_pages += changed
         else:
@@ -177,10 +199,15 @@ class Vmm:
     def doubled_pages(self) -> int:
         """Pages that the VMM's shared memory and private memory both hold."""
         kvm, ranges = self._kvm, self._copy.populated()
-        return sum(kvm.blocking.held_private(start, end - start) for start, end in ranges)
+        return sum(kvm.blocking.held_private(at, count) for start, end in ranges for at, count in _parts(start, end))
 
     def close(self) -> None:
         self._copy.close()
+
+
+def _parts(start: Gfn, end: Gfn) -> Iterator[tuple[Gfn, int]]:
+    for at in range(start, end, _PAGES_AT_A_TIME):
+        yield Gfn(at), min(_PAGES_AT_A_TIME, end - at)
 
 
 def _wanted(exit_: MemoryErrorExit | HypercallExit) -> _Wanted | None:

@@ -2,7 +2,8 @@
 
 An `Instrument` (after trio's) has a method for each point; `observed` attaches one to the store's points of this
 process, to the VM's, or to both. Who observes today: the journal (common/journal.py), the trace (common/tracefile.py),
-and the race scheduler with the tests that kill a process at a point (kvmsim/race/points.py).
+the monitor's events (kvmsim/monitor/events.py), and the race scheduler with the tests that kill a process at a point
+(kvmsim/race/points.py).
 
 Most points are a call at the place, behind one test of a variable of this module:
 
@@ -10,7 +11,7 @@ Most points are a call at the place, behind one test of a variable of this modul
         trace.vm.bracket_opened(start, end)
 
 Those on the path of a fault or of a guest's access are `hot`: declared at the method, which is the plain one until
-somebody observes, as a static key patches the kernel's code. They cost nothing at all.
+somebody observes who wants them, as a static key patches the kernel's code. They cost nothing at all.
 
 Packets have their points in common/packets.py: a socket is wrapped when it is made, if somebody observes then.
 """
@@ -49,6 +50,8 @@ class Instrument:
 
     sees_packets = False
     """Packets, too: only then are the sockets of connections observed."""
+    sees_hot_points = True
+    """False: those that are hot are never reported to it, nor paid for because of it."""
 
     # -- packets, of both sides: down is the channel on which the VM asks, up that on which the store calls
 
@@ -197,6 +200,15 @@ class Instrument:
     def guest_writes(self, memory: object, offset: int, length: int) -> None:
         """Likewise."""
 
+    def taken_back(self, vm: str, ino: int, start: Pgoff, end: Pgoff, reason: str, ranges: list[GfnRange]) -> None:
+        """After file pages [start, end), at these GFNs, were unmapped for the store: before the acknowledgement."""
+
+    def pairing_lost(self, vm: str, ino: int, why: str) -> None:
+        """The store is gone, or has revoked the file."""
+
+    def memory_error(self, vm: str, vcpu: int, fields: Mapping[str, int | str | bool], why: str) -> None:
+        """KVM_EXIT_MEMORY_ERROR that user space does not repair; fields of kvm_run.memory_error."""
+
     def kicked_out(self, vm: str, since_ns: int) -> None:
         """After every vCPU was out of guest mode at some time since (CLOCK_MONOTONIC)."""
 
@@ -208,8 +220,9 @@ class Instrument:
 
     # -- user space of a VM
 
-    def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, shared_pages: int, doubled_pages: int) -> None:
-        """After GFNs [start, end) were converted. Pages of shared memory, and of those that are held twice."""
+    def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, held: Callable[[], tuple[int, int]]) -> None:
+        """After GFNs [start, end) were converted. held counts pages of shared memory, and of those that are held twice.
+        With GuestMemory.lock held."""
 
 
 POINTS: tuple[str, ...] = tuple(
@@ -252,7 +265,11 @@ def _switch(side: Side) -> None:
     globals()[side.value] = None if not observers else observers[0] if len(observers) == 1 else _Several(observers)
     for method in _hot:
         if method.side is side:
-            method.switch(on=bool(observers))
+            method.switch(on=_is_hot(side))
+
+
+def _is_hot(side: Side) -> bool:
+    return any(one.sees_hot_points for one in _observers[side])
 
 
 class _Several(Instrument):
@@ -304,7 +321,7 @@ class _Hot:
         self._owner, self._name = owner, name
         setattr(owner, name, self._plain)
         _hot.append(self)
-        self.switch(on=bool(_observers[self.side]))
+        self.switch(on=_is_hot(self.side))
 
     def switch(self, *, on: bool) -> None:
         if on is self._is_on:

@@ -7,7 +7,7 @@ whatever it does there: an access that hits the TLB, or whose page is mapped, is
 import contextlib
 import errno
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from memfsd.uapi.framing import BadBody, BadPacket, Header, decode_header, decode_reply, decode_request
 from memfsd.uapi.messages import Hello, Kind, PairReply
@@ -220,7 +220,7 @@ class Tracing(trace.Instrument):
     def fault_waited(self, gfn: Gfn) -> None:
         self._put(e.FAULT_WAITED, "kvmsim", (gfn,))
 
-    def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, shared_pages: int, doubled_pages: int) -> None:
+    def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, held: Callable[[], tuple[int, int]]) -> None:
         way = "shared_to_private" if private else "private_to_shared"
         self._put(
             e.CONVERT,
@@ -234,10 +234,7 @@ class Tracing(trace.Instrument):
         self._put(
             e.MEMORY,
             vm,
-            (
-                shared_pages,
-                doubled_pages,
-            ),
+            held(),
         )
 
     # -- its vCPUs

@@ -145,3 +145,21 @@ MAX_ACCESS_BYTES = 1 << 20
 MAX_VMAS = 65530
 """Mappings of one simulated host process: vm.max_map_count."""
 MAX_HOST_PROCESSES = 64
+
+# Monitor of kvmsim (QMP).
+MAX_QMP_MESSAGE_BYTES = 1 << 20
+MAX_QMP_DEPTH = 64
+"""Of objects and arrays in one another, in a request."""
+MAX_QMP_CLIENTS = 8
+MAX_QMP_REPLY_BYTES = 8 << 20
+"""Less than what qemu.qmp reads as one line: 10 MiB."""
+MAX_QMP_BACKLOG_BYTES = 16 << 20
+"""A client that leaves so much unread is disconnected."""
+MAX_QMP_EVENTS = 1024
+"""Events that the monitor's thread has not sent yet; more are dropped, and counted."""
+MAX_QMP_PAGE = 1024
+"""Entries in one answer of query-memslots or query-ept."""
+STOP_DEADLINE_S = 5.0
+"""`stop`: patience until every vCPU is out of KVM_RUN; one that waits for the store comes later."""
+MONITOR_END_DEADLINE_S = 1.0
+"""The process ends: time for all clients together to take what was said to them."""

@@ -46,7 +46,7 @@ class ModelledVm:
         self.name = name
         self.model = VmModel(homes, max_slots, others)
         self.executor = Executor(max_slots, pair=store.pair, windows=store.windows_of_vms)
-        kvm = self.executor._current
+        kvm = self.executor.current
         self.vm, self.kvm, self.vmm = kvm.vm, kvm.kvm, kvm.vmm
 
     # -- a step

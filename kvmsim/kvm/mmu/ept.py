@@ -439,6 +439,12 @@ class Ept(EptTables):
             expected += high - low
         return min(expected, end)
 
+    def next_present(self, gfn: Gfn) -> Gfn:
+        """Where the first leaf at or after gfn may be: nothing is mapped in between. MAX_GFN_EPT: nowhere."""
+        for at, _, _, _ in self._spans(gfn, MAX_GFN_EPT):
+            return max(gfn, at)
+        return MAX_GFN_EPT
+
     def touched(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """GFN ranges of [start, end) whose leaves are present and were ever ACCESSED, merged, in order."""
         return self._ranges_with(TOUCHED, start, end)

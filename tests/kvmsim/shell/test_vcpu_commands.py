@@ -158,7 +158,7 @@ def test_info_run_shows_what_user_space_sees(do: Lines) -> None:
 def held(private: Lines, monkeypatch: pytest.MonkeyPatch) -> Iterator[Gate]:
     """vCPU 1 stops in its first fault until the gate opens."""
     gate = Gate()
-    kvm = private.executor._current.kvm
+    kvm = private.executor.current.kvm
     real = kvm.faults.fault
 
     def fault(vcpu: kvmsim.kvm.vcpu.Vcpu, *arguments: object, **named: object) -> object:
@@ -232,7 +232,7 @@ def test_the_script_goes_on_with_another_vm_meanwhile(private: Lines, held: Gate
 def test_the_end_of_a_script_waits_for_no_vcpu_that_can_leave(private: Lines, held: Gate) -> None:
     private.ok("start touch vcpu=1 0 64K")
     held.reached()
-    kvm = private.executor._current
+    kvm = private.executor.current
     vcpu = kvm.vm.vcpu(1)
     closing = Beside(private.executor.close)
     until(lambda: bool(vcpu.run.immediate_exit), "it is asked to leave")
@@ -278,7 +278,7 @@ def test_prefault_shows_what_is_left_and_each_errno(private: Lines) -> None:
 
 
 def test_a_kick_that_cuts_prefault_short_is_spent(private: Lines, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = private.executor._current.kvm.faults
+    faults = private.executor.current.kvm.faults
     real = faults.first_unmapped
 
     def kicked(gfn: Gfn, end: Gfn, *, shared: bool) -> Gfn:
@@ -293,5 +293,5 @@ def test_a_kick_that_cuts_prefault_short_is_spent(private: Lines, monkeypatch: p
 
 def test_prefault_goes_on_after_user_space_s_own_kick(private: Lines) -> None:
     """As for a conversion on another vCPU's thread: nobody has asked for EINTR."""
-    private.executor._current.vm.vcpu(0).request_exit()
+    private.executor.current.vm.vcpu(0).request_exit()
     assert private.ok("prefault 0 64K").info == {"gpa": 65536, "size": 0}

@@ -80,3 +80,41 @@ def test_two_are_alone_one_after_the_other() -> None:
     one.result()
     two.result()
     assert order == ["first", "second"]
+
+
+def test_stopped_nobody_enters_but_one_that_leaves_at_once() -> None:
+    inhibitor, gate, asked = Inhibitor(), Gate(), Gate()
+    assert inhibitor.stop(lambda: None, 1.0)
+
+    def enter() -> None:
+        with inhibitor.in_kvm_run(lambda: asked.is_open):
+            gate.wait()
+
+    thread = Beside(enter)
+    until(lambda: thread.running, "it waits")
+    assert inhibitor._running == 0
+    asked.open()
+    gate.reached()
+    assert inhibitor.is_stopped
+    assert not inhibitor.stop(lambda: None, 0.02), "it has not left"
+    gate.open()
+    thread.result()
+    assert inhibitor.stop(lambda: None, 1.0)
+
+
+def test_stop_kicks_those_who_run_and_cont_lets_all_go_on() -> None:
+    inhibitor, gate, kicks = Inhibitor(), Gate(), []
+    thread = Beside(lambda: run_through(inhibitor, gate))
+    gate.reached()
+    stopping = Beside(lambda: inhibitor.stop(lambda: kicks.append(1), 60.0))
+    until(lambda: len(kicks) > 1, "it is kicked, and kicked again")
+    gate.open()
+    assert stopping.result()
+    thread.result()
+    late = Gate()
+    second = Beside(lambda: run_through(inhibitor, late))
+    until(lambda: second.running, "it waits")
+    inhibitor.cont()
+    late.reached()
+    late.open()
+    second.result()

@@ -373,3 +373,13 @@ def test_leaves_are_split_at_all_edges_or_at_none() -> None:
     ept.split_at([Gfn(5), Gfn(7)])
     assert ept.split_count == 2
     assert list(ept.runs(Gfn(0), Gfn(2 << 18))) == [(Gfn(0), HostPfn(0), 2 << 18)]
+
+
+@pytest.mark.parametrize("gfn", [0, 5, 511, 1 << 20, 3 << 27])
+def test_what_is_mapped_next_is_found_across_any_hole(gfn: int) -> None:
+    ept = Ept()
+    assert ept.next_present(Gfn(0)) == MAX_GFN_EPT
+    ept.map_page(Gfn(gfn), HostPfn(7))
+    assert gfn & -512 <= ept.next_present(Gfn(0)) <= gfn
+    assert ept.next_present(Gfn(gfn)) == gfn
+    assert ept.next_present(Gfn((gfn | 511) + 1)) == MAX_GFN_EPT
