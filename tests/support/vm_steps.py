@@ -14,9 +14,10 @@ CORNERS = [0, GPA_END - PAGE_SIZE, GPA_END, SHARED_BIT, SHARED_BIT | GPA_END, 2 
 class Steps:
     """Endless; the same seed gives the same ones. `step` is a line for World.step."""
 
-    def __init__(self, seed: int, homes: dict[str, list[Home]], page: int = 1) -> None:
-        """page: pages of 4 KiB in one of the files; what is done to a file at the mount is counted in them."""
-        self._random, self._page = random.Random(seed), page
+    def __init__(self, seed: int, homes: dict[str, list[Home]], page: int = 1, *, split: bool = False) -> None:
+        """page: pages of 4 KiB in one of the files; what is done to a file at the mount is counted in them, but for the
+        cuts of split, in 4 KiB."""
+        self._random, self._page, self._split = random.Random(seed), page, split
         self._homes = homes
         self._vm = ""
         self._makers: dict[Callable[[], str], int] = {
@@ -252,4 +253,7 @@ class Steps:
         home = rnd.choice([home for homes in self._homes.values() for home in homes])
         start, count = rnd.randrange(-(-home.count // self._page)), rnd.randint(1, 4)
         steps = [f"store {what} {home.file} {start} {count}" for what in ("punch", "allocate", "fail")]
+        if self._split:
+            first = rnd.choice([rnd.randrange(home.count), rnd.randrange(8), home.count - 3])
+            steps += [f"store cut {home.file} {first} {rnd.choice([1, 3, 100, 513])}"] * 6
         return rnd.choice(["store reclaim", *steps])
