@@ -189,6 +189,20 @@ def _trace(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
     return command.command
 
 
+def _stat(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .tracing import stat_command
+
+    stat_command.add_arguments(parser)
+    return stat_command.command
+
+
+def _perf(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .tracing import perf_command
+
+    perf_command.add_arguments(parser)
+    return perf_command.command
+
+
 def _compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     from .compare import command
 
@@ -204,5 +218,7 @@ _COMMANDS: dict[str, tuple[str, Adder]] = {
     "race": ("run a scenario of both sides under chosen schedules", _race),
     "journal": ("verify and show what --journal recorded", _journal),
     "trace": ("which events --trace writes; traces and journals for Perfetto's viewer", _trace),
+    "stat": ("count the events of traces, once or as they come", _stat),
+    "perf": ("exits by reason, with their times", _perf),
     "compare": ("run the same guests over all designs of conversion and measure", _compare),
 }

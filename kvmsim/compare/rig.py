@@ -175,9 +175,9 @@ class Rig:
         measured.conversions = len(self._times)
         measured.conversion_us = _median_us(self._times)
         measured.zapped = sum(facts[f"zapped_{size}"] for size in ("4k", "2m", "1g"))
-        measured.tlb_flushes = facts["tlb_flushes"] + facts["tlb_ranged_flushes"]
+        measured.tlb_flushes = facts["tlb_flush"] + facts["tlb_ranged_flush"]
         measured.store_messages = facts["store_messages"]
-        measured.exits = facts["exits"]
+        measured.exits = facts["userspace_exits"]
         return measured
 
     def close(self) -> None:

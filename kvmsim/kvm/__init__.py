@@ -24,6 +24,7 @@
     pairings       connections to stores, and what they know of slots
     ioctls         KVM_SET_USER_MEMORY_REGION and what belongs to it
     blocking       the steps of a conversion that can be taken back
+    statistics     what is counted, by the kernel's names
     kvm            all of it for one VM
 
 Lock order: docs/architecture.md. A kick takes Vcpu.guest_lock and must not be made with Mmu.lock held.

@@ -47,6 +47,7 @@ class Faults:
 
         want: shared pages worth mapping at once; private runs are the store's to choose.
         """
+        vcpu.pf_taken += 1
         vm, lock = self._vm, self._vm.mmu.lock  # acquired by hand: `with` would take twice as long on the fault path
         page_fault: PageFault | Exit
         for _ in range(_MAX_RETRIES):

@@ -8,7 +8,7 @@ from typing import TypeVar
 from memfsd.common import sync, trace
 from memfsd.uapi.errors import Refused
 
-from .exits import INTR, Exit, IntrExit, MmioExit
+from .exits import INTR, Exit, ExitReason, IntrExit, MmioExit
 from .kvm_run import KvmRun, exit_of, fill, mmio_data
 from .mmu.tlb import Tlb, Translation
 
@@ -35,6 +35,11 @@ class Vcpu:
         self._vm = vm
         self.run = KvmRun()
         """Shared with user space; valid after an exit."""
+        self.pf_taken = 0
+        """Faults, since the start. This and the next two are counted in KVM_RUN, so by one thread at a time."""
+        self.hypercall_count = 0
+        self.exit_counts: dict[ExitReason, int] = {}
+        """Returns of KVM_RUN, by reason."""
         self.program: Program[object] | None = None
         """What is under way: it came back with the exit in `run`. Guarded by the KVM_RUN."""
         self._mutex = sync.lock("Vcpu.mutex")
@@ -90,6 +95,7 @@ class Vcpu:
             raise
         self.program = program
         fill(self.run, exit_)
+        self.exit_counts[exit_.reason] = self.exit_counts.get(exit_.reason, 0) + 1
         if trace.vm is not None:
             trace.vm.userspace_exit(self._vm, self.id, exit_.reason.name, exit_.reason, exit_.fields())
         if isinstance(exit_, IntrExit):

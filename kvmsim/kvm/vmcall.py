@@ -23,6 +23,7 @@ from .vcpu import Program, Vcpu
 
 def vmcall(kvm: Kvm, vcpu: Vcpu, nr: int, args: Sequence[int], *, is_tdcall: bool = False) -> Program[int]:
     """RAX of a hypercall of KVM. One that user space has asked for is its to answer; there are no others."""
+    vcpu.hypercall_count += 1
     if trace.vm is not None:
         trace.vm.hypercall(kvm.vm.name, vcpu.id, nr, args, is_tdcall)
     yield from vcpu.entry()
@@ -40,6 +41,7 @@ def tdvmcall(kvm: Kvm, vcpu: Vcpu, asked: Registers) -> Program[Registers]:
     if asked.r10:
         args = (asked.r11, asked.r12, asked.r13, asked.r14)
         return replace(asked, r10=(yield from vmcall(kvm, vcpu, asked.r10, args, is_tdcall=True)))
+    vcpu.hypercall_count += 1
     if trace.vm is not None:
         args = (asked.r12, asked.r13, asked.r14, asked.r15)
         trace.vm.hypercall(kvm.vm.name, vcpu.id, asked.r11, args, True)

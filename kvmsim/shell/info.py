@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 from kvmsim.kvm.alias import PRIVATE, SHARED, Alias
 from kvmsim.kvm.kvm_run import exit_of
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT, MEMORY_TYPE_UC, MEMORY_TYPE_WB, entry_memory_type
+from kvmsim.kvm.statistics import LEAF_SIZES, statistics
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.hva import HostAddressSpace
 from memfsd.common.quote import quoted
@@ -17,7 +18,6 @@ from .script.outcome import format_exit
 Answer = tuple[object, str]
 
 _MEMORY_TYPES = {MEMORY_TYPE_UC: "UC", MEMORY_TYPE_WB: "WB"}
-_LEAF_SIZES = ("4k", "2m", "1g")
 _MOST_MAPPINGS = 65536
 _STEP_PAGES = 1 << 13
 """Looked at with Mmu.lock held, of one EPT."""
@@ -125,7 +125,7 @@ def mmu(machine: VirtualMachine) -> Answer:
         facts = {"mmu_invalidate_seq": mmu.invalidate_seq, "mmu_invalidate_in_progress": mmu.in_progress}
         for space, ept in (("shared", mmu.epts[SHARED]), ("private", mmu.epts[PRIVATE])):
             facts[f"{space}_leaves"] = ept.leaf_count
-            facts |= {f"{space}_leaves_{size}": n for size, n in zip(_LEAF_SIZES, ept.leaf_counts, strict=True)}
+            facts |= {f"{space}_leaves_{size}": n for size, n in zip(LEAF_SIZES, ept.leaf_counts, strict=True)}
             facts[f"{space}_tables"] = ept.table_count
     return facts, _lines(facts)
 
@@ -172,29 +172,16 @@ def run(machine: VirtualMachine) -> Answer:
 
 
 def stats(machine: VirtualMachine) -> Answer:
-    """Counters since the VM was made. zapped: pages; zapped_*: leaves of that size."""
-    vm, kvm, tally = machine.vm, machine.kvm, machine.vmm.tally
-    with vm.mmu.lock:
-        zapped = [ept.zapped_leaves for ept in vm.mmu.epts]
-        facts = {
-            "faults": vm.mmu.fault_count,
-            "retries": vm.mmu.retry_count,
-            "zapped": vm.mmu.zapped_count,
-            **{f"zapped_{size}": sum(n) for size, *n in zip(_LEAF_SIZES, *zapped, strict=True)},
-            "splits": sum(ept.split_count for ept in vm.mmu.epts),
-            "merges": sum(ept.merge_count for ept in vm.mmu.epts),
-            "tlb_flushes": sum(vcpu.tlb.flush_count for vcpu in vm.vcpus.values()),
-            "tlb_ranged_flushes": sum(vcpu.tlb.ranged_flush_count for vcpu in vm.vcpus.values()),
-            "kicks": sum(vcpu.kick_count for vcpu in vm.vcpus.values()),
-            "store_messages": kvm.pairings.past_message_count
-            + sum(link.message_count for link in list(kvm.pairings.links.values())),
-            "exits": tally.exits,
-            "converted_to_shared": tally.to_shared_pages,
-            "converted_to_private": tally.to_private_pages,
-            "lost_pages": tally.lost_pages,
-            "unreturned_pages": tally.unreturned_pages,
-            "rolled_back": tally.rolled_back,
-        }
+    """Counters since the VM was made: KVM's by its own names, then those of user space."""
+    tally = machine.vmm.tally
+    facts = {
+        **statistics(machine.kvm),
+        "converted_to_shared": tally.to_shared_pages,
+        "converted_to_private": tally.to_private_pages,
+        "lost_pages": tally.lost_pages,
+        "unreturned_pages": tally.unreturned_pages,
+        "rolled_back": tally.rolled_back,
+    }
     return facts, _lines(facts)
 
 

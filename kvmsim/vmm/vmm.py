@@ -77,8 +77,6 @@ class Vmm:
         while True:
             before = self.converted_count
             result: R | Exit = kvm_run()
-            if isinstance(result, Exit):
-                self.tally.exits += 1
             if not isinstance(result, MemoryErrorExit | HypercallExit) or self.policy == "none":
                 return result
             with self.inhibitor.quiesced(self._kick_all), self.memory.lock:

@@ -63,6 +63,8 @@ class Mmu:
         self.fault_count = 0
         self.retry_count = 0
         self.zapped_count = 0
+        self.remote_tlb_flush_count = 0
+        self.remote_tlb_flush_request_count = 0
 
     def invalidate_begin(self, start: Gfn, end: Gfn) -> None:
         """Open a bracket on GFNs [start, end): nothing in it is mapped until its END (R7)."""
@@ -250,8 +252,10 @@ class Mmu:
     def _flush(self, removed: Sequence[tuple[Gfn, int, int]], page_count: int, private: bool) -> None:
         """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing
         flushed."""
+        self.remote_tlb_flush_request_count += 1
         if not removed:
             return
+        self.remote_tlb_flush_count += 1
         for tlb in self.tlbs:
             if page_count <= RANGED_FLUSH_PAGES:
                 pages = (range(gfn, gfn + count) for gfn, _, count in removed)

@@ -38,8 +38,6 @@ class Tally:
         """Private pages that the store did not take back, so that they stay allocated beside their shared copy."""
         self.rolled_back = 0
         """Conversions that were refused and taken back."""
-        self.exits = 0
-        """Exits that user space saw, those it handled among them."""
 
 
 def all_shared_or(pieces: list[PrivatePiece], ram: RamMap, start: Gfn, end: Gfn) -> bool:

@@ -220,7 +220,7 @@ def test_info_tells_the_truth(private: Lines) -> None:
     ept = private.ok("info ept").info
     assert sum(run["size"] for run in ept if run["space"] == "private") == page(15)  # type: ignore[attr-defined]
     stats = private.ok("info stats").info
-    assert stats["converted_to_shared"] == 1 and stats["faults"] > 0  # type: ignore[index]
+    assert stats["converted_to_shared"] == 1 and stats["pf_fixed"] > 0  # type: ignore[index]
     mmu = private.ok("info mmu").info
     assert mmu["private_leaves"] == 15 and mmu["mmu_invalidate_in_progress"] == 0  # type: ignore[index]
 
@@ -238,7 +238,7 @@ def test_info_tells_the_size_of_leaves_and_what_became_of_them(private: Lines) -
     assert [mmu[f"shared_leaves_{size}"] for size in ("4k", "2m", "1g")] == [0, 1, 0]  # type: ignore[index]
     stats = private.ok("info stats").info
     assert [stats[f"zapped_{size}"] for size in ("4k", "2m", "1g")] == [1, 3, 0]  # type: ignore[index]
-    assert (stats["zapped"], stats["tlb_flushes"], stats["tlb_ranged_flushes"]) == (3 * 512 + 1, 1, 1)  # type: ignore[index]
+    assert (stats["zapped"], stats["tlb_flush"], stats["tlb_ranged_flush"]) == (3 * 512 + 1, 1, 1)  # type: ignore[index]
 
 
 # -- beside the guest

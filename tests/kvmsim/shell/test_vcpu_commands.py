@@ -102,7 +102,7 @@ def test_a_map_of_a_hole_is_the_scripts_to_answer_unless_a_policy_does(private: 
     assert private("map 4G 4K shared").exit_fields == hole
     assert private("resume").exit_fields == hole, "nobody has answered"
     assert private.ok("resume ret=0").ret is None
-    assert private("info stats").info["exits"] == 2  # type: ignore[index]
+    assert private("info stats").info["userspace_exits"] == 2  # type: ignore[index]
     private.ok("policy punch", "map 4G 4K shared")
 
 
