@@ -27,7 +27,7 @@ _memfsd() {
 _memfs() {
     local word=$2 before=$3 command=${COMP_WORDS[1]} options='-h --help --json'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'create seal stat map fallocate bind numastat check top poison device kcore swapout swapoff -h --help' "$word"
+        _memfsd_words 'create seal stat map fallocate bind numastat check top vms poison device kcore swapout swapoff -h --help' "$word"
         return
     fi
     case $before in
@@ -57,10 +57,10 @@ _memfs() {
 }
 
 _kvmsim() {
-    local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal -v --verbose'
+    local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal --qmp -v --verbose'
     options+=' --memory-encryption --tamper'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach race compare journal -h --help --version' "$word"
+        _memfsd_words 'run attach shell monitor race compare journal -h --help --version' "$word"
         return
     fi
     if [[ ${COMP_WORDS[1]} == journal ]]; then
@@ -85,6 +85,7 @@ _kvmsim() {
         options='-h --help --seed --count --exhaustive --bound --limit --replay --record --list --points --show --json'
     fi
     case $before in
+        --qmp) _memfsd_words 'unix: none' "$word" && compopt -o nospace 2>/dev/null ;;
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
         --under) _memfsd_words 'kept freed' "$word" ;;
         --memory-encryption) _memfsd_words 'none on' "$word" ;;

@@ -4,6 +4,7 @@ memfsd      mount
 memfs       what has no standard command: create, seal, stat, map, fallocate, check ...; memfs_help: its texts
 observer    the connection of memfs to a store
 top         memfs top
+vms         memfs vms
 poison      memfs poison
 device      memfs device
 creating    new files, for memfs create and memfs device

@@ -22,7 +22,7 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
-from . import device, kcore, memfs_help, moving, numa, poison, swap, top
+from . import device, kcore, memfs_help, moving, numa, poison, swap, top, vms
 from .creating import create_file
 from .observer import Observer, store_of
 
@@ -111,6 +111,8 @@ def _add_those_of_a_mount(command: Callable[[str, Callable[[Any], int], str], ar
     view.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view.add_argument("-d", "--delay", type=_delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
     view.add_argument("-n", "--count", type=_count, default=0, metavar="N", help="stop after N views (default: never)")
+    vms_ = command("vms", _vms, "list the VMs of a mount, with their processes and monitors")
+    vms_.add_argument("target", type=_path, metavar="MOUNTPOINT")
     fail = command("poison", _poison, "let the memory of a page fail")
     fail.add_argument("target", type=_path, metavar="FILE|MOUNTPOINT")
     where = fail.add_mutually_exclusive_group(required=True)
@@ -353,6 +355,10 @@ def _top(asked: argparse.Namespace) -> int:
         return top.run(asked.target, store, interval_s=asked.delay, count=asked.count, as_json=asked.json)
     except KeyboardInterrupt:
         return 0  # how it is meant to end
+
+
+def _vms(asked: argparse.Namespace) -> int:
+    return vms.run(asked.target, store_of(asked.target), as_json=asked.json)
 
 
 def _check(asked: argparse.Namespace) -> int:

@@ -150,6 +150,15 @@ Ends with Ctrl-C. Without a terminal, and with --json, views follow each other; 
   memfs top /mnt -d 0.5
   memfs top /mnt -n 1 --json                       once, for scripts
 """,
+    "vms": """\
+The VMs that hold sealed files of the mount (of many files, the largest are looked at):
+  STATE      paired, or cut: silent, not yet dead
+  FILES      how many they are, HELD what they hold of the pool
+  MONITOR    the socket on which the VM's process speaks QMP; - where there is none that may be seen
+
+  memfs vms /mnt
+  kvmsim monitor PID                               look into one of them
+""",
     "poison": """\
 As when hardware reports an uncorrectable error: the frame at OFFSET goes out of service for good (poisoned, in memfs
 stat MOUNTPOINT), with what it held. In a file of large pages that is the whole large frame.

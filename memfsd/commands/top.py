@@ -56,7 +56,7 @@ def _facts(reply: ListReply, before: dict[int, FileReport], elapsed_s: float) ->
             {
                 "inode": file.ino,
                 "name": os.fsdecode(file.name),
-                "owner": _owner(file.owner),
+                "owner": owner_of(file.owner),
                 "size": file.size_bytes,
                 "frames": file.frames,
                 "pending": file.pending,
@@ -71,7 +71,8 @@ def _facts(reply: ListReply, before: dict[int, FileReport], elapsed_s: float) ->
     return {"pool": reply.states, "swap": swap, "sealed_files": reply.file_count, "files": files}
 
 
-def _owner(line: str) -> Facts | None:
+def owner_of(line: str) -> Facts | None:
+    """What user.memfsd.owner says; None: nobody."""
     match = _OWNER.fullmatch(line)
     return match and {"vm": match["vm"], "pid": int(match["pid"]), "uid": int(match["uid"]), "state": match["state"]}
 
