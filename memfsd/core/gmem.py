@@ -301,8 +301,9 @@ class GuestMemory:
             raise SwappedOut(pgoff)
         return guest.absent.first(pgoff, pgoff + min(max_pages, _NEAR_ABSENT_PAGES)) - pgoff
 
-    def check_poison(self, file: Regular, pgoff: int) -> PgoffRange:
-        """The pages whose frame is that of this page: more than one in a file of large pages.
+    def check_poison(self, file: Regular, pgoff: int, *, whole: bool) -> PgoffRange:
+        """The pages that fail with this one: more than one in a file of large pages, unless they may be split. whole:
+        all of its large page, since the VM could not split it.
 
         EINVAL past the end, EHWPOISON when it failed before, ENXIO without a frame.
         """
@@ -317,7 +318,9 @@ class GuestMemory:
             raise Refused(
                 errno.ENXIO, f"page {pgoff:#x} of inode {file.ino} has no frame that could fail: touch it first"
             )
-        order = whole_order(file.pages, pgoff, file.order) if self._options.split else file.order
+        order = file.order
+        if self._options.split:
+            order = whole_order(file.pages, pgoff, file.order) if whole else ORDER_4K
         start = pgoff >> order << order
         return Pgoff(start), Pgoff(start + (1 << order))
 

@@ -1,13 +1,16 @@
 """Memory that fails, as the kernel's memory_failure() handles it: the frame is out of service for good."""
 
+import errno
 import logging
 
+from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.core.private.strategies import POISON
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import MemoryFailureReply
-from memfsd.uapi.units import Ino
+from memfsd.uapi.units import Ino, Pfn
 
 from .invalidator import InvalidateRange, Invalidator
 
@@ -38,10 +41,20 @@ class Failures:
             self._runner.perform(effects)
         else:
             with self._invalidator.hold(guest_of(file)):
-                with self._service.lock:
-                    start, end = self._service.gmem.check_poison(file, pgoff)
-                    pfn, count = file.pages.lookup(start), end - start
-                self._invalidator.invalidate_held(file, InvalidateRange(ino, start, end, POISON))
+                try:
+                    pfn, count = self._poison_sealed(file, pgoff, whole=False)
+                except Refused as refused:
+                    if refused.errno != errno.ENOMEM:
+                        raise
+                    pfn, count = self._poison_sealed(file, pgoff, whole=True)
         assert pfn is not None
         log.info("memory failure: frame %#x+%d of inode %d is out of service", pfn, count, ino)
         return MemoryFailureReply(pfn, count)
+
+    def _poison_sealed(self, file: Regular, pgoff: int, *, whole: bool) -> tuple[Pfn | None, int]:
+        """ENOMEM, and nothing was done: the VM could not split its mapping."""
+        with self._service.lock:
+            start, end = self._service.gmem.check_poison(file, pgoff, whole=whole)
+            pfn = file.pages.lookup(start)
+        self._invalidator.invalidate_held(file, InvalidateRange(file.ino, start, end, POISON))
+        return pfn, end - start

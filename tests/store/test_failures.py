@@ -2,13 +2,17 @@
 
 import errno
 import os
+from typing import Any
 
 import pytest
 
 from memfsd.core.effects import Runs
+from memfsd.core.files.inodes import Regular
 from memfsd.core.private.absent import Lost
+from memfsd.store.peer import PeerRefused
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.units import PAGE_SIZE, Ino
+from memfsd.uapi.messages import Body, InvalidateBegin, Kind
+from memfsd.uapi.units import PAGE_SIZE, Gfn, Ino, Pgoff
 from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore, refused
 
 P = PAGE_SIZE
@@ -62,17 +66,45 @@ def test_a_large_frame_fails_whole() -> None:
     assert store.audit() == []
 
 
-def test_of_a_page_that_is_split_the_one_frame_fails() -> None:
+def split_store() -> tuple[CoreStore, Regular]:
+    """Two large pages, which a VM has."""
     store = CoreStore(3 * 512, split=True)
     file = store.guest_file("file")
     store.setfattr(file, "page_size", "2M")
     store.resize(file, 1024 * P)
     store.fallocate(file, KEEP_SIZE, 0, 1024 * P)
-    store.fallocate(file, PUNCH, 7 * P, P)
-    of_the_split, of_the_whole = file.pages.lookup(20), file.pages.lookup(512)
-    assert poison(store, file.ino, 20) == (of_the_split, 1)
-    assert poison(store, file.ino, 600) == (of_the_whole, 512)
-    assert store.pool.count(POISONED) == 513
+    store.pair(file)
+    store.gmem.bind(file, 1, Gfn(0), Pgoff(0), 1024)
+    return store, file
+
+
+def test_with_split_on_one_small_frame_fails_also_of_a_large_page() -> None:
+    store, file = split_store()
+    failed = file.pages.lookup(600)
+    assert poison(store, file.ino, 600) == (failed, 1)
+    assert store.pool.count(POISONED) == 1
+    assert [store.fault(file, pgoff).order for pgoff in (3, 601)] == [9, 0]
+    store.fallocate(file, PUNCH, 600 * P, P)
+    assert store.fault(file, 600).pfn != failed
+    assert store.audit() == []
+
+
+def test_a_vm_that_cannot_split_its_mapping_loses_the_large_page(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A punch is refused then; memory that has failed cannot stay."""
+    store, file = split_store()
+    call = store.vm_of(file).call
+
+    def refuses_to_split(kind: Kind, body: Body, reply: type[Any]) -> Any:
+        if isinstance(body, InvalidateBegin) and body.end - body.start < 512:
+            raise PeerRefused(errno.ENOMEM, "no table is left")
+        return call(kind, body, reply)
+
+    monkeypatch.setattr(store.vm_of(file), "call", refuses_to_split)
+    with refused("ENOMEM"):
+        store.fallocate(file, PUNCH, 600 * P, P)
+    first = file.pages.lookup(512)
+    assert poison(store, file.ino, 600) == (first, 512)
+    assert store.pool.count(POISONED) == 512
     assert store.audit() == []
 
 

@@ -159,7 +159,7 @@ class Poison:
 
     reason = Reason.POISON
     needs_touched = False
-    may_cut = False
+    may_cut = True
 
     def call(self, closing: Invalidation) -> UpCall:
         return begin(closing)
