@@ -92,7 +92,7 @@ class Notifier:
         leaving = [(run[0], run[0] + run[2]) for run in mmu.exportable(gfn, end)]
         return [(pgoff + low - gfn, pgoff + high - gfn) for low, high in subtract(gfn, end, leaving)]
 
-    def on_swap_out(self, link: StoreLink, pages: list[tuple[Pgoff, Pfn]]) -> list[bytes]:
+    def on_swap_out(self, link: StoreLink, pages: list[tuple[Pgoff, Pfn]]) -> tuple[list[bytes], list[Pgoff]]:
         return self._swap.out(link, pages)
 
     def on_swap_in(self, link: StoreLink, pgoff: Pgoff, pfn: Pfn, blobs: list[bytes]) -> None:

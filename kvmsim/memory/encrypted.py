@@ -115,6 +115,10 @@ class EncryptedMemory(WindowMemory):
 
     # -- what becomes of frames
 
+    def is_untouched(self, frame: int) -> bool:
+        with self._lock:
+            return self._open(frame) is None
+
     def scrub(self, frame: int, frame_count: int) -> None:
         super().scrub(frame, frame_count)
         self.forget(frame, frame_count)

@@ -141,6 +141,10 @@ class WindowMemory(_Mapped):
                 return False
             raise
 
+    def is_untouched(self, frame: int) -> bool:
+        """Nobody has written to it; to read it to find out would give it memory."""
+        return not self.holds_data(frame << PAGE_SHIFT, PAGE_SIZE)
+
     def scrub(self, frame: int, frame_count: int) -> None:
         """Destroy contents: what a TDX or SNP unmap does. The frames stay the file's and read as zeros."""
         if trace.vm is not None:

@@ -70,8 +70,8 @@ class Callbacks(Protocol):
 
     def on_end(self, link: "StoreLink", end: m.InvalidateEnd) -> None: ...
 
-    def on_swap_out(self, link: "StoreLink", pages: list[tuple[Pgoff, Pfn]]) -> list[bytes]:
-        """Pages that the open invalidation covers leave: their blobs. Refused: none does."""
+    def on_swap_out(self, link: "StoreLink", pages: list[tuple[Pgoff, Pfn]]) -> tuple[list[bytes], list[Pgoff]]:
+        """Pages that the open invalidation covers leave: their blobs, and those that are holes. Refused: none does."""
 
     def on_swap_in(self, link: "StoreLink", pgoff: Pgoff, pfn: Pfn, blobs: list[bytes]) -> None:
         """They come back, into the frames from pfn on. Refused: none does."""
@@ -396,7 +396,9 @@ class StoreLink:
         elif isinstance(body, m.Report):
             reply = self._callbacks.on_report(self, Gfn(body.cursor))
         elif isinstance(body, m.SwapOut):
-            reply = m.SwapOutReply(self._callbacks.on_swap_out(self, [(Pgoff(at), Pfn(pfn)) for at, pfn in body.pages]))
+            pages = [(Pgoff(at), Pfn(pfn)) for at, pfn in body.pages]
+            blobs, holes = self._callbacks.on_swap_out(self, pages)
+            reply = m.SwapOutReply(blobs, [int(pgoff) for pgoff in holes])
         elif isinstance(body, m.SwapIn):
             self._callbacks.on_swap_in(self, Pgoff(body.pgoff), Pfn(body.pfn), body.blobs)
         return reply

@@ -425,17 +425,23 @@ class GuestMemory:
 
     # -- swap
 
-    def swapped_out(self, file: Regular, pages: list[tuple[Pgoff, Pfn]], slots: list[int]) -> Scrub:
-        """These pages of the closing range are in the swap file; their frames go."""
+    def swapped_out(
+        self, file: Regular, pages: list[tuple[Pgoff, Pfn]], slots: list[int], holes: list[tuple[Pgoff, Pfn]]
+    ) -> Scrub:
+        """These pages of the closing range are in the swap file, and nobody has written the holes; their frames go."""
         guest = guest_of(file)
         assert guest.open_invalidation is not None
         runs: Runs = []
-        for (pgoff, pfn), slot in zip(pages, slots, strict=True):
+        for pgoff, pfn in [*pages, *holes]:
             taken = file.pages.unmap(pgoff, Pgoff(pgoff + 1))
             assert taken == [(pgoff, pfn, 1)], f"page {pgoff:#x} is not in frame {pfn:#x} any more"
             self._pool.set_state(pfn, 1, FrameState.CLOSING)
+            if runs and runs[-1][0] + runs[-1][1] == pfn:
+                runs[-1] = runs[-1][0], runs[-1][1] + 1
+            else:
+                runs.append((pfn, 1))
+        for (pgoff, _), slot in zip(pages, slots, strict=True):
             guest.absent.put(pgoff, Swapped(slot))
-            runs.append((pfn, 1))
         self._slots.out_count += len(pages)
         return Scrub(file.ino, runs)
 

@@ -200,10 +200,11 @@ class Swapper:
         service = self._service
         with service.lock:
             slots = [service.slots.alloc() for _ in range(min(len(pages), service.slots.free_count))]
-        blobs, written, failed = list[bytes](), 0, len(pages)
+        leaving, holes = list[tuple[tuple[Pgoff, Pfn], bytes]](), list[tuple[Pgoff, Pfn]]()
+        written, failed = 0, len(pages)
         try:
-            blobs = self._blobs(peer, pages[: len(slots)]) if slots else []
-            leaving = [(page, blob) for page, blob in zip(pages, blobs, strict=False) if blob]
+            if slots:
+                leaving, holes = self._blobs(peer, pages[: len(slots)])
             written = self._write(slots[: len(leaving)], [blob for _, blob in leaving])
             for (pgoff, pfn), blob in leaving[written:]:
                 peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, [blob]), Empty)  # back to where it was
@@ -213,21 +214,27 @@ class Swapper:
         except PeerLost as lost:
             self._lost(peer, lost)
             written = 0
-        left = [page for page, blob in zip(pages, blobs, strict=False) if blob][:written]
+            holes = []
         with service.lock:
             service.slots.free(slots[written:])
-            scrub = service.gmem.swapped_out(file, left, slots[:written]) if written else None
+            left = [page for page, _ in leaving[:written]]
+            scrub = service.gmem.swapped_out(file, left, slots[:written], holes) if left or holes else None
         if scrub is not None:
             self._runner.perform([scrub])
         return failed
 
-    def _blobs(self, peer: Peer, pages: list[tuple[Pgoff, Pfn]]) -> list[bytes]:
-        """PeerLost: not one for each page, or of another size."""
+    def _blobs(
+        self, peer: Peer, pages: list[tuple[Pgoff, Pfn]]
+    ) -> tuple[list[tuple[tuple[Pgoff, Pfn], bytes]], list[tuple[Pgoff, Pfn]]]:
+        """Pages that leave, each with its blob, and those that are holes. PeerLost: it makes no sense."""
         body = SwapOutBody([(int(pgoff), int(pfn)) for pgoff, pfn in pages])
-        blobs = peer.up.call(Kind.SWAP_OUT, body, SwapOutReply).blobs
-        if len(blobs) != len(pages) or not {len(blob) for blob in blobs} <= {0, SWAP_BLOB_BYTES}:
-            raise PeerLost(f"it gave {len(blobs)} blobs for {len(pages)} pages, or some of another size")
-        return blobs
+        reply = peer.up.call(Kind.SWAP_OUT, body, SwapOutReply)
+        if len(reply.blobs) != len(pages) or not {len(blob) for blob in reply.blobs} <= {0, SWAP_BLOB_BYTES}:
+            raise PeerLost(f"it gave {len(reply.blobs)} blobs for {len(pages)} pages, or some of another size")
+        said = list(zip(pages, reply.blobs, strict=True))
+        return [(page, blob) for page, blob in said if blob], [
+            page for page, blob in said if not blob and page[0] in reply.holes
+        ]
 
     def _write(self, slots: list[int], blobs: list[bytes]) -> int:
         """How many are in the file."""

@@ -411,11 +411,13 @@ class SwapOut(Body):
 
 
 class SwapOutReply(Body):
-    """A blob for each page, in order: what it is made of is KVM's affair. An empty one: the page stays where it is."""
+    """A blob for each page, in order: what it is made of is KVM's affair. An empty one: the page stays where it is, or
+    is among the holes: nobody has written it, and it reads as zeros in any frame."""
 
     blobs: Annotated[
         list[Annotated[bytes, Meta(min_length=0, max_length=SWAP_BLOB_BYTES)]], Meta(max_length=MAX_SWAP_PAGES)
     ]
+    holes: Annotated[list[PgoffField], Meta(max_length=MAX_SWAP_PAGES)]
 
 
 class SwapIn(Body):

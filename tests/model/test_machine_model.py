@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.both_sides import opened_store
-from tests.support.vm_pair import LARGE, SMALL, SPLIT, Shape, World
+from tests.support.vm_pair import LARGE, SMALL, SPLIT, SWAPPING, Shape, World
 from tests.support.vm_steps import Steps
 
 STEPS = int(os.environ.get("KVMSIM_MODEL_STEPS", "20000"))
@@ -24,7 +24,8 @@ pytestmark = [pytest.mark.minutes, pytest.mark.timeout(240 + STEPS // 20)]
 
 def run(place: Path, steps: list[str], shape: Shape = SMALL, *, encrypted: bool = False) -> BaseException | None:
     """The steps in a new world; what was wrong, and after which step."""
-    with opened_store(place, shape.frames, encrypted=encrypted, split=shape.split) as store:
+    options = {"encrypted": encrypted, "split": shape.split}
+    with opened_store(place, shape.frames, swap_pages=shape.swap_pages, **options) as store:
         world, done = World(store, shape), 0
         try:
             for line in steps:
@@ -64,7 +65,7 @@ def check_worlds(place: Path, first_seed: int, worlds: int, shape: Shape) -> Non
         encrypted = bool(seed % 2)
         where = place / str(seed)
         where.mkdir()
-        generator = Steps(seed, shape.homes, 1 << shape.order, split=shape.split)
+        generator = Steps(seed, shape.homes, 1 << shape.order, split=shape.split, swap=bool(shape.swap_pages))
         steps = [generator.step() for _ in range(STEPS_PER_WORLD)]
         error = run(where, steps, shape, encrypted=encrypted)
         if error is not None:
@@ -86,6 +87,13 @@ def test_so_do_they_with_large_pages(tmp_path: Path) -> None:
 def test_so_do_they_with_large_pages_that_split(tmp_path: Path) -> None:
     """A tenth of the steps."""
     check_worlds(tmp_path, SEED, -(-STEPS // (STEPS_PER_WORLD * 10)), SPLIT)
+
+
+@pytest.mark.parametrize("part", range(2))
+def test_so_do_they_when_most_of_it_is_swapped_out(tmp_path: Path, part: int) -> None:
+    """A tenth of the steps."""
+    worlds = -(-STEPS // (STEPS_PER_WORLD * 20))
+    check_worlds(tmp_path, SEED + part * worlds, worlds, SWAPPING)
 
 
 RECREATED_TWICE = """

@@ -95,14 +95,15 @@ def test_pages_go_out_again_and_again(swapping_store: LocalStore, running: Local
     assert swapping_store.service.slots.used == 0
 
 
-def test_what_was_never_touched_does_not_go_out(swapping_store: LocalStore) -> None:
+def test_what_was_never_written_takes_no_slot(swapping_store: LocalStore) -> None:
     swapping_store.create("file", PAGES)
     local = swapping_store.vm()
     local.private_slot(0, 0, page(PAGES), "file")
     swapping_store.allocate("file", 0, PAGES)
     local.write(page(5), b"x")
-    assert swapping_store.page_out("file") <= PAGES
-    assert swapping_store.service.slots.used == swapping_store.guest("file").absent.swapped_count
+    swapping_store.page_out("file")
+    assert swapping_store.service.slots.used == 1
+    assert swapping_store.windows.populated_count(swapping_store.file("file").ino) == 0
     assert local.read(page(5), 1) == b"x"
     assert local.read(page(6), 1) == b"\0"
 
@@ -194,13 +195,13 @@ def test_only_what_an_open_invalidation_has_blocked_goes_out(swapping_store: Loc
     frame = swapping_store.file("file").pages.lookup(3)
     assert frame is not None
     out = running.kvm.notifier.on_swap_out
-    assert out(link, [(Pgoff(3), frame)]) == [b""]
+    assert out(link, [(Pgoff(3), frame)]) == ([b""], [])
     running.kvm.notifier.on_begin(link, m.InvalidateBegin(0, 4, 0, m.Reason.SWAP_OUT))
     try:
         assert errno_of(out, link, [(3, frame + 1)]) == "EINVAL"
         assert errno_of(out, link, [(3, frame), (3, frame)]) == "EINVAL"
-        assert out(link, [(Pgoff(9), frame)]) == [b""], "outside the bracket"
-        assert out(link, [(Pgoff(99), frame)]) == [b""], "not bound"
+        assert out(link, [(Pgoff(9), frame)]) == ([b""], []), "outside the bracket"
+        assert out(link, [(Pgoff(99), frame)]) == ([b""], []), "not bound"
     finally:
         running.kvm.notifier.on_end(link, m.InvalidateEnd(0, 4, 0))
     assert_intact(running)

@@ -7,6 +7,7 @@ someone does to file `a` on the mount. So a sequence that fails can be read, and
 vCPU 0.
 """
 
+import contextlib
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -313,7 +314,8 @@ class ModelledVm:
         copy = self.model.copy
         homes = [(gfn, self._home(gfn)) for gfn in copy]
         held = sum(self._store.file(home.file).pages.lookup(Pgoff(gfn - home.gfn)) is not None for gfn, home in homes)
-        return len(self.model.touched & copy.keys()), held
+        out = sum(gfn - home.gfn in self._store.guest(home.file).absent for gfn, home in homes)
+        return len(self.model.touched & copy.keys()) - out, held
 
     def read_everything(self) -> None:
         self.step("policy none")
@@ -331,6 +333,7 @@ class Shape:
     frames: int
     order: int = 0
     """Of the page size of the files, which is 4096 << order."""
+    swap_pages: int = 0
     split: bool = False
     """Parts of these pages are punched, too."""
 
@@ -357,6 +360,10 @@ SPLIT = replace(LARGE, frames=5 * 512, split=True)
 
 _MOST_FAILED = 4
 """Frames that fail in one world, which has them no more."""
+
+
+SWAPPING = Shape(SMALL.homes, 12, swap_pages=64)
+"""With half as many frames, and room for the rest on a disk."""
 
 
 class World:
@@ -407,6 +414,10 @@ class World:
         what, file, start, count = words[0], words[1], int(words[2]) * self._page, int(words[3]) * self._page
         if what == "cut":
             what, start, count = "punch", int(words[2]), int(words[3])
+        if what == "swapout":
+            with contextlib.suppress(Refused):  # no slot is of it, and so no VM has it
+                self.store.page_out(file, start, count)
+            return
         if what == "punch":
             self.store.punch(file, start, count)
             for vm in self.vms.values():
@@ -417,7 +428,8 @@ class World:
             self._fail(file, start, min(start + count, self.homes[file].count))
             return
         pages = self.store.file(file).pages
-        wanted = sum(pages.lookup(Pgoff(page)) is None for page in range(start, start + count))
+        out = self.store.guest(file).absent
+        wanted = sum(pages.lookup(Pgoff(page)) is None and page not in out for page in range(start, start + count))
         past_end = start + count > self.homes[file].count
         expected = "EINVAL" if past_end else FULL if wanted > self.store.free_count else None
         try:

@@ -14,10 +14,12 @@ CORNERS = [0, GPA_END - PAGE_SIZE, GPA_END, SHARED_BIT, SHARED_BIT | GPA_END, 2 
 class Steps:
     """Endless; the same seed gives the same ones. `step` is a line for World.step."""
 
-    def __init__(self, seed: int, homes: dict[str, list[Home]], page: int = 1, *, split: bool = False) -> None:
+    def __init__(
+        self, seed: int, homes: dict[str, list[Home]], page: int = 1, *, split: bool = False, swap: bool = False
+    ) -> None:
         """page: pages of 4 KiB in one of the files; what is done to a file at the mount is counted in them, but for the
-        cuts of split, in 4 KiB."""
-        self._random, self._page, self._split = random.Random(seed), page, split
+        cuts of split, in 4 KiB. swap: they may also be swapped out."""
+        self._random, self._page, self._split, self._swap = random.Random(seed), page, split, swap
         self._homes = homes
         self._vm = ""
         self._makers: dict[Callable[[], str], int] = {
@@ -256,4 +258,6 @@ class Steps:
         if self._split:
             first = rnd.choice([rnd.randrange(home.count), rnd.randrange(8), home.count - 3])
             steps += [f"store cut {home.file} {first} {rnd.choice([1, 3, 100, 513])}"] * 6
+        if self._swap:
+            steps += [f"store swapout {home.file} {start} {count}"] * 4
         return rnd.choice(["store reclaim", *steps])

@@ -207,7 +207,7 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.PageOutReply(8, -1),
         m.SwapOffReply(8, 0),
         m.SwapOut([(3, 7)]),
-        m.SwapOutReply([bytes(SWAP_BLOB_BYTES)]),
+        m.SwapOutReply([bytes(SWAP_BLOB_BYTES), b""], [4]),
         m.SwapIn(3, 7, [bytes(SWAP_BLOB_BYTES)]),
         m.InvalidateBegin(0, 8, 3, m.Reason.PUNCH),
         m.InvalidateBeginReply([(0, 4)]),
