@@ -1,5 +1,6 @@
 """GmemFile private memory: bind, get_pfn, invalidate, and the ends of a VM."""
 
+import errno
 from collections.abc import Callable
 
 import pytest
@@ -10,6 +11,7 @@ from memfsd.core.private import strategies
 from memfsd.core.private.gmem_file import Pairing, PairState
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
+from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE, Pgoff
 from tests.support.core_store import KEEP_SIZE, NO_LEAKS, PUNCH, RDONLY, CoreStore, refused
 
@@ -665,3 +667,30 @@ def test_the_audit_finds_parts_of_large_pages_where_none_may_go() -> None:
     ((_, pfn, _),) = file.pages.unmap(Pgoff(5), Pgoff(6))
     store.pool.set_state(pfn, 1, FrameState.CLOSING)
     assert [rule for rule, _ in store.audit()] == ["R5"]
+
+
+@pytest.mark.parametrize(
+    ("pages", "refusal", "is_disconnected"),
+    [(1, errno.ENOMEM, False), (513, errno.ENOMEM, False), (512, errno.ENOMEM, True), (1, errno.EBUSY, True)],
+)
+def test_a_vm_may_refuse_a_cut_for_want_of_memory_and_nothing_else(
+    pages: int, refusal: int, is_disconnected: bool
+) -> None:
+    store = CoreStore(2048, split=True)
+    file = large_file(store)
+    for pgoff in (0, 512):
+        store.fault(file, pgoff, 512)
+    guest, vm = guest_of(file), store.vm_of(file)
+    vm.refuses, vm.refusal, vm.is_dead = {Kind.INVALIDATE_BEGIN}, refusal, False
+    before = store.pool.counts(), file.mtime_ns, guest.seq, guest.split_count
+    with refused("ETIMEDOUT" if is_disconnected else "ENOMEM"):
+        store.fallocate(file, PUNCH, 0, pages * P)
+    if is_disconnected:
+        assert guest.quarantine.page_count == 1024
+    else:
+        assert (store.pool.counts(), file.mtime_ns, guest.seq, guest.split_count) == before
+        assert vm.calls == [Kind.INVALIDATE_BEGIN], "it knows of no bracket"
+        vm.refuses.clear()
+        store.fallocate(file, PUNCH, 0, pages * P)
+        assert file.pages.page_count == 1024 - pages
+    assert store.audit() == []

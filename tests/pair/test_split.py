@@ -19,10 +19,10 @@ MIB2 = 512
 GIB = 1 << 18
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[LocalStore]:
+@pytest.fixture(params=[False, True], ids=["plain", "encrypted"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[LocalStore]:
     """3 GiB of frames: it costs what is touched."""
-    with opened_store(tmp_path, 3 * GIB, split=True) as opened:
+    with opened_store(tmp_path, 3 * GIB, split=True, encrypted=request.param) as opened:
         yield opened
 
 

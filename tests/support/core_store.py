@@ -160,6 +160,7 @@ class ScriptedVm:
         """What it says it has touched, of each range that is reclaimed."""
         self.calls: list[Kind] = []
         self.refuses: set[Kind] = set()
+        self.refusal = errno.EBUSY
         self.is_silent = False
         self.on_move: Callable[[Move], list[tuple[int, int]]] = lambda move: []
         """Copies, and says what it keeps."""
@@ -172,7 +173,7 @@ class ScriptedVm:
         if isinstance(body, Move) and kind not in self.refuses:
             return MoveReply(self.on_move(body))
         if kind in self.refuses:
-            raise PeerRefused(errno.EBUSY, f"{kind.name} refused")
+            raise PeerRefused(self.refusal, f"{kind.name} refused")
         return InvalidateBeginReply(list(self.kept)) if kind is Kind.INVALIDATE_BEGIN else Empty()
 
     def shut(self) -> None:
