@@ -53,7 +53,7 @@ def monitor(asked: argparse.Namespace) -> int:
     try:
         if asked.vm is None:
             return _list(as_json=asked.json)
-        with Client(_path_of(asked.vm)) as client:
+        with Client(path_of(asked.vm)) as client:
             session = _Session(client, as_json=asked.json)
             if asked.words:
                 session.feed(" ".join(asked.words))
@@ -186,7 +186,7 @@ def _running() -> Iterator[Facts]:
             continue
 
 
-def _path_of(name: str) -> str:
+def path_of(name: str) -> str:
     """PeerLost when it is no socket, and no one VM."""
     if "/" in name:
         return name

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 from kvmsim.kvm.alias import Alias
+from kvmsim.kvm.statistics import vcpu_statistics
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.shell import info
 from kvmsim.shell.execute import Executor
@@ -152,14 +153,14 @@ class Handlers:
             {
                 "provider": "kvm",
                 "qom-path": state.qom_path(vcpu),
-                "stats": _chosen(state.vcpu_counters(vcpu), names),
+                "stats": _chosen(vcpu_statistics(vcpu), names),
             }
             for vcpu in _of_paths(vcpus, given.get("vcpus"))
         ]
 
     def _stats_schemas(self, _: Arguments) -> object:
         machine = self._executor.current
-        targets = {"vm": state.counters(machine), "vcpu": state.vcpu_counters(next(iter(machine.vm.vcpus.values())))}
+        targets = {"vm": state.counters(machine), "vcpu": vcpu_statistics(next(iter(machine.vm.vcpus.values())))}
         return [
             {
                 "provider": "kvm",

@@ -76,7 +76,7 @@ COMMANDS = (
     ),
     Command(
         "query-stats",
-        "Counters, in QEMU's shape: those of `info stats` and `info mmu` for the VM; flushes and kicks of each vCPU.",
+        "Counters, in QEMU's shape: those of `info stats` and `info mmu` for the VM; those of each vCPU.",
         '[{"provider": "kvm", "qom-path"?, "stats": [{"name", "value"}]}]',
         (
             Argument("target", "string", "of what", required=True, choices=("vm", "vcpu")),

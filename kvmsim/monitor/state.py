@@ -12,7 +12,7 @@ from kvmsim.shell import info
 from memfsd.uapi.units import PAGE_SHIFT
 
 Facts = dict[str, Any]
-_INSTANT = ("mmu_invalidate_in_progress", "leaves", "tables")
+_INSTANT = ("mmu_invalidate_in_progress", "leaves", "tables", "pages_")
 """Parts of the names of counters that go down as well."""
 
 
@@ -78,14 +78,6 @@ def counters(machine: VirtualMachine) -> dict[str, int]:
         assert isinstance(facts, dict)
         found |= facts
     return found
-
-
-def vcpu_counters(vcpu: Vcpu) -> dict[str, int]:
-    return {
-        "tlb_flushes": vcpu.tlb.flush_count,
-        "tlb_ranged_flushes": vcpu.tlb.ranged_flush_count,
-        "kicks": vcpu.kick_count,
-    }
 
 
 def kind_of(counter: str) -> str:

@@ -1,30 +1,34 @@
 """kvmsim stat: events of traces counted, once or as they come, as kvm_stat(1) shows them."""
 
 import argparse
+import contextlib
 import json
 import re
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from memfsd.common.quote import printable
 from memfsd.common.traceevents import EVENTS
+from memfsd.uapi.errors import PeerLost
 
 from .counting import Counting, count
-from .reader import Happening, Unreadable, follow, happenings
+from .reader import Unreadable, follow, happenings
 
 _HELP = """\
 Counted are what --trace of memfsd and kvmsim wrote, and with --once what --journal wrote, too. Names without a prefix
 are the kernel's statistics (exits, pf_taken, ...), the others are events, with what they are about in parentheses.
+With -m they are the statistics of a VM that runs, as its monitor tells them; no trace is needed.
 
-exit status: 0 counted (-l and live: ended by Ctrl-C), 2 a file cannot be read
+exit status: 0 counted (-l and live: ended by Ctrl-C), 2 a file cannot be read, or no such VM runs
 """
 _CLEAR = "\x1b[H\x1b[J"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _HELP
-    parser.add_argument("files", nargs="+", metavar="FILE", help="a trace")
+    parser.add_argument("files", nargs="*", metavar="FILE", help="a trace")
+    parser.add_argument("-m", "--monitor", metavar="VM", help="ask this VM instead: a pid, a name, or a socket's path")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("-1", "--once", action="store_true", help="what is in the files now (default without a terminal)")
     how.add_argument("-l", "--log", action="store_true", help="a line each interval, with what came in it")
@@ -35,20 +39,67 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="one JSON object, or one each interval")
 
 
+Look = Callable[[], dict[str, int]]
+"""The totals by now."""
+
+
 def command(asked: argparse.Namespace) -> int:
-    counting = Counting(asked.fields, asked.guest, by_vm=asked.by_vm)
+    if bool(asked.files) == (asked.monitor is not None) or (asked.monitor is not None and asked.by_vm):
+        asked.parser.error("name traces (FILE), or one VM with -m, which -b does not go with")
+    watches = asked.log or (sys.stdout.isatty() and not asked.once)
     try:
-        if asked.once or not (asked.log or sys.stdout.isatty()):
-            _show_once(count(happenings(asked.files), counting), as_json=asked.json)
-        else:
-            _watch(asked, counting)
-    except Unreadable as error:
+        with contextlib.ExitStack() as ending:
+            look = _monitor(asked, ending) if asked.monitor is not None else _traces(asked, watches=watches)
+            if watches:
+                _watch(asked, look)
+            else:
+                _show_once(look(), as_json=asked.json)
+    except (Unreadable, PeerLost) as error:
         print(f"kvmsim: {printable(str(error))}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        if not (asked.log or sys.stdout.isatty()):
+        if not watches:
             raise
     return 0
+
+
+def _traces(asked: argparse.Namespace, *, watches: bool) -> Look:
+    counting = Counting(asked.fields, asked.guest, by_vm=asked.by_vm)
+    if not watches:
+        return lambda: count(happenings(asked.files), counting)
+    files = [follow(path, lambda: True) for path in asked.files]
+
+    def look() -> dict[str, int]:
+        for file in files:
+            while (it := next(file, None)) is not None:
+                counting.add(it)
+        return dict(counting.totals)
+
+    return look
+
+
+def _monitor(asked: argparse.Namespace, ending: contextlib.ExitStack) -> Look:
+    from kvmsim.monitor.client import Client
+    from kvmsim.monitor.command import path_of
+    from kvmsim.monitor.protocol import QmpError
+
+    client = ending.enter_context(Client(path_of(asked.monitor)))
+    name = asked.guest or ("" if "/" in asked.monitor or asked.monitor.isdigit() else asked.monitor)
+
+    def look() -> dict[str, int]:
+        try:
+            answer = client.ask("query-stats", {"target": "vm", **({"vm": name} if name else {})})
+        except QmpError as error:
+            raise Unreadable(error.description) from None
+        client.take_events()
+        return {
+            one["name"]: one["value"]
+            for provider in answer
+            for one in provider["stats"]
+            if asked.fields is None or asked.fields.search(one["name"])
+        }
+
+    return look
 
 
 def _seconds(text: str) -> float:
@@ -76,28 +127,18 @@ def _show_once(totals: dict[str, int], *, as_json: bool) -> None:
         print(f"{printable(name):50}{total:12}")
 
 
-def _watch(asked: argparse.Namespace, counting: Counting) -> None:
+def _watch(asked: argparse.Namespace, look: Look) -> None:
     """The first interval is what is there already."""
     show = _json if asked.json else _log() if asked.log else _table
     before: dict[str, int] = {}
-    growing = [follow(path, lambda: True) for path in asked.files]
     last = time.monotonic()
     while True:
-        for file in growing:
-            for it in _there(file):
-                counting.add(it)
-        now = time.monotonic()
-        came = {name: total - before.get(name, 0) for name, total in counting.totals.items()}
-        before = dict(counting.totals)
-        show(counting.totals, came, max(now - last, asked.delay))
+        totals, now = look(), time.monotonic()
+        came = {name: total - before.get(name, 0) for name, total in totals.items()}
+        show(totals, came, max(now - last, asked.delay))
         sys.stdout.flush()
-        last = now
+        before, last = totals, now
         time.sleep(asked.delay)
-
-
-def _there(file: Iterator[Happening | None]) -> Iterator[Happening]:
-    while (it := next(file, None)) is not None:
-        yield it
 
 
 def _json(totals: dict[str, int], came: dict[str, int], elapsed_s: float) -> None:

@@ -42,6 +42,8 @@ K = TypeVar("K")
 
 Wanted = Mapping[Event, Predicate | None]
 """Events, with their filter."""
+Put = Callable[[Event, str, tuple[Value, ...]], None]
+"""An event of a task, with its values: from any thread, with whatever lock held. It waits for nothing."""
 _Queued = tuple[int, int, int, str, Event, tuple[Value, ...]]
 """Time, thread, CPU, task, event, values."""
 
@@ -76,10 +78,8 @@ class TraceFile:
     def __init__(self, fd: int, side: str, wanted: Wanted, warn: Callable[[str], None]) -> None:
         self._fd, self.wanted, self._warn = fd, wanted, warn
         self._queue: deque[_Queued] = deque()
-        self._add = self._queue.append
+        self.put = self._putting()
         self._lost = 0
-        self._thread_local = threading.local()
-        self._cpu = _cpu_of_this_thread()
         self._heads: dict[tuple[str, int, int], str] = {}
         self._texts: dict[tuple[Event, tuple[Value, ...]], str] = {}
         status = os.fstat(fd)
@@ -102,19 +102,6 @@ class TraceFile:
         self._thread = sync.thread(self._pass_on, "trace")
         self._thread.start()
 
-    def put(self, event: Event, task: str, values: tuple[Value, ...]) -> None:
-        """From any thread, with whatever lock held: it waits for nothing."""
-        if event not in self.wanted:
-            return
-        if len(self._queue) >= MAX_TRACE_QUEUE or self._ended:
-            self._lost += 1
-            return
-        try:
-            tid = self._thread_local.tid
-        except AttributeError:
-            tid = self._thread_local.tid = threading.get_native_id()
-        self._add((time.monotonic_ns(), tid, self._cpu(), task, event, values))
-
     def close(self) -> None:
         """Writes what is queued, as far as a deadline lets it."""
         self._stop.set()
@@ -123,6 +110,25 @@ class TraceFile:
             self._end("nobody reads it")
         else:
             os.close(self._fd)
+
+    def _putting(self) -> Put:
+        """A function with everything at hand, since faults wait for it."""
+        wanted, queue, local = self.wanted, self._queue, threading.local()
+        add, now, cpu = queue.append, time.monotonic_ns, _cpu_of_this_thread()
+
+        def put(event: Event, task: str, values: tuple[Value, ...]) -> None:
+            if event not in wanted:
+                return
+            if len(queue) >= MAX_TRACE_QUEUE or self._ended:
+                self._lost += 1
+                return
+            try:
+                tid = local.tid
+            except AttributeError:
+                tid = local.tid = threading.get_native_id()
+            add((now(), tid, cpu(), task, event, values))
+
+        return put
 
     def _pass_on(self) -> None:
         try:
@@ -137,25 +143,27 @@ class TraceFile:
             if self._lost:
                 lost, self._lost = self._lost, 0
                 self._write(f"CPU:0 [LOST {lost} EVENTS]\n".encode())
-            batch = [self._queue.popleft() for _ in range(min(len(self._queue), _BATCH))]
-            self._write("".join(map(self._line, batch)).encode(errors="backslashreplace"))
+            self._write(self._text(min(len(self._queue), _BATCH)).encode(errors="backslashreplace"))
 
-    def _line(self, queued: _Queued) -> str:
-        t, tid, cpu, task, event, values = queued
-        matches = self.wanted[event]
-        if matches is not None and not matches((*values, tid, task, cpu)):
-            return ""
-        head = self._heads.get((task, tid, cpu))
-        if head is None:
-            head = _remember(self._heads, (task, tid, cpu), f"{word(task):>16}-{tid:<7} [{cpu:03}] ..... ")
-        if event.repeats:
-            text = self._texts.get((event, values))
-            if text is None:
-                text = _remember(self._texts, (event, values), event.line % values)
-        else:
-            text = event.line % values
-        us = str(t // 1000).rjust(11)
-        return f"{head}{us[:-6]}.{us[-6:]}{text}"
+    def _text(self, count: int) -> str:
+        """The lines of so many events. One loop with everything at hand: most of what an event costs is here."""
+        take, wanted, heads, texts = self._queue.popleft, self.wanted, self._heads, self._texts
+        lines = []
+        for _ in range(count):
+            t, tid, cpu, task, event, values = take()
+            matches = wanted[event]
+            if matches is not None and not matches((*values, tid, task, cpu)):
+                continue
+            head = heads.get((task, tid, cpu))
+            if head is None:
+                head = _remember(heads, (task, tid, cpu), f"{word(task):>16}-{tid:<7} [{cpu:03}] ..... ")
+            if event.repeats:
+                text = texts.get((event, values)) or _remember(texts, (event, values), event.line % values)
+            else:
+                text = event.line % values
+            us = str(t // 1000).rjust(11)
+            lines.append(f"{head}{us[:-6]}.{us[-6:]}{text}")
+        return "".join(lines)
 
     def _write(self, data: bytes) -> None:
         """OSError when it cannot be written to the end."""

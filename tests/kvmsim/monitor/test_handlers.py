@@ -102,7 +102,7 @@ def test_statistics_have_a_schema_for_every_value(do: Lines, qmp: Raw) -> None:
     (vm,) = qmp.value("query-stats", target="vm")
     assert [stat["name"] for stat in vm["stats"]] == [stat["name"] for stat in schemas["vm"]]
     values = {stat["name"]: stat["value"] for stat in vm["stats"]}
-    assert (values["faults"], values["private_leaves"]) == (1, 1)
+    assert (values["pf_fixed"], values["private_leaves"]) == (1, 1)
     kinds = {stat["name"]: stat["type"] for stat in schemas["vm"]}
     assert (kinds["faults"], kinds["private_leaves"], kinds["zapped_4k"]) == ("cumulative", "instant", "cumulative")
     both = qmp.value("query-stats", target="vcpu")

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from kvmsim.cli import run_command
-from tests.support.threads import DEADLINE_S
+from tests.support.threads import DEADLINE_S, until
 from tests.support.traced import vm_exit, write_traces
 
 ROOT = Path(__file__).parents[3]
@@ -38,7 +38,9 @@ def test_once(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         (["-s", "0", "x"], "'0' is no interval"),
         (["-s", "nan", "x"], "'nan' is no interval"),
         (["-1", "-l", "x"], "not allowed with"),
-        ([], "FILE"),
+        ([], "name traces (FILE), or one VM with -m"),
+        (["-m", "vm0", "x"], "name traces (FILE), or one VM with -m"),
+        (["-m", "/nowhere/socket"], "/nowhere/socket: No such file"),
     ],
 )
 def test_what_is_refused(words: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -100,3 +102,30 @@ def test_live_on_a_terminal_and_ctrl_c_ends_it(tmp_path: Path) -> None:
         run.kill()
         run.wait()
         os.close(ours)
+
+
+def test_the_statistics_of_a_vm_that_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    socket = str(tmp_path / "qmp")
+    run = subprocess.Popen(
+        [*KVMSIM, "shell", "--qmp", f"unix:{socket}"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        text=True,
+        cwd=ROOT,
+    )
+    try:
+        assert run.stdin is not None
+        run.stdin.write(
+            "slot set 0 shared gpa=0 size=64K\nwrite 0 aa shared\nread 3G 4 shared\nsh touch done\n".replace(
+                "done", str(tmp_path / "done")
+            )
+        )
+        run.stdin.flush()
+        until((tmp_path / "done").exists, "the script ran")
+        assert run_command(["stat", "-m", socket, "--json", "-f", "^(pf_taken|mmio_exits|pages_4k)$"]) == 0
+        assert json.loads(capsys.readouterr().out) == {"mmio_exits": 1, "pages_4k": 1, "pf_taken": 2}
+        assert run_command(["stat", "-m", socket, "-g", "other"]) == 2
+        assert "other" in capsys.readouterr().err
+    finally:
+        run.kill()
+        run.communicate()
