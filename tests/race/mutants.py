@@ -221,7 +221,7 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "BEGIN overtakes a slot that goes away",
-        f"{_CALLBACKS}.on_begin",
+        f"{_CALLBACKS}._shown",
         ("wait_for(lambda: not self._unmapper.is_deleting, ACK_DEADLINE_S)", "wait_for(lambda: True, ACK_DEADLINE_S)"),
         at="end-x-punch convert-x-punch",
     ),
