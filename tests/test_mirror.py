@@ -44,6 +44,7 @@ ELSEWHERE = {
     "memfsd/commands/creating.py": "mount/test_memfs.py",
     "memfsd/commands/memfsd.py": "mount/test_daemon.py",
     "memfsd/commands/moving.py": "mount/test_memfs_move.py",
+    "memfsd/commands/nodes.py": "mount/test_memfs_move.py",
     "memfsd/commands/observer.py": "mount/test_killed_callers.py",
     "memfsd/fuse/mount.py": "mount/test_mount_command.py",
     "memfsd/fuse/mounting.py": "mount/test_mount_command.py",

@@ -66,6 +66,14 @@ def _destroyed(process: str, memory: object, frame: int, frame_count: int) -> li
     return _frames(labels.get(id(memory), process), [(frame, frame_count)], Kind.WRITE)
 
 
+def _moved(process: str, memory: object, source: int, target: int, frame_count: int) -> list[Access]:
+    window = labels.get(id(memory), process)
+    return [
+        *_frames(window, [(source, frame_count)], Kind.READ),
+        *_frames(window, [(target, frame_count)], Kind.WRITE),
+    ]
+
+
 @dataclass(frozen=True, slots=True)
 class Point:
     """A trace point at which a thread may be left standing."""
@@ -124,6 +132,7 @@ POINTS: tuple[Point, ...] = (
     Point("guest reads", Instrument.guest_reads, "vm", _guest_access(Kind.READ)),
     Point("guest writes", Instrument.guest_writes, "vm", _guest_access(Kind.WRITE)),
     Point("contents destroyed", Instrument.contents_destroyed, "vm", _destroyed),
+    Point("contents moved", Instrument.contents_moved, "vm", _moved),
 )
 
 RETRY = Point("fault retried", Instrument.fault_waited, "vm")

@@ -14,7 +14,7 @@ from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.common import sync
 from memfsd.uapi.errors import EHWPOISON, Refused, errno_name
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Pgoff
 
 from . import points
 from .accesses import Access
@@ -334,6 +334,13 @@ class _Run:
             raise
         self._history.end(changes)
         return ""
+
+    def _host_move(self, name: str, pgoff: int, pages: int) -> str:
+        store = self.world.store
+        with store.service.lock:
+            file = store.service.inodes.regular(self.world.inos[name])
+        moved = store.mover.relocate(file, [Pgoff(pgoff + index) for index in range(pages)], (0,))
+        return f"{moved.page_count} pages moved"
 
     def _host_allocate(self, name: str, pgoff: int, pages: int) -> str:
         self._files.allocate(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT).run()

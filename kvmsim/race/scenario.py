@@ -96,6 +96,11 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
         "punch": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate(PUNCH_HOLE)"),
         "poison": ([("FILE", _name), ("PGOFF", _number)], 2, "memfs poison: the page's frame fails"),
         "revoke": ([("FILE", _name)], 1, "memfs device remove"),
+        "move": (
+            [("FILE", _name), ("PGOFF", _number), ("PAGES", _number)],
+            3,
+            "pages go to other frames of their node",
+        ),
         "allocate": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate"),
         "swapout": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "memfs swapout"),
         "swapoff": ([], 0, "memfs swapoff"),

@@ -13,4 +13,5 @@ swap        memfs swapout and memfs swapoff
 elfcore     the head of an ELF core
 numa        memfs bind, memfs numastat
 moving      memfs move
+nodes       memfs offline, memfs online, memfs compact
 """

@@ -22,7 +22,7 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
-from . import device, kcore, memfs_help, moving, numa, poison, swap, top, vms
+from . import device, kcore, memfs_help, moving, nodes, numa, poison, swap, top, vms
 from .creating import create_file
 from .observer import Observer, store_of
 
@@ -150,6 +150,14 @@ def _add_numa_commands(command: Callable[[str, Callable[[Any], int], str], argpa
     move.add_argument("-l", "--length", type=_size, default=None, help="how much (default: to the end)")
     move.add_argument("target", type=_path, metavar="FILE")
     move.add_argument("node", type=moving.node, metavar="NODE")
+    off = command("offline", nodes.offline, "take a NUMA node offline: its pages move to others")
+    off.add_argument("target", type=_path, metavar="MOUNTPOINT")
+    off.add_argument("node", type=moving.node, metavar="NODE")
+    on = command("online", nodes.online, "let a NUMA node give frames again")
+    on.add_argument("target", type=_path, metavar="MOUNTPOINT")
+    on.add_argument("node", type=moving.node, metavar="NODE")
+    compact = command("compact", nodes.compact, "move private pages together, so that large pages find room")
+    compact.add_argument("target", type=_path, metavar="MOUNTPOINT")
     stat_ = command("numastat", numa.numastat, "show what each NUMA node gave, and to whom, as numastat(8)")
     stat_.add_argument("target", type=_path, metavar="MOUNTPOINT")
 

@@ -87,6 +87,24 @@ not bound to a memslot while a VM has the file; pages of a VM whose KVM does not
 
 exit status: 0 all are there, 1 some are not
 """,
+    "offline": """\
+Nothing is allocated on the node from now on, and what becomes free there stays away. Private pages move to the nearest
+nodes that have room, while their guests run; what cannot move is counted: ordinary files, pages that are not bound, VMs
+whose KVM does not move pages. Again later it moves what is left. The last node that is online cannot go.
+
+  memfs offline /mnt 1
+
+exit status: 0 nothing is left on it, 1 something is
+""",
+    "online": """\
+  memfs online /mnt 1
+""",
+    "compact": """\
+Private pages leave blocks of 2M that they hardly use for gaps in others of their node; the blocks are free as a whole
+then, for pages of 2M and 1G. Blocks with ordinary pages stay as they are.
+
+  memfs compact /mnt
+""",
     "bind": """\
 mbind(2) for a file: says where pages of the range go when they are allocated, whoever touches them. What is allocated
 already stays where it is. The attribute user.memfsd.numa shows and takes the same, as POLICY[:NODES][@OFFSET+LENGTH].

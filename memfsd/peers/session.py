@@ -47,6 +47,7 @@ _QUESTIONS = frozenset(
     {
         *(Kind.CHECK, Kind.MAP, Kind.LIST, Kind.KCORE, Kind.MEMORY_FAILURE),
         *(Kind.DEVICE_ADD, Kind.DEVICE_REMOVE, Kind.PAGE_OUT, Kind.SWAP_OFF),
+        *(Kind.SET_NODE, Kind.COMPACT),
     }
 )
 
@@ -108,6 +109,8 @@ class Session:
             Kind.DEVICE_REMOVE: self._on_device_remove,
             Kind.PAGE_OUT: self._on_page_out,
             Kind.SWAP_OFF: self._on_swap_off,
+            Kind.SET_NODE: self._on_set_node,
+            Kind.COMPACT: self._on_compact,
         }
 
     def _enter(self, state: State) -> None:
@@ -312,6 +315,15 @@ class Session:
     def _on_list(self, _: m.Empty) -> m.Body:
         self._check_may_observe("memfs top")
         return self._store.checker.files()
+
+    def _on_set_node(self, want: m.SetNode) -> m.Body:
+        self._check_may_observe("memfs online" if want.online else "memfs offline")
+        nodes = self._store.nodes
+        return nodes.online(want.node) if want.online else nodes.offline(want.node)
+
+    def _on_compact(self, _: m.Empty) -> m.Body:
+        self._check_may_observe("memfs compact")
+        return self._store.nodes.compact()
 
     def _on_kcore(self, want: m.Kcore) -> m.Body:
         self._check_may_observe("memfs kcore")

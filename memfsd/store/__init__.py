@@ -10,6 +10,7 @@ attributes   what stat(2) shows
 peer         the VM of one file, as the store sees it
 invalidator  invalidations: BEGIN, acknowledged, scrub, END
 mover        pages that move to other frames, fmove_pages
+evacuation   memfs offline, memfs online, memfs compact
 reclaim      pages that were never touched, taken back when the pool is full
 checker      memfs check, memfs map and memfs top
 devices      files whose memory is a device's

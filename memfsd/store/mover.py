@@ -83,13 +83,16 @@ class Mover:
             return -errno.ENOENT if page << PAGE_SHIFT < file.size else -errno.EFAULT
         return self._service.pool.node_of(pfn)
 
-    def relocate(self, file: Regular, pages: Sequence[Pgoff], nodes: Nodes) -> Moved:
-        """Pages within MAX_MOVE_PAGES of each other go to other frames of these nodes, with those of the same frame."""
+    def relocate(self, file: Regular, pages: Sequence[Pgoff], nodes: Nodes, *, one_by_one: bool = False) -> Moved:
+        """Pages within MAX_MOVE_PAGES of each other go to other frames of these nodes, with those of the same frame.
+
+        one_by_one: into gaps between frames that are in use.
+        """
         if file.guest is None:
             return Moved(0, dict.fromkeys(pages, errno.EBUSY))
         try:
             with self._invalidator.hold(file.guest):
-                moves, failed, effects = self._begin(file, file.guest, pages, nodes)
+                moves, failed, effects = self._begin(file, file.guest, pages, nodes, one_by_one)
                 self._runner.perform(effects)
                 if moves and not effects:
                     self._ask_vm(file, moves)
@@ -104,7 +107,7 @@ class Mover:
         )
 
     def _begin(
-        self, file: Regular, guest: GmemFile, pages: Sequence[Pgoff], nodes: Nodes
+        self, file: Regular, guest: GmemFile, pages: Sequence[Pgoff], nodes: Nodes, one_by_one: bool
     ) -> tuple[list[PageMove], dict[Pgoff, int], list[Effect]]:
         """Frames for them. The pages of a file without a VM change over at once: nobody has a window of it, and
         nothing is in them; then there is something to scrub."""
@@ -113,7 +116,7 @@ class Mover:
                 return [], dict.fromkeys(pages, errno.EBUSY), []
             moving = MovingPages(self._service.pool, file.pages, guest)
             runs, failed = moving.choose(pages, file.order)
-            moves, without = moving.reserve(runs, file.order, nodes)
+            moves, without = moving.reserve(runs, file.order, nodes, one_by_one=one_by_one)
             for first, _, count in without:
                 failed |= {page: errno.ENOMEM for page in pages if first <= page < first + count}
             if not moves or guest.active is not None:

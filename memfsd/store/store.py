@@ -17,6 +17,7 @@ from memfsd.uapi.errors import Refused
 from .checker import Checker
 from .deadlines import Deadlines
 from .devices import Devices
+from .evacuation import Nodes
 from .failures import Failures
 from .files import Files
 from .invalidator import Invalidator
@@ -31,8 +32,8 @@ __all__ = ["Store", "build_store", "open_swap"]
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What adapters use: names, files, pairings, reclaimer, mover, swapper, checker, failures, devices. The others are
-    what these are made of."""
+    """What adapters use: names, files, pairings, reclaimer, mover, nodes, swapper, checker, failures, devices. The
+    others are what these are made of."""
 
     names: Names
     files: Files
@@ -40,6 +41,7 @@ class Store:
     reclaimer: Reclaimer
     swapper: Swapper
     mover: Mover
+    nodes: Nodes
     checker: Checker
     failures: Failures
     devices: Devices
@@ -99,6 +101,7 @@ def build_store(
     invalidator = Invalidator(service, windows, runner, deadlines)
     swapper = Swapper(service, runner, invalidator, deadlines, swap)
     reclaimer = Reclaimer(service, invalidator, swapper, deadlines, creds.uid)
+    mover = Mover(service, runner, invalidator, deadlines)
     return Store(
         names=Names(service, runner, now_ns),
         files=Files(service, windows, runner, invalidator, now_ns, random_bytes),
@@ -107,7 +110,8 @@ def build_store(
         devices=Devices(service, windows, invalidator),
         failures=Failures(service, runner, invalidator),
         swapper=swapper,
-        mover=Mover(service, runner, invalidator, deadlines),
+        mover=mover,
+        nodes=Nodes(service, mover, deadlines),
         checker=Checker(service, windows, invalidator, deadlines),
         service=service,
         windows=windows,

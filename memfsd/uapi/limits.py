@@ -87,6 +87,8 @@ RESERVED_RECLAIMS = 16
 """Of them, for VMs of root and the one who mounted only."""
 MAX_MOVE_PAGES = 512
 """Pages that one MOVE spans and copies: a leaf of 2 MiB, or a millisecond of a vCPU's time."""
+MAX_COMPACTED_BLOCKS = 256
+"""Blocks of 2 MiB that one step of memfs compact empties."""
 MAX_BINDINGS_PER_FILE = 32768
 MAX_RUNS_PER_REPORT = 1024
 MAX_FILES_PER_LIST = 32
@@ -111,6 +113,8 @@ RECLAIM_DEADLINE_S = 3.0
 """The pool is full: patience for all VMs together that are asked for pages they never touched."""
 MOVE_DEADLINE_S = 10.0
 """fmove_pages: no MOVE begins later; the last one may take ACK_DEADLINE_S more."""
+NODES_DEADLINE_S = 3.0
+"""memfs offline and compact: no MOVE of a step begins later; the command asks for another one."""
 REVOKE_DEADLINE_S = 3.0
 """The store ends: patience for all VMs together."""
 CHECK_TURN_DEADLINE_S = 4.0

@@ -52,6 +52,8 @@ class Kind(IntEnum):
     DEVICE_REMOVE = 22
     PAGE_OUT = 24
     SWAP_OFF = 25
+    SET_NODE = 26
+    COMPACT = 27
     INVALIDATE_BEGIN = 32
     INVALIDATE_END = 33
     MOVE = 34
@@ -114,6 +116,7 @@ class MemoryType(IntEnum):
 
 
 U16 = Annotated[int, Meta(ge=0, lt=1 << 16)]
+Flag = Annotated[int, Meta(ge=0, le=1)]
 U32 = Annotated[int, Meta(ge=0, lt=1 << 32)]
 U63 = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 PfnField = Annotated[int, Meta(ge=0, lt=1 << 32)]
@@ -358,6 +361,32 @@ class DeviceFile(Body):
     ino: U63
 
 
+class SetNode(Body):
+    """memfs offline and online: a NUMA node gives no more frames, and pages leave it; or it gives frames again."""
+
+    node: U16
+    online: Flag
+
+
+class SetNodeReply(Body):
+    """Pages that have moved, frames of the node that are in use, by state, and whether another step may move more."""
+
+    page_count: U63
+    states: Annotated[dict[Word, U63], Meta(max_length=16)]
+    goes_on: Flag
+
+
+class CompactReply(Body):
+    """Pages that have moved; free blocks of 2 MiB and of 1 GiB, before and after; whether another step may do more."""
+
+    page_count: U63
+    blocks_2m_before: U63
+    blocks_1g_before: U63
+    blocks_2m_after: U63
+    blocks_1g_after: U63
+    goes_on: Flag
+
+
 class InvalidateBegin(Body):
     """Take file pages [start, end) out of every EPT and TLB and get every vCPU out once.
 
@@ -496,6 +525,8 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.DEVICE_REMOVE: DeviceFile,
     Kind.PAGE_OUT: PageOut,
     Kind.SWAP_OFF: Empty,
+    Kind.SET_NODE: SetNode,
+    Kind.COMPACT: Empty,
     Kind.INVALIDATE_BEGIN: InvalidateBegin,
     Kind.INVALIDATE_END: InvalidateEnd,
     Kind.MOVE: Move,
@@ -523,6 +554,8 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.DEVICE_REMOVE: Empty,
     Kind.PAGE_OUT: PageOutReply,
     Kind.SWAP_OFF: SwapOffReply,
+    Kind.SET_NODE: SetNodeReply,
+    Kind.COMPACT: CompactReply,
     Kind.INVALIDATE_BEGIN: InvalidateBeginReply,
     Kind.INVALIDATE_END: Empty,
     Kind.MOVE: MoveReply,

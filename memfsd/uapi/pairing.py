@@ -57,6 +57,8 @@ LEGAL: dict[State, dict[Kind, State]] = {
         Kind.DEVICE_REMOVE: State.OBSERVING,
         Kind.PAGE_OUT: State.OBSERVING,
         Kind.SWAP_OFF: State.OBSERVING,
+        Kind.SET_NODE: State.OBSERVING,
+        Kind.COMPACT: State.OBSERVING,
         Kind.PING: State.OBSERVING,
         Kind.BYE: State.ENDED,
     },

@@ -96,3 +96,36 @@ def test_kvmsim_names_the_operations_that_may_be_left_out(mounted: Mount) -> Non
         ("invalidate-begin", "a KVM without invalidate-begin cannot pair with any file: choose move, report, revoke"),
     ):
         assert why in sh(f"kvmsim run --no-op {text} - 2>&1", mounted.path, status=2)
+
+
+NODES = """\
+slot set 0 private gpa=0 size=64K file=vm.mem
+write 0 "first"
+write 0x5000 "sixth"
+sh memfs offline . 0
+read 0 5
+expect data "first"
+write 0x6000 "seventh"
+sh memfs map vm.mem --json
+sh memfs online . 0
+sh memfs compact . --json
+read 0x5000 5
+expect data "sixth"
+sh memfs check .
+"""
+
+
+def test_a_node_goes_offline_under_a_guest_and_comes_back(mounted: Mount, tmp_path: Path) -> None:
+    script = tmp_path / "script"
+    script.write_text(NODES)
+    off, shown, on, compacted, check = outputs(sh(f"kvmsim run --json {script}", mounted.path))
+    assert off == "node 0 is offline: 2 pages moved to others"
+    assert {run["node"] for run in json.loads(shown)["runs"]} == {1}
+    assert on == "node 0 is online"
+    report = json.loads(compacted)
+    assert (report["moved"], report["free_before"], report["free_after"]) == (0, {"2M": 1, "1G": 0}, {"2M": 1, "1G": 0})
+    assert check.startswith("R1-R8 hold")
+    (mounted.path / "shared").write_bytes(b"data")
+    assert "frames that cannot leave it: 1 shared" in sh("memfs offline . 0", mounted.path, status=1)
+    assert "the last one that is online" in sh("memfs offline . 1 2>&1", mounted.path, status=1)
+    assert "node 2 does not exist" in sh("memfs online . 2 2>&1", mounted.path, status=1)

@@ -32,12 +32,49 @@ _CALLBACKS = "kvmsim.kvm.notifier:Notifier"
 _SLOTS = "kvmsim.kvm.ioctls:SlotIoctls"
 _MMU = "kvmsim.kvm.mmu.mmu:Mmu"
 _INVALIDATOR = "memfsd.store.invalidator:Invalidator"
+_RELOCATOR = "kvmsim.kvm.relocator:Relocator"
 _PAIRED = "memfsd.store.pairings:PairedFile"
 _SWAPPER = "memfsd.store.swapper:Swapper"
 _GMEM = "memfsd.core.gmem:GuestMemory"
 _UNMAPPER = "kvmsim.kvm.unmapper:Unmapper"
 
 MUTANTS: tuple[Mutant, ...] = (
+    _mutant(
+        "copied while a vCPU is inside",
+        f"{_CALLBACKS}.on_move",
+        ("self._unmapper.kick_all()", "pass"),
+        at="move-x-fault",
+    ),
+    _mutant(
+        "shown at END where it was",
+        f"{_RELOCATOR}._relocate",
+        ("blocked.add((gfn, pfn + delta, count)", "blocked.add((gfn, pfn, count)"),
+        at="move-x-fault",
+    ),
+    _mutant(
+        "contents not copied",
+        f"{_RELOCATOR}._copy",
+        ("link.memory.move(piece.source, piece.target, piece.page_count)", "pass"),
+        at="move-x-fault",
+    ),
+    _mutant(
+        "a page that was taken away meanwhile counts as moved",
+        f"{_RELOCATOR}._relocate",
+        ("if blocked.runs(piece.gfn, end) != piece.known:", "if False:"),
+        at="move-x-unbind",
+    ),
+    _mutant(
+        "old frames freed before the acknowledgement of a move",
+        f"{_INVALIDATOR}.invalidate_held",
+        (
+            "                answer, failure = self._begin(peer, closing)\n",
+            "                if closing.strategy.reason == 3:\n"
+            "                    from memfsd.uapi.messages import MoveReply\n"
+            "                    self._take(file, closing, MoveReply([]))\n"
+            "                answer, failure = self._begin(peer, closing)\n",
+        ),
+        at="move-x-fault",
+    ),
     _mutant(
         "sequence read after the lookup",
         f"{_FAULTS}._install",
@@ -204,7 +241,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "half-open range off by one: what a BEGIN zaps",
         f"{_CALLBACKS}.on_begin",
-        ("Pgoff(begin.end))", "Pgoff(begin.end - 1))"),
+        ("self._shown(link, begin.start, begin.end)", "self._shown(link, begin.start, begin.end - 1)"),
         at="access-x-punch",
     ),
     _mutant(

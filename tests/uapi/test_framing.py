@@ -94,7 +94,7 @@ def test_too_short_or_too_long_is_no_packet(size: int) -> None:
             decode(packet)
 
 
-@pytest.mark.parametrize("kind", [0, 9, 15, 26, 31, 40, 0x7FFF])
+@pytest.mark.parametrize("kind", [0, 9, 15, 28, 31, 40, 0x7FFF])
 def test_a_kind_that_does_not_exist_is_no_packet(kind: int) -> None:
     for packet in (packet_of(kind, []), packet_of(kind | REPLY, [])):
         for decode in (decode_header, decode_request_header):
@@ -212,6 +212,9 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.InvalidateBegin(0, 8, 3, m.Reason.PUNCH),
         m.InvalidateBeginReply([(0, 4)]),
         m.InvalidateEnd(0, 8, 4),
+        m.SetNode(1, online=0),
+        m.SetNodeReply(3, {"shared": 2}, goes_on=0),
+        m.CompactReply(3, 1, 0, 2, 0, goes_on=1),
         m.Move(0, 8, 3, [(2, 5, 9, 4)]),
         m.MoveReply([(2, 3)]),
         m.Revoke("unmount"),
@@ -258,6 +261,7 @@ OUT_OF_BOUNDS = [
     (Kind.SWAP_IN, [0, 0, []]),
     (Kind.SWAP_IN, [0, 0, [bytes(4096)]]),
     (Kind.INVALIDATE_BEGIN, [0, 1, 1 << 63, 0]),
+    (Kind.SET_NODE, [0, 2]),
     (Kind.MOVE, [0, 1, 0, [[0, 0, 1, 0]]]),
     (Kind.MOVE, [0, 1, 0, [[0, 0, 1 << 32, 1]]]),
     (Kind.MOVE, [0, 1, 0, [[0, 0, 1, 1]] * 513]),

@@ -37,6 +37,8 @@ def test_numbers_that_were_given_once_stay() -> None:
         "DEVICE_REMOVE": 22,
         "PAGE_OUT": 24,
         "SWAP_OFF": 25,
+        "SET_NODE": 26,
+        "COMPACT": 27,
         "INVALIDATE_BEGIN": 32,
         "INVALIDATE_END": 33,
         "MOVE": 34,

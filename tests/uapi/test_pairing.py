@@ -31,6 +31,8 @@ EXPECTED: dict[Kind, dict[State, State]] = {
     Kind.INVALIDATE_END: {UC: UO},
     Kind.REPORT: {UO: UO, UC: UC},
     Kind.REVOKE: {UO: E, UC: E},
+    Kind.SET_NODE: {O: O},
+    Kind.COMPACT: {O: O},
     Kind.MOVE: {UO: UC},
     Kind.SWAP_OUT: {UC: UC},
     Kind.SWAP_IN: {UO: UO, UC: UC},

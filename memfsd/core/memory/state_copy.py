@@ -31,6 +31,10 @@ class StateCopy:
         """As the pool counts them."""
         return self._counts[state]
 
+    def mixed(self) -> tuple[Pfns, NDArray[np.uint8]]:
+        """Blocks of 512 frames in several states, by number, and the states of their frames, a row each."""
+        return self._mixed, self._frames
+
     def of(self, pfns: Pfns) -> NDArray[np.uint8]:
         """The states of these frames."""
         numbers = pfns >> ORDER_2M

@@ -78,15 +78,20 @@ class MovingPages:
         bound_until = guest.bindings.bound_until(low)
         return 0 if bound_until is not None and bound_until >= high else errno.EBUSY
 
-    def reserve(self, runs: list[Run], order: int, nodes: tuple[int, ...]) -> tuple[list[PageMove], list[Run]]:
-        """Frames on these nodes, MOVING from now on; and the runs that found none."""
+    def reserve(
+        self, runs: list[Run], order: int, nodes: tuple[int, ...], *, one_by_one: bool = False
+    ) -> tuple[list[PageMove], list[Run]]:
+        """Frames on these nodes, MOVING from now on; and the runs that found none.
+
+        one_by_one: where others are in use already, rather than in a row.
+        """
         moves: list[PageMove] = []
         without: list[Run] = []
         for pgoff, source, count in runs:
             end = pgoff + count
             while pgoff < end:
                 try:
-                    target, taken = self._alloc(pgoff, end - pgoff, order, nodes)
+                    target, taken = self._alloc(pgoff, 1 if one_by_one else end - pgoff, order, nodes)
                 except Refused:
                     without.append((pgoff, source, end - pgoff))
                     break
