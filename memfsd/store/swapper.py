@@ -164,6 +164,8 @@ class Swapper:
         self._invalidator.invalidate(InvalidateRange(ino, window.start, window.end, SWAP_OUT))
         with self._service.lock:
             left = slots.out_count - out
+            if guest_of(file).active is None:
+                raise Refused(errno.ENOTCONN, f"inode {ino}: its VM ended, or was cut off, meanwhile: see memfsd's log")
             if slots.failed_count > failed and not left:
                 number = errno.EIO if slots.free_count else errno.ENOSPC
                 raise Refused(number, f"inode {ino}: no page could be swapped out: see memfsd's log and memfs stat")

@@ -9,6 +9,7 @@ import pytest
 from kvmsim.kvm.exits import MemoryErrorExit
 from memfsd.core.private.absent import Swapped
 from memfsd.uapi import messages as m
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import SWAP_BLOB_BYTES
 from memfsd.uapi.messages import Kind
@@ -401,3 +402,57 @@ def test_swapoff_says_what_does_not_fit_and_swap_stays_on(swapping_store: LocalS
     assert errno_of(swapping_store.store.swapper.swap_off) == "ENOSPC"
     assert swapping_store.service.slots.is_on
     assert_intact(local, 48)
+
+
+# -- with what else happens to pages
+
+
+def test_pages_that_came_back_move_and_leave_again(tmp_path: Path, encrypted: bool) -> None:
+    """Also those that came along, and that no vCPU has touched since."""
+    with opened_store(tmp_path, 64, nodes=2, encrypted=encrypted, swap_pages=64) as store:
+        local = start(store)
+        for node in (1, 0, 1):
+            assert store.page_out("file") == PAGES
+            assert store.move("file", [3], node) == [-errno.ENOENT], "it is nowhere"
+            local.read(page(2), 1)
+            assert store.move("file", range(2, 10), node) == [node] * 8
+            assert store.findings() == []
+            assert store.page_out("file", 4, 4) == 4
+            assert_intact(local)
+
+
+def test_a_page_that_is_out_cannot_fail(swapping_store: LocalStore, running: LocalVm) -> None:
+    swapping_store.page_out("file")
+    ino = swapping_store.file("file").ino
+    assert errno_of(swapping_store.store.failures.poison, ino, Pgoff(3)) == "ENXIO"
+    assert_intact(running)
+
+
+# -- a KVM that lies
+
+
+@pytest.mark.parametrize("blobs", [[], [b"x"] * 15, [bytes(SWAP_BLOB_BYTES)] * 3], ids=["none", "small", "few"])
+def test_a_kvm_that_gives_blobs_that_make_no_sense_is_cut_off(
+    swapping_store: LocalStore, running: LocalVm, monkeypatch: pytest.MonkeyPatch, blobs: list[bytes]
+) -> None:
+    other = start(swapping_store, "other", "vm1", 4)
+    monkeypatch.setattr(running.kvm.notifier, "on_swap_out", lambda *_: (blobs, []))
+    assert errno_of(swapping_store.page_out, "file") == "ENOTCONN"
+    assert swapping_store.guest("file").active is None
+    assert swapping_store.service.slots.used == 0
+    assert swapping_store.count(FrameState.QUARANTINED) == PAGES
+    assert_intact(other, 4)
+
+
+def test_a_kvm_that_refuses_keeps_its_pages(
+    swapping_store: LocalStore, running: LocalVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuses(*_: object) -> None:
+        raise Refused(errno.EBUSY, "not now")
+
+    monkeypatch.setattr(running.kvm.notifier, "on_swap_out", refuses)
+    assert errno_of(swapping_store.page_out, "file") == "EIO"
+    assert swapping_store.service.slots.failed_count == PAGES
+    monkeypatch.undo()
+    assert swapping_store.page_out("file") == PAGES
+    assert_intact(running)
