@@ -15,19 +15,20 @@ _memfsd_list() {
 _memfsd() {
     local word=$2 before=$3
     case $before in
-        --journal) ;;
+        --journal | --trace | -e | --filter) ;;
         -o) _memfsd_list 'size= nodes= distances= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
             open=strict open=rw fixed_gfn=on fixed_gfn=off split=on split=off socket= swap= swap_size= swap_reset
             allow_other allow_root auto_unmount ro noexec suid dev
             noatime' "$word" ;;
-        *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --journal --version' "$word" ;;
+        *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --journal --trace -e --filter --version' "$word" ;;
     esac
 }
 
 _memfs() {
     local word=$2 before=$3 command=${COMP_WORDS[1]} options='-h --help --json'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'create seal stat map fallocate bind numastat check top vms poison device kcore swapout swapoff -h --help' "$word"
+        _memfsd_words 'create seal stat map fallocate bind move numastat compact offline online check top vms poison device kcore
+            swapout swapoff -h --help' "$word"
         return
     fi
     case $before in
@@ -44,7 +45,7 @@ _memfs() {
             options+=' --size --page-size' ;;
         poison) options+=' --random --seed' ;;
         kcore) options+=' -o --output' ;;
-        swapout) options+=' -o --offset -l --length' ;;
+        swapout | move) options+=' -o --offset -l --length' ;;
         top) options+=' -d --delay -n --count' ;;
     esac
     if [[ $word == -* ]]; then
@@ -58,9 +59,9 @@ _memfs() {
 
 _kvmsim() {
     local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal --qmp -v --verbose'
-    options+=' --memory-encryption --tamper'
+    options+=' --memory-encryption --tamper --no-op --trace -e -f --filter'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach shell monitor race compare journal -h --help --version' "$word"
+        _memfsd_words 'run attach shell monitor race compare journal trace stat perf -h --help --version' "$word"
         return
     fi
     if [[ ${COMP_WORDS[1]} == journal ]]; then
@@ -76,6 +77,17 @@ _kvmsim() {
         fi
         return
     fi
+    case ${COMP_WORDS[1]} in
+        monitor) options='-h --help --json' ;;
+        stat) options='-h --help -1 --once -l --log -s -m --monitor -f --fields -g --guest -b --by-vm --json' ;;
+        trace)
+            ((COMP_CWORD == 2)) && _memfsd_words 'list convert -h --help' "$word" && return
+            options='-h --help --json'
+            [[ ${COMP_WORDS[2]} == convert ]] && options+=' -o' ;;
+        perf)
+            ((COMP_CWORD == 2)) && _memfsd_words 'report -h --help' "$word" && return
+            options='-h --help -k --key -g --guest --vcpu --json' ;;
+    esac
     [[ ${COMP_WORDS[1]} == run ]] && options+=' --keep-going'
     [[ ${COMP_WORDS[1]} == attach ]] && options+=' --gpa'
     if [[ ${COMP_WORDS[1]} == compare ]]; then
@@ -86,6 +98,7 @@ _kvmsim() {
     fi
     case $before in
         --qmp) _memfsd_words 'unix: none' "$word" && compopt -o nospace 2>/dev/null ;;
+        --no-op) _memfsd_words 'move report revoke swap-in swap-out' "$word" ;;
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
         --under) _memfsd_words 'kept freed' "$word" ;;
         --memory-encryption) _memfsd_words 'none on' "$word" ;;
@@ -93,7 +106,7 @@ _kvmsim() {
         --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
         --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
-        --max-slots | --gpa | --journal | --seed | --count | --bound | --limit | --replay | --record | --plot) ;;
+        --max-slots | --gpa | --journal | --trace | -e | -f | --filter | --seed | --count | --bound | --limit | --replay | --record | --plot) ;;
         *)
             if [[ $word == -* ]]; then
                 _memfsd_words "$options" "$word"

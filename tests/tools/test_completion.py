@@ -37,7 +37,7 @@ def options(*command: str) -> set[str]:
     ).stdout
     listed = said[said.index("\noptions:") :].partition("\n\n")[0]
     lines = re.findall(r"^  (-.*?)(?:  |$)", listed, re.MULTILINE)
-    return {option for line in lines for option in re.findall(r"(?<![\w-])--?[a-zA-Z][\w-]*", line)}
+    return {option for line in lines for option in re.findall(r"(?<![\w-])--?\w[\w-]*", line)}
 
 
 def commands(program: str) -> set[str]:
@@ -54,9 +54,12 @@ def test_the_commands_are_offered(program: str) -> None:
 @pytest.mark.parametrize(
     "command",
     [
-        *(("memfs", name) for name in ("create", "seal", "stat", "map", "fallocate", "check", "top")),
-        *(("kvmsim", name) for name in ("run", "attach", "race", "compare")),
+        *(("memfs", name) for name in ("create", "seal", "stat", "map", "fallocate", "bind", "move", "check", "top")),
+        *(("memfs", name) for name in ("compact", "kcore", "poison", "swapout", "vms")),
+        *(("kvmsim", name) for name in ("run", "attach", "shell", "monitor", "race", "compare", "stat")),
         *(("kvmsim", "journal", name) for name in ("check", "show")),
+        *(("kvmsim", "trace", name) for name in ("list", "convert")),
+        ("kvmsim", "perf", "report"),
         ("memfsd",),
     ],
     ids=" ".join,
@@ -67,7 +70,7 @@ def test_the_options_are_those_of_the_help(command: tuple[str, ...]) -> None:
 
 
 def test_what_is_typed_narrows_it() -> None:
-    assert completed("memfs", "s") == ["seal", "stat"]
+    assert completed("memfs", "s") == ["seal", "stat", "swapout", "swapoff"]
     assert completed("memfs", "create", "--page-size", "") == ["4K", "2M", "1G"]
     assert completed("memfs", "seal", "file", "guest,s") == ["guest,shrink", "guest,seal"]
     assert completed("memfsd", "-o", "guest,open=r") == ["guest,open=rw"]
