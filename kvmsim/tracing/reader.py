@@ -3,10 +3,13 @@
 A trace is read in the text form of the kernel's trace_pipe, whoever wrote it; an unknown event keeps its text.
 """
 
+import contextlib
 import heapq
 import re
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from typing import BinaryIO, cast
 
 from kvmsim.journal.reader import Journals, NotAJournal, Record
 from memfsd.common.journal import Message, Note
@@ -52,21 +55,43 @@ class Happening:
 
 
 def happenings(paths: list[str]) -> Iterator[Happening]:
-    """Merged by time. Unreadable."""
+    """Merged by time. - is standard input, for a trace. Unreadable."""
+    path = ""
     try:
-        sources = [_of_trace(path) for path in paths if _is_trace(path)]
-        journals = [path for path in paths if not _is_trace(path)]
-        if journals:
-            sources.append(_of_journal(record) for record in Journals(journals).records())
-        yield from heapq.merge(*sources, key=lambda one: one.t)
+        with contextlib.ExitStack() as files:
+            sources, journals = [], []
+            for path in paths:
+                file = _open(path)
+                if path != "-":
+                    files.enter_context(file)
+                first = file.readline(MAX_RECORD_BYTES)
+                if is_trace(first) or not first.lstrip().startswith(b"{"):
+                    sources.append(_of_trace(path, file, first))
+                elif not file.seekable():
+                    raise Unreadable(f"{quoted(path)}: a journal from a pipe: name its file")
+                else:
+                    journals.append(path)
+            if journals:
+                sources.append(_of_journal(record) for record in Journals(journals).records())
+            yield from heapq.merge(*sources, key=lambda one: one.t)
     except NotAJournal as error:
         raise Unreadable(str(error)) from None
     except OSError as error:
-        raise Unreadable(f"{quoted(error.filename or paths[0])}: {error.strerror}") from None
+        raise Unreadable(f"{quoted(error.filename or path)}: {error.strerror}") from None
+
+
+def _open(path: str) -> BinaryIO:
+    if path != "-":
+        return open(path, "rb")
+    if sys.stdin is None:
+        raise Unreadable("standard input is closed: name a file, or open it")
+    return cast(BinaryIO, sys.stdin.buffer)
 
 
 def follow(path: str, wait: Callable[[], bool]) -> Iterator[Happening | None]:
     """One trace as it grows: None each time that nothing more is there and `wait` says to look again."""
+    if path == "-":
+        raise Unreadable("standard input is read once and to its end: --once does that")
     parser = _Parser(path)
     try:
         with open(path, "rb") as file:
@@ -88,19 +113,14 @@ def follow(path: str, wait: Callable[[], bool]) -> Iterator[Happening | None]:
         raise Unreadable(f"{quoted(path)}: {error.strerror}") from None
 
 
-def _is_trace(path: str) -> bool:
-    with open(path, "rb") as file:
-        first = file.readline(MAX_RECORD_BYTES)
-    return is_trace(first) or not first.lstrip().startswith(b"{")
-
-
-def _of_trace(path: str) -> Iterator[Happening]:
+def _of_trace(path: str, file: BinaryIO, line: bytes) -> Iterator[Happening]:
+    """line: the first one, which was read already."""
     parser = _Parser(path)
-    with open(path, "rb") as file:
-        while line := file.readline(MAX_RECORD_BYTES):
-            found = parser.feed(line)
-            if found is not None:
-                yield found
+    while line:
+        found = parser.feed(line)
+        if found is not None:
+            yield found
+        line = file.readline(MAX_RECORD_BYTES)
     if not parser.is_trace:
         raise Unreadable(f"{quoted(path)}: neither a trace nor a journal")
 

@@ -104,7 +104,7 @@ def test_statistics_have_a_schema_for_every_value(do: Lines, qmp: Raw) -> None:
     values = {stat["name"]: stat["value"] for stat in vm["stats"]}
     assert (values["pf_fixed"], values["private_leaves"]) == (1, 1)
     kinds = {stat["name"]: stat["type"] for stat in schemas["vm"]}
-    assert (kinds["faults"], kinds["private_leaves"], kinds["zapped_4k"]) == ("cumulative", "instant", "cumulative")
+    assert (kinds["pf_fixed"], kinds["private_leaves"], kinds["zapped_4k"]) == ("cumulative", "instant", "cumulative")
     both = qmp.value("query-stats", target="vcpu")
     assert [one["qom-path"] for one in both] == ["/machine/vcpu[0]", "/machine/vcpu[1]"]
     only = [{"provider": "kvm", "names": ["kicks"]}]

@@ -1,5 +1,6 @@
 """Traces read back: ours, the kernel's, torn ones, and what is neither."""
 
+import os
 from pathlib import Path
 
 import pytest
@@ -81,3 +82,20 @@ def test_a_trace_that_grows(tmp_path: Path) -> None:
 
     found = list(follow(str(path), wait))
     assert [one and one.t for one in found] == [1_000_001_000, None, 1_000_002_000, None]
+
+
+def test_a_trace_from_a_pipe_and_no_journal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for content, names in ((b"# tracer: nop\n" + vm_entry(1).encode(), ["kvm_entry"]), (b'{"type":"journal"}\n', [])):
+        ours, theirs = os.pipe()
+        os.write(theirs, content)
+        os.close(theirs)
+        with os.fdopen(ours) as pipe:
+            monkeypatch.setattr("sys.stdin", pipe)
+            if names:
+                assert [one.name for one in happenings(["-"])] == names
+            else:
+                with pytest.raises(Unreadable, match="a journal from a pipe: name its file"):
+                    list(happenings(["-"]))
+    monkeypatch.setattr("sys.stdin", None)
+    with pytest.raises(Unreadable, match="standard input is closed"):
+        list(happenings(["-"]))
