@@ -15,7 +15,7 @@ from memfsd.common.stdio import fill_standard_fds, with_stdout
 from memfsd.common.version import VERSION
 
 if TYPE_CHECKING:
-    from .monitor.monitor import Monitor
+    from .monitor.listening import Listening
     from .shell.execute import Executor
 
 _NO_MEMORY = "out of memory: raise the limit (ulimit -v), or give the host more"
@@ -152,11 +152,11 @@ def _shell(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], in
     return lambda asked: shell(asked, _monitored)
 
 
-def _monitored(asked: argparse.Namespace, executor: "Executor") -> "Monitor":
-    from .monitor.monitor import Monitor
+def _monitored(asked: argparse.Namespace, executor: "Executor") -> "Listening":
+    from .monitor.listening import Listening
     from .monitor.places import listen
 
-    return Monitor(listen(asked.qmp), executor)
+    return Listening(listen(asked.qmp), executor)
 
 
 def _monitor(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:

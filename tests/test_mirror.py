@@ -99,6 +99,7 @@ ELSEWHERE = {
     "kvmsim/kvm/tampering.py": "pair/test_encryption.py",
     "kvmsim/memory/encrypted.py": "kvmsim/memory/test_encrypted_memory.py",
     "kvmsim/monitor/client.py": "kvmsim/monitor/test_command.py",
+    "kvmsim/monitor/listening.py": "kvmsim/monitor/test_monitor.py",
     "kvmsim/monitor/schema.py": "kvmsim/monitor/test_handlers.py",
     "kvmsim/monitor/state.py": "kvmsim/monitor/test_handlers.py",
     "kvmsim/shell/host_commands.py": "kvmsim/shell/test_execute.py",

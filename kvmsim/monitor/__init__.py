@@ -6,6 +6,7 @@ state      what they answer, read from the VMs; paged where it may be long
 handlers   what the commands do
 events     trace points to events
 places     where a process listens, and which processes do
+listening  sockets, and a thread that waits for the first client
 monitor    the thread that serves all clients
 client     the other end, for `kvmsim monitor`
 command    `kvmsim monitor`

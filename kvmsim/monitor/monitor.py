@@ -39,7 +39,6 @@ log = logging.getLogger("kvmsim.monitor")
 _CHUNK_BYTES = 1 << 16
 _ACCEPT_AGAIN_S = 1.0
 """When this process has no descriptor left for a client."""
-_JOIN_S = MONITOR_END_DEADLINE_S + 2.0
 _READ, _WRITE = select.POLLIN, select.POLLOUT
 _GONE = select.POLLHUP | select.POLLERR | select.POLLNVAL
 
@@ -69,10 +68,10 @@ class _Answer:
 
 
 class Monitor:
-    """start, then stop, then detach: the last when no VM can be at a trace point any more."""
+    """Serves on the thread that calls `serve`, until `end`; then close, then detach, when no VM can be at a trace point
+    any more."""
 
     def __init__(self, listeners: list[Listener], executor: Executor) -> None:
-        """Takes the listeners."""
         self._listeners = listeners
         self._executor = executor
         self._clients: dict[int, _Client] = {}
@@ -88,33 +87,16 @@ class Monitor:
         self._is_heard = False
         """A client is there for events."""
         self._is_woken = False
-        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if listeners else -1
+        self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._ends_because: str | None = None
         self._accepts_at = 0.0
         self._poll = select.poll()
         self.dropped_clients = 0
-        self._thread = sync.thread(self._serve, "monitor")
 
-    def start(self) -> None:
-        if not self._listeners:
-            return
-        for fd in (self._wake_fd, *(listener.socket.fileno() for listener in self._listeners)):
-            self._poll.register(fd, _READ)
-        try:
-            self._thread.start()
-        except RuntimeError as error:
-            log.warning("no monitor: %s", error)
-            self._ends_because = "no thread"
-
-    def stop(self, why: str) -> None:
-        """SHUTDOWN for all clients, and the end of their connections; bounded by a deadline."""
-        if self._thread.is_alive():
-            self._ends_because = why
-            self._wake()
-            self._thread.join(_JOIN_S)
-        for listener in self._listeners:
-            listener.close()
-        self._listeners = []
+    def end(self, why: str) -> None:
+        """From any thread: SHUTDOWN for all clients, and the end of their connections, by a deadline."""
+        self._ends_because = why
+        self._wake()
 
     def detach(self) -> None:
         self._observing.close()
@@ -147,17 +129,18 @@ class Monitor:
 
     # -- the monitor's thread
 
-    def _serve(self) -> None:
-        try:
-            while self._ends_because is None:
-                self._turn(None if not self._accepts_at else _ACCEPT_AGAIN_S)
-            self._say_goodbye(self._ends_because)
-        except Exception:
-            log.exception("the monitor has failed and ends")
-        finally:
-            self._is_heard = False
-            for client in list(self._clients.values()):
-                self._drop(client)
+    def serve(self) -> None:
+        """Until `end`."""
+        for fd in (self._wake_fd, *(listener.socket.fileno() for listener in self._listeners)):
+            self._poll.register(fd, _READ)
+        while self._ends_because is None:
+            self._turn(None if not self._accepts_at else _ACCEPT_AGAIN_S)
+        self._say_goodbye(self._ends_because)
+
+    def close(self) -> None:
+        self._is_heard = False
+        for client in list(self._clients.values()):
+            self._drop(client)
 
     def _say_goodbye(self, why: str) -> None:
         until = time.monotonic() + MONITOR_END_DEADLINE_S

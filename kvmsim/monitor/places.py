@@ -5,7 +5,6 @@ import contextlib
 import logging
 import os
 import socket
-from dataclasses import dataclass
 
 from memfsd.common.rundir import MONITORS
 from memfsd.uapi.errors import Refused
@@ -18,12 +17,12 @@ _IGNORED = ("server", "server=on", "wait=off", "nowait")
 _MODE = 0o600
 
 
-@dataclass(frozen=True, slots=True)
 class Listener:
     """A socket, and the file that goes when it does."""
 
-    path: str
-    socket: socket.socket
+    def __init__(self, path: str, sock: socket.socket) -> None:
+        self.path = path
+        self.socket = sock
 
     def close(self) -> None:
         with contextlib.suppress(OSError):

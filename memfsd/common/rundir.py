@@ -10,7 +10,6 @@ import errno
 import os
 import socket
 import stat
-from dataclasses import dataclass
 
 from memfsd.uapi.errors import Refused
 
@@ -22,17 +21,17 @@ _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 _PROBE_S = 1.0
 
 
-@dataclass(frozen=True, slots=True)
 class RuntimeDirectory:
-    """Of one program. option: how the user chooses another place, as it is written before the PATH."""
+    """Of one program; its sockets are named PID.SUFFIX."""
 
-    program: str
-    option: str
-    suffix: str
-    """Of the sockets in it, which are named PID.SUFFIX."""
-    kind: socket.SocketKind
-    root_mode: int
-    """Of root's directory; those of others are their own."""
+    def __init__(self, program: str, option: str, suffix: str, kind: socket.SocketKind, *, root_mode: int) -> None:
+        """option: how the user chooses another place, as it is written before the PATH. root_mode: of root's directory;
+        those of others are their own."""
+        self.program = program
+        self.option = option
+        self.suffix = suffix
+        self.kind = kind
+        self.root_mode = root_mode
 
     @property
     def path(self) -> str:

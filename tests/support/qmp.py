@@ -7,6 +7,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
+from kvmsim.monitor.listening import Listening
 from kvmsim.monitor.monitor import Monitor
 from kvmsim.monitor.places import Listener
 from kvmsim.shell.execute import Executor
@@ -21,13 +22,14 @@ Facts = dict[str, Any]
 def monitored(executor: Executor, path: Path) -> Iterator[Monitor]:
     sock = MONITORS.listen(str(path), 0o600)
     sock.setblocking(False)
-    monitor = Monitor([Listener(str(path), sock)], executor)
-    monitor.start()
+    listening = Listening([Listener(str(path), sock)], executor)
+    monitor = listening.load()
+    listening.start()
     try:
         yield monitor
     finally:
-        monitor.stop("host-ui")
-        monitor.detach()
+        listening.stop("host-ui")
+        listening.detach()
 
 
 class Raw:

@@ -78,7 +78,7 @@ def test_stop_and_cont_and_the_end(do: Lines, tmp_path: Path) -> None:
         raw.send({"execute": "cont"})
         assert raw.event("RESUME") == {"vm": "vm0"}
         assert raw.receive() == {"return": {}}
-        monitor.stop("host-signal")
+        monitor.end("host-signal")
         assert raw.event("SHUTDOWN") == {"guest": False, "reason": "host-signal"}
         assert raw.receive() is None
 
