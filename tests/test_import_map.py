@@ -7,8 +7,8 @@ import pytest
 from tests.support import import_map
 from tests.support.import_map import ROOT, circles, documented, imports_of, render, rooms
 
-MOST_ROOMS = 13
-"""At the top of kvmsim, so that one screen shows them."""
+MOST_ROOMS = 11
+"""Packages at the top of kvmsim, so that one screen shows them, with machine and cli."""
 
 
 def test_the_document_shows_the_imports() -> None:
@@ -27,7 +27,7 @@ def test_there_is_no_circle_in_the_tools(package: str) -> None:
 
 
 def test_kvmsim_is_seen_on_one_screen() -> None:
-    top = _inside(ROOT / "kvmsim")
+    top = [opening.parent.name for opening in (ROOT / "kvmsim").glob("*/__init__.py")]
     assert len(top) <= MOST_ROOMS, top
 
 
