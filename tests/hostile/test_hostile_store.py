@@ -240,7 +240,7 @@ def test_up_calls_that_are_not_legal_are_refused_and_change_nothing(store: ByHan
     assert store.call(Kind.INVALIDATE_END, m.InvalidateEnd(9, 2, 7)) == m.Empty(), "a range of its own, as it likes"
     assert (mmu.in_progress, mmu.invalidate_seq) == (0, 1)
     assert store.call(Kind.INVALIDATE_END, m.InvalidateEnd(0, 1, 1)) == os.strerror(errno.EPROTO), "END twice"
-    for kind in (Kind.HELLO, Kind.GET_PFN, Kind.MOVE, Kind.POISON, Kind.BYE, Kind.CHECK):
+    for kind in (Kind.HELLO, Kind.GET_PFN, Kind.POISON, Kind.BYE, Kind.CHECK):
         store.id += 1
         store.up.send(HEADER.pack(store.id, kind, 0) + b"\x90")
         answer = store.up.recv(MAX_PACKET_BYTES)

@@ -42,6 +42,11 @@ NEEDED = {
     "swap-x-death-of-the-store",
     "swap-x-unbind",
     "evict-x-evict",
+    "move-x-fault",
+    "move-x-punch",
+    "move-x-unbind",
+    "move-x-death",
+    "move-x-death-of-the-store",
 }
 
 pytestmark = pytest.mark.minutes

@@ -24,6 +24,7 @@ from kvmsim.shell.script.grammar import parse_line
 from kvmsim.shell.script.outcome import Outcome
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.limits import MAX_MOVE_PAGES
 from memfsd.uapi.units import PAGE_SIZE, Gfn, Pgoff
 
 from .both_sides import LocalStore, errno_of
@@ -417,6 +418,12 @@ class World:
         if what == "swapout":
             with contextlib.suppress(Refused):  # no slot is of it, and so no VM has it
                 self.store.page_out(file, start, count)
+            return
+        if what == "move":
+            held = self.store.file(file)
+            for first in range(start, start + count, MAX_MOVE_PAGES):
+                wanted_pages = [Pgoff(page) for page in range(first, min(start + count, first + MAX_MOVE_PAGES))]
+                self.store.store.mover.relocate(held, wanted_pages, (0,))
             return
         if what == "punch":
             self.store.punch(file, start, count)

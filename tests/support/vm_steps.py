@@ -254,7 +254,7 @@ class Steps:
         rnd = self._random
         home = rnd.choice([home for homes in self._homes.values() for home in homes])
         start, count = rnd.randrange(-(-home.count // self._page)), rnd.randint(1, 4)
-        steps = [f"store {what} {home.file} {start} {count}" for what in ("punch", "allocate", "fail")]
+        steps = [f"store {what} {home.file} {start} {count}" for what in ("punch", "allocate", "fail", "move")]
         if self._split:
             first = rnd.choice([rnd.randrange(home.count), rnd.randrange(8), home.count - 3])
             steps += [f"store cut {home.file} {first} {rnd.choice([1, 3, 100, 513])}"] * 6
