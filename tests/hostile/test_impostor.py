@@ -1,6 +1,7 @@
 """Another user in the place of the store: he owns the directory, the socket, or the file, and must get nothing."""
 
 import contextlib
+import errno
 import os
 import shutil
 import signal
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmsim.monitor import places
 from memfsd.peers.server import SOCKETS
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
@@ -248,3 +250,28 @@ def test_attributes_on_a_file_of_another_file_system_make_no_guest_memory(mounte
         assert done.returncode in (1, 3)
         assert "is not on a memfsd mount" in done.stdout
     assert "is not on a memfsd mount" in run("memfs seal fake.mem guest", base).stdout
+
+
+def test_the_monitor_of_a_vm_is_its_users_alone() -> None:
+    """Another user cannot even reach the socket, and what he puts in the place of its directory is not used."""
+    directory = Path(f"/tmp/kvmsim-{VICTIM}")
+
+    def listen() -> str:
+        os.environ.pop("XDG_RUNTIME_DIR", None)
+        return " ".join(listener.path for listener in places.listen([]))
+
+    def connect() -> str:
+        with socket.socket(socket.AF_UNIX) as sock:
+            return errno.errorcode[sock.connect_ex(made)]
+
+    try:
+        made = as_user(VICTIM, listen)
+        assert made.startswith(f"{directory}/") and made.endswith(".qmp")
+        assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
+        assert stat.S_IMODE(os.stat(made).st_mode) == 0o600
+        assert as_user(ATTACKER, connect) == "EACCES"
+        assert as_user(VICTIM, connect) == "ECONNREFUSED", "its process has ended"
+        os.chown(directory, ATTACKER, ATTACKER)
+        assert as_user(VICTIM, listen) == "", "a run goes on without a monitor"
+    finally:
+        shutil.rmtree(directory)
