@@ -262,13 +262,13 @@ def test_the_monitor_of_a_vm_is_its_users_alone() -> None:
 
     def connect() -> str:
         with socket.socket(socket.AF_UNIX) as sock:
-            return errno.errorcode[sock.connect_ex(made)]
+            return errno.errorcode[sock.connect_ex(path)]
 
     try:
-        made = as_user(VICTIM, listen)
-        assert made.startswith(f"{directory}/") and made.endswith(".qmp")
+        path = as_user(VICTIM, listen)
+        assert path.startswith(f"{directory}/") and path.endswith(".qmp")
         assert stat.S_IMODE(os.stat(directory).st_mode) == 0o700
-        assert stat.S_IMODE(os.stat(made).st_mode) == 0o600
+        assert stat.S_IMODE(os.stat(path).st_mode) == 0o600
         assert as_user(ATTACKER, connect) == "EACCES"
         assert as_user(VICTIM, connect) == "ECONNREFUSED", "its process has ended"
         os.chown(directory, ATTACKER, ATTACKER)
