@@ -49,7 +49,7 @@ from .private.strategies import Strategy, Taking
 _PART_EXTENTS = 256
 """What one step looks at: a millisecond or so with Service.lock held."""
 _NEAR_ABSENT_PAGES = 64
-"""The most that is granted at once of a file with absent pages: each is looked up."""
+"""The most that is granted at once of a file with absent pages, or one leaf: each is looked up."""
 _PRIVATE, _PENDING = FrameState.PRIVATE, FrameState.PENDING
 """A member's name looked up in its class takes a quarter of a microsecond: too long for a grant."""
 
@@ -249,10 +249,10 @@ class GuestMemory:
             raise Refused(errno.EAGAIN, f"file page {pgoff:#x} is being taken back")
         if guest.device is not None:
             return self._device_run(file, guest.device, pgoff, min(max_pages, bound_until - pgoff))
-        if guest.absent:
-            max_pages = self._until_absent(guest, pgoff, max_pages)
         if order and self._options.split:
             self._check_leaf(file, guest, pgoff, order)
+        if guest.absent:
+            max_pages = self._until_absent(guest, pgoff, min(max_pages, max(_NEAR_ABSENT_PAGES, 1 << order)))
         wish = readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
         if wish == 1 and not file.order and file.policies is None:  # the usual fault
             pfn, count = self._pool.alloc_one(_PRIVATE), 1
@@ -299,7 +299,7 @@ class GuestMemory:
             raise Refused(EHWPOISON, f"file page {pgoff:#x} is poisoned: its frame failed; punch it to get another one")
         if entry is not None:
             raise SwappedOut(pgoff)
-        return guest.absent.first(pgoff, pgoff + min(max_pages, _NEAR_ABSENT_PAGES)) - pgoff
+        return guest.absent.first(pgoff, pgoff + max_pages) - pgoff
 
     def check_poison(self, file: Regular, pgoff: int, *, whole: bool) -> PgoffRange:
         """The pages that fail with this one: more than one in a file of large pages, unless they may be split. whole:

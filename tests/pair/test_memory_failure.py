@@ -1,11 +1,15 @@
 """A frame fails under a running guest: EHWPOISON for that page, and nothing else changes."""
 
+from collections.abc import Iterator
+from pathlib import Path
+
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import MemoryErrorExit
 from memfsd.uapi.errors import EHWPOISON
 from memfsd.uapi.frame_state import FrameState
-from tests.support.both_sides import LocalStore, LocalVm, page
+from tests.support.both_sides import LocalStore, LocalVm, opened_store, page
 from tests.support.threads import Beside
 
 
@@ -75,3 +79,60 @@ def test_other_vcpus_run_while_frames_fail_and_are_replaced(store: LocalStore, r
     beside.result()
     assert set(seen) == {b"\x06"}
     assert store.count(FrameState.POISONED) == 20
+
+
+MIB2 = 512
+
+
+@pytest.fixture
+def split_store(tmp_path: Path) -> Iterator[LocalStore]:
+    with opened_store(tmp_path, 8 * MIB2, split=True) as opened:
+        yield opened
+
+
+def large_vm(store: LocalStore, pages: int) -> LocalVm:
+    store.create("file", pages, page_size="2M")
+    local = store.vm()
+    local.private_slot(0, 0, page(pages), "file")
+    return local
+
+
+def hwpoison_at(local: LocalVm, pgoff: int) -> bool:
+    exit_ = local.read(page(pgoff), 1)
+    return isinstance(exit_, MemoryErrorExit) and (exit_.errno, exit_.gpa) == (EHWPOISON, page(pgoff))
+
+
+@pytest.mark.parametrize("bad", [0, 100, MIB2 - 1])
+def test_a_small_page_that_fails_leaves_the_rest_of_its_large_page_alone(split_store: LocalStore, bad: int) -> None:
+    local = large_vm(split_store, MIB2)
+    assert local.write(page(7), b"kept") is None
+    split_store.punch("file", 200, 16)
+    poison(split_store, bad)
+    assert local.read(page(200), 4) == bytes(4)
+    assert local.write(page(215), b"hole") is None
+    assert [local.read(page(n), 4) for n in (7, 215)] == [b"kept", b"hole"]
+    assert hwpoison_at(local, bad)
+    split_store.punch("file", bad, 1)
+    assert local.read(page(bad), 4) == bytes(4)
+    assert split_store.findings() == []
+
+
+def test_parts_of_a_large_page_that_failed_whole_get_good_frames_as_they_are_punched(split_store: LocalStore) -> None:
+    local = large_vm(split_store, MIB2)
+    assert local.write(page(7), b"gone") is None
+    for pgoff in range(MIB2):
+        poison(split_store, pgoff)
+    split_store.punch("file", 1, 2)
+    assert local.write(page(1), b"good") is None
+    assert (local.read(page(1), 4), local.read(page(2), 4)) == (b"good", bytes(4))
+    assert all(hwpoison_at(local, pgoff) for pgoff in (0, 3, MIB2 - 1))
+    assert split_store.findings() == []
+
+
+def test_other_large_pages_of_a_file_with_a_failed_one_keep_large_leaves(split_store: LocalStore) -> None:
+    local = large_vm(split_store, 3 * MIB2)
+    assert local.touch(0, 1) is None
+    poison(split_store, 5)
+    assert local.touch(page(MIB2 + 9), 1) is None
+    assert local.touch(page(2 * MIB2), 1) is None
+    assert local.vm.mmu.epts[PRIVATE].leaf_counts[1] == 2
