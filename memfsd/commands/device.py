@@ -28,14 +28,18 @@ def add(mountpoint: str, store: Store, name: str, size: int, page_size: int | No
 
 
 def remove(mountpoint: str, store: Store, name: str) -> str:
-    """Its path, where nothing is left. Revoked first; a VM that does not let go of it is cut off: ETIMEDOUT."""
+    """Its path, where nothing is left. Revoked first; a VM that does not let go of it is cut off: ETIMEDOUT.
+
+    Goes on where one that was interrupted ended.
+    """
     path = _path(mountpoint, name)
     try:
         _ask(path, store, Kind.DEVICE_REMOVE)
     except Refused as refused:
         if refused.errno == errno.ETIMEDOUT:  # the device is dead all the same
             os.unlink(path)
-        raise
+        if refused.errno != errno.ENODEV:  # by a removal that was interrupted, with its name left to go
+            raise
     os.unlink(path)
     return path
 

@@ -65,7 +65,7 @@ One line for each run of pages that is contiguous in the file, in the guest and 
   GPA              guest physical address, - while it is not bound to a memslot
   PFN              first frame of the pool
   NODE             the NUMA node it is on
-  PAGE             4K, 2M or 1G; 4K/2M: parts of a page of 2M that is split
+  PAGE             4K, 2M or 1G; 4K/2M: parts of a page of 2M that is split, or that has failed
   STATE            shared, private, pending, closing, moving, quarantined; without a frame: swapped, poisoned
 
   memfs map /mnt/vm.mem
@@ -179,11 +179,13 @@ The VMs that hold sealed files of the mount (of many files, the largest are look
 """,
     "poison": """\
 As when hardware reports an uncorrectable error: the frame at OFFSET goes out of service for good (poisoned, in memfs
-stat MOUNTPOINT), with what it held. In a file of large pages that is the whole large frame.
+stat MOUNTPOINT), with what it held. In a file of large pages that is the whole large frame; on a mount with split=on
+the 4K frame alone, if the VM can split the mapping.
   sealed file      the guest's next touch of the page ends in KVM_EXIT_MEMORY_ERROR errno=133 (EHWPOISON) hwpoison=1;
                    all other pages go on
   ordinary file    reads and writes of the page are EIO, and SIGBUS through a mapping
-A punch, or a truncate, forgets the page; the next touch gets a good frame. For root and the user who mounted.
+A punch, or a truncate, forgets the page; the next touch gets a good frame. With split=on a part of a large page may be
+punched, and that part gets good frames. For root and the user who mounted.
 
   memfs poison /mnt/vm.mem 2M
   memfs poison /mnt --random                       a page of any sealed file, by lot
@@ -196,7 +198,8 @@ moved, swapped, encrypted or freed while the device is there: what one unmaps is
 Allocating and punching are EOPNOTSUPP, another size is EPERM.
   add      the file NAME appears in the root directory; EEXIST if there is one
   remove   the VM that has it lets go of it and acknowledges; from then on its guest's touch ends in
-           KVM_EXIT_MEMORY_ERROR errno=19 (ENODEV). The name goes. ETIMEDOUT: the VM did not, and is cut off
+           KVM_EXIT_MEMORY_ERROR errno=19 (ENODEV). The name goes. ETIMEDOUT: the VM did not, and is cut off.
+           After an interruption (Ctrl-C), run it again: the name goes then
 For root and the user who mounted.
 
   memfs device add /mnt gpu0 --size 64M --page-size 2M

@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from memfsd.commands.observer import Observer, store_of
+from memfsd.uapi.messages import DeviceFile, Empty, Kind
 from tests.support.real_mount import Mount, MountFactory, run, sh
 
 
@@ -114,6 +116,18 @@ def test_nothing_is_left_of_a_device(mounted: Mount) -> None:
         sh(f"memfs device add mnt dev{number} --size 64K", place)
     sh("memfs device remove mnt dev0; memfs device remove mnt dev1; rm mnt/dev2; ls mnt", place)
     assert held() == before
+
+
+def test_a_removal_that_was_interrupted_is_finished_by_the_next(mounted: Mount) -> None:
+    """As a Ctrl-C leaves it: memfsd has removed the device, its name is still there."""
+    place = base(mounted)
+    sh("memfs device add mnt dev --size 64K", place)
+    with Observer(store_of(str(mounted.path))) as observer:
+        observer.ask(Kind.DEVICE_REMOVE, DeviceFile((mounted.path / "dev").stat().st_ino), Empty)
+    assert "device=0 removed=1" in sh("getfattr --only-values -n user.memfsd.frames mnt/dev", place)
+    assert sh("memfs device remove mnt dev", place) == "mnt/dev: removed\n"
+    assert list(mounted.path.iterdir()) == []
+    assert "ENOENT" in sh("memfs device remove mnt dev", place, status=1)
 
 
 def test_devices_where_every_file_is_born_sealed(mount: MountFactory) -> None:

@@ -117,15 +117,17 @@ def test_a_small_page_that_fails_leaves_the_rest_of_its_large_page_alone(split_s
     assert split_store.findings() == []
 
 
-def test_parts_of_a_large_page_that_failed_whole_get_good_frames_as_they_are_punched(split_store: LocalStore) -> None:
+def test_parts_of_a_large_page_without_a_good_frame_get_some_as_they_are_punched(split_store: LocalStore) -> None:
     local = large_vm(split_store, MIB2)
     assert local.write(page(7), b"gone") is None
-    for pgoff in range(MIB2):
+    for pgoff in range(8):
         poison(split_store, pgoff)
+    split_store.punch("file", 8, MIB2 - 8)
+    assert split_store.file("file").pages.page_count == 0
     split_store.punch("file", 1, 2)
     assert local.write(page(1), b"good") is None
     assert (local.read(page(1), 4), local.read(page(2), 4)) == (b"good", bytes(4))
-    assert all(hwpoison_at(local, pgoff) for pgoff in (0, 3, MIB2 - 1))
+    assert all(hwpoison_at(local, pgoff) for pgoff in (0, 3, 7))
     assert split_store.findings() == []
 
 

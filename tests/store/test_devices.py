@@ -102,7 +102,7 @@ def test_a_device_that_was_removed_is_dead_for_everybody(store: CoreStore) -> No
         store.paired(never)
     paired.unbind(0, 4)
     assert store.windows.device_count() == 0
-    assert store.getfattr(file, "frames") == "device=0 removed"
+    assert store.getfattr(file, "frames") == "device=0 removed=1"
     assert " device=0 " in pool_line(store)
     assert store.audit() == []
 

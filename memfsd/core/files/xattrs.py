@@ -186,7 +186,7 @@ def _frames_line(file: Regular, populated: int | None) -> str:
     if file.guest is None:
         return f"shared={file.pages.page_count}"
     if file.guest.device is not None:
-        return "device=0 removed" if file.guest.device.is_gone else f"device={file.guest.device.page_count}"
+        return "device=0 removed=1" if file.guest.device.is_gone else f"device={file.guest.device.page_count}"
     pending = file.guest.untouched(file.pages.page_count, populated)
     quarantined = file.guest.quarantine.page_count
     counts = f"private={file.pages.page_count - pending} pending={pending} quarantined={quarantined}"
