@@ -6,6 +6,7 @@ import os
 import struct
 from collections.abc import Sequence
 
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import (
     ANY_NODE,
     IOC_GET_SEALS,
@@ -14,8 +15,10 @@ from memfsd.uapi.names import (
     MOVE_PAGES_ENTRY,
     NO_PAGE,
     XATTR_NUMA,
+    XATTR_PAGE_SIZE,
 )
-from memfsd.uapi.units import PGOFF_END
+from memfsd.uapi.policy import parse_ranges
+from memfsd.uapi.units import PGOFF_END, order_of_page_size
 
 Range = tuple[int, int]
 """(offset, length) in bytes."""
@@ -30,9 +33,11 @@ def fbind(fd: int, range: Range | None, policy: str) -> None:  # noqa: A002 - as
     weighted-interleave:NODE=WEIGHT,...; NODES as 0-2,5. What is allocated already stays where it is.
     OSError as mbind(2): EINVAL for an offset that is not a page's, an unknown policy, no nodes where it needs some or
     some where it takes none, a node that does not exist; ENOMEM for too many ranges; ENOTTY not a file on a memfsd
-    mount. Its pages are then ENOSPC, to a guest and to fallocate(2), when the nodes of bind are full.
+    mount; EBADF. Its pages are then ENOSPC, to a guest and to fallocate(2), when the nodes of bind are full.
     """
-    fcntl.ioctl(fd, IOC_GET_SEALS, bytes(4))  # elsewhere the attribute would be kept, and mean nothing
+    if type(policy) is not str:
+        raise TypeError(f"fbind: policy is a str, not {type(policy).__name__}")
+    _ioctl(fd, IOC_GET_SEALS, bytearray(4))  # elsewhere the attribute would be kept, and mean nothing
     where = ""
     if range is not None:
         offset, length = range
@@ -41,7 +46,36 @@ def fbind(fd: int, range: Range | None, policy: str) -> None:  # noqa: A002 - as
         where = f"@{offset:#x}+{length:#x}"
     if len(policy.split()) != 1 or "@" in policy:
         raise OSError(errno.EINVAL, f"fbind: '{policy}' is not one policy")
-    os.setxattr(fd, XATTR_NUMA, f"{policy}{where}".encode())
+    set_policies(fd, f"{policy}{where}")
+
+
+def set_policies(file: int | str, text: str) -> None:
+    """The attribute user.memfsd.numa of this file. OSError with the reason."""
+    try:
+        os.setxattr(file, XATTR_NUMA, text.encode())
+    except OSError as error:
+        raise OSError(error.errno, _why(file, text, error)) from None
+
+
+def _why(file: int | str, text: str, error: OSError) -> str:
+    if error.errno == errno.EPERM:
+        return "only files have a policy"
+    if error.errno == errno.ENOMEM:
+        return "a file has a limited number of ranges with policies: join some of them"
+    if error.errno != errno.EINVAL:
+        return os.strerror(error.errno or errno.EIO)
+    try:
+        parse_ranges(text, order_of_page_size(int(os.getxattr(file, XATTR_PAGE_SIZE))))
+    except Refused as refused:
+        return refused.reason
+    return f"'{text}' names a node that does not exist: memfs numastat MOUNTPOINT shows those that do"
+
+
+def _ioctl(fd: int, request: int, data: bytearray) -> None:
+    try:
+        fcntl.ioctl(fd, request, data)
+    except (ValueError, OverflowError):  # Python's, of what is no descriptor
+        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
 
 
 def fmove_pages(fd: int, pages: Sequence[int], nodes: Sequence[int] | None = None) -> list[int]:
@@ -52,18 +86,18 @@ def fmove_pages(fd: int, pages: Sequence[int], nodes: Sequence[int] | None = Non
     file, not bound, or of a VM whose KVM does not move pages. The descriptor may be write-only, and to move it must be
     writable (EPERM).
     OSError: EINVAL for a page that no file has or as many nodes as there are not pages, ENOTTY not a file on a memfsd
-    mount, EBUSY while too many calls of this user wait for VMs.
+    mount, EBADF, EBUSY while too many calls of this user wait for VMs.
     """
     wanted = [ANY_NODE] * len(pages) if nodes is None else list(nodes)
     if len(wanted) != len(pages):
         raise OSError(errno.EINVAL, f"fmove_pages: {len(pages)} pages and {len(wanted)} nodes: give one for each")
-    if not all(0 <= page < PGOFF_END for page in pages) or not all(ANY_NODE <= node < 1 << 31 for node in wanted):
+    if not all(0 <= page < PGOFF_END for page in pages) or not all(0 <= node < 1 << 31 for node in nodes or ()):
         raise OSError(errno.EINVAL, f"fmove_pages: pages are 0 to {PGOFF_END - 1}, nodes 0 or more")
     found: list[int] = []
     for start in range(0, len(pages), MOVE_PAGES_AT_ONCE):
         part = list(zip(pages[start : start + MOVE_PAGES_AT_ONCE], wanted[start:], strict=False))
         entries = [*part, *[(NO_PAGE, ANY_NODE)] * (MOVE_PAGES_AT_ONCE - len(part))]
         answer = bytearray().join(_ENTRY.pack(page, node, 0) for page, node in entries)
-        fcntl.ioctl(fd, IOC_MOVE_PAGES, answer)
+        _ioctl(fd, IOC_MOVE_PAGES, answer)
         found += [status for _, _, status in _ENTRY.iter_unpack(answer)][: len(part)]
     return found

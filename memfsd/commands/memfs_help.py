@@ -240,16 +240,10 @@ WHY: dict[tuple[str, int], str] = {
     ("fallocate", errno.EPERM): "one of its seals forbids it: memfs stat FILE shows them",
     ("fallocate", errno.ENOSPC): f"{_NO_ROOM}; or the nodes of its policy are full: see memfs numastat MOUNTPOINT",
     (
-        "bind",
-        errno.EINVAL,
-    ): "a node does not exist (memfs numastat MOUNTPOINT shows those that do), or the range does not"
-    " begin and end at multiples of the file's page size",
-    (
         "fallocate",
         errno.ENOMEM,
     ): "its VM has no page table left to split the mapping of a large page: nothing has changed; punch whole pages",
     ("numastat", errno.ENODATA): "it is not the root of the mount: name the mount point",
-    ("bind", errno.ENOMEM): "a file has a limited number of ranges with policies: join some of them",
     ("fallocate", errno.ETIMEDOUT): "the VM did not let go of it in time and was cut off; its frames are quarantined"
     " until it is dead",
 }

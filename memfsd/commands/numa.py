@@ -1,11 +1,13 @@
 """memfs bind and memfs numastat."""
 
 import argparse
+import errno
 import json
 import os
 from typing import Any
 
 from memfsd.common.quote import quoted
+from memfsd.numa import set_policies
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.policy import parse_policy
@@ -33,7 +35,10 @@ def bind(asked: argparse.Namespace) -> int:
         offset = asked.offset or 0
         length = (PGOFF_END << PAGE_SHIFT) - offset if asked.length is None else asked.length
         where = f"@{offset}+{length}"
-    os.setxattr(asked.target, names.XATTR_NUMA, f"{asked.policy}{where}".encode())
+    try:
+        set_policies(asked.target, f"{asked.policy}{where}")
+    except OSError as error:
+        raise Refused(error.errno or errno.EIO, f"{quoted(asked.target)}: {error.strerror}") from None
     policies = os.getxattr(asked.target, names.XATTR_NUMA).decode()
     if asked.json:
         print(json.dumps({"file": asked.target, "numa": policies.split()}))

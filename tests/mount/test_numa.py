@@ -78,10 +78,22 @@ def test_what_mbind_and_move_pages_refuse(place: Path, tmp_path: Path) -> None:
             with refused(errno.EINVAL):
                 memfsd.fbind(fd, where, policy)
         assert numa_of(path) == "default"
-        for pages, nodes in (([0, 1], [0]), ([-1], None), ([1 << 51], None), ([0], [-2])):
+        for pages, nodes in (([0, 1], [0]), ([-1], None), ([1 << 51], None), ([0], [-2]), ([0], [-1])):
             with refused(errno.EINVAL):
                 memfsd.fmove_pages(fd, pages, nodes)
         assert memfsd.fmove_pages(fd, [0], [1]) == [-errno.ENOENT]
+        assert memfsd.fmove_pages(fd, [0], [9]) == [-errno.ENODEV]
+        with pytest.raises(OSError, match=r"'bind:2@0x0\+0x1000' names a node that does not exist"):
+            memfsd.fbind(fd, (0, PAGE), "bind:2")
+        with pytest.raises(OSError, match="must begin and end at multiples of 4096"):
+            memfsd.fbind(fd, (1, PAGE), "bind:0")
+        with pytest.raises(TypeError, match="policy is a str, not int"):
+            memfsd.fbind(fd, None, 3)  # type: ignore[arg-type]
+    for number in (-1, 1 << 20, 1 << 40):
+        with refused(errno.EBADF):
+            memfsd.fbind(number, None, "bind:0")
+        with refused(errno.EBADF):
+            memfsd.fmove_pages(number, [0])
     with opened(tmp_path / "elsewhere", os.O_WRONLY | os.O_CREAT) as fd:
         with refused(errno.ENOTTY):
             memfsd.fbind(fd, None, "default")
@@ -108,10 +120,12 @@ def test_memfs_bind_and_map_show_policy_and_node(place: Path) -> None:
 def test_memfs_bind_says_what_is_wrong(place: Path) -> None:
     make(place, "guest", 8 * PAGE)
     said = sh("memfs bind f bind:2 2>&1; echo $?", place)
-    assert said.startswith("memfs: f: Invalid argument: a node does not exist (memfs numastat MOUNTPOINT")
+    assert said.startswith("memfs: f: 'bind:2' names a node that does not exist: memfs numastat MOUNTPOINT")
     assert said.endswith("(EINVAL)\n1\n")
     assert "is not a policy: choose default" in sh("memfs bind f nearest 2>&1; echo $?", place)
-    assert sh("memfs bind f -o 1 -l 4K bind:0 2>&1 >/dev/null; echo $?", place).endswith("(EINVAL)\n1\n")
+    said = sh("memfs bind f -o 1 -l 4K bind:0 2>&1 >/dev/null; echo $?", place)
+    assert said == "memfs: f: 'bind:0@1+4096': the range must begin and end at multiples of 4096 (EINVAL)\n1\n"
+    assert sh("memfs bind . bind:0 2>&1; echo $?", place) == "memfs: .: only files have a policy (EPERM)\n1\n"
 
 
 def test_numastat_counts_hits_misses_and_interleaved(place: Path) -> None:
