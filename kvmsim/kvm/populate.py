@@ -100,8 +100,8 @@ class InitialImage:
         def look(gfn: Gfn, memory: Memory, offset: int, page_count: int) -> None:
             assert isinstance(memory, WindowMemory)
             if memory.holds_data(offset, page_count << PAGE_SHIFT):
-                where = f"gpa {gfn << PAGE_SHIFT:#x} and {page_count - 1} pages after it"
-                raise Refused(errno.EEXIST, f"{where} are in use: populate them before the guest, and once")
+                used = gfn + _first_used(memory, offset, page_count) << PAGE_SHIFT
+                raise Refused(errno.EEXIST, f"gpa {used:#x} is in use: populate a page before the guest, and once")
 
         self._visit(vcpu, start, end, look)
 
@@ -137,3 +137,15 @@ class InitialImage:
                 exit_ = self._faults.fault(vcpu, gfn, shared=False, write=True, want=end - gfn)
                 if exit_ is not None:
                     raise refused(exit_)
+
+
+def _first_used(memory: WindowMemory, offset: int, page_count: int) -> int:
+    """The first of these pages that holds data, as one of them does."""
+    first = 0
+    while page_count > 1:
+        half = page_count // 2
+        if memory.holds_data(offset + (first << PAGE_SHIFT), half << PAGE_SHIFT):
+            page_count = half
+        else:
+            first, page_count = first + half, page_count - half
+    return first

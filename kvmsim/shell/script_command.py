@@ -83,7 +83,13 @@ MakeBeside = Callable[[argparse.Namespace, Executor], Beside]
 
 def add_run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _RUN_EPILOG + help_text()
-    parser.add_argument("script", nargs="?", default="-", metavar="SCRIPT", help="a file, or - for standard input")
+    parser.add_argument(
+        "script",
+        nargs="?",
+        default="-",
+        metavar="SCRIPT",
+        help="a file, or - for standard input: all of it is read before line 1 runs",
+    )
     parser.add_argument("--keep-going", action="store_true", help="run on after a command that failed")
     _add_common_arguments(parser)
 

@@ -131,6 +131,9 @@ def _new_file(target: str) -> Iterator[int]:
         raise Refused(
             errno.EEXIST, f"{quoted(partial)} is there: another dump writes it, or one was killed: remove it then"
         ) from None
+    except OSError as error:
+        error.filename = target
+        raise
     try:
         try:
             yield fd

@@ -313,7 +313,7 @@ class Session:
         return m.SwapOffReply(*self._store.swapper.swap_off())
 
     def _on_list(self, _: m.Empty) -> m.Body:
-        self._check_may_observe("memfs top")
+        self._check_may_observe("the list of sealed files")
         return self._store.checker.files()
 
     def _on_set_node(self, want: m.SetNode) -> m.Body:

@@ -33,7 +33,9 @@ def parse_distances(text: str) -> Rows:
     for node, row in enumerate(rows):
         if len(row) != len(rows):
             raise Refused(
-                errno.EINVAL, f"distances: row {node} has {len(row)} distances of {len(rows)} nodes: give one for each"
+                errno.EINVAL,
+                f"distances: row {node} has {len(row)} of {len(rows)} distances, by the number of rows: "
+                "give each node a row, with a distance to each node",
             )
         if row[node] != LOCAL_DISTANCE:
             raise Refused(

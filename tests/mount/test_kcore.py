@@ -94,7 +94,7 @@ def test_it_is_refused_in_one_line_and_leaves_nothing(mounted: Mount) -> None:
     for command, status, said in (
         ("memfs kcore mnt -o there", 1, "there is there already: choose another name, or remove it (EEXIST)"),
         ("memfs kcore mnt -o busy", 1, "busy.partial is there: another dump writes it"),
-        ("memfs kcore mnt -o none/core", 1, "none/core.partial: No such file or directory (ENOENT)"),
+        ("memfs kcore mnt -o none/core", 1, "none/core: No such file or directory (ENOENT)"),
         ("memfs kcore mnt -o - --json", 1, "choose -o FILE (EINVAL)"),
         ("memfs kcore . -o core", 1, "is not on a memfsd mount"),
         ("memfs kcore mnt -o - >&-", 2, "standard output: it is not open for writing"),

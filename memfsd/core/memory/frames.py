@@ -356,16 +356,18 @@ class FramePool:
         raise self._full(1, ORDER_4K, zones)
 
     def _full(self, count: int, order: int, zones: Zones) -> Refused:
-        unit = f" in blocks of {1 << order}" if order else ""
+        wanted = "another frame" if count == 1 else f"{count} frames"
+        if order:
+            wanted += f" in blocks of {1 << order}"
         if zones.policy and self.free_count:
             return Refused(
                 errno.ENOSPC,
-                f"no room for {count} frames{unit} where policy {zones.policy} has them: {self.free_count} of "
+                f"no room for {wanted} where policy {zones.policy} has them: {self.free_count} of "
                 f"{self.frame_count} are free elsewhere; bind to more nodes, or punch or remove files there",
             )
         return Refused(
             errno.ENOSPC,
-            f"no room for {count} frames{unit}: {self.free_count} of {self.frame_count} are free; "
+            f"no room for {wanted}: {self.free_count} of {self.frame_count} are free; "
             "punch or remove files, or mount with a larger size=",
         )
 

@@ -174,7 +174,7 @@ def test_without_a_preference_nodes_fill_in_order() -> None:
         with pytest.raises(Refused) as refusal:
             refused()
         assert refusal.value.errno == errno.ENOSPC
-        assert refusal.value.reason.startswith("no room for 1 frames: 0 of 4 are free;")
+        assert refusal.value.reason.startswith("no room for another frame: 0 of 4 are free;")
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 4])

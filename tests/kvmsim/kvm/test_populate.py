@@ -94,6 +94,13 @@ def test_what_is_in_use_is_not_overwritten(vm: LocalVm) -> None:
     assert vm.kvm.image.measurement() == expected(page(30))
 
 
+@pytest.mark.parametrize("used", range(20, 28))
+def test_the_page_that_is_in_use_is_named(vm: LocalVm, used: int) -> None:
+    assert vm.write(page(used), b"x") is None
+    with pytest.raises(Refused, match=f"gpa {page(used):#x} is in use: populate a page before the guest, and once$"):
+        vm.kvm.image.populate(vm.vcpu, page(20), 8, read)
+
+
 def test_a_pool_that_is_too_small_changes_nothing(small_store: LocalStore) -> None:
     small_store.create("mem", 64)
     vm = small_store.vm()
