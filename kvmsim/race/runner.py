@@ -349,12 +349,18 @@ class _Run:
     def _host_swapout(self, name: str, pgoff: int, pages: int) -> str:
         done, at = 0, pgoff
         while at >= 0:
-            count, at = self.world.store.swapper.page_out(self.world.inos[name], at, pgoff + pages, 0, 0)
-            done += count
+            step = self.world.store.swapper.page_out(self.world.inos[name], at, pgoff + pages, 0, 0)
+            done, at = done + step.page_count, step.next_pgoff
         return f"{done} pages left"
 
     def _host_swapoff(self) -> str:
-        return f"{self.world.store.swapper.swap_off()[0]} pages came back"
+        swapper = self.world.store.swapper
+        step = swapper.swap_off()
+        came = step.page_count
+        while step.next_page is not None:
+            step = swapper.swap_off(*step.next_page)
+            came += step.page_count
+        return f"{came} pages came back"
 
     def _host_truncate(self, name: str, pages: int) -> str:
         with self._taking([(name, index) for index in range(pages, self._scenario.files[name])]):

@@ -136,7 +136,8 @@ and the table of distances (mount option distances=).
     "swapout": """\
 Pages that the VM has touched leave memory: KVM encrypts them, memfsd writes them to the swap file of the mount
 (-o swap=FILE), and a touch of the guest brings them back. What was never touched, and large pages, stay. Needs a
-paired VM: nobody else can read its memory. For root, the owner of the file, and the user who mounted.
+paired VM: nobody else can read its memory. For root, the owner of the file, and the user who mounted. Exit status 1
+when a page could not leave (the swap file is full, the VM refused it): it says how much did, and why not all.
 
   memfs swapout /mnt/vm.mem                        all of it
   memfs swapout /mnt/vm.mem -o 2M -l 1M            a megabyte
@@ -144,6 +145,8 @@ paired VM: nobody else can read its memory. For root, the owner of the file, and
     "swapoff": """\
 As swapoff(8). If not all fits in the pool, it says how much is left, and swap stays on. Ended half-way (Ctrl-C), no
 more pages leave, and the next swapoff goes on. Mount again to have swap again.
+A page that cannot come back (its blob was altered, or cannot be read) stays out, and all others come: exit status 1,
+with the files, their VMs, and how many pages of each. Punch them, or end the VM.
 
   memfs swapoff /mnt
 """,

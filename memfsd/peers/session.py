@@ -305,12 +305,17 @@ class Session:
 
     def _on_page_out(self, want: m.PageOut) -> m.Body:
         uid, owner = self._process.uid, os.getuid()
-        return m.PageOutReply(*self._store.swapper.page_out(Ino(want.ino), want.start, want.end, uid, owner))
+        done = self._store.swapper.page_out(Ino(want.ino), want.start, want.end, uid, owner)
+        return m.PageOutReply(done.page_count, done.next_pgoff, done.stayed, *_failure(done.why))
 
-    def _on_swap_off(self, _: m.Empty) -> m.Body:
+    def _on_swap_off(self, want: m.SwapOff) -> m.Body:
         if self._process.uid not in (0, os.getuid()):
             raise Refused(errno.EACCES, "memfs swapoff is for root and the user who mounted: run it as one of them")
-        return m.SwapOffReply(*self._store.swapper.swap_off())
+        done = self._store.swapper.swap_off(want.ino, want.pgoff)
+        next_page = done.next_page or (0, -1)
+        return m.SwapOffReply(
+            done.page_count, done.stayed, *_failure(done.why), done.name, done.vm, done.left, *next_page
+        )
 
     def _on_list(self, _: m.Empty) -> m.Body:
         self._check_may_observe("the list of sealed files")
@@ -359,6 +364,10 @@ def refuse(sock: socket.socket, number: int, why: str) -> None:
     with contextlib.suppress(OSError):
         sock.send(encode_failure(NOT_LET_IN, Kind.HELLO, number, reason))
     sock.close()
+
+
+def _failure(why: Refused | None) -> tuple[int, str]:
+    return (0, "") if why is None else (why.errno, why.reason)
 
 
 def _plain(name: str) -> str:

@@ -87,13 +87,21 @@ class PairedFile:
             if not isinstance(refused, SwappedOut) and (
                 refused.errno != errno.ENOSPC or not pairings.reclaimer.reclaim(file.ino, wanted, swap=not file.order)
             ):
-                raise refused
+                raise self._with_swap(refused)
             try:
                 with self._lock:
                     return self._gmem.get_pfn(file, pgoff, max_pages, order)
             except Refused as again:
                 refused = again
-        raise refused
+        raise self._with_swap(refused)
+
+    def _with_swap(self, refused: Refused) -> Refused:
+        """A pool without a free frame is not all that is full."""
+        with self._lock:
+            slots = self._pairings.service.slots
+            if refused.errno != errno.ENOSPC or not slots.is_on or slots.free_count or self.file.order:
+                return refused
+            return Refused(errno.ENOSPC, f"{refused.reason}; and {slots.full().reason}")
 
     def stat(self) -> StatReply:
         file = self.file

@@ -8,6 +8,7 @@ are in these frames. Both with the file's invalidate_lock held. Contents never p
 import errno
 import logging
 import time
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from memfsd.common import sync
@@ -19,10 +20,11 @@ from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
 from memfsd.host.swapfile import SwapSpace
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.limits import MAX_SWAP_PAGES, SWAP_BLOB_BYTES, SWAP_WINDOW_PAGES
+from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.limits import MAX_SWAP_PAGES, NAME_MAX, SWAP_BLOB_BYTES, SWAP_WINDOW_PAGES
 from memfsd.uapi.messages import Empty, Kind, SwapIn, SwapOutReply
 from memfsd.uapi.messages import SwapOut as SwapOutBody
-from memfsd.uapi.units import Ino, Pfn, Pgoff
+from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pfn, Pgoff
 
 from .deadlines import Deadlines
 from .invalidator import InvalidateRange, Invalidator
@@ -39,6 +41,12 @@ _TURNS = 2
 """Of the clock: the first forgets what was used, the second finds what was not used since."""
 
 
+_MAX_REFUSALS = 64
+"""By a VM, in one bracket: then what is left of it stays."""
+_OF_THE_WHOLE_FILE = frozenset({errno.ENOTCONN, errno.ETIMEDOUT, errno.EBUSY})
+"""Refusals of swap_in that the file's next page would get, too."""
+
+
 class _Window(NamedTuple):
     """Mapped pages [start, end) of a file, for one step."""
 
@@ -48,8 +56,44 @@ class _Window(NamedTuple):
     page_count: int
 
 
+class PagedOut(NamedTuple):
+    """How many pages have left, where to go on (-1: done), how many could not leave, and why the first could not."""
+
+    page_count: int
+    next_pgoff: int
+    stayed: int = 0
+    why: Refused | None = None
+
+
+class SwappedOff(NamedTuple):
+    """One step: pages that came back, pages that cannot, why the first cannot, and whose they are; pages of all files
+    that are out; where to go on (None: nothing is out from there on)."""
+
+    page_count: int = 0
+    stayed: int = 0
+    why: Refused | None = None
+    name: bytes = b""
+    vm: str = ""
+    left: int = 0
+    next_page: tuple[int, int] | None = None
+
+
+@dataclass(slots=True)
+class _Outcome:
+    """Of pages that were to leave in one bracket."""
+
+    left: int = 0
+    stayed: int = 0
+    why: Refused | None = None
+
+    def stay(self, page_count: int, why: Refused) -> None:
+        self.stayed += page_count
+        self.why = self.why or why
+
+
 class Swapper:
-    """`_turn`: one eviction at a time, taken before any invalidate_lock. `_hand` is guarded by Service.lock."""
+    """`_turn`: one eviction at a time, taken before any invalidate_lock. `_hand` is guarded by Service.lock,
+    an item of `_outcomes` by the invalidate_lock of its file."""
 
     def __init__(
         self,
@@ -65,6 +109,8 @@ class Swapper:
         self._deadlines = deadlines
         self._space = space
         self._turn = sync.lock("Swapper.turn")
+        self._outcomes: dict[Ino, _Outcome] = {}
+        """Of files whose pages are leaving."""
         self._hand: tuple[int, int] = (0, 0)
         """Inode and page at which the clock goes on."""
         runner.export = self._export
@@ -103,7 +149,7 @@ class Swapper:
                 window = self._next_window(batch)
             if window is None:
                 break
-            self._take(window, EVICT)
+            self._take(window)
             seen += window.page_count
             if slots.out_count - out >= batch:
                 break
@@ -136,40 +182,47 @@ class Swapper:
             and active.implements(Kind.SWAP_IN)
         ]
 
-    def _take(self, window: _Window, strategy: Strategy) -> None:
+    def _take(self, window: _Window) -> None:
         try:
-            self._invalidator.invalidate(InvalidateRange(window.ino, window.start, window.end, strategy))
+            with self._service.lock:
+                file = self._service.inodes.regular(window.ino)
+            self._leave(file, window, EVICT)
         except Refused as refused:
             log.warning("swap out of inode %d: %s", window.ino, refused.reason)
 
-    def page_out(self, ino: Ino, start: int, end: int, uid: int, owner: int) -> tuple[int, int]:
-        """Pages [start, end) of a file leave, as many as one step takes: how many have, and where to go on (-1: done).
+    def page_out(self, ino: Ino, start: int, end: int, uid: int, owner: int) -> PagedOut:
+        """Pages [start, end) of a file leave, as many as one step takes. What cannot stays, and PagedOut says why.
 
         EACCES for who neither owns the file nor the mount (`owner`) nor is root; EOPNOTSUPP without a swap file, for
-        large pages, and for a VM that gives no page out; ENOTCONN without a VM; ENOSPC the swap file is full; EIO when
-        nothing of what there was could leave.
+        large pages, and for a VM that gives no page out; ENOTCONN without a VM; EINVAL past the end of the file.
         """
         with self._service.lock:
-            file = self._service.inodes.regular(ino)
+            file, slots = self._service.inodes.regular(ino), self._service.slots
             if uid not in (0, owner, file.uid):
                 raise Refused(errno.EACCES, f"uid {uid} does not own inode {ino}: run it as root or as the owner")
             self._check_can_swap(file)
-            slots, failed = self._service.slots, self._service.slots.failed_count
-            out = slots.out_count
+            if start << PAGE_SHIFT >= file.size:
+                raise Refused(errno.EINVAL, f"page {start:#x} is past the end of inode {ino} ({file.size} bytes)")
+            end = min(end, file.size >> PAGE_SHIFT)
             first = file.pages.next_data(Pgoff(start))
             if first is None or first >= end:
-                return 0, -1
-            window = _window(file, first, SWAP_WINDOW_PAGES)
-            window = window._replace(end=min(window.end, Pgoff(end)))
-        self._invalidator.invalidate(InvalidateRange(ino, window.start, window.end, SWAP_OUT))
+                return PagedOut(0, -1)
+            window = _window(file, first, SWAP_WINDOW_PAGES, Pgoff(end))
+            next_pgoff = int(window.end) if window.end < end else -1
+            if not slots.free_count:
+                used = self._used_count(file, window)
+                return PagedOut(0, next_pgoff, used, slots.full() if used else None)
+        outcome = self._leave(file, window, SWAP_OUT)
         with self._service.lock:
-            left = slots.out_count - out
             if guest_of(file).active is None:
                 raise Refused(errno.ENOTCONN, f"inode {ino}: its VM ended, or was cut off, meanwhile: see memfsd's log")
-            if slots.failed_count > failed and not left:
-                number = errno.EIO if slots.free_count else errno.ENOSPC
-                raise Refused(number, f"inode {ino}: no page could be swapped out: see memfsd's log and memfs stat")
-            return left, int(window.end) if window.end < end else -1
+        return PagedOut(outcome.left, next_pgoff, outcome.stayed, outcome.why)
+
+    def _used_count(self, file: Regular, window: _Window) -> int:
+        """Pages that are not known to be untouched. Call with Service.lock held."""
+        runs, state = file.pages.extents(window.start, window.end), self._service.pool.state
+        frames = (Pfn(frame) for _, pfn, count in runs for frame in range(pfn, pfn + count))
+        return sum(state(frame) is not FrameState.PENDING for frame in frames)
 
     def _check_can_swap(self, file: Regular) -> None:
         slots, active = self._service.slots, guest_of(file).active
@@ -185,45 +238,88 @@ class Swapper:
         if not (active.implements(Kind.SWAP_OUT) and active.implements(Kind.SWAP_IN)):
             raise Refused(errno.EOPNOTSUPP, f"VM {active.vm} gives no pages out: its KVM lacks SWAP_OUT or SWAP_IN")
 
+    def _leave(self, file: Regular, window: _Window, strategy: Strategy) -> _Outcome:
+        outcome = _Outcome()
+        with self._invalidator.hold(guest_of(file)):
+            self._outcomes[file.ino] = outcome
+            try:
+                self._invalidator.invalidate_held(file, InvalidateRange(file.ino, window.start, window.end, strategy))
+            finally:
+                del self._outcomes[file.ino]
+        with self._service.lock:
+            self._service.slots.failed_count += outcome.stayed
+        if outcome.why is not None:
+            log.warning("inode %d: %d pages were not swapped out: %s", file.ino, outcome.stayed, outcome.why.reason)
+        return outcome
+
     def _export(self, effect: Export) -> None:
-        """Within the bracket that blocks these pages. What cannot leave stays where it is."""
+        """Within the bracket that blocks these pages. What cannot leave stays where it is. A refused packet is
+        asked for again in halves, so that one bad page keeps no other in memory."""
         with self._service.lock:
             file, peer = self._service.inodes.regular(effect.ino), self._invalidator.peers.get(effect.ino)
-        for at in range(0, len(effect.pages), MAX_SWAP_PAGES):
-            pages = effect.pages[at : at + MAX_SWAP_PAGES]
-            failed = len(pages) if peer is None else self._export_some(file, peer, pages)
-            if failed:
-                with self._service.lock:
-                    self._service.slots.failed_count += failed + len(effect.pages) - at - len(pages)
+        if peer is None:
+            return
+        outcome, refusals, pages = self._outcomes[effect.ino], 0, effect.pages
+        todo = [pages[at : at + MAX_SWAP_PAGES] for at in range(0, len(pages), MAX_SWAP_PAGES)]
+        todo.reverse()
+        while todo:
+            pages = todo.pop()
+            try:
+                goes_on = self._export_some(file, peer, pages, outcome)
+            except PeerRefused as refused:
+                refusals += 1
+                goes_on = refused.errno != errno.ENOSPC and refusals < _MAX_REFUSALS
+                if goes_on and len(pages) > 1:
+                    half = len(pages) // 2
+                    todo += [pages[half:], pages[:half]]
+                    continue
+                outcome.stay(len(pages), Refused(refused.errno, f"page {pages[0][0]:#x}: {refused}"))
+            if not goes_on:
+                outcome.stayed += sum(map(len, todo))
                 break
 
-    def _export_some(self, file: Regular, peer: Peer, pages: list[tuple[Pgoff, Pfn]]) -> int:
-        """At most a packet of them: how many could not leave. More than 0: no use to go on."""
+    def _export_some(self, file: Regular, peer: Peer, pages: list[tuple[Pgoff, Pfn]], outcome: _Outcome) -> bool:
+        """At most a packet of them. False: no use to go on. PeerRefused: none has left."""
         service = self._service
         with service.lock:
             slots = [service.slots.alloc() for _ in range(min(len(pages), service.slots.free_count))]
         leaving, holes = list[tuple[tuple[Pgoff, Pfn], bytes]](), list[tuple[Pgoff, Pfn]]()
-        written, failed = 0, len(pages)
+        written, why = 0, service.slots.full()
         try:
             if slots:
                 leaving, holes = self._blobs(peer, pages[: len(slots)])
-            written = self._write(slots[: len(leaving)], [blob for _, blob in leaving])
+            written, failure = self._write(slots[: len(leaving)], [blob for _, blob in leaving])
+            why = failure or why
             for (pgoff, pfn), blob in leaving[written:]:
-                peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, [blob]), Empty)  # back to where it was
-            failed = len(leaving) - written + len(pages) - len(slots)
-        except PeerRefused as refused:
-            log.warning("VM %s gives no page out: %s", peer.vm, refused)
+                self._give_back(peer, pgoff, pfn, blob)
+        except PeerRefused:
+            with service.lock:
+                service.slots.free(slots)
+            raise
         except PeerLost as lost:
             self._lost(peer, lost)
-            written = 0
-            holes = []
+            written, leaving, holes = 0, [], []
+            why = Refused(errno.ETIMEDOUT, f"VM {peer.vm} gives no page out: {lost}")
         with service.lock:
             service.slots.free(slots[written:])
             left = [page for page, _ in leaving[:written]]
             scrub = service.gmem.swapped_out(file, left, slots[:written], holes) if left or holes else None
         if scrub is not None:
             self._runner.perform([scrub])
-        return failed
+        outcome.left += written
+        stayed = len(leaving) - written + len(pages) - len(slots)
+        if why.errno == errno.ETIMEDOUT:
+            stayed = len(pages)
+        if stayed:
+            outcome.stay(stayed, why)
+        return not stayed
+
+    def _give_back(self, peer: Peer, pgoff: Pgoff, pfn: Pfn, blob: bytes) -> None:
+        """To where it was."""
+        try:
+            peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, [blob]), Empty)
+        except PeerRefused as refused:
+            log.warning("VM %s does not take page %#x back: %s", peer.vm, pgoff, refused)
 
     def _blobs(
         self, peer: Peer, pages: list[tuple[Pgoff, Pfn]]
@@ -238,16 +334,15 @@ class Swapper:
             page for page, blob in said if not blob and page[0] in reply.holes
         ]
 
-    def _write(self, slots: list[int], blobs: list[bytes]) -> int:
-        """How many are in the file."""
+    def _write(self, slots: list[int], blobs: list[bytes]) -> tuple[int, Refused | None]:
+        """How many are in the file, and why not all."""
         assert self._space is not None
         for index, (slot, blob) in enumerate(zip(slots, blobs, strict=True)):
             try:
                 self._space.write(slot, blob)
             except Refused as refused:
-                log.warning("%s: the pages stay where they are", refused.reason)
-                return index
-        return len(slots)
+                return index, refused
+        return len(slots), None
 
     # -- in
 
@@ -282,7 +377,9 @@ class Swapper:
             blobs = [self._space.read(slot) for slot in slots]
             peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, blobs), Empty)
         except PeerRefused as refused:
-            refusal = Refused(refused.errno, f"KVM does not take page {pgoff:#x} back: {refused}")
+            # A VM has no say in how full the pool is: who asks would reclaim, or end swapoff for all.
+            number = errno.EIO if refused.errno == errno.ENOSPC else refused.errno
+            refusal = Refused(number, f"KVM does not take page {pgoff:#x} of inode {file.ino} back: {refused}")
         except Refused as refused:
             refusal = refused
         except PeerLost as gone:
@@ -308,10 +405,11 @@ class Swapper:
         else:
             self._invalidator.disconnect(peer, str(lost))
 
-    def swap_off(self) -> tuple[int, int]:
-        """Nothing leaves any more; some pages come back: how many, and how many are still out.
+    def swap_off(self, ino: int = 0, pgoff: int = 0) -> SwappedOff:
+        """Nothing leaves any more; some pages of one file come back, of what is out from this page of this file on.
 
-        ENOSPC: they do not fit, and swap is on again; the errors of `swap_in` alike. EOPNOTSUPP: there is no swap file.
+        A page that cannot come back stays out, as does the rest of a file whose VM does not answer: the others go on.
+        ENOSPC: they do not fit, and swap is on again. EOPNOTSUPP: there is no swap file.
         """
         service = self._service
         with service.lock:
@@ -319,33 +417,48 @@ class Swapper:
             if not slots.total:
                 raise Refused(errno.EOPNOTSUPP, "there is no swap file: mount with swap=FILE")
             slots.is_on = False
-        done = 0
-        try:
-            while done < SWAP_WINDOW_PAGES:
-                with service.lock:
-                    out = self._first_out()
-                if out is None:
+            found = self._next_out(ino, pgoff)
+        if found is None:
+            return SwappedOff(left=slots.used)
+        (file, pages), came, stayed, why = found, 0, 0, None
+        back_to, next_page = 0, (int(file.ino), pages[-1] + 1)
+        for page in pages:
+            if page < back_to:
+                continue
+            try:
+                count = self.swap_in(file, Pgoff(page), MAX_SWAP_PAGES)
+                came, back_to = came + count, page + count
+            except Refused as refused:
+                if refused.errno == errno.ENOSPC:
+                    raise self._does_not_fit() from None
+                why = why or refused
+                if refused.errno in _OF_THE_WHOLE_FILE:
+                    with service.lock:
+                        stayed += guest_of(file).absent.swapped_count
+                    next_page = int(file.ino) + 1, 0
                     break
-                done += self.swap_in(*out, MAX_SWAP_PAGES)
-        except Refused as refused:
-            with service.lock:
-                slots.is_on = True
-                left, free = slots.used, service.pool.free_count
-            if refused.errno != errno.ENOSPC:
-                raise
-            raise Refused(
-                errno.ENOSPC,
-                f"{left} pages are still out and {free} frames are free: punch or remove files, then try again; swap"
-                " stays on",
-            ) from None
+                stayed += 1
         with service.lock:
-            return done, slots.used
+            active, name = guest_of(file).active, service.names.name_of(file)[-NAME_MAX:]
+            return SwappedOff(came, stayed, why, name, active.vm if active else "", slots.used, next_page)
 
-    def _first_out(self) -> tuple[Regular, Pgoff] | None:
-        """Call with Service.lock held."""
-        for file in self._service.inodes.sealed_files():
-            if guest_of(file).absent.swapped_count:
-                return file, Pgoff(guest_of(file).absent.first_swapped())
+    def _does_not_fit(self) -> Refused:
+        with self._service.lock:
+            slots, free = self._service.slots, self._service.pool.free_count
+            slots.is_on = True
+            return Refused(
+                errno.ENOSPC,
+                f"{slots.used} pages are still out and {free} frames are free: punch or remove files, then try again;"
+                " swap stays on",
+            )
+
+    def _next_out(self, ino: int, pgoff: int) -> tuple[Regular, list[int]] | None:
+        """The next file with pages that are out, and some of these. Call with Service.lock held."""
+        for file in sorted(self._service.inodes.sealed_files(), key=lambda file: file.ino):
+            if file.ino >= ino and guest_of(file).absent.swapped_count:
+                start = pgoff if file.ino == ino else 0
+                if pages := guest_of(file).absent.swapped_from(start, SWAP_WINDOW_PAGES):
+                    return file, pages
         return None
 
     def close(self) -> None:
@@ -354,10 +467,10 @@ class Swapper:
             self._space.close()
 
 
-def _window(file: Regular, start: Pgoff, most: int) -> _Window:
-    """At most so many mapped pages from start on."""
+def _window(file: Regular, start: Pgoff, most: int, stop: Pgoff = Pgoff(PGOFF_END)) -> _Window:
+    """At most so many mapped pages of [start, stop)."""
     left, end = most, start
-    for pgoff, _, count in file.pages.extents(start, Pgoff(start + 16 * most)):
+    for pgoff, _, count in file.pages.extents(start, min(Pgoff(start + 16 * most), stop)):
         end = Pgoff(pgoff + min(count, left))
         left -= min(count, left)
         if not left:

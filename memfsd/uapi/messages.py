@@ -467,17 +467,36 @@ class PageOut(Body):
 
 
 class PageOutReply(Body):
-    """How many pages have left, and where to go on (-1: done)."""
+    """How many pages have left, and where to go on (-1: done); how many could not leave, and why the first could not
+    (errno 0: all could)."""
 
     page_count: U63
     next_pgoff: PgoffOrNone
+    stayed: U63
+    errno: U16
+    reason: Text
+
+
+class SwapOff(Body):
+    """memfs swapoff: what is out from this page of this file on, in the order of inodes, as far as one step goes."""
+
+    ino: U63
+    pgoff: PgoffField
 
 
 class SwapOffReply(Body):
-    """memfs swapoff: pages that came back in this step, and how many are still out."""
+    """Pages of one file that came back; pages of it that cannot, and why the first cannot (errno 0: none); its name and
+    its VM. How many pages of all files are still out, and where to go on (-1: none is out from there on)."""
 
     page_count: U63
+    stayed: U63
+    errno: U16
+    reason: Text
+    name: FileName
+    vm: Annotated[str, Meta(max_length=MAX_NAME_BYTES)]
     left: U63
+    next_ino: U63
+    next_pgoff: PgoffOrNone
 
 
 class Revoke(Body):
@@ -524,7 +543,7 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.DEVICE_ADD: DeviceFile,
     Kind.DEVICE_REMOVE: DeviceFile,
     Kind.PAGE_OUT: PageOut,
-    Kind.SWAP_OFF: Empty,
+    Kind.SWAP_OFF: SwapOff,
     Kind.SET_NODE: SetNode,
     Kind.COMPACT: Empty,
     Kind.INVALIDATE_BEGIN: InvalidateBegin,

@@ -128,6 +128,60 @@ expect exit MEMORY_ERROR errno=28
     assert "EOPNOTSUPP" in (base(mounted) / "said").read_text()
 
 
+def test_swapout_that_does_not_fit_says_what_left_and_why(mount: MountFactory, tmp_path: Path) -> None:
+    made = mount(f"size=32M,swap={tmp_path}/swap,swap_size=1M")
+    sh("memfs create mnt/vm.mem --size 4M --guest", base(made))
+    script = """\
+slot set 0 private gpa=0 size=4M file=mnt/vm.mem
+touch 0 2M
+sh memfs swapout mnt/vm.mem > said 2>&1; test $? = 1
+sh memfs swapout mnt/vm.mem --json > facts 2> why; test $? = 1
+sh memfs swapout mnt/vm.mem -o 64M > past 2>&1; test $? = 1
+"""
+    sh(f"kvmsim run - <<'E'\n{script}E", base(made))
+    said = (base(made) / "said").read_text()
+    assert "mnt/vm.mem: 1M swapped out, 256 pages could not leave: the swap file is full (256 pages)" in said
+    assert said.count("\n") == 1
+    assert facts(base(made) / "facts")["stayed"] == 256
+    assert "ENOSPC" in (base(made) / "why").read_text()
+    assert "past the end" in (base(made) / "past").read_text()
+    assert "EINVAL" in (base(made) / "past").read_text()
+
+
+def test_swapoff_names_what_cannot_come_back_and_brings_the_rest(mounted: Mount, tmp_path: Path) -> None:
+    sh("memfs create mnt/other --size 4M --guest", base(mounted))
+    script = f"""\
+slot set 0 private gpa=0 size=64M file=mnt/vm.mem
+slot set 1 private gpa=64M size=4M file=mnt/other
+touch 0 12K
+touch 64M 8K
+sh memfs swapout mnt/vm.mem && memfs swapout mnt/other
+sh printf altered | dd of={tmp_path}/swap bs=1 seek=5000 conv=notrunc status=none
+sh memfs swapoff mnt > said 2>&1; test $? = 1
+sh memfs stat mnt --json > stat
+sh memfs check mnt
+"""
+    sh(f"kvmsim run - <<'E'\n{script}E", base(mounted))
+    said = (base(mounted) / "said").read_text()
+    assert "mnt: swap is off, 16K came back, but not 1 page of vm.mem (VM " in said
+    assert "page 0x0" in said
+    assert "EBADMSG" in said
+    assert said.count("\n") == 1
+    assert facts(base(mounted) / "stat")["swap_used"] == 1
+
+
+def test_a_page_that_was_tampered_with_is_the_only_one_that_stays(mounted: Mount) -> None:
+    script = """\
+slot set 0 private gpa=0 size=64M file=mnt/vm.mem
+touch 0 2M
+host tamper 12K "evil"
+sh memfs swapout mnt/vm.mem > said 2>&1; test $? = 1
+"""
+    sh(f"kvmsim run --memory-encryption on - <<'E'\n{script}E", base(mounted))
+    said = (base(mounted) / "said").read_text()
+    assert "mnt/vm.mem: 2044K swapped out, 1 page could not leave: page 0x3: " in said
+
+
 def test_a_daemon_that_is_killed_leaves_a_file_that_the_next_one_refuses(mounted: Mount, tmp_path: Path) -> None:
     swap = tmp_path / "swap"
     assert "in use by another memfsd" in refused_mount(tmp_path, f"size=16M,swap={swap}")

@@ -7,13 +7,15 @@ from pathlib import Path
 import pytest
 
 from kvmsim.kvm.exits import MemoryErrorExit
+from kvmsim.kvm.tampering import tamper
+from kvmsim.store.link import StoreLink
 from memfsd.core.private.absent import Swapped
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import SWAP_BLOB_BYTES
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.units import PAGE_SIZE, Gfn, Pgoff
+from memfsd.uapi.units import PAGE_SIZE, Gfn, Pfn, Pgoff
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
 
 PAGES = 16
@@ -317,6 +319,8 @@ def test_a_pool_and_a_swap_file_that_are_full_are_enospc(tmp_path: Path) -> None
             done += 1
         assert isinstance(exit_, MemoryErrorExit)
         assert (exit_.errno, done) == (errno.ENOSPC, 24)
+        assert "no room for another frame: 0 of 16 are free" in exit_.why
+        assert "the swap file is full (8 pages)" in exit_.why
         assert_intact_until(store, local, done)
 
 
@@ -349,7 +353,7 @@ def test_a_disk_that_is_full_leaves_the_page_where_it_is(
     assert swapping_store.page_out("file") == 5
     assert swapping_store.service.slots.failed_count == PAGES - 5
     assert swapping_store.service.slots.used == 5
-    assert errno_of(swapping_store.page_out, "file") == "EIO"
+    assert errno_of(swapping_store.page_out, "file") == "ENOSPC"
     monkeypatch.undo()
     assert_intact(running)
 
@@ -391,7 +395,7 @@ def test_a_mount_without_swap(store: LocalStore) -> None:
 
 def test_swapoff_brings_everything_in_and_nothing_leaves_any_more(swapping_store: LocalStore, running: LocalVm) -> None:
     swapping_store.page_out("file")
-    assert swapping_store.store.swapper.swap_off() == (PAGES, 0)
+    assert swap_off(swapping_store) == (PAGES, {}, 0)
     assert swapping_store.service.slots.used == 0
     assert errno_of(swapping_store.page_out, "file") == "EOPNOTSUPP"
     assert_intact(running)
@@ -402,6 +406,70 @@ def test_swapoff_says_what_does_not_fit_and_swap_stays_on(swapping_store: LocalS
     assert errno_of(swapping_store.store.swapper.swap_off) == "ENOSPC"
     assert swapping_store.service.slots.is_on
     assert_intact(local, 48)
+
+
+def swap_off(store: LocalStore) -> tuple[int, dict[str, tuple[int, str]], int]:
+    """memfs swapoff: pages that came back; by file those that cannot, and their VM; pages that are still out."""
+    came, stay, at = 0, dict[str, tuple[int, str]](), (0, 0)
+    while True:
+        step = store.store.swapper.swap_off(*at)
+        came += step.page_count
+        if step.why is not None:
+            stay[step.name.decode()] = step.stayed, step.vm
+        if step.next_page is None:
+            return came, stay, step.left
+        at = step.next_page
+
+
+def test_swapoff_leaves_bad_pages_out_and_brings_all_others(swapping_store: LocalStore, running: LocalVm) -> None:
+    store, other = swapping_store, start(swapping_store, "other", "vm1", 4)
+    store.page_out("file")
+    store.page_out("other")
+    for number in (0, 7, 15):
+        put_blob(store, slot_of(store, number), bytes(SWAP_BLOB_BYTES))
+    for _ in range(2):
+        came, stay, left = swap_off(store)
+        assert (stay, left) == ({"file": (3, "vm0")}, 3)
+        assert not store.service.slots.is_on
+    assert came == 0, "they came the first time"
+    assert sorted(store.guest("file").absent) == [0, 7, 15]
+    assert_intact(other, 4)
+    assert running.read(page(8), PAGE_SIZE) == content(8)
+    store.punch("file", 0, PAGES)
+    assert swap_off(store) == (0, {}, 0)
+
+
+def test_swapoff_says_why_and_which_page(swapping_store: LocalStore, running: LocalVm) -> None:
+    swapping_store.page_out("file")
+    put_blob(swapping_store, slot_of(swapping_store, 7), bytes(SWAP_BLOB_BYTES))
+    why = swapping_store.store.swapper.swap_off().why
+    assert why is not None
+    assert why.errno == errno.EBADMSG
+    assert "page 0x7 of inode" in why.reason
+
+
+def test_swapoff_of_a_truncated_file_goes_on(swapping_store: LocalStore, running: LocalVm) -> None:
+    store = swapping_store
+    store.page_out("file")
+    assert slot_of(store, 5) == 5
+    os.truncate(store.swap_path, 4096 + 5 * SWAP_BLOB_BYTES)
+    assert swap_off(store) == (5, {"file": (PAGES - 5, "vm0")}, PAGES - 5)
+
+
+def test_a_vm_that_refuses_its_pages_is_no_full_pool(
+    swapping_store: LocalStore, running: LocalVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else swapoff would end for all."""
+    other = start(swapping_store, "other", "vm1", 4)
+    swapping_store.page_out("file")
+    swapping_store.page_out("other")
+
+    def refuses(*_: object) -> None:
+        raise Refused(errno.ENOSPC, "never")
+
+    monkeypatch.setattr(running.kvm.notifier, "on_swap_in", refuses)
+    assert swap_off(swapping_store) == (4, {"file": (PAGES, "vm0")}, PAGES)
+    assert_intact(other, 4)
 
 
 # -- with what else happens to pages
@@ -428,6 +496,70 @@ def test_a_page_that_is_out_cannot_fail(swapping_store: LocalStore, running: Loc
     assert_intact(running)
 
 
+# -- a page that cannot leave
+
+
+@pytest.fixture
+def one_bad_page(running: LocalVm, monkeypatch: pytest.MonkeyPatch) -> LocalVm:
+    """KVM refuses to give page 6 out."""
+    real = running.kvm.notifier.on_swap_out
+
+    def refuses(link: StoreLink, pages: list[tuple[Pgoff, Pfn]]) -> tuple[list[bytes], list[Pgoff]]:
+        if any(pgoff == 6 for pgoff, _ in pages):
+            raise Refused(errno.EIO, "a page cannot be read")
+        return real(link, pages)
+
+    monkeypatch.setattr(running.kvm.notifier, "on_swap_out", refuses)
+    return running
+
+
+def test_a_page_that_is_refused_keeps_no_other_in_memory(swapping_store: LocalStore, one_bad_page: LocalVm) -> None:
+    store = swapping_store
+    done = store.store.swapper.page_out(store.file("file").ino, 0, PAGES, 0, 0)
+    assert (done.page_count, done.stayed, done.next_pgoff) == (PAGES - 1, 1, -1)
+    assert done.why is not None
+    assert done.why.errno == errno.EIO
+    assert done.why.reason.startswith("page 0x6: ")
+    assert store.service.slots.failed_count == 1
+    assert store.findings() == []
+    assert_intact(one_bad_page)
+
+
+def test_a_page_that_is_refused_keeps_no_other_from_eviction(swapping_store: LocalStore, one_bad_page: LocalVm) -> None:
+    for _ in range(4):
+        swapping_store.store.swapper.evict(None)
+    assert sorted(swapping_store.guest("file").absent) == [page for page in range(PAGES) if page != 6]
+    assert_intact(one_bad_page)
+
+
+def test_what_was_tampered_with_is_the_only_page_that_stays(tmp_path: Path) -> None:
+    with opened_store(tmp_path, 32, encrypted=True, swap_pages=64) as store:
+        local = start(store)
+        tamper(local.vm, page(3), b"evil")
+        done = store.store.swapper.page_out(store.file("file").ino, 0, PAGES, 0, 0)
+        assert (done.page_count, done.stayed) == (PAGES - 1, 1)
+        assert done.why is not None
+        assert "page 0x3" in done.why.reason
+
+
+def test_what_does_not_fit_in_the_swap_file_says_so(tmp_path: Path) -> None:
+    with opened_store(tmp_path, 32, swap_pages=8) as store:
+        local, ino = start(store), store.file("file").ino
+        first, second = (store.store.swapper.page_out(ino, 0, PAGES, 0, 0) for _ in range(2))
+        assert (first.page_count, first.stayed) == (8, PAGES - 8)
+        assert (second.page_count, second.stayed) == (0, PAGES - 8)
+        for done in (first, second):
+            assert done.why is not None
+            assert done.why.errno == errno.ENOSPC
+            assert "the swap file is full (8 pages)" in done.why.reason
+        assert_intact(local)
+
+
+def test_a_range_past_the_end_is_einval(swapping_store: LocalStore, running: LocalVm) -> None:
+    assert errno_of(swapping_store.page_out, "file", PAGES, 1) == "EINVAL"
+    assert swapping_store.page_out("file", PAGES - 1, 8) == 1, "the end is cut"
+
+
 # -- a KVM that lies
 
 
@@ -451,7 +583,7 @@ def test_a_kvm_that_refuses_keeps_its_pages(
         raise Refused(errno.EBUSY, "not now")
 
     monkeypatch.setattr(running.kvm.notifier, "on_swap_out", refuses)
-    assert errno_of(swapping_store.page_out, "file") == "EIO"
+    assert errno_of(swapping_store.page_out, "file") == "EBUSY"
     assert swapping_store.service.slots.failed_count == PAGES
     monkeypatch.undo()
     assert swapping_store.page_out("file") == PAGES

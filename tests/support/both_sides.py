@@ -160,11 +160,13 @@ class LocalStore:
         self.store.names.unlink(ROOT_INO, name.encode()).run()
 
     def page_out(self, name: str, start: int = 0, pages: int = 1 << 20) -> int:
-        """memfs swapout, as root: how many pages have left."""
+        """memfs swapout, as root: how many pages have left. Refused when none could."""
         done, at = 0, start
         while at >= 0:
-            count, at = self.store.swapper.page_out(self._inos[name], at, start + pages, 0, 0)
-            done += count
+            step = self.store.swapper.page_out(self._inos[name], at, start + pages, 0, 0)
+            done, at = done + step.page_count, step.next_pgoff
+            if step.why is not None and not done:
+                raise step.why
         return done
 
     def reclaim(self) -> bool:

@@ -39,13 +39,17 @@ class SwapSlots:
             slot = self._fresh
             self._fresh += 1
         else:
-            raise Refused(
-                errno.ENOSPC, f"the swap file is full ({self.total} pages): punch files, or mount with a larger one"
-            )
+            raise self.full()
         assert not self._is_used[slot], f"slot {slot} is given twice"
         self._is_used[slot] = 1
         self.used += 1
         return slot
+
+    def full(self) -> Refused:
+        """All slots are in use."""
+        return Refused(
+            errno.ENOSPC, f"the swap file is full ({self.total} pages): punch files, or mount with a larger one"
+        )
 
     def free(self, slots: Iterable[int]) -> None:
         """Each must be in use."""

@@ -1,5 +1,6 @@
 """Pages of a sealed file that have no frame and are no holes either: what Linux keeps in a PTE that is not present."""
 
+import heapq
 from dataclasses import dataclass
 from enum import Enum
 
@@ -61,9 +62,12 @@ class AbsentPages(dict[int, Entry]):
             return next((pgoff for pgoff in range(start, end) if pgoff in self), end)
         return min((pgoff for pgoff in self if start <= pgoff < end), default=end)
 
-    def first_swapped(self) -> int:
-        """Of those that are swapped out; there must be one."""
-        return next(pgoff for pgoff, entry in self.items() if isinstance(entry, Swapped))
+    def swapped_from(self, start: int, most: int) -> list[int]:
+        """Pages from start on that are swapped out, in order, at most so many; none: there are no more."""
+        near = [pgoff for pgoff in range(start, start + most) if isinstance(self.get(pgoff), Swapped)]
+        return near or heapq.nsmallest(
+            most, (pgoff for pgoff, entry in self.items() if pgoff >= start and isinstance(entry, Swapped))
+        )
 
     def swapped_run(self, pgoff: int, most: int) -> list[int]:
         """Slots of consecutive pages from pgoff on that are swapped out, at most so many."""
