@@ -77,7 +77,11 @@ def outcome(command: str, directory: Path) -> str:
         return " ".join(said.split()) or "ok"
     if done.returncode in (-signal.SIGBUS, 128 + signal.SIGBUS):
         return "SIGBUS"
-    named = [name for number, name in errno.errorcode.items() if os.strerror(number).lower() in said.lower()]
+    named = [
+        name
+        for number, name in errno.errorcode.items()
+        if os.strerror(number).lower() in said.lower() or f"({name})" in said
+    ]
     return f"{named}, status {done.returncode}: {said}"
 
 
