@@ -102,7 +102,7 @@ class Observer:
         if not packet:
             raise PeerLost(
                 f"memfsd closed the connection before it answered {kind.name}: it ends, or is out of connections"
-                " or descriptors: see its log, and try again"
+                " or descriptors: see syslog, or its stderr with -f, and try again"
             )
         header = decode_header(packet)
         try:

@@ -215,7 +215,7 @@ class Swapper:
         outcome = self._leave(file, window, SWAP_OUT)
         with self._service.lock:
             if guest_of(file).active is None:
-                raise Refused(errno.ENOTCONN, f"inode {ino}: its VM ended, or was cut off, meanwhile: see memfsd's log")
+                raise Refused(errno.ENOTCONN, f"inode {ino}: its VM ended, or was cut off, meanwhile: syslog has why")
         return PagedOut(outcome.left, next_pgoff, outcome.stayed, outcome.why)
 
     def _used_count(self, file: Regular, window: _Window) -> int:
@@ -284,12 +284,12 @@ class Swapper:
         with service.lock:
             slots = [service.slots.alloc() for _ in range(min(len(pages), service.slots.free_count))]
         leaving, holes = list[tuple[tuple[Pgoff, Pfn], bytes]](), list[tuple[Pgoff, Pfn]]()
-        written, why = 0, service.slots.full()
+        written, staying, why = 0, len(pages) - len(slots), service.slots.full()
         try:
             if slots:
                 leaving, holes = self._blobs(peer, pages[: len(slots)])
             written, failure = self._write(slots[: len(leaving)], [blob for _, blob in leaving])
-            why = failure or why
+            staying, why = staying + len(leaving) - written, failure or why
             for (pgoff, pfn), blob in leaving[written:]:
                 self._give_back(peer, pgoff, pfn, blob)
         except PeerRefused:
@@ -298,7 +298,7 @@ class Swapper:
             raise
         except PeerLost as lost:
             self._lost(peer, lost)
-            written, leaving, holes = 0, [], []
+            written, leaving, holes, staying = 0, [], [], len(pages)
             why = Refused(errno.ETIMEDOUT, f"VM {peer.vm} gives no page out: {lost}")
         with service.lock:
             service.slots.free(slots[written:])
@@ -307,12 +307,9 @@ class Swapper:
         if scrub is not None:
             self._runner.perform([scrub])
         outcome.left += written
-        stayed = len(leaving) - written + len(pages) - len(slots)
-        if why.errno == errno.ETIMEDOUT:
-            stayed = len(pages)
-        if stayed:
-            outcome.stay(stayed, why)
-        return not stayed
+        if staying:
+            outcome.stay(staying, why)
+        return not staying
 
     def _give_back(self, peer: Peer, pgoff: Pgoff, pfn: Pfn, blob: bytes) -> None:
         """To where it was."""
