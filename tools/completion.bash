@@ -42,7 +42,7 @@ _memfs() {
         fallocate) options+=' -p --punch-hole -n --keep-size -o --offset -l --length' ;;
         device)
             ((COMP_CWORD == 2)) && _memfsd_words 'add remove' "$word" && return
-            options+=' --size --page-size' ;;
+            [[ ${COMP_WORDS[2]} == add ]] && options+=' --size --page-size' ;;
         poison) options+=' --random --seed' ;;
         kcore) options+=' -o --output' ;;
         swapout | move) options+=' -o --offset -l --length' ;;

@@ -120,11 +120,7 @@ def _add_those_of_a_mount(command: Callable[[str, Callable[[Any], int], str], ar
     where.add_argument("--random", action="store_true", help="a page by lot, of FILE or of all sealed files")
     fail.add_argument("--seed", type=_seed, metavar="N", help="of the lot: the same page of the same pages again")
     devices = command("device", _device, "add memory of a device as a sealed file, or remove it from under its VM")
-    devices.add_argument("action", choices=["add", "remove"], metavar="add|remove")
-    devices.add_argument("target", type=_path, metavar="MOUNTPOINT")
-    devices.add_argument("name", metavar="NAME", help="of the file, in the root directory")
-    devices.add_argument("--size", type=_size, help="bytes, or with K, M, G, T (add)")
-    devices.add_argument("--page-size", type=_page_size, metavar="4K|2M|1G", help="the largest leaf to map it by (add)")
+    _add_device_actions(devices)
     core = command("kcore", _kcore, "write an ELF core of the pool as the host may see it")
     core.add_argument("target", type=_path, metavar="MOUNTPOINT")
     core.add_argument("-o", "--output", type=_path, required=True, metavar="FILE", help="a new file; - is stdout")
@@ -137,6 +133,18 @@ def _swap_commands(command: Callable[[str, _Run, str], argparse.ArgumentParser])
     out.add_argument("target", type=_path, metavar="FILE")
     off = command("swapoff", swap.swap_off, "bring every page back from the swap file; none leaves any more")
     off.add_argument("target", type=_path, metavar="MOUNTPOINT")
+
+
+def _add_device_actions(devices: argparse.ArgumentParser) -> None:
+    actions = devices.add_subparsers(dest="action", metavar="add|remove", required=True)
+    for name, help_ in (("add", "add memory of a device"), ("remove", "remove a device from under its VM")):
+        sub = actions.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        sub.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
+        sub.add_argument("target", type=_path, metavar="MOUNTPOINT")
+        sub.add_argument("name", metavar="NAME", help="of the file, in the root directory")
+        if name == "add":
+            sub.add_argument("--size", type=_size, required=True, help="bytes, or with K, M, G, T")
+            sub.add_argument("--page-size", type=_page_size, metavar="4K|2M|1G", help="the largest leaf to map it by")
 
 
 def _add_numa_commands(command: Callable[[str, Callable[[Any], int], str], argparse.ArgumentParser]) -> None:
@@ -421,15 +429,9 @@ def _poison(asked: argparse.Namespace) -> int:
 def _device(asked: argparse.Namespace) -> int:
     store = store_of(asked.target)
     if asked.action == "remove":
-        if asked.size is not None or asked.page_size is not None:
-            raise Refused(
-                errno.EINVAL, "a device that is removed has its size already: leave --size and --page-size out"
-            )
         path = device.remove(asked.target, store, asked.name)
         _print(asked, {"file": path}, f"{quoted(path)}: removed")
         return 0
-    if asked.size is None:
-        raise Refused(errno.EINVAL, "a device needs a --size")
     path = device.add(asked.target, store, asked.name, asked.size, asked.page_size)
     facts = {"file": path, "size": asked.size, "page_size": asked.page_size or PAGE_SIZE}
     _print(asked, facts, f"{quoted(path)}: device, {format_size(asked.size)}")

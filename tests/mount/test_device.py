@@ -77,7 +77,6 @@ def test_what_a_device_refuses(mounted: Mount) -> None:
     for command, said in (
         ("memfs device add mnt dev --size 64K", "mnt/dev: File exists (EEXIST)"),
         ("memfs device add mnt f --size 64K", "mnt/f: File exists (EEXIST)"),
-        ("memfs device add mnt x", "needs a --size (EINVAL)"),
         ("memfs device add mnt x --size 0", "choose a --size of whole pages of 4096, one at least (EINVAL)"),
         ("memfs device add mnt x --size 5000", "whole pages of 4096"),
         ("memfs device add mnt x --size 1M --page-size 2M", "whole pages of 2097152"),
@@ -87,7 +86,6 @@ def test_what_a_device_refuses(mounted: Mount) -> None:
         ("memfs device add mnt .. --size 4K", "is not a name"),
         ("memfs device add . x --size 4K", "is not on a memfsd mount"),
         ("memfs device add mnt/f x --size 4K", "is not the root of a mount"),
-        ("memfs device remove mnt dev --size 4K", "leave --size and --page-size out"),
         ("memfs device remove mnt vm.mem", "is not a device"),
         ("memfs device remove mnt f", "EINVAL"),
         ("memfs device remove mnt none", "No such file or directory (ENOENT)"),
@@ -101,6 +99,21 @@ def test_what_a_device_refuses(mounted: Mount) -> None:
         assert (done.returncode, said in done.stdout) == (1, True), (command, done.stdout)
         assert done.stdout.count("\n") == 1
     assert sorted(path.name for path in mounted.path.iterdir()) == ["dev", "f", "vm.mem"]
+
+
+def test_add_and_remove_take_arguments_of_their_own(mounted: Mount) -> None:
+    place = base(mounted)
+    for command, said in (
+        ("memfs device add mnt x", "arguments are required: --size"),
+        ("memfs device remove mnt x --size 4K", "unrecognized arguments: --size 4K"),
+        ("memfs device grow mnt x", "invalid choice: 'grow'"),
+        ("memfs device", "arguments are required: add|remove"),
+    ):
+        assert said in sh(command, place, status=2), command
+    assert "--page-size 4K|2M|1G" in sh("memfs device add --help", place)
+    assert "size" not in sh("memfs device remove --help", place)
+    for option in ("device add mnt x --size 4K --json", "device --json remove mnt x"):
+        assert json.loads(sh(f"memfs {option}", place))["file"] == "mnt/x"
 
 
 def test_nothing_is_left_of_a_device(mounted: Mount) -> None:
