@@ -52,9 +52,11 @@ def test_the_soak(tmp_path: Path) -> None:
     counts, levels = report["counts"], report["levels"]
     assert isinstance(counts, dict) and isinstance(levels, list)
     SOAKS.append(report)
-    # Everything that was to happen has happened: else the verdict means nothing.
+    # Everything that was to happen has happened, but for what two must meet for: else the verdict means nothing.
     for name, count in counts.items():
-        assert count > 0 or name in ("starved", "pool_full", "refused", "lost_pages"), f"{name}: {counts}"
+        assert count > 0 or name in ("starved", "pool_full", "refused", "lost_pages", "memory_failures"), (
+            f"{name}: {counts}"
+        )
     assert list(tmp_path.iterdir()) == [], "what it made is gone"
 
 
