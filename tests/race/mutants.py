@@ -302,6 +302,28 @@ MUTANTS: tuple[Mutant, ...] = (
         at="poison-x-punch",
     ),
     _mutant(
+        "the frame that fails is the one that the page had before the invalidate_lock",
+        "memfsd.store.failures:Failures.poison",
+        (
+            "            with self._invalidator.hold(guest_of(file)):\n",
+            "            early = file.pages.lookup(pgoff)\n            with self._invalidator.hold(guest_of(file)):\n",
+        ),
+        (
+            "        assert pfn is not None\n",
+            "        if is_sealed and early not in (None, pfn):\n"
+            "            from memfsd.uapi.frame_state import FrameState\n"
+            "            self._service.pool.set_state(early, 1, FrameState.POISONED)\n"
+            "        assert pfn is not None\n",
+        ),
+        at="poison-x-move",
+    ),
+    _mutant(
+        "a page moves without its invalidate_lock",
+        "memfsd.store.mover:Mover.relocate",
+        ("with self._invalidator.hold(file.guest):", "if True:"),
+        at="poison-x-move",
+    ),
+    _mutant(
         "tags of frames kept that the store takes back",
         f"{_CALLBACKS}.on_begin",
         ("link.memory.forget(pfn - link.base, count)", "pass"),

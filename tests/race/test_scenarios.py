@@ -35,6 +35,7 @@ NEEDED = {
     "punch-x-death-two-vcpus",
     "poison-x-fault",
     "poison-x-punch",
+    "poison-x-move",
     "revoke-x-fault",
     "swap-out-x-fault",
     "swap-in-x-punch",
