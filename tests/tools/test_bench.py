@@ -1,5 +1,6 @@
 """tools/bench says what it measured, in a table or as one JSON object; how fast anything is, no test asks."""
 
+import errno
 import json
 import os
 import subprocess
@@ -10,6 +11,8 @@ import pytest
 from benchlib import __main__ as bench
 from benchlib import real_kvm
 from benchlib.figure import Figure, Progress, table
+
+from memfsd.uapi.errors import PeerLost, Refused
 
 ROOT = Path(__file__).parents[2]
 DEADLINE_S = 60
@@ -50,8 +53,9 @@ def figures(everything: subprocess.CompletedProcess[str]) -> dict[str, dict[str,
 
 
 def test_json_is_one_object_with_each_figure_and_the_machine(figures: dict[str, dict[str, object]]) -> None:
-    assert list(figures) == ["P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "P9", "E1", "T1", "S1", "machine"]
-    for name in ("P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "P9", "E1", "T1", "S1"):
+    names = ["P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "P9", "E1", "M1", "W1", "T1", "S1"]
+    assert list(figures) == [*names, "machine"]
+    for name in names:
         assert {"value", "target", "holds", "unit", "parts"} <= figures[name].keys()
 
 
@@ -75,6 +79,22 @@ def test_the_worst_of_the_page_tables_figures_is_the_value(figures: dict[str, di
         parts["lookup_per_s"] / parts["lookup_target_per_s"],
     )
     assert value == pytest.approx(worst, rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("M1", {"move_us", "bulk_us_per_page", "bulk_ratio_per_page", "memcpy_us", "raw_round_trip_us"}),
+        ("W1", {"out_us_per_page", "in_us_per_page", "file_us_per_page", "cipher_us_per_page", "size_mib"}),
+    ],
+)
+def test_a_figure_without_a_target_is_measured_beside_its_peer_and_not_judged(
+    figures: dict[str, dict[str, object]], name: str, parts: set[str]
+) -> None:
+    figure = figures[name]
+    assert (figure["target"], figure["holds"]) == (None, None)
+    assert figure["value"] > 0  # type: ignore[operator]
+    assert figure["parts"].keys() >= parts  # type: ignore[attr-defined]
 
 
 def test_the_machine_is_named_with_its_kvm_and_the_date(figures: dict[str, dict[str, object]]) -> None:
@@ -131,11 +151,20 @@ def test_an_unknown_figure_is_one_line_and_usage(ids: str) -> None:
     assert f"is not a figure: choose from {', '.join(bench.FIGURES)}" in line
 
 
+@pytest.mark.parametrize(
+    ("failure", "shown"),
+    [
+        (OSError(28, "No space left on device"), "[Errno 28] No space left on device"),
+        (Refused(errno.EBUSY, "the file is in use"), "EBUSY: the file is in use"),
+        (PeerLost("memfsd is gone"), "memfsd is gone"),
+    ],
+    ids=["OSError", "Refused", "PeerLost"],
+)
 def test_a_failure_to_measure_names_the_figure_and_the_others_are_still_shown(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: Exception, shown: str
 ) -> None:
     def broken(_: Progress) -> Figure:
-        raise OSError(28, "No space left on device")
+        raise failure
 
     monkeypatch.setitem(bench.QUICK, "P1", broken)
     monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--json", "--only", "P1,P3"])
@@ -143,7 +172,7 @@ def test_a_failure_to_measure_names_the_figure_and_the_others_are_still_shown(
     assert bench.main() == 1
 
     captured = capsys.readouterr()
-    assert "P1 could not be measured: [Errno 28] No space left on device" in captured.err
+    assert f"P1 could not be measured: {shown}" in captured.err
     assert list(json.loads(captured.out)) == ["P3", "machine"]
 
 
@@ -156,15 +185,17 @@ def test_the_table_says_what_does_not_hold_and_what_was_not_measured() -> None:
             "A": Figure("slow", "x", target=2.0, at_most=True, value=2.5, parts={"part": 1234567.8}),
             "B": Figure("fast", "x", target=0.9, at_most=False, value=0.9),
             "C": Figure("unknown", "x", target=0.8, at_most=True, value=None, reason="no peer"),
+            "D": Figure("moving", "x", target=None, at_most=True, value=3.0),
         },
         {"cores": 2},
     )
 
     lines = text.splitlines()
-    assert [line.split("  ")[0] for line in lines if line[0].isupper()] == ["A", "B", "C"]
+    assert [line.split("  ")[0] for line in lines if line[0].isupper()] == ["A", "B", "C", "D"]
     assert "DOES NOT HOLD" in lines[0]
     assert lines[1].split() == ["part", "1234568"]
     assert " holds " in lines[2]
     assert "not measured" in lines[3]
     assert lines[4].strip() == "no peer"
+    assert lines[5].split()[:5] == ["D", "3.00", "-", "no", "target"]
     assert lines[-1] == "machine: cores 2"

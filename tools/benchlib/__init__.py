@@ -3,6 +3,8 @@
 fault          P1  measured against raw_socket
 first_touch    P2  measured against real_kvm
 encrypted_touch  E1  measured against the same without encryption
+page_move      M1  measured against a copy and raw_socket
+swapping       W1  measured against a file and the bare cipher
 trace_cost     S1  measured against its target alone
 page_tables    P3  measured against its targets alone
 requests       P5  measured against minimal_fuse

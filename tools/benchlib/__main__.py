@@ -15,10 +15,12 @@ from benchlib import (
     fault,
     first_touch,
     huge_file,
+    page_move,
     page_tables,
     repeated_stat,
     requests,
     starting,
+    swapping,
     taking_back,
     throughput,
     trace_cost,
@@ -27,6 +29,7 @@ from benchlib.figure import Figure, Progress, table
 from benchlib.machine import describe
 from memfsd.common.arguments import Parser
 from memfsd.common.stdio import fill_standard_fds
+from memfsd.uapi.errors import PeerLost, Refused
 
 Measure = Callable[[Progress], Figure]
 
@@ -41,6 +44,8 @@ FIGURES: dict[str, Measure] = {
     "P7": huge_file.measure,
     "P9": starting.measure,
     "E1": encrypted_touch.measure,
+    "M1": page_move.measure,
+    "W1": swapping.measure,
     "T1": throughput.measure,
     "S1": trace_cost.measure,
 }
@@ -55,6 +60,8 @@ QUICK: dict[str, Measure] = {
     "P7": lambda progress: huge_file.measure(progress, rounds=1, size_bytes=4 << 30),
     "P9": lambda progress: starting.measure(progress, rounds=1),
     "E1": lambda progress: encrypted_touch.measure(progress, rounds=1, size_bytes=4 << 20),
+    "M1": lambda progress: page_move.measure(progress, rounds=1, count=10, bulk=16),
+    "W1": lambda progress: swapping.measure(progress, rounds=1, size_bytes=4 << 20),
     "T1": lambda progress: throughput.measure(progress, rounds=1, count=2),
     "S1": lambda progress: trace_cost.measure(progress, rounds=1, fault_count=100),
 }
@@ -72,7 +79,7 @@ def main() -> int:
         progress.figure(name)
         try:
             figures[name] = measures[name](progress)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, Refused, PeerLost) as error:
             failures[name] = str(error)
         finally:
             progress.clear()

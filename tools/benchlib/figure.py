@@ -10,12 +10,12 @@ Parts = Mapping[str, Part]
 
 @dataclass(frozen=True, slots=True)
 class Figure:
-    """One line of the table. at_most: the target is an upper bound. value is None, with a reason, when it can
-    not be had here; parts are what it was made of, then as far as they could be measured."""
+    """One line of the table. at_most: the target is an upper bound; a target of None demands nothing. value is None,
+    with a reason, when it cannot be had here; parts are what it was made of, then as far as they could be measured."""
 
     what: str
     unit: str
-    target: float
+    target: float | None
     at_most: bool
     value: float | None
     parts: Parts = field(default_factory=dict)
@@ -23,7 +23,7 @@ class Figure:
 
     @property
     def holds(self) -> bool | None:
-        if self.value is None:
+        if self.value is None or self.target is None:
             return None
         return self.value <= self.target if self.at_most else self.value >= self.target
 
@@ -44,8 +44,9 @@ def table(figures: Mapping[str, Figure], machine: Mapping[str, object]) -> str:
     lines = []
     for name, figure in figures.items():
         value = "-" if figure.value is None else f"{figure.value:.2f}"
-        target = f"{'<=' if figure.at_most else '>='} {figure.target:g}"
-        verdict = {True: "holds", False: "DOES NOT HOLD", None: "not measured"}[figure.holds]
+        target = "-" if figure.target is None else f"{'<=' if figure.at_most else '>='} {figure.target:g}"
+        unjudged = "not measured" if figure.value is None else "no target"
+        verdict = {True: "holds", False: "DOES NOT HOLD", None: unjudged}[figure.holds]
         lines.append(f"{name}  {value:>6}  {target:<6}  {verdict:<13}  {figure.what} ({figure.unit})")
         if figure.reason:
             lines.append(f"    {figure.reason}")

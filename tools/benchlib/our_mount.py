@@ -16,10 +16,11 @@ MAX_SLOTS = 8
 
 
 @contextmanager
-def mounted(pool_bytes: int) -> Iterator[Path]:
+def mounted(pool_bytes: int, *options: str) -> Iterator[Path]:
     """The mount point of a memfsd in its own process, on the cores of the caller; gone afterwards."""
     mountpoint = Path(tempfile.mkdtemp(prefix="memfsd_bench.")).resolve()
-    command = [str(Path(sys.executable).with_name("memfsd")), "-f", "-o", f"size={pool_bytes}", str(mountpoint)]
+    said = ",".join([f"size={pool_bytes}", *options])
+    command = [str(Path(sys.executable).with_name("memfsd")), "-f", "-o", said, str(mountpoint)]
     try:
         with daemon(mountpoint, command):
             yield mountpoint
