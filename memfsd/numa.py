@@ -1,7 +1,7 @@
 """mbind(2) and move_pages(2) for file descriptors: where the pages of a file on a memfsd mount are, and shall be."""
 
+import ctypes
 import errno
-import fcntl
 import os
 import struct
 from collections.abc import Sequence
@@ -23,6 +23,7 @@ from memfsd.uapi.units import PGOFF_END, order_of_page_size
 Range = tuple[int, int]
 """(offset, length) in bytes."""
 
+_libc = ctypes.CDLL(None, use_errno=True)
 _ENTRY = struct.Struct(MOVE_PAGES_ENTRY)
 
 
@@ -72,10 +73,14 @@ def _why(file: int | str, text: str, error: OSError) -> str:
 
 
 def _ioctl(fd: int, request: int, data: bytearray) -> None:
-    try:
-        fcntl.ioctl(fd, request, data)
-    except (ValueError, OverflowError):  # Python's, of what is no descriptor
-        raise OSError(errno.EBADF, os.strerror(errno.EBADF)) from None
+    """Others run meanwhile, the VM among them that must answer: fcntl.ioctl() keeps the GIL when data has more than
+    1024 bytes."""
+    number = errno.EBADF
+    if 0 <= fd < 1 << 31:
+        buffer = (ctypes.c_char * len(data)).from_buffer(data)
+        number = ctypes.get_errno() if _libc.ioctl(fd, ctypes.c_ulong(request), buffer) else 0
+    if number:
+        raise OSError(number, os.strerror(number))
 
 
 def fmove_pages(fd: int, pages: Sequence[int], nodes: Sequence[int] | None = None) -> list[int]:

@@ -3,11 +3,14 @@
 import errno
 import json
 import os
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 import memfsd
+from kvmsim.kvm.region import MemoryRegion
+from kvmsim.machine import VirtualMachine
 from tests.support.real_mount import PAGE, MountFactory, fallocate, opened, refused, seal, sh
 
 TWO = "size=2M,nodes=2"
@@ -149,3 +152,12 @@ def test_a_table_of_distances_says_where_an_allocation_goes_on(mount: MountFacto
     shown = json.loads(sh("memfs numastat . --json", place))
     assert [node["used"] for node in shown["nodes"]] == [256, 0, 256]
     assert shown["distances"][0] == [10, 30, 20]
+
+
+def test_who_moves_pages_of_a_vm_in_its_own_process_does_not_keep_it_from_answering(place: Path) -> None:
+    path = make(place, "guest", 4 * PAGE)
+    with closing(VirtualMachine("vm0", 4)) as machine, opened(path, os.O_WRONLY) as fd:
+        machine.kvm.slots.set_private_slot(MemoryRegion.private(0, 0, 4 * PAGE), str(path))
+        assert machine.guest.write(machine.vm.vcpu(0), 0, b"here", shared=False) is None
+        assert memfsd.fmove_pages(fd, [0], [1]) == [1]
+        assert machine.guest.read(machine.vm.vcpu(0), 0, 4, shared=False) == b"here"
