@@ -43,6 +43,8 @@ class Bench:
         self.socket = base / "store.sock"
         self.board = Board()
         self.store: Child | None = None
+        self.options = ""
+        """Of the store, on top of those of every one."""
         self.settle_s = SETTLE_S
         """For what a fault leaves to go again."""
         self._number = 0
@@ -52,7 +54,7 @@ class Bench:
 
     def start(self) -> None:
         """On the same mount point, whatever the last one left there."""
-        options = f"size={POOL_PAGES * PAGE},resize=any,open=rw,socket={self.socket}"
+        options = f"size={POOL_PAGES * PAGE},resize=any,open=rw,socket={self.socket}{self.options}"
         journal = self.base / "journal"
         journal.unlink(missing_ok=True)
         arguments = ["-f", "--journal", str(journal), "-o", options, str(self.mount)]
@@ -60,6 +62,15 @@ class Bench:
         until(lambda: self.is_live() or self.ended(), "memfsd mounts", SETTLE_S)
         must(not self.ended(), f"memfsd ended with {self.store.status}: {self.store.err}")
         self._logged = 0
+
+    def offer(self, options: str) -> None:
+        """A store with these options runs."""
+        options = options.format(base=self.base)
+        if self.store is not None and not self.ended() and options != self.options:
+            self.stop()
+        if self.store is None or self.ended():
+            self.options = options
+            self.start()
 
     def is_live(self) -> bool:
         try:

@@ -46,8 +46,7 @@ class Run:
         self.bench = bench
         self.cell = cell
         self.scenario = scenario
-        if bench.store is None or bench.ended():
-            bench.start()
+        bench.offer(scenario.options)
         assert bench.store is not None
         self.store = bench.store
         self.level = bench.level()
@@ -60,7 +59,9 @@ class Run:
             bench.board.arm(cell.point, cell.nth, action, scenario.also)
         bench.board.set_pid("store", self.store.pid)
         script = scenario.script.format(**names)
-        self.vm = launch("kvmsim", ["run", "--json", "-"], bench.base, bench.board, script, scenario.holds)
+        self.vm = launch(
+            "kvmsim", ["run", "--json", *scenario.arguments, "-"], bench.base, bench.board, script, scenario.holds
+        )
 
         self._begin = now()
 

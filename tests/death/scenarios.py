@@ -30,6 +30,10 @@ class Scenario:
     """Whom the harness lets go on: the VM when the store has given it up, the store when the VM has ended."""
     holds: tuple[Hold, ...] = ()
     """What makes two of the VM's threads meet."""
+    options: str = ""
+    """Of the store, on top of those of every one; {base} is a directory beside its mount."""
+    arguments: tuple[str, ...] = ()
+    """Of kvmsim."""
 
 
 _PAIR = f"""
@@ -39,6 +43,8 @@ write 0x9000 "{_PATTERN}"
 """
 _PUNCH = "sh fallocate -p -o 0 -l 64K {file}\n"
 _LOST = "expect exit MEMORY_ERROR\n"
+_SWAP = ",swap={base}/swap,swap_size=1M,swap_reset"
+_ENCRYPTED = ("--memory-encryption", "on")
 _KICKING = "Vcpu.kick_lock taken"
 """The first time before a kick, the second time at its end."""
 
@@ -124,5 +130,24 @@ SCENARIOS: tuple[Scenario, ...] = (
             Hold("vm down receive answer to GET_PFN", 3, _KICKING, 2),
             Hold(_KICKING, 2, "Vcpu.go_on waited for"),
         ),
+    ),
+    Scenario(
+        "move",
+        _PAIR + "touch 0 64K\nsh {memfs} move -l 64K {file} 1 && {memfs} move -l 64K {file} 0\nread 0x1000 16\n",
+        options=",nodes=2",
+    ),
+    Scenario(
+        "swap",
+        _PAIR + "touch 0 64K\nsh {memfs} swapout -l 64K {file}\nread 0x1000 16\n"
+        "sh {memfs} swapout -l 64K {file}\nread 0x1000 16\n",
+        options=_SWAP,
+        arguments=_ENCRYPTED,
+    ),
+    Scenario(
+        "eviction",
+        _PAIR + "touch 0 256K\nsh fallocate -l 704K {mount}/filler\n"
+        "slot set 1 private gpa=16M size=256K file={other}\ntouch 16M 256K\nread 0x1000 16\n",
+        options=_SWAP,
+        arguments=_ENCRYPTED,
     ),
 )

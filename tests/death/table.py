@@ -17,13 +17,14 @@ UNREACHABLE = {
     if name.endswith(kind.name)
 } | {
     "vm up receive nothing in time": "kvmsim waits for the store's calls as long as there is a store",
-    "Reclaimer.lock taken": "no scenario has two files with pages that were never touched: one VM is asked without it",
-    "Reclaimer.progress waited for": "as the lock",
 }
 """Points that no real process comes to, and why."""
 
 WITHOUT_CONNECTION = {"FileMemory.using taken"}
 """kvmsim comes there when it has ended its pairings: there is nothing to cut."""
+
+FIRST = {"Reclaimer.progress waited for"}
+"""Points that are surely reached once: the answers of two VMs may end one wait, or two."""
 
 MET = {hold.until: s.name for s in SCENARIOS for hold in s.holds if hold.until.endswith(" waited for")}
 """Who waits depends on who comes first, but where a scenario makes them meet: in others such a point is an accident."""
@@ -88,7 +89,8 @@ def _places(point: str, reached: dict[str, int], *, everything: bool) -> list[tu
     )
     if not known:
         return []
-    name, middle = known[0], _middle(known[0], reached[known[0]])
+    name = known[0]
+    middle = 1 if point in FIRST else _middle(name, reached[name])
     return [(name, nth) for nth in dict.fromkeys((middle, 1) if everything else (middle,))]
 
 
