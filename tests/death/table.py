@@ -24,7 +24,7 @@ WITHOUT_CONNECTION = {"FileMemory.using taken"}
 """kvmsim comes there when it has ended its pairings: there is nothing to cut."""
 
 FIRST = {"Reclaimer.progress waited for"}
-"""Points that are surely reached once: the answers of two VMs may end one wait, or two."""
+"""Points that are surely reached once: who waits for the answers about two files is woken once, or twice."""
 
 MET = {hold.until: s.name for s in SCENARIOS for hold in s.holds if hold.until.endswith(" waited for")}
 """Who waits depends on who comes first, but where a scenario makes them meet: in others such a point is an accident."""
