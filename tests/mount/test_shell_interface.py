@@ -70,7 +70,7 @@ def test_ordinary_files_list_nothing_of_ours_but_tell_it_by_name(place: Path) ->
     assert [attribute(path, name) for name in ("seals", "page_size", "numa", "owner", "frames")] == [
         "write",
         "4096",
-        "any",
+        "default",
         "none",
         "shared=1",
     ]
@@ -133,7 +133,7 @@ def test_large_pages_are_allocated_whole(place: Path) -> None:
         with refused(errno.EINVAL):
             fallocate(fd, 0, 0, PAGE)
         fallocate(fd, 0, 2 << 20, 2 << 20)
-    assert attribute(path, "frames") == "private=512 pending=0 quarantined=0"
+    assert attribute(path, "frames") == "private=512 pending=0 quarantined=0 splits=0 merges=0"
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from memfsd.uapi.frame_state import FrameState
 from tests.reference.mounts import memfsd_mount, tmpfs_mount
 from tests.reference.world import elsewhere
 from tests.support.threads import DEADLINE_S, until
@@ -53,7 +54,7 @@ def memfsd(mounts: tuple[Path, Path]) -> Iterator[Path]:
         entry.unlink()
     until(lambda: free(place) == POOL, "every frame is free again")
     assert pool_line(place) == {"frames": POOL, "free": POOL} | dict.fromkeys(
-        ("shared", "private", "pending", "closing", "quarantined", "poisoned", "device", "moving", "leaked"), 0
+        (state.name.lower() for state in FrameState if state is not FrameState.FREE), 0
     )
 
 
