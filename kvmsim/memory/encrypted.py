@@ -48,9 +48,9 @@ class MemoryKey:
         self._versions = itertools.count(1)
         self._windows = itertools.count(1)
 
-    def open_window(self, fd: int, pool_frames: int) -> "EncryptedMemory":
+    def open_window(self, fd: int, frame_count: int) -> "EncryptedMemory":
         """As WindowMemory()."""
-        return EncryptedMemory(fd, pool_frames, self, next(self._windows))
+        return EncryptedMemory(fd, frame_count, self, next(self._windows))
 
     def seal(self, page: bytes, window: int, frame: int) -> tuple[int, bytes]:
         """A new version, and ciphertext with its tag."""
@@ -69,17 +69,17 @@ class MemoryKey:
 class EncryptedMemory(WindowMemory):
     """`_lock` guards the table and the bytes that it speaks of: a page and its tag change together."""
 
-    def __init__(self, fd: int, pool_frames: int, key: MemoryKey, number: int) -> None:
-        super().__init__(fd, pool_frames)
+    def __init__(self, fd: int, frame_count: int, key: MemoryKey, number: int) -> None:
+        super().__init__(fd, frame_count)
         self._key = key
         self._number = number
         self._lock = sync.lock("EncryptedMemory.lock")
         flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | _MAP_NORESERVE
         try:
-            self._table = mmap.mmap(-1, pool_frames * _ENTRY.size, flags=flags)
+            self._table = mmap.mmap(-1, frame_count * _ENTRY.size, flags=flags)
         except (OSError, ValueError) as error:
             super().close()
-            why = f"there is no room for the tags of {pool_frames} frames ({error}): raise ulimit -v"
+            why = f"there is no room for the tags of {frame_count} frames ({error}): raise ulimit -v"
             raise Refused(getattr(error, "errno", None) or errno.ENOMEM, why) from None
 
     # -- the guest's accesses

@@ -18,7 +18,7 @@ from .reader import Unreadable, follow, happenings
 _HELP = """\
 Counted are what --trace of memfsd and kvmsim wrote, and with --once what --journal wrote, too. Names without a prefix
 are the kernel's statistics (exits, pf_taken, ...), the others are events, with what they are about in parentheses.
-With -m they are the statistics of a VM that runs, as its monitor tells them; no trace is needed.
+With -m: the statistics of a running VM, from its monitor; no trace is needed.
 
 exit status: 0 counted (-l and live: ended by Ctrl-C), 2 a file cannot be read, or no such VM runs
 """

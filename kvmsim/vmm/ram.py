@@ -1,6 +1,6 @@
 """User space's map of guest memory: what it has set with KVM_SET_USER_MEMORY_REGION, in both aliases.
 
-No call asks KVM for its slots, so a VMM keeps a record of its own ioctls (QEMU: struct KVMSlot), and decides from that:
+KVM has no call that lists its slots, so a VMM records its ioctls (QEMU: struct KVMSlot), and decides from that:
 
     region 0   |-----------------------------|     id, GFNs, and the file or host memory that is at them
     shows      |-------|     |---------------|     a punched private region shows less: the rest are holes

@@ -41,7 +41,7 @@ options (-o, comma separated):
   swap=FILE               where pages of guests go when the pool is full, encrypted by their KVM; not on the mount. One
                           that a daemon left behind that was killed is refused
   swap_size=SIZE          guest memory that it holds: needed when FILE is new or empty, and taken from the disk at once
-  swap_reset              make FILE anew, whatever a daemon left in it
+  swap_reset              reinitialize FILE, whatever a daemon left in it
   socket=PATH             where kvmsim connects (default: under /run/memfsd; read it as user.memfsd.socket)
   relatime|strictatime|noatime, nodiratime
                           when reading sets the access time (default relatime)

@@ -41,7 +41,7 @@ class StoreOptions:
 
 @dataclass(frozen=True, slots=True)
 class SwapOptions:
-    """The swap file. size_bytes: of guest memory that it holds; 0: what the file was made for. reset: make it anew."""
+    """The swap file. size_bytes: of guest memory that it holds; 0: as the file is. reset: reinitialize it."""
 
     path: str
     size_bytes: int = 0
@@ -50,13 +50,7 @@ class SwapOptions:
 
 def swap_bytes(text: str) -> int:
     """swap_size, in whole pages. Refused(EINVAL)."""
-    try:
-        size = parse_size(text)
-    except ValueError as error:
-        raise Refused(errno.EINVAL, f"swap_size={text}: {error}") from None
-    if not PAGE_SIZE <= size <= MAX_SWAP_BYTES:
-        raise Refused(errno.EINVAL, f"swap_size={text}: choose 4K to {format_size(MAX_SWAP_BYTES)}")
-    return size - size % PAGE_SIZE
+    return _whole_pages("swap_size", text, MAX_SWAP_BYTES)
 
 
 _CHOICES: dict[str, tuple[str, dict[str, bool]]] = {
@@ -83,7 +77,7 @@ def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOpt
     if value is None or value == "":
         raise Refused(errno.EINVAL, f"option {name} needs a value: {name}=...")
     if name == "size":
-        return replace(options, pool_bytes=_pool_bytes(value))
+        return replace(options, pool_bytes=_whole_pages(name, value, MAX_POOL_BYTES))
     if name == "nr_inodes":
         return replace(options, inode_count=_inode_count(value))
     if name == "nodes":
@@ -122,11 +116,12 @@ def _inode_count(text: str) -> int:
     return count
 
 
-def _pool_bytes(text: str) -> int:
+def _whole_pages(name: str, text: str, most: int) -> int:
+    """Bytes of a size option, rounded down to pages. Refused(EINVAL)."""
     try:
         size = parse_size(text)
     except ValueError as error:
-        raise Refused(errno.EINVAL, f"size={text}: {error}") from None
-    if not PAGE_SIZE <= size <= MAX_POOL_BYTES:
-        raise Refused(errno.EINVAL, f"size={text}: choose 4K to {format_size(MAX_POOL_BYTES)}")
+        raise Refused(errno.EINVAL, f"{name}={text}: {error}") from None
+    if not PAGE_SIZE <= size <= most:
+        raise Refused(errno.EINVAL, f"{name}={text}: choose 4K to {format_size(most)}")
     return size - size % PAGE_SIZE

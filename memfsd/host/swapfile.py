@@ -158,7 +158,7 @@ def _claim(fd: int, asked: SwapOptions, shown: str) -> int:
 
 
 def _make(fd: int, asked: SwapOptions, shown: str) -> int:
-    """Lay it out anew: all of its room is taken now, so that a disk that gets full later takes no page's place."""
+    """Initialize it: all of its space is allocated now, so that a disk that fills up later cannot fail a page-out."""
     if not asked.size_bytes:
         raise Refused(errno.EINVAL, f"swap file {shown} is empty: say how much it is to hold with swap_size=SIZE")
     slot_count = asked.size_bytes >> PAGE_SHIFT

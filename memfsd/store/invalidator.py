@@ -155,12 +155,7 @@ class Invalidator:
             if isinstance(lost, PeerRefused) and not is_begin:
                 closing.upcall = False
                 return None, lost
-            patience = 0 if isinstance(lost, PeerSilent) else self._deadlines.proof_s
-            if peer.said_bye or peer.process.wait_dead(patience):
-                self.exited(peer)
-                return None, None
-            self.disconnect(peer, str(lost))
-            return None, lost
+            return None, None if self.end_or_disconnect(peer, lost) else lost
 
     def _take(self, file: Regular, closing: Invalidation, answer: Body | None) -> None:
         """The pages leave the file in parts, each scrubbed before the next."""
@@ -196,6 +191,16 @@ class Invalidator:
                 peer.hang_up()
 
     # -- the end of a VM
+
+    def end_or_disconnect(self, peer: Peer, lost: PeerLost) -> bool:
+        """After a call that failed. True: the VM has ended, by BYE or a proven death, which acknowledges. False: it
+        lives, and is cut off. Call with the file's invalidate_lock held."""
+        patience = 0 if isinstance(lost, PeerSilent) else self._deadlines.proof_s
+        if peer.said_bye or peer.process.wait_dead(patience):
+            self.exited(peer)
+            return True
+        self.disconnect(peer, str(lost))
+        return False
 
     def disconnect(self, peer: Peer, why: str) -> None:
         """Cut off a VM that lives but broke its word. Call with the file's invalidate_lock held."""

@@ -28,7 +28,7 @@ from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pfn, Pgoff
 
 from .deadlines import Deadlines
 from .invalidator import InvalidateRange, Invalidator
-from .peer import Peer, PeerRefused, PeerSilent
+from .peer import Peer, PeerRefused
 
 log = logging.getLogger("memfsd.peers")
 
@@ -297,7 +297,7 @@ class Swapper:
                 service.slots.free(slots)
             raise
         except PeerLost as lost:
-            self._lost(peer, lost)
+            self._invalidator.end_or_disconnect(peer, lost)
             written, leaving, holes, staying = 0, [], [], len(pages)
             why = Refused(errno.ETIMEDOUT, f"VM {peer.vm} gives no page out: {lost}")
         with service.lock:
@@ -390,17 +390,9 @@ class Swapper:
             self._runner.perform([scrub])
             raise refusal
         if lost is not None:
-            self._lost(peer, lost)
+            self._invalidator.end_or_disconnect(peer, lost)
             raise Refused(errno.ETIMEDOUT, f"VM {peer.vm} did not take page {pgoff:#x} back: {lost}")
         return len(slots)
-
-    def _lost(self, peer: Peer, lost: PeerLost) -> None:
-        """As Invalidator has it: a proven death lets go of everything, else the VM is cut off."""
-        patience = 0 if isinstance(lost, PeerSilent) else self._deadlines.proof_s
-        if peer.said_bye or peer.process.wait_dead(patience):
-            self._invalidator.exited(peer)
-        else:
-            self._invalidator.disconnect(peer, str(lost))
 
     def swap_off(self, ino: int = 0, pgoff: int = 0) -> SwappedOff:
         """Nothing leaves any more; some pages of one file come back, of what is out from this page of this file on.

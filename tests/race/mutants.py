@@ -219,13 +219,13 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "quarantine skipped",
-        f"{_INVALIDATOR}._begin",
+        f"{_INVALIDATOR}.end_or_disconnect",
         ("self.disconnect(peer, str(lost))", "peer.hang_up()"),
         at="punch-x-silence",
     ),
     _mutant(
         "death counted before it is proven, by a punch",
-        f"{_INVALIDATOR}._begin",
+        f"{_INVALIDATOR}.end_or_disconnect",
         ("if peer.said_bye or peer.process.wait_dead(patience):", "if True:"),
         at="punch-x-silence",
     ),

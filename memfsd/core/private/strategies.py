@@ -6,9 +6,10 @@ frames. Most have no state: what differs from one invalidation to the next is in
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple
 
 from memfsd.common.intervals import subtract
 from memfsd.core.effects import DropDevice, Effect, Export, Runs, Scrub
@@ -63,55 +64,44 @@ class Taking:
         return runs
 
 
-class Strategy(Protocol):
-    """reason: as the VM is told. needs_touched: Taking.touched must be known. may_cut: it may take a part of a large
-    page."""
+class Strategy(ABC):
+    """reason: as reported to the VM. needs_touched: Taking.touched must be known. may_cut: it may take a part of a
+    large page."""
 
     reason: Reason
-    needs_touched: bool
-    may_cut: bool
+    needs_touched = False
+    may_cut = False
 
     def call(self, closing: Invalidation) -> UpCall:
         """What the VM is asked when the range is bound. INVALIDATE_BEGIN may be refused only where it cuts a large
         page, for want of memory (ENOMEM): then nothing is taken. A VM that refuses another call has done nothing, knows
         of no bracket, and `take` gets no answer."""
+        body = InvalidateBegin(closing.start, closing.end, closing.seq, self.reason)
+        return UpCall(Kind.INVALIDATE_BEGIN, body, InvalidateBeginReply)
 
+    @abstractmethod
     def take(self, taking: Taking) -> list[Effect]:
         """Before the next step begins its effects have been performed."""
 
 
-def begin(closing: Invalidation) -> UpCall:
-    """INVALIDATE_BEGIN."""
-    body = InvalidateBegin(closing.start, closing.end, closing.seq, closing.strategy.reason)
-    return UpCall(Kind.INVALIDATE_BEGIN, body, InvalidateBeginReply)
-
-
-class Unmap:
+class Unmap(Strategy):
     """All of the range is a hole; its frames are scrubbed and free."""
 
-    needs_touched = False
     may_cut = True
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
-
-    def call(self, closing: Invalidation) -> UpCall:
-        return begin(closing)
 
     def take(self, taking: Taking) -> list[Effect]:
         taking.guest.absent.take(taking.start, taking.end)
         return [Scrub(taking.ino, taking.close(taking.start, taking.end))]
 
 
-class Reclaim:
+class Reclaim(Strategy):
     """What was granted and never touched is a hole; all else stays."""
 
     reason = Reason.RECLAIM
     needs_touched = True
-    may_cut = False
-
-    def call(self, closing: Invalidation) -> UpCall:
-        return begin(closing)
 
     def take(self, taking: Taking) -> list[Effect]:
         pending = PendingFrames(taking.pool, taking.pages, taking.guest)
@@ -125,18 +115,14 @@ class Reclaim:
         return [Scrub(taking.ino, runs)]
 
 
-class SwapOut:
+class SwapOut(Strategy):
     """What the VM has blocked goes to the swap file; its frames are scrubbed once it is there. What it keeps, what was
     never touched, and what is not bound, stays."""
 
     needs_touched = True
-    may_cut = False
 
     def __init__(self, reason: Reason) -> None:
         self.reason = reason
-
-    def call(self, closing: Invalidation) -> UpCall:
-        return begin(closing)
 
     def take(self, taking: Taking) -> list[Effect]:
         if not isinstance(taking.answer, InvalidateBeginReply):
@@ -153,16 +139,12 @@ class SwapOut:
         return [Export(taking.ino, leaving)] if leaving else []
 
 
-class Poison:
+class Poison(Strategy):
     """The frames failed: they are scrubbed, since their contents are nobody's, and never used again. Who touches the
     pages learns it."""
 
     reason = Reason.POISON
-    needs_touched = False
     may_cut = True
-
-    def call(self, closing: Invalidation) -> UpCall:
-        return begin(closing)
 
     def take(self, taking: Taking) -> list[Effect]:
         runs = taking.close(taking.start, taking.end)
@@ -172,15 +154,10 @@ class Poison:
         return [Scrub(taking.ino, runs, FrameState.POISONED)]
 
 
-class Revoke:
+class Revoke(Strategy):
     """The device is gone: its pages are dead. Its memory is there until the last VM that has the window has ended."""
 
     reason = Reason.REVOKE
-    needs_touched = False
-    may_cut = False
-
-    def call(self, closing: Invalidation) -> UpCall:
-        return begin(closing)
 
     def take(self, taking: Taking) -> list[Effect]:
         assert taking.guest.device is not None
@@ -188,12 +165,10 @@ class Revoke:
         return [DropDevice(taking.ino)]
 
 
-class Move:
+class Move(Strategy):
     """What KVM has copied is in its new frame; what it has kept, and all of it if it did not answer, stays."""
 
     reason = Reason.MOVE
-    needs_touched = False
-    may_cut = False
 
     def __init__(self, moves: Sequence[PageMove]) -> None:
         self._moves = moves
