@@ -259,22 +259,27 @@ class VmModel:
         return status, at | bit
 
     def _map(self, vcpu: VcpuModel, start: int, end: int, private: bool) -> Program:
-        """Of ranges shorter than a chunk, unless no slot covers them."""
-        while not self.covers(start // PAGE_SIZE, end // PAGE_SIZE, private):
-            if (yield memory_error(start // PAGE_SIZE, private, end - start, explicit=True)) == 0:
+        """A kick is seen at an entry alone: nothing runs between two chunks of a covered range."""
+        for at in range(start, end, h.CHUNK_BYTES):
+            if (yield from self._refused_until_covered(vcpu, at, end, private)):
                 return h.SUCCESS, end
-            yield from entry(vcpu)
-        assert end - start <= h.CHUNK_BYTES
-        # Not explicit: it is mapped, and taken back before the guest accepts it, since it has not been touched.
-        while private and self.full is not None and self.full_explicit and start <= self.full < end:
-            gfn, self.full = self.full // PAGE_SIZE, None
-            yield memory_error(gfn, private, explicit=True, errno=errno.ENOSPC)
-            yield from entry(vcpu)
-            while not self.covers(start // PAGE_SIZE, end // PAGE_SIZE, private):
-                if (yield memory_error(start // PAGE_SIZE, private, end - start, explicit=True)) == 0:
-                    return h.SUCCESS, end
+            # Not explicit: it is mapped, and taken back before the guest accepts it, since it has not been touched.
+            stop = min(at + h.CHUNK_BYTES, end)
+            while private and self.full_explicit and self.full is not None and at <= self.full < stop:
+                gfn, self.full = self.full // PAGE_SIZE, None
+                yield memory_error(gfn, private, explicit=True, errno=errno.ENOSPC)
                 yield from entry(vcpu)
+                if (yield from self._refused_until_covered(vcpu, at, end, private)):
+                    return h.SUCCESS, end
         return h.SUCCESS, end
+
+    def _refused_until_covered(self, vcpu: VcpuModel, at: int, end: int, private: bool) -> Program:
+        """Whether user space has answered for the range."""
+        while not self.covers(at // PAGE_SIZE, end // PAGE_SIZE, private):
+            if (yield memory_error(at // PAGE_SIZE, private, end - at, explicit=True)) == 0:
+                return True
+            yield from entry(vcpu)
+        return False
 
     def _ask(self, vcpu: VcpuModel, start: int, end: int, private: bool) -> Program:
         at = start
