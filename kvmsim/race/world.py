@@ -124,7 +124,8 @@ class World:
         self.store_is_dead = False
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self.stand_ins: dict[str, int] = {}
-        self._by_inode: dict[int, Ino] = {}
+        self._by_inode: dict[tuple[int, int], Ino] = {}
+        """Files by device and inode of what stands in for them: a socket may have the same inode number."""
         self.inos: dict[str, Ino] = {}
         self._opened: list[int] = []
         self._unlinked: set[Ino] = set()
@@ -163,7 +164,7 @@ class World:
         os.truncate(stand_in, pages * PAGE_SIZE)
         self.stand_ins[name] = stand_in
         self.inos[name] = shown.ino
-        self._by_inode[os.fstat(stand_in).st_ino] = shown.ino
+        self._by_inode[_identity(stand_in)] = shown.ino
 
     def path(self, name: str) -> str:
         return f"/proc/self/fd/{self.stand_ins[name]}"
@@ -196,7 +197,7 @@ class World:
 
     def punch_fd(self, fd: int, offset: int, length: int) -> None:
         """In the place of fallocate(2) on the mount."""
-        ino = self._by_inode[os.fstat(fd).st_ino]
+        ino = self._by_inode[_identity(fd)]
         self.fuse(lambda: self.store.files.punch(ino, offset, length).run())
 
     def unlink(self, name: str) -> None:
@@ -224,7 +225,7 @@ class World:
     def pair(self, vm: SimulatedVm, fd: int, name: str, callbacks: Callbacks) -> StoreLink:
         """In the place of kvmsim.store.link.pair: a token through the fd, then a connection."""
         self._opened.append(fd)
-        ino = self._by_inode[os.fstat(fd).st_ino]
+        ino = self._by_inode[_identity(fd)]
 
         def token_of() -> Token:
             service = self.store.service
@@ -312,7 +313,6 @@ class World:
 
     def discard(self) -> None:
         """After all tasks have ended: whatever is still open."""
-        inodes = set(self._by_inode)
         for vm in self.vms.values():
             for link in vm.links:
                 _close_once(link)
@@ -320,7 +320,7 @@ class World:
             vm.life.close()
         for fd in self._opened:
             try:
-                if os.fstat(fd).st_ino in inodes and fd not in self.stand_ins.values():
+                if _identity(fd) in self._by_inode and fd not in self.stand_ins.values():
                     os.close(fd)
             except OSError:
                 continue
@@ -333,6 +333,11 @@ class World:
         os.close(self._stop_read)
         if self._stop_write >= 0:
             os.close(self._stop_write)
+
+
+def _identity(fd: int) -> tuple[int, int]:
+    status = os.fstat(fd)
+    return status.st_dev, status.st_ino
 
 
 def _close_once(link: StoreLink) -> None:

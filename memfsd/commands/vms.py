@@ -1,5 +1,6 @@
 """memfs vms: the VMs that hold files of a mount, and where their monitors listen."""
 
+import contextlib
 import json
 import os
 import stat
@@ -54,14 +55,15 @@ def _vms(reply: ListReply) -> list[dict[str, Any]]:
 
 
 def _monitor_of(pid: int, uid: int) -> str | None:
-    """The socket of that name that its user made; None when there is none, or we may not look."""
+    """The socket of that name that its user made and somebody listens on; None when there is none, or we may not look.
+
+    A killed process leaves its socket, and another may have its pid.
+    """
     for path in MONITORS.places_of(pid, uid):
-        try:
+        with contextlib.suppress(OSError):
             status = os.lstat(path)
-        except OSError:
-            continue
-        if stat.S_ISSOCK(status.st_mode) and status.st_uid == uid:
-            return path
+            if stat.S_ISSOCK(status.st_mode) and status.st_uid == uid and MONITORS.is_live(path):
+                return path
     return None
 
 

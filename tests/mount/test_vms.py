@@ -61,8 +61,15 @@ def test_a_vm_is_named_with_its_monitor_for_as_long_as_it_lives(
 
 
 def test_one_without_a_monitor_and_a_place_that_is_no_mount(place: Path, tmp_path: Path) -> None:
+    """With the socket that a killed process of its pid left."""
     sh("memfs create c --size 1M --guest", place)
-    script = f"slot set 0 private gpa=0 size=1M file={place}/c\nsh memfs vms {place} --json\n"
+    (tmp_path / "leave.py").write_text(
+        "import os, sys; from memfsd.common.rundir import MONITORS; MONITORS.make(); "
+        "MONITORS.listen(MONITORS.socket_path(os.getppid()), 0o600); os.execvp(sys.argv[1], sys.argv[1:])"
+    )
+    script = f"""slot set 0 private gpa=0 size=1M file={place}/c
+sh exec {sys.executable} {tmp_path}/leave.py memfs vms {place} --json
+"""
     done = subprocess.run(
         [sys.executable, "-m", "kvmsim", "run", "--qmp", "none", "-", "--json"],
         input=script,
