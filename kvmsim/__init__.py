@@ -11,8 +11,10 @@
     journal/    `kvmsim journal`, and a KVM that records
     tracing/    `kvmsim trace`, `stat` and `perf`: what reads traces
     compare/    `kvmsim compare`: the same guests over all designs, measured
+    vmms/       `kvmsim vmms`: models of real VMMs through conversions that fail
     race/       `kvmsim race`: both sides under a scheduler
     cli         the command
 
-Of memfsd it knows only memfsd.uapi and memfsd.common; race alone knows the rest, and only the command loads it.
+Of memfsd it knows only memfsd.uapi and memfsd.common; race and vmms alone know the rest, and only
+the command loads them.
 """

@@ -210,6 +210,13 @@ def _compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], 
     return command.compare
 
 
+def _vmms(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .vmms import command
+
+    command.add_arguments(parser)
+    return command.vmms
+
+
 _COMMANDS: dict[str, tuple[str, Adder]] = {
     "run": ("run a script, a line a command", _run),
     "attach": ("pair with a sealed file and prompt", _attach),
@@ -220,5 +227,6 @@ _COMMANDS: dict[str, tuple[str, Adder]] = {
     "trace": ("which events --trace writes; traces and journals for Perfetto's viewer", _trace),
     "stat": ("count the events of traces, once or as they come", _stat),
     "perf": ("exits by reason, with their times", _perf),
+    "vmms": ("run models of real VMMs through conversions that fail, and judge what they leave", _vmms),
     "compare": ("run the same guests over all designs of conversion and measure", _compare),
 }

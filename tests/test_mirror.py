@@ -113,6 +113,14 @@ ELSEWHERE = {
     "kvmsim/vmm/conversion/recreate.py": "kvmsim/vmm/conversion/test_designs.py",
     "kvmsim/vmm/conversion/shared_copy.py": "kvmsim/vmm/conversion/test_designs.py",
     "kvmsim/vmm/conversion/transaction.py": "kvmsim/vmm/conversion/test_rollback.py",
+    **{
+        f"kvmsim/vmm/models/{name}.py": "kvmsim/vmms/test_vmms.py"
+        for name in ("calls", "qemu", "cloud_hypervisor", "libkrun", "alioth", "firecracker", "reference")
+    },
+    **{
+        f"kvmsim/vmms/{name}.py": "kvmsim/vmms/test_vmms.py"
+        for name in ("border", "command", "iommu", "judge", "rig", "scenarios", "store", "table")
+    },
     "kvmsim/vmm/guest_memory.py": "kvmsim/vmm/conversion/test_rollback.py",
     "kvmsim/tracing/command.py": "kvmsim/tracing/test_trace_command.py",
     "kvmsim/tracing/reader.py": "kvmsim/tracing/test_trace_reader.py",

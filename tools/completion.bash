@@ -61,7 +61,7 @@ _kvmsim() {
     local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal --qmp -v --verbose'
     options+=' --memory-encryption --tamper --no-op --trace -e -f --filter'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach shell monitor race compare journal trace stat perf -h --help --version' "$word"
+        _memfsd_words 'run attach shell monitor race compare vmms journal trace stat perf -h --help --version' "$word"
         return
     fi
     if [[ ${COMP_WORDS[1]} == journal ]]; then
@@ -93,6 +93,7 @@ _kvmsim() {
     if [[ ${COMP_WORDS[1]} == compare ]]; then
         options='-h --help --workloads --designs --page-sizes --max-slots --json --plot'
     fi
+    [[ ${COMP_WORDS[1]} == vmms ]] && options='-h --help --models --scenarios --list --json --markdown'
     if [[ ${COMP_WORDS[1]} == race ]]; then
         options='-h --help --seed --count --exhaustive --bound --limit --replay --record --list --points --show --json'
     fi
@@ -103,10 +104,11 @@ _kvmsim() {
         --under) _memfsd_words 'kept freed' "$word" ;;
         --memory-encryption) _memfsd_words 'none on' "$word" ;;
         --tamper) _memfsd_words 'mce refuse' "$word" ;;
+        --models) _memfsd_list 'qemu cloud-hypervisor libkrun alioth firecracker reference' "$word" ;;
         --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
         --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
-        --max-slots | --gpa | --journal | --trace | -e | -f | --filter | --seed | --count | --bound | --limit | --replay | --record | --plot) ;;
+        --max-slots | --gpa | --journal | --trace | --scenarios | -e | -f | --filter | --seed | --count | --bound | --limit | --replay | --record | --plot) ;;
         *)
             if [[ $word == -* ]]; then
                 _memfsd_words "$options" "$word"

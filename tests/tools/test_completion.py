@@ -56,7 +56,7 @@ def test_the_commands_are_offered(program: str) -> None:
     [
         *(("memfs", name) for name in ("create", "seal", "stat", "map", "fallocate", "bind", "move", "check", "top")),
         *(("memfs", name) for name in ("compact", "kcore", "poison", "swapout", "vms")),
-        *(("kvmsim", name) for name in ("run", "attach", "shell", "monitor", "race", "compare", "stat")),
+        *(("kvmsim", name) for name in ("run", "attach", "shell", "monitor", "race", "compare", "vmms", "stat")),
         *(("kvmsim", "journal", name) for name in ("check", "show")),
         *(("kvmsim", "trace", name) for name in ("list", "convert")),
         ("kvmsim", "perf", "report"),
@@ -78,6 +78,7 @@ def test_what_is_typed_narrows_it() -> None:
     assert completed("kvmsim", "run", "--memory-encryption", "o") == ["on"]
     assert completed("kvmsim", "attach", "--tamper", "r") == ["refuse"]
     assert completed("kvmsim", "compare", "--designs", "punch,r") == ["punch,recreate"]
+    assert completed("kvmsim", "vmms", "--models", "qemu,a") == ["qemu,alioth"]
     assert completed("kvmsim", "compare", "--p") == ["--page-sizes", "--plot"]
 
 

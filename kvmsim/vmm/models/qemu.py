@@ -1,0 +1,101 @@
+"""QEMU."""
+
+import errno
+import threading
+
+from kvmsim.kvm.hypercalls import MAP_GPA_RANGE_ENCRYPTED
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.units import PAGE_SIZE
+
+from .calls import Calls, Facts, Model, Region, VmEnded, pages, size_of
+
+
+class Qemu(Model):
+    """An error in handling the exit is RUN_STATE_INTERNAL_ERROR: the VM stops, whatever the guest was to be told."""
+
+    name = "qemu"
+    facts = Facts(
+        "10.1",
+        (
+            "accel/kvm/kvm-all.c: kvm_convert_memory()",
+            "system/ram-block-attributes.c: ram_block_attributes_state_change()",
+            "hw/vfio/listener.c: vfio_ram_discard_notify_populate()",
+            "target/i386/kvm/kvm.c: kvm_handle_hc_map_gpa_range()",
+        ),
+        "first region that overlaps the range; attributes of the range; bitmap, then VFIO; one discard of one side",
+    )
+
+    def __init__(self, calls: Calls) -> None:
+        super().__init__(calls)
+        self.lock = threading.Lock()
+        self._bitmap: set[int] = set()
+        """Shared ("populated") pages. Nothing of VFIO's is mapped until one is."""
+
+    def device_added(self) -> None:
+        for gpa in sorted(self._bitmap):
+            self.calls.dma_map(gpa, PAGE_SIZE)
+
+    def believes_shared(self, gpa: int) -> bool:
+        return gpa in self._bitmap
+
+    def hypercall(self, gpa: int, page_count: int, attributes: int) -> int:
+        self._run(gpa, size_of(page_count), bool(attributes & MAP_GPA_RANGE_ENCRYPTED))
+        return 0
+
+    def memory_fault(self, gpa: int, size: int, *, private: bool) -> None:
+        self._run(gpa, size, private)
+
+    def _run(self, gpa: int, size: int, private: bool) -> None:
+        assert self.lock is not None
+        with self.lock:
+            error = self._convert(gpa, size, private)
+        if error:
+            raise VmEnded(f"internal error: the conversion failed with {errno_name(error)}")
+
+    def _convert(self, start: int, size: int, private: bool) -> int:
+        if start % PAGE_SIZE or size % PAGE_SIZE or not size:
+            return errno.EINVAL
+        region = next((region for region in self.calls.regions if region.overlaps(start, start + size)), None)
+        if region is None or not region.is_ram:
+            return errno.EINVAL if private else 0
+        offset = max(start, region.gpa) - region.gpa
+        try:
+            self.calls.set_attributes(start, size, private=private)
+            if (error := self._state_change(region, offset, size, private)) != 0:
+                return error
+            if private:
+                self.calls.discard(region, offset, size)
+            else:
+                self.calls.punch(region, offset, size)
+        except Refused as refused:
+            return refused.errno
+        return 0
+
+    def _state_change(self, region: Region, offset: int, size: int, private: bool) -> int:
+        """The bitmap first, then the listeners; what a listener fails with is not taken back here."""
+        if offset + size > region.size:
+            return errno.EINVAL
+        gpa = region.gpa + offset
+        changing = [page for page in pages(gpa, size) if (page in self._bitmap) == private]
+        steps = [(gpa, size)] if len(changing) == size // PAGE_SIZE else [(page, PAGE_SIZE) for page in changing]
+        for at, length in steps:
+            if private:
+                self._bitmap.difference_update(pages(at, length))
+                if self.calls.has_device:
+                    self.calls.dma_unmap(at, length)
+            else:
+                self._bitmap.update(pages(at, length))
+                if self.calls.has_device and (error := self._populate(at, length)):
+                    return error
+        return 0
+
+    def _populate(self, gpa: int, size: int) -> int:
+        """VFIO's listener: a mapping for each page, so that each can go alone; what was mapped goes again if one
+        fails."""
+        try:
+            for page in pages(gpa, size):
+                self.calls.dma_map(page, PAGE_SIZE)
+        except Refused as refused:
+            self.calls.dma_unmap(gpa, size)
+            return refused.errno
+        return 0

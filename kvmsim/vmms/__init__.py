@@ -1,0 +1,13 @@
+"""`kvmsim vmms`: how models of real VMMs convert memory, and what becomes of it when a step fails.
+
+store      a memfsd in this process, so that no mount is needed
+iommu      a device's DMA: what is pinned and mapped for it
+border     what the models call: KVM, the store, VFIO; and where faults are injected
+scenarios  what the guest asks for, and what fails meanwhile
+rig        one model through one scenario
+judge      where the VMM's belief and the state of memory part
+table      the results, for people, for programs and for docs/vmms.md
+command    the command line
+
+It runs both sides in one process, as kvmsim.race does.
+"""
