@@ -1,5 +1,6 @@
 """One virtual kvm put together: KVM, its guest, and user space."""
 
+from memfsd.uapi.abi import THREAD, Abi
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 
 from .cpu.accesses import Guest
@@ -21,10 +22,11 @@ class VirtualMachine:
         pair: Pair = pair_with_store,
         open_window: OpenWindow = WindowMemory,
         operations: frozenset[Kind] = KVM_OPERATIONS,
+        abi: Abi = THREAD,
     ) -> None:
         """pair makes the pairing with the file behind an fd, open_window maps its window. operations: what stores may
         call."""
-        self.kvm = Kvm(Vm(name, max_slots), pair, open_window, operations)
+        self.kvm = Kvm(Vm(name, max_slots, abi), pair, open_window, operations)
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)

@@ -17,7 +17,7 @@ _memfsd() {
     case $before in
         --journal | --trace | -e | --filter) ;;
         -o) _memfsd_list 'size= nodes= distances= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
-            open=strict open=rw fixed_gfn=on fixed_gfn=off split=on split=off socket= swap= swap_size= swap_reset
+            open=strict open=rw fixed_gfn=on fixed_gfn=off abi=thread abi=gmem-6.18 abi=gmem-7.2 abi=gmem-inplace split=on split=off socket= swap= swap_size= swap_reset
             allow_other allow_root auto_unmount ro noexec suid dev
             noatime' "$word" ;;
         *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --journal --trace -e --filter --version' "$word" ;;
@@ -58,7 +58,7 @@ _memfs() {
 }
 
 _kvmsim() {
-    local word=$2 before=$3 options='-h --help --policy --under --max-slots --json --journal --qmp -v --verbose'
+    local word=$2 before=$3 options='-h --help --policy --under --abi --max-slots --json --journal --qmp -v --verbose'
     options+=' --memory-encryption --tamper --no-op --trace -e -f --filter'
     if ((COMP_CWORD == 1)); then
         _memfsd_words 'run attach shell monitor race compare vmms journal trace stat perf -h --help --version' "$word"
@@ -101,6 +101,7 @@ _kvmsim() {
         --qmp) _memfsd_words 'unix: none' "$word" && compopt -o nospace 2>/dev/null ;;
         --no-op) _memfsd_words 'move report revoke swap-in swap-out' "$word" ;;
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
+        --abi) _memfsd_words 'thread gmem-6.18 gmem-7.2 gmem-inplace' "$word" ;;
         --under) _memfsd_words 'kept freed' "$word" ;;
         --memory-encryption) _memfsd_words 'none on' "$word" ;;
         --tamper) _memfsd_words 'mce refuse' "$word" ;;

@@ -44,6 +44,7 @@ class Notifier:
         self._swap = Swap(vm)
         self._relocator = Relocator(vm)
         self.operations = operations
+        self.abi = vm.abi
         self.secret = os.urandom(SECRET_BYTES)
         self._open: dict[StoreLink, GfnRange] = {}
         """GFN range of each link's open invalidation. Guarded by Mmu.lock."""

@@ -4,6 +4,7 @@ import errno
 
 from kvmsim.memory.memory import Memory
 from memfsd.common.quote import quoted
+from memfsd.uapi.abi import THREAD, Abi
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
 from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE, Gfn
@@ -20,8 +21,9 @@ from .vcpu import Vcpu
 class Vm:
     """Memslots change under Kvm.slots_lock and Mmu.lock; lookups want Mmu.lock."""
 
-    def __init__(self, name: str, max_slots: int = MAX_SLOTS) -> None:
+    def __init__(self, name: str, max_slots: int = MAX_SLOTS, abi: Abi = THREAD) -> None:
         self.name = name
+        self.abi = abi
         self.max_slots = max_slots
         self.mmu = Mmu(name)
         self.physmap: PhysMap[Memory] = PhysMap()

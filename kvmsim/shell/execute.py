@@ -16,6 +16,7 @@ from kvmsim.store.link import pair as pair_with_store
 from kvmsim.vmm.guest_memory import GuestMemory
 from kvmsim.vmm.host import VMM, Host, encrypted_of, memory_of
 from memfsd.common.quote import quoted
+from memfsd.uapi.abi import THREAD, Abi
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.limits import MAX_VMS
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind
@@ -44,10 +45,12 @@ class Executor:
         pair: Pair = pair_with_store,
         windows: Callable[[], OpenWindow] = lambda: WindowMemory,
         operations: frozenset[Kind] = KVM_OPERATIONS,
+        abi: Abi = THREAD,
     ) -> None:
         """pair makes the pairing with the file behind an fd; windows is asked for each VM how it maps its windows.
-        operations: what stores may call."""
+        operations: what stores may call. abi: of every VM."""
         self._operations = operations
+        self._abi = abi
         self._max_slots = max_slots
         self._windows = windows
         self._policy = policy, under
@@ -136,7 +139,9 @@ class Executor:
             raise Refused(
                 errno.ENOSPC, f"VM {quoted(name)}: {MAX_VMS} VMs are the limit of one kvmsim: start another one"
             )
-        machine = ScriptVm(name, self._max_slots, self.interrupt, self._pair, self._windows(), self._operations)
+        machine = ScriptVm(
+            name, self._max_slots, self.interrupt, self._pair, self._windows(), self._operations, self._abi
+        )
         machine.vmm.set_policy(*self._policy)
         self._machines[name] = machine
         return machine

@@ -23,6 +23,7 @@ from memfsd.common.logs import OneLine
 from memfsd.common.quote import printable, quoted
 from memfsd.common.starting import INTERRUPTED
 from memfsd.common.traceoptions import add_trace_arguments, open_asked
+from memfsd.uapi.abi import ABIS, THREAD
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.messages import KVM_OPERATIONS, OPTIONAL_KVM_OPERATIONS, Kind
@@ -113,6 +114,9 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         choices=UNDER,
         default="kept",
         help="with policy overlay: what becomes of the private page under an ordinary slot (default kept)",
+    )
+    parser.add_argument(
+        "--abi", choices=ABIS, default=THREAD.name, help="of every VM, as of the mount (memfsd -o abi=; default thread)"
     )
     parser.add_argument("--max-slots", type=_slots, default=MAX_SLOTS, metavar="N", help="cap per address space")
     parser.add_argument(
@@ -226,7 +230,7 @@ class Run:
             windows = _windows(asked.memory_encryption, asked.tamper)
             operations = KVM_OPERATIONS.difference(asked.no_op)
             self._executor = Executor(
-                asked.max_slots, asked.policy, asked.under, windows=windows, operations=operations
+                asked.max_slots, asked.policy, asked.under, windows=windows, operations=operations, abi=ABIS[asked.abi]
             )
             self._trace = begin_trace and begin_trace(functools.partial(self._lose, asked.trace))
             self._beside = beside(asked, self._executor)

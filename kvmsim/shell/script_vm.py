@@ -3,6 +3,7 @@
 from kvmsim.kvm.pairings import Pair
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import OpenWindow
+from memfsd.uapi.abi import Abi
 from memfsd.uapi.messages import Kind
 
 from .interrupt import Interrupt
@@ -20,8 +21,9 @@ class ScriptVm(VirtualMachine):
         pair: Pair,
         open_window: OpenWindow,
         operations: frozenset[Kind],
+        abi: Abi,
     ) -> None:
-        super().__init__(name, max_slots, pair, open_window, operations)
+        super().__init__(name, max_slots, pair, open_window, operations, abi)
         self.vcpu_commands = VcpuCommands(self.kvm, self.guest, self.vmm, interrupt)
 
     def close(self) -> None:

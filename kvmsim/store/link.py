@@ -19,6 +19,7 @@ from memfsd.common.mounts import Mount, check_serves, mount_of
 from memfsd.common.quote import quoted
 from memfsd.common.sockets import peer_of, receive_with_fds
 from memfsd.uapi import messages as m
+from memfsd.uapi.abi import Abi
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused, errno_name, one_line
 from memfsd.uapi.framing import (
     NOT_LET_IN,
@@ -60,6 +61,8 @@ class Callbacks(Protocol):
     """How the VM maps a window."""
     operations: frozenset[Kind]
     """What the store may call, as HELLO says."""
+    abi: Abi
+    """Of the VM: the mount's must be the same."""
 
     def on_begin(self, link: "StoreLink", begin: m.InvalidateBegin) -> list[PgoffRange]:
         """Zap, flush, get every vCPU out once; what the guest keeps (RECLAIM)."""
@@ -262,7 +265,8 @@ class StoreLink:
 
     def _greet(self, vm: str, token: Token) -> tuple[WindowMemory, socket.socket, m.PairReply]:
         nonce = os.urandom(NONCE_BYTES)
-        hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, sorted(self._callbacks.operations), token.id, nonce)
+        abi, operations = self._callbacks.abi.name, [int(kind) for kind in sorted(self._callbacks.operations)]
+        hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, operations, token.id, nonce, abi)
         store = self._ask(Kind.HELLO, hello, m.HelloReply)
         if not proves(store.proof, STORE, token, nonce, store.nonce):
             raise Refused(

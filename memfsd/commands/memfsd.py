@@ -28,6 +28,8 @@ options (-o, comma separated):
   size=SIZE               pool of frames for all files (K, M, G, T; default: half of the memory)
   nr_inodes=N             inodes, each name after a file's first, and 1024 bytes of extended attributes (K, M; default:
                           half as many as the machine has pages); one user but root and you gets half of them
+  abi=NAME                thread (default): sealed files; or guest_memfd as Linux has it: gmem-6.18, gmem-7.2,
+                          gmem-inplace. VMs must speak the same (kvmsim --abi)
   nodes=N                 split the pool in N NUMA nodes (default 1)
   distances=ROW/ROW...    of the nodes, each row as 10:20:20 (default: 10 to itself, 20 to others): where an allocation
                           goes on when a node is full
@@ -37,7 +39,7 @@ options (-o, comma separated):
                           sealing a file that is not empty: EBUSY (default), or truncate it first
   open=strict|rw          sealed files open write-only (default), or read-write for fallocate(1) and xfs_io
   split=off|on            a part of a page of 2M or 1G cannot be punched (default), or can: the page is split
-  fixed_gfn=on|off        a file page keeps its GFN forever (default on)
+  fixed_gfn=on|off        a file page keeps its GFN forever (default on, or off with an abi of guest_memfd)
   swap=FILE               where pages of guests go when the pool is full, encrypted by their KVM; not on the mount. One
                           that a daemon left behind that was killed is refused
   swap_size=SIZE          guest memory that it holds: needed when FILE is new or empty, and taken from the disk at once

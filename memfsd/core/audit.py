@@ -233,7 +233,7 @@ def _sealed_file(moment: Moment, file: Regular, guest: GmemFile) -> Iterator[Fin
         yield "R6", f"inode {file.ino} counts {guest.pending} pending frames and has {pending}"
     if file.order and not moment.options.split:
         yield from _split_pages(file)
-    moved = guest.bindings.moved() if moment.options.fixed_gfn else None
+    moved = guest.bindings.moved() if moment.options.keeps_gfn else None
     if moved is not None:
         yield "R4", f"inode {file.ino}: page {moved.start:#x} is at GFN {moved.gfn:#x} and was at another one before"
     end_before = 0

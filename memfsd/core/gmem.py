@@ -179,28 +179,28 @@ class GuestMemory:
     # -- pairing
 
     def pair(self, file: Regular, pairing: Pairing) -> None:
-        """EPERM when the file has or had another owner."""
+        """EPERM (or as the ABI has it) when the file has or had another owner."""
         if trace.store is not None:
             trace.store.file_paired(file.ino, pairing.vm)
         self.check_owner(file, pairing)
         guest_of(file).pairing = pairing
 
     def check_owner(self, file: Regular, pairing: Pairing) -> None:
-        """EPERM when the file has or had another owner: one VM for life (R1), which may come back after BYE. ENODEV of
-        a device that was removed."""
+        """EPERM, or as the ABI has it, when the file has or had another owner: one VM for life (R1), which may come
+        back after BYE. ENODEV of a device that was removed."""
         guest = guest_of(file)
         if guest.device is not None:
             guest.device.check_there()
         owner = guest.pairing
         if owner is not None and not owner.may_become(pairing):
             raise Refused(
-                errno.EPERM,
+                self._options.abi.other_owner,
                 f"inode {file.ino} belongs to VM {owner.vm} of process {owner.pid} "
                 f"({owner.state.value}) for life: use a new file",
             )
 
     def bind(self, file: Regular, slot: int, gfn: int, pgoff: int, page_count: int) -> None:
-        """EINVAL past the end, EEXIST bound already, EINVAL at another GFN than before.
+        """EINVAL past the end, EEXIST (or as the ABI has it) bound already, EINVAL at another GFN than before.
 
         What was bound before the file shrank may be bound again, or a conversion could not take back its UNBIND.
         """
@@ -214,7 +214,8 @@ class GuestMemory:
         if end << PAGE_SHIFT > file.size and end > guest.bound_end:
             raise Refused(errno.EINVAL, f"pages {pgoff:#x}-{end:#x} are past the end of the file ({file.size} bytes)")
         binding = Binding(slot, Pgoff(pgoff), Pgoff(end), Gfn(gfn))
-        guest.bindings.bind(binding, fixed_gfn=self._options.fixed_gfn)
+        twice = self._options.abi.bound_twice
+        guest.bindings.bind(binding, fixed_gfn=self._options.keeps_gfn, bound_twice=twice)
         guest.bound_end = max(guest.bound_end, binding.end)
 
     def unbind(self, file: Regular, pgoff: int, page_count: int) -> None:

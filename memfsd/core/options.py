@@ -5,6 +5,7 @@ import errno
 from dataclasses import dataclass, replace
 from typing import Any
 
+from memfsd.uapi.abi import THREAD, Abi, abi_of
 from memfsd.uapi.distances import Rows, check_distances, parse_distances
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_INODES, MAX_NODES, MAX_POOL_BYTES, MAX_SWAP_BYTES
@@ -32,11 +33,18 @@ class StoreOptions:
     resize_any: bool = False
     truncate_nonempty: bool = False
     open_rw: bool = False
-    fixed_gfn: bool = True
+    fixed_gfn: bool | None = None
+    """None: as the ABI has it."""
     split: bool = False
     """Parts of large pages can be punched."""
     atime: Atime = Atime.RELATIVE
     diratime: bool = True
+    abi: Abi = THREAD
+
+    @property
+    def keeps_gfn(self) -> bool:
+        """A page that was bound at a GFN is bound at no other one."""
+        return self.abi.fixed_gfn if self.fixed_gfn is None else self.fixed_gfn
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +73,7 @@ _ATIMES: dict[str, Atime] = {
     **dict.fromkeys(("atime", "norelatime", "nostrictatime"), Atime.RELATIVE),
 }
 _FLAGS = ("guest", "diratime", "nodiratime", *_ATIMES)
-NAMES = ("size", "nr_inodes", "nodes", "distances", *_CHOICES, *_FLAGS)
+NAMES = ("abi", "size", "nr_inodes", "nodes", "distances", *_CHOICES, *_FLAGS)
 
 
 def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOptions:
@@ -76,6 +84,8 @@ def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOpt
         return _with_flag(options, name)
     if value is None or value == "":
         raise Refused(errno.EINVAL, f"option {name} needs a value: {name}=...")
+    if name == "abi":
+        return replace(options, abi=abi_of(value))
     if name == "size":
         return replace(options, pool_bytes=_whole_pages(name, value, MAX_POOL_BYTES))
     if name == "nr_inodes":

@@ -52,7 +52,7 @@ class Service:
         self.handles = HandleTable(handle_shares(creds.uid), listed_shares(creds.uid))
         self.data = OrdinaryData(self.pool)
         self.gmem = GuestMemory(self.pool, self.slots, self.inodes, self.data, options)
-        self.xattrs = Xattrs(self.pool, self.slots, self.inodes, socket_path)
+        self.xattrs = Xattrs(self.pool, self.slots, self.inodes, socket_path, options.abi)
 
     # -- names
 

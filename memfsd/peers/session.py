@@ -16,6 +16,7 @@ from memfsd.store.pairings import PairedFile
 from memfsd.store.peer import Peer
 from memfsd.store.store import Store
 from memfsd.uapi import messages as m
+from memfsd.uapi.abi import check_same
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import (
     HEADER_BYTES,
@@ -216,13 +217,15 @@ class Session:
                 errno.EPROTONOSUPPORT,
                 f"protocol {hello.version}: this store speaks {m.PROTOCOL_VERSION}: use the same version of both",
             )
+        abi = self._store.service.options.abi
         nonce, proof = os.urandom(NONCE_BYTES), b""
         if hello.role is m.Role.GUEST:
+            check_same(abi, hello.abi)
             token = self._store.pairings.token(hello.token, self._process.uid)
             self._claim = _Claim(token, hello.nonce, nonce)
             proof = prove(STORE, *self._claim)
         self._hello = hello
-        return m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), nonce, proof)
+        return m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), nonce, proof, abi.name)
 
     def _on_pair(self, pair: m.Pair) -> m.Body:
         assert self._hello is not None and self._claim is not None

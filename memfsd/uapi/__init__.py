@@ -1,5 +1,6 @@
 """What both processes may know. No I/O, no clock, no threads.
 
+    abi        the profiles: thread, and guest_memfd's
     units      pages, orders, sizes; the NewTypes for numbers that must not be mixed
     errors     Refused: the one exception for "no", with an errno and a reason
     limits     every bound in the system

@@ -13,6 +13,7 @@ from msgspec import Meta
 
 from memfsd.uapi.units import PGOFF_END
 
+from .abi import THREAD
 from .limits import (
     MAX_FILES_PER_LIST,
     MAX_FINDINGS,
@@ -29,7 +30,7 @@ from .limits import (
 )
 from .proof import ID_BYTES, NONCE_BYTES, PROOF_BYTES, SECRET_BYTES
 
-PROTOCOL_VERSION = 4
+PROTOCOL_VERSION = 5
 
 
 class Kind(IntEnum):
@@ -168,7 +169,8 @@ class Hello(Body):
     """First message of a connection: version, role and the operations kvmsim implements.
 
     token: the id of the token that a guest read with fgetxattr from the fd of a sealed file, 16 bytes; an observer has
-    none. nonce: 16 bytes that kvmsim uses once.
+    none. nonce: 16 bytes that kvmsim uses once. abi: the name of the VM's ABI (uapi/abi.py), which must be the mount's
+    (EINVAL); an observer's is not looked at.
     """
 
     version: U32
@@ -177,19 +179,21 @@ class Hello(Body):
     operations: Operations
     token: TokenId
     nonce: Nonce
+    abi: Word = THREAD.name
 
 
 class HelloReply(Body):
     """The store's version and operations, and its proof that it made the token.
 
     proof: HMAC-SHA-256 with the token's key of "memfsd store", the token's id, kvmsim's nonce and this one; empty for
-    an observer, which has no token.
+    an observer, which has no token. abi: the name of the mount's ABI.
     """
 
     version: U32
     operations: Operations
     nonce: Nonce
     proof: ProofOrNone
+    abi: Word = THREAD.name
 
 
 class Pair(Body):

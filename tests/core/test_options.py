@@ -3,6 +3,7 @@
 import pytest
 
 from memfsd.core.options import NAMES, Atime, StoreOptions, with_option
+from memfsd.uapi.abi import GMEM_6_18, THREAD
 from memfsd.uapi.limits import MAX_INODES, MAX_NODES, MAX_POOL_BYTES
 from tests.support.core_store import refused
 
@@ -19,10 +20,11 @@ def test_the_defaults_are_the_strict_ones() -> None:
         resize_any=False,
         truncate_nonempty=False,
         open_rw=False,
-        fixed_gfn=True,
+        fixed_gfn=None,
         split=False,
         atime=Atime.RELATIVE,
         diratime=True,
+        abi=THREAD,
     )
 
 
@@ -58,6 +60,8 @@ def test_the_defaults_are_the_strict_ones() -> None:
         ("fixed_gfn", "0", "fixed_gfn", False),
         ("fixed_gfn", "on", "fixed_gfn", True),
         ("fixed_gfn", "1", "fixed_gfn", True),
+        ("abi", "thread", "abi", THREAD),
+        ("abi", "gmem-6.18", "abi", GMEM_6_18),
     ],
 )
 def test_an_option_changes_its_field_alone(name: str, value: str | None, field: str, expected: object) -> None:
@@ -98,6 +102,8 @@ def test_the_last_one_wins() -> None:
         ("open", "ro"),
         ("open", ""),
         ("fixed_gfn", "maybe"),
+        ("abi", "gmem"),
+        ("abi", None),
     ],
 )
 def test_a_value_that_makes_no_sense_is_einval_and_names_option_and_choices(name: str, value: str | None) -> None:
@@ -108,4 +114,4 @@ def test_a_value_that_makes_no_sense_is_einval_and_names_option_and_choices(name
 def test_all_options_of_the_contract_exist() -> None:
     times = {"atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime"}
     own = {"size", "nr_inodes", "nodes", "distances", "guest", "resize", "seal_nonempty", "open", "split", "fixed_gfn"}
-    assert set(NAMES) == own | times
+    assert set(NAMES) == own | times | {"abi"}

@@ -24,8 +24,9 @@ pytestmark = [pytest.mark.minutes, pytest.mark.timeout(240 + STEPS // 20)]
 
 def run(place: Path, steps: list[str], shape: Shape = SMALL, *, encrypted: bool = False) -> BaseException | None:
     """The steps in a new world; what was wrong, and after which step."""
-    options = {"encrypted": encrypted, "split": shape.split}
-    with opened_store(place, shape.frames, swap_pages=shape.swap_pages, **options) as store:
+    with opened_store(
+        place, shape.frames, swap_pages=shape.swap_pages, encrypted=encrypted, split=shape.split
+    ) as store:
         world, done = World(store, shape), 0
         try:
             for line in steps:

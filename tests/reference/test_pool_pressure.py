@@ -34,9 +34,10 @@ def free(place: Path) -> int:
 
 
 def pool_line(place: Path) -> dict[str, int]:
-    """user.memfsd.pool, without its list of nodes."""
+    """user.memfsd.pool, its counts of frames."""
     words = os.getxattr(place, "user.memfsd.pool").decode().split()
-    return {name: int(count) for name, _, count in (word.partition("=") for word in words) if name != "node_free"}
+    pairs = (word.partition("=") for word in words if not word.startswith(("node_free=", "abi=")))
+    return {name: int(count) for name, _, count in pairs}
 
 
 @pytest.fixture(scope="module")

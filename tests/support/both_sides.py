@@ -33,6 +33,7 @@ from memfsd.peers.server import GuestServer
 from memfsd.peers.upchannel import set_deadline
 from memfsd.store.deadlines import Deadlines
 from memfsd.store.store import build_store
+from memfsd.uapi.abi import THREAD, Abi
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_SLOTS
@@ -57,18 +58,24 @@ class LocalStore:
         frames: int = 1024,
         *,
         resize_any: bool = False,
-        fixed_gfn: bool = True,
+        fixed_gfn: bool | None = None,
         encrypted: bool = False,
         swap_pages: int = 0,
         split: bool = False,
         nodes: int = 1,
+        abi: Abi = THREAD,
     ) -> None:
         """swap_pages: of the swap file, which is the file `swap` of the place."""
         self._place = place
         self.windows_of_vms: Callable[[], OpenWindow] = _encrypted_windows if encrypted else lambda: WindowMemory
         self._creds = Creds(os.geteuid(), os.getegid())
         store_options = StoreOptions(
-            pool_bytes=frames * PAGE_SIZE, nodes=nodes, resize_any=resize_any, fixed_gfn=fixed_gfn, split=split
+            pool_bytes=frames * PAGE_SIZE,
+            nodes=nodes,
+            resize_any=resize_any,
+            fixed_gfn=fixed_gfn,
+            split=split,
+            abi=abi,
         )
         self.deadlines = Deadlines(proof_s=0.02)
         """A VM in this process is never dead: no long wait for the proof."""
@@ -326,11 +333,12 @@ def opened_store(
     frames: int,
     *,
     resize_any: bool = False,
-    fixed_gfn: bool = True,
+    fixed_gfn: bool | None = None,
     encrypted: bool = False,
     swap_pages: int = 0,
     split: bool = False,
     nodes: int = 1,
+    abi: Abi = THREAD,
 ) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
     with recorded():
@@ -343,6 +351,7 @@ def opened_store(
             swap_pages=swap_pages,
             split=split,
             nodes=nodes,
+            abi=abi,
         )
         try:
             yield store

@@ -6,6 +6,7 @@ from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.placement import Policies
 from memfsd.core.memory.swap_slots import SwapSlots
 from memfsd.uapi import names
+from memfsd.uapi.abi import Abi
 from memfsd.uapi.distances import format_distances
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
@@ -33,11 +34,12 @@ _NAMESPACES = (b"user.", b"trusted.", b"security.")
 class Xattrs:
     """`socket_path` is the value of user.memfsd.socket."""
 
-    def __init__(self, pool: FramePool, slots: SwapSlots, inodes: InodeTable, socket_path: str) -> None:
+    def __init__(self, pool: FramePool, slots: SwapSlots, inodes: InodeTable, socket_path: str, abi: Abi) -> None:
         self._pool = pool
         self._slots = slots
         self._inodes = inodes
         self._socket_path = socket_path
+        self._abi = abi
 
     def get(self, inode: Inode, name: bytes, populated: int | None) -> bytes:
         """ENODATA when there is none. populated: pages of the window that really hold memory."""
@@ -130,7 +132,7 @@ class Xattrs:
         held[FrameState.DEVICE] = sum(device.page_count for device in devices if not device.is_gone)
         counts = " ".join(f"{state.name.lower()}={count}" for state, count in held.items())
         nodes = ",".join(str(free) for free in self._pool.node_free_counts())
-        line = f"frames={self._pool.frame_count} {counts} node_free={nodes}"
+        line = f"frames={self._pool.frame_count} {counts} node_free={nodes} abi={self._abi.name}"
         swap = " ".join(f"{name}={count}" for name, count in self._slots.counts().items())
         return f"{line} {swap}" if self._slots.total else line
 

@@ -62,14 +62,14 @@ class Bindings:
         """Bindings with a page in [start, end), whole."""
         return [_binding(*found) for found in self._pages.overlapping(start, end)]
 
-    def bind(self, binding: Binding, *, fixed_gfn: bool) -> None:
-        """EEXIST when a page is bound already, or a GFN maps another page; EINVAL when a page was bound at
-        another GFN before (R4)."""
+    def bind(self, binding: Binding, *, fixed_gfn: bool, bound_twice: int = errno.EEXIST) -> None:
+        """bound_twice (an errno) when a page is bound already; EEXIST when a GFN maps another page; EINVAL when a
+        page was bound at another GFN before (R4)."""
         start, end, delta = binding.start, binding.end, binding.gfn - binding.start
         taken = self.overlapping(start, end)
         if taken:
             raise Refused(
-                errno.EEXIST,
+                bound_twice,
                 f"file pages {start:#x}-{end:#x} overlap pages {taken[0].start:#x}-"
                 f"{taken[0].end:#x} bound to slot {taken[0].slot}: delete that slot first",
             )
