@@ -10,22 +10,46 @@ fuse/        adapter to pyfuse3
 daemon       composes them
 encrypted    memfd_encrypted()
 numa         fbind(), fmove_pages()
+files        create(), seal(), stat(), punch(), allocate()
+ownmount     mounted(): a mount for the time of a block
 commands/    memfsd and memfs
 """
 
+import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .encrypted import memfd_encrypted
+    from .files import FileStat, allocate, create, punch, seal, stat
     from .numa import fbind, fmove_pages
+    from .ownmount import Mount, mounted
 
-__all__ = ["fbind", "fmove_pages", "memfd_encrypted"]
+__all__ = [
+    "FileStat",
+    "Mount",
+    "allocate",
+    "create",
+    "fbind",
+    "fmove_pages",
+    "memfd_encrypted",
+    "mounted",
+    "punch",
+    "seal",
+    "stat",
+]
+
+_PLACES = {
+    "memfd_encrypted": "encrypted",
+    "Mount": "ownmount",
+    "mounted": "ownmount",
+    "fbind": "numa",
+    "fmove_pages": "numa",
+}
+"""All others are of memfsd.files."""
 
 
 def __getattr__(name: str) -> object:
     """Loaded when it is used: every program imports this package, and most of them do not need it."""
-    if name in __all__:
-        from . import encrypted, numa
-
-        return getattr(encrypted if name == "memfd_encrypted" else numa, name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"memfsd.{_PLACES.get(name, 'files')}"), name)

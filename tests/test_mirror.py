@@ -21,6 +21,8 @@ PLACES = {
     "memfsd/daemon": "mount/test_daemon",
     "memfsd/encrypted": "attack/test_encrypted",
     "memfsd/numa": "mount/test_numa",
+    "memfsd/files": "mount/test_made_files",
+    "memfsd/ownmount": "mount/test_ownmount",
     "memfsd/commands/": "mount/test_",
     "memfsd/fuse/": "mount/test_",
     "memfsd/": "",
@@ -41,7 +43,9 @@ NO_BEHAVIOUR = {
 
 ELSEWHERE = {
     "memfsd/commands/memfs_help.py": "mount/test_memfs.py",
-    "memfsd/commands/creating.py": "mount/test_memfs.py",
+    "kvmsim/api/vm.py": "kvmsim/api/test_api_vm.py",
+    "kvmsim/api/vcpu.py": "kvmsim/api/test_api_vcpu.py",
+    "kvmsim/vmm/answers.py": "kvmsim/shell/test_vcpu_commands.py",
     "memfsd/commands/memfsd.py": "mount/test_daemon.py",
     "memfsd/commands/moving.py": "mount/test_memfs_move.py",
     "memfsd/commands/nodes.py": "mount/test_memfs_move.py",

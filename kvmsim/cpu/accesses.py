@@ -122,9 +122,7 @@ class Guest:
 
     def touch(self, vcpu: Vcpu, gpa: int, size: int, *, shared: bool = False) -> Exit | None:
         """Every page once, in order: one byte of it is read and written back."""
-        gpa, shared = _alias(gpa, size, shared)
-        first, last = gpa & -PAGE_SIZE, -(-(gpa + size) // PAGE_SIZE) * PAGE_SIZE
-        return vcpu.start(self._touching(vcpu, first, last, shared))
+        return vcpu.start(self.touching(vcpu, gpa, size, shared=shared))
 
     def load(self, vcpu: Vcpu, gpa: int, chunks: Iterable[bytes]) -> int | Exit:
         """Writes the chunks back to back into private memory; returns the number of bytes. An empty chunk is one that
@@ -133,36 +131,27 @@ class Guest:
 
     def sha256(self, vcpu: Vcpu, gpa: int, length: int) -> bytes | Exit:
         """The digest of private memory as the guest sees it."""
-        gpa, shared = _alias(gpa, length, False)
-        return vcpu.start(self._digesting(vcpu, gpa, length, shared))
+        return vcpu.start(self.digesting(vcpu, gpa, length))
 
     def map(self, vcpu: Vcpu, gpa: int, size: int, *, private: bool) -> Exit | None:
         """The explicit request, as a guest kernel makes it: guestlib.set_memory()."""
-        return vcpu.start(
-            set_memory(
-                lambda registers: tdvmcall(self._kvm, vcpu, registers),
-                lambda gpa, size: self._accepting(vcpu, gpa, size),
-                gpa & ~SHARED_BIT,
-                size,
-                private=private,
-            )
-        )
+        return vcpu.start(self.converting(vcpu, gpa, size, private=private))
 
     def tdvmcall(self, vcpu: Vcpu, registers: Registers) -> Registers | Exit:
         """TDG.VP.VMCALL with these registers; those that it returns."""
-        return vcpu.start(tdvmcall(self._kvm, vcpu, registers))
+        return vcpu.start(self.calling_tdx(vcpu, registers))
 
     def vmcall(self, vcpu: Vcpu, nr: int, args: Sequence[int]) -> int | Exit:
         """A hypercall of KVM; RAX, unsigned."""
-        return vcpu.start(vmcall(self._kvm, vcpu, nr, args))
+        return vcpu.start(self.calling_kvm(vcpu, nr, args))
 
     def hlt(self, vcpu: Vcpu) -> Exit | None:
         """The next KVM_RUN wakes it."""
-        return vcpu.start(_halting(vcpu))
+        return vcpu.start(self.halting(vcpu))
 
     def shutdown(self, vcpu: Vcpu) -> Exit | None:
         """A triple fault, again with each KVM_RUN."""
-        return vcpu.start(_faulting_thrice(vcpu))
+        return vcpu.start(self.faulting_thrice(vcpu))
 
     def host_access(self, gpa: int, length: int, data: bytes | None) -> bytes | Exit:
         """KVM's own access, as for emulation: shared slots only, so it fails by itself on private memory.
@@ -172,6 +161,49 @@ class Guest:
         """
         gpa, _ = _alias(gpa, length, True)
         return self._kvm.emulation.access(gpa, length, data)
+
+    # -- the same as programs, of which a guest's code is made: EFAULT (Refused) outside the guest's addresses
+
+    def reading(self, vcpu: Vcpu, gpa: int, length: int, *, shared: bool = False) -> Program[bytes]:
+        gpa, shared = _alias(gpa, length, shared)
+        return self._reading(*_to_read(vcpu, gpa, length, shared))
+
+    def writing(self, vcpu: Vcpu, gpa: int, data: bytes, *, shared: bool = False) -> Program[None]:
+        gpa, shared = _alias(gpa, len(data), shared)
+        return self._writing(_to_write(vcpu, gpa, data, shared), data)
+
+    def touching(self, vcpu: Vcpu, gpa: int, size: int, *, shared: bool = False) -> Program[None]:
+        gpa, shared = _alias(gpa, size, shared)
+        first, last = gpa & -PAGE_SIZE, -(-(gpa + size) // PAGE_SIZE) * PAGE_SIZE
+        return self._touching(vcpu, first, last, shared)
+
+    def digesting(self, vcpu: Vcpu, gpa: int, length: int) -> Program[bytes]:
+        gpa, shared = _alias(gpa, length, False)
+        return self._digesting(vcpu, gpa, length, shared)
+
+    def converting(self, vcpu: Vcpu, gpa: int, size: int, *, private: bool) -> Program[None]:
+        return set_memory(
+            lambda registers: self.calling_tdx(vcpu, registers),
+            lambda gpa, size: self._accepting(vcpu, gpa, size),
+            gpa & ~SHARED_BIT,
+            size,
+            private=private,
+        )
+
+    def calling_tdx(self, vcpu: Vcpu, registers: Registers) -> Program[Registers]:
+        return tdvmcall(self._kvm, vcpu, registers)
+
+    def calling_kvm(self, vcpu: Vcpu, nr: int, args: Sequence[int]) -> Program[int]:
+        return vmcall(self._kvm, vcpu, nr, args)
+
+    def halting(self, vcpu: Vcpu) -> Program[None]:
+        yield from vcpu.entry()
+        yield HltExit()
+
+    def faulting_thrice(self, vcpu: Vcpu) -> Program[None]:
+        while True:
+            yield from vcpu.entry()
+            yield ShutdownExit()
 
     # -- what is under way after an exit
 
@@ -369,17 +401,6 @@ def _failed(gpa: int, shared: bool, error: OSError) -> Exit:
     number = error.errno or errno.EIO
     why = f"{errno_name(number)}: the memory of this page cannot be reached: {error.strerror or error}"
     return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=number, why=why)
-
-
-def _halting(vcpu: Vcpu) -> Program[None]:
-    yield from vcpu.entry()
-    yield HltExit()
-
-
-def _faulting_thrice(vcpu: Vcpu) -> Program[None]:
-    while True:
-        yield from vcpu.entry()
-        yield ShutdownExit()
 
 
 def _alias(gpa: int, length: int, shared: bool) -> tuple[int, bool]:

@@ -274,6 +274,14 @@ class SparseMemory(FileMemory):
         return data_ranges(self.fd)
 
 
+def shared_memory(path: str | None, size: int) -> tuple[Memory, str]:
+    """What a new shared slot shows, and what it is called: an ordinary file, or (None) anonymous memory of this size.
+    OSError as open(2); ENOMEM (Refused)."""
+    if path is None:
+        return AnonymousMemory(size), "(anonymous)"
+    return FileMemory(os.open(path, os.O_RDWR | os.O_CLOEXEC)), path
+
+
 def punch_file(fd: int, offset: int, length: int) -> None:
     """fallocate(PUNCH_HOLE | KEEP_SIZE)."""
     try:

@@ -1,7 +1,6 @@
 """Script commands to calls of the machines: what each does, and what it answers."""
 
 import errno
-import os
 import signal
 import subprocess
 from collections.abc import Callable
@@ -11,7 +10,7 @@ from kvmsim.kvm.alias import Alias
 from kvmsim.kvm.pairings import Pair
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.tampering import tamper
-from kvmsim.memory.memory import AnonymousMemory, FileMemory, Memory, OpenWindow, WindowMemory
+from kvmsim.memory.memory import Memory, OpenWindow, WindowMemory, shared_memory
 from kvmsim.store.link import pair as pair_with_store
 from kvmsim.vmm.guest_memory import GuestMemory
 from kvmsim.vmm.host import VMM, Host, encrypted_of, memory_of
@@ -181,15 +180,9 @@ class Executor:
             region = region._replace(offset=vma.memory_offset + command.hva - vma.start)
         elif existing is None and command.size:
             guest.check_shared_slot(region)
-            memory, path = self._shared_memory(command)
+            memory, path = shared_memory(command.file, command.offset + command.size)
         guest.set_shared_slot(region, memory, owned=command.hva is None, path=path)
         return Outcome(ok=True)
-
-    @staticmethod
-    def _shared_memory(command: c.SlotSet) -> tuple[Memory, str]:
-        if command.file is None:
-            return AnonymousMemory(command.offset + command.size), "(anonymous)"
-        return FileMemory(os.open(command.file, os.O_RDWR | os.O_CLOEXEC)), command.file
 
     def _slot_delete(self, command: c.SlotDelete) -> Outcome:
         guest = self._target.vmm.memory

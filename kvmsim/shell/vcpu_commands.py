@@ -13,11 +13,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from kvmsim.cpu.accesses import Guest
-from kvmsim.kvm.exits import Exit, ExitReason, MemoryErrorExit
+from kvmsim.kvm.exits import Exit, MemoryErrorExit
 from kvmsim.kvm.hypercalls import STATUS_NAMES, SUCCESS, Registers
 from kvmsim.kvm.kvm import Kvm
-from kvmsim.kvm.kvm_run import MEMORY_ERROR_EXPLICIT
 from kvmsim.kvm.vcpu import Vcpu
+from kvmsim.vmm.answers import answer_hypercall, answer_mmio
 from kvmsim.vmm.vmm import Vmm
 from memfsd.common import sync
 from memfsd.uapi.errors import Refused
@@ -204,27 +204,10 @@ class VcpuCommands:
 
     def _resume(self, vcpu: Vcpu, command: c.Resume) -> tuple[Begin, Tell]:
         """The answers are written before KVM_RUN, as user space does. EINVAL for one that the exit does not ask for."""
-        run, reason = vcpu.run, vcpu.run.exit_reason
         if command.data is not None:
-            if reason != ExitReason.MMIO or run.mmio.is_write:
-                raise Refused(errno.EINVAL, f"data= answers an MMIO read, and vCPU {vcpu.id} is at none: see info run")
-            if len(command.data) != run.mmio.len:
-                raise Refused(
-                    errno.EINVAL,
-                    f"the MMIO read is of {run.mmio.len} bytes: give as many in data=, not {len(command.data)}",
-                )
-            run.mmio.data[: len(command.data)] = list(command.data)
+            answer_mmio(vcpu, command.data)
         if command.ret is not None:
-            if reason == ExitReason.HYPERCALL:
-                run.hypercall.ret = command.ret
-            elif reason == ExitReason.MEMORY_ERROR and run.memory_error.flags & MEMORY_ERROR_EXPLICIT:
-                if command.ret or run.memory_error.error:
-                    raise Refused(
-                        errno.EINVAL, "a map request takes only ret=0, and only where there is no memory: see info run"
-                    )
-                run.memory_error.answered = 1
-            else:
-                raise Refused(errno.EINVAL, f"ret= answers a hypercall, and vCPU {vcpu.id} is at none: see info run")
+            answer_hypercall(vcpu, command.ret)
         return vcpu.kvm_run, self._under_way.get(vcpu.id, _done)
 
 

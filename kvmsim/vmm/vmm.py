@@ -5,6 +5,7 @@ Policy `none` handles nothing. The others convert what the guest asks for, each 
 
 import errno
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeVar
 
@@ -26,6 +27,7 @@ from .inhibit import Inhibitor
 from .policies import POLICIES, UNDER
 
 R = TypeVar("R")
+MakeDesign = Callable[[GuestMemory, SharedCopy, Tally], Design]
 _PAGES_AT_A_TIME = 1 << 16
 """Counted with Mmu.lock held, so that faults get through."""
 
@@ -50,14 +52,27 @@ class Vmm:
         self.memory = GuestMemory(kvm)
         self._copy = SharedCopy(self.memory)
         self._recreate = Recreate(self.memory, self._copy, self.tally)
+        self._own_design: Design | None = None
         self.inhibitor = Inhibitor()
 
     def set_policy(self, name: str, under: str = "kept") -> None:
         """One of POLICIES and UNDER. The slots that the policy before has made stay."""
         assert name in POLICIES and under in UNDER, (name, under)
-        if (name == "overlay") != (self.policy == "overlay"):
-            self._kvm.blocking.set_overlay(name == "overlay")
-        self.policy, self.under = name, under
+        self._set_overlay(name == "overlay")
+        self.policy, self.under, self._own_design = name, under, None
+
+    def set_design(self, make: MakeDesign) -> None:
+        """A design that is not among POLICIES: what converts from now on, and the policy has its name. EEXIST where it
+        has the name of one that is."""
+        design = make(self.memory, self._copy, self.tally)
+        if design.name in POLICIES:
+            raise Refused(errno.EEXIST, f"policy {design.name} exists: give the design another name")
+        self._set_overlay(False)
+        self.policy, self._own_design = design.name, design
+
+    def _set_overlay(self, on: bool) -> None:
+        if on != (self.policy == "overlay"):
+            self._kvm.blocking.set_overlay(on)
 
     def run(
         self, vcpu: Vcpu, begin: Callable[[], R | Exit], wanted_back: Callable[[int], bool] = lambda vcpu: False
@@ -79,7 +94,7 @@ class Vmm:
             result: R | Exit = kvm_run()
             if not isinstance(result, MemoryErrorExit | HypercallExit) or self.policy == "none":
                 return result
-            with self.inhibitor.quiesced(self._kick_all), self.memory.lock:
+            with self._without_vcpus():
                 if isinstance(result, HypercallExit):
                     if not self._handle(vcpu, result):
                         return result
@@ -116,6 +131,26 @@ class Vmm:
 
         return kvm_run
 
+    # -- without the loop: for user space that has its own
+
+    def handle(self, vcpu: Vcpu, exit_: Exit) -> bool:
+        """Let the policy handle the exit that the vCPU has just come back with: True when the vCPU can run on. Refused
+        as `run`."""
+        if not isinstance(exit_, MemoryErrorExit | HypercallExit) or self.policy == "none":
+            return False
+        with self._without_vcpus():
+            return self._handle(vcpu, exit_)
+
+    def convert(self, start: Gfn, end: Gfn, *, private: bool) -> int | None:
+        """Convert GFNs [start, end) by the policy's design, unasked: as Design's methods."""
+        with self._without_vcpus():
+            return self._convert(start, end, private=private)
+
+    @contextmanager
+    def _without_vcpus(self) -> Iterator[None]:
+        with self.inhibitor.quiesced(self._kick_all), self.memory.lock:
+            yield
+
     # -- the whole VM, as QEMU's vm_stop() and vm_start(): from any thread
 
     @property
@@ -145,33 +180,40 @@ class Vmm:
             vcpu.run.memory_error.answered = isinstance(exit_, MemoryErrorExit)
             return True
         try:
-            changed = self._convert(wanted)
+            changed = self._convert(wanted.start, wanted.end, private=wanted.private)
         except (Refused, PeerLost) as failed:
-            self.tally.rolled_back += 1
             if isinstance(exit_, HypercallExit):
                 vcpu.run.hypercall.ret = negative(failed.errno if isinstance(failed, Refused) else errno.EHOSTDOWN)
             raise
         if changed is None:
             return False
-        if trace.vm is not None:
-            name, held = self._kvm.vm.name, lambda: (self.shared_pages(), self.doubled_pages())
-            trace.vm.converted(name, wanted.start, wanted.end, wanted.private, held)
-        if wanted.private:
-            self.tally.to_private_pages += changed
-        else:
-            self.tally.to_shared_pages += changed
         if isinstance(exit_, MemoryErrorExit) and wanted.explicit:
             vcpu.run.memory_error.answered = not self._is_covered(wanted)  # several slots do: KVM would ask again
         return True
 
-    def _convert(self, wanted: "_Wanted") -> int | None:
+    def _convert(self, start: Gfn, end: Gfn, *, private: bool) -> int | None:
         design = self._design()
-        if design is None or not self.memory.ram.is_known(wanted.start, wanted.end):
+        if design is None or not self.memory.ram.is_known(start, end):
             return None
-        way = design.to_private if wanted.private else design.to_shared
-        return way(wanted.start, wanted.end)
+        try:
+            changed = (design.to_private if private else design.to_shared)(start, end)
+        except (Refused, PeerLost):
+            self.tally.rolled_back += 1
+            raise
+        if changed is None:
+            return None
+        if trace.vm is not None:
+            held = lambda: (self.shared_pages(), self.doubled_pages())  # noqa: E731
+            trace.vm.converted(self._kvm.vm.name, start, end, private, held)
+        if private:
+            self.tally.to_private_pages += changed
+        else:
+            self.tally.to_shared_pages += changed
+        return changed
 
     def _design(self) -> Design | None:
+        if self._own_design is not None:
+            return self._own_design
         if self.policy == "punch":
             return Punch(self.memory, self._copy, self.tally)
         if self.policy == "overlay":

@@ -7,7 +7,6 @@ top         memfs top
 vms         memfs vms
 poison      memfs poison
 device      memfs device
-creating    new files, for memfs create and memfs device
 kcore       memfs kcore
 swap        memfs swapout and memfs swapoff
 elfcore     the head of an ELF core

@@ -4,11 +4,11 @@ import errno
 import os
 
 from memfsd.common.quote import quoted
+from memfsd.files import create_file
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import DeviceFile, Empty, Kind
 from memfsd.uapi.units import PAGE_SIZE
 
-from .creating import create_file
 from .observer import Observer, Store
 
 

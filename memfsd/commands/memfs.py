@@ -14,6 +14,8 @@ from memfsd.common.linux import fallocate
 from memfsd.common.quote import printable, quoted
 from memfsd.common.stdio import fill_standard_fds, with_stdout
 from memfsd.common.version import VERSION
+from memfsd.files import create_file, fields
+from memfsd.files import stat as file_stat
 from memfsd.uapi import names
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.frame_state import state_name
@@ -23,7 +25,6 @@ from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
 from . import device, kcore, memfs_help, moving, nodes, numa, poison, swap, top, vms
-from .creating import create_file
 from .observer import Observer, store_of
 
 _NOT_CHECKED = 3
@@ -253,7 +254,7 @@ def _stat(asked: argparse.Namespace) -> int:
         facts = _file_facts(asked.target, status)
     else:
         counts = os.getxattr(asked.target, names.XATTR_COUNTS).decode()
-        facts = {"mount": asked.target, "socket": store.socket, **_fields(pool), **_fields(counts)}
+        facts = {"mount": asked.target, "socket": store.socket, **fields(pool), **fields(counts)}
     width = max(len(key) for key in facts)
     shown = {key: quoted(value) if key in _NAMES else value for key, value in facts.items()}
     _print(asked, facts, "\n".join(printable(f"{key:>{width}}  {value}") for key, value in shown.items()))
@@ -264,26 +265,9 @@ def _file_facts(path: str, status: os.stat_result) -> dict[str, Any]:
     facts: dict[str, Any] = {"file": path, "inode": status.st_ino, "size": status.st_size, "blocks": status.st_blocks}
     if not stat.S_ISREG(status.st_mode):
         return facts
-    report = {
-        key: os.getxattr(path, name).decode()
-        for key, name in (
-            ("seals", names.XATTR_SEALS),
-            ("page_size", names.XATTR_PAGE_SIZE),
-            ("numa", names.XATTR_NUMA),
-            ("owner", names.XATTR_OWNER),
-        )
-    }
-    return {
-        **facts,
-        **report,
-        "page_size": int(report["page_size"]),
-        **_fields(os.getxattr(path, names.XATTR_FRAMES).decode()),
-    }
-
-
-def _fields(line: str) -> dict[str, Any]:
-    pairs = (word.partition("=") for word in line.split())
-    return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
+    about = file_stat(path)
+    shown = {"seals": about.seals, "page_size": about.page_size, "numa": about.numa, "owner": about.owner}
+    return {**facts, **shown, **about.frames}
 
 
 def _map(asked: argparse.Namespace) -> int:

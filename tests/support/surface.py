@@ -22,6 +22,7 @@ MODULES = (
     "memfsd.uapi.proof",
     "memfsd.uapi.seals",
     "memfsd.uapi.units",
+    "kvmsim",
     "kvmsim.cpu.accesses",
     "kvmsim.cpu.guestlib",
     "kvmsim.kvm.exits",
@@ -74,7 +75,8 @@ def _class(name: str, cls: type) -> Iterator[str]:
     if issubclass(cls, enum.Enum):
         yield from (f"{name}.{member.name} = {member.value!r}" for member in cls)
         return
-    yield name if cls.__init__ is object.__init__ else f"{name}{_parameters(cls)}"
+    is_bare = cls.__init__ is object.__init__ and not hasattr(cls, "_fields")
+    yield name if is_bare else f"{name}{_parameters(cls)}"
     for attribute, value in sorted(vars(cls).items()):
         if attribute.startswith("_"):
             continue
