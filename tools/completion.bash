@@ -95,7 +95,7 @@ _kvmsim() {
     fi
     [[ ${COMP_WORDS[1]} == vmms ]] && options='-h --help --models --scenarios --list --json --markdown'
     if [[ ${COMP_WORDS[1]} == race ]]; then
-        options='-h --help --seed --count --exhaustive --bound --limit --replay --record --list --points --show --json'
+        options='-h --help --seed --count --exhaustive --bound --limit --workers --cluster --replay --record --list --points --show --json'
     fi
     case $before in
         --qmp) _memfsd_words 'unix: none' "$word" && compopt -o nospace 2>/dev/null ;;
@@ -109,7 +109,7 @@ _kvmsim() {
         --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
         --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
-        --max-slots | --gpa | --journal | --trace | --scenarios | -e | -f | --filter | --seed | --count | --bound | --limit | --replay | --record | --plot) ;;
+        --max-slots | --gpa | --journal | --trace | --scenarios | -e | -f | --filter | --seed | --count | --bound | --limit | --workers | --cluster | --replay | --record | --plot) ;;
         *)
             if [[ $word == -* ]]; then
                 _memfsd_words "$options" "$word"

@@ -14,6 +14,8 @@ order       happens-before: which schedules are equivalent
 explore     which runs: random, with few preemptions, replayed
 exhaustive  which runs: all
 deaths      where a process can die
+spread      all of them by several processes
+workers     which processes: of this machine, or of a cluster
 minimise, diagram, record, cli   a failure made short, drawn, kept; the command
 
 This package alone of kvmsim knows memfsd beyond its uapi, because it needs both sides. Nothing but the command

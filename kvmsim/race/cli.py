@@ -1,16 +1,17 @@
 """kvmsim race: run a scenario under chosen schedules, and show the shortest that breaks a rule."""
 
 import argparse
+import contextlib
 import json
 import math
 import shlex
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from . import diagram, exhaustive, explore, minimise, order, points, record
+from . import diagram, exhaustive, explore, minimise, order, points, record, spread, workers
 from .runner import Result, run_once
 from .scenario import VERBS, Scenario, ScenarioError, load, shipped
 
@@ -28,6 +29,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bound", type=_bound, metavar="N", help="with --exhaustive: every schedule with at most N preemptions instead"
     )
     parser.add_argument("--limit", type=_positive, metavar="K", help="with --exhaustive: end after K runs")
+    parser.add_argument("--workers", type=_workers, metavar="N", help="explore in N processes: the same runs, sooner")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="explore on the workers of this Dask scheduler")
     parser.add_argument("--replay", type=_path, metavar="FILE", help="run a recorded schedule again")
     parser.add_argument("--record", type=_path, metavar="FILE", help="where a failure goes (default SCENARIO.replay)")
     parser.add_argument("--list", action="store_true", help="the scenarios that come along")
@@ -62,7 +65,7 @@ def main(asked: argparse.Namespace) -> int:
         if asked.replay is not None:
             return _replay(asked)
         return _explore(asked, load(asked.scenario))
-    except ScenarioError as error:
+    except (ScenarioError, workers.WorkersLost) as error:
         print(f"kvmsim: {error}", file=sys.stderr)
     except OSError as error:
         if error.filename is None:
@@ -80,6 +83,8 @@ def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
         "--exhaustive": asked.exhaustive,
         "--bound": asked.bound is not None,
         "--limit": asked.limit is not None,
+        "--workers": asked.workers is not None,
+        "--cluster": asked.cluster is not None,
         "--record": asked.record is not None,
         "--show": asked.show,
     }
@@ -94,6 +99,10 @@ def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
     for name in given:
         if given[name] and name in unfit:
             raise ScenarioError(f"{name} {why}")
+    if given["--workers"] and given["--cluster"]:
+        raise ScenarioError("--workers does not go with --cluster, which has workers of its own")
+    if given["--bound"] and (given["--workers"] or given["--cluster"]):
+        raise ScenarioError("--bound runs in one process: what it leaves out depends on every run before")
     if asked.record is not None:
         record.refuse_unusable(asked.record)
     if asked.replay is None and not asked.scenario:
@@ -113,20 +122,22 @@ class _Found:
 
 def _search(asked: argparse.Namespace, scenario: Scenario, found: _Found) -> None:
     next_told = time.monotonic() + _TELL_EVERY_S if sys.stderr.isatty() else math.inf
-    for result in _results(asked, scenario):
-        if found.runs == asked.limit:
-            found.end = "limit"
-            return
-        found.runs += 1
-        if result.failures:
-            found.failed = result
-            found.failed = minimise.minimise(scenario, result)
-            return
-        if not result.cut_short:
-            found.classes.add(order.class_of(result.steps))
-        if time.monotonic() > next_told:
-            print(f"{scenario.name}: {found.runs} runs, {len(found.classes)} different so far", file=sys.stderr)
-            next_told += _TELL_EVERY_S
+    with contextlib.closing(_results(asked, scenario)) as results:
+        for class_, failed in results:
+            if found.runs == asked.limit:
+                found.end = "limit"
+                return
+            found.runs += 1
+            if failed is not None:
+                found.failed = failed
+                break
+            if class_ is not None:
+                found.classes.add(class_)
+            if time.monotonic() > next_told:
+                print(f"{scenario.name}: {found.runs} runs, {len(found.classes)} different so far", file=sys.stderr)
+                next_told += _TELL_EVERY_S
+    if found.failed is not None:
+        found.failed = minimise.minimise(scenario, found.failed)
 
 
 def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
@@ -190,7 +201,23 @@ def _saved(path: Path, scenario: Scenario, failed: Result) -> str | None:
     return f"./{path}" if str(path).startswith("-") else str(path)
 
 
-def _results(asked: argparse.Namespace, scenario: Scenario) -> Iterator[Result]:
+def _results(asked: argparse.Namespace, scenario: Scenario) -> Generator[tuple[int | None, Result | None]]:
+    """Of each run its class, if it was not cut short; or what failed."""
+    if asked.workers is None and asked.cluster is None:
+        for result in _alone(asked, scenario):
+            failed = result if result.failures else None
+            yield None if failed or result.cut_short else order.class_of(result.steps), failed
+        return
+    with workers.of_a_cluster(asked.cluster) if asked.cluster else workers.of_this_machine(asked.workers) as pool:
+        if asked.exhaustive:
+            runs = spread.every(scenario, pool)
+        else:
+            runs = spread.seeded(scenario, pool, asked.seed or 0, asked.count or _RANDOM_RUNS)
+        for class_, schedule in runs:
+            yield class_, None if schedule is None else spread.again(scenario, schedule)
+
+
+def _alone(asked: argparse.Namespace, scenario: Scenario) -> Iterator[Result]:
     if not asked.exhaustive:
         return explore.seeded(scenario, asked.seed or 0, asked.count or _RANDOM_RUNS)
     return exhaustive.every(scenario) if asked.bound is None else explore.bounded(scenario, asked.bound)
@@ -251,6 +278,14 @@ def _tell(rows: list[dict[str, str]], as_json: bool) -> int:
 def _positive(text: str) -> int:
     if not text.isascii() or not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"'{text}' is not a number: choose 1 or more")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= workers.MAX_WORKERS:
+        raise argparse.ArgumentTypeError(
+            f"'{text[:30]}' is not a number of processes: choose 1 to {workers.MAX_WORKERS}"
+        )
     return int(text)
 
 

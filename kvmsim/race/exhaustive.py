@@ -26,32 +26,100 @@ def every(scenario: Scenario) -> Iterator[Result]:
     """Every order of dependent steps. Results that are `cut_short` were seen before, under another order."""
     killer = deaths.killer(scenario)
     kill_prefixes: dict[int, list[str]] = {}
-    for result in _search(scenario, [], killer):
+    for result in explore(scenario, Part([], last=killer)):
         yield result
         if killer and not result.cut_short:
             for class_, schedule in deaths.kill_prefixes(result.steps):
                 kill_prefixes.setdefault(class_, schedule)
     for schedule in kill_prefixes.values():
-        yield from _search(scenario, schedule, "")
+        yield from explore(scenario, Part(schedule))
 
 
 @dataclass(slots=True)
-class _Node:
+class Node:
     """A state on the path that is explored."""
 
     enabled: list[str]
     asleep: dict[str, Accesses]
     """Tasks whose next step was explored from an equivalent state."""
-    chosen: str
+    plan: list[str]
+    """Tasks to go on with from here, in this order: it only grows, at its end."""
+    at: int = 0
+    """Which of them is being explored."""
     done: dict[str, Accesses] = field(default_factory=dict)
-    todo: set[str] = field(default_factory=set)
+    accesses: Accesses | None = None
+    """Of the step that is being explored; None until it was taken."""
+
+    @property
+    def chosen(self) -> str:
+        return self.plan[self.at]
+
+    def turn(self, initial: frozenset[str]) -> None:
+        """One of these tasks is to be explored from here, too."""
+        fit = initial.intersection(self.enabled)
+        if not fit:
+            self.plan += [name for name in self.enabled if name not in self.plan]
+        elif fit.isdisjoint(self.plan):
+            self.plan.append(min(fit))
+
+    def following(self) -> Iterator[int]:
+        """Of the plan, what is to be explored after the chosen one."""
+        return (at for at in range(self.at + 1, len(self.plan)) if self.plan[at] not in self.asleep)
+
+    def advance(self) -> bool:
+        """The chosen task is explored: on to the next, if there is one."""
+        assert self.accesses is not None
+        self.done[self.chosen] = self.accesses
+        at = next(self.following(), None)
+        if at is None:
+            return False
+        self.at, self.accesses = at, None
+        return True
+
+
+@dataclass(slots=True)
+class Part:
+    """A part of the search, and how far it is: what can come after `beginning`. It can be explored in any process."""
+
+    beginning: list[str]
+    path: list[Node] = field(default_factory=list)
+    last: str = ""
+    """This task goes on when nobody else can."""
+    borrowed: int = 0
+    """So many nodes of the path, 0 or 1, have other parts too, which are somebody else's."""
+    turned: dict[tuple[int, frozenset[str]], None] = field(default_factory=dict)
+    """What is to be explored, besides, from states that are not of this part: after how many steps, and which tasks."""
+    then: list[list[str]] = field(default_factory=list)
+    """Beginnings of the parts that come after it."""
+    is_over: bool = False
+
+
+def explore(scenario: Scenario, part: Part) -> Iterator[Result]:
+    """The part is up to date with each result: whoever ends here can go on later."""
+    path = part.path
+    while not part.is_over:
+        first = len(part.beginning)
+        result = run_once(scenario, _Guide(part.beginning, path, part.last))
+        steps = result.steps[: first + len(path)]
+        del path[len(steps) - first :]
+        for node, step in zip(path, steps[first:], strict=True):
+            node.accesses = step.accesses
+        _turn(part, steps, [(name, access) for name, access in result.pending if name != part.last])
+        while len(path) > part.borrowed and not path[-1].advance():
+            path.pop()
+        if len(path) == part.borrowed:
+            if part.then:
+                part.beginning = part.then.pop(0)
+            else:
+                part.is_over = True
+        yield result
 
 
 class _Guide:
     """Follows `beginning`, then the path, and beyond it the default among those that are not asleep. Once nobody but
     `last` could go on, what comes is no more part of the path."""
 
-    def __init__(self, beginning: list[str], path: list[_Node], last: str) -> None:
+    def __init__(self, beginning: list[str], path: list[Node], last: str) -> None:
         self._beginning = beginning
         self._path = path
         self._last = last
@@ -75,7 +143,7 @@ class _Guide:
         if not awake:
             return None
         chosen = default(awake, current)
-        path.append(_Node(list(by_name), asleep, chosen.name))
+        path.append(Node(list(by_name), asleep, [chosen.name]))
         return chosen
 
 
@@ -84,7 +152,7 @@ def _named(name: str, by_name: dict[str, Task], at: int) -> Task:
     return by_name[name]
 
 
-def _still_asleep(before: _Node, step: Step) -> dict[str, Accesses]:
+def _still_asleep(before: Node, step: Step) -> dict[str, Accesses]:
     if step.fired:
         return {}
     return {
@@ -94,48 +162,22 @@ def _still_asleep(before: _Node, step: Step) -> dict[str, Accesses]:
     }
 
 
-def _search(scenario: Scenario, beginning: list[str], last: str) -> Iterator[Result]:
-    """What can come after the beginning. The task `last` goes on when nobody else can."""
-    path: list[_Node] = []
-    while True:
-        result = run_once(scenario, _Guide(beginning, path, last))
-        yield result
-        first = len(beginning)
-        steps = result.steps[: first + len(path)]
-        del path[len(steps) - first :]
-        _turn(path, first, steps, [(name, access) for name, access in result.pending if name != last])
-        while path:
-            node = path[-1]
-            node.done[node.chosen] = steps[first + len(path) - 1].accesses
-            node.todo.discard(node.chosen)
-            rest = [name for name in node.enabled if name in node.todo and name not in node.asleep | node.done]
-            if rest:
-                node.chosen = rest[0]
-                break
-            path.pop()
-        if not path:
-            return
-
-
-def _turn(path: list[_Node], first: int, steps: list[Step], pending: list[tuple[str, Access]]) -> None:
+def _turn(part: Part, steps: list[Step], pending: list[tuple[str, Access]]) -> None:
     """For each race of the run: the other order is to be explored, from the state before the earlier step."""
     order = Order()
     clocks: list[Clock] = []
+    own = len(part.beginning) + part.borrowed
 
     def turn(earlier: int, name: str, after: Clock) -> None:
         """Some task that can begin what is not after the earlier step, and then takes the later one's task there."""
-        if earlier < first:
-            return
-        node = path[earlier - first]
         moved = [k for k in range(earlier + 1, len(clocks)) if not _is_after(clocks[k], steps, earlier)]
         initial = {steps[k].task.name for k in moved if not any(_is_after(clocks[k], steps, m) for m in moved if m < k)}
         if not any(_is_after(after, steps, m) for m in moved):
             initial.add(name)
-        initial &= set(node.enabled)
-        if not initial:
-            node.todo |= set(node.enabled)
-        elif not initial & (node.todo | node.done.keys() | {node.chosen}):
-            node.todo.add(min(initial))
+        if earlier >= own:
+            part.path[earlier - len(part.beginning)].turn(frozenset(initial))
+        elif part.borrowed:
+            part.turned[earlier, frozenset(initial)] = None
 
     for index, step in enumerate(steps):
         races = order.races_with(step.task.name, step.accesses)

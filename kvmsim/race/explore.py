@@ -64,8 +64,9 @@ class Replay:
         return default(enabled, current)
 
 
-def seeded(scenario: Scenario, seed: int, count: int) -> Iterator[Result]:
-    for number in range(count):
+def seeded(scenario: Scenario, seed: int, numbers: int | range) -> Iterator[Result]:
+    """numbers: so many, or those."""
+    for number in range(numbers) if isinstance(numbers, int) else numbers:
         yield run_once(scenario, Random(seed, number))
 
 

@@ -1,5 +1,7 @@
 """Happens-before: the order of dependent steps of a run, which distinguishes equivalent schedules from others."""
 
+import functools
+import hashlib
 from collections.abc import Container, Iterable, Iterator
 
 from .accesses import Access, Key, Kind, can_race, commute
@@ -102,7 +104,14 @@ class Order:
 
 def part_of(step: Step, past: Iterable[tuple[str, int]]) -> int:
     """What a step adds to its run's state."""
-    return hash((step.task.name, step.name, step.said, frozenset(past)))
+    before = frozenset((number_of(name.encode()), number) for name, number in past)
+    return hash((number_of(step.task.name.encode()), number_of(step.name.encode()), number_of(step.said), before))
+
+
+@functools.lru_cache(1 << 14)
+def number_of(data: bytes) -> int:
+    """The same in every process, as a hash of bytes is not."""
+    return int.from_bytes(hashlib.blake2b(data, digest_size=7).digest())
 
 
 def as_seen(step: Step, dead: Container[str]) -> Step | None:
@@ -113,7 +122,7 @@ def as_seen(step: Step, dead: Container[str]) -> Step | None:
 
 
 def class_of(steps: list[Step]) -> int:
-    """The same number for equivalent schedules (of one process: strings hash otherwise in the next).
+    """The same number for equivalent schedules, in every process.
 
     They are equivalent too when they differ only in what a process did that was killed, and nobody saw.
     """

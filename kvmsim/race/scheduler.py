@@ -165,6 +165,9 @@ class Scheduler:
     def me(self) -> Task:
         return self._by_thread[threading.get_ident()]
 
+    def runs_this_thread(self) -> bool:
+        return threading.get_ident() in self._by_thread
+
     def fail(self, what: str) -> None:
         self.failures.append(what)
 

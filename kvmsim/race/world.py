@@ -353,10 +353,12 @@ def _close_once(link: StoreLink) -> None:
 @contextlib.contextmanager
 def repeatable(scheduler: Scheduler) -> Iterator[None]:
     """os.urandom(3) answers each task with its own bytes, the same in every run: packets carry nonces and secrets,
-    and what a packet says is part of what distinguishes two schedules."""
+    and what a packet says is part of what distinguishes two schedules. Other threads of this process are not asked."""
     urandom, asked = os.urandom, collections.Counter[str]()
 
     def bytes_of(size: int) -> bytes:
+        if not scheduler.runs_this_thread():
+            return urandom(size)
         me = scheduler.me()
         who = f"{me.process}/{me.name}"
         asked[who] += 1
@@ -376,7 +378,8 @@ def standing_in(world: World) -> Iterator[None]:
 
     def remembered(*arguments: Any) -> tuple[socket.socket, socket.socket]:
         ends = pair(*arguments)
-        world.sockets += ends
+        if world._scheduler.runs_this_thread():
+            world.sockets += ends
         return ends
 
     vars(socket)["socketpair"] = remembered

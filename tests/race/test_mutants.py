@@ -8,7 +8,7 @@ from kvmsim.race import exhaustive, explore, minimise
 from kvmsim.race.runner import Result
 from kvmsim.race.scenario import load
 from tests.race.mutants import MUTANTS, Mutant, planted
-from tests.race.numbers import NUMBERS
+from tests.race.tally import NUMBERS
 
 EXHAUSTIVE_RUNS = 500
 RANDOM_RUNS = 300

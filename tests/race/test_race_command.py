@@ -59,6 +59,8 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
         (["--replay", "/nowhere/x"], "No such file"),
         ([""], "which scenario"),
         (["fault-x-fault", "--exhaustive", "--seed", "3"], "--seed belongs to random"),
+        (["fault-x-fault", "--workers", "2", "--cluster", "x"], "--workers does not go with --cluster"),
+        (["fault-x-fault", "--workers", "2", "--exhaustive", "--bound", "1"], "--bound runs in one process"),
         (["fault-x-fault", "--show"], "--show belongs to --replay"),
         (["fault-x-fault", "--replay", "x"], "SCENARIO does not go with --replay"),
         (["fault-x-fault", "--record", "/nowhere/x"], "cannot be written"),
@@ -68,6 +70,15 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
 def test_usage(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["race", *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+def test_a_number_of_workers(capsys: pytest.CaptureFixture[str]) -> None:
+    for number in ("0", "65", "two"):
+        with pytest.raises(SystemExit):
+            run_command(["race", "fault-x-fault", "--workers", number])
+        assert f"'{number}' is not a number of processes: choose 1 to 64" in capsys.readouterr().err
+    assert run_command(["race", "fault-x-fault", "--count", "3", "--workers", "1"]) == 0
+    assert "3 runs (random, seed 0)" in capsys.readouterr().out
 
 
 def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:

@@ -11,7 +11,7 @@ import pytest
 from kvmsim.race import diagram, exhaustive, explore, order
 from kvmsim.race.runner import Result, run_once
 from kvmsim.race.scenario import load, shipped
-from tests.race.numbers import NUMBERS
+from tests.race.tally import NUMBERS
 
 SCALE = int(os.environ.get("RACE_SCALE", "1"))
 RANDOM_RUNS = 40 * SCALE

@@ -16,7 +16,7 @@ from tests.support import lock_order
 MODULES = (
     "tests.support.lock_order",
     "tests.needs_root",
-    "tests.race.numbers",
+    "tests.race.tally",
     "tests.hostile.tally",
     "tests.death.report",
     "tests.soak.report",

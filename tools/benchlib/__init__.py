@@ -6,6 +6,7 @@ encrypted_touch  E1  measured against the same without encryption
 page_move      M1  measured against a copy and raw_socket
 swapping       W1  measured against a file and the bare cipher
 trace_cost     S1  measured against its target alone
+exploring      P8  measured against the same by one process
 page_tables    P3  measured against its targets alone
 requests       P5  measured against minimal_fuse
 our_mount      a memfsd to measure, and VMs attached to it

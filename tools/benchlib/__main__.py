@@ -12,6 +12,7 @@ from collections.abc import Callable
 from benchlib import (
     conversions,
     encrypted_touch,
+    exploring,
     fault,
     first_touch,
     huge_file,
@@ -42,6 +43,7 @@ FIGURES: dict[str, Measure] = {
     "P5b": repeated_stat.measure,
     "P6": conversions.measure,
     "P7": huge_file.measure,
+    "P8": exploring.measure,
     "P9": starting.measure,
     "E1": encrypted_touch.measure,
     "M1": page_move.measure,
@@ -58,6 +60,7 @@ QUICK: dict[str, Measure] = {
     "P5b": lambda progress: repeated_stat.measure(progress, rounds=1, count=20),
     "P6": lambda progress: conversions.measure(progress, rounds=1, live=(2, 4), count=2),
     "P7": lambda progress: huge_file.measure(progress, rounds=1, size_bytes=4 << 30),
+    "P8": lambda progress: exploring.measure(progress, rounds=1, runs=8),
     "P9": lambda progress: starting.measure(progress, rounds=1),
     "E1": lambda progress: encrypted_touch.measure(progress, rounds=1, size_bytes=4 << 20),
     "M1": lambda progress: page_move.measure(progress, rounds=1, count=10, bulk=16),

@@ -1,0 +1,146 @@
+"""Who does the work of an exploration: processes of this machine, or a Dask cluster. Both are executors of the standard
+library's interface; work that a dead process had is done again."""
+
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+from typing import Any, Generic, TypeVar
+
+MAX_WORKERS = 64
+CONNECT_DEADLINE_S = 10
+MAX_RENEWALS = 3
+"""So often in a row, with no work done between, workers may die."""
+
+T = TypeVar("T")
+
+
+class WorkersLost(Exception):
+    """The work cannot be done: why, and the way out, in one line."""
+
+
+class Pool:
+    """Workers, made again when they die."""
+
+    def __init__(self, make: Callable[[], Executor], size: int) -> None:
+        self.size = size
+        self._make = make
+        self._executor = make()
+        self._renewals = 0
+        self._number = 0
+
+    def begin(self, run: Callable[..., T], *arguments: Any) -> "Work[T]":
+        return Work(self, run, arguments)
+
+    def submit(self, run: Callable[..., T], arguments: tuple[Any, ...]) -> tuple[int, Future[T]]:
+        try:
+            with _interrupts_later():
+                return self._number, self._executor.submit(run, *arguments)
+        except BrokenExecutor:
+            self.renew(self._number)
+            return self.submit(run, arguments)
+
+    def renew(self, number: int) -> None:
+        """The workers of that number have died."""
+        if number != self._number:
+            return
+        self._renewals += 1
+        if self._renewals > MAX_RENEWALS:
+            raise WorkersLost(
+                f"worker processes were killed {self._renewals} times in a row: take fewer (is memory short?)"
+            )
+        self._number += 1
+        self._executor.shutdown(wait=False)
+        self._executor = self._make()
+
+    def worked(self) -> None:
+        self._renewals = 0
+
+    def close(self) -> None:
+        self._executor.shutdown(cancel_futures=True)
+
+
+class Work(Generic[T]):
+    """Something that a worker does."""
+
+    def __init__(self, pool: Pool, run: Callable[..., T], arguments: tuple[Any, ...]) -> None:
+        self._pool = pool
+        self._call = run, arguments
+        self._number, self.future = pool.submit(*self._call)
+
+    def result(self) -> T | None:
+        """Waits. None: its worker has died, and another one has it now."""
+        try:
+            result = self.future.result()
+        except BrokenExecutor:
+            self._pool.renew(self._number)
+            self._number, self.future = self._pool.submit(*self._call)
+            return None
+        except CancelledError:
+            raise WorkersLost("the scheduler of the cluster is gone: start it and the exploration again") from None
+        self._pool.worked()
+        return result
+
+
+@contextlib.contextmanager
+def of_this_machine(count: int, prepare: Callable[[], None] | None = None) -> Iterator[Pool]:
+    """prepare: called first in each process."""
+
+    def make() -> Executor:
+        return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (prepare,))
+
+    pool = Pool(make, count)
+    try:
+        yield pool
+    finally:
+        pool.close()
+
+
+@contextlib.contextmanager
+def of_a_cluster(address: str) -> Iterator[Pool]:
+    """The workers of a Dask scheduler. It gives the work of one that dies to another one itself."""
+    try:
+        from distributed import Client
+    except ImportError:
+        raise WorkersLost("--cluster needs the package distributed: pip install 'memfsd[cluster]'") from None
+    try:
+        client = Client(address, timeout=CONNECT_DEADLINE_S)
+    except (OSError, ValueError) as error:
+        raise WorkersLost(f"no Dask scheduler answers at {address}: {error}: start one with: dask scheduler") from None
+    with client:
+        size = len(client.nthreads())
+        if not size:
+            raise WorkersLost(
+                f"the scheduler at {address} has no workers: start some with: dask worker {address} --nthreads 1"
+            )
+        executor = client.get_executor(pure=False)
+        try:
+            yield Pool(lambda: executor, size)
+        finally:
+            executor.shutdown(wait=False)
+
+
+@contextlib.contextmanager
+def _interrupts_later() -> Iterator[None]:
+    """A process that is made meanwhile never sees Ctrl-C, which is for the one that it works for."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+def _start(prepare: Callable[[], None] | None) -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def end_with_parent() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=end_with_parent, name="end with parent", daemon=True).start()
+    if prepare is not None:
+        prepare()

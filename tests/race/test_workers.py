@@ -1,0 +1,85 @@
+"""Workers end with the command that started them, and are no reason to wait forever when they die."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from kvmsim.race import exhaustive, order, spread, workers
+from kvmsim.race.scenario import load
+from tests.support.threads import DEADLINE_S
+
+COMMAND = [sys.executable, "-m", "kvmsim", "race", "fault-x-unbind", "--exhaustive", "--workers", "2", "--json"]
+
+
+def test_workers_that_only_die_are_an_error() -> None:
+    with workers.of_this_machine(1) as pool:
+        work = pool.begin(os._exit, 1)
+        for _ in range(workers.MAX_RENEWALS):
+            assert work.result() is None
+        with pytest.raises(workers.WorkersLost, match="killed 4 times in a row"):
+            work.result()
+
+
+def running() -> subprocess.Popen[str]:
+    """A command with its workers at work; all of them have its stderr."""
+    command = subprocess.Popen(
+        COMMAND, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True
+    )
+    until = time.monotonic() + DEADLINE_S
+    while time.monotonic() < until and len(children(command.pid)) < 2:
+        time.sleep(0.01)
+    return command
+
+
+def children(pid: int) -> list[str]:
+    with open(f"/proc/{pid}/task/{pid}/children") as listed:
+        return listed.read().split()
+
+
+@pytest.mark.parametrize("group", [True, False])
+def test_an_interruption_ends_all_of_them(group: bool) -> None:
+    command = running()
+    (os.killpg if group else os.kill)(command.pid, signal.SIGINT)
+    report, errors = command.communicate(timeout=DEADLINE_S)
+    assert (command.returncode, errors) == (130, "")
+    assert '"interrupted": true' in report
+
+
+def test_a_command_that_is_killed_leaves_none() -> None:
+    command = running()
+    command.kill()
+    command.communicate(timeout=DEADLINE_S)  # until end of file: nobody has its stderr any more
+
+
+def test_a_dask_cluster_gives_the_same_runs_also_when_a_worker_is_killed() -> None:
+    from distributed import LocalCluster
+
+    scenario = load("fault-x-fault")
+    with (
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        workers.of_a_cluster(cluster.scheduler_address) as pool,
+    ):
+        assert pool.size == 2
+        runs = spread.every(scenario, pool, 0.0)
+        begun = [next(runs), next(runs)]
+        pid = pool.begin(os.getpid).result()
+        assert pid is not None
+        os.kill(pid, signal.SIGKILL)
+        every = begun + list(runs)
+    assert every == [(order.class_of(result.steps), None) for result in exhaustive.every(scenario)]
+
+
+def test_a_cluster_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "CONNECT_DEADLINE_S", 0.2)
+    with (
+        pytest.raises(workers.WorkersLost, match="no Dask scheduler answers"),
+        workers.of_a_cluster("tcp://127.0.0.1:1"),
+    ):
+        pass
+    monkeypatch.setitem(sys.modules, "distributed", None)
+    with pytest.raises(workers.WorkersLost, match="pip install"), workers.of_a_cluster("tcp://127.0.0.1:1"):
+        pass
