@@ -1,6 +1,7 @@
 """The command line of `kvmsim vmms`."""
 
 import argparse
+import errno
 import json
 import logging
 import sys
@@ -9,13 +10,13 @@ from typing import Protocol, TypeVar
 
 from kvmsim.vmm.models import MODELS
 from kvmsim.vmm.models.reference import Reference
-from memfsd.common.quote import printable
-from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.errors import NO_RESOURCES, Refused, errno_name
 
 from . import table
 from .rig import Result, run, runs_in
 from .scenarios import SCENARIOS
 
+_ALL = "default: all; --list names them"
 _EPILOG = """\
 It needs no mount and no root: store and VMs are in this process, and each row has its own.
 docs/vmms.md is what --markdown prints, and says what is judged.
@@ -26,8 +27,9 @@ exit status: 0 measured, and the reference passed all; 1 not; 2 usage
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run models of real VMMs' conversion code through scenarios; print what each leaves behind."
     parser.epilog = _EPILOG
-    parser.add_argument("--models", type=lambda words: _named(words, MODELS), default=MODELS, metavar="M[,M]")
-    parser.add_argument("--scenarios", type=lambda words: _named(words, SCENARIOS), default=SCENARIOS, metavar="S[,S]")
+    models, scenarios = (lambda words: _named(words, MODELS)), (lambda words: _named(words, SCENARIOS))
+    parser.add_argument("--models", type=models, default=MODELS, metavar="M[,M]", help=_ALL)
+    parser.add_argument("--scenarios", type=scenarios, default=SCENARIOS, metavar="S[,S]", help=_ALL)
     parser.add_argument("--list", action="store_true", help="models and scenarios, and what they are")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON object a row")
@@ -48,9 +50,13 @@ def vmms(asked: argparse.Namespace) -> int:
                     results.append(run(model, scenario))
                     if asked.json:
                         print(json.dumps(table.facts(results[-1])), flush=True)
-    except Refused as refused:
+    except (Refused, OSError) as error:
+        number = error.errno or errno.EIO
+        if number not in NO_RESOURCES:
+            raise
         _say("\r\033[K")
-        print(f"kvmsim: {printable(refused.reason)} ({errno_name(refused.errno)})", file=sys.stderr)
+        why = f"no room for a VM and a store ({errno_name(number)}): raise ulimit -n, -u or -v"
+        print(f"kvmsim: {why}", file=sys.stderr)
         return 1
     _say("\r\033[K")
     if asked.markdown:

@@ -185,7 +185,8 @@ class Rig:
                         self._data.pop((Gfn(page >> PAGE_SHIFT), False), None)
             case Event.STORE_DIES:
                 self.store.die()
-                _wait_until(lambda: all(link.lost for link in self.machine.kvm.pairings.links.values()))
+                links = self.machine.kvm.pairings.links.values()
+                _wait_until(lambda: self.store.is_alone and all(link.lost for link in links))
                 self._data = {key: data for key, data in self._data.items() if key[1]}
             case Event.POOL_TAKEN:
                 free = self.store.free_count

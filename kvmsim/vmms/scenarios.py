@@ -132,7 +132,7 @@ SCENARIOS = (
     ),
     Scenario(
         "size-wraps",
-        "2^52 + 1 pages, whose bytes do not fit into 64 bits",
+        "2^52 + 1 pages, whose bytes do not fit into 64 bits, as a release build computes them",
         *(*_ONE, False, _REFUSED),
         page_count=_WRAPPING,
     ),

@@ -104,6 +104,13 @@ class LocalStore:
             peer.hang_up()
             peer.up.shut()
 
+    @property
+    def is_alone(self) -> bool:
+        """It has settled the end of every connection: no file has a VM."""
+        with self._store.service.lock:
+            sealed = [file.guest for file in self._store.service.inodes.sealed_files()]
+        return all(file is None or file.active is None for file in sealed)
+
     def close(self) -> None:
         os.close(self._stop_write)
         for session in self._sessions:

@@ -5,6 +5,7 @@ import contextlib
 import errno
 import io
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -327,3 +328,24 @@ def test_it_leaves_nothing_and_says_nothing_beside() -> None:
         [program, "vmms", "--scenarios", "store-dies"], capture_output=True, text=True, timeout=DEADLINE_S
     )
     assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.parametrize("files", [12, 30])
+def test_without_room_it_says_so_in_one_line(files: int) -> None:
+    program = Path(sys.executable).with_name("kvmsim")
+    done = subprocess.run(
+        ["sh", "-c", f"ulimit -n {files}; exec {program} vmms --scenarios to-shared"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+    )
+    assert done.returncode == 1
+    assert done.stderr == "kvmsim: no room for a VM and a store (EMFILE): raise ulimit -n, -u or -v\n"
+
+
+def test_no_descriptor_is_left_by_a_row() -> None:
+    """Those of a store that died are closed, too."""
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("to-private", "store-dies"):
+        run(Reference, BY_NAME[name])
+    assert len(os.listdir("/proc/self/fd")) == before
