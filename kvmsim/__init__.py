@@ -15,9 +15,10 @@
     vmms/       `kvmsim vmms`: models of real VMMs through conversions that fail
     race/       `kvmsim race`: both sides under a scheduler
     cli         the command
+    pytest_plugin   fixtures: a mount, and a VM
 
 Of memfsd it knows only memfsd.uapi and memfsd.common; race and vmms alone know the rest, and only
-the command loads them.
+the command loads them. The fixtures mount a memfsd.
 """
 
 import importlib

@@ -80,11 +80,11 @@ class Mount:
 
 
 @contextlib.contextmanager
-def mounted(path: files.Path | None = None, *, size: int | str = "64M", options: str = "") -> Iterator[Mount]:
+def mounted(path: files.Path | None = None, *, size: int | str | None = None, options: str = "") -> Iterator[Mount]:
     """Mount a memfsd of this process's own, and unmount it at the end, whatever holds it then.
 
-    path: an existing directory; a new one if None. size: of the pool, bytes or text. options: as -o takes them, with
-    commas. Refused: no FUSE on this machine, or memfsd said why it does not mount.
+    path: an existing directory; a new one if None. size: of the pool, bytes or text (None: 64M, or what options say).
+    options: as -o takes them, with commas. Refused: no FUSE on this machine, or memfsd said why it does not mount.
     A program that is killed leaves its mount: `fusermount3 -u` takes it away.
     """
     from memfsd.fuse.mount import check_fuse
@@ -98,8 +98,9 @@ def mounted(path: files.Path | None = None, *, size: int | str = "64M", options:
             os.mkdir(path)
         where = os.path.realpath(path)
         log = ending.enter_context(open(os.path.join(place, "stderr"), "w+b"))
-        size = size if isinstance(size, str) else format_size(size)
-        words = [f"size={size},socket={place}/sock", *([options] if options else [])]
+        words = ["size=64M", f"socket={place}/sock", *([options] if options else [])]
+        if size is not None:
+            words.append(f"size={size if isinstance(size, str) else format_size(size)}")
         process = subprocess.Popen(
             [sys.executable, "-m", "memfsd", "-f", "-o", ",".join(words), where],
             stdin=subprocess.DEVNULL,

@@ -13,8 +13,12 @@ PURE = sorted(
     for package in ("memfsd/core", "memfsd/uapi", "kvmsim/kvm/mmu", "kvmsim/kvm/slots")
     for path in ROOT.glob(f"{package}/**/*.py")
 )
-KVMSIM = sorted(path for path in ROOT.glob("kvmsim/**/*.py") if path.parent.name not in ("race", "vmms"))
-"""All but kvmsim/race and kvmsim/vmms, which run both sides in one process."""
+KVMSIM = sorted(
+    path
+    for path in ROOT.glob("kvmsim/**/*.py")
+    if path.parent.name not in ("race", "vmms") and path.name != "pytest_plugin.py"
+)
+"""All but kvmsim/race and kvmsim/vmms, which run both sides in one process, and the fixtures, which mount a memfsd."""
 CLOCKS_AND_WAITS = {"time", "datetime", "asyncio", "sched", "select", "selectors", "signal", "socket", "subprocess"}
 BORDER = {"exits", "hypercalls", "kvm", "kvm_run", "pairings", "region", "vcpu", "vmcall"}
 """Modules of kvmsim.kvm that user space and guests may know: the object that they ask, and the values they exchange."""
