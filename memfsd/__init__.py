@@ -9,6 +9,7 @@ peers/       KVM processes: sessions, invalidations, death
 fuse/        adapter to pyfuse3
 daemon       composes them
 encrypted    memfd_encrypted()
+guest_memfd  create_guest_memfd()
 numa         fbind(), fmove_pages()
 files        create(), seal(), stat(), punch(), allocate()
 ownmount     mounted(): a mount for the time of a block
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from .encrypted import memfd_encrypted
     from .files import FileStat, allocate, create, punch, seal, stat
+    from .guest_memfd import create_guest_memfd
     from .numa import fbind, fmove_pages
     from .ownmount import Mount, mounted
 
@@ -29,6 +31,7 @@ __all__ = [
     "Mount",
     "allocate",
     "create",
+    "create_guest_memfd",
     "fbind",
     "fmove_pages",
     "memfd_encrypted",
@@ -40,6 +43,7 @@ __all__ = [
 
 _PLACES = {
     "memfd_encrypted": "encrypted",
+    "create_guest_memfd": "guest_memfd",
     "Mount": "ownmount",
     "mounted": "ownmount",
     "fbind": "numa",

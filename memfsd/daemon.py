@@ -48,6 +48,8 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
     store = build_store(options.store, root_mode=mode, creds=creds, socket_path=socket_path, swap=swap)
     guests = GuestServer(socket_path, store)
     operations = Operations(store, creds.uid)
+    if options.store.abi.is_sized_at_creation:
+        hook.no_readahead()
     with contextlib.ExitStack() as ending:
         ending.callback(store.close)
         # A signal that no handler takes would end the daemon and leave the mount: one that comes before the loop
@@ -97,12 +99,11 @@ async def _when_looping(ready: Callable[[], None]) -> None:
     ready()
 
 
-def _forget_cache(ino: Ino) -> None:
+def _forget_cache(ino: Ino, offset: int, length: int) -> None:
     try:
-        pyfuse3.invalidate_inode(ino, attr_only=False)
+        hook.write_back(ino, offset, length)
     except OSError as error:
-        if error.errno != errno.ENOENT:
-            log.warning("the kernel keeps what it cached of inode %d: %s", ino, error.strerror)
+        log.warning("the kernel keeps what it cached of inode %d: %s", ino, error.strerror)
 
 
 def _close_to_inspection() -> None:

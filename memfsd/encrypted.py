@@ -26,7 +26,7 @@ def memfd_encrypted(name: str, size: int = 0, flags: int = 0, *, mount: str | No
         raise OSError(errno.EINVAL, f"memfd_encrypted: flags {flags:#x} are not 0 or MFD_CLOEXEC")
     if not name or "/" in name or "\0" in name or len(os.fsencode(name)) > 200:
         raise OSError(errno.EINVAL, "memfd_encrypted: a name has 1 to 200 bytes and no slash")
-    path = os.path.join(_mount(mount), f".{name}.{secrets.token_hex(8)}")
+    path = os.path.join(mount_at(mount), f".{name}.{secrets.token_hex(8)}")
     fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
     try:
         try:
@@ -43,7 +43,8 @@ def memfd_encrypted(name: str, size: int = 0, flags: int = 0, *, mount: str | No
     return fd
 
 
-def _mount(named: str | None) -> str:
+def mount_at(named: str | None) -> str:
+    """The directory that a file is made in: the one named, or of $MEMFSD_MOUNT, or of the only mount that answers."""
     named = named or os.environ.get(MOUNT_VARIABLE)
     if named:
         try:

@@ -20,6 +20,7 @@ PURE = (
 PLACES = {
     "memfsd/daemon": "mount/test_daemon",
     "memfsd/encrypted": "attack/test_encrypted",
+    "memfsd/guest_memfd": "mount/test_guest_memfd",
     "memfsd/numa": "mount/test_numa",
     "memfsd/files": "mount/test_made_files",
     "memfsd/ownmount": "mount/test_ownmount",

@@ -33,11 +33,13 @@ _memfs() {
     fi
     case $before in
         --page-size) _memfsd_words '4K 2M 1G' "$word" && return ;;
+        --abi) _memfsd_words 'thread gmem-6.18 gmem-7.2 gmem-inplace' "$word" && return ;;
+        --flags) _memfsd_list 'mmap init-shared' "$word" && return ;;
         --size | -l | --length | -o | --offset | -d | --delay | -n | --count | --seed)
             [[ $command == fallocate && $before == -n || $command == kcore ]] || return ;;
     esac
     case $command in
-        create) options+=' --size --guest --page-size' ;;
+        create) options+=' --size --guest --page-size --abi --flags' ;;
         bind) options+=' -o --offset -l --length' ;;
         fallocate) options+=' -p --punch-hole -n --keep-size -o --offset -l --length' ;;
         device)

@@ -16,9 +16,12 @@ from memfsd.common.stdio import fill_standard_fds, with_stdout
 from memfsd.common.version import VERSION
 from memfsd.files import create_file, fields
 from memfsd.files import stat as file_stat
+from memfsd.guest_memfd import create_guest_memfd_at
 from memfsd.uapi import names
+from memfsd.uapi.abi import ABIS, THREAD, GmemFlag
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.frame_state import state_name
+from memfsd.uapi.gmem_ioctls import format_flags, parse_flags
 from memfsd.uapi.messages import CheckReply, Empty, Kind, Map, MapReply
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
@@ -81,11 +84,15 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run, command=name)
         return sub
 
-    create = command("create", _create, "create a file; with --guest, a sealed one")
+    create = command(
+        "create", _create, "create a file; with --guest, a sealed one; with --abi or --flags, a guest_memfd"
+    )
     create.add_argument("target", type=_path, metavar="FILE")
     create.add_argument("--size", type=_size, default=0, help="bytes, or with K, M, G, T")
     create.add_argument("--guest", action="store_true", help="seal it: guest private memory")
     create.add_argument("--page-size", type=_page_size, metavar="4K|2M|1G", help="frames to allocate")
+    create.add_argument("--abi", choices=sorted(ABIS), help="a guest_memfd of this ABI, which must be the mount's")
+    create.add_argument("--flags", type=_flags, metavar="FLAG[,FLAG]", help="of a guest_memfd: mmap, init-shared")
     seal = command("seal", _seal, "add seals: guest, shrink, grow, write, future-write, seal")
     seal.add_argument("target", type=_path, metavar="FILE")
     seal.add_argument("seals", metavar="SEAL[,SEAL]", type=_seals)
@@ -223,6 +230,13 @@ def _seals(text: str) -> str:
     return text
 
 
+def _flags(text: str) -> GmemFlag:
+    try:
+        return parse_flags(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _print(asked: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
     print(json.dumps(facts) if asked.json else text)
 
@@ -230,6 +244,20 @@ def _print(asked: argparse.Namespace, facts: dict[str, Any], text: str) -> None:
 def _create(asked: argparse.Namespace) -> int:
     path = asked.target
     store_of(os.path.dirname(os.path.abspath(path)))
+    if asked.flags is not None or asked.abi not in (None, THREAD.name):
+        if asked.guest or asked.page_size is not None:
+            raise Refused(
+                errno.EINVAL, "a guest_memfd is private from birth, of pages of 4K: leave --guest and --page-size out"
+            )
+        flags = asked.flags or GmemFlag(0)
+        abi = create_guest_memfd_at(path, size=asked.size, flags=flags, abi=asked.abi)
+        facts = {"file": path, "size": asked.size, "abi": abi, "flags": format_flags(flags).split(",")}
+        _print(
+            asked,
+            facts,
+            f"{quoted(path)}: guest_memfd of {abi}, {format_size(asked.size)}, flags {format_flags(flags)}",
+        )
+        return 0
     create_file(path, size=asked.size, guest=asked.guest, page_size=asked.page_size)
     kind = "sealed" if asked.guest else "ordinary"
     facts = {"file": path, "size": asked.size, "guest": asked.guest}

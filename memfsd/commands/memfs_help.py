@@ -24,6 +24,13 @@ sealed file is set once, to whole pages.
   memfs create /mnt/vm.mem --size 1G --guest
   memfs create /mnt/big.mem --size 64G --guest --page-size 1G
   memfs create /mnt/shared.bin --size 16M          ordinary: a VM's shared memory
+
+On a mount with abi=gmem-6.18 or a later one, --abi or --flags make a guest_memfd: private from birth, its size fixed.
+With the flag mmap it can be mapped, where its pages are shared: all of them with init-shared, those that were converted
+with gmem-inplace; to touch another is SIGBUS.
+
+  memfs create /mnt/vm.mem --size 1G --flags mmap,init-shared
+  memfs create /mnt/vm.mem --size 1G --abi gmem-inplace
 """,
     "seal": """\
 seals, one-way and forever:

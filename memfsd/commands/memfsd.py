@@ -29,7 +29,8 @@ options (-o, comma separated):
   nr_inodes=N             inodes, each name after a file's first, and 1024 bytes of extended attributes (K, M; default:
                           half as many as the machine has pages); one user but root and you gets half of them
   abi=NAME                thread (default): sealed files; or guest_memfd as Linux has it: gmem-6.18, gmem-7.2,
-                          gmem-inplace. VMs must speak the same (kvmsim --abi)
+                          gmem-inplace. VMs must speak the same (kvmsim --abi). With guest_memfd the mount is noexec
+                          unless exec is given, and nothing is read ahead
   nodes=N                 split the pool in N NUMA nodes (default 1)
   distances=ROW/ROW...    of the nodes, each row as 10:20:20 (default: 10 to itself, 20 to others): where an allocation
                           goes on when a node is full

@@ -155,6 +155,11 @@ class IntervalSet:
         """What of [start, end) is in the set, in order."""
         return [(low, high) for low, high, _ in self._map.within(start, end)]
 
+    def run_at(self, at: K) -> tuple[bool, K | None]:
+        """Whether the set has it, and where that next changes; None: nowhere."""
+        found = self._map.find(at)
+        return (False, self._map.next_start(at)) if found is None else (True, found[1])
+
     def clear(self) -> None:
         self._map.clear()
 

@@ -7,6 +7,7 @@
     effects     what is to be done outside the core
     sealing     the seals' rules
     gmem        operations on guest private memory, named as Linux's kvm_gmem_ops
+    host_access what mappings of a guest_memfd read, and what they stored
     service     the file system as one object
     moment      copies of what the audit looks at
     audit       R1 to R8, checked

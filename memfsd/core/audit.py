@@ -85,7 +85,7 @@ def audit(moment: Moment, facts: Facts) -> list[Finding]:
     findings += _leaked_windows(moment, facts.held_windows)
     for file in moment.sealed:
         assert file.guest is not None
-        if file.readers and not moment.options.open_rw:
+        if file.readers and not moment.options.open_rw and file.guest.memfd is None:
             findings.append(("R2", f"inode {file.ino} is sealed and open for reading"))
         findings += _sealed_file(moment, file, file.guest)
         if file.guest.open_invalidation is not None and file.ino not in facts.moving:
@@ -159,6 +159,8 @@ def _leaked_windows(moment: Moment, held: list[Ino]) -> Iterator[Finding]:
     sealed = {file.ino: file for file in moment.sealed}
     for ino in held:
         file = sealed.get(ino)
+        if file is not None and file.guest is not None and file.guest.memfd is not None:
+            continue  # its memory is the file's
         if file is None or file.guest is None or not file.guest.holds_memory:
             yield "R6", f"window {ino} is held, and no VM may reach frames through it"
 

@@ -86,9 +86,12 @@ class DropDevice:
 
 @dataclass(frozen=True, slots=True)
 class ForgetCache:
-    """The kernel's cached pages and attributes of this file are out of date."""
+    """What the kernel caches of these pages of a file is out of date, and so are its attributes. What was stored
+    through a mapping is written back first. Without pages: all of the file."""
 
     ino: Ino
+    start: Pgoff = Pgoff(0)
+    end: Pgoff | None = None
 
 
 Effect = Scrub | Discard | Quarantine | Fill | Export | ZeroBytes | DropWindow | DropDevice | ForgetCache

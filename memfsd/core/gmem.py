@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from itertools import islice
 
 from memfsd.common import trace
+from memfsd.uapi.abi import Attributes, GmemFlag
 from memfsd.uapi.errors import EHWPOISON, Refused
 from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.gmem_ioctls import MemoryAttributes2, check_create
 from memfsd.uapi.limits import MAX_DEVICE_BYTES
 from memfsd.uapi.messages import Body, GetPfnReply
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
@@ -43,11 +45,13 @@ from .private.device_memory import Device
 from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
 from .private.merging import merge
 from .private.moving import MovingPages
+from .private.page_attributes import born, check_attributes
 from .private.pending import PendingFrames, Touched
 from .private.strategies import Strategy, Taking
 
 _PART_EXTENTS = 256
 """What one step looks at: a millisecond or so with Service.lock held."""
+_GMEM_MODES = (FALLOC_FL_KEEP_SIZE, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)
 _NEAR_ABSENT_PAGES = 64
 """The most that is granted at once of a file with absent pages, or one leaf: each is looked up."""
 _PRIVATE, _PENDING = FrameState.PRIVATE, FrameState.PENDING
@@ -88,6 +92,28 @@ class GuestMemory:
         file.guest = GmemFile(absent=AbsentPages(self._slots))
         self._inodes.add_sealed(file)
 
+    def check_guest_memfd(self, file: Regular, size: int, flags: int) -> None:
+        """EOPNOTSUPP on a mount without them; EINVAL flags, then size; EBUSY the file is no new one."""
+        abi = self._options.abi
+        if not abi.is_sized_at_creation:
+            raise Refused(
+                errno.EOPNOTSUPP,
+                f"a mount with abi={abi.name} has no guest_memfds: mount with abi=gmem-6.18 or a later one",
+            )
+        check_create(size, flags, abi.create_flags)
+        filling = any(allocation.file is file for allocation in self._data.allocations.values())
+        if file.guest is not None or file.seals or file.size or file.pages.page_count or file.readers or filling:
+            raise Refused(
+                errno.EBUSY, f"inode {file.ino} is in use: a guest_memfd is made of an empty file, open write-only"
+            )
+
+    def make_guest_memfd(self, file: Regular, size: int, flags: int) -> None:
+        """After `check_guest_memfd`."""
+        self.seal(file)
+        guest = guest_of(file)
+        guest.memfd = born(GmemFlag(flags), size >> PAGE_SHIFT)
+        self.set_size(file, size)
+
     # -- size and preallocation
 
     def check_resize(self, file: Regular, size: int) -> PgoffRange | None:
@@ -95,6 +121,10 @@ class GuestMemory:
         guest = guest_of(file)
         if guest.device is not None:
             raise Refused(errno.EPERM, f"inode {file.ino} is a device of {file.size} bytes for life: add another one")
+        if guest.memfd is not None:
+            raise Refused(
+                errno.EINVAL, f"inode {file.ino} is a guest_memfd of {file.size} bytes for life: make another one"
+            )
         if not page_aligned(size, file.order):
             raise Refused(
                 errno.EINVAL, f"size {size} is not a multiple of the page size {PAGE_SIZE << file.order}: round it up"
@@ -125,6 +155,10 @@ class GuestMemory:
         if guest_of(file).device is not None:
             raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} is a device: its memory is neither allocated nor freed")
         end = offset + length
+        if guest_of(file).memfd is not None and mode not in _GMEM_MODES:
+            raise Refused(
+                errno.EOPNOTSUPP, f"fallocate mode {mode:#x}: a guest_memfd has KEEP_SIZE, alone or with PUNCH_HOLE"
+            )
         if offset < 0 or length <= 0:
             raise Refused(
                 errno.EINVAL,
@@ -397,7 +431,7 @@ class GuestMemory:
         if closing.cuts and closing.taken_to == closing.start:
             self._count_splits(file, guest, closing)
         start, part = closing.taken_to, list(islice(file.pages.extents(closing.taken_to, closing.end), _PART_EXTENTS))
-        if not part and not guest.absent and guest.device is None:
+        if not part and not guest.absent and guest.device is None and not closing.strategy.takes_holes:
             closing.taken_to = closing.end
             return None
         last, _, count = part[-1] if part else (closing.end, 0, 0)
@@ -423,6 +457,15 @@ class GuestMemory:
         if closing.upcall:
             guest.seq = Seq(guest.seq + 1)
         return guest.seq
+
+    def check_attributes(self, file: Regular, asked: MemoryAttributes2) -> PgoffRange | None:
+        """page_attributes.check_attributes; ENOTTY where the file has none."""
+        memfd = guest_of(file).memfd
+        if memfd is None or self._options.abi.attributes is not Attributes.FILE:
+            raise Refused(
+                errno.ENOTTY, f"inode {file.ino} has no attributes: make a guest_memfd, with abi=gmem-inplace"
+            )
+        return check_attributes(memfd, asked, file.size)
 
     # -- swap
 
@@ -536,6 +579,8 @@ class GuestMemory:
             for pages in (guest.quarantine, guest.moving)
             for effect in self._data.give_back(file.ino, pages, 0, PGOFF_END, file.ino)
         ]
+        if guest.memfd is not None:  # its memory lives as long as the file
+            return quarantined
         return [*self._give_back_all(file, guest), *quarantined, DropWindow(file.ino)]
 
     def forget_unused(self, file: Regular) -> None:
@@ -550,8 +595,10 @@ class GuestMemory:
             trace.store.file_dropped(file.ino)
         guest = guest_of(file)
         assert not guest.holds_memory
-        device: list[Effect] = [] if guest.device is None else [DropDevice(file.ino)]
-        return [*self._give_back_all(file, guest), *device]
+        last: list[Effect] = [] if guest.device is None else [DropDevice(file.ino)]
+        if guest.memfd is not None:
+            last.append(DropWindow(file.ino))
+        return [*self._give_back_all(file, guest), *last]
 
     def _give_back_all(self, file: Regular, guest: GmemFile) -> list[Effect]:
         guest.pending = 0

@@ -27,6 +27,7 @@ from .files.seeking import Seek
 from .files.shares import ROOT_UID
 from .files.xattrs import Xattrs
 from .gmem import GuestMemory
+from .host_access import HostAccess
 from .memory.frames import FramePool
 from .memory.swap_slots import SwapSlots
 from .options import Atime, StoreOptions
@@ -52,6 +53,7 @@ class Service:
         self.handles = HandleTable(handle_shares(creds.uid), listed_shares(creds.uid))
         self.data = OrdinaryData(self.pool)
         self.gmem = GuestMemory(self.pool, self.slots, self.inodes, self.data, options)
+        self.host = HostAccess(self.pool)
         self.xattrs = Xattrs(self.pool, self.slots, self.inodes, socket_path, options.abi)
 
     # -- names
@@ -145,6 +147,8 @@ class Service:
 
     def setattr(self, ino: int, changes: Changes, now_ns: int) -> Inode:
         inode = self.inodes.get(ino)
+        if isinstance(inode, Regular) and inode.guest is not None and inode.guest.memfd is not None:
+            raise Refused(errno.EINVAL, f"inode {ino} is a guest_memfd: its mode, owner and times cannot be set")
         if changes.mode is not None:
             inode.mode = stat.S_IFMT(inode.mode) | stat.S_IMODE(changes.mode)
         if changes.uid is not None:
@@ -208,7 +212,10 @@ class Service:
         """EPERM for reading a sealed file (open=strict); O_TRUNC truncates, with all its refusals."""
         file = self.inodes.regular(ino)
         readable, _ = _access(flags)
-        if file.guest is not None and readable and not self.options.open_rw:
+        if file.guest is not None and file.guest.memfd is not None:
+            if flags & os.O_TRUNC:
+                raise Refused(errno.EINVAL, f"inode {ino} is a guest_memfd: its size is fixed")
+        elif file.guest is not None and readable and not self.options.open_rw:
             raise Refused(errno.EPERM, f"inode {ino} is guest private memory: open it write-only")
         self.handles.check_room(uid)
         effects: list[Effect] = []
@@ -252,6 +259,8 @@ class Service:
         """EPERM on a sealed file, whoever asks."""
         opened = self.handles.file(handle)
         file = opened.file
+        if file.guest is not None and file.guest.memfd is not None:
+            return self.host.read(file, file.guest, offset, size)
         if file.guest is not None:
             raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory: only its VM may access it")
         if not opened.noatime:
@@ -276,6 +285,8 @@ class Service:
         EPERM on a sealed file, whoever asks.
         """
         file = self.handles.file(handle).file
+        if file.guest is not None and file.guest.memfd is not None:
+            return None
         if file.guest is not None:
             raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory: only its VM may access it")
         if file.seals:
@@ -291,6 +302,10 @@ class Service:
         stored: through a mapping, which a later F_SEAL_FUTURE_WRITE leaves alone.
         """
         file = self.handles.file(handle).file
+        if file.guest is not None and file.guest.memfd is not None:
+            if not stored:
+                raise Refused(errno.EINVAL, f"inode {file.ino} is a guest_memfd, which has no write(2): map it")
+            return self.host.write(file, file.guest, offset, size)
         if file.guest is not None:
             raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory: only its VM may access it")
         plan = self.data.write(file, offset, size, stored=stored)
@@ -306,6 +321,8 @@ class Service:
             filled, taken = self.gmem.fallocate(file, mode, offset, length)
             if taken is None:
                 file.ctime_ns = now_ns
+                if file.guest.memfd is not None:
+                    file.mtime_ns = now_ns
             return list(filled), taken
         effects = self.data.fallocate(file, mode, offset, length)
         file.mtime_ns = file.ctime_ns = now_ns
@@ -334,6 +351,19 @@ class Service:
         file.seals |= seals
         file.ctime_ns = now_ns
         return effects
+
+    def create_guest_memfd(self, ino: int, handle: int, size: int, flags: int, now_ns: int) -> None:
+        """The new, empty file becomes a guest_memfd. Its window must be there by then. EPERM for a handle that only
+        reads, and as GuestMemory.check_guest_memfd."""
+        file = self.inodes.regular(ino)
+        self.check_guest_memfd(ino, handle, size, flags)
+        self.gmem.make_guest_memfd(file, size, flags)
+        file.mtime_ns = file.ctime_ns = now_ns
+
+    def check_guest_memfd(self, ino: int, handle: int, size: int, flags: int) -> None:
+        if not self.handles.file(handle).writable:
+            raise Refused(errno.EPERM, "a guest_memfd is made through a writable handle: open the file for writing")
+        self.gmem.check_guest_memfd(self.inodes.regular(ino), size, flags)
 
     def getxattr(self, ino: int, name: bytes, random_bytes: Callable[[], bytes], populated: int | None = None) -> bytes:
         """random_bytes makes 16 of them, for a pairing token."""

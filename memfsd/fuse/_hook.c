@@ -210,6 +210,8 @@ static void (*their_init)(void *userdata, struct fuse_conn_info *conn);
 static int answers_init;
 static int kill_suidgid;
 static int from_mapping;
+static int by_handle;
+static int only_what_faults;
 
 static ssize_t send_reply(int fd, struct iovec *iov, int count, void *userdata)
 {
@@ -251,6 +253,14 @@ static int says_from_mapping(const void *buf, size_t size)
     return size >= sizeof *in + sizeof *arg && in->opcode == FUSE_WRITE && arg->write_flags & FUSE_WRITE_CACHE;
 }
 
+/* Not fstat(2), which names no handle, but read(2), which asks for the size first. */
+static int says_by_handle(const void *buf, size_t size)
+{
+    const struct fuse_in_header *in = buf;
+    const struct fuse_getattr_in *arg = (const void *)(in + 1);
+    return size >= sizeof *in + sizeof *arg && in->opcode == FUSE_GETATTR && arg->getattr_flags & FUSE_GETATTR_FH;
+}
+
 /* open(O_TMPFILE) is unknown to libfuse 3.14 and to pyfuse3. The kernel asks for it as for a creation (fuse_create_open
    in fs/fuse/dir.c), with a name that no file can have, "/": so it may go on as one. */
 static void tmpfile_as_creation(void *buf, size_t size)
@@ -272,6 +282,7 @@ static ssize_t receive(int fd, void *buf, size_t size, void *userdata)
         tmpfile_as_creation(buf, (size_t)got);
     kill_suidgid = got > 0 && says_kill(buf, (size_t)got);
     from_mapping = got > 0 && says_from_mapping(buf, (size_t)got);
+    by_handle = got > 0 && says_by_handle(buf, (size_t)got);
     return got;
 }
 
@@ -377,8 +388,12 @@ static void on_init(void *userdata, struct fuse_conn_info *conn)
     if (their_init != NULL)
         their_init(userdata, conn);
     /* Else a file that was written is read again: its new time looks to the kernel like another's write. But all
-       data of cached files goes through this kernel. */
-    conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
+       data of cached files goes through this kernel. Where read(2) is to be refused it must ask us first, and it does
+       so only with this. */
+    if (!only_what_faults)
+        conn->want &= ~(unsigned)FUSE_CAP_AUTO_INVAL_DATA;
+    else
+        conn->max_readahead = 0;
     /* When an asynchronous direct write completes, the kernel drops no cached pages (fuse_aio_complete in
        fs/fuse/file.c): what a buffered reader cached meanwhile would stay stale. It drops them after a synchronous one. */
     conn->want &= ~(unsigned)FUSE_CAP_ASYNC_DIO;
@@ -500,6 +515,21 @@ static PyObject *is_writeback(PyObject *self, PyObject *args)
     return PyBool_FromLong(from_mapping);
 }
 
+static PyObject *is_by_handle(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    return PyBool_FromLong(by_handle);
+}
+
+static PyObject *no_readahead(PyObject *self, PyObject *args)
+{
+    (void)self;
+    (void)args;
+    only_what_faults = 1;
+    Py_RETURN_NONE;
+}
+
 static PyObject *has_pending(PyObject *self, PyObject *args)
 {
     (void)self;
@@ -535,6 +565,8 @@ static PyMethodDef methods[] = {
     {"reply_ioctl", reply_ioctl, METH_VARARGS, "Answer an ioctl request with a result and bytes."},
     {"clears_setid", clears_setid, METH_NOARGS, "Whether the request just received clears setuid and setgid bits."},
     {"is_writeback", is_writeback, METH_NOARGS, "Whether the request just received writes back what a mapping stored."},
+    {"is_by_handle", is_by_handle, METH_NOARGS, "Whether the getattr just received is a read(2)'s, and no fstat(2)'s."},
+    {"no_readahead", no_readahead, METH_NOARGS, "Before the mount: pages are read one by one as they are touched."},
     {"has_pending", has_pending, METH_NOARGS, "Whether the kernel has requests for us that were not received yet."},
     {"write_back", write_back, METH_VARARGS, "Have the kernel write back and drop what it caches of a range of a file."},
     {"active", active, METH_NOARGS, "Whether a session was made through this module."},

@@ -19,7 +19,7 @@ import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import trio
 
@@ -42,6 +42,13 @@ _MAX_ERRNO = 511
 """The kernel takes no larger one (fs/fuse/dev.c)."""
 
 
+class IoctlReply(NamedTuple):
+    """data reaches the caller also with an errno: it is what ioctl(2) copies out before it fails."""
+
+    data: bytes = b""
+    errno: int = 0
+
+
 class Handlers(Protocol):
     """What serves the requests. Offsets and lengths in bytes; ino and fh as pyfuse3 gave them out."""
 
@@ -54,7 +61,7 @@ class Handlers(Protocol):
     async def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
         """The offset for SEEK_DATA or SEEK_HOLE, the only ones that reach a FUSE server. A task too."""
 
-    async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
+    async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> "IoctlReply":
         """At most out_size bytes for the caller; data and out_size follow from the number cmd. A task too.
 
         flags are the kernel's FUSE_IOCTL_*: COMPAT 1, DIR 16 (ino is a directory).
@@ -86,6 +93,17 @@ def clears_setid() -> bool:
 def is_writeback() -> bool:
     """Whether the write that just came is the kernel's, of what was stored through a mapping. Ask as `clears_setid`."""
     return _hook.is_writeback()
+
+
+def is_by_handle() -> bool:
+    """Whether the getattr that just came is one of read(2), and none of stat(2). Ask as `clears_setid`."""
+    return _hook.is_by_handle()
+
+
+def no_readahead() -> None:
+    """Call before the mount. The kernel asks for pages of files one by one, as they are touched, and for a file's
+    attributes before each read(2) of a file whose attributes it does not cache."""
+    _hook.no_readahead()
 
 
 def has_pending() -> bool:
@@ -158,10 +176,10 @@ class _Server:
 
     async def _ioctl(self, request: int, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> None:
         try:
-            out = await self._handlers.ioctl(ino, fh, cmd, flags, data, out_size)
-            if len(out) > out_size:
-                raise ValueError(f"ioctl {cmd:#x} has room for {out_size} bytes, not {len(out)}")
-            _hook.reply_ioctl(request, 0, out)
+            reply = await self._handlers.ioctl(ino, fh, cmd, flags, data, out_size)
+            if len(reply.data) > out_size:
+                raise ValueError(f"ioctl {cmd:#x} has room for {out_size} bytes, not {len(reply.data)}")
+            _hook.reply_ioctl(request, -reply.errno, reply.data)
         except Exception as error:
             _hook.reply_err(request, _errno_of(error, "ioctl"))
         except BaseException:

@@ -95,6 +95,8 @@ def parse_options(words: list[str], default_pool_bytes: int, source: str = FSTYP
             known = ", ".join(sorted({*NAMES, *_SWAP, "socket", "nosymfollow", *_FLAGS, *_VALUES}))
             raise Refused(errno.EINVAL, f"unknown option '{text}': choose from {known}")
     check_options(store)
+    if store.abi.is_sized_at_creation and not fuse & {"exec"}:
+        fuse = fuse | {"noexec"}  # as the kernel's mount of guest_memfds is
     # strictatime that a later word took back, and the like.
     attributes -= {"strictatime"} if store.atime is not Atime.ALWAYS else set()
     attributes -= {"nodiratime"} if store.diratime else set()

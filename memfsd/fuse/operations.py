@@ -21,18 +21,21 @@ from memfsd.core.files.inodes import Changes
 from memfsd.core.files.namespace import Creds
 from memfsd.store.attributes import Attributes
 from memfsd.store.files import Opened
+from memfsd.store.guest_memfds import AttributesRefused
 from memfsd.store.invalidator import VmWork
 from memfsd.store.seeking import Hole
 from memfsd.store.store import Store
 from memfsd.store.work import Work
 from memfsd.uapi import names
+from memfsd.uapi.abi import GmemFlag
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.gmem_ioctls import CreateGuestMemfd, MemoryAttributes2
 from memfsd.uapi.limits import NAME_MAX
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
 from .closing import after_closing
-from .hook import clears_setid, has_pending, is_writeback, pyfuse3, write_back
+from .hook import IoctlReply, clears_setid, has_pending, is_by_handle, is_writeback, pyfuse3, write_back
 from .waiters import Waiters
 
 log = logging.getLogger("memfsd.fuse")
@@ -87,6 +90,8 @@ class Operations(pyfuse3.Operations):
         self._files = store.files
         self._reclaimer = store.reclaimer
         self._mover = store.mover
+        self._guest_memfds = store.guest_memfds
+        self._has_guest_memfds = store.service.options.abi.is_sized_at_creation
         self._reclaiming: trio.Event | None = None
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._waiters = Waiters(owner_uid)
@@ -198,7 +203,10 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: Any = None) -> EntryAttributes:
         # Not wrapped by @_door: every stat(2) of a sealed file would pay for a second coroutine.
         try:
+            by_handle = is_by_handle()
             shown = self._files.getattr(inode)
+            if shown.is_memfd and by_handle:
+                raise Refused(errno.EINVAL, f"inode {inode} is a guest_memfd, which has no read(2): map it")
             if shown.is_sealed:
                 return self._sealed_entry(shown)
             if not shown.seems_empty:
@@ -314,7 +322,13 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def read(self, fh: int, off: int, size: int) -> bytes:
-        return self._files.read(fh, off, size)
+        return await self._with_room(lambda: self._files.read(fh, off, size))
+
+    @_door
+    async def fsync(self, fh: int, datasync: bool) -> None:
+        if not self._has_guest_memfds:
+            raise FUSEError(errno.ENOSYS)  # the kernel does not ask again
+        self._files.check_fsync(fh)
 
     @_door
     async def write(self, fh: int, off: int, buf: bytes) -> int:
@@ -395,20 +409,40 @@ class Operations(pyfuse3.Operations):
             start = stop
         return True
 
-    async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
+    async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> IoctlReply:
         seals = self._files.seals(ino)
         if seals is None:
             raise Refused(errno.ENOTTY, f"inode {ino} takes no ioctl: they are for regular files")
         if cmd == names.IOC_GET_SEALS:
-            return int(seals).to_bytes(4, "little")
+            return IoctlReply(int(seals).to_bytes(4, "little"))
         if cmd == names.IOC_MOVE_PAGES:
-            return await self._move_pages(ino, fh, data)
+            return IoctlReply(await self._move_pages(ino, fh, data))
+        if cmd == names.IOC_CREATE_GUEST_MEMFD:
+            return await self._create_guest_memfd(ino, fh, CreateGuestMemfd.unpack(data))
+        if cmd == names.IOC_SET_MEMORY_ATTRIBUTES2:
+            return await self._set_attributes(ino, fh, MemoryAttributes2.unpack(data))
         if cmd != names.IOC_ADD_SEALS:
             raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist: see memfsd.uapi.names")
         new = Seal(int.from_bytes(data, "little"))
         await self._finish(await self._without_the_closed(lambda: self._files.add_seals(ino, new, own_handle=fh)))
         self._forget_attributes(ino)  # the kernel does not know that an ioctl changes any
-        return b""
+        return IoctlReply()
+
+    async def _create_guest_memfd(self, ino: int, fh: int, asked: CreateGuestMemfd) -> IoctlReply:
+        await self._without_the_closed(lambda: self._guest_memfds.create(ino, fh, asked))
+        self._forget_attributes(ino)
+        return IoctlReply()
+
+    async def _set_attributes(self, ino: int, fh: int, asked: MemoryAttributes2) -> IoctlReply:
+        async with self._waiters.turn(self._files.writer(fh)):
+            try:
+                await trio.to_thread.run_sync(
+                    self._guest_memfds.set_attributes, ino, asked, limiter=trio.CapacityLimiter(1)
+                )
+            except AttributesRefused as refused:
+                log.debug("ioctl: %s", refused)
+                return IoctlReply(asked._replace(error_offset=refused.error_offset).pack(), refused.errno)
+        return IoctlReply(asked.pack())
 
     async def _move_pages(self, ino: int, fh: int, data: bytes) -> bytes:
         entries = [(page, node) for page, node, _ in _MOVE_PAGES.iter_unpack(data)]
@@ -417,7 +451,7 @@ class Operations(pyfuse3.Operations):
         if all(node == names.ANY_NODE for node in nodes):
             found = self._mover.where(Ino(ino), pages)
         else:
-            async with self._waiters.turn(self._files.mover(fh)):
+            async with self._waiters.turn(self._files.writer(fh)):
                 found = await trio.to_thread.run_sync(
                     self._mover.move, Ino(ino), pages, nodes, limiter=trio.CapacityLimiter(1)
                 )
@@ -455,8 +489,12 @@ def _is_chown(fields: Any) -> bool:
 def _file_info(opened: Opened, flags: int) -> FileInfo:
     """Sealed files bypass the page cache, so every access reaches us and MAP_SHARED is ENODEV.
 
-    So do those who open a write-sealed file for writing: what they stored through a mapping, readers would see.
+    So do those who open a write-sealed file for writing: what they stored through a mapping, readers would see. A
+    guest_memfd has neither read(2) nor a position; one that can be mapped has its shared pages in the page cache.
     """
+    if opened.memfd is not None:
+        is_mappable = GmemFlag.MMAP in opened.memfd
+        return FileInfo(fh=opened.handle, direct_io=not is_mappable, keep_cache=is_mappable, nonseekable=True)
     bypassing = Seal.GUEST | (Seal.WRITE | Seal.FUTURE_WRITE if flags & os.O_ACCMODE else Seal(0))
     if opened.seals & bypassing:
         return FileInfo(fh=opened.handle, direct_io=True)

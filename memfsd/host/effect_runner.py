@@ -4,9 +4,19 @@ import logging
 import time
 from collections.abc import Callable, Sequence
 
-from memfsd.core.effects import Discard, DropDevice, DropWindow, Effect, Export, Fill, Quarantine, Scrub, ZeroBytes
+from memfsd.core.effects import (
+    Discard,
+    DropDevice,
+    DropWindow,
+    Effect,
+    Export,
+    Fill,
+    Quarantine,
+    Scrub,
+    ZeroBytes,
+)
 from memfsd.core.service import Service
-from memfsd.uapi.units import Ino
+from memfsd.uapi.units import PAGE_SHIFT, Ino
 
 from .windows import Windows
 
@@ -20,14 +30,14 @@ PAUSE_S = 0.0001
 class EffectRunner:
     """Safe from any thread; takes Service.lock only to report back.
 
-    forget_cache asks the kernel to drop what it cached of an inode. It waits on the kernel, so it must not
-    run on the FUSE loop.
+    forget_cache has the kernel drop what it cached of an inode, from an offset on; length 0: to the end. It waits on
+    the kernel, so it must not run on the FUSE loop.
     """
 
     def __init__(self, service: Service, windows: Windows) -> None:
         self._service = service
         self._windows = windows
-        self.forget_cache: Callable[[Ino], None] = lambda ino: None
+        self.forget_cache: Callable[[Ino, int, int], None] = lambda ino, offset, length: None
         self.export: Callable[[Export], None] = lambda effect: None
         """The store's Swapper sets it: it asks a VM, and so waits."""
 
@@ -90,4 +100,5 @@ class EffectRunner:
             elif isinstance(effect, DropDevice):
                 self._windows.drop_device(effect.ino)
             else:
-                self.forget_cache(effect.ino)
+                start, end = effect.start, effect.start if effect.end is None else effect.end
+                self.forget_cache(effect.ino, start << PAGE_SHIFT, end - start << PAGE_SHIFT)

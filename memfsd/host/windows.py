@@ -47,11 +47,22 @@ class Windows:
         """Another descriptor of the same memfd, the caller's to close. It never holds a byte of a sealed file."""
         return os.open(f"/proc/self/fd/{self._pool}", os.O_RDONLY | os.O_CLOEXEC)
 
-    def read(self, plan: IoVec) -> bytes:
+    def read(self, plan: IoVec, window: Ino | None = None) -> bytes:
+        """Of the memfd of ordinary files, or of a guest_memfd's window, where it is shared."""
+        fd = self._pool if window is None else self.window_of(window)
         if len(plan) == 1:
             offset, length = plan[0]
-            return bytes(length) if offset < 0 else os.pread(self._pool, length, offset)
-        return b"".join(bytes(n) if at < 0 else os.pread(self._pool, n, at) for at, n in plan)
+            return bytes(length) if offset < 0 else os.pread(fd, length, offset)
+        return b"".join(bytes(n) if at < 0 else os.pread(fd, n, at) for at, n in plan)
+
+    def write_window(self, window: Ino, plan: IoVec, data: bytes) -> int:
+        """What is for nowhere is dropped, and counts as written."""
+        fd, view, done = self.window_of(window), memoryview(data), 0
+        for offset, length in plan:
+            if offset >= 0:
+                os.pwrite(fd, view[done : done + length], offset)
+            done += length
+        return done
 
     def write(self, plan: IoVec, data: bytes) -> int:
         """Bytes written: those the plan has room for."""
@@ -96,6 +107,14 @@ class Windows:
         with self._lock:
             assert ino not in self._windows
             self._windows[ino] = fd
+
+    def window_of(self, ino: Ino) -> int:
+        """The fd that was adopted. ENOENT (OSError) when the file has gone since."""
+        with self._lock:
+            fd = self._windows.get(ino)
+        if fd is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return fd
 
     def drop_window(self, ino: Ino) -> None:
         if trace.store is not None:

@@ -13,6 +13,7 @@ mover        pages that move to other frames, fmove_pages
 evacuation   memfs offline, memfs online, memfs compact
 reclaim      pages that were never touched, taken back when the pool is full
 checker      memfs check, memfs map and memfs top
+guest_memfds files that are guest_memfds: made, and converted in place
 devices      files whose memory is a device's
 failures     memory that fails
 dumps        memfs kcore: the states of all frames at one moment

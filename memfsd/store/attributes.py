@@ -22,6 +22,8 @@ class Attributes(NamedTuple):
     ctime_ns: int
     is_sealed: bool
     """A guest's fault changes block_count."""
+    is_memfd: bool
+    """A guest_memfd, which is sealed, too."""
     seems_empty: bool
     """A size and no blocks, but the kernel may hold what a mapping stored. tar takes such a file for one hole."""
 
@@ -29,6 +31,7 @@ class Attributes(NamedTuple):
 def attributes_of(inode: Inode) -> Attributes:
     """Call with Service.lock held."""
     is_sealed = isinstance(inode, Regular) and inode.guest is not None
+    is_memfd = isinstance(inode, Regular) and inode.guest is not None and inode.guest.memfd is not None
     return Attributes(
         inode.ino,
         inode.mode,
@@ -42,6 +45,7 @@ def attributes_of(inode: Inode) -> Attributes:
         inode.mtime_ns,
         inode.ctime_ns,
         is_sealed,
+        is_memfd,
         not is_sealed and seems_empty(inode),
     )
 

@@ -235,12 +235,22 @@ def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
             node, node_end = service.pool.node_at(pfn)
             stop = min(stop, at + node_end - pfn)
             order, stop = _large_pages(file, at, stop)
+            is_shared, stop = _shared_until(file, at, stop)
             states = service.pool.states(pfn, stop - at)
             other = (states != states[0]).nonzero()[0]
             length = int(other[0]) if len(other) else stop - at
-            runs.append((at, pfn, length, gfn, int(states[0]), node, order))
+            state = FrameState.SHARED if is_shared and states[0] == FrameState.PRIVATE else states[0]
+            runs.append((at, pfn, length, gfn, int(state), node, order))
             at += length
     return MapReply(runs, -1)
+
+
+def _shared_until(file: Regular, at: int, stop: int) -> tuple[bool, int]:
+    """Whether a page of a guest_memfd is shared, and up to where that is so."""
+    if file.guest is None or file.guest.memfd is None:
+        return False, stop
+    is_shared, until = file.guest.memfd.shared_until(at)
+    return is_shared, stop if until is None else min(stop, until)
 
 
 def _device_map(file: Regular, device: Device, pgoff: int) -> MapReply:

@@ -18,6 +18,7 @@ from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
 from memfsd.host.windows import Windows
 from memfsd.uapi import names
+from memfsd.uapi.abi import GmemFlag
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
@@ -30,11 +31,17 @@ from .work import EffectsWork, Work
 
 
 class Opened(NamedTuple):
-    """A new handle of a file, and what says how the kernel may cache it."""
+    """A new handle of a file, and what says how the kernel may cache it. memfd: the flags of a guest_memfd."""
 
     handle: int
     seals: Seal
     seems_empty: bool
+    memfd: GmemFlag | None
+
+
+def _opened(file: Regular, handle: int) -> Opened:
+    memfd = None if file.guest is None else file.guest.memfd
+    return Opened(handle, file.seals, seems_empty(file), None if memfd is None else memfd.flags)
 
 
 class Space(NamedTuple):
@@ -148,19 +155,21 @@ class Files:
     def create(self, parent: int, name: bytes, mode: int, flags: int, creds: Creds) -> tuple[Opened, Attributes]:
         with self._lock:
             file, handle = self._service.create(parent, name, mode, flags, creds, self._now_ns())
-            return Opened(handle, file.seals, seems_empty(file)), attributes_of(file)
+            return _opened(file, handle), attributes_of(file)
 
     def open(self, ino: int, flags: int, uid: int) -> tuple[Opened, Work]:
         with self._lock:
             file, handle, effects = self._service.open(ino, flags, uid, self._now_ns())
-            return Opened(handle, file.seals, seems_empty(file)), EffectsWork(self._runner, effects)
+            return _opened(file, handle), EffectsWork(self._runner, effects)
 
-    def mover(self, handle: int) -> int:
-        """The user who may move pages through this handle. EPERM for one that only reads."""
+    def writer(self, handle: int) -> int:
+        """The user who opened this handle, which may move or convert pages. EPERM for one that only reads."""
         with self._lock:
             opened = self._service.handles.file(handle)
             if not opened.writable:
-                raise Refused(errno.EPERM, "moving pages needs a writable handle: open the file for writing")
+                raise Refused(
+                    errno.EPERM, "moving or converting pages needs a writable handle: open the file for writing"
+                )
             return opened.uid
 
     def opener(self, handle: int) -> tuple[Ino, int]:
@@ -168,6 +177,13 @@ class Files:
         with self._lock:
             opened = self._service.handles.file(handle)
             return opened.file.ino, opened.uid
+
+    def check_fsync(self, handle: int) -> None:
+        """EINVAL for a guest_memfd."""
+        with self._lock:
+            file = self._service.handles.file(handle).file
+            if file.guest is not None and file.guest.memfd is not None:
+                raise Refused(errno.EINVAL, f"inode {file.ino} is a guest_memfd, which has no fsync(2)")
 
     def release(self, handle: int) -> Work:
         with self._lock:
@@ -177,7 +193,13 @@ class Files:
 
     def read(self, handle: int, offset: int, size: int) -> bytes:
         with self._lock:
-            return self._windows.read(self._service.read(handle, offset, size, self._now_ns()))
+            plan = self._service.read(handle, offset, size, self._now_ns())
+            return self._windows.read(plan, self._window(handle))
+
+    def _window(self, handle: int) -> Ino | None:
+        """Where the bytes of a guest_memfd are. Call with Service.lock held."""
+        file = self._service.handles.file(handle).file
+        return None if file.guest is None else file.ino
 
     def place_write(self, handle: int, offset: int, size: int) -> tuple[int, int] | None:
         """Where a write goes as a whole, now: a descriptor and the offset there. None: ask `write`."""
@@ -195,7 +217,8 @@ class Files:
             except Refused as refused:
                 if refused.errno != errno.ENOSPC:
                     raise
-            return self._windows.write(plan, data)
+            window = self._window(handle)
+            return self._windows.write(plan, data) if window is None else self._windows.write_window(window, plan, data)
 
     # -- pages
 

@@ -88,7 +88,7 @@ class Mover:
 
         one_by_one: into gaps between frames that are in use.
         """
-        if file.guest is None:
+        if file.guest is None or file.guest.memfd is not None:
             return Moved(0, dict.fromkeys(pages, errno.EBUSY))
         try:
             with self._invalidator.hold(file.guest):

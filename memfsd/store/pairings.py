@@ -199,13 +199,18 @@ class Pairings:
         with service.lock:
             file, _ = self._claimed(token_id, pairing.uid)
             service.gmem.check_owner(file, pairing)
-            device = guest_of(file).device
+            device, has_window = guest_of(file).device, guest_of(file).memfd is not None
         window = -1
         try:
-            window = self.windows.make_window(file.ino) if device is None else self.windows.device_window(file.ino)
+            if has_window:
+                window = self.windows.window_of(file.ino)
+            elif device is None:
+                window = self.windows.make_window(file.ino)
+            else:
+                window = self.windows.device_window(file.ino)
             peer = connect(file.ino)
         except OSError as error:
-            if window >= 0:
+            if window >= 0 and not has_window:
                 os.close(window)
             number = error.errno or errno.EIO
             raise Refused(number, f"memfsd cannot make a window for inode {file.ino}: {error.strerror}") from None
@@ -215,11 +220,13 @@ class Pairings:
                 if guest_of(file).device is not device:
                     raise Refused(errno.EAGAIN, f"inode {file.ino} has become a device meanwhile: pair again")
                 service.gmem.pair(file, pairing)
-                self.windows.adopt_window(file.ino, window)
+                if not has_window:
+                    self.windows.adopt_window(file.ino, window)
                 self.invalidator.peers[file.ino] = peer
                 seq = guest_of(file).seq
         except Refused:
-            os.close(window)
+            if not has_window:
+                os.close(window)
             raise
         log.info("inode %d is paired with VM %s of process %d", file.ino, pairing.vm, pairing.pid)
         return PairedFile(self, file, peer, window, seq)

@@ -20,6 +20,7 @@ from .devices import Devices
 from .evacuation import Nodes
 from .failures import Failures
 from .files import Files
+from .guest_memfds import GuestMemfds
 from .invalidator import Invalidator
 from .mover import Mover
 from .names import Names
@@ -32,8 +33,8 @@ __all__ = ["Store", "build_store", "open_swap"]
 
 @dataclass(frozen=True, slots=True)
 class Store:
-    """What adapters use: names, files, pairings, reclaimer, mover, nodes, swapper, checker, failures, devices. The
-    others are what these are made of."""
+    """What adapters use: names, files, pairings, reclaimer, mover, nodes, swapper, checker, failures, devices,
+    guest_memfds. The others are what these are made of."""
 
     names: Names
     files: Files
@@ -45,6 +46,7 @@ class Store:
     checker: Checker
     failures: Failures
     devices: Devices
+    guest_memfds: GuestMemfds
     service: Service
     windows: Windows
     runner: EffectRunner
@@ -108,6 +110,7 @@ def build_store(
         pairings=Pairings(service, windows, runner, invalidator, reclaimer, swapper, deadlines),
         reclaimer=reclaimer,
         devices=Devices(service, windows, invalidator),
+        guest_memfds=GuestMemfds(service, windows, invalidator, now_ns),
         failures=Failures(service, runner, invalidator),
         swapper=swapper,
         mover=mover,

@@ -177,6 +177,7 @@ class Swapper:
             if not file.order
             and file.pages.page_count
             and guest_of(file).device is None
+            and guest_of(file).memfd is None
             and (active := guest_of(file).active) is not None
             and active.implements(Kind.SWAP_OUT)
             and active.implements(Kind.SWAP_IN)
@@ -233,6 +234,8 @@ class Swapper:
             raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} has large pages, which are not swapped")
         if guest_of(file).device is not None:
             raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} is a device, whose memory stays where it is")
+        if guest_of(file).memfd is not None:
+            raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} is a guest_memfd, whose pages stay where they are")
         if active is None:
             raise Refused(errno.ENOTCONN, f"inode {file.ino} has no VM: nobody can encrypt its pages")
         if not (active.implements(Kind.SWAP_OUT) and active.implements(Kind.SWAP_IN)):

@@ -7,6 +7,7 @@
     seals      the seals, their bits and names
     policy     NUMA policies as they are written
     distances  distances of NUMA nodes, as they are written
+    gmem_ioctls  guest_memfd's structures and flags
     names      xattr names, ioctl numbers, fallocate modes
     frame_state  what a frame is used for
     messages   wire messages: kinds, operations, bodies and their bounds

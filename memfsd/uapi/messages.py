@@ -107,6 +107,8 @@ class Reason(IntEnum):
     EVICT = 7
     """As SWAP_OUT, of pages that no vCPU has used since the last time; those that are used are kept, and it is
     forgotten that they were."""
+    CONVERT = 8
+    """The pages of a guest_memfd become private, or shared, where they are."""
 
 
 class MemoryType(IntEnum):

@@ -36,6 +36,14 @@ IOC_MOVE_PAGES = _ioc(_IOC_READ | _IOC_WRITE, 3, 16 * MOVE_PAGES_AT_ONCE)
 NO_PAGE = (1 << 64) - 1
 ANY_NODE = -1
 
+IOC_CREATE_GUEST_MEMFD = _ioc(_IOC_WRITE, 4, 64)
+"""_IOW(0xB7, 4, struct kvm_create_guest_memfd): an empty file that nobody else has open becomes a guest_memfd."""
+IOC_SET_MEMORY_ATTRIBUTES2 = _ioc(_IOC_READ | _IOC_WRITE, 5, 128)
+"""_IOWR(0xB7, 5, struct kvm_memory_attributes2): pages of a guest_memfd become private or shared.
+
+With EAGAIN error_offset says for which page.
+"""
+
 FALLOC_FL_KEEP_SIZE = 1
 FALLOC_FL_PUNCH_HOLE = 2
 """Of <linux/falloc.h>; a hole is punched with both."""

@@ -24,7 +24,7 @@ OUT_OF_SPACE, TOO_BIG, BROKEN, WAITS, NO_ERRNO, PLACED, NO_DESCRIPTOR = (number 
 FOUND, FOUND_HOLE = 12345, (1 << 62) + 1
 ECHO = 3 << 30 | 8 << 16 | 0xB7 << 8 | 1
 """_IOWR(0xB7, 1, __u64): eight bytes there and back."""
-OVERFLOW, REFUSED = ECHO + 1, ECHO + 2
+OVERFLOW, REFUSED, WITH_ERRNO = ECHO + 1, ECHO + 2, ECHO + 3
 IN_ONLY, OUT_ONLY, BARE = 1 << 30 | ECHO & 0x3FFFFFFF, 2 << 30 | ECHO & 0x3FFFFFFF, 0xB704
 FUSE_IOCTL_DIR = 16
 
@@ -216,6 +216,13 @@ def test_ioctl_refusals_and_too_much_data(served: Mounted, fd: int) -> None:
     stderr = served.finish()
     assert stderr.count("Traceback") == 1
     assert "room for 8 bytes, not 9" in stderr
+
+
+def test_an_ioctl_that_fails_may_say_more_than_its_errno(served: Mounted, fd: int) -> None:
+    data = bytearray(8)
+    with pytest.raises(BlockingIOError):
+        fcntl.ioctl(fd, WITH_ERRNO, data)
+    assert data[:4] == b"said"
 
 
 def test_a_write_goes_where_it_is_placed_and_pyfuse3_is_not_asked(served: Mounted, fd: int) -> None:
@@ -429,13 +436,15 @@ def daemon(mountpoint: str, mode: str) -> None:
             say(f"lseek {ino=} {fh=} {offset} {whence=}")
             return FOUND if whence == os.SEEK_DATA else FOUND_HOLE
 
-        async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> bytes:
+        async def ioctl(self, ino: int, fh: int, cmd: int, flags: int, data: bytes, out_size: int) -> hook.IoctlReply:
             if cmd == OVERFLOW:
-                return bytes(out_size + 1)
+                return hook.IoctlReply(bytes(out_size + 1))
+            if cmd == WITH_ERRNO:
+                return hook.IoctlReply(b"said"[:out_size], errno.EAGAIN)
             if cmd == REFUSED:
                 raise Refused(errno.EPERM, "sealed")
             say(f"ioctl {ino=} {fh=} {cmd:#x} {flags=} {data!r} room={out_size}")
-            return (data[::-1] or b"ONLY OUT")[:out_size]
+            return hook.IoctlReply((data[::-1] or b"ONLY OUT")[:out_size])
 
     class Tiny(pyfuse3.Operations):
         async def getattr(self, inode: int, ctx: object = None) -> pyfuse3.EntryAttributes:

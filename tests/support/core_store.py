@@ -27,7 +27,9 @@ from memfsd.store.invalidator import InvalidateRange
 from memfsd.store.pairings import PairedFile
 from memfsd.store.peer import Peer, PeerGone, PeerRefused, PeerSilent
 from memfsd.store.store import build_store
+from memfsd.uapi.abi import Abi, GmemFlag
 from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.gmem_ioctls import CreateGuestMemfd
 from memfsd.uapi.messages import KVM_OPERATIONS, Body, Empty, GetPfnReply, InvalidateBeginReply, Kind, Move, MoveReply
 from memfsd.uapi.names import XATTR_TOKEN
 from memfsd.uapi.proof import split_token
@@ -59,8 +61,16 @@ class DictWindows(Windows):
         self.dropped: list[Ino] = []
         self.devices: set[Ino] = set()
 
-    def read(self, plan: IoVec) -> bytes:
-        return b"".join(bytes(length) if at < 0 else self._load(at, length) for at, length in plan)
+    def read(self, plan: IoVec, window: Ino | None = None) -> bytes:
+        return b"".join(bytes(length) if at < 0 else self._load(at, length, window) for at, length in plan)
+
+    def write_window(self, window: Ino, plan: IoVec, data: bytes) -> int:
+        done = 0
+        for at, length in plan:
+            if at >= 0:
+                self._store(at, data[done : done + length], window)
+            done += length
+        return done
 
     def write(self, plan: IoVec, data: bytes) -> int:
         done = 0
@@ -73,17 +83,17 @@ class DictWindows(Windows):
     def zero(self, offset: int, length: int) -> None:
         self._store(offset, bytes(length))
 
-    def _store(self, offset: int, data: bytes) -> None:
+    def _store(self, offset: int, data: bytes, window: Ino | None = None) -> None:
         frame, at = divmod(offset, PAGE_SIZE)
         while data:
             part, data = data[: PAGE_SIZE - at], data[PAGE_SIZE - at :]
-            page = self.memory.setdefault((None, frame), bytearray(PAGE_SIZE))
+            page = self.memory.setdefault((window, frame), bytearray(PAGE_SIZE))
             page[at : at + len(part)] = part
             frame, at = frame + 1, 0
 
-    def _load(self, offset: int, length: int) -> bytes:
+    def _load(self, offset: int, length: int, window: Ino | None = None) -> bytes:
         first, last = offset // PAGE_SIZE, -(-(offset + length) // PAGE_SIZE)
-        pages = b"".join(self.memory.get((None, frame), bytes(PAGE_SIZE)) for frame in range(first, last))
+        pages = b"".join(self.memory.get((window, frame), bytes(PAGE_SIZE)) for frame in range(first, last))
         return pages[offset - first * PAGE_SIZE :][:length]
 
     def first_written(self, pfn: Pfn, count: int) -> int | None:
@@ -98,6 +108,10 @@ class DictWindows(Windows):
     def adopt_window(self, ino: Ino, fd: int) -> None:
         os.close(fd)
         self.adopted.add(ino)
+
+    def window_of(self, ino: Ino) -> int:
+        assert ino in self.adopted
+        return -1
 
     def drop_window(self, ino: Ino) -> None:
         self.memory = {key: page for key, page in self.memory.items() if key[0] != ino}
@@ -192,7 +206,7 @@ class CoreStore:
     Time is a counter. Files are made in the root unless a parent is named. creds: who mounted.
     """
 
-    def __init__(self, pages: int = 64, creds: Creds = _ROOT, **options: bool | int) -> None:
+    def __init__(self, pages: int = 64, creds: Creds = _ROOT, **options: bool | int | Abi) -> None:
         chosen = replace(StoreOptions(pool_bytes=pages * PAGE_SIZE), **options)  # type: ignore[arg-type]
         self.now = 0
         self.windows = DictWindows()
@@ -210,7 +224,8 @@ class CoreStore:
         self.gmem = self.service.gmem
         self.names = self.service.names
         self.forgotten: list[Ino] = []
-        self.store.runner.forget_cache = self.forgotten.append
+        self.forgotten_ranges: list[tuple[Ino, int, int]] = []
+        self.store.runner.forget_cache = self._forget
         self._vms: dict[Ino, tuple[PairedFile, ScriptedVm]] = {}
 
     @property
@@ -220,6 +235,10 @@ class CoreStore:
     @property
     def dropped(self) -> list[Ino]:
         return self.windows.dropped
+
+    def _forget(self, ino: Ino, offset: int, length: int) -> None:
+        self.forgotten.append(ino)
+        self.forgotten_ranges.append((ino, offset, length))
 
     def tick(self) -> int:
         self.now += 1
@@ -298,6 +317,14 @@ class CoreStore:
         if pages:
             self.resize(file, pages * PAGE_SIZE)
         return file
+
+    def memfd(self, name: str, flags: GmemFlag, pages: int) -> tuple[Regular, int]:
+        """A guest_memfd, and the only handle of it, which reads and writes."""
+        file = self.make(name)
+        handle = self.open(file, os.O_WRONLY)
+        self.store.guest_memfds.create(file.ino, handle, CreateGuestMemfd(pages * PAGE_SIZE, flags))
+        self.close(handle)
+        return file, self.open(file)
 
     def pair(self, file: Regular, vm: str = "vm0") -> GmemFile:
         self.paired(file, vm)

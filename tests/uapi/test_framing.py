@@ -256,7 +256,7 @@ OUT_OF_BOUNDS = [
     (Kind.GET_PFN, [0, MAX_RUN_PAGES + 1]),
     (Kind.GET_PFN, [1 << 51, 1]),
     (Kind.MAP, [1 << 63, 0]),
-    (Kind.INVALIDATE_BEGIN, [0, 1, 0, 8]),
+    (Kind.INVALIDATE_BEGIN, [0, 1, 0, 9]),
     (Kind.SWAP_OUT, [[]]),
     (Kind.SWAP_OUT, [[[0, 0]] * 16]),
     (Kind.SWAP_IN, [0, 0, []]),

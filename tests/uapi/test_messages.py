@@ -49,7 +49,7 @@ def test_numbers_that_were_given_once_stay() -> None:
         "REPORT": 39,
     }
     assert [(role.name, role.value) for role in Role] == [("GUEST", 0), ("OBSERVER", 1)]
-    reasons = ["PUNCH", "TRUNCATE", "RECLAIM", "MOVE", "SWAP_OUT", "POISON", "REVOKE", "EVICT"]
+    reasons = ["PUNCH", "TRUNCATE", "RECLAIM", "MOVE", "SWAP_OUT", "POISON", "REVOKE", "EVICT", "CONVERT"]
     assert [reason.name for reason in sorted(Reason)] == reasons
     assert {kind.name: kind.value for kind in MemoryType} == {"UC": 0, "WB": 6}, "as in an EPT entry"
 

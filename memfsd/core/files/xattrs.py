@@ -46,6 +46,7 @@ class Xattrs:
         if name.startswith(names.XATTR_PREFIX):
             value = self._tell(inode, name, populated)
         else:
+            _check_has_others(inode)
             _check_name(name)
             value = inode.xattrs.get(name)
         if value is None:
@@ -53,14 +54,16 @@ class Xattrs:
         return value
 
     def list(self, inode: Inode) -> list[bytes]:
-        """What getfattr -d shows. Only guest memory lists ours: `cp -a` would copy those of a file that it can read."""
+        """What getfattr -d shows. Only sealed files list ours: `cp -a` would copy those of a file that it can read. A
+        guest_memfd lists none, as the kernel's."""
         listed = [*inode.xattrs]
-        if isinstance(inode, Regular) and inode.guest is not None:
+        if isinstance(inode, Regular) and inode.guest is not None and inode.guest.memfd is None:
             listed += _FILE_NAMES
         return listed
 
     def set(self, inode: Inode, name: bytes, value: bytes, flags: int = 0) -> None:
         """Kept as it is. EEXIST and ENODATA for XATTR_CREATE and XATTR_REPLACE; E2BIG, ENOSPC at limits."""
+        _check_has_others(inode)
         _check_name(name)
         if len(value) > XATTR_VALUE_MAX:
             raise Refused(errno.E2BIG, f"a value has at most {XATTR_VALUE_MAX} bytes")
@@ -97,6 +100,7 @@ class Xattrs:
     def remove(self, inode: Inode, name: bytes) -> None:
         if name.startswith(names.XATTR_PREFIX):
             raise Refused(errno.EPERM, "seals and the other user.memfsd attributes cannot be removed")
+        _check_has_others(inode)
         _check_name(name)
         if name not in inode.xattrs:
             raise Refused(errno.ENODATA, f"no attribute {name!r}")
@@ -161,6 +165,11 @@ class Xattrs:
             for node, report in enumerate(self._pool.numastat())
         ]
         return "\n".join([*lines, f"distances={format_distances(self._pool.distances.rows)}"])
+
+
+def _check_has_others(inode: Inode) -> None:
+    if isinstance(inode, Regular) and inode.guest is not None and inode.guest.memfd is not None:
+        raise Refused(errno.EOPNOTSUPP, f"inode {inode.ino} is a guest_memfd: it has user.memfsd attributes only")
 
 
 def _charge(name: bytes, value: bytes) -> int:

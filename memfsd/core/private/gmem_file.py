@@ -14,6 +14,7 @@ from memfsd.uapi.units import Pgoff, Seq
 from .absent import AbsentPages
 from .bindings import Bindings
 from .device_memory import Device
+from .page_attributes import GuestMemfd
 from .strategies import Strategy
 
 
@@ -101,6 +102,8 @@ class GmemFile:
     pending_start: Pgoff = Pgoff(0)
     pending_end: Pgoff = Pgoff(0)
     """No page outside is PENDING."""
+    memfd: GuestMemfd | None = None
+    """It is a guest_memfd; None: it was made by sealing."""
     device: Device | None = None
     """What its pages are of, instead of frames of the pool."""
     absent: AbsentPages = field(default_factory=AbsentPages)

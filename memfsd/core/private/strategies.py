@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
 from memfsd.common.intervals import subtract
-from memfsd.core.effects import DropDevice, Effect, Export, Runs, Scrub
+from memfsd.core.effects import DropDevice, Effect, Export, ForgetCache, Runs, Scrub
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.uapi import messages
@@ -66,11 +66,12 @@ class Taking:
 
 class Strategy(ABC):
     """reason: as reported to the VM. needs_touched: Taking.touched must be known. may_cut: it may take a part of a
-    large page."""
+    large page. takes_holes: `take` is called for ranges without any frame, too."""
 
     reason: Reason
     needs_touched = False
     may_cut = False
+    takes_holes = False
 
     def call(self, closing: Invalidation) -> UpCall:
         """What the VM is asked when the range is bound. INVALIDATE_BEGIN may be refused only where it cuts a large
@@ -182,6 +183,29 @@ class Move(Strategy):
         return [Scrub(taking.ino, moving.settle(taking.start, taking.end, kept))]
 
 
+class Convert(Strategy):
+    """The pages of a guest_memfd become shared, or private; those that become private leave the host's page tables and
+    its page cache, which writes back what was stored. With destroys their contents are gone."""
+
+    reason = Reason.CONVERT
+    takes_holes = True
+
+    def __init__(self, *, to_shared: bool, destroys: bool) -> None:
+        self._to_shared = to_shared
+        self._destroys = destroys
+
+    def take(self, taking: Taking) -> list[Effect]:
+        assert taking.guest.memfd is not None
+        taking.guest.memfd.convert(taking.start, taking.end, to_shared=self._to_shared)
+        effects: list[Effect] = []
+        if self._destroys:
+            effects += UNMAP.take(taking)
+        if not self._to_shared:
+            effects.insert(0, ForgetCache(taking.ino, taking.start, taking.end))
+        return effects
+
+
+UNMAP = Unmap(Reason.CONVERT)
 PUNCH, TRUNCATE = Unmap(Reason.PUNCH), Unmap(Reason.TRUNCATE)
 RECLAIM, POISON, REVOKE = Reclaim(), Poison(), Revoke()
 SWAP_OUT, EVICT = SwapOut(Reason.SWAP_OUT), SwapOut(Reason.EVICT)
