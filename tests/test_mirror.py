@@ -125,7 +125,7 @@ ELSEWHERE = {
     },
     **{
         f"kvmsim/vmms/{name}.py": "kvmsim/vmms/test_vmms.py"
-        for name in ("border", "command", "iommu", "judge", "rig", "scenarios", "store", "table")
+        for name in ("border", "command", "iommu", "judge", "memory", "rig", "scenarios", "store", "table")
     },
     "kvmsim/vmm/guest_memory.py": "kvmsim/vmm/conversion/test_rollback.py",
     "kvmsim/tracing/command.py": "kvmsim/tracing/test_trace_command.py",

@@ -1,37 +1,21 @@
-"""What the models call: KVM, the store and VFIO, on the thread's ABI; each call is recorded, and can be made to fail.
-
-The thread has no memory attributes. What the attribute of a page says there, is whether an ordinary slot lies over the
-private one (policy `overlay`): it is added, or removed, for all of a range or for none of it, and contents of both
-sides stay until somebody discards them. KVM_SET_MEMORY_ATTRIBUTES also takes ranges without memory; of those only the
-attribute is remembered.
-"""
+"""What the models call: KVM, the store and VFIO. Each call is recorded, and can be made to fail."""
 
 import errno
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 from kvmsim.machine import VirtualMachine
-from kvmsim.vmm.conversion.shared_copy import SharedCopy
-from kvmsim.vmm.conversion.transaction import Transaction
 from kvmsim.vmm.models.calls import Region, pages
 from memfsd.uapi.errors import PeerLost, Refused
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Ino
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from .iommu import Iommu
+from .memory import ConvertibleMemory, File
 from .store import LocalStore
-
-_U64 = 1 << 64
 
 
 class ZapBusy(Exception):
     """TDX_OPERAND_BUSY of a SEAMCALL that unmaps: a vCPU is in the tree."""
-
-
-class File(NamedTuple):
-    """What backs a region of RAM: its private slot, and the file's number in the store."""
-
-    slot: int
-    ino: Ino
 
 
 class Snapshot(NamedTuple):
@@ -50,28 +34,26 @@ class Border:
     """models.Calls of one VM."""
 
     def __init__(
-        self, machine: VirtualMachine, store: LocalStore, regions: Sequence[Region], files: dict[Region, File]
+        self,
+        machine: VirtualMachine,
+        store: LocalStore,
+        memory: ConvertibleMemory,
+        regions: Sequence[Region],
+        files: dict[Region, File],
     ) -> None:
         self._kvm = machine.kvm
-        self._memory = machine.vmm.memory
         self._store = store
+        self.memory = memory
         self.regions = regions
         self.has_device = False
         self._files = files
-        self._copy = SharedCopy(self._memory)
-        self._iommu = Iommu(self._pinned_page)
-        self._private_elsewhere: set[Gfn] = set()
-        """Where no memory is, and the attribute says private."""
+        self._iommu = Iommu(memory.pin)
         self._counts: dict[str, int] = {}
         self.hooks: dict[tuple[str, int], Callable[[], None]] = {}
         """What happens before the nth call of a kind; Refused is what the call is refused with then."""
         self.recorded_shared: Callable[[], frozenset[Gfn] | None] = lambda: None
         self.history: list[Snapshot] = []
         self.busy_zaps = 0
-        self._kvm.blocking.set_overlay(True)
-
-    def close(self) -> None:
-        self._copy.close()
 
     # -- what models call
 
@@ -83,31 +65,12 @@ class Border:
         )
 
     def _set_attributes(self, gpa: int, size: int, private: bool) -> None:
-        if not size or (gpa | size) % PAGE_SIZE or gpa + size > _U64:
-            raise Refused(errno.EINVAL, f"no range of whole pages: {size:#x} bytes at {gpa:#x}")
         try:
             self._count("zap")
         except ZapBusy:
             self.busy_zaps += 1
             self._kvm.unmapper.kick_all()
-        ram = [region for region in self.regions if region.is_ram and region.overlaps(gpa, gpa + size)]
-        covered: set[Gfn] = set()
-        with self._memory.lock, Transaction() as transaction:
-            for region in ram:
-                start, end = _gfns(max(gpa, region.gpa), min(gpa + size, region.end))
-                covered.update(map(Gfn, range(start, end)))
-                if private:
-                    taken = self._copy.remove(start, end)
-                    transaction.did(self._copy.restore, taken)
-                else:
-                    missing = self._memory.ram.shared.missing(start, end)
-                    self._copy.restore(missing)
-                    transaction.did(self._copy.remove, start, end)
-        elsewhere = {Gfn(page >> PAGE_SHIFT) for page in pages(gpa, size)} - covered
-        if private:
-            self._private_elsewhere |= elsewhere
-        else:
-            self._private_elsewhere -= elsewhere
+        self.memory.set_attributes(gpa, size, private=private)
 
     def punch(self, region: Region, offset: int, size: int) -> None:
         self._call("punch", f"{region.gpa + offset:#x}+{size:#x}", lambda: self._punch(region, offset, size))
@@ -116,11 +79,8 @@ class Border:
         if size <= 0 or (offset | size) % PAGE_SIZE:
             raise Refused(errno.EINVAL, f"no range of whole pages: {size:#x} bytes at {offset:#x}")
         start, end = _gfns(region.gpa + offset, min(region.gpa + offset + size, region.end))
-        slot = self._memory.ram.private.get(self._files[region].slot)
-        assert slot is not None
         if start < end:
-            with self._memory.lock:
-                self._memory.give_back(slot, start, end)
+            self.memory.punch(self._files[region], start, end)
 
     def discard(self, region: Region, offset: int, size: int) -> None:
         self._call("discard", f"{region.gpa + offset:#x}+{size:#x}", lambda: self._discard(region, offset, size))
@@ -131,7 +91,8 @@ class Border:
         start, end = _gfns(region.gpa + offset, min(region.gpa + offset + size, region.end))
         for gfn in map(Gfn, range(start, end)):
             self._iommu.discarding(gfn)
-        self._copy.discard([(start, end)] if start < end else [])
+        if start < end:
+            self.memory.discard(start, end)
         if offset + size > region.size:
             raise Refused(errno.ENOMEM, f"nothing is mapped past the region that ends at {region.end:#x}")
 
@@ -145,10 +106,6 @@ class Border:
     def _each(call: Callable[[Gfn], None], gpa: int, size: int) -> None:
         for page in pages(gpa, size):
             call(Gfn(page >> PAGE_SHIFT))
-
-    def _pinned_page(self, gfn: Gfn) -> bytes:
-        self._copy.memory.touch(gfn << PAGE_SHIFT, 1)
-        return self._copy.memory.read(gfn << PAGE_SHIFT, PAGE_SIZE)
 
     # -- faults, and what is seen
 
@@ -177,26 +134,14 @@ class Border:
         self.history.append(
             Snapshot(
                 call,
-                frozenset(self._shared_attribute()),
+                frozenset(self.memory.shared()),
                 frozenset(self._held_private()),
-                frozenset(self._held_shared()),
+                frozenset(self.memory.held_shared()),
                 self._iommu.mapped,
                 self._iommu.stale,
                 self.recorded_shared(),
             )
         )
-
-    def _shared_attribute(self) -> set[Gfn]:
-        found: set[Gfn] = set()
-        for region in self.regions:
-            start, end = _gfns(region.gpa, region.end)
-            if region.is_ram:
-                for _, low, high in self._memory.ram.shared.visible(start, end):
-                    found.update(map(Gfn, range(low, high)))
-        return found
-
-    def private_elsewhere(self) -> frozenset[Gfn]:
-        return frozenset(self._private_elsewhere)
 
     def _held_private(self) -> set[Gfn]:
         return {
@@ -204,9 +149,6 @@ class Border:
             for region, file in self._files.items()
             for pgoff in self._store.held(file.ino, region.size >> PAGE_SHIFT)
         }
-
-    def _held_shared(self) -> set[Gfn]:
-        return {gfn for start, end in self._copy.populated() for gfn in map(Gfn, range(start, end))}
 
 
 def _gfns(gpa: int, end: int) -> tuple[Gfn, Gfn]:

@@ -10,7 +10,6 @@ from typing import NamedTuple
 
 from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit
 from kvmsim.kvm.hypercalls import KVM_ENOSYS, KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
-from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.models.calls import Model, Region, VmEnded, pages
@@ -18,8 +17,9 @@ from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Pgoff
 
-from .border import Border, File, ZapBusy
+from .border import Border, Snapshot, ZapBusy
 from .judge import LOST, Belief, Finding, disagreements, gone_after, last_call
+from .memory import File, ThreadMemory
 from .scenarios import REGIONS, Event, Scenario, Via
 from .store import LocalStore
 
@@ -72,10 +72,9 @@ class Rig:
         self.machine = VirtualMachine("vmms", _SLOTS, pair=self.store.pair)
         self._files: dict[Region, File] = {}
         for slot, region in enumerate(_RAM):
-            ino, path = self.store.create(f"ram{slot}", region.size >> PAGE_SHIFT)
-            self.machine.vmm.memory.set_private_slot(MemoryRegion.private(slot, region.gpa, region.size), path)
-            self._files[region] = File(slot, ino)
-        self.border = Border(self.machine, self.store, REGIONS, self._files)
+            self._files[region] = File(slot, *self.store.create(f"ram{slot}", region.size >> PAGE_SHIFT))
+        self._memory = ThreadMemory(self.machine, self._files)
+        self.border = Border(self.machine, self.store, self._memory, REGIONS, self._files)
         self.model = kind(self.border)
         self.border.recorded_shared = self._recorded_shared
         self.vcpus = [self.machine.vm.vcpu(0), self.machine.vm.create_vcpu(1), self.machine.vm.create_vcpu(2)]
@@ -90,7 +89,7 @@ class Rig:
 
     def close(self) -> None:
         self.machine.close()
-        self.border.close()
+        self._memory.close()
         self.store.close()
 
     # -- before
@@ -243,7 +242,7 @@ class Rig:
             reply,
             [snapshot.call for snapshot in history[1:-1]],
             "the VM has ended" if reply.outcome == "ended" else self._guest_view(belief),
-            _runs(requested, lambda gfn: _attribute(gfn, end.shared_attribute, belief, self.border)),
+            _runs(requested, lambda gfn: self._attribute(gfn, end, belief)),
             _runs(ram, lambda gfn: "held" if gfn in end.held_private else "none"),
             _runs(ram, lambda gfn: "stale" if gfn in end.stale else "held" if gfn in end.held_shared else "none"),
             len(end.held_private & (end.held_shared | end.stale)) * PAGE_SIZE,
@@ -276,7 +275,7 @@ class Rig:
         if len(self.model.replies) > 1:
             words = ["yes" if answer else "no" for answer in self.model.replies]
             found.append(f"more than one reply: {', then '.join(words)}")
-        if reply.outcome != "done" and self.border.private_elsewhere():
+        if reply.outcome != "done" and self._memory.private_elsewhere():
             found.append("attribute private where no memory is")
         return [Finding(kind, 0, last) for kind in found]
 
@@ -316,6 +315,10 @@ class Rig:
             return f"{alias}, {what}"
 
         return _runs(self._requested(), view)
+
+    def _attribute(self, gfn: Gfn, end: Snapshot, belief: Belief) -> str:
+        is_shared = gfn in end.shared_attribute if gfn in belief.ram else gfn not in self._memory.private_elsewhere()
+        return "shared" if is_shared else "private"
 
     def _recorded_shared(self) -> frozenset[Gfn] | None:
         answers = {gfn: self.model.believes_shared(gfn << PAGE_SHIFT) for gfn in self._ram()}
@@ -363,12 +366,6 @@ def _reply(answer: int) -> Reply:
         return Reply("done")
     number = -(answer - (1 << 64)) if answer & _SIGN else answer
     return Reply("refused", "KVM_ENOSYS" if number == KVM_ENOSYS else errno_name(number))
-
-
-def _attribute(gfn: Gfn, shared: frozenset[Gfn], belief: Belief, border: Border) -> str:
-    if gfn in belief.ram:
-        return "shared" if gfn in shared else "private"
-    return "private" if gfn in border.private_elsewhere() else "shared"
 
 
 def _runs(gfns: list[Gfn], say: Callable[[Gfn], str]) -> str:
