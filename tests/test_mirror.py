@@ -113,6 +113,7 @@ ELSEWHERE = {
     "kvmsim/shell/script_command.py": "kvmsim/test_cli.py",
     "kvmsim/shell/script_vm.py": "kvmsim/shell/test_execute.py",
     "kvmsim/store/link.py": "hostile/test_hostile_store.py",
+    "kvmsim/store/page_map.py": "kvmsim/store/test_page_map_reader.py",
     "kvmsim/vmm/conversion/design.py": "kvmsim/vmm/conversion/test_designs.py",
     "kvmsim/vmm/conversion/overlay.py": "kvmsim/vmm/conversion/test_designs.py",
     "kvmsim/vmm/conversion/punch.py": "kvmsim/vmm/conversion/test_designs.py",

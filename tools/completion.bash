@@ -16,11 +16,12 @@ _memfsd() {
     local word=$2 before=$3
     case $before in
         --journal | --trace | -e | --filter) ;;
+        --no-op) _memfsd_words 'page-map' "$word" ;;
         -o) _memfsd_list 'size= nodes= distances= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
             open=strict open=rw fixed_gfn=on fixed_gfn=off abi=thread abi=gmem-6.18 abi=gmem-7.2 abi=gmem-inplace split=on split=off socket= swap= swap_size= swap_reset
             allow_other allow_root auto_unmount ro noexec suid dev
             noatime' "$word" ;;
-        *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --journal --trace -e --filter --version' "$word" ;;
+        *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --no-op --journal --trace -e --filter --version' "$word" ;;
     esac
 }
 
@@ -71,7 +72,7 @@ _kvmsim() {
             _memfsd_words 'check show -h --help' "$word"
         elif [[ $before == --kind && ${COMP_WORDS[2]} == show ]]; then
             _memfsd_list 'hello pair bind unbind get_pfn stat ping bye invalidate_begin invalidate_end revoke report
-                check map list zapped out freed cut gone' "$word"
+                check map list found zapped out freed cut gone' "$word"
         elif [[ $word == -* ]]; then
             options='-h --help --json'
             [[ ${COMP_WORDS[2]} == show ]] && options+=' -f --follow --vm --file --kind'
@@ -101,7 +102,7 @@ _kvmsim() {
     fi
     case $before in
         --qmp) _memfsd_words 'unix: none' "$word" && compopt -o nospace 2>/dev/null ;;
-        --no-op) _memfsd_words 'move report revoke swap-in swap-out' "$word" ;;
+        --no-op) _memfsd_words 'move page-map report revoke swap-in swap-out' "$word" ;;
         --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
         --abi) _memfsd_words 'thread gmem-6.18 gmem-7.2 gmem-inplace' "$word" ;;
         --under) _memfsd_words 'kept freed' "$word" ;;

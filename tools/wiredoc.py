@@ -11,7 +11,7 @@ from msgspec import inspect
 
 from memfsd.common.arguments import Parser
 from memfsd.common.stdio import fill_standard_fds
-from memfsd.uapi import framing, limits, messages, pairing
+from memfsd.uapi import framing, limits, messages, page_map, pairing
 from memfsd.uapi.messages import (
     KVM_OPERATIONS,
     PROTOCOL_VERSION,
@@ -21,6 +21,7 @@ from memfsd.uapi.messages import (
     REQUIRED_KVM_OPERATIONS,
     RESERVED_KINDS,
     STORE_OPERATIONS,
+    WITHOUT_MESSAGE,
     Body,
     Kind,
 )
@@ -88,7 +89,8 @@ kvmsim                                             memfsd
   the store's proof holds? else: no store
   PAIR proof                                 ---->   proof holds? never paired? operations suffice?
                                              <----   PAIR ino, size, order, seq, window_frames,
-                                                         memory_type + fds: window, up channel
+                                                         memory_type + fds: window, up channel,
+                                                         page map if both sides have PAGE_MAP
   BIND slot, gfn, pgoff, page_count          ---->   not bound yet? same GFN as ever?
                                              <----   BIND
 ```
@@ -98,6 +100,8 @@ A page fault: the sequence number shows whether the answer is stale.
 ```
 kvmsim                                             memfsd
   snapshot mmu_invalidate_seq
+  the page map has it, at the seq of the last
+  INVALIDATE_END? then no message; else
   GET_PFN pgoff, max_pages                   ---->   bound? not closing? a run of frames
                                              <----   GET_PFN pfn, page_count, order, seq
   seq moved, or an open bracket covers it: again
@@ -135,8 +139,25 @@ kvmsim                                             memfsd
 
 def render() -> str:
     """The whole page."""
-    parts = [HEAD, _header(), _kinds(), _operations(), _states(), _messages(), _enums(), ERRORS, _limits(), FLOWS]
+    parts = [HEAD, _header(), _kinds(), _operations(), _states(), _messages(), _enums(), _page_map(), ERRORS, _limits(), FLOWS]
     return "\n".join(parts)
+
+
+def _page_map() -> str:
+    text = (page_map.__doc__ or "").partition("\n\n    ")
+    layout, _, rules = text[2].partition("\n\n")
+    values = [("`FIRST_WORD`", page_map.FIRST_WORD), ("state: granted", f"`{page_map.PRESENT:#x}`")]
+    values += [("order, 8 bits from bit", page_map.ORDER_SHIFT), ("frame", f"`{page_map.FRAME_MASK:#x}`")]
+    values += [("largest map, bytes", limits.MAX_PAGE_MAP_BYTES)]
+    return "\n\n".join(
+        [
+            "## The page map",
+            text[0].replace("\n", " "),
+            f"```\n{python.cleandoc(layout)}\n```",
+            rules.strip(),
+            _table(("part of an entry", "value"), [(name, str(value)) for name, value in values]),
+        ]
+    )
 
 
 def _header() -> str:
@@ -157,6 +178,9 @@ def _header() -> str:
 def _kinds() -> str:
     rows = []
     for kind in Kind:
+        if kind in WITHOUT_MESSAGE:
+            rows.append((str(int(kind)), f"`{kind.name}`", "", "", "no message", ""))
+            continue
         way = "memfsd -> kvmsim" if kind in UP else "kvmsim -> memfsd"
         who = "a tool -> memfsd" if kind in OBSERVER else way
         bodies = ("reserved", "") if kind in RESERVED_KINDS else (_link(REQUESTS[kind]), _link(REPLIES[kind]))
@@ -173,6 +197,7 @@ def _operations() -> str:
     rows = [
         ("memfsd", _names(STORE_OPERATIONS)),
         ("kvmsim", _names(KVM_OPERATIONS)),
+        ("both, and no message asks for it", _names(WITHOUT_MESSAGE)),
         ("reserved: on the up channel, implemented by nobody yet", _names(RESERVED_KINDS)),
     ]
     return text + _table(("who implements", "operations"), rows)
@@ -187,7 +212,7 @@ def _states() -> str:
     columns = [state for state in State if LEGAL[state]]
     rows = []
     for kind in Kind:
-        if kind not in RESERVED_KINDS:
+        if kind not in RESERVED_KINDS | WITHOUT_MESSAGE:
             after = [LEGAL[state].get(kind) for state in columns]
             rows.append((f"`{kind.name}`", *("-" if state is None else f"`{state.name}`" for state in after)))
     parts.append("The state after each message; `-` is not legal. HELLO with role OBSERVER leads to `OBSERVING`.\n")

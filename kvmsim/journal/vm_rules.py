@@ -68,6 +68,9 @@ class VmRules:
         data = note.data
         if note.what == "installed":
             self._installed(note, conversation)
+        elif note.what == "found":
+            start, end = data["pgoff"], data["pgoff"] + data["pages"]
+            self._file(note.conn).granted.put(start, end, (data["pfn"] - start, data["seq"]))
         elif note.what == "zapped":
             bounds = [(low, high) for low, high in data["kept"]]
             for start, end in subtract(data["start"], data["end"], bounds):

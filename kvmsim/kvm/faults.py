@@ -74,15 +74,16 @@ class Faults:
         return _failed(page_fault, errno.EAGAIN, f"{_MAX_RETRIES} retries without progress")
 
     def _granted(self, page_fault: PageFault) -> _Frames | MemoryErrorExit | None:
-        """GET_PFN: what the store grants for the fault's page. None: the fault is out of date, and nothing is in the
-        way of another one."""
+        """What the store grants for the fault's page: by its page map, else by GET_PFN. None: the fault is out of date,
+        and nothing is in the way of another one."""
         backing, order = page_fault.slot.backing, page_fault.order
         try:
             if order:
                 granted, order = _get_large(page_fault, page_fault.slot.gmem)
             else:
                 most = page_fault.limit if page_fault.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
-                granted = page_fault.slot.gmem.get_pfn(page_fault.pgoff, most)
+                gmem, pgoff = page_fault.slot.gmem, page_fault.pgoff
+                granted = gmem.find(pgoff, most) or gmem.get_pfn(pgoff, most)
         except Refused as refused:
             return self._not_granted(page_fault, refused.errno, refused.reason)
         except PeerLost as lost:
@@ -217,7 +218,8 @@ def _get_large(page_fault: PageFault, gmem: Gmem) -> tuple[m.GetPfnReply, int]:
     if whole is not None:
         return whole, order
     small = (1 << ORDER_2M) - (page_fault.gfn & (1 << ORDER_2M) - 1)
-    granted = gmem.get_pfn(page_fault.pgoff, min(page_fault.limit, small))
+    most = min(page_fault.limit, small)
+    granted = gmem.find(page_fault.pgoff, most) or gmem.get_pfn(page_fault.pgoff, most)
     if granted.order >= order and (whole := _get_whole(page_fault, gmem)) is not None:
         return whole, order
     return granted, ORDER_4K
@@ -228,6 +230,9 @@ def _get_whole(page_fault: PageFault, gmem: Gmem) -> m.GetPfnReply | None:
     order = page_fault.order
     ahead = page_fault.gfn & (1 << order) - 1
     most = max(1 << order, min(page_fault.limit + ahead, MAX_AHEAD_PAGES))
+    found = gmem.find(page_fault.pgoff - ahead, most)
+    if found is not None and _is_whole(found, order):
+        return found
     try:
         granted = gmem.get_pfn(page_fault.pgoff - ahead, most, order)
     except Refused as refused:
@@ -235,8 +240,11 @@ def _get_whole(page_fault: PageFault, gmem: Gmem) -> m.GetPfnReply | None:
         if refused.errno not in (errno.EFAULT, errno.ENOENT):
             raise
         return None
-    is_whole = granted.order >= order and granted.page_count >> order and granted.pfn % (1 << order) == 0
-    return granted if is_whole else None
+    return granted if _is_whole(granted, order) else None
+
+
+def _is_whole(granted: m.GetPfnReply, order: int) -> bool:
+    return granted.order >= order and granted.page_count >> order > 0 and granted.pfn % (1 << order) == 0
 
 
 def refused(exit_: Exit) -> Refused:

@@ -6,9 +6,10 @@ from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.mmu.ept import entry_pfn
 from kvmsim.memory.memory import Memory
 from kvmsim.store.link import StoreLink
+from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.units import PAGE_SHIFT, Gfn
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from . import points
 from .accesses import Kind
@@ -120,10 +121,24 @@ class Oracle:
             pool = world.store.service.pool
             if pool.count(FrameState.CLOSING):
                 fail(f"R6: {pool.count(FrameState.CLOSING)} frames are closing and nothing goes on")
+            for file in world.store.service.inodes.sealed_files():
+                self._map(file)
             pending = sum(guest_of(file).pending for file in world.store.service.inodes.sealed_files())
             if pending != pool.count(FrameState.PENDING):
                 fail(f"files count {pending} pending frames, the pool {pool.count(FrameState.PENDING)}")
         self._scheduler.main.process = "nobody"
+
+    def _map(self, file: Regular) -> None:
+        """What the VM would find is what the page table has."""
+        guest = guest_of(file)
+        if guest.page_map is None or guest.active is None:
+            return
+        for page in range(file.size // PAGE_SIZE):
+            found, has = guest.page_map.lookup(page), file.pages.lookup(page)
+            if found != has:
+                self._scheduler.fail(
+                    f"R3: the page map of inode {file.ino} has page {page:#x} in {found}, not in {has}"
+                )
 
     def at_close(self, poisoned: int) -> None:
         """Every VM has ended: what they had is free but for the frames that failed, and nothing is open."""

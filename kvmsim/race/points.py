@@ -58,6 +58,13 @@ def _guest_access(kind: Kind) -> Touches:
     return touches
 
 
+def _page_map(kind: Kind) -> Touches:
+    def touches(process: str, page_map: object) -> list[Access]:
+        return [(("page map", labels.get(id(page_map), str(page_map))), kind)]
+
+    return touches
+
+
 def _zeroed(process: str, window: int | None, runs: Iterable[tuple[int, int]]) -> list[Access]:
     return _frames(window, runs, Kind.WRITE)
 
@@ -111,6 +118,9 @@ POINTS: tuple[Point, ...] = (
     Point("VM released", Instrument.vm_released, "store"),
     Point("file dropped", Instrument.file_dropped, "store"),
     Point("frames freed", Instrument.frames_freed, "store"),
+    # the page map: a word stored, a word loaded
+    Point("page map written", Instrument.page_map_written, "store", _page_map(Kind.WRITE)),
+    Point("page map read", Instrument.page_map_read, "vm", _page_map(Kind.READ)),
     # memfsd: the world outside the core
     Point("frames zeroed", Instrument.frames_zeroed, "store", _zeroed),
     Point("window made", Instrument.window_made, "store"),
@@ -185,8 +195,8 @@ def message_points() -> list[tuple[str, str]]:
     """Each message of a pairing: sent, received, and acknowledged, at both ends. (name, side)."""
     found = []
     for kinds, channel, asks, answers in (
-        (sorted(m.STORE_OPERATIONS | {m.Kind.HELLO}), "down", "vm", "store"),
-        (sorted(m.KVM_OPERATIONS), "up", "store", "vm"),
+        (sorted(m.STORE_OPERATIONS - m.WITHOUT_MESSAGE | {m.Kind.HELLO}), "down", "vm", "store"),
+        (sorted(m.KVM_OPERATIONS - m.WITHOUT_MESSAGE), "up", "store", "vm"),
     ):
         for kind in kinds:
             name = m.Kind(kind).name

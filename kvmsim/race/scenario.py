@@ -11,7 +11,8 @@
     outside: kill vm0
     after vcpu0: read 1
 
-`store` has split=on, too; `file NAME PAGES 2M` has large pages; `vm NAME tables=N` has so few for each EPT.
+`store` has split=on, too; `file NAME PAGES 2M` has large pages; `vm NAME tables=N` has so few for each EPT, and
+`vm NAME page-map` reads page maps, which the others do without: two loads more in each fault are many schedules more.
 Numbers count pages of 4 KiB: a page of the file, a GFN. A line without `before` or `after` is an *actor*, its own
 thread.
 `vcpuN` and `vmmN` are threads of a VM (`vm1.vcpu0`; vm0 when it is not said), `hostN` acts on the mount, `outsideN`
@@ -160,6 +161,8 @@ class Scenario:
     """VMs and how many vCPUs each has."""
     encrypted: set[str] = field(default_factory=set)
     """VMs with memory encryption."""
+    page_maps: set[str] = field(default_factory=set)
+    """VMs that read page maps."""
     tables: dict[str, int] = field(default_factory=dict)
     """Of each EPT of a VM, where they are few."""
     before: list[Actor] = field(default_factory=list)
@@ -277,16 +280,18 @@ def _device(scenario: Scenario, words: list[str]) -> None:
 def _vm(scenario: Scenario, words: list[str]) -> None:
     said = dict(word.split("=", 1) for word in words[1:] if "=" in word)
     flags = {word for word in words[1:] if "=" not in word}
-    if not words or not said.keys() <= {"vcpus", "tables"} or not flags <= {"encrypted"}:
-        raise ValueError("'vm' needs a name: vm NAME [vcpus=N] [tables=N] [encrypted]")
+    if not words or not said.keys() <= {"vcpus", "tables"} or not flags <= {"encrypted", "page-map"}:
+        raise ValueError("'vm' needs a name: vm NAME [vcpus=N] [tables=N] [encrypted] [page-map]")
     count = _number(said.get("vcpus", "1"))
     if not 1 <= count <= 8:
         raise ValueError(f"vcpus={count}: a VM has 1 to 8")
     if words[0] in ("store", "outside", "nobody"):
         raise ValueError(f"a VM cannot be named {words[0]}, which has another meaning: choose another name")
     scenario.vms[_name(words[0])] = count
-    if flags:
+    if "encrypted" in flags:
         scenario.encrypted.add(words[0])
+    if "page-map" in flags:
+        scenario.page_maps.add(words[0])
     if "tables" in said:
         tables = scenario.tables[words[0]] = _number(said["tables"])
         if tables < 3:

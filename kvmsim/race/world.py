@@ -30,6 +30,8 @@ from memfsd.peers.upchannel import set_deadline
 from memfsd.store.store import build_store
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
+from memfsd.uapi.messages import KVM_OPERATIONS
+from memfsd.uapi.messages import Kind as MessageKind
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
 from memfsd.uapi.proof import Token, split_token
 from memfsd.uapi.seals import Seal
@@ -49,7 +51,15 @@ class SimulatedVm:
     """A process of kvmsim with one VM."""
 
     def __init__(
-        self, world: "World", name: str, vcpu_count: int, pid: int, *, encrypted: bool, tables: int | None
+        self,
+        world: "World",
+        name: str,
+        vcpu_count: int,
+        pid: int,
+        *,
+        encrypted: bool,
+        tables: int | None,
+        page_map: bool,
     ) -> None:
         self.name = name
         self.life = ProcessHandle(name, pid)
@@ -67,6 +77,7 @@ class SimulatedVm:
             self.vm,
             lambda fd, vm, callbacks: world.pair(self, fd, vm, callbacks),
             _encrypted_windows() if encrypted else WindowMemory,
+            KVM_OPERATIONS if page_map else KVM_OPERATIONS - {MessageKind.PAGE_MAP},
         )
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)
@@ -147,6 +158,7 @@ class World:
                 1000 + index,
                 encrypted=name in scenario.encrypted,
                 tables=scenario.tables.get(name),
+                page_map=name in scenario.page_maps,
             )
         scheduler.main.process = "nobody"
 
@@ -246,6 +258,7 @@ class World:
         vm.links.append(link)
         points.labels[id(link.memory)] = str(ino)
         points.labels[id(link)] = f"{vm.name} inode {ino}"
+        points.labels[id(link.page_map)] = str(ino)
         return link
 
     # -- what happens to processes

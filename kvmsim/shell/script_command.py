@@ -26,7 +26,7 @@ from memfsd.common.traceoptions import add_trace_arguments, open_asked
 from memfsd.uapi.abi import ABIS, THREAD
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
-from memfsd.uapi.messages import KVM_OPERATIONS, OPTIONAL_KVM_OPERATIONS, Kind
+from memfsd.uapi.messages import KVM_OPERATIONS, OPTIONAL_KVM_OPERATIONS, Kind, operation_name
 
 from .execute import Executor
 from .interrupt import Interrupt, Quit
@@ -59,11 +59,7 @@ _HINT = "'help' lists the commands, 'quit' leaves."
 _RECORD_LOST = 2
 
 
-def _name(kind: Kind) -> str:
-    return kind.name.lower().replace("_", "-")
-
-
-_OPTIONAL = ", ".join(sorted(map(_name, OPTIONAL_KVM_OPERATIONS)))
+_OPTIONAL = ", ".join(sorted(map(operation_name, OPTIONAL_KVM_OPERATIONS)))
 
 
 class Beside(Protocol):
@@ -166,7 +162,7 @@ def _slots(text: str) -> int:
 
 
 def _optional_operation(text: str) -> Kind:
-    operation = next((kind for kind in KVM_OPERATIONS if _name(kind) == text), None)
+    operation = next((kind for kind in KVM_OPERATIONS if operation_name(kind) == text), None)
     if operation is None:
         raise argparse.ArgumentTypeError(f"'{text}' is not an operation of KVM: choose {_OPTIONAL}")
     if operation not in OPTIONAL_KVM_OPERATIONS:

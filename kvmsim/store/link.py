@@ -40,6 +40,8 @@ from memfsd.uapi.pairing import State, next_state
 from memfsd.uapi.proof import KVM, NONCE_BYTES, STORE, Token, prove, proves, split_token
 from memfsd.uapi.units import PAGE_SHIFT, Gfn, HostPfn, Pfn, Pgoff, PgoffRange
 
+from .page_map import PageMap
+
 _B = TypeVar("_B", bound=m.Body)
 _GET_PFN = Kind.GET_PFN
 log = logging.getLogger("kvmsim.store")
@@ -124,7 +126,7 @@ class StoreLink:
         self._down = packets.down(sync.channel(down, "vm.down"), trace.vm)
         self.conn = packets.number_of(self._down)
         try:
-            self.memory, up, reply = self._greet(vm, token)
+            self.memory, up, self.page_map, reply = self._greet(vm, token)
             self._up = packets.up(self._down, up)
         except BaseException:
             self._down.close()
@@ -138,6 +140,8 @@ class StoreLink:
         """The smallest part of the file that the store takes back."""
         self.seq = reply.seq
         """The file's invalidation sequence number, as the last END said."""
+        self.found_count = 0
+        """Runs that the page map had: messages that were not needed."""
         self.frame_count = self.memory.frame_count
         self.base = HostPfn(0)
         """First frame number of the window in the VM's PhysMap; set by the machine."""
@@ -174,6 +178,27 @@ class StoreLink:
             raise self._broken(f"the store granted {granted.page_count} frames at {granted.pfn:#x}: not in the window")
         return granted
 
+    @trace.hot(
+        trace.Side.VM,
+        after=lambda to, found, link, pgoff, max_pages, order=0: (
+            found and to.frames_found(link._vm_name, link.ino, link.conn, pgoff, found.pfn, found.page_count, found.seq)
+        ),
+    )
+    def find(self, pgoff: Pgoff, max_pages: int) -> m.GetPfnReply | None:
+        """`get_pfn` of what the page map has, without a message. None: ask. To be called after the fault's sequence
+        number was read, which says what the answer is worth."""
+        page_map, seq = self.page_map, self.seq
+        if page_map is None or self.lost:
+            return None
+        found = page_map.lookup(pgoff, max_pages, seq)
+        if found is None:
+            return None
+        pfn, page_count, order = found
+        if pfn + page_count > self.frame_count:
+            raise self._broken(f"the page map has {page_count} frames at {pfn:#x}: not in the window")
+        self.found_count += 1
+        return m.GetPfnReply(pfn, page_count, order, seq)
+
     def punch(self, pgoff: Pgoff, page_count: int) -> None:
         """fallocate(PUNCH_HOLE | KEEP_SIZE): user space gives pages of the file back. Refused with its errno."""
         self._punch(self.fd, pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT)
@@ -197,6 +222,7 @@ class StoreLink:
         self._down.close()
         self._up.close()
         self.memory.close()
+        self.page_map = None  # unmapped with its last reader
         os.close(self.fd)
         if not was_lost:
             log.info("VM %s is no longer paired with inode %d: BYE", self._vm, self.ino)
@@ -263,7 +289,7 @@ class StoreLink:
                     sock.shutdown(socket.SHUT_RDWR)
         return PeerLost(why)
 
-    def _greet(self, vm: str, token: Token) -> tuple[WindowMemory, socket.socket, m.PairReply]:
+    def _greet(self, vm: str, token: Token) -> tuple[WindowMemory, socket.socket, PageMap | None, m.PairReply]:
         nonce = os.urandom(NONCE_BYTES)
         abi, operations = self._callbacks.abi.name, [int(kind) for kind in sorted(self._callbacks.operations)]
         hello = m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, vm, operations, token.id, nonce, abi)
@@ -286,7 +312,11 @@ class StoreLink:
             if header.errno:
                 raise Refused(header.errno, one_line(decode_failure(packet).reason))
             reply = cast(m.PairReply, decode_reply(Kind.PAIR, packet))
-            if header.id != self._next_id or header.kind is not Kind.PAIR or (len(fds) != 2 and not dropped):
+            if (
+                header.id != self._next_id
+                or header.kind is not Kind.PAIR
+                or (len(fds) != _fd_count(reply) and not dropped)
+            ):
                 raise PeerLost("the store's answer to PAIR is malformed")
         except (BadBody, PeerLost, Refused):
             for fd in fds:
@@ -300,12 +330,18 @@ class StoreLink:
                 self._ask(Kind.BYE, m.Empty(), m.Empty)
             raise
 
-    def _open(self, fds: list[int], reply: m.PairReply) -> tuple[WindowMemory, socket.socket]:
-        """The window and the up channel behind the fds that came with PAIR; takes them."""
-        if len(fds) != 2:
+    def _open(self, fds: list[int], reply: m.PairReply) -> tuple[WindowMemory, socket.socket, PageMap | None]:
+        """The window, the up channel and the page map behind the fds that came with PAIR; takes them."""
+        if len(fds) != _fd_count(reply):
             for fd in fds:
                 os.close(fd)
             raise Refused(errno.EMFILE, "no file descriptors are left for its window: close some, or raise ulimit -n")
+        try:
+            page_map = self._open_page_map(fds[2], reply.map_pages) if reply.map_pages else None
+        except PeerLost:
+            os.close(fds[0])
+            os.close(fds[1])
+            raise
         try:
             up = sync.channel(_up_channel(fds[1]), "vm.up")
         except PeerLost:
@@ -314,10 +350,17 @@ class StoreLink:
         try:
             is_device = reply.memory_type is m.MemoryType.UC
             opened = DeviceMemory if is_device else self._callbacks.open_window
-            return opened(fds[0], reply.window_frames), up
+            return opened(fds[0], reply.window_frames), up, page_map
         except BaseException:
             up.close()
             raise
+
+    def _open_page_map(self, fd: int, page_count: int) -> PageMap | None:
+        try:
+            return PageMap(fd, page_count)
+        except OSError as error:
+            log.info("VM %s reads no page map, and asks for each page: %s", self._vm, error.strerror)
+            return None
 
     # -- up: the store calls
 
@@ -463,6 +506,10 @@ def _connect(path: str) -> socket.socket:
     return sock
 
 
+def _fd_count(reply: m.PairReply) -> int:
+    return 3 if reply.map_pages else 2
+
+
 def _up_channel(fd: int) -> socket.socket:
     """Takes the fd. PeerLost when it is no socket that keeps messages apart."""
     try:
@@ -477,10 +524,10 @@ def _up_channel(fd: int) -> socket.socket:
 
 
 def _receive_fds(sock: socket.socket) -> tuple[bytes, list[int], bool]:
-    """One packet and at most two fds, close-on-exec, and whether the kernel dropped one because this process has no
+    """One packet and at most three fds, close-on-exec, and whether the kernel dropped one because this process has no
     room for it. More fds, or a cut packet, is a broken peer."""
-    packet, fds, flags = receive_with_fds(sock, MAX_PACKET_BYTES, 2)
-    dropped = bool(flags & socket.MSG_CTRUNC) and len(fds) < 2
+    packet, fds, flags = receive_with_fds(sock, MAX_PACKET_BYTES, 3)
+    dropped = bool(flags & socket.MSG_CTRUNC) and len(fds) < 3
     if not packet or flags & socket.MSG_TRUNC or (flags & socket.MSG_CTRUNC and not dropped):
         for fd in fds:
             os.close(fd)

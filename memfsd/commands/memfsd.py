@@ -7,7 +7,7 @@ import logging.handlers
 import os
 import sys
 import time
-from argparse import Namespace
+from argparse import ArgumentTypeError, Namespace
 
 from memfsd.common import trace
 from memfsd.common.arguments import Parser
@@ -20,6 +20,7 @@ from memfsd.common.traceoptions import add_trace_arguments, open_asked
 from memfsd.common.version import VERSION
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_POOL_BYTES
+from memfsd.uapi.messages import OPTIONAL_STORE_OPERATIONS, STORE_OPERATIONS, Kind, operation_name
 from memfsd.uapi.names import FSTYPE
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -56,6 +57,9 @@ exit status: 0 mounted (or, with -f, unmounted), 1 could not mount, 2 usage
 """
 
 
+_OPTIONAL = ", ".join(sorted(map(operation_name, OPTIONAL_STORE_OPERATIONS)))
+
+
 def main() -> None:
     fill_standard_fds()
     sys.exit(run(sys.argv[1:]))
@@ -68,12 +72,29 @@ def _parser() -> Parser:
     parser.add_argument("-f", action="store_true", dest="foreground", help="stay in the foreground")
     parser.add_argument("-d", action="store_true", dest="debug", help="log each refusal; stay in the foreground")
     parser.add_argument("-o", action="append", default=[], dest="options", metavar="OPT[,OPT]...")
+    parser.add_argument(
+        "--no-op",
+        type=_optional_operation,
+        action="append",
+        default=[],
+        metavar="OPERATION",
+        help=f"be a store that lacks an operation which VMs may use: {_OPTIONAL}",
+    )
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from VMs; see kvmsim journal")
     add_trace_arguments(parser, "--filter")
     parser.add_argument("--version", action="version", version=f"memfsd {VERSION}")
     parser.add_argument("source", metavar="SOURCE", nargs="?", default=FSTYPE, help="any word, as mount(8) gives it")
     parser.add_argument("mountpoint", metavar="MOUNTPOINT")
     return parser
+
+
+def _optional_operation(text: str) -> Kind:
+    operation = next((kind for kind in STORE_OPERATIONS if operation_name(kind) == text), None)
+    if operation is None:
+        raise ArgumentTypeError(f"'{text}' is not an operation of the store: choose {_OPTIONAL}")
+    if operation not in OPTIONAL_STORE_OPERATIONS:
+        raise ArgumentTypeError(f"no VM can do without {text}: choose {_OPTIONAL}")
+    return operation
 
 
 def run(arguments: list[str]) -> int:
@@ -87,7 +108,9 @@ def run(arguments: list[str]) -> int:
     from memfsd.fuse.mount import check_fuse, parse_options, prepare_mountpoint
 
     try:
-        options = parse_options(asked.options, _half_of_memory(), asked.source)
+        options = parse_options(
+            asked.options, _half_of_memory(), asked.source, page_map=Kind.PAGE_MAP not in asked.no_op
+        )
     except Refused as refused:
         return _fail(refused, 2)
     try:

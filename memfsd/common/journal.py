@@ -157,6 +157,9 @@ class Recording(trace.Instrument):
     def installed(self, vm: str, ino: int, conn: int, gfn: Gfn, pgoff: Pgoff, pfn: Pfn, page_count: int) -> None:
         self.note("installed", vm=vm, ino=ino, conn=conn, gfn=gfn, pgoff=pgoff, pfn=pfn, pages=page_count)
 
+    def frames_found(self, vm: str, ino: int, conn: int, pgoff: Pgoff, pfn: Pfn, page_count: int, seq: int) -> None:
+        self.note("found", vm=vm, ino=ino, conn=conn, pgoff=pgoff, pfn=pfn, pages=page_count, seq=seq)
+
     def zapped(self, vm: str, start: Gfn, end: Gfn, kept: list[GfnRange]) -> None:
         self.note("zapped", vm=vm, start=start, end=end, kept=kept)
 

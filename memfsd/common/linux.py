@@ -2,13 +2,21 @@
 
 import ctypes
 import errno
+import mmap
 import os
+import weakref
 
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.units import PAGE_SHIFT
 
 _libc = ctypes.CDLL(None, use_errno=True)
 _libc.fallocate.argtypes = [ctypes.c_int, ctypes.c_int, ctypes.c_longlong, ctypes.c_longlong]
+
+_libc.mmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int, ctypes.c_int, ctypes.c_int, ctypes.c_longlong]
+_libc.mmap.restype = ctypes.c_void_p
+_libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
+_libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+_MAP_FAILED = ctypes.c_void_p(-1).value
 
 _COUNTED_LATE_BYTES = 1 << 20
 
@@ -27,6 +35,20 @@ def fallocate(fd: int, mode: int, offset: int, length: int) -> None:
 def punch_hole(fd: int, offset: int, length: int) -> None:
     """Give the memory back: the range reads as zeros, the size stays. Bytes."""
     fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def map_shared(fd: int, size_bytes: int, *, writable: bool) -> "ctypes.Array[ctypes.c_ubyte]":
+    """mmap(MAP_SHARED) of a file from its beginning, out of processes that are forked; unmapped when nobody refers to
+    it any more. Unlike mmap.mmap it keeps no descriptor."""
+    address = _libc.mmap(None, size_bytes, mmap.PROT_READ | mmap.PROT_WRITE * writable, mmap.MAP_SHARED, fd, 0)
+    if address == _MAP_FAILED:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    _libc.madvise(address, size_bytes, mmap.MADV_DONTFORK)
+    mapped = (ctypes.c_ubyte * size_bytes).from_address(address)
+    # Not when the process ends: threads may be at it then.
+    weakref.finalize(mapped, _libc.munmap, address, size_bytes).atexit = False
+    return mapped
 
 
 def dirty_bytes() -> int:

@@ -105,6 +105,9 @@ class Instrument:
     def frames_counted(self, frames: Sequence[int]) -> None:
         """After frames were freed: how many of the pool are in each state."""
 
+    def page_map_written(self, ino: int) -> None:
+        """Words of the map that its VM reads without a lock. Hot."""
+
     # -- the store: its windows; no lock is held
 
     def frames_zeroed(self, window: int | None, runs: Sequence[tuple[int, int]]) -> None:
@@ -164,6 +167,12 @@ class Instrument:
 
     def guest_entered(self, vm: str, vcpu: int) -> None:
         """After the vCPU is in guest mode, with its guest_lock. Hot."""
+
+    def page_map_read(self, page_map: object) -> None:
+        """One word of it. Hot."""
+
+    def frames_found(self, vm: str, ino: int, conn: int, pgoff: Pgoff, pfn: Pfn, page_count: int, seq: int) -> None:
+        """After the page map had them: a grant without a message. Hot."""
 
     def fault_begun(self, vm: str, vcpu: int, gfn: Gfn, offset: int, shared: bool, write: bool) -> None:
         """An EPT violation, or a page that an ioctl wants mapped. Hot."""

@@ -7,6 +7,7 @@ from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import Ino, Pfn, Pgoff
 
 from .memory.page_table import FilePages
+from .memory.published_map import PageMap
 
 Runs = list[tuple[Pfn, int]]
 """Frame runs: (first frame, frames)."""
@@ -72,9 +73,10 @@ class ZeroBytes:
 
 @dataclass(frozen=True, slots=True)
 class DropWindow:
-    """The sealed file is gone for good: close its window."""
+    """The VM is gone for good: close the file's window, and let go of its page map."""
 
     window: Ino
+    page_map: PageMap | None = None
 
 
 @dataclass(frozen=True, slots=True)

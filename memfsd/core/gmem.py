@@ -37,6 +37,7 @@ from .files.inodes import InodeTable, Regular
 from .files.ordinary import OrdinaryData
 from .memory.frames import FramePool
 from .memory.large import count_cut, is_empty, place_of, whole_order
+from .memory.published_map import PageMap
 from .memory.swap_slots import SwapSlots
 from .options import StoreOptions
 from .private.absent import AbsentPages, Lost, Swapped
@@ -218,6 +219,24 @@ class GuestMemory:
             trace.store.file_paired(file.ino, pairing.vm)
         self.check_owner(file, pairing)
         guest_of(file).pairing = pairing
+
+    def publish(self, file: Regular, page_map: PageMap) -> None:
+        """After `pair`. What changes from now on is in the map; what is there already: `publish_more`."""
+        guest = guest_of(file)
+        guest.page_map = file.pages.published = page_map
+        if guest.open_invalidation is None:
+            page_map.open(guest.seq)
+        else:
+            page_map.close(guest.seq)
+
+    def publish_more(self, file: Regular, start: Pgoff) -> Pgoff | None:
+        """Pages that the file had when it was paired, from start on, some at a time; where to go on, or None."""
+        page_map = guest_of(file).page_map
+        part = [] if page_map is None else list(islice(file.pages.extents(start, PGOFF_END), _PART_EXTENTS))
+        for pgoff, pfn, count in part:
+            assert page_map is not None
+            page_map.show(pgoff, pfn, count)
+        return Pgoff(part[-1][0] + part[-1][2]) if len(part) == _PART_EXTENTS else None
 
     def check_owner(self, file: Regular, pairing: Pairing) -> None:
         """EPERM, or as the ABI has it, when the file has or had another owner: one VM for life (R1), which may come
@@ -415,6 +434,8 @@ class GuestMemory:
         upcall = bound and guest.active is not None
         cuts = not page_aligned(start << PAGE_SHIFT | end << PAGE_SHIFT, file.order) and strategy.may_cut
         guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), strategy, upcall, guest.seq, cuts)
+        if guest.page_map is not None and guest.active is not None:
+            guest.page_map.close(guest.seq)
         return guest.open_invalidation
 
     def take(self, file: Regular, answer: Body | None, touched: Touched = ()) -> list[Effect] | None:
@@ -456,6 +477,8 @@ class GuestMemory:
         guest.invalidation_count += 1
         if closing.upcall:
             guest.seq = Seq(guest.seq + 1)
+        if guest.page_map is not None and guest.active is not None:
+            guest.page_map.open(guest.seq)
         return guest.seq
 
     def check_attributes(self, file: Regular, asked: MemoryAttributes2) -> PgoffRange | None:
@@ -550,6 +573,9 @@ class GuestMemory:
         guest.pending = 0
         guest.absent.take(0, PGOFF_END)
         MovingPages(self._pool, file.pages, guest).quarantine()
+        file.pages.published = None
+        if guest.page_map is not None:
+            guest.page_map.close_for_good()
         effect = Quarantine(file.ino, file.pages.detach(0, PGOFF_END))
         self.quarantines.append(effect)
         return [effect] if self.quarantine(effect) else []
@@ -574,6 +600,7 @@ class GuestMemory:
         assert guest.pairing is not None and guest.open_invalidation is None
         guest.pairing.state = PairState.ENDED
         guest.bindings.clear()
+        page_map, guest.page_map, file.pages.published = guest.page_map, None, None
         quarantined = [
             effect
             for pages in (guest.quarantine, guest.moving)
@@ -581,7 +608,7 @@ class GuestMemory:
         ]
         if guest.memfd is not None:  # its memory lives as long as the file
             return quarantined
-        return [*self._give_back_all(file, guest), *quarantined, DropWindow(file.ino)]
+        return [*self._give_back_all(file, guest), *quarantined, DropWindow(file.ino, page_map)]
 
     def forget_unused(self, file: Regular) -> None:
         """After `release`, of a VM that said BYE. One that never bound a page never had one: then any VM may pair."""

@@ -37,6 +37,8 @@ class StoreOptions:
     """None: as the ABI has it."""
     split: bool = False
     """Parts of large pages can be punched."""
+    page_map: bool = True
+    """VMs that can read a page map get one."""
     atime: Atime = Atime.RELATIVE
     diratime: bool = True
     abi: Abi = THREAD

@@ -54,11 +54,13 @@ class MountOptions:
     swap: SwapOptions | None = None
 
 
-def parse_options(words: list[str], default_pool_bytes: int, source: str = FSTYPE) -> MountOptions:
-    """Options of all -o words. Refused(EINVAL) names the one that makes no sense."""
+def parse_options(
+    words: list[str], default_pool_bytes: int, source: str = FSTYPE, *, page_map: bool = True
+) -> MountOptions:
+    """Options of all -o words. Refused(EINVAL) names the one that makes no sense. page_map: as StoreOptions has it."""
     # Half as many inodes as the machine has pages, as on tmpfs; size= leaves that alone.
     inode_count = min(default_pool_bytes >> PAGE_SHIFT, MAX_INODES)
-    store = StoreOptions(pool_bytes=default_pool_bytes, inode_count=inode_count)
+    store = StoreOptions(pool_bytes=default_pool_bytes, inode_count=inode_count, page_map=page_map)
     # libfuse splits options at commas.
     escaped = source.replace("\\", "\\\\").replace(",", "\\,")
     fuse = {"default_permissions", f"fsname={escaped}", f"subtype={FSTYPE}"}

@@ -73,6 +73,11 @@ class EffectRunner:
         with self._service.lock:
             self._service.scrubbed(effect)
 
+    def _drop_window(self, effect: DropWindow) -> None:
+        self._windows.drop_window(effect.window)
+        if effect.page_map is not None:
+            effect.page_map.drop()
+
     def perform(self, effects: Sequence[Effect]) -> None:
         """Refused when a file cannot be filled after all."""
         for effect in effects:
@@ -96,7 +101,7 @@ class EffectRunner:
             elif isinstance(effect, ZeroBytes):
                 self._windows.zero(effect.offset, effect.length)
             elif isinstance(effect, DropWindow):
-                self._windows.drop_window(effect.window)
+                self._drop_window(effect)
             elif isinstance(effect, DropDevice):
                 self._windows.drop_device(effect.ino)
             else:

@@ -225,7 +225,8 @@ class Session:
             self._claim = _Claim(token, hello.nonce, nonce)
             proof = prove(STORE, *self._claim)
         self._hello = hello
-        return m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), nonce, proof, abi.name)
+        operations = sorted(self._store.pairings.operations)
+        return m.HelloReply(m.PROTOCOL_VERSION, operations, nonce, proof, abi.name)
 
     def _on_pair(self, pair: m.Pair) -> m.Body:
         assert self._hello is not None and self._claim is not None
@@ -252,11 +253,14 @@ class Session:
                 end.close()
             raise
         self._paired = paired
-        self._fds = [paired.window, ends[1].detach()]
+        maps = [paired.page_map] if paired.map_pages else []
+        self._fds = [paired.window, ends[1].detach(), *maps]
         self._sent_away = self._fds[1:]
         file, kind = paired.file, paired.memory_type
         punch = self._store.service.gmem.punch_order(file)
-        return m.PairReply(file.ino, file.size, file.order, paired.seq, paired.window_frames, kind, punch)
+        return m.PairReply(
+            file.ino, file.size, file.order, paired.seq, paired.window_frames, kind, punch, paired.map_pages
+        )
 
     def _send_with_fds(self, reply: bytes) -> None:
         fds, self._fds = self._fds, []

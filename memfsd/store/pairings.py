@@ -7,14 +7,16 @@ from collections.abc import Callable
 
 from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import SwappedOut, guest_of
+from memfsd.core.memory.published_map import PageMap
 from memfsd.core.private.gmem_file import Pairing
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import EffectRunner
+from memfsd.host.page_maps import Mapped, make_page_map
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.messages import GetPfnReply, Kind, MemoryType, StatReply
+from memfsd.uapi.messages import STORE_OPERATIONS, GetPfnReply, Kind, MemoryType, StatReply
 from memfsd.uapi.proof import Token
-from memfsd.uapi.units import Ino, Pgoff, Seq
+from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff, Seq
 
 from .deadlines import Deadlines
 from .invalidator import Invalidator
@@ -32,12 +34,17 @@ _ATTEMPTS = 16
 class PairedFile:
     """A sealed file as its VM sees it, from PAIR to the VM's end."""
 
-    def __init__(self, pairings: "Pairings", file: Regular, peer: Peer, window: int, seq: Seq) -> None:
-        """window: its fd. seq: the file's sequence number at PAIR."""
+    def __init__(
+        self, pairings: "Pairings", file: Regular, peer: Peer, window: int, seq: Seq, mapped: Mapped | None
+    ) -> None:
+        """window: its fd. seq: the file's sequence number at PAIR. mapped: its page map, if it has one."""
         self.file = file
         self.peer = peer
         self.window = window
         self.seq = seq
+        self.page_map = -1 if mapped is None else mapped.fd
+        """Its fd."""
+        self.map_pages = 0 if mapped is None else mapped.page_count
         device = guest_of(file).device
         self.memory_type = MemoryType.WB if device is None else MemoryType.UC
         self.window_frames = pairings.service.pool.frame_count if device is None else device.page_count
@@ -158,7 +165,12 @@ class Pairings:
         reclaimer: Reclaimer,
         swapper: Swapper,
         deadlines: Deadlines,
+        *,
+        page_maps: bool,
     ) -> None:
+        """page_maps: VMs get them."""
+        self.operations = STORE_OPERATIONS if page_maps else STORE_OPERATIONS - {Kind.PAGE_MAP}
+        """What VMs are told that this store has."""
         self.service = service
         self.windows = windows
         self.runner = runner
@@ -200,18 +212,19 @@ class Pairings:
             file, _ = self._claimed(token_id, pairing.uid)
             service.gmem.check_owner(file, pairing)
             device, has_window = guest_of(file).device, guest_of(file).memfd is not None
-        window = -1
+        window, mapped = -1, None
         try:
             if has_window:
                 window = self.windows.window_of(file.ino)
             elif device is None:
                 window = self.windows.make_window(file.ino)
+                if file.size and Kind.PAGE_MAP in self.operations & pairing.operations:
+                    mapped = make_page_map(file.ino, file.size >> PAGE_SHIFT)
             else:
                 window = self.windows.device_window(file.ino)
             peer = connect(file.ino)
         except OSError as error:
-            if window >= 0 and not has_window:
-                os.close(window)
+            _close_unused(-1 if has_window else window, mapped)
             number = error.errno or errno.EIO
             raise Refused(number, f"memfsd cannot make a window for inode {file.ino}: {error.strerror}") from None
         try:
@@ -223,10 +236,22 @@ class Pairings:
                 if not has_window:
                     self.windows.adopt_window(file.ino, window)
                 self.invalidator.peers[file.ino] = peer
+                if mapped is not None:
+                    service.gmem.publish(file, PageMap(file.ino, mapped.words))
                 seq = guest_of(file).seq
         except Refused:
-            if not has_window:
-                os.close(window)
+            _close_unused(-1 if has_window else window, mapped)
             raise
+        more: Pgoff | None = None if mapped is None else Pgoff(0)
+        while more is not None:
+            with service.lock:
+                more = service.gmem.publish_more(file, more)
         log.info("inode %d is paired with VM %s of process %d", file.ino, pairing.vm, pairing.pid)
-        return PairedFile(self, file, peer, window, seq)
+        return PairedFile(self, file, peer, window, seq, mapped)
+
+
+def _close_unused(window: int, mapped: Mapped | None) -> None:
+    """What a pairing was to get that came to nothing. window: -1 if there is none to close."""
+    for fd in (window, -1 if mapped is None else mapped.fd):
+        if fd >= 0:
+            os.close(fd)

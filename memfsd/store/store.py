@@ -107,7 +107,9 @@ def build_store(
     return Store(
         names=Names(service, runner, now_ns),
         files=Files(service, windows, runner, invalidator, now_ns, random_bytes),
-        pairings=Pairings(service, windows, runner, invalidator, reclaimer, swapper, deadlines),
+        pairings=Pairings(
+            service, windows, runner, invalidator, reclaimer, swapper, deadlines, page_maps=options.page_map
+        ),
         reclaimer=reclaimer,
         devices=Devices(service, windows, invalidator),
         guest_memfds=GuestMemfds(service, windows, invalidator, now_ns),

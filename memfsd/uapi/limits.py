@@ -54,6 +54,8 @@ XATTR_NAME_MAX = 255
 XATTR_VALUE_MAX = 65536
 XATTR_TOTAL_MAX = 1 << 18
 """Sum of names and values one inode may keep (XATTR_BYTES more for each)."""
+MAX_PAGE_MAP_BYTES = 1 << 33
+"""Of addresses, in both processes: a file of 4 TiB. Further pages are asked for by message."""
 MAX_DEVICES = 64
 MAX_DEVICE_BYTES = 1 << 40
 """Of one device. Its memory is the host's, and no part of the pool."""

@@ -63,6 +63,12 @@ class Kind(IntEnum):
     POISON = 37
     REVOKE = 38
     REPORT = 39
+    PAGE_MAP = 48
+
+
+def operation_name(kind: Kind) -> str:
+    """As commands have it: swap-out."""
+    return kind.name.lower().replace("_", "-")
 
 
 REPLY = 0x8000
@@ -70,14 +76,23 @@ REPLY = 0x8000
 RESERVED_KINDS = frozenset({Kind.POISON})
 """Named in the operation tables, not implemented yet: never sent, refused with EOPNOTSUPP."""
 
-STORE_OPERATIONS = frozenset({Kind.PAIR, Kind.BIND, Kind.UNBIND, Kind.GET_PFN, Kind.STAT, Kind.PING, Kind.BYE})
+STORE_OPERATIONS = frozenset(
+    {Kind.PAIR, Kind.BIND, Kind.UNBIND, Kind.GET_PFN, Kind.STAT, Kind.PING, Kind.BYE, Kind.PAGE_MAP}
+)
 """What memfsd implements on the down channel: its half of the "function pointers"."""
 KVM_OPERATIONS = frozenset(
-    {Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END, Kind.MOVE, Kind.SWAP_OUT, Kind.SWAP_IN, Kind.REVOKE, Kind.REPORT}
+    {
+        *(Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END, Kind.MOVE, Kind.SWAP_OUT, Kind.SWAP_IN, Kind.REVOKE),
+        *(Kind.REPORT, Kind.PAGE_MAP),
+    }
 )
-"""What kvmsim implements on the up channel."""
+"""What kvmsim implements on the up channel, and that it reads page maps."""
+WITHOUT_MESSAGE = frozenset({Kind.PAGE_MAP})
+"""Operations that both sides name when they have them, and that no message asks for: uapi.page_map."""
 REQUIRED_KVM_OPERATIONS = frozenset({Kind.INVALIDATE_BEGIN, Kind.INVALIDATE_END})
 """Without these a store can never take memory back: PAIR is refused with EOPNOTSUPP."""
+OPTIONAL_STORE_OPERATIONS = frozenset({Kind.PAGE_MAP})
+"""What a store may lack: then a VM does without."""
 OPTIONAL_KVM_OPERATIONS = KVM_OPERATIONS - REQUIRED_KVM_OPERATIONS
 """What a KVM may lack, as HELLO says: then the store does without."""
 
@@ -210,10 +225,12 @@ class Pair(Body):
 
 
 class PairReply(Body):
-    """Carries two fds: the window (a sparse memfd, frame N at N * 4096) and the up channel.
+    """Carries two fds: the window (a sparse memfd, frame N at N * 4096) and the up channel; and a third if there is a
+    page map.
 
     window_frames: size of the window. Frames are named by their place in it: for memory of the pool, its frame numbers.
     punch_order: of the smallest part of the file that can be given back: `order` unless the mount splits pages.
+    map_pages: pages of the file that the page map has entries for, from the first on; 0: there is none.
     """
 
     ino: U63
@@ -223,6 +240,7 @@ class PairReply(Body):
     window_frames: U63
     memory_type: MemoryType
     punch_order: U16
+    map_pages: U63
 
 
 class Bind(Body):

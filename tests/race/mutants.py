@@ -21,10 +21,12 @@ class Mutant:
     edits: tuple[tuple[str, str, str], ...]
     """(module:Class.method, what is there, what takes its place)"""
     scenarios: tuple[str, ...]
+    random_runs: int = 300
+    """After every order was tried as far as there is time."""
 
 
-def _mutant(name: str, where: str, *edits: tuple[str, str], at: str) -> Mutant:
-    return Mutant(name, tuple((where, old, new) for old, new in edits), tuple(at.split()))
+def _mutant(name: str, where: str, *edits: tuple[str, str], at: str, random_runs: int = 300) -> Mutant:
+    return Mutant(name, tuple((where, old, new) for old, new in edits), tuple(at.split()), random_runs)
 
 
 _FAULTS = "kvmsim.kvm.faults:Faults"
@@ -38,7 +40,59 @@ _SWAPPER = "memfsd.store.swapper:Swapper"
 _GMEM = "memfsd.core.gmem:GuestMemory"
 _UNMAPPER = "kvmsim.kvm.unmapper:Unmapper"
 
+_LINK = "kvmsim.store.link:StoreLink"
+_PAGES = "memfsd.core.memory.page_table:FilePages"
+
 MUTANTS: tuple[Mutant, ...] = (
+    Mutant(
+        "page map closed after BEGIN",
+        (
+            (f"{_GMEM}.invalidate_begin", "            guest.page_map.close(guest.seq)\n", "            pass\n"),
+            (
+                f"{_GMEM}.take",
+                "        assert closing is not None\n",
+                "        assert closing is not None\n"
+                "        if guest.page_map is not None:\n"
+                "            guest.page_map.close(guest.seq)\n",
+            ),
+        ),
+        ("map-x-bind",),
+        random_runs=1200,
+    ),
+    _mutant(
+        "page map not cleared",
+        f"{_PAGES}._unmap_page",
+        ("            self.published.hide(pgoff, 1)\n", "            pass\n"),
+        at="map-x-punch",
+    ),
+    _mutant(
+        "page map not cleared when pages move",
+        f"{_PAGES}.unmap",
+        ("                self.published.hide(pgoff, count)\n", "                pass\n"),
+        at="map-x-reclaim map-x-move",
+    ),
+    _mutant(
+        "page map read without the staleness test",
+        f"{_MMU}.install",
+        (
+            "if (self.in_progress or page_fault.seq != self.invalidate_seq) and self.is_stale(page_fault, count):",
+            "if False:",
+        ),
+        at="map-x-punch",
+    ),
+    _mutant(
+        "page map read whatever its gate says",
+        "kvmsim.store.page_map:PageMap.lookup",
+        ("if pgoff >= self.page_count or self.read(0) != seq << 1:", "if pgoff >= self.page_count:"),
+        at="map-x-bind",
+        random_runs=1200,
+    ),
+    _mutant(
+        "page map of a lost store read",
+        f"{_LINK}.find",
+        ("if page_map is None or self.lost:", "if page_map is None:"),
+        at="map-x-death-of-the-store",
+    ),
     _mutant(
         "copied while a vCPU is inside",
         f"{_CALLBACKS}.on_move",

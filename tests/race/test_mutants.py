@@ -11,7 +11,7 @@ from tests.race.mutants import MUTANTS, Mutant, planted
 from tests.race.tally import NUMBERS
 
 EXHAUSTIVE_RUNS = 500
-RANDOM_RUNS = 300
+RANDOM_RUNS = 100
 SHORTER_TRIES = 20
 
 pytestmark = pytest.mark.minutes
@@ -23,9 +23,9 @@ def hunt(mutant: Mutant) -> tuple[str, int, Result] | None:
         scenario = load(name)
         with planted(mutant):
             runs = itertools.chain(
-                explore.seeded(scenario, 5, RANDOM_RUNS // 3),
+                explore.seeded(scenario, 5, RANDOM_RUNS),
                 itertools.islice(exhaustive.every(scenario), EXHAUSTIVE_RUNS),
-                explore.seeded(scenario, 6, RANDOM_RUNS),
+                explore.seeded(scenario, 6, mutant.random_runs),
             )
             for number, result in enumerate(runs, 1):
                 NUMBERS.runs += 1

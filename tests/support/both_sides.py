@@ -64,6 +64,7 @@ class LocalStore:
         split: bool = False,
         nodes: int = 1,
         abi: Abi = THREAD,
+        page_map: bool = True,
     ) -> None:
         """swap_pages: of the swap file, which is the file `swap` of the place."""
         self._place = place
@@ -76,6 +77,7 @@ class LocalStore:
             fixed_gfn=fixed_gfn,
             split=split,
             abi=abi,
+            page_map=page_map,
         )
         self.deadlines = Deadlines(proof_s=0.02)
         """A VM in this process is never dead: no long wait for the proof."""
@@ -327,6 +329,20 @@ def errno_of(call: object, *arguments: object, **named: object) -> str:
     return errno_name(refused.value.errno)
 
 
+def assert_maps_follow(store: LocalStore) -> None:
+    """What each VM reads is what the page table of its file has."""
+    for file in store.service.inodes.sealed_files():
+        guest = file.guest
+        if guest is None or guest.page_map is None or guest.active is None:
+            continue
+        for pgoffs, pfns in file.pages.frames():
+            step = max(len(pgoffs) // 256, 1)
+            for pgoff, pfn in zip(pgoffs[::step].tolist(), pfns[::step].tolist(), strict=True):
+                assert guest.page_map.lookup(pgoff) == pfn, f"inode {file.ino}, page {pgoff:#x}"
+        for low, _ in itertools.islice(file.pages.holes(0, file.size // PAGE_SIZE), 256):
+            assert guest.page_map.lookup(low) is None, f"inode {file.ino}, page {low:#x} is a hole"
+
+
 @contextlib.contextmanager
 def opened_store(
     place: Path,
@@ -339,6 +355,7 @@ def opened_store(
     split: bool = False,
     nodes: int = 1,
     abi: Abi = THREAD,
+    page_map: bool = True,
 ) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
     with recorded():
@@ -352,9 +369,11 @@ def opened_store(
             split=split,
             nodes=nodes,
             abi=abi,
+            page_map=page_map,
         )
         try:
             yield store
+            assert_maps_follow(store)
             if not store.is_broken:
                 assert store.findings() == []
         finally:

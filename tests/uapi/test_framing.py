@@ -188,7 +188,7 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, "vm0", [32, 33], bytes(16), bytes(16)),
         m.HelloReply(1, [2, 3], bytes(16), bytes(32)),
         m.Pair(bytes(32), bytes(16)),
-        m.PairReply(2, 4096, 0, 0, 64, m.MemoryType.WB, 0),
+        m.PairReply(2, 4096, 0, 0, 64, m.MemoryType.WB, 0, 0),
         m.Bind(1, 0x100, 0, 8),
         m.Unbind(0, 8),
         m.GetPfn(0, 8, 0),

@@ -10,6 +10,7 @@ from memfsd.uapi.messages import (
     REQUIRED_KVM_OPERATIONS,
     RESERVED_KINDS,
     STORE_OPERATIONS,
+    WITHOUT_MESSAGE,
     Kind,
     MemoryType,
     Reason,
@@ -47,6 +48,7 @@ def test_numbers_that_were_given_once_stay() -> None:
         "POISON": 37,
         "REVOKE": 38,
         "REPORT": 39,
+        "PAGE_MAP": 48,
     }
     assert [(role.name, role.value) for role in Role] == [("GUEST", 0), ("OBSERVER", 1)]
     reasons = ["PUNCH", "TRUNCATE", "RECLAIM", "MOVE", "SWAP_OUT", "POISON", "REVOKE", "EVICT", "CONVERT"]
@@ -56,7 +58,7 @@ def test_numbers_that_were_given_once_stay() -> None:
 
 @pytest.mark.parametrize("kind", Kind)
 def test_a_kind_has_both_bodies_or_is_reserved(kind: Kind) -> None:
-    assert (kind in REQUESTS, kind in REPLIES) == (kind not in RESERVED_KINDS,) * 2
+    assert (kind in REQUESTS, kind in REPLIES) == (kind not in RESERVED_KINDS | WITHOUT_MESSAGE,) * 2
 
 
 @pytest.mark.parametrize("kind", Kind)

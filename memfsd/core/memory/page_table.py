@@ -15,7 +15,7 @@ from array import array
 from bisect import bisect_right
 from collections.abc import Iterator
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -26,6 +26,14 @@ Run = tuple[Pgoff, Pfn, int]
 """(first page, first frame, pages): contiguous in both."""
 Entries: TypeAlias = "array[int]"
 Node: TypeAlias = "int | Entries"
+
+
+class Published(Protocol):
+    """What follows every change of a table."""
+
+    def show(self, pgoff: int, pfn: int, count: int) -> None: ...
+    def hide(self, pgoff: int, count: int) -> None: ...
+
 
 _CHUNK = 1 << ORDER_2M
 _GIG = 1 << ORDER_1G
@@ -45,11 +53,13 @@ class FilePages:
     The table must not change while an iterator of it is in use.
     """
 
-    __slots__ = ("_chunks", "_gigs", "_starts", "page_count")
+    __slots__ = ("_chunks", "_gigs", "_starts", "page_count", "published")
 
     def __init__(self) -> None:
         self.page_count = 0
         """Mapped pages."""
+        self.published: Published | None = None
+        """Follows what is mapped and unmapped; a copy has none, and so must a table that is detached or taken from."""
         self._chunks: dict[int, Node] = {}
         self._gigs: dict[int, int] = {}
         self._starts: Entries | None = None
@@ -181,6 +191,8 @@ class FilePages:
         else:
             self._map(pgoff, pfn, count)
         self.page_count += count
+        if self.published is not None:
+            self.published.show(pgoff, pfn, count)
 
     def map_page(self, pgoff: int, pfn: int) -> None:
         """`map_run` of one page: the usual grant."""
@@ -191,6 +203,8 @@ class FilePages:
         assert not chunk[index], f"page {pgoff:#x} is mapped"
         chunk[index] = pfn + 1
         self.page_count += 1
+        if self.published is not None:
+            self.published.show(pgoff, pfn, 1)
         if chunk[0]:
             self._contract(pgoff >> 9, chunk)
 
@@ -212,6 +226,9 @@ class FilePages:
                 if node == _NOTHING:
                     self._remove(first, size)
         self.page_count -= sum(count for _, _, count in runs)
+        if self.published is not None:
+            for pgoff, _, count in runs:
+                self.published.hide(pgoff, count)
         return runs
 
     def is_long(self, start: int, end: int) -> bool:
@@ -227,6 +244,7 @@ class FilePages:
         """Take the pages of [start, end) out, as a table of their own. A step for each node, not for each run; one if
         that is all of them.
         """
+        assert self.published is None
         other = FilePages()
         if start <= 0 and end >= PGOFF_END:
             other._chunks, other._gigs, other.page_count = self._chunks, self._gigs, self.page_count
@@ -261,6 +279,7 @@ class FilePages:
 
     def take(self) -> list[Run]:
         """Take some nodes out: their runs, in order, about as many as can be freed in a millisecond. [] when empty."""
+        assert self.published is None
         runs: list[Run] = []
         while len(runs) < _TAKEN and (self._chunks or self._gigs):
             table, bits = (self._chunks, 9) if self._chunks else (self._gigs, 18)
@@ -291,6 +310,8 @@ class FilePages:
         if chunk == _NOTHING:
             self._remove(pgoff & -_CHUNK, _CHUNK)
         self.page_count -= 1
+        if self.published is not None:
+            self.published.hide(pgoff, 1)
         return [(Pgoff(pgoff), Pfn(entry - 1), 1)]
 
     def _map(self, pgoff: int, pfn: int, count: int) -> None:

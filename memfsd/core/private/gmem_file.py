@@ -7,6 +7,7 @@ from enum import Enum
 
 from memfsd.common import sync
 from memfsd.core.memory.page_table import FilePages
+from memfsd.core.memory.published_map import PageMap
 from memfsd.core.memory.readahead import Readahead
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import Pgoff, Seq
@@ -111,6 +112,8 @@ class GmemFile:
     """Which frames its VM may still reach, and which pages of the file they were."""
     moving: FilePages = field(default_factory=FilePages)
     """Which frames pages are on their way to; in quarantine, too, when the VM was cut off meanwhile."""
+    page_map: PageMap | None = None
+    """What its VM reads instead of asking; as long as the VM is there."""
     grant_count: int = 0
     split_count: int = 0
     """Large pages of which a part was punched, since it was sealed."""
