@@ -139,7 +139,19 @@ kvmsim                                             memfsd
 
 def render() -> str:
     """The whole page."""
-    parts = [HEAD, _header(), _kinds(), _operations(), _states(), _messages(), _enums(), _page_map(), ERRORS, _limits(), FLOWS]
+    parts = [
+        HEAD,
+        _header(),
+        _kinds(),
+        _operations(),
+        _states(),
+        _messages(),
+        _enums(),
+        _page_map(),
+        ERRORS,
+        _limits(),
+        FLOWS,
+    ]
     return "\n".join(parts)
 
 

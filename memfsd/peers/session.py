@@ -225,7 +225,7 @@ class Session:
             self._claim = _Claim(token, hello.nonce, nonce)
             proof = prove(STORE, *self._claim)
         self._hello = hello
-        operations = sorted(self._store.pairings.operations)
+        operations: list[int] = sorted(self._store.pairings.operations)
         return m.HelloReply(m.PROTOCOL_VERSION, operations, nonce, proof, abi.name)
 
     def _on_pair(self, pair: m.Pair) -> m.Body:

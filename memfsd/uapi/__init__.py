@@ -12,6 +12,7 @@
     frame_state  what a frame is used for
     messages   wire messages: kinds, operations, bodies and their bounds
     framing    header and body to bytes and back
+    page_map   the words of a file's page map
     pairing    the table of states and legal messages
     proof      both ends prove that they read the file's token
 

@@ -64,7 +64,6 @@ class LocalStore:
         split: bool = False,
         nodes: int = 1,
         abi: Abi = THREAD,
-        page_map: bool = True,
     ) -> None:
         """swap_pages: of the swap file, which is the file `swap` of the place."""
         self._place = place
@@ -77,7 +76,6 @@ class LocalStore:
             fixed_gfn=fixed_gfn,
             split=split,
             abi=abi,
-            page_map=page_map,
         )
         self.deadlines = Deadlines(proof_s=0.02)
         """A VM in this process is never dead: no long wait for the proof."""
@@ -355,7 +353,6 @@ def opened_store(
     split: bool = False,
     nodes: int = 1,
     abi: Abi = THREAD,
-    page_map: bool = True,
 ) -> Iterator[LocalStore]:
     """A store; what ends with it is true: R1 to R8 hold, and no thread is left."""
     with recorded():
@@ -369,7 +366,6 @@ def opened_store(
             split=split,
             nodes=nodes,
             abi=abi,
-            page_map=page_map,
         )
         try:
             yield store
