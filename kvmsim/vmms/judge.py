@@ -92,6 +92,18 @@ def _facts(now: Snapshot, belief: Belief) -> set[tuple[str, Gfn]]:
     return {(kind, gfn) for kind, pages in kinds.items() for gfn in pages}
 
 
+def reached_meanwhile(history: Sequence[Snapshot], ram: frozenset[Gfn]) -> tuple[int, str]:
+    """How many pages were private and still mapped for the device, for a moment of the conversion, and the call that
+    ended it."""
+    reached = [snapshot.mapped & ram - snapshot.shared_attribute for snapshot in history]
+    pages, until = frozenset[Gfn](), ""
+    for now, after in zip(range(1, len(history)), range(2, len(history)), strict=False):
+        passing = reached[now] - reached[0] - reached[-1]
+        if passing:
+            pages, until = pages | passing, history[after].call
+    return len(pages), until
+
+
 def gone_after(history: Sequence[Snapshot], pages: Iterable[Gfn], kind: str) -> list[Finding]:
     """For private pages that should have stayed: the call that took each. Those that have a frame are left out."""
     found = []

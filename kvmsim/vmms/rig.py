@@ -18,7 +18,7 @@ from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Pgoff
 
 from .border import Border, Snapshot, ZapBusy
-from .judge import LOST, Belief, Finding, disagreements, gone_after, last_call
+from .judge import LOST, Belief, Finding, disagreements, gone_after, last_call, reached_meanwhile
 from .memory import File, ThreadMemory
 from .scenarios import REGIONS, Event, Scenario, Via
 from .store import LocalStore
@@ -230,6 +230,9 @@ class Rig:
         scenario, history = self._scenario, self.border.history
         end = history[-1]
         belief = self._belief(reply)
+        reached, until = reached_meanwhile(history, belief.ram)
+        if reached:
+            notes.append(f"the device could reach the shared copy of {reached} pages that were private, until {until}")
         converts = self._was_shared and (self.model.takes_hypercalls or reply.outcome != "refused")
         lost = self._lost(belief)
         findings = disagreements(history, belief) + lost + (self._of_reply(reply) if converts else [])

@@ -139,6 +139,12 @@ def test_all_memory_is_held_twice_where_vfio_does_not_follow_conversions(results
     assert results["qemu", "dma-to-private"].verdict == "ok"
 
 
+def test_the_reference_unmaps_for_the_device_before_a_page_is_private_and_qemu_after(results: Results) -> None:
+    note = "the device could reach the shared copy of 4 pages that were private, until dma_unmap 0x104000+0x4000"
+    assert results["qemu", "dma-to-private"].notes == [note]
+    assert results["reference", "dma-to-private"].notes == []
+
+
 def test_firecracker_converts_nothing(results: Results) -> None:
     assert results["firecracker", "to-shared"].verdict == "-"
     assert results["firecracker", "fault-to-shared"].reply.outcome == "ended"
