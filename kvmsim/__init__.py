@@ -10,6 +10,7 @@
     monitor/    QMP on a socket of each process, and `kvmsim monitor`
     api/        what a program gets that says `import kvmsim`: docs/api.md
     journal/    `kvmsim journal`, and a KVM that records
+    views/      `kvmsim top`: what people look at
     tracing/    `kvmsim trace`, `stat` and `perf`: what reads traces
     compare/    `kvmsim compare`: the same guests over all designs, measured
     vmms/       `kvmsim vmms`: models of real VMMs through conversions that fail

@@ -27,6 +27,7 @@ examples:
   kvmsim attach /mnt/vm.mem --gpa 0          pair with a sealed file, then a prompt: try 'help'
   kvmsim shell                               a prompt without a file
   kvmsim monitor vm0                         from another terminal: look into a VM that runs, stop it, let it go on
+  kvmsim top                                 watch it: pages, rates, memory that is held twice
   kvmsim race fault-x-punch --exhaustive     every order of a fault and a punch; --list names the others
   kvmsim compare                             what each design of conversion costs and destroys, as a table
 
@@ -203,6 +204,13 @@ def _perf(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int
     return perf_command.command
 
 
+def _top(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+    from .views import top_command
+
+    top_command.add_arguments(parser)
+    return top_command.command
+
+
 def _compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
     from .compare import command
 
@@ -222,6 +230,7 @@ _COMMANDS: dict[str, tuple[str, Adder]] = {
     "attach": ("pair with a sealed file and prompt", _attach),
     "shell": ("prompt, with no file yet", _shell),
     "monitor": ("list the VMs that run, look into one, stop it and let it go on", _monitor),
+    "top": ("watch a VM that runs, on a full screen", _top),
     "race": ("run a scenario of both sides under chosen schedules", _race),
     "journal": ("verify and show what --journal recorded", _journal),
     "trace": ("which events --trace writes; traces and journals for Perfetto's viewer", _trace),

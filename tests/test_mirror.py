@@ -51,6 +51,7 @@ ELSEWHERE = {
     "memfsd/commands/memfsd.py": "mount/test_daemon.py",
     "memfsd/commands/moving.py": "mount/test_memfs_move.py",
     "memfsd/commands/nodes.py": "mount/test_memfs_move.py",
+    "memfsd/commands/top_view.py": "mount/test_top.py",
     "memfsd/commands/observer.py": "mount/test_killed_callers.py",
     "memfsd/fuse/mount.py": "mount/test_mount_command.py",
     "memfsd/fuse/mounting.py": "mount/test_mount_command.py",
@@ -104,7 +105,6 @@ ELSEWHERE = {
     "kvmsim/race/world.py": "race/test_scenarios.py",
     "kvmsim/kvm/tampering.py": "pair/test_encryption.py",
     "kvmsim/memory/encrypted.py": "kvmsim/memory/test_encrypted_memory.py",
-    "kvmsim/monitor/client.py": "kvmsim/monitor/test_command.py",
     "kvmsim/monitor/listening.py": "kvmsim/monitor/test_monitor.py",
     "kvmsim/monitor/schema.py": "kvmsim/monitor/test_handlers.py",
     "kvmsim/monitor/state.py": "kvmsim/monitor/test_handlers.py",
@@ -131,6 +131,8 @@ ELSEWHERE = {
     "kvmsim/vmm/guest_memory.py": "kvmsim/vmm/conversion/test_rollback.py",
     "kvmsim/tracing/command.py": "kvmsim/tracing/test_trace_command.py",
     "kvmsim/tracing/reader.py": "kvmsim/tracing/test_trace_reader.py",
+    "kvmsim/views/vm_view.py": "kvmsim/views/test_top_command.py",
+    "kvmsim/views/watching.py": "kvmsim/views/test_top_command.py",
     "kvmsim/vmm/host.py": "kvmsim/vmm/test_hva.py",
 }
 """Modules that do what they do only together with others: the test that would notice first."""

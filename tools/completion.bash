@@ -49,7 +49,7 @@ _memfs() {
         poison) options+=' --random --seed' ;;
         kcore) options+=' -o --output' ;;
         swapout | move) options+=' -o --offset -l --length' ;;
-        top) options+=' -d --delay -n --count' ;;
+        top) options+=' -d --delay -n --count --once' ;;
     esac
     if [[ $word == -* ]]; then
         _memfsd_words "$options" "$word"
@@ -64,7 +64,7 @@ _kvmsim() {
     local word=$2 before=$3 options='-h --help --policy --under --abi --max-slots --json --journal --qmp -v --verbose'
     options+=' --memory-encryption --tamper --no-op --trace -e -f --filter'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach shell monitor race compare vmms journal trace stat perf -h --help --version' "$word"
+        _memfsd_words 'run attach shell monitor top race compare vmms journal trace stat perf -h --help --version' "$word"
         return
     fi
     if [[ ${COMP_WORDS[1]} == journal ]]; then
@@ -81,8 +81,9 @@ _kvmsim() {
         return
     fi
     case ${COMP_WORDS[1]} in
+        top) options='-h --help -d --delay -n --count --once --json' ;;
         monitor) options='-h --help --json' ;;
-        stat) options='-h --help -1 --once -l --log -s -m --monitor -f --fields -g --guest -b --by-vm --json' ;;
+        stat) options='-h --help --once -l --log -s -m --monitor -f --fields -g --guest -b --by-vm --json' ;;
         trace)
             ((COMP_CWORD == 2)) && _memfsd_words 'list convert -h --help' "$word" && return
             options='-h --help --json'

@@ -24,6 +24,7 @@
     pairings       connections to stores, and what they know of slots
     ioctls         KVM_SET_USER_MEMORY_REGION and what belongs to it
     blocking       the steps of a conversion that can be taken back
+    memory_use     what memory costs the host: private, shared, held twice
     statistics     what is counted, by the kernel's names
     kvm            all of it for one VM
 

@@ -133,11 +133,6 @@ class Blocking:
             self._vm.mmu.blocked.take(gfn, gfn + page_count)
             self._vm.exports.taken_back(gfn, gfn + page_count)
 
-    def held_private(self, gfn: Gfn, page_count: int) -> int:
-        """How many private pages of [gfn, gfn + page_count) hold memory, mapped or under an overlay. Never refused."""
-        with self._vm.mmu.lock:
-            return self._vm.mmu.held_private(gfn, gfn + page_count)
-
     def set_overlay(self, on: bool) -> None:
         """From now on lookups see ordinary slots first, and a private page under one is not mapped; or no more. Never
         refused."""

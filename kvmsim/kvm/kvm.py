@@ -24,6 +24,7 @@ from .blocking import Blocking
 from .emulation import Emulation
 from .faults import Faults
 from .ioctls import SlotIoctls
+from .memory_use import MemoryUser
 from .mmu.eptentry import MAX_GFN_EPT
 from .notifier import Notifier
 from .pairings import Pair, Pairings
@@ -56,6 +57,7 @@ class Kvm:
         self.pairings = Pairings(vm, self.slots_lock, self.notifier, pair)
         self.slots = SlotIoctls(vm, self.slots_lock, self.unmapper, self.pairings)
         self.blocking = Blocking(vm, self.slots_lock, self.unmapper, self.pairings)
+        self.memory = MemoryUser(vm, self.slots_lock)
         self.faults = Faults(vm)
         self.emulation = Emulation(vm, self.faults)
         self.image = InitialImage(vm, self.slots_lock, self.unmapper, self.faults)

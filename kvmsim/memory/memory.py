@@ -39,6 +39,9 @@ class Memory(Protocol):
     def touch(self, offset: int, page_count: int) -> None:
         """Write one byte of each page, leaving it as it was."""
 
+    def populated(self, first: int, end: int) -> list[PageRange]:
+        """Pages [first, end) for which the kernel has memory."""
+
     def close(self) -> None: ...
 
 
@@ -92,6 +95,9 @@ class _Mapped:
     def populated_count(self) -> int:
         """Pages that hold memory."""
         return os.fstat(self.fd).st_blocks * 512 // PAGE_SIZE
+
+    def populated(self, first: int, end: int) -> list[PageRange]:
+        return data_ranges(self.fd, first, end)
 
     def close(self) -> None:
         """The mapping goes with the last view; nobody may use this memory any more."""
@@ -245,6 +251,10 @@ class FileMemory:
             at = offset + (page << PAGE_SHIFT)
             self.write(at, self.read(at, 1))
 
+    def populated(self, first: int, end: int) -> list[PageRange]:
+        with self._open():
+            return data_ranges(self.fd, first, end)
+
     def close(self) -> None:
         with self._using:
             if not self._closed:
@@ -269,7 +279,7 @@ class SparseMemory(FileMemory):
     def populated_count(self) -> int:
         return os.fstat(self.fd).st_blocks * 512 // PAGE_SIZE
 
-    def populated(self) -> list[PageRange]:
+    def all_populated(self) -> list[PageRange]:
         """Page ranges that hold memory."""
         return data_ranges(self.fd)
 

@@ -8,8 +8,7 @@ events     trace points to events
 places     where a process listens, and which processes do
 listening  sockets, and a thread that waits for the first client
 monitor    the thread that serves all clients
-client     the other end, for `kvmsim monitor`
 command    `kvmsim monitor`
 
-docs/monitor.md has the commands and events for people.
+The other end is memfsd/common/qmp.py. docs/monitor.md has the commands and events for people.
 """

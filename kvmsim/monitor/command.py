@@ -10,12 +10,11 @@ from typing import Any
 from kvmsim.shell.interrupt import Interrupt
 from kvmsim.shell.prompt import prompt
 from kvmsim.shell.script.grammar import INFO_TOPICS
+from memfsd.common.qmp import Client, Facts, QmpError
 from memfsd.common.quote import printable, quoted
 from memfsd.uapi.errors import PeerLost
 
-from .client import Client, Facts
 from .places import running
-from .protocol import QmpError
 from .schema import BY_NAME, COMMANDS
 
 _LOOK_S = 1.0
@@ -151,7 +150,7 @@ def _completions(before: str, word: str) -> list[str]:
 
 
 def _list(*, as_json: bool) -> int:
-    facts = list(_running())
+    facts = list(running_vms())
     if as_json:
         print(json.dumps(facts))
         return 0
@@ -167,7 +166,7 @@ def _list(*, as_json: bool) -> int:
     return 0
 
 
-def _running() -> Iterator[Facts]:
+def running_vms() -> Iterator[Facts]:
     """Every VM of every process that answers."""
     for path in running():
         try:
@@ -190,7 +189,7 @@ def path_of(name: str) -> str:
     """PeerLost when it is no socket, and no one VM."""
     if "/" in name:
         return name
-    found = {fact["socket"] for fact in _running() if name in (fact["vm"], str(fact["pid"]))}
+    found = {fact["socket"] for fact in running_vms() if name in (fact["vm"], str(fact["pid"]))}
     if len(found) == 1:
         return str(found.pop())
     why = "several processes have a VM of that name: give a pid" if found else "no VM of that name or pid runs"

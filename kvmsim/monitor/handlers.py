@@ -13,12 +13,13 @@ from kvmsim.shell.script import commands as c
 from kvmsim.shell.script.grammar import INFO_TOPICS, parse_line
 from kvmsim.shell.script.words import ScriptError
 from kvmsim.shell.script_vm import ScriptVm
+from memfsd.common.qmp import QmpError
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_QMP_PAGE, STOP_DEADLINE_S
 
 from . import state
-from .protocol import QmpError, Request, version
+from .protocol import Request, version
 from .schema import BY_NAME, COMMANDS, check_arguments
 
 Arguments = dict[str, Any]
@@ -66,6 +67,7 @@ class Handlers:
             "query-vms": self._vms,
             "query-memslots": self._memslots,
             "query-ept": self._ept,
+            "query-memory": lambda given: state.memory(self._machine(given)),
             "query-monitor": self._monitor,
             "stop": self._stop,
             "cont": self._cont,

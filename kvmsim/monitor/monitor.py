@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from kvmsim.shell.execute import Executor
 from memfsd.common import sync, trace
+from memfsd.common.qmp import NO_ID, QmpError
 from memfsd.uapi.limits import (
     MAX_QMP_BACKLOG_BYTES,
     MAX_QMP_CLIENTS,
@@ -29,7 +30,7 @@ from memfsd.uapi.limits import (
 
 from . import protocol
 from .places import Listener
-from .protocol import Framer, QmpError
+from .protocol import Framer
 
 if TYPE_CHECKING:
     from .handlers import Handlers
@@ -205,7 +206,7 @@ class Monitor:
         if len(self._clients) >= MAX_QMP_CLIENTS:
             full = QmpError(f"{MAX_QMP_CLIENTS} clients are connected, no more are served: disconnect one")
             with sock, contextlib.suppress(OSError):
-                sock.send(protocol.failure(full, protocol.NO_ID))
+                sock.send(protocol.failure(full, NO_ID))
             return
         self._load()
         client = self._clients[sock.fileno()] = _Client(sock)
@@ -243,7 +244,7 @@ class Monitor:
             try:
                 sync.thread(self._work, "monitor-client", (client,)).start()
             except RuntimeError:
-                self._send(client, protocol.failure(QmpError("no thread is left to serve you"), protocol.NO_ID))
+                self._send(client, protocol.failure(QmpError("no thread is left to serve you"), NO_ID))
                 client.is_ending = True
                 return
         client.unanswered += len(messages)
@@ -303,7 +304,7 @@ class Monitor:
 
     def _answer(self, message: Message, *, negotiated: bool) -> tuple[bytes, str]:
         """The line, and the command that has been done; "" for an error."""
-        id_ = protocol.NO_ID
+        id_ = NO_ID
         try:
             if isinstance(message, QmpError):
                 raise message
@@ -314,7 +315,7 @@ class Monitor:
             if len(line) > MAX_QMP_REPLY_BYTES:
                 raise QmpError(f"the answer is longer than {MAX_QMP_REPLY_BYTES} bytes: ask for less at a time")
         except QmpError as error:
-            return protocol.failure(error, error.id if id_ is protocol.NO_ID else id_), ""
+            return protocol.failure(error, error.id if id_ is NO_ID else id_), ""
         except Exception as error:
             log.exception("a command of the monitor has failed")
             return protocol.failure(QmpError(f"internal error: {error!r}"), id_), ""

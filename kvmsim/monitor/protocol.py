@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import msgspec
 
+from memfsd.common.qmp import NO_ID, QmpError
 from memfsd.common.version import VERSION
 from memfsd.uapi.limits import MAX_QMP_DEPTH, MAX_QMP_MESSAGE_BYTES
 
@@ -17,18 +18,6 @@ _TOKENS = re.compile(rb'[{}\[\]"]|\\.?', re.DOTALL)
 _NOT_BLANK = re.compile(rb"[^ \t\r\n\xff]")
 _MEMBERS = ("execute", "arguments", "id")
 _decode = msgspec.json.Decoder().decode
-NO_ID = object()
-"""The request had none: then the answer has none."""
-
-
-class QmpError(Exception):
-    """An error answer: QEMU's classes, GenericError for all but the few that clients tell from others."""
-
-    def __init__(self, description: str, class_: str = "GenericError", id_: object = NO_ID) -> None:
-        super().__init__(description)
-        self.description = description
-        self.class_ = class_
-        self.id = id_
 
 
 class Request(NamedTuple):

@@ -3,9 +3,8 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+from memfsd.common.qmp import QmpError
 from memfsd.uapi.limits import MAX_QMP_PAGE, MAX_VCPUS
-
-from .protocol import QmpError
 
 _TYPES: dict[str, type | tuple[type, ...]] = {"string": str, "integer": int, "boolean": bool, "array": list}
 
@@ -141,6 +140,16 @@ COMMANDS = (
             Argument("limit", "integer", f"how many (default {MAX_QMP_PAGE})", most=MAX_QMP_PAGE),
             _VM,
         ),
+        is_qemus=False,
+    ),
+    Command(
+        "query-memory",
+        "What memory costs the host, in bytes for which the kernel has memory: `private` in the windows of the files,"
+        " `shared` where the host reaches it, `doubled` in both for one GPA, `punched` what slots have and do not show."
+        " `held-twice` names the first 1024 ranges of GPAs.",
+        '{"private", "shared", "doubled", "punched", "files": [{"inode", "file", "private", "doubled", "punched"}],'
+        ' "held-twice": [{"gpa", "size"}]}',
+        (_VM,),
         is_qemus=False,
     ),
     Command(

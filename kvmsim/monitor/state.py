@@ -9,6 +9,7 @@ from kvmsim.kvm.kvm_run import exit_of
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
 from kvmsim.shell import info
+from memfsd.uapi.limits import MAX_QMP_PAGE
 from memfsd.uapi.units import PAGE_SHIFT
 
 Facts = dict[str, Any]
@@ -69,6 +70,30 @@ def mappings(machine: VirtualMachine, alias: Alias, gpa: int, limit: int) -> Fac
         for fact in found[:limit]
     ]
     return {"mappings": facts, **({"next": found[limit]["gpa"]} if len(found) > limit else {})}
+
+
+def memory(machine: VirtualMachine) -> Facts:
+    use = machine.vmm.memory_use()
+    files = [
+        {
+            "inode": file.ino,
+            "file": file.path,
+            "private": file.private << PAGE_SHIFT,
+            "doubled": file.doubled << PAGE_SHIFT,
+            "punched": file.punched << PAGE_SHIFT,
+        }
+        for file in use.files
+    ]
+    return {
+        "private": sum(file.private for file in use.files) << PAGE_SHIFT,
+        "shared": use.shared << PAGE_SHIFT,
+        "doubled": use.doubled_pages << PAGE_SHIFT,
+        "punched": sum(file.punched for file in use.files) << PAGE_SHIFT,
+        "files": files,
+        "held-twice": [
+            {"gpa": low << PAGE_SHIFT, "size": high - low << PAGE_SHIFT} for low, high in use.doubled[:MAX_QMP_PAGE]
+        ],
+    }
 
 
 def counters(machine: VirtualMachine) -> dict[str, int]:

@@ -19,6 +19,8 @@ Answer = tuple[object, str]
 
 _MEMORY_TYPES = {MEMORY_TYPE_UC: "UC", MEMORY_TYPE_WB: "WB"}
 _MOST_MAPPINGS = 65536
+_MOST_DOUBLED = 8
+"""Named; all are counted."""
 _STEP_PAGES = 1 << 13
 """Looked at with Mmu.lock held, of one EPT."""
 
@@ -131,21 +133,22 @@ def mmu(machine: VirtualMachine) -> Answer:
 
 
 def memory(machine: VirtualMachine) -> Answer:
-    """Bytes mapped and held, and those held twice."""
-    vm, vmm, kvm = machine.vm, machine.vmm, machine.kvm
+    """Bytes mapped and held, those held twice, and those that punched slots do not show."""
+    vm = machine.vm
     with vm.mmu.lock:
         private = vm.mmu.epts[PRIVATE].page_count
-    with kvm.slots_lock:
-        populated = sum(link.memory.populated_count() for link in kvm.pairings.links.values())
+    use = machine.vmm.memory_use()
     facts = {
         "private_mapped": private * PAGE_SIZE,
-        "private_populated": populated * PAGE_SIZE,
-        "shared_populated": vmm.shared_pages() * PAGE_SIZE,
-        "doubled": vmm.doubled_pages() * PAGE_SIZE,
+        "private_populated": sum(file.private for file in use.files) * PAGE_SIZE,
+        "shared_populated": use.shared * PAGE_SIZE,
+        "doubled": use.doubled_pages * PAGE_SIZE,
+        "punched": sum(file.punched for file in use.files) * PAGE_SIZE,
     }
     text = _lines({key: format_size(value) for key, value in facts.items()})
-    if facts["doubled"]:
-        text += f"\nwarning: {format_size(facts['doubled'])} are held twice, private and shared"
+    for low, high in use.doubled[:_MOST_DOUBLED]:
+        where = f"{low << PAGE_SHIFT:#x}: {format_size(high - low << PAGE_SHIFT)}"
+        text += f"\nwarning: {where} are held twice, private and shared: punch the file there, or the shared memory"
     return facts, text
 
 

@@ -79,9 +79,8 @@ def _traces(asked: argparse.Namespace, *, watches: bool) -> Look:
 
 
 def _monitor(asked: argparse.Namespace, ending: contextlib.ExitStack) -> Look:
-    from kvmsim.monitor.client import Client
     from kvmsim.monitor.command import path_of
-    from kvmsim.monitor.protocol import QmpError
+    from memfsd.common.qmp import Client, QmpError
 
     client = ending.enter_context(Client(path_of(asked.monitor)))
     name = asked.guest or ("" if "/" in asked.monitor or asked.monitor.isdigit() else asked.monitor)

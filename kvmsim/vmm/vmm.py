@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, TypeVar
 from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit
 from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
 from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.memory_use import MemoryUse
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.common import trace
 from memfsd.uapi.errors import PeerLost, Refused
@@ -28,8 +29,6 @@ from .policies import POLICIES, UNDER
 
 R = TypeVar("R")
 MakeDesign = Callable[[GuestMemory, SharedCopy, Tally], Design]
-_PAGES_AT_A_TIME = 1 << 16
-"""Counted with Mmu.lock held, so that faults get through."""
 
 
 class _Wanted(NamedTuple):
@@ -203,8 +202,7 @@ class Vmm:
         if changed is None:
             return None
         if trace.vm is not None:
-            held = lambda: (self.shared_pages(), self.doubled_pages())  # noqa: E731
-            trace.vm.converted(self._kvm.vm.name, start, end, private, held)
+            trace.vm.converted(self._kvm.vm.name, start, end, private, self._held)
         if private:
             self.tally.to_private_pages += changed
         else:
@@ -232,22 +230,24 @@ class Vmm:
         """Pages converted, either way."""
         return self.tally.to_shared_pages + self.tally.to_private_pages
 
+    def memory_use(self) -> MemoryUse:
+        """What the VM's memory costs its host."""
+        return self._kvm.memory.use(self._copy.populated())
+
     def shared_pages(self) -> int:
-        """Pages that the VMM's shared memory holds."""
+        """Pages that the VMM's own shared memory holds."""
         return self._copy.page_count()
 
     def doubled_pages(self) -> int:
-        """Pages that the VMM's shared memory and private memory both hold."""
-        kvm, ranges = self._kvm, self._copy.populated()
-        return sum(kvm.blocking.held_private(at, count) for start, end in ranges for at, count in _parts(start, end))
+        """Pages that shared and private memory both hold."""
+        return self.memory_use().doubled_pages
+
+    def _held(self) -> tuple[int, int]:
+        use = self.memory_use()
+        return use.shared, use.doubled_pages
 
     def close(self) -> None:
         self._copy.close()
-
-
-def _parts(start: Gfn, end: Gfn) -> Iterator[tuple[Gfn, int]]:
-    for at in range(start, end, _PAGES_AT_A_TIME):
-        yield Gfn(at), min(_PAGES_AT_A_TIME, end - at)
 
 
 def _wanted(exit_: MemoryErrorExit | HypercallExit) -> _Wanted | None:

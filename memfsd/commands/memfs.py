@@ -22,13 +22,13 @@ from memfsd.uapi.abi import ABIS, THREAD, GmemFlag
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.frame_state import state_name
 from memfsd.uapi.gmem_ioctls import format_flags, parse_flags
-from memfsd.uapi.messages import CheckReply, Empty, Kind, Map, MapReply
+from memfsd.uapi.messages import CheckReply, Empty, Kind, ListReply, Map, MapReply
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
-from . import device, kcore, memfs_help, moving, nodes, numa, poison, swap, top, vms
-from .observer import Observer, store_of
+from . import device, kcore, memfs_help, moving, nodes, numa, poison, swap, top, usage, vms
+from .observer import Observer, Store, store_of
 
 _NOT_CHECKED = 3
 """Of `check`, where 1 means that a rule is broken."""
@@ -119,6 +119,7 @@ def _add_those_of_a_mount(command: Callable[[str, Callable[[Any], int], str], ar
     view.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view.add_argument("-d", "--delay", type=_delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
     view.add_argument("-n", "--count", type=_count, default=0, metavar="N", help="stop after N views (default: never)")
+    view.add_argument("--once", dest="count", action="store_const", const=1, help="one view")
     vms_ = command("vms", _vms, "list the VMs of a mount, with their processes and monitors")
     vms_.add_argument("target", type=_path, metavar="MOUNTPOINT")
     fail = command("poison", _poison, "let the memory of a page fail")
@@ -282,11 +283,22 @@ def _stat(asked: argparse.Namespace) -> int:
         facts = _file_facts(asked.target, status)
     else:
         counts = os.getxattr(asked.target, names.XATTR_COUNTS).decode()
-        facts = {"mount": asked.target, "socket": store.socket, **fields(pool), **fields(counts)}
+        facts = {"mount": asked.target, "socket": store.socket, **fields(pool), **fields(counts), **_held(store)}
     width = max(len(key) for key in facts)
     shown = {key: quoted(value) if key in _NAMES else value for key, value in facts.items()}
+    shown = {key: "-" if value is None else value for key, value in shown.items()}
     _print(asked, facts, "\n".join(printable(f"{key:>{width}}  {value}") for key, value in shown.items()))
     return 0
+
+
+def _held(store: Store) -> dict[str, int | None]:
+    """What the VMs of a mount hold that its store does not know of."""
+    try:
+        with Observer(store) as observer:
+            found = vms.vms_of(observer.ask(Kind.LIST, Empty(), ListReply))
+    except (PeerLost, Refused):  # the rest was said by the kernel
+        return {"vm_shared": None, "held_twice": None}
+    return {name: sum(vm[name] or 0 for vm in found) for name in ("vm_shared", "held_twice")}
 
 
 def _file_facts(path: str, status: os.stat_result) -> dict[str, Any]:
@@ -295,7 +307,13 @@ def _file_facts(path: str, status: os.stat_result) -> dict[str, Any]:
         return facts
     about = file_stat(path)
     shown = {"seals": about.seals, "page_size": about.page_size, "numa": about.numa, "owner": about.owner}
-    return {**facts, **shown, **about.frames}
+    facts = {**facts, **shown, **about.frames}
+    owner = usage.owner_of(about.owner)
+    if owner is not None:
+        use = usage.use_of(owner)
+        facts["vm_shared"] = use and use.shared
+        facts["held_twice"] = use and use.doubled.get(status.st_ino, 0)
+    return facts
 
 
 def _map(asked: argparse.Namespace) -> int:

@@ -50,6 +50,11 @@ of a file:
   owner                      the VM it is paired with, for life: paired, cut (silent, not yet dead) or ended
   private, pending           frames the guest uses; frames granted ahead of it and not touched yet
   quarantined                frames that a silent VM could still reach
+  punched                    pages that punches have taken back since it was sealed
+  leaked                     frames of its window that could not be erased, and are out of service
+  populated                  pages for which the kernel has memory (st_blocks of its window): what it costs the host
+  vm_shared, held_twice      of its VM: pages of memory that the host reaches, and pages of this file that the VM
+                             holds there as well; - where the VM has no monitor that answers
   swapped                    pages in the swap file, where the mount has one
   splits, merges             of a file with large pages: those of which a part was punched, and those whole again
   shared                     frames of an ordinary file
@@ -62,6 +67,7 @@ of a mount:
   inodes, handles, lookups   what memfsd holds: files, open files, references of the kernel
   splits, merges             large pages split by a punch, and whole again, since the mount (split=on)
   windows, fds, threads      memory objects of sealed files, descriptors, threads: leaks would show here
+  punched, populated         over all sealed files; vm_shared, held_twice: over the VMs whose monitors answer
 
   memfs stat /mnt/vm.mem
   memfs stat /mnt --json
@@ -167,21 +173,27 @@ Asks memfsd, and through it every paired VM, and compares both sides. Prints eac
 exit status: 0 all hold, 1 a rule is broken, 2 usage, or standard output cannot be written, 3 it could not be checked
 """,
     "top": """\
-The pool by state, then the sealed files (of many, the largest):
+The pool by state, its NUMA nodes, the VMs that live, then the sealed files (of many, the largest):
+  PRIVATE, PENDING   what the VM uses, and what is granted ahead of it and not touched yet
+  SHARED             memory of the VM that the host reaches
+  TWICE              what is held both there and private: memory that costs double
+  PUNCHED, LEAKED    what punches took back, and what could not be erased
   SIZE, HELD         the file's size, and what it holds of the pool
-  PENDING            granted ahead of the guest and not touched yet
   FAULTS/s           grants of frames to the VM; with readahead one grant serves many pages
   INVAL/s            ranges taken back from the VM
-  OWNER              the VM, for life
-Ends with Ctrl-C. Without a terminal, and with --json, views follow each other; --json prints one object for each.
+SHARED and TWICE are what a VM's monitor says, - where it has none that answers. Fills the terminal, and ends with q or
+Ctrl-C; this needs rich (pip install 'memfsd[top]'). Without a terminal, and with --json, views follow each other;
+--json prints one object for each.
 
   memfs top /mnt -d 0.5
-  memfs top /mnt -n 1 --json                       once, for scripts
+  memfs top /mnt --once --json                     for scripts
 """,
     "vms": """\
 The VMs that hold sealed files of the mount (of many files, the largest are looked at):
   STATE      paired, or cut: silent, not yet dead
   FILES      how many they are, HELD what they hold of the pool
+  PUNCHED    what punches took back from them, LEAKED what could not be erased
+  SHARED     memory of the VM that the host reaches, TWICE what it holds both there and private; - it does not say
   MONITOR    the socket on which the VM's process speaks QMP; - where there is none that may be seen
 
   memfs vms /mnt

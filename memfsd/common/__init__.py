@@ -7,6 +7,7 @@ trace        what happens on either side, reported to whoever observes it; packe
 journal      an observer: a line of JSON for each message; journalfile: the file it is written to
 tracing      an observer: events in the kernel's text form; traceevents: which there are; tracefilter: which are wanted;
              tracefile: the file they are written to; traceoptions: of a command line
+qmp          a client of QMP, kvmsim's monitor
 rundir       where a program listens: a directory that is ours, and a socket in it
 sockets      connections between processes of one mount
 mounts       which mount of memfsd a path is on
@@ -15,6 +16,7 @@ stdio        standard output that is closed, full, or a pipe without reader
 arguments    argparse with one line for each error
 logs         lines of a log
 quote        names with control characters, as ls shows them
+lines        lines of a view: tables and bars; fullscreen: a view that fills the terminal
 starting     Ctrl-C while a program is still starting
 version      of both programs
 """

@@ -403,6 +403,7 @@ class Service:
             "lookups": self.inodes.lookup_count,
             "splits": self.pool.split_count,
             "merges": self.pool.merge_count,
+            "punched": sum(file.guest.punched_count for file in self.inodes.sealed_files() if file.guest),
         }
 
     # -- after the effects
@@ -436,6 +437,9 @@ class Service:
         """What the frames hold could not be erased: nobody gets them any more."""
         for pfn, count in effect.runs:
             self.pool.set_state(pfn, count, FrameState.LEAKED)
+        file = None if effect.window is None else self.inodes.find(effect.window)
+        if isinstance(file, Regular) and file.guest is not None:
+            file.guest.leaked_count += effect.frame_count
 
     def file_by_token(self, token_id: bytes) -> tuple[Regular, Token]:
         """The file that a token's id names, and the token. EACCES when no file can have made it."""

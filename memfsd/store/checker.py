@@ -318,8 +318,9 @@ def file_list(service: Service, windows: Windows) -> ListReply:
     reports = []
     for file in largest:
         settle(service, file, windows.populated(file.ino))
+        populated = windows.populated_count(file.ino)
         with service.lock:
-            reports.append(_file_report(service, file))
+            reports.append(_file_report(service, file, populated))
     with service.lock:
         slots = service.slots
         return ListReply(service.pool.counts(), slots.used, slots.total, reports, len(files))
@@ -334,7 +335,7 @@ def settle(service: Service, file: Regular, touched: list[FrameRange]) -> None:
         time.sleep(0 if at is None else PAUSE_S)
 
 
-def _file_report(service: Service, file: Regular) -> FileReport:
+def _file_report(service: Service, file: Regular, populated: int) -> FileReport:
     guest = guest_of(file)
     return FileReport(
         file.ino,
@@ -343,6 +344,10 @@ def _file_report(service: Service, file: Regular) -> FileReport:
         file.size,
         file.pages.page_count,
         guest.pending,
+        guest.quarantine.page_count,
+        populated,
+        guest.punched_count,
+        guest.leaked_count,
         guest.absent.swapped_count,
         guest.grant_count,
         guest.invalidation_count,

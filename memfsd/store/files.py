@@ -123,7 +123,9 @@ class Files:
         """What is held now, to see leaks."""
         with self._lock:
             held = self._service.counts()
-        held |= {"windows": self._windows.window_count(), "fds": len(os.listdir("/proc/self/fd"))}
+        populated = sum(map(self._windows.populated_count, self._windows.files()))
+        held |= {"windows": self._windows.window_count(), "populated": populated}
+        held |= {"fds": len(os.listdir("/proc/self/fd"))}
         return held | {"threads": threading.active_count()}
 
     def listxattr(self, ino: int) -> list[bytes]:

@@ -322,7 +322,11 @@ class MapReply(Body):
 
 
 class FileReport(Body):
-    """One sealed file: counts of pages are frames held, the rest are totals since it was sealed."""
+    """One sealed file: counts of pages are frames held, the rest are totals since it was sealed.
+
+    populated: pages of its window for which the kernel has memory. punched: pages that punches have taken out of it.
+    leaked: frames of its window that could not be erased.
+    """
 
     ino: U63
     name: FileName
@@ -330,6 +334,10 @@ class FileReport(Body):
     size_bytes: U63
     frames: U63
     pending: U63
+    quarantined: U63
+    populated: U63
+    punched: U63
+    leaked: U63
     swapped: U63
     grants: U63
     invalidations: U63

@@ -120,7 +120,9 @@ def test_a_vm_that_is_cut_off_and_then_dies(steps: Steps) -> None:
     store.perform(store.gmem.disconnect(file))
     steps.assert_short()
     assert store.pool.count(FrameState.QUARANTINED) == PAGES // 2
-    assert store.getfattr(file, "frames") == f"private=0 pending=0 quarantined={PAGES // 2}"
+    assert (
+        store.getfattr(file, "frames") == f"private=0 pending=0 quarantined={PAGES // 2} punched=0 leaked=0 populated=0"
+    )
     assert store.audit() == []
     store.release_guest(file)
     steps.assert_short(8)

@@ -22,7 +22,7 @@ def test_a_search_for_data_ends_where_the_descriptor_was_overwritten() -> None:
     windows, shared = Windows(1 << 20), SparseMemory(1 << 20)
     searches: list[tuple[int, Callable[[], object]]] = [
         (windows.pool_fd, lambda: windows.populated(None)),
-        (shared.fd, shared.populated),
+        (shared.fd, shared.all_populated),
     ]
     for fd, populated in searches:
         overwrite_with_null(fd)

@@ -112,6 +112,9 @@ def test_stat_tells_of_a_file(place: Path) -> None:
         "private": 2,
         "pending": 0,
         "quarantined": 0,
+        "punched": 0,
+        "leaked": 0,
+        "populated": 0,
     }
     printed = dict(line.split(maxsplit=1) for line in sh("memfs stat f", place).splitlines())
     assert printed == {name: str(value) for name, value in report.items()}

@@ -53,7 +53,7 @@ def test_getfattr_shows_a_sealed_files_attributes(shared_mount: MountFactory, pl
     socket = shared_mount("size=64M").socket
     assert sh("memfs fallocate -l 8K f && getfattr -d f", place) == (
         "# file: f\n"
-        'user.memfsd.frames="private=2 pending=0 quarantined=0"\n'
+        'user.memfsd.frames="private=2 pending=0 quarantined=0 punched=0 leaked=0 populated=0"\n'
         'user.memfsd.numa="default"\n'
         'user.memfsd.owner="none"\n'
         'user.memfsd.page_size="4096"\n'
@@ -133,7 +133,10 @@ def test_large_pages_are_allocated_whole(place: Path) -> None:
         with refused(errno.EINVAL):
             fallocate(fd, 0, 0, PAGE)
         fallocate(fd, 0, 2 << 20, 2 << 20)
-    assert attribute(path, "frames") == "private=512 pending=0 quarantined=0 splits=0 merges=0"
+    assert (
+        attribute(path, "frames")
+        == "private=512 pending=0 quarantined=0 punched=0 leaked=0 populated=0 splits=0 merges=0"
+    )
 
 
 @pytest.mark.parametrize(
@@ -358,4 +361,5 @@ def test_seek_in_a_sealed_file_finds_what_is_allocated(place: Path) -> None:
         assert (os.lseek(fd, 0, os.SEEK_DATA), os.lseek(fd, 2 * PAGE, os.SEEK_HOLE)) == (2 * PAGE, 5 * PAGE)
         with refused(errno.ENXIO):
             os.lseek(fd, 8 * PAGE, os.SEEK_HOLE)
-    until(lambda: attribute(path, "frames") == "private=3 pending=0 quarantined=0", "the attribute agrees")
+    expected = "private=3 pending=0 quarantined=0 punched=0 leaked=0 populated=0"
+    until(lambda: attribute(path, "frames") == expected, "the attribute agrees")

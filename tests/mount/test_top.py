@@ -2,8 +2,6 @@
 
 import json
 import os
-import pty
-import signal
 import subprocess
 import unicodedata
 from collections.abc import Iterator
@@ -14,8 +12,9 @@ import pytest
 
 from memfsd.uapi.limits import MAX_FILES_PER_LIST
 from tests.support.real_mount import BIN, DEADLINE_S, ENVIRONMENT, PAGE, Mount, MountFactory, run, seal, sh
+from tests.support.tmux import Screen
 
-_HEAD = ["INODE", "SIZE", "HELD", "PENDING", "FAULTS/s", "INVAL/s", "STATE", "PID", "VM", "NAME"]
+_HEAD = ["INODE", "SIZE", "HELD", "PENDING", "PUNCHED", "TWICE", "FAULTS/s", "INVAL/s", "VM", "NAME"]
 FILE_BYTES = 1 << 20
 MANY_VIEWS = 1_000_000
 """More than there will be."""
@@ -73,17 +72,18 @@ def test_one_view_shows_the_pool_and_no_files(mounted: Mount) -> None:
     (mounted.path / "ordinary").write_bytes(bytes(PAGE * 3))
     lines = sh(f"memfs top {mounted.path} -n 1", mounted.path).splitlines()
     assert lines[0].startswith(f"memfsd {mounted.path}: pool 16M: free 16372K  shared 12K"[:79])
-    assert lines[1] == "0 sealed files"
-    assert lines[2].split() == _HEAD
-    assert len(lines) == 3
+    assert lines[1].startswith("pool [s  ") and len(lines[1]) == 80
+    assert lines[2] == "0 sealed files"
+    assert lines[3].split() == _HEAD
+    assert len(lines) == 4
 
 
 def test_a_sealed_file_is_a_line_with_its_owner(mounted: Mount, guest: Attached) -> None:
     guest.tell(f"touch 0 {FILE_BYTES:#x}")
-    row = sh(f"COLUMNS=200 memfs top {mounted.path} -n 1", mounted.path).splitlines()[3].split()
+    lines = sh(f"COLUMNS=200 memfs top {mounted.path} --once", mounted.path).splitlines()
+    assert lines[3].split() == [str(guest.process.pid), "paired", "1M", *"00000", "vm0"]
     ino = str((mounted.path / "vm.mem").stat().st_ino)
-    assert row[:3] == [ino, "1M", "1M"]
-    assert row[6:] == ["paired", str(guest.process.pid), "vm0", "vm.mem"]
+    assert lines[6].split() == [ino, "1M", "1M", *"00000", "vm0", "vm.mem"]
 
 
 def test_the_view_fits_80_columns_and_its_columns_line_up(mounted: Mount, guest: Attached) -> None:
@@ -92,15 +92,15 @@ def test_the_view_fits_80_columns_and_its_columns_line_up(mounted: Mount, guest:
     sealed_file(mounted, "名前" * 30)
     done = run(f"env COLUMNS=80 memfs top {mounted.path} -n 1", mounted.path.parent)
     lines = done.stdout.splitlines()
-    assert len(lines) == 6
-    head, rows = lines[2], lines[3:]
+    assert len(lines) == 9
+    head, rows = lines[5], lines[6:]
     for line in lines:
         assert sum(1 + (unicodedata.east_asian_width(c) == "W") for c in line) <= 80
-    for word in ("SIZE", "HELD", "PENDING", "FAULTS/s", "INVAL/s", "PID"):
+    for word in ("SIZE", "HELD", "PENDING", "PUNCHED", "TWICE", "FAULTS/s", "INVAL/s"):
         end = head.index(word) + len(word)
         assert all(row[end - 1] != " " and row[end] == " " for row in rows), word
-    assert head.index("NAME") < 65
-    assert any("vm.mem" in row and " paired " in row for row in rows)
+    assert head.index("NAME") < 70
+    assert any("vm.mem" in row and " vm0 " in row for row in rows)
 
 
 def test_a_name_does_not_control_the_terminal_and_json_has_it_exactly(mounted: Mount) -> None:
@@ -108,7 +108,7 @@ def test_a_name_does_not_control_the_terminal_and_json_has_it_exactly(mounted: M
     for name in names:
         sealed_file(mounted, os.fsdecode(name))
     done = run(f"env COLUMNS=200 memfs top {mounted.path} -n 1", mounted.path)
-    assert len(done.stdout.splitlines()) == 3 + len(names)
+    assert len(done.stdout.splitlines()) == 4 + len(names)
     assert all(line.isprintable() for line in done.stdout.splitlines())
     assert "'a'$'\\033''[2Jb'" in done.stdout
     assert "$'\\377\\n'" in done.stdout
@@ -174,16 +174,27 @@ def test_more_files_than_lines_are_counted(mounted: Mount) -> None:
     assert all(len(line) <= 60 for line in lines)
 
 
-def test_on_a_terminal_each_view_replaces_the_last_and_ctrl_c_ends_it_well(mounted: Mount) -> None:
-    ours, theirs = pty.openpty()
-    with subprocess.Popen([BIN / "memfs", "top", mounted.path, "-d", "0.1"], stdout=theirs, env=ENVIRONMENT) as top:
-        os.close(theirs)
-        seen = b""
-        while seen.count(b"\033[H\033[2J") < 2:
-            seen += os.read(ours, 4096)
-        top.send_signal(signal.SIGINT)
-        assert top.wait(DEADLINE_S) == 0
-    os.close(ours)
+def test_on_a_terminal_it_fills_the_screen_shows_what_is_held_twice_in_red_and_quits(
+    mounted: Mount, guest: Attached
+) -> None:
+    red = "\033[1m\033[37m\033[41m"
+    with Screen(f"{BIN}/memfs top {mounted.path} -d 0.1") as screen:
+        screen.until("vm0  vm.mem")
+        assert red not in screen.text(styled=True)
+        guest.tell("slot set 1 shared gpa=0 size=64K")
+        guest.tell("touch 0 64K")
+        guest.tell("touch 32K 64K shared")
+        screen.until(lambda shown: f"{red}32K" in shown.replace(" ", ""), styled=True)
+        screen.resize(60, 8)
+        screen.until(lambda shown: "1 sealed files" in shown and max(map(len, shown.splitlines())) <= 60)
+        screen.press("C-c")
+        assert screen.ended() == "0"
+
+
+def test_a_terminal_that_cannot_move_its_cursor_gets_views_one_after_the_other(mounted: Mount) -> None:
+    with Screen(f"TERM=dumb {BIN}/memfs top {mounted.path} -d 0.1 -n 2") as screen:
+        assert screen.ended() == "0"
+        assert screen.text().count("0 sealed files") == 2
 
 
 @pytest.mark.parametrize(

@@ -343,7 +343,9 @@ def test_a_silent_peer_is_etimedout_cut_off_and_its_frames_are_quarantined(
         until(lambda: store.guest("file").active is None, "the VM is cut off")
         assert wire.ended()
         assert (store.count(FrameState.QUARANTINED), store.free_count) == (2, 1022), "all of its frames, freed none"
-        assert store.service.getxattr(store.file("file").ino, b"user.memfsd.frames", bytes).endswith(b"quarantined=2")
+        assert store.service.getxattr(store.file("file").ino, b"user.memfsd.frames", bytes).startswith(
+            b"private=0 pending=0 quarantined=2 "
+        )
         wire.touch(frame, b"it can")
         store.create("next", 1022)
         store.allocate("next", 0, 1022)

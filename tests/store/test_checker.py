@@ -45,6 +45,9 @@ class FakeWindows:
         facts = self._store.facts()
         return facts.populated if window is None else facts.windows.get(window, [])  # type: ignore[call-overload]
 
+    def populated_count(self, window: int) -> int:
+        return sum(end - start for start, end in self.populated(window))
+
     def first_written(self, pfn: Pfn, count: int) -> int | None:
         return self._store.windows.first_written(pfn, count)
 

@@ -217,4 +217,5 @@ def test_a_frame_whose_memory_cannot_be_given_back_is_leaked(
     store.release_guest(file)
     assert store.pool.free_count == store.pool.frame_count - 1
     assert "leaked=1" in store.getfattr(store.service.inodes.get(Ino(1)), "pool")  # type: ignore[arg-type]
+    assert store.getfattr(file, "frames").endswith(" punched=2 leaked=1 populated=0")
     caplog.clear()

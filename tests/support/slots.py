@@ -23,6 +23,9 @@ class _NoMemory:
     def touch(self, offset: int, page_count: int) -> None:
         raise AssertionError("nobody touches this memory")
 
+    def populated(self, first: int, end: int) -> list[tuple[int, int]]:
+        raise AssertionError("nobody looks at this memory")
+
     def close(self) -> None:
         pass
 

@@ -239,7 +239,8 @@ class ModelledVm:
         self._tlbs_agree()
         assert self.vm.mmu.in_progress == 0, "a bracket leaks"
         low, high = self._doubled()
-        assert low <= self.vmm.doubled_pages() <= high
+        doubled = self.vmm.memory_use().doubled
+        assert low <= sum(start <= gfn < end for gfn in self.model.copy for start, end in doubled) <= high
         assert self.vmm.shared_pages() == len(self.model.copy)
         for id_, vcpu in self.model.vcpus.items():
             assert (self.vm.vcpu(id_).program is None) == (vcpu.program is None)

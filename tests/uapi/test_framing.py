@@ -202,7 +202,7 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.MemoryFailureReply(5, 1),
         m.Kcore(0),
         m.KcoreReply(64, [(0, 8, 1), (8, 56, 0)], -1),
-        m.ListReply({"free": 64}, 1, 8, [m.FileReport(2, b"vm.mem", "none", 0, 0, 0, 1, 0, 0, 0, 0)], 1),
+        m.ListReply({"free": 64}, 1, 8, [m.FileReport(2, b"vm.mem", "none", 0, 0, 0, 0, 0, 0, 0, 1, 0, 0, 0, 0)], 1),
         m.PageOut(2, 0, 8),
         m.PageOutReply(8, -1, 0, 0, ""),
         m.SwapOff(2, 8),

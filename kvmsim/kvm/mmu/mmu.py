@@ -229,11 +229,10 @@ class Mmu:
             for low, high in subtract(run[0], run[0] + run[2], mapped)
         ]
 
-    def held_private(self, start: Gfn, end: Gfn) -> int:
-        """Private pages of [start, end) that hold memory, mapped or blocked."""
-        mapped = [(gfn, gfn + count) for gfn, _, count in self.epts[PRIVATE].runs(start, end)]
-        held = IntervalSet([*mapped, *self.blocked.ranges(start, end)])
-        return sum(high - low for low, high in held.within(start, end))
+    def held_private(self, start: Gfn, end: Gfn) -> list[Run]:
+        """Private pages of [start, end) with a frame, mapped or blocked."""
+        mapped = self.epts[PRIVATE].runs(start, end)
+        return [*mapped, *self.exportable(start, end)] if self.blocked else [*mapped]
 
     def zap_untouched(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that

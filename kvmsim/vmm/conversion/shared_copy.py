@@ -93,7 +93,7 @@ class SharedCopy:
     def populated(self) -> list[GfnRange]:
         if self._memory is None:
             return []
-        return [(Gfn(start), Gfn(end)) for start, end in self._memory.populated()]
+        return [(Gfn(start), Gfn(end)) for start, end in self._memory.all_populated()]
 
     def close(self) -> None:
         if self._memory is not None:

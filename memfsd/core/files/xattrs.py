@@ -199,6 +199,10 @@ def _frames_line(file: Regular, populated: int | None) -> str:
     if file.guest.device is not None:
         return "device=0 removed=1" if file.guest.device.is_gone else f"device={file.guest.device.page_count}"
     pending = file.guest.untouched(file.pages.page_count, populated)
-    quarantined = file.guest.quarantine.page_count
-    counts = f"private={file.pages.page_count - pending} pending={pending} quarantined={quarantined}"
+    guest = file.guest
+    counts = (
+        f"private={file.pages.page_count - pending} pending={pending} quarantined={guest.quarantine.page_count}"
+        f" punched={guest.punched_count} leaked={guest.leaked_count}"
+        + ("" if populated is None else f" populated={populated}")
+    )
     return counts + (f" splits={file.guest.split_count} merges={file.guest.merge_count}" if file.order else "")

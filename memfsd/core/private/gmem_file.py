@@ -119,6 +119,10 @@ class GmemFile:
     """Large pages of which a part was punched, since it was sealed."""
     merge_count: int = 0
     """Split pages that became whole again."""
+    punched_count: int = 0
+    """Pages that punches have taken out of it since it was sealed."""
+    leaked_count: int = 0
+    """Frames of its window that could not be erased, and are out of service."""
     invalidation_count: int = 0
     secret: bytes = b""
     """Makes the file's tokens (uapi.proof); empty until the first is read."""

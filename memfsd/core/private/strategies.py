@@ -95,7 +95,10 @@ class Unmap(Strategy):
 
     def take(self, taking: Taking) -> list[Effect]:
         taking.guest.absent.take(taking.start, taking.end)
-        return [Scrub(taking.ino, taking.close(taking.start, taking.end))]
+        scrub = Scrub(taking.ino, taking.close(taking.start, taking.end))
+        if self.reason is Reason.PUNCH:
+            taking.guest.punched_count += scrub.frame_count
+        return [scrub]
 
 
 class Reclaim(Strategy):

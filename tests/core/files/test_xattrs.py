@@ -137,11 +137,20 @@ def test_frames_tell_touched_untouched_and_quarantined(store: CoreStore) -> None
     store.fault(file, 1, 8)
     store.fault(file, 3, 8)
     assert guest.pending == 4
-    assert get(store, file, b"user.memfsd.frames") == b"private=3 pending=4 quarantined=0"
-    assert get(store, file, b"user.memfsd.frames", populated=6) == b"private=6 pending=1 quarantined=0"
-    assert get(store, file, b"user.memfsd.frames", populated=7) == b"private=7 pending=0 quarantined=0"
+    assert get(store, file, b"user.memfsd.frames") == b"private=3 pending=4 quarantined=0 punched=0 leaked=0"
+    assert (
+        get(store, file, b"user.memfsd.frames", populated=6)
+        == b"private=6 pending=1 quarantined=0 punched=0 leaked=0 populated=6"
+    )
+    assert (
+        get(store, file, b"user.memfsd.frames", populated=7)
+        == b"private=7 pending=0 quarantined=0 punched=0 leaked=0 populated=7"
+    )
     store.gmem.disconnect(file)
-    assert get(store, file, b"user.memfsd.frames", populated=7) == b"private=0 pending=0 quarantined=7"
+    assert (
+        get(store, file, b"user.memfsd.frames", populated=7)
+        == b"private=0 pending=0 quarantined=7 punched=0 leaked=0 populated=7"
+    )
 
 
 def test_the_root_tells_the_pool_and_nothing_else_does(store: CoreStore) -> None:

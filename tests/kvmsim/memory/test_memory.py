@@ -78,10 +78,10 @@ def test_sparse_memory_knows_what_it_holds() -> None:
     memory = SparseMemory(1 << 40)
     memory.write(page(3), b"x")
     memory.write(page(7) - 1, b"xy")
-    assert memory.populated() == [(3, 4), (6, 8)]
+    assert memory.all_populated() == [(3, 4), (6, 8)]
     assert memory.populated_count() == 3
     memory.discard(page(6), page(1))
-    assert memory.populated() == [(3, 4), (7, 8)]
+    assert memory.all_populated() == [(3, 4), (7, 8)]
     assert memory.read(page(6), PAGE_SIZE) == bytes(PAGE_SIZE)
     memory.close()
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from kvmsim.monitor.protocol import NO_ID, Framer, QmpError, Request, event, failure, greeting, parse_request, success
+from kvmsim.monitor.protocol import Framer, Request, event, failure, greeting, parse_request, success
+from memfsd.common.qmp import NO_ID, QmpError
 from memfsd.uapi.limits import MAX_QMP_DEPTH, MAX_QMP_MESSAGE_BYTES
 
 STATUS = b'{"execute": "query-status"}'

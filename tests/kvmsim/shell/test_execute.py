@@ -216,6 +216,7 @@ def test_info_tells_the_truth(private: Lines) -> None:
         "private_populated": page(15),
         "shared_populated": page(1),
         "doubled": 0,
+        "punched": page(1),
     }
     ept = private.ok("info ept").info
     assert sum(run["size"] for run in ept if run["space"] == "private") == page(15)  # type: ignore[attr-defined]

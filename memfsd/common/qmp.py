@@ -1,4 +1,4 @@
-"""The other end of the monitor: one command after the other, with a deadline."""
+"""A client of QMP, kvmsim's monitor: one command after the other, with a deadline."""
 
 import os
 import select
@@ -7,32 +7,44 @@ from typing import Any
 
 import msgspec
 
-from memfsd.common.quote import quoted
-from memfsd.common.sockets import peer_of
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_QMP_BACKLOG_BYTES
 
-from .protocol import QmpError
+from .quote import quoted
+from .sockets import peer_of
 
 _DEADLINE_S = ANSWER_DEADLINE_S + 5.0
 """A command may wait for the VM, which may wait for the store."""
 _CHUNK_BYTES = 1 << 16
 Facts = dict[str, Any]
+NO_ID = object()
+"""The request had none: then the answer has none."""
+
+
+class QmpError(Exception):
+    """An error answer: QEMU's classes, GenericError for all but the few that clients distinguish."""
+
+    def __init__(self, description: str, class_: str = "GenericError", id_: object = NO_ID) -> None:
+        super().__init__(description)
+        self.description = description
+        self.class_ = class_
+        self.id = id_
 
 
 class Client:
     """A negotiated connection. PeerLost when nobody listens, who listens is somebody else, or the process ends."""
 
-    def __init__(self, path: str, deadline_s: float = _DEADLINE_S) -> None:
+    def __init__(self, path: str, deadline_s: float = _DEADLINE_S, uid: int | None = None) -> None:
+        """uid: whose process it is, when it may be another user's."""
         self._shown = quoted(path)
         self._buffer = bytearray()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(deadline_s)
         try:
             self._socket.connect(path)
-            uid = peer_of(self._socket).uid
-            if uid not in (0, os.geteuid()):
-                raise PeerLost(f"{self._shown}: uid {uid} listens there, not you: its word is worth nothing")
+            peer = peer_of(self._socket)
+            if peer.uid not in (0, os.geteuid(), uid):
+                raise PeerLost(f"{self._shown}: uid {peer.uid} listens there, not you: its word is worth nothing")
             greeting = self._receive()
             if "error" in greeting:
                 raise PeerLost(f"{self._shown}: {greeting['error'].get('desc')}")
