@@ -6,5 +6,19 @@
     deviations.py   where kvmsim answers otherwise and why, and docs/fidelity.md made from it
     cli.py          tools/record-kvm
 
-tests/fidelity replays the recording against kvmsim and compares.
+And how faithful a guest_memfd of a mount is to the kernel's: recorded cases of many calls, asked of both.
+
+    oracle.py       tools/oracle: asks both, prints what differs
+    vectors.py      recorded cases as JSON: tests/fidelity/guest-memfd.json
+    player.py       plays a case in a process of its own
+    descriptors.py  ops that are system calls on a descriptor
+    mappings.py     ops that are about memory
+    fault.py        accesses that may fault, and the signal that they get
+    linux_kvm.py    KVM's ops, asked of /dev/kvm
+    simulated.py    KVM's ops, asked of memfsd and kvmsim
+    outcomes.py     what an op came to
+    reasons.py      where ours answers otherwise, and why
+    document.py     docs/fidelity-guest-memfd.md made from that
+
+tests/fidelity replays the recordings and compares.
 """
