@@ -1,15 +1,22 @@
 """One virtual kvm put together: KVM, its guest, and user space."""
 
+from typing import TYPE_CHECKING
+
 from memfsd.uapi.abi import THREAD, Abi
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 
 from .cpu.accesses import Guest
+from .cpu.x86.library import check
 from .kvm.kvm import Kvm
 from .kvm.pairings import Pair
+from .kvm.vcpu import Vcpu
 from .kvm.vm import Vm
 from .memory.memory import OpenWindow, WindowMemory
 from .store.link import pair as pair_with_store
 from .vmm.vmm import Vmm
+
+if TYPE_CHECKING:
+    from .cpu.x86.cpus import Cpus
 
 
 class VirtualMachine:
@@ -30,6 +37,21 @@ class VirtualMachine:
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)
+        self._cpus: Cpus | None = None
+
+    @property
+    def cpus(self) -> "Cpus":
+        """vCPUs that run machine code, made when first asked for. ENOSYS (Refused) without the extra `cpu`."""
+        if self._cpus is None:
+            check()
+            from .cpu.x86.cpus import Cpus
+
+            self._cpus = Cpus(self.kvm, self.guest)
+        return self._cpus
+
+    def console(self, vcpu: Vcpu) -> str:
+        """What machine code on this vCPU has printed since the last time."""
+        return "" if self._cpus is None else self._cpus.console(vcpu)
 
     def close(self) -> None:
         self.kvm.close()

@@ -205,6 +205,10 @@ class Guest:
             yield from vcpu.entry()
             yield ShutdownExit()
 
+    def accepting(self, vcpu: Vcpu, gpa: int, size: int) -> Program[None]:
+        """TDG.MEM.PAGE.ACCEPT of each page."""
+        return self._accepting(vcpu, gpa & ~SHARED_BIT, size)
+
     # -- what is under way after an exit
 
     def _reading(self, access: _Access, buffer: bytearray, exit_: Exit | None = None) -> Program[bytes]:

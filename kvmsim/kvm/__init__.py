@@ -11,6 +11,7 @@
     hypercalls     MapGPA's registers and statuses, KVM's own numbers
     vmcall         KVM's side of a guest's calls
     faults         EPT violations, and translation
+    walking        page tables and memory for vCPUs that run machine code
     emulation      KVM's own accesses to guest memory
     export         private pages that are out: sealed, with the versions that come back
     swap           what the store calls to swap pages out and in

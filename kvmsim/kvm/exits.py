@@ -1,6 +1,6 @@
 """Why a vCPU came back to user space. KVM_EXIT_MEMORY_ERROR is the thread's; the others are KVM's."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import IntEnum
 
 from memfsd.uapi.errors import EHWPOISON
@@ -123,7 +123,10 @@ class HltExit:
 
 @dataclass(frozen=True, slots=True)
 class ShutdownExit:
-    """A triple fault. The vCPU faults again however often it is run: only a reset helps."""
+    """A triple fault. The vCPU faults again however often it is run: only a reset helps. why: for a person, what led
+    to it."""
+
+    why: str = field(default="", compare=False)
 
     reason = ExitReason.SHUTDOWN
 

@@ -11,6 +11,7 @@ faults      EPT violations, translation
 emulation   KVM's own accesses to guest memory
 pre_fault   faults ahead of the guest's accesses
 image       what private memory holds before the guest runs, and its measurement
+walking     page tables for vCPUs that run machine code
 """
 
 from kvmsim.memory.memory import OpenWindow, WindowMemory
@@ -32,6 +33,7 @@ from .populate import InitialImage
 from .prefault import PreFault
 from .unmapper import Unmapper
 from .vm import Vm
+from .walking import Walking
 
 _EVERY_PAGE = Pgoff(0), PGOFF_END - 1
 _EVERY_GFN = Gfn(0), MAX_GFN_EPT
@@ -62,6 +64,7 @@ class Kvm:
         self.emulation = Emulation(vm, self.faults)
         self.image = InitialImage(vm, self.slots_lock, self.unmapper, self.faults)
         self.pre_fault = PreFault(vm, self.faults, self.unmapper)
+        self.walking = Walking(vm)
 
     def close(self) -> None:
         """The VM ends: slots go, then every pairing with BYE."""

@@ -1,5 +1,6 @@
 """One vCPU: KVM_RUN and what is under way, guest mode, kicks and its TLB."""
 
+import ctypes
 import errno
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -51,6 +52,8 @@ class Vcpu:
         self.kick_count = 0
         self._kick_lock = sync.lock("Vcpu.kick_lock")
         self._kickers = 0
+        self.kicked = ctypes.c_uint32(0)
+        """Not 0 while somebody kicks: machine code looks at it in guest mode."""
         self._go_on = sync.event("Vcpu.go_on")
 
     # -- KVM_RUN
@@ -171,6 +174,7 @@ class Vcpu:
         """Return when the vCPU has been out of guest mode once: an access that began before has ended."""
         with self._kick_lock:
             self._kickers += 1
+            self.kicked.value = 1
             self._go_on.clear()
         with self.guest_lock:
             pass
@@ -178,4 +182,5 @@ class Vcpu:
             self.kick_count += 1
             self._kickers -= 1
             if self._kickers == 0:
+                self.kicked.value = 0
                 self._go_on.set()

@@ -113,6 +113,9 @@ class EncryptedMemory(WindowMemory):
         for frame in range(first, first + page_count):
             self._read(frame)
 
+    def mapping(self, frame: int) -> None:
+        """Machine code runs on copies."""
+
     # -- what becomes of frames
 
     def is_untouched(self, frame: int) -> bool:

@@ -42,9 +42,14 @@ class Memory(Protocol):
     def populated(self, first: int, end: int) -> list[PageRange]:
         """Pages [first, end) for which the kernel has memory."""
 
+    def mapping(self, frame: int) -> "Mapping | None":
+        """Where this process has its bytes around a frame; None where they go through `read` and `write`."""
+
     def close(self) -> None: ...
 
 
+Mapping = tuple[int, int, int]
+"""(first frame, end, address of the first): a part of a memory as this process has it mapped."""
 MemoryRun = tuple[Memory, int, int]
 """(memory, byte offset in it, bytes): contiguous."""
 
@@ -91,6 +96,9 @@ class _Mapped:
         self._map.madvise(MADV_POPULATE_WRITE, offset, length)
         firsts = self._bytes[offset : offset + length : PAGE_SIZE]
         firsts |= 0
+
+    def mapping(self, frame: int) -> Mapping | None:
+        return 0, self.frame_count, self._bytes.ctypes.data
 
     def populated_count(self) -> int:
         """Pages that hold memory."""
@@ -255,6 +263,9 @@ class FileMemory:
         with self._open():
             return data_ranges(self.fd, first, end)
 
+    def mapping(self, frame: int) -> Mapping | None:
+        return None
+
     def close(self) -> None:
         with self._using:
             if not self._closed:
@@ -272,6 +283,18 @@ class SparseMemory(FileMemory):
         fd = os.memfd_create("kvmsim-vmm-shared", os.MFD_CLOEXEC)
         os.ftruncate(fd, size)
         super().__init__(fd, size >> PAGE_SHIFT)
+        self._parts: dict[int, np.ndarray[tuple[int], np.dtype[np.uint8]]] = {}
+        """Of 1 GiB, mapped when machine code first reaches them: it does not fit in this process as a whole."""
+
+    def mapping(self, frame: int) -> Mapping | None:
+        part = frame >> ORDER_1G
+        if part not in self._parts:
+            at = part << ORDER_1G + PAGE_SHIFT
+            size = min(1 << ORDER_1G + PAGE_SHIFT, os.fstat(self.fd).st_size - at)
+            self._parts[part] = np.frombuffer(mmap.mmap(self.fd, size, offset=at), dtype=np.uint8)
+        bytes_ = self._parts[part]
+        first = part << ORDER_1G
+        return first, first + (bytes_.size >> PAGE_SHIFT), bytes_.ctypes.data
 
     def discard(self, offset: int, length: int) -> None:
         punch_hole(self.fd, offset, length)

@@ -181,12 +181,14 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("GuestMemory.lock", "vm"),
     ("EncryptedMemory.lock", "vm"),
     ("FileMemory.using", "vm"),
+    ("Turns.lock", "vm"),
 )
 WAITS: tuple[tuple[str, str], ...] = (
     ("Reclaimer.progress waited for", "store"),
     ("Mmu.ended waited for", "vm"),
     ("Vcpu.go_on waited for", "vm"),
     ("Inhibitor.changed waited for", "vm"),
+    ("Turns.changed waited for", "vm"),
     ("PeerProcess.wait_dead", "store"),
 )
 

@@ -70,6 +70,8 @@ class Executor:
             c.Start: self._start,
             c.Join: self._join,
             c.Kick: self._kick,
+            c.CpuRegs: self._cpu_regs,
+            c.CpuDisasm: self._cpu_disasm,
             c.CapExitHypercall: self._cap_exit_hypercall,
             c.HostRead: self._host_read,
             c.HostWrite: self._host_write,
@@ -215,6 +217,15 @@ class Executor:
 
     def _kick(self, command: c.Kick) -> Outcome:
         return self._target.vcpu_commands.kick(command.vcpu)
+
+    def _cpu_regs(self, command: c.CpuRegs) -> Outcome:
+        facts, text = info.registers(self._target.cpus.registers(self._target.vm.vcpu(command.vcpu)))
+        return Outcome(ok=True, info=facts, text=text)
+
+    def _cpu_disasm(self, command: c.CpuDisasm) -> Outcome:
+        vcpu = self._target.vm.vcpu(command.vcpu)
+        facts, text = info.disassembly(self._target.cpus.disassemble(vcpu, command.address, command.count))
+        return Outcome(ok=True, info=facts, text=text)
 
     def _cap_exit_hypercall(self, command: c.CapExitHypercall) -> Outcome:
         self._target.vm.exit_hypercalls = command.mask

@@ -1,14 +1,22 @@
-"""A host file that becomes the initial image of a VM."""
+"""Host files that become memory of a VM: its initial image, and a program that a vCPU boots."""
 
 import errno
 import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
+from kvmsim.cpu import guests
+from kvmsim.cpu.x86.program import Image as Program
+from kvmsim.cpu.x86.program import parse
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.limits import MAX_BOOT_BYTES
 from memfsd.uapi.units import PAGE_SIZE
+
+COMES_ALONG = "guest:"
+_GUESTS = Path(guests.__file__).parent
 
 
 class Image:
@@ -45,3 +53,29 @@ def open_image(path: str) -> Iterator[Image]:
         yield Image(fd, name, status.st_size)
     finally:
         os.close(fd)
+
+
+def read_program(path: str, at: int | None, entry: int | None) -> Program:
+    """guest:NAME is one that comes along. ENOEXEC, EINVAL, EFBIG: no program that fits."""
+    if path.startswith(COMES_ALONG):
+        path = _guest(path.removeprefix(COMES_ALONG))
+    fd, name = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), quoted(path)
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise Refused(errno.EINVAL, f"{name}: a program is a regular file: copy it to one")
+        with os.fdopen(os.dup(fd), "rb") as file:
+            content = file.read(MAX_BOOT_BYTES + 1)
+    finally:
+        os.close(fd)
+    if len(content) > MAX_BOOT_BYTES:
+        raise Refused(errno.EFBIG, f"{name}: it is larger than {MAX_BOOT_BYTES} bytes: boot a smaller one")
+    return parse(path, content, at, entry)
+
+
+def _guest(name: str) -> str:
+    found = sorted(program.stem for program in _GUESTS.glob("*.elf"))
+    if name in found:
+        return str(_GUESTS / f"{name}.elf")
+    if not found:
+        raise Refused(errno.ENOENT, f"the guest programs are not built: make -C {_GUESTS} (it needs gcc and binutils)")
+    raise Refused(errno.ENOENT, f"there is no guest program {quoted(name)}: choose one of {', '.join(found)}")

@@ -1,7 +1,7 @@
 """What `info TOPIC` shows: facts for programs, and lines for people."""
 
 import itertools
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kvmsim.kvm.alias import PRIVATE, SHARED, Alias
@@ -186,6 +186,19 @@ def stats(machine: VirtualMachine) -> Answer:
         "rolled_back": tally.rolled_back,
     }
     return facts, _lines(facts)
+
+
+def registers(values: Mapping[str, int]) -> Answer:
+    """Of a vCPU that runs machine code."""
+    cells = [f"{name:>6}={value:#018x}" for name, value in values.items()]
+    return dict(values), "\n".join("  ".join(cells[at : at + 4]) for at in range(0, len(cells), 4))
+
+
+def disassembly(found: Sequence[tuple[int, bytes, str]]) -> Answer:
+    """Instructions: address, bytes, text."""
+    facts = [{"address": at, "bytes": raw.hex(), "text": text} for at, raw, text in found]
+    lines = [f"{at:#x}:  {raw.hex(' '):<30} {text}" for at, raw, text in found]
+    return facts, "\n".join(lines) if found else "no memory is there"
 
 
 def dirty(ranges: list[GfnRange]) -> Answer:

@@ -24,7 +24,7 @@ class ScriptVm(VirtualMachine):
         abi: Abi,
     ) -> None:
         super().__init__(name, max_slots, pair, open_window, operations, abi)
-        self.vcpu_commands = VcpuCommands(self.kvm, self.guest, self.vmm, interrupt)
+        self.vcpu_commands = VcpuCommands(self, interrupt)
 
     def close(self) -> None:
         self.vcpu_commands.close()

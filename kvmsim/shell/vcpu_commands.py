@@ -10,20 +10,19 @@ import queue
 import select
 import stat
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
-from kvmsim.cpu.accesses import Guest
-from kvmsim.kvm.exits import Exit, MemoryErrorExit
+from kvmsim.kvm.exits import Exit, MemoryErrorExit, ShutdownExit
 from kvmsim.kvm.hypercalls import STATUS_NAMES, SUCCESS, Registers
-from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.vcpu import Vcpu
+from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.answers import answer_hypercall, answer_mmio
-from kvmsim.vmm.vmm import Vmm
 from memfsd.common import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_ACCESS_BYTES
 
-from .image import open_image
+from .image import open_image, read_program
 from .interrupt import Interrupt
 from .script import commands as c
 from .script.outcome import Outcome
@@ -40,11 +39,12 @@ _LOOK_UP_MS = 100
 class VcpuCommands:
     """Those of one VM. Commands are prepared on the thread of the script, and done there or on one of their own."""
 
-    def __init__(self, kvm: Kvm, guest: Guest, vmm: Vmm, interrupt: Interrupt) -> None:
-        self._kvm = kvm
-        self._vm = kvm.vm
-        self._guest = guest
-        self._vmm = vmm
+    def __init__(self, machine: VirtualMachine, interrupt: Interrupt) -> None:
+        self._machine = machine
+        self._kvm = machine.kvm
+        self._vm = machine.vm
+        self._guest = machine.guest
+        self._vmm = machine.vmm
         self._interrupt = interrupt
         self._under_way: dict[int, Tell] = {}
         """By vCPU: how the result of what is under way is reported. Written by the thread that runs the vCPU."""
@@ -134,9 +134,9 @@ class VcpuCommands:
         finally:
             if vcpu.program is not before:  # else it was refused before it began: what was under way still is
                 self._under_way[vcpu.id] = tell
-        if isinstance(result, Exit):
-            return exited(result)
-        return tell(result)
+        outcome = exited(result) if isinstance(result, Exit) else tell(result)
+        printed = self._machine.console(vcpu)
+        return replace(outcome, text=f"{printed}{outcome.text}") if printed else outcome
 
     def _want_back(self, vcpu: int) -> None:
         kicked = self._vm.vcpu(vcpu)
@@ -196,6 +196,17 @@ class VcpuCommands:
 
         return lambda: self._guest.vmcall(vcpu, command.nr, args), tell
 
+    def _boot(self, vcpu: Vcpu, command: c.Boot) -> tuple[Begin, Tell]:
+        image = read_program(command.path, command.at, command.entry)
+        text = f"{image.size} bytes, entry {image.entry:#x}"
+        return lambda: self._machine.cpus.boot(vcpu, image), lambda _: Outcome(ok=True, text=text)
+
+    def _cpu_run(self, vcpu: Vcpu, _: c.CpuRun) -> tuple[Begin, Tell]:
+        return lambda: self._machine.cpus.run(vcpu), _done
+
+    def _cpu_step(self, vcpu: Vcpu, command: c.CpuStep) -> tuple[Begin, Tell]:
+        return lambda: self._machine.cpus.run(vcpu, command.count), _done
+
     def _hlt(self, vcpu: Vcpu, _: c.Hlt) -> tuple[Begin, Tell]:
         return lambda: self._guest.hlt(vcpu), _done
 
@@ -220,6 +231,9 @@ _MAKERS: dict[type[c.GuestCommand], Callable[[VcpuCommands, Vcpu, Any], tuple[Be
     c.Sha256: VcpuCommands._sha256,
     c.Tdvmcall: VcpuCommands._tdvmcall,
     c.Hypercall: VcpuCommands._hypercall,
+    c.Boot: VcpuCommands._boot,
+    c.CpuRun: VcpuCommands._cpu_run,
+    c.CpuStep: VcpuCommands._cpu_step,
     c.Hlt: VcpuCommands._hlt,
     c.Shutdown: VcpuCommands._shutdown,
     c.Resume: VcpuCommands._resume,
@@ -276,7 +290,7 @@ class _Thread:
 
 def exited(exit_: Exit) -> Outcome:
     """The exit, as the outcome of the command whose vCPU came back with it."""
-    why = exit_.why if isinstance(exit_, MemoryErrorExit) else ""
+    why = exit_.why if isinstance(exit_, MemoryErrorExit | ShutdownExit) else ""
     return Outcome(ok=False, exit=f"KVM_EXIT_{exit_.reason.name}", exit_fields=exit_.fields(), reason=why)
 
 

@@ -148,6 +148,12 @@ MAX_VMS = 64
 MAX_SCRIPT_BYTES = 1 << 24
 MAX_ACCESS_BYTES = 1 << 20
 """Bytes one `read` or `write` of a script moves."""
+MAX_BOOT_BYTES = 64 << 20
+"""Of a file that a vCPU boots, and of a segment of it."""
+MAX_STEPS = 100_000
+"""Instructions of one `cpu step`: each takes some 30 us."""
+MAX_DISASM = 1000
+"""Instructions that one `cpu disasm` shows."""
 MAX_VMAS = 65530
 """Mappings of one simulated host process: vm.max_map_count."""
 MAX_HOST_PROCESSES = 64

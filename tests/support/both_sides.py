@@ -10,6 +10,7 @@ import os
 import socket
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
 
@@ -45,6 +46,9 @@ from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
 
 from .lock_order import recorded
 from .threads import DEADLINE_S, until
+
+if TYPE_CHECKING:
+    from kvmsim.cpu.x86.cpus import Cpus
 
 _clock = itertools.count(1)
 
@@ -265,9 +269,18 @@ class LocalVm:
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)
         self._store = store
+        self._cpus: Cpus | None = None
         self._closed = False
         if store:
             store.vms.append(self)
+
+    @property
+    def cpus(self) -> "Cpus":
+        if self._cpus is None:
+            from kvmsim.cpu.x86.cpus import Cpus  # whose libraries are an extra
+
+            self._cpus = Cpus(self.kvm, self.guest)
+        return self._cpus
 
     @property
     def vcpu(self) -> Vcpu:

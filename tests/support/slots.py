@@ -26,6 +26,9 @@ class _NoMemory:
     def populated(self, first: int, end: int) -> list[tuple[int, int]]:
         raise AssertionError("nobody looks at this memory")
 
+    def mapping(self, frame: int) -> None:
+        raise AssertionError("nobody maps this memory")
+
     def close(self) -> None:
         pass
 

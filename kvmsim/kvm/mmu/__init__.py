@@ -5,6 +5,7 @@ epttables    the tree of tables under them; eptentry: the layout of an entry
 runs         lists of contiguous pages
 tlb          the software TLB of a vCPU
 blocked      private pages that are unmapped and keep their contents
+gate         keeps those out who walk an EPT without the lock, while it changes
 physmap      host physical frame numbers to the memory behind them
 mmu          both EPTs, the invalidation sequence, faults and staleness
 """

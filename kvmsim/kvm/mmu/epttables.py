@@ -85,6 +85,11 @@ class EptTables:
         """Large leaves that were split, since the start."""
 
     @property
+    def address(self) -> int:
+        """Of the arena in this process."""
+        return self._array.ctypes.data
+
+    @property
     def table_count(self) -> int:
         """Tables in use, the root among them."""
         return self._next_table - ROOT - len(self._free)

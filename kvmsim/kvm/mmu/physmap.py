@@ -31,6 +31,8 @@ class PhysMap(Generic[M]):
         """Starts of ranges that were removed, by frames taken."""
         self._shared: dict[int, tuple[HostPfn, int]] = {}
         """By id of a memory that is here whole: its base, and how many slots show it."""
+        self.change_count = 0
+        """How often a range has come or gone."""
 
     def add(self, memory: M, first: int, end: int) -> HostPfn:
         """The base of a new range: frame i of the memory, first <= i < end, is base + i.
@@ -50,6 +52,7 @@ class PhysMap(Generic[M]):
         self._starts.insert(bisect_right(self._starts, start), start)
         base = HostPfn(start - skipped)
         self._ranges[start] = (base + end, taken, base, memory)
+        self.change_count += 1
         return base
 
     def share(self, memory: M, frame_count: int) -> HostPfn:
@@ -88,11 +91,21 @@ class PhysMap(Generic[M]):
         del self._starts[bisect_left(self._starts, start)]
         _, taken, _, _ = self._ranges.pop(start)
         self._gaps.setdefault(taken, []).append(start)
+        self.change_count += 1
 
     def find(self, pfn: HostPfn) -> tuple[M, int]:
         """The memory and the frame's index in it; a frame that nothing backs must not be mapped."""
         _, _, base, memory = self._ranges[self._start_of(pfn)]
         return memory, pfn - base
+
+    def range_of(self, pfn: HostPfn) -> tuple[HostPfn, HostPfn, HostPfn, M] | None:
+        """(first frame, end, base, memory) of the range around a frame; None where there is none."""
+        at = bisect_right(self._starts, pfn) - 1
+        if at < 0:
+            return None
+        start = self._starts[at]
+        end, _, base, memory = self._ranges[start]
+        return (HostPfn(max(start, base)), HostPfn(end), base, memory) if pfn < end else None
 
     def _start_of(self, pfn: HostPfn) -> int:
         start = self._starts[bisect_right(self._starts, pfn) - 1]

@@ -175,6 +175,37 @@ class Hlt(GuestCommand):
 
 
 @dataclass(frozen=True, slots=True)
+class Boot(GuestCommand):
+    """A flat binary or an ELF program into memory, and the vCPU's registers to its entry."""
+
+    path: str
+    at: int | None
+    entry: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class CpuRun(GuestCommand):
+    """KVM_RUN of machine code."""
+
+
+@dataclass(frozen=True, slots=True)
+class CpuStep(GuestCommand):
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
+class CpuRegs(Command):
+    vcpu: int
+
+
+@dataclass(frozen=True, slots=True)
+class CpuDisasm(Command):
+    vcpu: int
+    address: int | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True)
 class Shutdown(GuestCommand):
     """A triple fault."""
 

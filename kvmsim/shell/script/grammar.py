@@ -46,7 +46,7 @@ class Term:
 
     @property
     def is_path(self) -> bool:
-        return self.metavar == "PATH"
+        return self.metavar in ("PATH", "FILE")
 
     def __str__(self) -> str:
         text = f"{self.field}={self.metavar}" if self.option else self.metavar
@@ -212,6 +212,36 @@ FORMS: tuple[Form, ...] = (
         "the guest makes a hypercall of KVM; what `cap exit_hypercall` does not name is -KVM_ENOSYS (-1000)",
     ),
     Form("hlt", commands.Hlt, (_VCPU,), "the guest halts; resume wakes it"),
+    Form(
+        "boot",
+        commands.Boot,
+        (
+            _VCPU,
+            Term("path", "FILE", values.path),
+            Term("at", "GPA", values.address, option=True, required=False),
+            Term("entry", "GPA", values.address, option=True, required=False),
+        ),
+        "a flat binary (to 0x1000, or at=), an ELF program, or guest:NAME that comes along, into private memory; the "
+        "vCPU to its entry",
+    ),
+    Form("cpu run", commands.CpuRun, (_VCPU,), "the vCPU runs machine code until it exits; what it prints is shown"),
+    Form(
+        "cpu step",
+        commands.CpuStep,
+        (_VCPU, Term("count", "N", values.steps, required=False, default=1)),
+        "N instructions",
+    ),
+    Form("cpu regs", commands.CpuRegs, (_VCPU,), "registers of a vCPU"),
+    Form(
+        "cpu disasm",
+        commands.CpuDisasm,
+        (
+            _VCPU,
+            Term("address", "ADDR", values.register, required=False),
+            Term("count", "N", values.disasm_count, required=False, default=8),
+        ),
+        "N instructions from ADDR, or from where the vCPU is",
+    ),
     Form("shutdown", commands.Shutdown, (_VCPU,), "the guest's triple fault"),
     Form(
         "resume",

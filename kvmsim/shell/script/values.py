@@ -56,6 +56,21 @@ def register(word: Word) -> int:
     return _u64(word, "a number")
 
 
+def steps(word: Word) -> int:
+    return _count(word, limits.MAX_STEPS, "instructions are stepped")
+
+
+def disasm_count(word: Word) -> int:
+    return _count(word, limits.MAX_DISASM, "instructions are shown")
+
+
+def _count(word: Word, most: int, what: str) -> int:
+    count = number(word)
+    if not 1 <= count <= most:
+        raise ValueError(f"{shown(word.text)}: at a time 1 to {most} {what}")
+    return count
+
+
 def address(word: Word) -> int:
     """A guest physical address: up to 64 bits, so that KVM is the one to refuse those that do not exist."""
     return _u64(word, "an address")

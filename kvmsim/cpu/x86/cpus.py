@@ -1,0 +1,281 @@
+"""Machine code on the vCPUs of a VM: from one exit to the next, as the program of a vCPU.
+
+running -> turn -> stay in guest mode -> why it ended:
+    EPT violation    the fault path of every access; mapped: again; MMIO: the operand is bounced; else the exit
+    VMCALL, TDCALL   the hypercall, then on behind it
+    HLT, #vector     an exit; the guest's handler, or a triple fault
+"""
+
+import errno
+from typing import TypeVar
+
+from kvmsim.cpu.accesses import Guest
+from kvmsim.kvm.exits import (
+    Exit,
+    HltExit,
+    InternalErrorExit,
+    MachineCheckExit,
+    MmioExit,
+    ShutdownExit,
+)
+from kvmsim.kvm.hypercalls import SHARED_BIT
+from kvmsim.kvm.kvm import Kvm
+from kvmsim.kvm.vcpu import Program, Vcpu
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
+
+from . import decode, interrupts, ports
+from .calls import call
+from .engine import Engine, Stop, Why
+from .layout import Access, Refusal
+from .machine import Machine
+from .operands import Bounced
+from .program import Image
+from .stay import stay
+from .virtual_memory import VirtualMemory, fault
+
+R = TypeVar("R")
+
+_HLT = b"\xf4"
+
+
+class Cpus:
+    """Of one VM; a vCPU gets its engine when it first needs one."""
+
+    def __init__(self, kvm: Kvm, guest: Guest) -> None:
+        self._kvm = kvm
+        self._guest = guest
+        self._machine = Machine(kvm)
+        self._engines: dict[int, Engine] = {}
+        self._consoles: dict[int, ports.Console] = {}
+        self.memory = VirtualMemory(kvm, guest, self._machine)
+
+    def engine(self, vcpu: Vcpu) -> Engine:
+        with self._machine.turns.turn():
+            engine = self._engines.get(vcpu.id)
+            if engine is None:
+                engine = Engine(self._machine, vcpu)
+                console = self._consoles[vcpu.id] = ports.Console()
+                engine.port_hooks(console.read, console.write)
+                engine.cpuid_hook(ports.cpuid)
+                self._machine.add(engine.state)
+                self._engines[vcpu.id] = engine
+            return engine
+
+    def console(self, vcpu: Vcpu) -> str:
+        """What it has printed since the last time."""
+        console = self._consoles.get(vcpu.id)
+        return console.take() if console else ""
+
+    def has_printed(self, vcpu: Vcpu) -> bool:
+        """Something that nobody has taken yet; from any thread."""
+        console = self._consoles.get(vcpu.id)
+        return console is not None and console.is_waiting
+
+    def boot(self, vcpu: Vcpu, image: Image) -> Exit | None:
+        """The image into memory by the vCPU, whose registers are reset: RIP its entry, RDI the vCPU's number.
+
+        EFAULT: no slot holds it."""
+        for segment in image.segments:
+            gpa, private = segment.gpa & ~SHARED_BIT, not segment.gpa & SHARED_BIT
+            low, high = Gfn(gpa >> PAGE_SHIFT), Gfn(-(-(gpa + segment.size) // PAGE_SIZE))
+            with self._kvm.vm.mmu.lock:
+                covered = self._kvm.vm.covers(low, high, private=private)
+            if not covered:
+                alias = "private" if private else "shared"
+                raise Refused(
+                    errno.EFAULT,
+                    f"no {alias} slot holds gpa {gpa:#x}+{segment.size:#x}: set one that does, or choose another at=",
+                )
+        return vcpu.start(self._booting(vcpu, image))
+
+    def _booting(self, vcpu: Vcpu, image: Image) -> Program[None]:
+        engine = self.engine(vcpu)
+        for segment in image.segments:
+            data = segment.data + bytes(segment.size - len(segment.data))
+            yield from self._guest.writing(vcpu, segment.gpa, data)
+        engine.reset()
+        engine.write("rip", image.entry)
+        engine.write("rdi", vcpu.id)
+
+    def registers(self, vcpu: Vcpu) -> dict[str, int]:
+        """EBUSY (Refused) while it runs."""
+        with vcpu.held():
+            return self.engine(vcpu).registers()
+
+    def disassemble(self, vcpu: Vcpu, va: int | None, count: int) -> list[tuple[int, bytes, str]]:
+        """(address, bytes, text) of instructions from va, or RIP, as far as there is memory. EBUSY while it runs."""
+        with vcpu.held():
+            engine = self.engine(vcpu)
+            at = engine.read("rip") if va is None else va
+            code = self.peek(vcpu, at, count * decode.MAX_INSN_BYTES)
+            return list(decode.lines(code, at, count))
+
+    def peek(self, vcpu: Vcpu, va: int, length: int) -> bytes:
+        """What a debugger reads: fewer bytes where memory ends. The vCPU is not in guest mode."""
+        engine, data = self.engine(vcpu), b""
+        while length:
+            size = min(length, PAGE_SIZE - va % PAGE_SIZE)
+            part = _aside(vcpu, self.memory.read(vcpu, engine, va, size))
+            data += part or b""
+            if part is None or len(part) < size:
+                break
+            va, length = va + size, length - size
+        return data
+
+    def poke(self, vcpu: Vcpu, va: int, data: bytes) -> bool:
+        """What a debugger writes; False where it cannot."""
+        return bool(_aside(vcpu, self.memory.write(vcpu, self.engine(vcpu), va, data)))
+
+    def run(self, vcpu: Vcpu, count: int = 0) -> Exit | None:
+        """KVM_RUN: to the next exit, or (count) until so many instructions have retired."""
+        return vcpu.start(self._running(vcpu, count))
+
+    def _running(self, vcpu: Vcpu, count: int) -> Program[None]:
+        engine = self.engine(vcpu)
+        engine.flush_code()
+        left = count
+        while True:
+            yield from vcpu.entry()
+            is_hlt = count and (yield from self._code(vcpu, engine)).startswith(_HLT)
+            stop = self._stretch(vcpu, engine, 1 if count else 0)
+            if stop.why is Why.COUNTED:
+                if is_hlt:
+                    yield HltExit()
+                left -= 1
+            else:
+                left -= yield from self._handle(vcpu, engine, stop)
+            if count and left <= 0:
+                return
+
+    def _stretch(self, vcpu: Vcpu, engine: Engine, count: int) -> Stop:
+        with self._machine.turns.turn():
+            return stay(self._machine, vcpu, engine, lambda: engine.run(count))
+
+    def _handle(self, vcpu: Vcpu, engine: Engine, stop: Stop) -> Program[int]:
+        """What ended a stretch; how many instructions it has done by itself."""
+        match stop.why:
+            case Why.HALTED:
+                yield HltExit()
+                return 1
+            case Why.INVALID:
+                code = yield from self._code(vcpu, engine)
+                if (yield from call(self._kvm, self._guest, vcpu, engine, code)):
+                    return 1
+                yield from self._exception(vcpu, engine, interrupts.INVALID_OPCODE)
+            case Why.EXCEPTION:
+                yield from self._exception(vcpu, engine, stop.vector)
+            case Why.MACHINE_CHECK:
+                yield MachineCheckExit(stop.gpa & -PAGE_SIZE, stop.va)
+            case Why.REFUSED:
+                return (yield from self._refused(vcpu, engine, stop))
+        return 0
+
+    def _refused(self, vcpu: Vcpu, engine: Engine, stop: Stop) -> Program[int]:
+        match stop.refusal:
+            case Refusal.GATE_CLOSED:
+                self._kvm.walking.wait()
+            case Refusal.PAGE_FAULT:
+                engine.write("cr2", stop.va)
+                yield from self._exception(vcpu, engine, interrupts.PAGE_FAULT, stop.error_code, stop.va)
+            case Refusal.NOT_CANONICAL | Refusal.BEYOND:
+                yield from self._exception(vcpu, engine, interrupts.GENERAL_PROTECTION, va=stop.va)
+            case Refusal.VIOLATION:
+                exit_ = fault(self._kvm, vcpu, stop)
+                if isinstance(exit_, MmioExit):
+                    return (yield from self._bounce(vcpu, engine, stop))
+                if exit_ is not None:
+                    yield exit_
+            case Refusal.UNREACHABLE:
+                return (yield from self._bounce(vcpu, engine, stop))
+        return 0
+
+    def _exception(
+        self, vcpu: Vcpu, engine: Engine, vector: int, error_code: int = 0, va: int | None = None
+    ) -> Program[None]:
+        if not (yield from interrupts.deliver(self.memory, vcpu, engine, vector, error_code)):
+            name = interrupts.NAMES.get(vector, f"vector {vector:#x}")
+            at = "" if va is None else f", address {va:#x}"
+            yield ShutdownExit(f"triple fault: {name} at rip {engine.read('rip'):#x}{at}, and the guest has no handler")
+
+    def _code(self, vcpu: Vcpu, engine: Engine) -> Program[bytes]:
+        """The bytes at RIP, as many as there are."""
+        rip = engine.read("rip")
+        within = min(decode.MAX_INSN_BYTES, PAGE_SIZE - rip % PAGE_SIZE)
+        code = yield from self.memory.read(vcpu, engine, rip, within)
+        if within < decode.MAX_INSN_BYTES and decode.is_cut(code):
+            code += yield from self.memory.read(vcpu, engine, rip + within, decode.MAX_INSN_BYTES - within)
+        return code
+
+    # -- operands that the CPU does not reach
+
+    def _bounce(self, vcpu: Vcpu, engine: Engine, stop: Stop) -> Program[int]:
+        """In the vCPU's turn from the reads to the writes, but for exits: LOCK is atomic in a file, too."""
+        body = self._bouncing(vcpu, engine, stop)
+        while True:
+            with self._machine.turns.turn():
+                try:
+                    exit_ = next(body)
+                except StopIteration as end:
+                    done: int = end.value
+                    return done
+            yield exit_
+
+    def _bouncing(self, vcpu: Vcpu, engine: Engine, stop: Stop) -> Program[int]:
+        code = yield from self._code(vcpu, engine)
+        bounced = Bounced(engine, decode.operands(code, engine.read("rip"), engine.read) or [])
+        while True:
+            if stop.access is Access.FETCH or stop.of_table or not bounced.add(stop.va, stop.gpa):
+                yield InternalErrorExit(code, stop.gpa & ~SHARED_BIT)
+                return 0
+            while (page := bounced.next_page()) is not None:
+                gpa = yield from self.memory.translate(vcpu, engine, page, stop.access, devices=True)
+                if gpa is None:
+                    engine.write("cr2", page)
+                    error = (stop.access is Access.WRITE) << 1
+                    yield from self._exception(vcpu, engine, interrupts.PAGE_FAULT, error, page)
+                    return 0
+                bounced.add(page, gpa)
+            stop = yield from self._step(vcpu, engine, bounced)
+            if stop.why is Why.COUNTED:
+                yield from bounced.drain(self._guest, vcpu)
+                return 1
+            if stop.refusal not in (Refusal.VIOLATION, Refusal.UNREACHABLE):
+                return (yield from self._handle(vcpu, engine, stop))
+
+    def _step(self, vcpu: Vcpu, engine: Engine, bounced: Bounced) -> Program[Stop]:
+        """The instruction on its scratch pages; the stop says which other page it does not reach."""
+        while True:
+            yield from bounced.fill(self._guest, vcpu)
+            yield from vcpu.entry()
+            bounced.show()
+            try:
+                stop = self._stretch(vcpu, engine, 1)
+            finally:
+                bounced.hide()
+            if stop.refusal is Refusal.VIOLATION:
+                exit_ = fault(self._kvm, vcpu, stop)
+                if isinstance(exit_, MmioExit):
+                    return stop
+                if exit_ is not None:
+                    yield exit_
+            elif stop.refusal is Refusal.GATE_CLOSED:
+                self._kvm.walking.wait()
+            elif stop.why is not Why.KICKED and stop.refusal not in (Refusal.NOT_COPIED, Refusal.NOT_MAPPED):
+                return stop
+
+
+def _aside(vcpu: Vcpu, program: Program[R]) -> R | None:
+    """Its result, if it comes to one without an exit. That user space wants the vCPU back is no reason to stop."""
+    wanted_back = vcpu.run.immediate_exit
+    vcpu.run.immediate_exit = 0
+    try:
+        next(program)
+    except StopIteration as end:
+        result: R = end.value
+        return result
+    finally:
+        if wanted_back:
+            vcpu.request_exit()
+    program.close()
+    return None

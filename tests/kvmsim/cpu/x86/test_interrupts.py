@@ -1,0 +1,79 @@
+"""Exceptions: the guest's handler at CPL 0, or a triple fault."""
+
+import struct
+
+import pytest
+
+from kvmsim.kvm.exits import HltExit, ShutdownExit
+from tests.support.both_sides import LocalVm, alias, page
+from tests.support.machine_code import Code, assemble
+
+CODE, HANDLER, IDT, STACK = (alias(page(number)) for number in (1, 2, 3, 6))
+LOAD_IDT = f"movabs ${IDT}, %rax; mov %rax, 2+1f(%rip); lidt 1f(%rip); jmp 2f\n1: .word 4095; .quad 0\n2:"
+
+
+def with_handler(vm: LocalVm, vector: int, handler: str, kind: int = 0x8E) -> Code:
+    vm.shared_slot(0, 0, page(16))
+    code = Code(vm)
+    vm.write(HANDLER, assemble(handler, HANDLER))
+    gate = struct.pack("<HHBBHII", HANDLER & 0xFFFF, 0, 0, kind, HANDLER >> 16 & 0xFFFF, HANDLER >> 32, 0)
+    vm.write(IDT + 16 * vector, gate)
+    return code
+
+
+@pytest.mark.parametrize(
+    ("vector", "source", "error"),
+    [
+        (0, "xor %ecx, %ecx; xor %edx, %edx; mov $1, %eax\nfault: div %ecx", None),
+        (6, "fault: ud2", None),
+        (13, "movabs $0xfffff00000000000, %rbx\nfault: mov (%rbx), %rax", 0),
+    ],
+)
+def test_a_fault_reaches_the_handler_with_the_instruction_to_blame(
+    vm: LocalVm, vector: int, source: str, error: int | None
+) -> None:
+    handler = "hlt" if error is None else "pop %rdx; hlt"
+    code = with_handler(vm, vector, handler)
+    code.place(f"{LOAD_IDT} {source}\nhlt", CODE, rsp=STACK)
+    assert code.run() == HltExit()
+    pushed = struct.unpack("<5Q", code.cpus.peek(code.vcpu, code.get("rsp"), 40))
+    assert code.get("rip") == HANDLER + (1 if error is None else 2)
+    assert pushed[3] == STACK
+    fault = next(
+        at for at, _, text in code.cpus.disassemble(code.vcpu, pushed[0], 1) if text.split()[0] in {"div", "ud2", "mov"}
+    )
+    assert fault == pushed[0]
+
+
+GDT = alias(page(4))
+LOAD_GDT = f"""
+    movabs ${GDT}, %rax; mov %rax, 2+1f(%rip); lgdt 1f(%rip); jmp 2f
+1:  .word 15; .quad 0
+2:  push $8; lea 3f(%rip), %rax; push %rax; lretq
+3:
+"""
+
+
+def test_int_returns_by_iret(vm: LocalVm) -> None:
+    """IRET wants a code segment to return to, which is the guest's to set up."""
+    code = with_handler(vm, 0x80, "inc %rbx; iretq")
+    vm.write(GDT + 8, struct.pack("<Q", 0x00AF9A000000FFFF))
+    vm.write(IDT + 16 * 0x80 + 2, struct.pack("<H", 8))
+    code.place(f"{LOAD_GDT} {LOAD_IDT} int $0x80; int $0x80; hlt", CODE, rsp=STACK, rbx=0)
+    assert code.run() == HltExit()
+    assert (code.get("rbx"), code.get("rsp")) == (2, STACK)
+
+
+@pytest.mark.parametrize("kind", [0, 0x0E, 0x85])
+def test_without_a_gate_it_is_a_triple_fault(vm: LocalVm, kind: int) -> None:
+    code = with_handler(vm, 6, "hlt", kind)
+    code.place(f"{LOAD_IDT} ud2", CODE, rsp=STACK)
+    got = code.run()
+    assert got == ShutdownExit()
+    assert "#UD" in got.why
+    assert code.resume() == ShutdownExit(), "however often it is run"
+
+
+def test_without_a_table_it_is_a_triple_fault(vm: LocalVm) -> None:
+    vm.shared_slot(0, 0, page(16))
+    assert Code(vm).place("int3", CODE, rsp=STACK).run() == ShutdownExit()
