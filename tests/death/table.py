@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Iterable
+from itertools import groupby
 
 from kvmsim.race import points
 from memfsd.uapi.messages import Kind
@@ -74,6 +75,24 @@ def cells(census: Census, *, everything: bool) -> list[Cell]:
                     continue
                 found.append(Cell(name, side, scenario, nth, fault, victim or side))
     return found
+
+
+def sampled(every: list[Cell]) -> list[Cell]:
+    """The stops; each kill and cut once for each group of points; and one of those at every other point, in turn."""
+    chosen: list[Cell] = []
+    groups: set[tuple[str, Fault, str]] = set()
+    turn = 0
+    for _, group in groupby(every, lambda cell: cell.point):
+        at_point = list(group)
+        stops = [cell for cell in at_point if cell.fault in (Fault.STOP, Fault.STOP_LONG)]
+        others = [cell for cell in at_point if cell not in stops]
+        new = [cell for cell in others if (group_of(cell.point), cell.fault, cell.victim) not in groups]
+        groups |= {(group_of(cell.point), cell.fault, cell.victim) for cell in new}
+        if not new:
+            turn += 1
+            new = [others[turn % len(others)]]
+        chosen += [cell for cell in at_point if cell in stops or cell in new]
+    return chosen
 
 
 def outlasts(cell: Cell) -> bool:

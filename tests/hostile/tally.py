@@ -11,7 +11,7 @@ import pytest
 from kvmsim.kvm.exits import Exit
 from tests.support.both_sides import LocalStore, LocalVm, page
 
-PACKETS = int(os.environ.get("MEMFSD_FUZZ_PACKETS", "110000"))
+PACKETS = int(os.environ.get("MEMFSD_FUZZ_PACKETS", "40000"))
 SEED = int(os.environ.get("MEMFSD_FUZZ_SEED", "20210824"))
 tried: Counter[str] = Counter()
 """Packets sent, by what received them."""

@@ -20,7 +20,7 @@ from tests.reference.replay import parse
 from tests.reference.sequences import LENGTH, sequences
 from tests.reference.world import World
 
-OPERATIONS = int(os.environ.get("MEMFSD_REFERENCE_OPERATIONS", "20000"))
+OPERATIONS = int(os.environ.get("MEMFSD_REFERENCE_OPERATIONS", "8000"))
 SEED = os.environ.get("MEMFSD_REFERENCE_SEED")
 
 
