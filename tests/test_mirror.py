@@ -48,6 +48,7 @@ ELSEWHERE = {
     "kvmsim/api/vm.py": "kvmsim/api/test_api_vm.py",
     "kvmsim/api/vcpu.py": "kvmsim/api/test_api_vcpu.py",
     "kvmsim/pytest_plugin.py": "mount/test_examples.py",
+    "kvmsim/shell/lines.py": "kvmsim/shell/test_input_lines.py",
     "kvmsim/vmm/answers.py": "kvmsim/shell/test_vcpu_commands.py",
     "memfsd/commands/memfsd.py": "mount/test_daemon.py",
     "memfsd/commands/moving.py": "mount/test_memfs_move.py",

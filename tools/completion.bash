@@ -61,7 +61,7 @@ _memfs() {
 }
 
 _kvmsim() {
-    local word=$2 before=$3 options='-h --help --policy --under --abi --max-slots --json --journal --qmp -v --verbose'
+    local word=$2 before=$3 options='-h --help --policy --under --abi --max-slots --json -q --quiet --journal --qmp -v --verbose'
     options+=' --memory-encryption --tamper --no-op --trace -e -f --filter'
     if ((COMP_CWORD == 1)); then
         _memfsd_words 'run attach shell monitor top race compare vmms journal trace stat perf -h --help --version' "$word"

@@ -74,6 +74,9 @@ def monitor(asked: argparse.Namespace) -> int:
 class _Session:
     """Lines to commands of QMP."""
 
+    is_open = False
+    """Every line is a whole."""
+
     def __init__(self, client: Client, *, as_json: bool) -> None:
         self._client = client
         self._as_json = as_json

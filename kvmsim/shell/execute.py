@@ -118,9 +118,9 @@ class Executor:
         """This VM, or the current one. ENOENT (Refused)."""
         return self.current if name is None else self._find(name)
 
-    def info(self, what: str, machine: ScriptVm) -> Answer:
-        """What `info TOPIC` shows."""
-        return self._topics[what](machine)
+    def info(self, what: str, machine: ScriptVm, gpa: int | None = None) -> Answer:
+        """What `info TOPIC` shows; gpa: the walk to it."""
+        return self._topics[what](machine) if gpa is None else info.ept_walk(machine, gpa)
 
     def close(self) -> None:
         for machine in self._machines.values():
@@ -280,7 +280,7 @@ class Executor:
         return Outcome(ok=status == 0, status=status, text=text, reason=reason)
 
     def _info(self, command: c.Info) -> Outcome:
-        facts, text = self.info(command.what, self._target)
+        facts, text = self.info(command.what, self._target, command.gpa)
         return Outcome(ok=True, info=facts, text=text)
 
 

@@ -1,16 +1,35 @@
 """What `info TOPIC` shows: facts for programs, and lines for people."""
 
+import errno
 import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from kvmsim.kvm.alias import PRIVATE, SHARED, Alias
+from kvmsim.kvm.hypercalls import SHARED_BIT
 from kvmsim.kvm.kvm_run import exit_of
-from kvmsim.kvm.mmu.ept import MAX_GFN_EPT, MEMORY_TYPE_UC, MEMORY_TYPE_WB, entry_memory_type
+from kvmsim.kvm.mmu.eptentry import (
+    ACCESSED,
+    AGED,
+    DIRTY,
+    EXECUTE,
+    INDEX,
+    LARGE,
+    LEVEL_BITS,
+    MAX_GFN_EPT,
+    MEMORY_TYPE_UC,
+    MEMORY_TYPE_WB,
+    READ,
+    TOP_LEVEL,
+    WRITE,
+    entry_memory_type,
+    entry_pfn,
+)
 from kvmsim.kvm.statistics import LEAF_SIZES, statistics
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.hva import HostAddressSpace
 from memfsd.common.quote import quoted
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, GfnRange, HostPfn, format_size
 
 from .script.outcome import format_exit
@@ -66,6 +85,48 @@ def ept(machine: VirtualMachine) -> Answer:
         for f in facts
     ]
     return facts, "\n".join(lines)
+
+
+_FLAGS = {"r": READ, "w": WRITE, "x": EXECUTE, " large": LARGE, " accessed": ACCESSED, " dirty": DIRTY, " aged": AGED}
+
+
+def ept_walk(machine: VirtualMachine, gpa: int) -> Answer:
+    """The hardware's walk to a GPA: the entry of each level, raw. A GPA with the SHARED bit is looked up in the EPT of
+    the shared alias alone, one without in both. EFAULT (Refused) where no guest has addresses."""
+    aliases = (SHARED,) if gpa & SHARED_BIT else (SHARED, PRIVATE)
+    gfn = Gfn((gpa & ~SHARED_BIT) >> PAGE_SHIFT)
+    if gfn >= MAX_GFN_EPT:
+        raise Refused(errno.EFAULT, f"gpa {gpa:#x} is past the guest's addresses: choose a lower one")
+    facts: list[dict[str, Any]] = []
+    lines: list[str] = []
+    vm = machine.vm
+    for alias in aliases:
+        with vm.mmu.lock:
+            path = vm.mmu.epts[alias].path(gfn)
+            leaf = vm.mmu.epts[alias].walk(gfn)
+            frame = vm.physmap.find(entry_pfn(leaf))[1] if leaf else None
+        levels = [
+            {"level": TOP_LEVEL + 1 - depth, "index": gfn >> (TOP_LEVEL - depth) * LEVEL_BITS & INDEX, "entry": entry}
+            for depth, entry in enumerate(path)
+        ]
+        facts.append({"space": alias.name.lower(), "gpa": gfn << PAGE_SHIFT, "levels": levels, "pfn": frame})
+        lines += [f"{alias.name.lower()}, gpa {gfn << PAGE_SHIFT:#x}", f"{'LEVEL':>5} {'INDEX':>5} {'ENTRY':>18}"]
+        for depth, entry in enumerate(path):
+            level, index = levels[depth]["level"], levels[depth]["index"]
+            lines.append(f"{level:>5} {index:>5} {entry:>#18x}  {_entry(entry, level)}")
+        if leaf:
+            lines[-1] += f", pfn {frame:#x} at this gpa"
+    return facts, "\n".join(lines)
+
+
+def _entry(entry: int, level: int) -> str:
+    if not entry:
+        return "not present"
+    flags = "".join(name for name, bit in _FLAGS.items() if entry & bit)
+    if level > 1 and not entry & LARGE:
+        return f"{flags}, table"
+    size = format_size(PAGE_SIZE << (level - 1) * LEVEL_BITS)
+    return f"{flags}, {size} {_MEMORY_TYPES[entry_memory_type(entry)]}"
 
 
 def mappings(machine: VirtualMachine, alias: Alias, start: int = 0) -> Iterator[dict[str, Any]]:

@@ -18,7 +18,7 @@ _QUIT_SIGNAL = signal.SIGRTMAX
 
 
 class Quit(Exception):
-    """The process was asked to end while it waited for a line."""
+    """The process was asked to end, by a monitor or by SIGINT, while it waited for a line."""
 
 
 class Interrupt:
@@ -79,7 +79,7 @@ class Interrupt:
         """The body waits for a line, which Quit may end anywhere."""
         self._reads = True
         try:
-            if self.quits:
+            if self.quits or (self.asked and self.ends_process):
                 raise Quit
             yield
         finally:
@@ -103,6 +103,9 @@ class Interrupt:
         if self.ends_process and self.asked:
             os._exit(INTERRUPTED)
         self.asked = True
+        if self._reads:
+            self._reads = False
+            raise Quit
         if self._stop is not None:
             self._stop()
         elif not self.ends_process:

@@ -11,6 +11,7 @@ from .interrupt import Interrupt, Quit
 from .script.complete import completions
 
 _HISTORY = 1000
+_MORE = "... "
 
 
 Complete = Callable[[str, str], list[str]]
@@ -18,6 +19,11 @@ Complete = Callable[[str, str], list[str]]
 
 class Feeds(Protocol):
     """What a prompt hands its lines to."""
+
+    @property
+    def is_open(self) -> bool:
+        """It wants more lines before it does anything."""
+        ...
 
     def feed(self, text: str) -> bool:
         """False when it asks to leave."""
@@ -43,7 +49,7 @@ def prompt(
     while True:
         try:
             with interrupt.reads():
-                line = input(text)
+                line = input(_MORE if session.is_open else text)
             with interrupt.command():
                 if not session.feed(line):
                     return

@@ -7,6 +7,7 @@ import errno
 import functools
 import logging
 import os
+import stat
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -29,11 +30,13 @@ from memfsd.uapi.limits import MAX_SCRIPT_BYTES, MAX_SLOTS
 from memfsd.uapi.messages import KVM_OPERATIONS, OPTIONAL_KVM_OPERATIONS, Kind, operation_name
 
 from .execute import Executor
-from .interrupt import Interrupt, Quit
-from .script.commands import SlotSet
-from .script.grammar import help_text, parse_line, parse_script
+from .interrupt import Interrupt
+from .lines import InputLines, Stream
+from .script.commands import Command, SlotSet
+from .script.grammar import help_text, parse_line
 from .script.output import HumanPrinter, JsonPrinter
-from .script.runner import Session
+from .script.repeat import parse_script
+from .script.runner import Session, Shown
 from .script.runner import run as run_script
 from .script.values import address
 from .script.words import ScriptError, Word
@@ -85,7 +88,8 @@ def add_run_arguments(parser: argparse.ArgumentParser) -> None:
         nargs="?",
         default="-",
         metavar="SCRIPT",
-        help="a file, or - for standard input: all of it is read before line 1 runs",
+        help="a file, all of which is parsed before line 1 runs; or - for standard input: lines from a pipe are done "
+        "as they come",
     )
     parser.add_argument("--keep-going", action="store_true", help="run on after a command that failed")
     _add_common_arguments(parser)
@@ -135,7 +139,8 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="OPERATION",
         help=f"be a KVM that lacks an operation which stores may call: {_OPTIONAL}; may be repeated",
     )
-    parser.add_argument("--json", action="store_true", help="one JSON object per command")
+    parser.add_argument("--json", action="store_true", help="one JSON object per command, with the time that it took")
+    parser.add_argument("-q", "--quiet", action="store_true", help="show only what goes wrong, as the command quiet on")
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
     add_trace_arguments(parser, "-f", "--filter")
     parser.add_argument(
@@ -171,19 +176,37 @@ def _optional_operation(text: str) -> Kind:
 
 
 def run(asked: argparse.Namespace, beside: MakeBeside) -> int:
+    """A script is parsed as a whole before its first command runs; what comes from a pipe or a terminal is not."""
+    streamed = asked.script == "-" and _is_streamed()
+    source = "standard input" if asked.script == "-" else quoted(asked.script)
+    commands: Iterator[Command] = iter(())
     try:
-        commands = parse_script(_read(asked.script))
+        if not streamed:
+            commands = parse_script(_read(asked.script))
     except ScriptError as error:
-        return _say(f"{'standard input' if asked.script == '-' else quoted(asked.script)}: {error}", 2)
+        return _say(f"{source}: {error}", 2)
     except OSError as error:
-        where = "" if asked.script == "-" else f"{quoted(asked.script)}: "
+        where = "" if asked.script == "-" else f"{source}: "
         return _say(f"{where}{error.strerror}", 2)
     run_ = Run(asked, beside)
     with run_ as executor:
+        is_ready: Callable[[], bool] = lambda: True  # noqa: E731 - the other one has a name
+        if streamed:
+            stream = Stream(InputLines(sys.stdin.fileno(), executor.interrupt))
+            commands, is_ready = iter(stream), stream.is_ready
         printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout)
-        run_.status = run_script(
-            commands, executor, printer.emit, keep_going=asked.keep_going, is_stopped=lambda: executor.interrupt.asked
-        )
+        try:
+            run_.status = run_script(
+                commands,
+                executor,
+                Shown(printer.emit, quiet=asked.quiet),
+                keep_going=asked.keep_going,
+                is_stopped=lambda: executor.interrupt.asked,
+                is_ready=is_ready,
+                complain=_complain,
+            )
+        except ScriptError as error:
+            run_.status = _say(f"{source}: {error}", 2)
     return run_.status
 
 
@@ -198,14 +221,14 @@ def attach(asked: argparse.Namespace, beside: MakeBeside) -> int:
             run_.status = _say(f"{name}: {reason.removeprefix(f'{name}: ')}", 1)
         else:
             greeting = f"{quoted(asked.file)} is private slot 0 at gpa {asked.gpa:#x}. {_HINT}"
-            run_.status = _commands(executor, greeting, as_json=asked.json)
+            run_.status = _commands(executor, greeting, asked)
     return run_.status
 
 
 def shell(asked: argparse.Namespace, beside: MakeBeside) -> int:
     run_ = Run(asked, beside)
     with run_ as executor:
-        run_.status = _commands(executor, f"vm0 has no memory yet. {_HINT}", as_json=asked.json)
+        run_.status = _commands(executor, f"vm0 has no memory yet. {_HINT}", asked)
     return run_.status
 
 
@@ -332,31 +355,32 @@ def _plug(executor: Executor, path: str, gpa: int) -> None:
     executor(dataclasses.replace(command, file=path))  # which may hold what no line of a script does
 
 
-def _commands(executor: Executor, greeting: str, *, as_json: bool) -> int:
+def _commands(executor: Executor, greeting: str, asked: argparse.Namespace) -> int:
     """From a prompt, with exit status 0, or from a pipe."""
-    printer = JsonPrinter(sys.stdout) if as_json else HumanPrinter(sys.stdout, echo=False)
+    printer = JsonPrinter(sys.stdout) if asked.json else HumanPrinter(sys.stdout, echo=False)
+    shown, interrupt = Shown(printer.emit, quiet=asked.quiet), executor.interrupt
     if sys.stdin is None:
         return _say("standard input is closed: open it, or use kvmsim run SCRIPT", 2)
     if sys.stdin.isatty():
         from .prompt import prompt
 
-        prompt(Session(executor, printer.emit), executor.interrupt, "" if as_json else greeting)
+        session = Session(executor, shown, is_stopped=lambda: interrupt.asked)
+        prompt(session, interrupt, "" if asked.json else greeting)
         return 0
-    session = Session(executor, printer.emit, lambda why: print(f"kvmsim: {printable(why)}", file=sys.stderr))
-    for line in _lines(executor.interrupt):
-        if not session.feed(line) or executor.interrupt.asked:
+    session = Session(executor, shown, _complain, lambda: interrupt.asked)
+    for line in InputLines(sys.stdin.fileno(), interrupt):
+        if not session.feed(line) or interrupt.asked:
             break
     return session.end()
 
 
-def _lines(interrupt: Interrupt) -> Iterator[str]:
-    """What is not UTF-8 is refused where it is split into words."""
-    while True:
-        try:
-            with interrupt.reads():
-                line = sys.stdin.buffer.readline(MAX_SCRIPT_BYTES)
-        except Quit:
-            return
-        if not line:
-            return
-        yield line.decode(errors="surrogateescape").removesuffix("\n").removesuffix("\r")
+def _complain(why: str) -> None:
+    print(f"kvmsim: {printable(why)}", file=sys.stderr)
+
+
+def _is_streamed() -> bool:
+    """Standard input has lines that may come later: it is no file."""
+    try:
+        return sys.stdin is not None and not stat.S_ISREG(os.fstat(sys.stdin.fileno()).st_mode)
+    except OSError:
+        return False

@@ -145,6 +145,10 @@ MAX_SLOTS = 32764
 """KVM_USER_MEM_SLOTS of x86 (KVM_MEM_SLOTS_NUM less the kernel's own three)."""
 MAX_VCPUS = 256
 MAX_VMS = 64
+MAX_REPEAT_DEPTH = 8
+"""Blocks of a script in each other."""
+MAX_REPEATS = 1_000_000
+"""Turns of a block in all, by those around it."""
 MAX_SCRIPT_BYTES = 1 << 24
 MAX_ACCESS_BYTES = 1 << 20
 """Bytes one `read` or `write` of a script moves."""

@@ -131,6 +131,20 @@ class EptTables:
             table = entry >> PFN_SHIFT
         return 0, 0
 
+    def path(self, gfn: Gfn) -> list[int]:
+        """The entries that the walk to gfn reads, as they are, from the top table on: up to a leaf, or to one that is
+        not present (0)."""
+        assert 0 <= gfn < MAX_GFN_EPT, gfn
+        entries: list[int] = []
+        table = ROOT
+        for level in range(TOP_LEVEL, -1, -1):
+            entry = self._words[(table << LEVEL_BITS) + (gfn >> level * LEVEL_BITS & INDEX)]
+            entries.append(entry)
+            if not entry or entry & LARGE:
+                break
+            table = entry >> PFN_SHIFT
+        return entries
+
     # -- tables come ---------------------------------------------------------------------------------------
 
     def _grow(self, start: Gfn, end: Gfn) -> None:

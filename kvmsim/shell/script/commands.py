@@ -319,6 +319,8 @@ class SetPolicy(Command):
 @dataclass(frozen=True, slots=True)
 class Info(Command):
     what: str
+    gpa: int | None = None
+    """The walk to this page; of `ept` alone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -364,3 +366,23 @@ class ExpectRet(Expect):
 @dataclass(frozen=True, slots=True)
 class ExpectStatus(Expect):
     status: int
+
+
+@dataclass(frozen=True, slots=True)
+class Repeat(Command):
+    """The lines up to `end` are done so many times."""
+
+    count: int
+    counter: str
+
+
+@dataclass(frozen=True, slots=True)
+class End(Command):
+    """Of the innermost block."""
+
+
+@dataclass(frozen=True, slots=True)
+class Quiet(Command):
+    """Whether only what goes wrong is shown, from here on."""
+
+    quiet: bool

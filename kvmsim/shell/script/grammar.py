@@ -5,7 +5,6 @@ The table is the contract with users' scripts. A form's terms stand in the order
 parser stays with the table, although that makes a long module: it says what the attributes of a term mean.
 """
 
-import codecs
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,7 +12,6 @@ from typing import Any
 
 from kvmsim.kvm.exits import ExitReason
 from kvmsim.vmm.policies import POLICIES, UNDER
-from memfsd.uapi import limits
 
 from . import commands, values
 from .commands import Command, Expect, GuestCommand, SlotSet, Start
@@ -23,7 +21,7 @@ from .words import ScriptError, Word, split
 EXIT_REASONS = tuple(reason.name for reason in ExitReason if reason is not ExitReason.INTR)
 """KVM_EXIT_* without the prefix: what a command can end with."""
 EXIT_PREFIX = "KVM_EXIT_"
-_ABOUT_NO_VM = ("vm", "sh", "hva", "expect", "start")
+_ABOUT_NO_VM = ("vm", "sh", "hva", "expect", "start", "repeat", "end", "quiet")
 """`start` leaves it to the command that it starts."""
 INFO_TOPICS = ("slots", "ept", "mmu", "memory", "run", "stats", "vms", "hva")
 
@@ -108,6 +106,16 @@ def _one_backing(slot: SlotSet) -> tuple[str, str] | None:
     if slot.file is None and "offset" in slot.columns:
         return "offset", "offset= needs file=PATH: other memory has no offset"
     return None
+
+
+def _walk_of_ept(info: commands.Info) -> tuple[str, str] | None:
+    if info.gpa is not None and info.what != "ept":
+        return "gpa", f"info {info.what} takes no GPA: leave it out, or ask for info ept GPA"
+    return None
+
+
+def _is_on(word: Word) -> bool:
+    return values.choice("word", ("on", "off"))(word) == "on"
 
 
 def _under_overlay(policy: commands.SetPolicy) -> tuple[str, str] | None:
@@ -317,8 +325,28 @@ FORMS: tuple[Form, ...] = (
     Form(
         "info",
         commands.Info,
-        (Term("what", "|".join(INFO_TOPICS), values.choice("topic", INFO_TOPICS)),),
-        "show the state of the current VM, or all VMs",
+        (
+            Term("what", "|".join(INFO_TOPICS), values.choice("topic", INFO_TOPICS)),
+            Term("gpa", "GPA", values.address, required=False),
+        ),
+        "show the state of the current VM, or all VMs; info ept GPA is the walk to a page, with the raw entries",
+        check=_walk_of_ept,
+    ),
+    Form(
+        "repeat",
+        commands.Repeat,
+        (
+            Term("count", "N", values.number),
+            Term("counter", "NAME", values.counter, option=True, required=False, default="i"),
+        ),
+        "do the lines up to `end` N times; in them {i} is the turn, from 0, and {i*4K} or {1M+i*4K} a multiple of it",
+    ),
+    Form("end", commands.End, (), "the end of what repeat repeats"),
+    Form(
+        "quiet",
+        commands.Quiet,
+        (Term("quiet", "on|off", _is_on),),
+        "on: show only what goes wrong, from here on",
     ),
     Form(
         "sh",
@@ -359,22 +387,6 @@ _BY_WORDS = {tuple(form.name.split()): form for form in FORMS}
 _STARTABLE = tuple(form for form in FORMS if isinstance(form.make, type) and issubclass(form.make, GuestCommand))
 _FIRST_WORDS = tuple(dict.fromkeys(words[0] for words in _BY_WORDS))
 _OPTION = re.compile(r"([a-z_][a-z0-9_]*)=")
-
-
-def parse_script(script: bytes) -> list[Command]:
-    """All commands of a script, or ScriptError for its first mistake.
-
-    A script is UTF-8 of at most MAX_SCRIPT_BYTES; lines end with LF or CR LF.
-    """
-    parsed: list[Command] = []
-    for line, text in enumerate(_decode(script).split("\n"), 1):
-        command = parse_line(text.removesuffix("\r"), line)
-        if command is None:
-            continue
-        if isinstance(command, Expect) and not parsed:
-            raise nothing_to_expect(command, text)
-        parsed.append(command)
-    return parsed
 
 
 def nothing_to_expect(command: Expect, text: str) -> ScriptError:
@@ -441,18 +453,6 @@ def help_names(width: int = 76) -> str:
             lines.append("")
         lines[-1] += f", {name}" if lines[-1] else name
     return ",\n".join(lines)
-
-
-def _decode(script: bytes) -> str:
-    if len(script) > limits.MAX_SCRIPT_BYTES:
-        raise ScriptError(1, 1, f"the script is longer than {limits.MAX_SCRIPT_BYTES} bytes: split it")
-    script = script.removeprefix(codecs.BOM_UTF8)
-    try:
-        return script.decode()
-    except UnicodeDecodeError as error:
-        before = script[: error.start].decode().split("\n")
-        message = f"byte 0x{script[error.start]:02x} is not UTF-8: save the script as UTF-8"
-        raise ScriptError(len(before), len(before[-1]) + 1, message) from None
 
 
 def _rest(text: str, command_word: Word) -> list[Word]:

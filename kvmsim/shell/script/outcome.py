@@ -51,6 +51,10 @@ class Record:
     outcome: Outcome
     failed: bool
     """The run failed here: a mismatch, or a trouble that no `expect` follows."""
+    expected: bool = False
+    """An `expect` is known to follow."""
+    seconds: float | None = None
+    """How long the command took; None: nothing was done."""
 
 
 def format_exit(name: str, fields: Mapping[str, int | str | bool]) -> str:

@@ -16,7 +16,8 @@ _ROW_BYTES = 16
 
 class JsonPrinter:
     """One object per line: "line", "cmd", "source", "ok", "errno", "exit", "exit_fields" and "data" always;
-    "ret", "status", "text", "info", "reason" and "failed" when there is something to say.
+    "ret", "status", "text", "info", "reason", "failed" and "seconds" (that the command took) when there is something to
+    say.
 
     "cmd" is the words that select the command ("slot set"), null for a line that is none, "data" hex digits or null.
     """
@@ -48,6 +49,8 @@ class JsonPrinter:
             fields["reason"] = outcome.reason
         if record.failed:
             fields["failed"] = True
+        if record.seconds is not None:
+            fields["seconds"] = round(record.seconds, 6)
         print(json.dumps(fields), file=self._stream, flush=True)
 
 

@@ -206,3 +206,10 @@ def _hex_bytes(text: str) -> bytes:
     if len(digits) % 2:
         raise ValueError(f"{shown(text)} has an odd number of hex digits: a byte is two")
     return bytes.fromhex(digits)
+
+
+def counter(word: Word) -> str:
+    """A name in braces."""
+    if not re.fullmatch(r"[a-z_][a-z0-9_]{0,31}", word.text):
+        raise ValueError(f"counter {shown(word.text)}: choose a name of up to 32 letters a-z, digits and _")
+    return word.text

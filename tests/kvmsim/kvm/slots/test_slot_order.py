@@ -10,7 +10,7 @@ from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.shell.execute import Executor
-from kvmsim.shell.script.grammar import parse_script
+from kvmsim.shell.script.repeat import parse_script
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page

@@ -11,7 +11,7 @@ from kvmsim.shell.script.grammar import FORMS, INFO_TOPICS
 @pytest.mark.parametrize(
     ("before", "word", "offered"),
     [
-        ("", "re", ["read ", "resume "]),
+        ("", "re", ["read ", "resume ", "repeat "]),
         ("", "he", ["help "]),
         ("", "xyz", []),
         ("slot ", "", ["set ", "delete ", "punch ", "dirty "]),

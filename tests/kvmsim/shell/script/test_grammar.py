@@ -5,7 +5,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from kvmsim.shell.script import commands as c
-from kvmsim.shell.script.grammar import EXIT_REASONS, FORMS, help_text, parse_line, parse_script
+from kvmsim.shell.script.grammar import EXIT_REASONS, FORMS, help_text, parse_line
+from kvmsim.shell.script.repeat import parse_script
 from kvmsim.shell.script.words import ScriptError
 from memfsd.uapi import limits
 
@@ -90,6 +91,12 @@ CONTRACT: list[tuple[str, c.Command]] = [
     ("policy overlay", c.SetPolicy("overlay", "kept")),
     ("policy overlay under=freed", c.SetPolicy("overlay", "freed")),
     ("info slots", c.Info("slots")),
+    ("info ept 1M", c.Info("ept", 1 << 20)),
+    ("repeat 3", c.Repeat(3, "i")),
+    ("repeat 3 counter=page", c.Repeat(3, "page")),
+    ("end", c.End()),
+    ("quiet on", c.Quiet(True)),
+    ("quiet off", c.Quiet(False)),
     ("sh echo 'it is \\' | wc # \"", c.Sh("echo 'it is \\' | wc # \"")),
     ("expect ok", c.ExpectOk()),
     ("expect errno EEXIST", c.ExpectErrno("EEXIST")),
@@ -244,7 +251,7 @@ def test_exit_reasons_with_and_without_prefix_in_any_case(reason: str) -> None:
 
 
 def test_a_script_is_its_commands_in_order_with_their_lines() -> None:
-    parsed = parse_script(b"\xef\xbb\xbf# a script\r\n\nvm a # one\r\n\n  expect ok\nexpect ok\nvcpu 1")
+    parsed = list(parse_script(b"\xef\xbb\xbf# a script\r\n\nvm a # one\r\n\n  expect ok\nexpect ok\nvcpu 1"))
     assert [(command.line, command) for command in parsed] == [
         (3, c.SwitchVm("a")),
         (5, c.ExpectOk()),
@@ -254,7 +261,7 @@ def test_a_script_is_its_commands_in_order_with_their_lines() -> None:
 
 
 def test_an_empty_script_has_no_commands() -> None:
-    assert parse_script(b"") == []
+    assert list(parse_script(b"")) == []
 
 
 @pytest.mark.parametrize(

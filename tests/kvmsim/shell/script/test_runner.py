@@ -8,9 +8,9 @@ import sys
 import pytest
 
 from kvmsim.shell.script.commands import Command, Read, Sh, SwitchVm
-from kvmsim.shell.script.grammar import parse_script
 from kvmsim.shell.script.outcome import Outcome, Record
 from kvmsim.shell.script.output import JsonPrinter
+from kvmsim.shell.script.repeat import parse_script
 from kvmsim.shell.script.runner import Session, run
 from memfsd.uapi.errors import Refused
 
@@ -48,7 +48,7 @@ def outcome_of(script: str, keep_going: bool = False) -> tuple[int, list[str]]:
     def emit(record: Record) -> None:
         records.append(f"{record.command.line} {'FAILED' if record.failed else record.outcome.ok}")
 
-    return run(parse_script(script.encode()), machine.execute, emit, keep_going), records
+    return run(parse_script(script.encode()), machine.execute, emit, keep_going=keep_going), records
 
 
 def test_all_well() -> None:
