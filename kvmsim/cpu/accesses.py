@@ -404,7 +404,7 @@ def _failed(gpa: int, shared: bool, error: OSError) -> Exit:
         return MachineCheckExit(gpa & -PAGE_SIZE, error.at)
     number = error.errno or errno.EIO
     why = f"{errno_name(number)}: the memory of this page cannot be reached: {error.strerror or error}"
-    return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=number, why=why)
+    return MemoryErrorExit(gpa & -PAGE_SIZE, PAGE_SIZE, not shared, errno=number, why=why, is_users=shared)
 
 
 def _alias(gpa: int, length: int, shared: bool) -> tuple[int, bool]:

@@ -1,6 +1,7 @@
 """What the kernel would be.
 
     alias          shared and private
+    abi/           what differs between ABIs: which memory a GFN is, walls of checks, exits
     mmu/           EPTs, TLBs, the invalidation sequence
     slots/         memslots by address space, and KVM's checks
     vm             one VM's slots, EPTs and vCPUs; which request is a fault, which an exit
@@ -24,6 +25,8 @@
     relocator      pages that move to other frames
     pairings       connections to stores, and what they know of slots
     ioctls         KVM_SET_USER_MEMORY_REGION and what belongs to it
+    guest_memfds   files of KVM_CREATE_GUEST_MEMFD, KVM_SET_USER_MEMORY_REGION2 with both memories
+    attribute_ioctls  KVM_SET_MEMORY_ATTRIBUTES
     blocking       the steps of a conversion that can be taken back
     memory_use     what memory costs the host: private, shared, held twice
     statistics     what is counted, by the kernel's names

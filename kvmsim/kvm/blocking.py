@@ -138,7 +138,7 @@ class Blocking:
         refused."""
         with self._lock:
             with self._vm.mmu.lock:
-                self._vm.overlay = on
+                self._vm.rules.overlay = on
                 under = [(start, end) for slot in self._vm.slots[SHARED] for start, end in slot.segments]
             if on:
                 self._unmapper.block(under)

@@ -37,8 +37,11 @@ class Emulation:
                 raise Refused(errno.EFAULT, f"no shared slot at gpa {gpa:#x}: create one there")
             if data is not None and not slot.writable:
                 raise Refused(errno.EFAULT, f"{slot} is READONLY: the host cannot write at {gpa:#x} through it")
-            offset = (slot.pgoff_of(gfn) << PAGE_SHIFT) + gpa % PAGE_SIZE
-            memory = slot.backing.memory
+            memory, offset = slot.backing.memory, slot.pgoff_of(gfn) << PAGE_SHIFT
+            if slot.backing.emulated is not None:
+                memory, first = slot.backing.emulated
+                offset = first + (gfn - slot.gfn << PAGE_SHIFT)
+            offset += gpa % PAGE_SIZE
             try:
                 if data is None:
                     out += memory.read(offset, size)

@@ -10,18 +10,22 @@ class ExitReason(IntEnum):
     """Numbers of linux/kvm.h. MEMORY_ERROR never got one upstream (it became MEMORY_FAULT, 39); a machine check in a TD
     reaches user space there as SIGBUS, or as the end of the TD."""
 
+    UNKNOWN = 0
     HYPERCALL = 3
     HLT = 5
     MMIO = 6
     SHUTDOWN = 8
     INTR = 10
     INTERNAL_ERROR = 17
+    MEMORY_FAULT = 39
     MEMORY_ERROR = 0x1000
     MACHINE_CHECK = 0x1001
 
 
 Fields = dict[str, int | str | bool]
 
+MEMORY_EXIT_FLAG_PRIVATE = 1 << 3
+"""KVM_MEMORY_EXIT_FLAG_PRIVATE: the private alias was wanted, else the shared one."""
 MMIO_BYTES = 8
 """What one MMIO exit carries at most: kvm_run.mmio.data."""
 HYPERCALL_ARGS = 6
@@ -67,6 +71,8 @@ class MemoryErrorExit:
     illegal: bool = False
     errno: int = 0
     why: str = ""
+    is_users: bool = field(default=False, compare=False)
+    """It is host memory that user space has shown, and that cannot be reached."""
 
     reason = ExitReason.MEMORY_ERROR
 
@@ -81,6 +87,35 @@ class MemoryErrorExit:
         if self.errno == EHWPOISON:
             shown["hwpoison"] = True
         return {**shown, "errno": self.errno} if self.errno else shown
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryFaultExit:
+    """kvm_run.memory_fault of Linux: KVM_RUN itself is -errno, EFAULT or EHWPOISON. One page, whatever was accessed."""
+
+    gpa: int
+    size: int
+    private: bool
+    errno: int
+    why: str = ""
+
+    reason = ExitReason.MEMORY_FAULT
+
+    def fields(self) -> Fields:
+        return {"flags": MEMORY_EXIT_FLAG_PRIVATE * self.private, "gpa": self.gpa, "size": self.size}
+
+
+@dataclass(frozen=True, slots=True)
+class FailedExit:
+    """KVM_RUN is -errno, and kvm_run says nothing: user space's own memory cannot be reached."""
+
+    errno: int
+    why: str = ""
+
+    reason = ExitReason.UNKNOWN
+
+    def fields(self) -> Fields:
+        return {}
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +200,8 @@ Exit = (
     MachineCheckExit
     | MmioExit
     | MemoryErrorExit
+    | MemoryFaultExit
+    | FailedExit
     | HypercallExit
     | InternalErrorExit
     | HltExit

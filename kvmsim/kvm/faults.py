@@ -5,6 +5,8 @@ A fault, out and back: fault -> page_fault (slot, page, seq) -> get_pfn -> insta
 
 import errno
 
+import msgspec
+
 from kvmsim.memory.memory import MemoryRun
 from memfsd.common import trace
 from memfsd.uapi import messages as m
@@ -12,7 +14,8 @@ from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE, Gfn, HostPfn, Pgoff
 
-from .alias import SHARED
+from .abi.guest_memfd import other_alias
+from .alias import PRIVATE, SHARED
 from .exits import Exit, MemoryErrorExit
 from .mmu.ept import ACCESSED, DIRTY, PFN_SHIFT, entry_writable
 from .mmu.mmu import PageFault
@@ -58,6 +61,13 @@ class Faults:
                 lock.release()
             if not isinstance(page_fault, PageFault):
                 return page_fault
+            if vm.rules.asks_file:
+                allowed = self._as_the_file_says(page_fault)
+                if not isinstance(allowed, PageFault):
+                    if allowed is None:
+                        continue
+                    return allowed
+                page_fault = allowed
             found = _of_memory(page_fault, want) if page_fault.slot.backing.gmem is None else self._granted(page_fault)
             if found is None:
                 continue
@@ -72,6 +82,25 @@ class Faults:
                 return _failed(page_fault, errno.ETIMEDOUT, "an invalidation does not end")
         assert isinstance(page_fault, PageFault)
         return _failed(page_fault, errno.EAGAIN, f"{_MAX_RETRIES} retries without progress")
+
+    def _as_the_file_says(self, page_fault: PageFault) -> PageFault | MemoryErrorExit | None:
+        """The fault, as far as its pages are of the wanted alias; else the exit. None: it is out of date."""
+        with self._vm.mmu.lock:
+            slot = self._vm.slots[PRIVATE].get(page_fault.slot.id)
+        if slot is None:
+            return page_fault
+        gfn, private = page_fault.gfn, page_fault.private
+        try:
+            is_private, page_count = slot.gmem.attributes(slot.pgoff_of(gfn))
+        except Refused as refused:
+            return self._not_granted(page_fault, refused.errno, refused.reason)
+        except PeerLost as lost:
+            return self._not_granted(page_fault, errno.EIO, str(lost))
+        if is_private != private:
+            return other_alias(gfn, private=private)
+        limit = min(page_fault.limit, page_count)
+        order = page_fault.order if limit == page_fault.limit else ORDER_4K
+        return msgspec.structs.replace(page_fault, limit=limit, order=order)
 
     def _granted(self, page_fault: PageFault) -> _Frames | MemoryErrorExit | None:
         """What the store grants for the fault's page: by its page map, else by GET_PFN. None: the fault is out of date,

@@ -37,6 +37,7 @@ class SlotIoctls:
         mapped_fd: of the file behind an encrypted mapping, which the slot shows instead of the file at path.
         """
         assert region.space == PRIVATE
+        self._check_abi()
         with self._lock:
             slots = self._vm.slots[PRIVATE]
             existing = slots.get(region.id)
@@ -56,7 +57,7 @@ class SlotIoctls:
 
     def _create_private(self, region: MemoryRegion, backing: SlotBacking) -> None:
         """Bind the pages and show them; a pairing that was made for a slot that is refused ends."""
-        slot = _slot(region, SlotFlag(region.flags) | SlotFlag.GUEST_MEMFD, backing)
+        slot = slot_over(region, SlotFlag(region.flags) | SlotFlag.GUEST_MEMFD, backing)
         try:
             with self._pairings.announce_change(slot):
                 self._pairings.bind(slot, slot.segments)
@@ -73,6 +74,7 @@ class SlotIoctls:
         """
         assert region.space == SHARED
         try:
+            self._check_abi()
             with self._lock:
                 self._set_shared(region, memory, owned, path)
         except Refused:
@@ -82,6 +84,7 @@ class SlotIoctls:
 
     def check_shared_slot(self, region: MemoryRegion) -> None:
         """The refusals of `set_shared_slot` that need no memory: KVM makes them before it looks at any."""
+        self._check_abi()
         with self._lock:
             slots = self._vm.slots[SHARED]
             if check_region(region, self._vm.max_slots, slots.get(region.id)) is RegionChange.CREATE:
@@ -93,7 +96,7 @@ class SlotIoctls:
         change = check_region(region, self._vm.max_slots, existing)
         if existing is None:
             assert memory is not None
-            self._create_shared(region, memory, owned, path)
+            self.create_shared(region, memory, owned, path)
         elif change is RegionChange.DELETE:
             self.delete(region.id, private=False)
         else:
@@ -103,9 +106,18 @@ class SlotIoctls:
                     errno.EINVAL, f"{existing} is backed by other memory: delete the slot, then create it again"
                 )
             if change is not RegionChange.NONE:
-                self._change_shared(existing, region)
+                self.change_shared(existing, region)
 
-    def _create_shared(self, region: MemoryRegion, memory: Memory, owned: bool, path: str) -> None:
+    def create_shared(
+        self,
+        region: MemoryRegion,
+        memory: Memory,
+        owned: bool,
+        path: str,
+        *,
+        emulated: tuple[Memory, int] | None = None,
+    ) -> None:
+        """With `lock` held, after the wall. emulated: as a SlotBacking has it."""
         slots, physmap = self._vm.slots[SHARED], self._vm.physmap
         slots.check_free(region.gfn, region.end)
         check_addressable(region)
@@ -115,14 +127,27 @@ class SlotIoctls:
                 base, is_whole = physmap.share(memory, whole), True
             else:
                 base, is_whole = physmap.add(memory, region.pgoff, end), False
-            backing = SlotBacking(memory, base, owned=owned, path=path, whole=is_whole)
-            slots.add(_slot(region, SlotFlag(region.flags), backing))
+            backing = SlotBacking(memory, base, owned=owned, path=path, whole=is_whole, emulated=emulated)
+            slots.add(slot_over(region, SlotFlag(region.flags), backing))
         self._block_under_overlay(region.gfn, region.end)
 
-    def _change_shared(self, existing: Memslot, region: MemoryRegion) -> None:
-        """It moves, or gets other flags: what it shows stays, and so does what its log has if it keeps one."""
+    def replace_shared(self, existing: Memslot, memory: Memory) -> None:
+        """With `lock` held: the same slot shows another memory."""
+        region = MemoryRegion.shared(
+            existing.id,
+            existing.gfn << PAGE_SHIFT,
+            existing.page_count << PAGE_SHIFT,
+            flags=existing.flags,
+            offset=existing.pgoff << PAGE_SHIFT,
+        )
+        self.delete(existing.id, private=False)
+        self.create_shared(region, memory, False, existing.backing.path, emulated=existing.backing.emulated)
+
+    def change_shared(self, existing: Memslot, region: MemoryRegion) -> None:
+        """With `lock` held. It moves, or gets other flags: what it shows stays, and so does what its log has if it
+        keeps one."""
         slots = self._vm.slots[SHARED]
-        moved = _slot(region, SlotFlag(region.flags), existing.backing)
+        moved = slot_over(region, SlotFlag(region.flags), existing.backing)
         if moved.dirty is not None:
             moved.dirty = existing.dirty or moved.dirty
         with self._vm.mmu.lock:
@@ -139,6 +164,7 @@ class SlotIoctls:
 
     def delete_slot(self, id_: int, *, private: bool) -> None:
         """EINVAL when there is none. A private slot's contents are destroyed, as TDX and SNP unmap."""
+        self._check_abi()
         with self._lock:
             check_not_pinned(slot_of(self._vm, PRIVATE if private else SHARED, id_))
             self.delete(id_, private=private)
@@ -198,9 +224,15 @@ class SlotIoctls:
                         slots.punch(id_, start, end)
                     raise
 
+    def _check_abi(self) -> None:
+        if self._vm.rules.has_one_space:
+            raise Refused(
+                errno.ENOTTY, f"a VM of abi {self._vm.abi.name} has one address space: use slot set2 and slot delete2"
+            )
+
     def _block_under_overlay(self, start: Gfn, end: Gfn) -> None:
         """An ordinary slot lies over [start, end) now: under it, private pages are blocked where it is an overlay."""
-        if self._vm.overlay:
+        if self._vm.rules.overlay:
             self._unmapper.block([(start, end)])
 
     def delete(self, id_: int, *, private: bool) -> None:
@@ -223,7 +255,9 @@ class SlotIoctls:
         backing = slot.backing
         with self._vm.mmu.lock:
             self._unmapper.going[SHARED] = []
-            if backing.whole:
+            if backing.gmem is not None:
+                pass  # the pairing's frame numbers
+            elif backing.whole:
                 self._vm.physmap.unshare(backing.memory)
             else:
                 self._vm.physmap.remove(backing.base + slot.pgoff)
@@ -237,7 +271,7 @@ class SlotIoctls:
         self._unmapper.destroy(self._unmapper.zap(segments, private=True))
 
 
-def _slot(region: MemoryRegion, flags: SlotFlag, backing: SlotBacking) -> Memslot:
+def slot_over(region: MemoryRegion, flags: SlotFlag, backing: SlotBacking) -> Memslot:
     space, order = Alias(region.space), backing.leaf_order
     return Memslot(region.id, space, region.gfn, region.page_count, flags, backing, region.pgoff, max_order=order)
 

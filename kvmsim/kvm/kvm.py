@@ -6,6 +6,8 @@ notifier    what the store calls
 relocator   pages that move to other frames
 pairings    connections to stores, and what they know of slots
 slots       KVM_SET_USER_MEMORY_REGION and what belongs to it
+guest_memfds  files of KVM_CREATE_GUEST_MEMFD, slots with both memories
+attributes  KVM_SET_MEMORY_ATTRIBUTES
 blocking    the steps of a conversion that can be taken back
 faults      EPT violations, translation
 emulation   KVM's own accesses to guest memory
@@ -21,9 +23,11 @@ from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 from memfsd.uapi.units import PGOFF_END, Gfn, Pgoff
 
 from .alias import PRIVATE, SHARED
+from .attribute_ioctls import AttributeIoctls
 from .blocking import Blocking
 from .emulation import Emulation
 from .faults import Faults
+from .guest_memfds import GuestMemfds
 from .ioctls import SlotIoctls
 from .memory_use import MemoryUser
 from .mmu.eptentry import MAX_GFN_EPT
@@ -58,6 +62,8 @@ class Kvm:
         self.notifier = Notifier(vm, self.unmapper, open_window, operations)
         self.pairings = Pairings(vm, self.slots_lock, self.notifier, pair)
         self.slots = SlotIoctls(vm, self.slots_lock, self.unmapper, self.pairings)
+        self.guest_memfds = GuestMemfds(vm, self.slots_lock, self.unmapper, self.pairings, self.slots)
+        self.attributes = AttributeIoctls(vm, self.slots_lock, self.unmapper)
         self.blocking = Blocking(vm, self.slots_lock, self.unmapper, self.pairings)
         self.memory = MemoryUser(vm, self.slots_lock)
         self.faults = Faults(vm)
@@ -83,3 +89,4 @@ class Kvm:
                     self.unmapper.zap([(start, end) for _, start, end in segments], private=True)
                 link.close()
             links.clear()
+            self.guest_memfds.forget()

@@ -8,7 +8,7 @@
 User space answers in mmio.data (a read), hypercall.ret, and memory_error.answered (it has seen to the range of an
 explicit request, which no one slot covers); the next KVM_RUN takes it. `memory_error` is laid out as
 memory_fault, which the thread's KVM_EXIT_MEMORY_ERROR became upstream: its PRIVATE bit is upstream's, EXPLICIT and
-ILLEGAL are ours, and so are `error` and `answered` behind it.
+ILLEGAL are ours, and so are `error` and `answered` behind it. KVM_EXIT_MEMORY_FAULT itself lies there, too.
 """
 
 import ctypes
@@ -22,6 +22,7 @@ from .exits import (
     INTERNAL_ERROR_EMULATION,
     INTR,
     MCI_STATUS,
+    MEMORY_EXIT_FLAG_PRIVATE,
     MMIO_BYTES,
     Exit,
     ExitReason,
@@ -30,12 +31,12 @@ from .exits import (
     InternalErrorExit,
     MachineCheckExit,
     MemoryErrorExit,
+    MemoryFaultExit,
     MmioExit,
     ShutdownExit,
 )
 
-MEMORY_ERROR_PRIVATE = 1 << 3
-"""The private alias was wanted, else the shared one: KVM_MEMORY_EXIT_FLAG_PRIVATE."""
+MEMORY_ERROR_PRIVATE = MEMORY_EXIT_FLAG_PRIVATE
 MEMORY_ERROR_EXPLICIT = 1 << 4
 """By the map hypercall, else by an access."""
 MEMORY_ERROR_ILLEGAL = 1 << 5
@@ -168,6 +169,10 @@ def fill(run: KvmRun, exit_: Exit) -> None:
                 | MEMORY_ERROR_EXPLICIT * exit_.explicit
                 | MEMORY_ERROR_ILLEGAL * exit_.illegal
             )
+        case MemoryFaultExit():
+            fault = run.memory_error
+            fault.flags, fault.gpa, fault.size = MEMORY_EXIT_FLAG_PRIVATE * exit_.private, exit_.gpa, exit_.size
+            fault.error = exit_.errno
         case MachineCheckExit():
             check = run.machine_check
             check.gpa, check.addr, check.status = exit_.gpa, exit_.addr, MCI_STATUS
@@ -197,6 +202,9 @@ def exit_of(run: KvmRun) -> Exit | None:
                 bool(flags & MEMORY_ERROR_ILLEGAL),
                 error.error,
             )
+        case ExitReason.MEMORY_FAULT:
+            fault = run.memory_error
+            return MemoryFaultExit(fault.gpa, fault.size, bool(fault.flags & MEMORY_EXIT_FLAG_PRIVATE), fault.error)
         case ExitReason.MACHINE_CHECK:
             return MachineCheckExit(run.machine_check.gpa, run.machine_check.addr)
         case ExitReason.INTERNAL_ERROR:

@@ -74,7 +74,9 @@ class Notifier:
                 elif begin.reason in _SWAPS:
                     kept += self._block(gfn, pgoff, count, only_idle=begin.reason is m.Reason.EVICT)
                 else:
-                    taken += mmu.zap(gfn, gfn + count, private=True)
+                    for alias in self._vm.rules.zapped:
+                        runs = mmu.zap(gfn, gfn + count, private=bool(alias))
+                        taken += [run for run in runs if link.base <= run[1] < link.base + link.frame_count]
         self._unmapper.kick_all()
         for _, pfn, count in taken:
             link.memory.forget(pfn - link.base, count)

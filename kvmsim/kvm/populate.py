@@ -91,7 +91,7 @@ class InitialImage:
                 raise Refused(errno.EINVAL, f"{shown}: no private slot is there: set one")
             if isinstance(slot.backing.memory, DeviceMemory):
                 raise Refused(errno.EINVAL, f"{shown}: {slot} shows a device, which is no part of an image")
-            if not vm.covers(start, end, private=True):
+            if not vm.rules.covers(start, end, private=True):
                 raise Refused(errno.EFBIG, f"{shown}: {slot} does not show them all: set a larger one, or give less")
 
     def _check_empty(self, vcpu: Vcpu, start: Gfn, end: Gfn) -> None:

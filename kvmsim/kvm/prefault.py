@@ -5,7 +5,7 @@ import errno
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
-from .alias import Alias
+from .alias import SHARED, Alias
 from .faults import Faults, refused
 from .hypercalls import SHARED_BIT
 from .mmu.eptentry import MAX_GFN_EPT
@@ -25,7 +25,8 @@ class PreFault:
         self._unmapper = unmapper
 
     def __call__(self, vcpu: Vcpu, gpa: int, size: int, *, shared: bool) -> int:
-        """Map [gpa, gpa + size) of one alias, which the SHARED bit chooses as `shared` does, in order; the bytes at its
+        """Map [gpa, gpa + size) of one alias, which the SHARED bit chooses as `shared` does (where there are memory
+        attributes: they do, page by page), in order; the bytes at its
         end that are still to do. They are fewer than `size` if and only if something was mapped: what stopped it then
         is what the call for the rest is refused with.
 
@@ -39,17 +40,20 @@ class PreFault:
             raise Refused(errno.EINVAL, f"size {size:#x}: give at least one page, and end before 2^64")
         if gpa & SHARED_BIT:
             gpa, shared = gpa & ~SHARED_BIT, True
+        rules, mmu = self._vm.rules, self._vm.mmu
         first = gfn = Gfn(gpa >> PAGE_SHIFT)
         end = first + (size >> PAGE_SHIFT)
         with vcpu.held():
             while gfn < end:
-                stopped = self._fault(vcpu, gfn, end, shared=shared)
+                with mmu.lock:
+                    alias = rules.prefaulted(gfn, Alias(not shared))
+                stopped = self._fault(vcpu, gfn, end, shared=alias is SHARED)
                 if stopped is not None:
                     if gfn == first:
                         raise stopped
                     break
                 # What was mapped may be gone again by now, and is done all the same.
-                mapped_to = self._faults.first_unmapped(gfn, min(end, MAX_GFN_EPT), shared=shared)
+                mapped_to = self._faults.first_unmapped(gfn, min(end, MAX_GFN_EPT), shared=alias is SHARED)
                 gfn = max(mapped_to, gfn + 1)
         return end - gfn << PAGE_SHIFT
 

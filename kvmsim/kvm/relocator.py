@@ -107,7 +107,7 @@ class Relocator:
 
     def _uncovered(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """What no ordinary slot lies over."""
-        if not self._vm.overlay:
+        if not self._vm.rules.overlay:
             return [(start, end)]
         over = [(low, high) for _, low, high in self._vm.slots[SHARED].visible(start, end)]
         return [(Gfn(low), Gfn(high)) for low, high in subtract(start, end, over)]

@@ -54,6 +54,7 @@ def vcpu_statistics(vcpu: Vcpu) -> dict[str, int]:
         "signal_exits": exits.get(ExitReason.INTR, 0),
         "halt_exits": exits.get(ExitReason.HLT, 0),
         "hypercalls": vcpu.hypercall_count,
+        "memory_fault_exits": exits.get(ExitReason.MEMORY_FAULT, 0),
         "memory_error_exits": exits.get(ExitReason.MEMORY_ERROR, 0),
         "userspace_exits": sum(exits.values()) - exits.get(ExitReason.INTR, 0),
         "tlb_ranged_flush": vcpu.tlb.ranged_flush_count,

@@ -2,7 +2,7 @@
 
 import ctypes
 import errno
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
 
@@ -30,10 +30,11 @@ class Vcpu:
     it has ended or the next one is started, which abandons it: what it did has happened, the rest never will.
     """
 
-    def __init__(self, id_: int, vm: str = "") -> None:
-        """vm: its name, for traces."""
+    def __init__(self, id_: int, vm: str = "", reported: Callable[[Exit], Exit] = lambda exit_: exit_) -> None:
+        """vm: its name, for traces. reported: an exit as user space sees it (Rules.reported)."""
         self.id = id_
         self._vm = vm
+        self._reported = reported
         self.run = KvmRun()
         """Shared with user space; valid after an exit."""
         self.pf_taken = 0
@@ -86,7 +87,7 @@ class Vcpu:
         EINTR when it was asked to leave: it stays under way. Refused by the program: it has ended.
         """
         try:
-            exit_ = next(program)
+            exit_ = self._reported(next(program))
         except StopIteration as end:
             self._forget()
             if trace.vm is not None:

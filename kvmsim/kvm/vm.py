@@ -1,20 +1,24 @@
-"""One VM's slots, EPTs and vCPUs, and the table of the thread: which request is a fault, which an exit."""
+"""One VM's slots, EPTs and vCPUs: which request is a fault, which an exit."""
 
 import errno
 
 from kvmsim.memory.memory import Memory
 from memfsd.common.quote import quoted
-from memfsd.uapi.abi import THREAD, Abi
+from memfsd.uapi.abi import THREAD, Abi, Attributes
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, MAX_VCPUS
 from memfsd.uapi.units import ORDER_1G, ORDER_2M, PAGE_SHIFT, PAGE_SIZE, Gfn
 
+from .abi.attributes import MemoryAttributes
+from .abi.guest_memfd import GuestMemfdRules
+from .abi.rules import Rules
+from .abi.thread import ThreadRules
 from .alias import PRIVATE, SHARED
 from .exits import Exit, MemoryErrorExit, MmioExit
 from .export import ExportedPages
 from .mmu.mmu import Mmu, PageFault
 from .mmu.physmap import PhysMap
-from .slots.memslots import Memslot, Memslots, Segment
+from .slots.memslots import Memslot, Memslots
 from .vcpu import Vcpu
 
 
@@ -29,8 +33,13 @@ class Vm:
         self.physmap: PhysMap[Memory] = PhysMap()
         self.slots = (Memslots(SHARED), Memslots(PRIVATE))
         """By address space: shared is 0, private is 1, as SMM has its own."""
-        self.overlay = False
-        """Ordinary slots lie over private ones: lookups see them first. Changed by Blocking.set_overlay alone."""
+        self.attributes = MemoryAttributes()
+        asks_file = abi.attributes is Attributes.FILE
+        self.rules: Rules = (
+            GuestMemfdRules(self.slots, self.attributes, asks_file=asks_file)
+            if abi.has_one_space
+            else ThreadRules(self.slots)
+        )
         self.exports = ExportedPages()
         """Private pages that the store has swapped out. Guarded by Mmu.lock."""
         self.vcpus: dict[int, Vcpu] = {}
@@ -44,7 +53,7 @@ class Vm:
             raise Refused(errno.EINVAL, f"vCPU {id_}: choose 0 to {MAX_VCPUS - 1}")
         if id_ in self.vcpus:
             raise Refused(errno.EEXIST, f"vCPU {id_} of VM {quoted(self.name)} exists: choose another id")
-        vcpu = Vcpu(id_, self.name)
+        vcpu = Vcpu(id_, self.name, self.rules.reported)
         with self.mmu.lock:
             self.mmu.tlbs.append(vcpu.tlb)
         self.vcpus[id_] = vcpu
@@ -63,11 +72,11 @@ class Vm:
         """
         mmu = self.mmu
         seq = mmu.invalidate_seq
-        segment = self.slots[private].segment(gfn)
-        if segment is not None and private and self.overlay:
-            segment = self._not_overlaid(gfn, segment)
-        if segment is not None:
-            slot, start, end = segment
+        source = self.rules.source_of(gfn, private=private)
+        if isinstance(source, MemoryErrorExit):
+            return source
+        if source is not None:
+            slot, start, end = source
             if slot.writable or not write:
                 if mmu.in_progress:
                     start, end = mmu.clear_of_brackets(gfn, start, end)
@@ -77,24 +86,7 @@ class Vm:
                 if slot.dirty is not None:
                     return _logged(slot, gfn, end, seq, write=write)
                 return PageFault(gfn, private, slot, slot.pgoff + gfn - slot.gfn, end - gfn, slot.writable, seq, order)
-        elif private or self.slots[PRIVATE].lookup(gfn) is not None:
-            return MemoryErrorExit(gfn << PAGE_SHIFT, PAGE_SIZE, private)
         return MmioExit((gfn << PAGE_SHIFT) + offset, min(length, 8, PAGE_SIZE - offset), write)
-
-    def covers(self, start: Gfn, end: Gfn, *, private: bool) -> bool:
-        """One slot shows all of [start, end) in this alias: an explicit request for it is handled."""
-        if self.slots[private].covers(start, end) is None:
-            return False
-        return not (private and self.overlay and self.slots[SHARED].overlaps(start, end))
-
-    def _not_overlaid(self, gfn: Gfn, segment: Segment) -> Segment | None:
-        """The part of a private segment around gfn that no ordinary slot lies over; None where one does."""
-        slot, start, end = segment
-        over = self.slots[SHARED]
-        if over.segment(gfn) is not None:
-            return None
-        floor, limit = over.previous_end(gfn), over.next_start(gfn)
-        return slot, start if floor is None else max(start, floor), end if limit is None else min(end, limit)
 
 
 def _logged(slot: Memslot, gfn: Gfn, end: Gfn, seq: int, *, write: bool) -> PageFault:

@@ -46,13 +46,14 @@ def tdvmcall(kvm: Kvm, vcpu: Vcpu, asked: Registers) -> Program[Registers]:
         args = (asked.r12, asked.r13, asked.r14, asked.r15)
         trace.vm.hypercall(kvm.vm.name, vcpu.id, asked.r11, args, True)
     yield from vcpu.entry()
-    if asked.r11 != h.MAP_GPA:
+    asks_user_space = bool(kvm.vm.exit_hypercalls >> h.KVM_HC_MAP_GPA_RANGE & 1)
+    if asked.r11 != h.MAP_GPA or not (asks_user_space or kvm.vm.rules.maps_explicitly):
         return replace(asked, r10=h.SUBFUNC_UNSUPPORTED)
     shared, gpa = asked.r12 & h.SHARED_BIT, asked.r12 & ~h.SHARED_BIT
     status = h.map_gpa_status(gpa, asked.r13, GPA_END)
     if status != h.SUCCESS:
         return replace(asked, r10=status, r11=asked.r12)
-    way = _ask_user_space if kvm.vm.exit_hypercalls >> h.KVM_HC_MAP_GPA_RANGE & 1 else _map
+    way = _ask_user_space if asks_user_space else _map
     status, stopped = yield from way(kvm, vcpu, gpa, gpa + asked.r13, not shared)
     return replace(asked, r10=status, r11=stopped | shared)
 
@@ -63,7 +64,7 @@ def _map(kvm: Kvm, vcpu: Vcpu, start: int, end: int, private: bool) -> Program[t
     at, stop, gfn, last = start, h.chunk_end(start, end), Gfn(start >> PAGE_SHIFT), Gfn(end >> PAGE_SHIFT)
     while True:
         with mmu.lock:
-            covered = vm.covers(Gfn(at >> PAGE_SHIFT), last, private=private)
+            covered = vm.rules.covers(Gfn(at >> PAGE_SHIFT), last, private=private)
             if covered:
                 gfn = mmu.epts[private].first_missing(gfn, last)
         exit_: Exit | None

@@ -216,6 +216,32 @@ class AnonymousMemory(_Mapped):
             raise Refused(errno.ENOMEM, f"{size} bytes of anonymous memory: {why}: ask for less") from None
 
 
+class UnmappedMemory:
+    """A userspace_addr where nothing is mapped: EFAULT for every access."""
+
+    leaf_order = ORDER_4K
+    uncached = False
+    waits = False
+    frame_count: int | None = None
+
+    def read(self, offset: int, length: int) -> bytes:
+        raise OSError(errno.EFAULT, "nothing is mapped at userspace_addr")
+
+    def write(self, offset: int, data: bytes) -> None:
+        self.read(offset, len(data))
+
+    def touch(self, offset: int, page_count: int) -> None:
+        self.read(offset, page_count << PAGE_SHIFT)
+
+    def populated(self, first: int, end: int) -> list[PageRange]:
+        return []
+
+    def mapping(self, frame: int) -> Mapping | None:
+        return None
+
+    def close(self) -> None: ...
+
+
 class FileMemory:
     """Shared guest memory in a file, through pread and pwrite: coherent with every mapping of it, and a file
     that shrinks or a daemon that dies is an errno here instead of SIGBUS."""

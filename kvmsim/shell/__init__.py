@@ -8,6 +8,7 @@ script_vm        what `vm NAME` makes
 interrupt        SIGINT ends the command that runs, and nothing else
 vcpu_commands    commands that run vCPUs
 image            a host file that `populate` adds
+gmem_commands    guest_memfds, slots with both memories, memory attributes
 host_commands    the `hva` commands
 info             `info ...`
 """

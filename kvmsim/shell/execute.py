@@ -21,6 +21,7 @@ from memfsd.uapi.limits import MAX_VMS
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 
 from . import info
+from .gmem_commands import GmemCommands
 from .host_commands import HostCommands
 from .info import Answer
 from .interrupt import Interrupt
@@ -81,15 +82,19 @@ class Executor:
             c.Sh: self._sh,
         }
         self._handlers |= HostCommands(self._host, self._machines).handlers()
+        self._gmem = GmemCommands(self._host, self._machines, lambda: self._target)
+        self._handlers |= self._gmem.handlers()
         self._topics: dict[str, Callable[[ScriptVm], Answer]] = {
             "slots": info.slots,
             "ept": info.ept,
             "mmu": info.mmu,
             "memory": info.memory,
+            "attributes": info.attributes,
             "run": info.run,
             "stats": info.stats,
             "vms": lambda _: info.vms(self._machines, self.current),
             "hva": lambda _: info.hva(list(self._host.processes.values())),
+            "gmem": lambda _: info.gmem(self._gmem.facts()),
         }
         self.current = self._target = self._create("vm0")
         """The current VM, and the one that the command is about: its vm=, or else the current one."""
@@ -125,6 +130,7 @@ class Executor:
     def close(self) -> None:
         for machine in self._machines.values():
             machine.close()
+        self._gmem.close()
         self._host.close()
 
     # -- VMs, vCPUs, slots

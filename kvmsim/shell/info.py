@@ -213,6 +213,26 @@ def memory(machine: VirtualMachine) -> Answer:
     return facts, text
 
 
+def attributes(machine: VirtualMachine) -> Answer:
+    """GPAs that are private by the VM's memory attributes."""
+    ranges = machine.kvm.attributes.ranges()
+    facts: list[dict[str, Any]] = [
+        {"gpa": start << PAGE_SHIFT, "size": end - start << PAGE_SHIFT, "attributes": "private"}
+        for start, end in ranges
+    ]
+    lines = [f"{'GPA':>14} {'SIZE':>8} ATTRIBUTES"]
+    lines += [f"{f['gpa']:>#14x} {format_size(f['size']):>8} {f['attributes']}" for f in facts]
+    kept = machine.vm.abi.attributes.value
+    return {"kept_by": kept, "ranges": facts}, "\n".join([f"kept by: {kept}", *lines])
+
+
+def gmem(facts: list[dict[str, Any]]) -> Answer:
+    """User space's open guest_memfds."""
+    lines = [f"{'GMEM':10} {'INODE':>8} FILE"]
+    lines += [f"{quoted(f['gmem']):10} {f['inode']:>8} {quoted(f['file'])}" for f in facts]
+    return {"open": facts}, "\n".join(lines)
+
+
 def run(machine: VirtualMachine) -> Answer:
     """kvm_run of each vCPU, as user space sees it, and what the vCPU does."""
     facts: list[dict[str, Any]] = []

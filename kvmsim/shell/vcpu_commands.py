@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
-from kvmsim.kvm.exits import Exit, MemoryErrorExit, ShutdownExit
+from kvmsim.kvm.exits import Exit, FailedExit, MemoryErrorExit, MemoryFaultExit, ShutdownExit
 from kvmsim.kvm.hypercalls import STATUS_NAMES, SUCCESS, Registers
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.answers import answer_hypercall, answer_mmio
 from memfsd.common import sync
-from memfsd.uapi.errors import Refused
+from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_ACCESS_BYTES
 
 from .image import open_image, read_program
@@ -290,8 +290,9 @@ class _Thread:
 
 def exited(exit_: Exit) -> Outcome:
     """The exit, as the outcome of the command whose vCPU came back with it."""
-    why = exit_.why if isinstance(exit_, MemoryErrorExit | ShutdownExit) else ""
-    return Outcome(ok=False, exit=f"KVM_EXIT_{exit_.reason.name}", exit_fields=exit_.fields(), reason=why)
+    why = exit_.why if isinstance(exit_, MemoryErrorExit | MemoryFaultExit | FailedExit | ShutdownExit) else ""
+    number = errno_name(exit_.errno) if isinstance(exit_, MemoryFaultExit | FailedExit) else None
+    return Outcome(ok=False, errno=number, exit=f"KVM_EXIT_{exit_.reason.name}", exit_fields=exit_.fields(), reason=why)
 
 
 def _returned(ok: bool, ret: int, registers: dict[str, int], shown: str) -> Outcome:

@@ -19,7 +19,7 @@ from memfsd.common.mounts import Mount, check_serves, mount_of
 from memfsd.common.quote import quoted
 from memfsd.common.sockets import peer_of, receive_with_fds
 from memfsd.uapi import messages as m
-from memfsd.uapi.abi import Abi
+from memfsd.uapi.abi import Abi, GmemFlag
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused, errno_name, one_line
 from memfsd.uapi.framing import (
     NOT_LET_IN,
@@ -136,6 +136,8 @@ class StoreLink:
         """The file's number in the store; `file` is what it is on this host, `conn` what it is in the journal."""
         self.order = reply.order
         """The file's page size, and so the largest leaf that may show it."""
+        self.gmem_flags = GmemFlag(reply.flags)
+        """Of the creation of a guest_memfd."""
         self.punch_order = reply.punch_order
         """The smallest part of the file that the store takes back."""
         self.seq = reply.seq
@@ -198,6 +200,11 @@ class StoreLink:
             raise self._broken(f"the page map has {page_count} frames at {pfn:#x}: not in the window")
         self.found_count += 1
         return m.GetPfnReply(pfn, page_count, order, seq)
+
+    def attributes(self, pgoff: Pgoff) -> tuple[bool, int]:
+        """Whether a page of a guest_memfd is private, and how many from it on are alike."""
+        reply = self._ask(Kind.ATTRIBUTES, m.Attributes(pgoff), m.AttributesReply)
+        return bool(reply.private), reply.page_count
 
     def punch(self, pgoff: Pgoff, page_count: int) -> None:
         """fallocate(PUNCH_HOLE | KEEP_SIZE): user space gives pages of the file back. Refused with its errno."""

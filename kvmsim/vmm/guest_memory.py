@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.pairings import PairedFile
-from kvmsim.kvm.region import MemoryRegion, SlotFlag
+from kvmsim.kvm.region import GmemFd, MemoryRegion, Region2, SlotFlag, Userspace
 from kvmsim.memory.memory import Memory
 from memfsd.common import sync
 from memfsd.common.intervals import IntervalSet
@@ -59,6 +59,21 @@ class GuestMemory:
         if region.size:
             assert memory is not None
             self.ram.shared.add(_recorded(region, memory))
+
+    def set_region2(self, region: Region2, userspace: Userspace, file: GmemFd | None = None) -> None:
+        """GuestMemfds.set_region2."""
+        paired = self._kvm.guest_memfds.set_region2(region, userspace, file)
+        before = self.ram.shared.get(region.slot)
+        memory = userspace.memory
+        if before is not None:
+            self.ram.shared.remove(region.slot)
+            memory = before.source
+        if not region.size and self.ram.private.get(region.slot) is not None:
+            self.ram.private.remove(region.slot)
+        if region.size:
+            self.ram.shared.add(_recorded(region.shared_half(userspace.offset), memory))
+        if paired is not None:
+            self.ram.private.add(_recorded(region.private_half(), paired))
 
     def check_shared_slot(self, region: MemoryRegion) -> None:
         """SlotIoctls.check_shared_slot: it changes nothing."""

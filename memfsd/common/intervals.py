@@ -160,6 +160,14 @@ class IntervalSet:
         found = self._map.find(at)
         return (False, self._map.next_start(at)) if found is None else (True, found[1])
 
+    def around(self, at: K, first: K, last: K) -> tuple[bool, K, K]:
+        """(in the set, start, end) of the integers of [first, last) around `at` that are alike in that."""
+        found = self._map.find(at)
+        if found is not None:
+            return True, max(found[0], first), min(found[1], last)
+        low, high = self._map.previous_end(at), self._map.next_start(at)
+        return False, first if low is None else max(low, first), last if high is None else min(high, last)
+
     def clear(self) -> None:
         self._map.clear()
 

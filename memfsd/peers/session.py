@@ -99,6 +99,7 @@ class Session:
             Kind.UNBIND: self._on_unbind,
             Kind.GET_PFN: self._on_get_pfn,
             Kind.STAT: self._on_stat,
+            Kind.ATTRIBUTES: self._on_attributes,
             Kind.PING: lambda _: m.Empty(),
             Kind.BYE: self._on_bye,
             Kind.CHECK: self._on_check,
@@ -259,7 +260,15 @@ class Session:
         file, kind = paired.file, paired.memory_type
         punch = self._store.service.gmem.punch_order(file)
         return m.PairReply(
-            file.ino, file.size, file.order, paired.seq, paired.window_frames, kind, punch, paired.map_pages
+            file.ino,
+            file.size,
+            file.order,
+            paired.seq,
+            paired.window_frames,
+            kind,
+            punch,
+            paired.map_pages,
+            paired.memfd_flags,
         )
 
     def _send_with_fds(self, reply: bytes) -> None:
@@ -294,6 +303,10 @@ class Session:
     def _on_stat(self, _: m.Empty) -> m.Body:
         assert self._paired is not None
         return self._paired.stat()
+
+    def _on_attributes(self, want: m.Attributes) -> m.Body:
+        assert self._paired is not None
+        return self._paired.attributes(want.pgoff)
 
     def _on_bye(self, _: m.Body) -> m.Body:
         """Answered when the frames are free and the file can be paired again."""

@@ -14,7 +14,7 @@ from memfsd.host.effect_runner import EffectRunner
 from memfsd.host.page_maps import Mapped, make_page_map
 from memfsd.host.windows import Windows
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.messages import STORE_OPERATIONS, GetPfnReply, Kind, MemoryType, StatReply
+from memfsd.uapi.messages import STORE_OPERATIONS, AttributesReply, GetPfnReply, Kind, MemoryType, StatReply
 from memfsd.uapi.proof import Token
 from memfsd.uapi.units import PAGE_SHIFT, Ino, Pgoff, Seq
 
@@ -109,6 +109,22 @@ class PairedFile:
             if refused.errno != errno.ENOSPC or not slots.is_on or slots.free_count or self.file.order:
                 return refused
             return Refused(errno.ENOSPC, f"{refused.reason}; and {slots.full().reason}")
+
+    @property
+    def memfd_flags(self) -> int:
+        """Of KVM_CREATE_GUEST_MEMFD; 0 for a file that was sealed."""
+        memfd = guest_of(self.file).memfd
+        return 0 if memfd is None else int(memfd.flags)
+
+    def attributes(self, pgoff: int) -> AttributesReply:
+        """Which attribute a page of a guest_memfd has, and how far. EINVAL: it was sealed, or ends before."""
+        with self._lock:
+            file, memfd = self.file, guest_of(self.file).memfd
+            end = file.size >> PAGE_SHIFT
+            if memfd is None or pgoff >= end:
+                raise Refused(errno.EINVAL, f"page {pgoff:#x} of inode {file.ino} has no attributes")
+            is_shared, until = memfd.shared_until(pgoff)
+            return AttributesReply(int(not is_shared), min(end, end if until is None else until) - pgoff)
 
     def stat(self) -> StatReply:
         file = self.file

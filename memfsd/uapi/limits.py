@@ -144,6 +144,8 @@ MAX_TRACE_QUEUE = 1 << 16
 MAX_SLOTS = 32764
 """KVM_USER_MEM_SLOTS of x86 (KVM_MEM_SLOTS_NUM less the kernel's own three)."""
 MAX_VCPUS = 256
+MAX_ATTRIBUTE_RANGES = 1 << 20
+"""Ranges of private memory of one VM: KVM keeps an attribute for each page, and answers ENOMEM."""
 MAX_VMS = 64
 MAX_REPEAT_DEPTH = 8
 """Blocks of a script in each other."""
@@ -158,6 +160,8 @@ MAX_STEPS = 100_000
 """Instructions of one `cpu step`: each takes some 30 us."""
 MAX_DISASM = 1000
 """Instructions that one `cpu disasm` shows."""
+MAX_GMEM_NAMES = 1024
+"""Open guest_memfds of one kvmsim: RLIMIT_NOFILE of most programs."""
 MAX_VMAS = 65530
 """Mappings of one simulated host process: vm.max_map_count."""
 MAX_HOST_PROCESSES = 64

@@ -44,6 +44,7 @@ class Kind(IntEnum):
     STAT = 6
     PING = 7
     BYE = 8
+    ATTRIBUTES = 9
     CHECK = 16
     MAP = 17
     LIST = 18
@@ -77,7 +78,10 @@ RESERVED_KINDS = frozenset({Kind.POISON})
 """Named in the operation tables, not implemented yet: never sent, refused with EOPNOTSUPP."""
 
 STORE_OPERATIONS = frozenset(
-    {Kind.PAIR, Kind.BIND, Kind.UNBIND, Kind.GET_PFN, Kind.STAT, Kind.PING, Kind.BYE, Kind.PAGE_MAP}
+    {
+        *(Kind.PAIR, Kind.BIND, Kind.UNBIND, Kind.GET_PFN, Kind.STAT, Kind.PING, Kind.BYE),
+        *(Kind.PAGE_MAP, Kind.ATTRIBUTES),
+    }
 )
 """What memfsd implements on the down channel: its half of the "function pointers"."""
 KVM_OPERATIONS = frozenset(
@@ -229,7 +233,8 @@ class PairReply(Body):
     page map.
 
     window_frames: size of the window. Frames are named by their place in it: for memory of the pool, its frame numbers.
-    punch_order: of the smallest part of the file that can be given back: `order` unless the mount splits pages.
+    punch_order: of the smallest part of the file that can be given back: `order` unless the mount splits pages. flags:
+    of KVM_CREATE_GUEST_MEMFD, 0 for a file that was sealed.
     map_pages: pages of the file that the page map has entries for, from the first on; 0: there is none.
     """
 
@@ -241,6 +246,7 @@ class PairReply(Body):
     memory_type: MemoryType
     punch_order: U16
     map_pages: U63
+    flags: U32
 
 
 class Bind(Body):
@@ -281,6 +287,19 @@ class GetPfnReply(Body):
     page_count: RunLength
     order: U16
     seq: U63
+
+
+class Attributes(Body):
+    """Whether this page of a guest_memfd is private: where attributes are the file's, a fault asks before GET_PFN."""
+
+    pgoff: PgoffField
+
+
+class AttributesReply(Body):
+    """And so are page_count pages from it on. EINVAL for a file that was sealed."""
+
+    private: Flag
+    page_count: PageCount
 
 
 class StatReply(Body):
@@ -567,6 +586,7 @@ REQUESTS: dict[Kind, type[Body]] = {
     Kind.STAT: Empty,
     Kind.PING: Empty,
     Kind.BYE: Empty,
+    Kind.ATTRIBUTES: Attributes,
     Kind.CHECK: Empty,
     Kind.MAP: Map,
     Kind.LIST: Empty,
@@ -596,6 +616,7 @@ REPLIES: dict[Kind, type[Body]] = {
     Kind.STAT: StatReply,
     Kind.PING: Empty,
     Kind.BYE: Empty,
+    Kind.ATTRIBUTES: AttributesReply,
     Kind.CHECK: CheckReply,
     Kind.MAP: MapReply,
     Kind.LIST: ListReply,

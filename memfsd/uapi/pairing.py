@@ -44,6 +44,7 @@ LEGAL: dict[State, dict[Kind, State]] = {
         Kind.UNBIND: State.PAIRED,
         Kind.GET_PFN: State.PAIRED,
         Kind.STAT: State.PAIRED,
+        Kind.ATTRIBUTES: State.PAIRED,
         Kind.PING: State.PAIRED,
         Kind.BYE: State.ENDED,
     },

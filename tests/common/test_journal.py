@@ -53,7 +53,7 @@ def test_packets_of_both_directions_are_recorded_with_what_is_known(ends: list[s
         encode_request(1, Kind.HELLO, m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, "alice", [32, 33], b"", bytes(16)))
     )
     other.recv(4096)
-    pair = encode_reply(2, Kind.PAIR, m.PairReply(9, 4096, 0, 5, 64, m.MemoryType.WB, 0, 0))
+    pair = encode_reply(2, Kind.PAIR, m.PairReply(9, 4096, 0, 5, 64, m.MemoryType.WB, 0, 0, 0))
     socket.send_fds(other, [pair], [0, 1])
     socket.recv_fds(mine, 4096, 2) and None
     other.send(encode_failure(3, Kind.BIND, 22, "no"))

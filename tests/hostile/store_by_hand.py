@@ -86,7 +86,8 @@ class ByHand:
         self.hello()
         id_, kind, _ = self.asked()
         fields = {"ino": 7, "size_bytes": PAGES * PAGE_SIZE, "order": 0, "seq": 0, "window_frames": FRAMES, **changes}
-        reply = encode_reply(id_, kind, m.PairReply(**fields, memory_type=m.MemoryType.WB, punch_order=0, map_pages=0))
+        answer = m.PairReply(**fields, memory_type=m.MemoryType.WB, punch_order=0, map_pages=0, flags=0)
+        reply = encode_reply(id_, kind, answer)
         socket.send_fds(self.down, [reply], [self.window, self.up_theirs.fileno()] if fds is None else fds)
 
     def paired(self) -> "ByHand":

@@ -103,7 +103,7 @@ def test_more_or_fewer_descriptors_than_two_are_refused(store: ByHand, count: in
 
 def answer_pair_without_fds(store: ByHand) -> None:
     store.hello()
-    store.answer(m.PairReply(7, PAGES * PAGE_SIZE, 0, 0, FRAMES, m.MemoryType.WB, 0, 0))
+    store.answer(m.PairReply(7, PAGES * PAGE_SIZE, 0, 0, FRAMES, m.MemoryType.WB, 0, 0, 0))
 
 
 def test_a_store_that_cannot_prove_the_token_is_told_nothing_more(store: ByHand) -> None:

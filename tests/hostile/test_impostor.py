@@ -163,7 +163,7 @@ class Impostor:
         up, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         answers: dict[Kind, m.Body] = {
             Kind.HELLO: m.HelloReply(m.PROTOCOL_VERSION, sorted(m.STORE_OPERATIONS), bytes(16), bytes(32)),
-            Kind.PAIR: m.PairReply(2, 65536, 0, 0, FRAMES, m.MemoryType.WB, 0, 0),
+            Kind.PAIR: m.PairReply(2, 65536, 0, 0, FRAMES, m.MemoryType.WB, 0, 0, 0),
             Kind.GET_PFN: m.GetPfnReply(0, 1, 0, 0),
             Kind.CHECK: m.CheckReply([], 2, 0, FRAMES),
             Kind.LIST: m.ListReply({"free": FRAMES}, 0, 0, [], 0),

@@ -1,18 +1,29 @@
 """A VM and a mount of different ABIs: refused at HELLO, in one line, and nothing is left behind."""
 
-from contextlib import closing
+import os
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from kvmsim.kvm.kvm import Kvm
-from kvmsim.kvm.region import MemoryRegion
+from kvmsim.kvm.region import GmemFd, MemoryRegion
 from kvmsim.kvm.vm import Vm
 from memfsd.uapi import messages as m
 from memfsd.uapi.abi import ABIS, Abi
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import errno_of, opened_store
 from tests.support.wire import Wire
+
+
+@contextmanager
+def closing_fd(path: str) -> Iterator[int]:
+    fd = os.open(path, os.O_RDWR)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 @pytest.mark.parametrize("mount", ABIS.values(), ids=lambda abi: abi.name)
@@ -23,8 +34,12 @@ def test_a_file_of_one_abi_never_mixes_with_a_vm_of_another(mount: Abi, tmp_path
             if vm is mount:
                 continue
             with closing(Kvm(Vm(vm.name, abi=vm), store.pair)) as kvm:
-                region = MemoryRegion.private(0, 0, 4 * PAGE_SIZE)
-                assert errno_of(kvm.slots.set_private_slot, region, store.path("f")) == "EINVAL"
+                if vm.has_one_space:
+                    with closing_fd(store.path("f")) as fd:
+                        assert errno_of(kvm.guest_memfds.own, GmemFd(fd, "f")) == "EINVAL"
+                else:
+                    region = MemoryRegion.private(0, 0, 4 * PAGE_SIZE)
+                    assert errno_of(kvm.slots.set_private_slot, region, store.path("f")) == "EINVAL"
         assert store.guest("f").pairing is None, "whoever speaks its ABI may have it"
 
 

@@ -18,7 +18,7 @@ from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.exits import Exit
 from kvmsim.kvm.hypercalls import SHARED_BIT
 from kvmsim.kvm.kvm import Kvm
-from kvmsim.kvm.region import MemoryRegion
+from kvmsim.kvm.region import GmemFd, MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.kvm.vm import Vm
 from kvmsim.memory.memory import AnonymousMemory, OpenWindow, WindowMemory
@@ -37,6 +37,7 @@ from memfsd.store.store import build_store
 from memfsd.uapi.abi import THREAD, Abi
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.gmem_ioctls import ATTRIBUTE_PRIVATE, CreateGuestMemfd, MemoryAttributes2
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_TOKEN
@@ -102,6 +103,7 @@ class LocalStore:
         """A test that breaks a rule on purpose says so: then the check at its end is left out."""
         self._unmounted = False
         self._inos: dict[str, Ino] = {}
+        self._fds: list[int] = []
         self._by_file: dict[FileId, Ino] = {}
         self.server.start()
 
@@ -125,6 +127,24 @@ class LocalStore:
             status = os.fstat(stand_in.fileno())
         self._by_file[FileId(status.st_dev, status.st_ino)] = shown.ino
         return self.file(name)
+
+    def create_memfd(self, name: str, pages: int, flags: int = 0) -> GmemFd:
+        """A guest_memfd; its stand-in is what a mapping of the host shows. The fd is closed with the store."""
+        self.create(name, 0, sealed=False)
+        ino = self._inos[name]
+        opened, work = self.store.files.open(ino, os.O_WRONLY, os.geteuid())
+        work.run()
+        self.store.guest_memfds.create(ino, opened.handle, CreateGuestMemfd(pages * PAGE_SIZE, flags))
+        self.store.files.release(opened.handle).run()
+        os.truncate(self.path(name), pages * PAGE_SIZE)
+        self._fds.append(os.open(self.path(name), os.O_RDWR | os.O_CLOEXEC))
+        return GmemFd(self._fds[-1], name)
+
+    def convert(self, name: str, start: int, pages: int, *, private: bool) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES2 on the file, as somebody on the mount asks."""
+        attributes = ATTRIBUTE_PRIVATE if private else 0
+        asked = MemoryAttributes2(start * PAGE_SIZE, pages * PAGE_SIZE, attributes)
+        self.store.guest_memfds.set_attributes(self._inos[name], asked)
 
     def set_page_size(self, name: str, page_size: str) -> None:
         self.store.files.setxattr(self._inos[name], XATTR_PAGE_SIZE, page_size.encode()).run()
@@ -244,6 +264,8 @@ class LocalStore:
             vm.close()
         self.unmount()
         until(lambda: self.server.session_count() == 0, "all sessions end")
+        for fd in self._fds:
+            os.close(fd)
         self.store.close()
 
 
@@ -263,7 +285,7 @@ class LocalVm:
         max_slots: int = MAX_SLOTS,
         operations: frozenset[Kind] = KVM_OPERATIONS,
     ) -> None:
-        vm = Vm(name, max_slots)
+        vm = Vm(name, max_slots, store.service.options.abi if store else THREAD)
         self.kvm = Kvm(vm, store.pair, store.windows_of_vms(), operations) if store else Kvm(vm)
         self.vm = self.kvm.vm
         self.guest = Guest(self.kvm)

@@ -94,7 +94,7 @@ def test_too_short_or_too_long_is_no_packet(size: int) -> None:
             decode(packet)
 
 
-@pytest.mark.parametrize("kind", [0, 9, 15, 28, 31, 40, 0x7FFF])
+@pytest.mark.parametrize("kind", [0, 10, 15, 28, 31, 40, 0x7FFF])
 def test_a_kind_that_does_not_exist_is_no_packet(kind: int) -> None:
     for packet in (packet_of(kind, []), packet_of(kind | REPLY, [])):
         for decode in (decode_header, decode_request_header):
@@ -188,8 +188,10 @@ EXAMPLES: dict[type[m.Body], m.Body] = {
         m.Hello(m.PROTOCOL_VERSION, m.Role.GUEST, "vm0", [32, 33], bytes(16), bytes(16)),
         m.HelloReply(1, [2, 3], bytes(16), bytes(32)),
         m.Pair(bytes(32), bytes(16)),
-        m.PairReply(2, 4096, 0, 0, 64, m.MemoryType.WB, 0, 0),
+        m.PairReply(2, 4096, 0, 0, 64, m.MemoryType.WB, 0, 0, 0),
         m.Bind(1, 0x100, 0, 8),
+        m.Attributes(3),
+        m.AttributesReply(1, 5),
         m.Unbind(0, 8),
         m.GetPfn(0, 8, 0),
         m.GetPfnReply(5, 8, 0, 3),

@@ -29,6 +29,7 @@ def test_numbers_that_were_given_once_stay() -> None:
         "STAT": 6,
         "PING": 7,
         "BYE": 8,
+        "ATTRIBUTES": 9,
         "CHECK": 16,
         "MAP": 17,
         "LIST": 18,

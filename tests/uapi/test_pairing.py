@@ -16,6 +16,7 @@ EXPECTED: dict[Kind, dict[State, State]] = {
     Kind.UNBIND: {P: P},
     Kind.GET_PFN: {P: P},
     Kind.STAT: {P: P},
+    Kind.ATTRIBUTES: {P: P},
     Kind.PING: {G: G, P: P, O: O},
     Kind.BYE: {G: E, P: E, O: E},
     Kind.CHECK: {O: O},

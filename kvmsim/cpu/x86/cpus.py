@@ -80,7 +80,7 @@ class Cpus:
             gpa, private = segment.gpa & ~SHARED_BIT, not segment.gpa & SHARED_BIT
             low, high = Gfn(gpa >> PAGE_SHIFT), Gfn(-(-(gpa + segment.size) // PAGE_SIZE))
             with self._kvm.vm.mmu.lock:
-                covered = self._kvm.vm.covers(low, high, private=private)
+                covered = self._kvm.vm.rules.covers(low, high, private=private)
             if not covered:
                 alias = "private" if private else "shared"
                 raise Refused(

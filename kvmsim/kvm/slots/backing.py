@@ -29,6 +29,7 @@ class Gmem(Protocol):
     def unbind(self, pgoff: Pgoff, page_count: int) -> None: ...
     def get_pfn(self, pgoff: Pgoff, max_pages: int, order: int = 0) -> GetPfnReply: ...
     def find(self, pgoff: Pgoff, max_pages: int) -> GetPfnReply | None: ...
+    def attributes(self, pgoff: Pgoff) -> tuple[bool, int]: ...
     def punch(self, pgoff: Pgoff, page_count: int) -> None: ...
 
 
@@ -37,7 +38,8 @@ class SlotBacking:
     """Frame numbers from base on; gmem for private slots.
 
     owned: closed with the slot. pinned: made from an encrypted mapping, and so there until the VM ends.
-    whole: the frame numbers are those of all of the memory, which other slots may show too.
+    whole: the frame numbers are those of all of the memory, which other slots may show too. emulated: the memory that
+    KVM's own accesses go to, and the byte of it that the slot begins with, where that is not the guest's.
     """
 
     memory: Memory
@@ -47,6 +49,7 @@ class SlotBacking:
     path: str = ""
     pinned: bool = False
     whole: bool = False
+    emulated: tuple[Memory, int] | None = None
 
     @property
     def leaf_order(self) -> int:

@@ -70,6 +70,71 @@ class SlotDirty(Command):
 
 
 @dataclass(frozen=True, slots=True)
+class SlotSet2(Command):
+    """KVM_SET_USER_MEMORY_REGION2, with both memories."""
+
+    id: int
+    gpa: int
+    size: int
+    gmem: str | None
+    offset: int
+    hva: int | None
+    """None: anonymous memory; 0: nothing is there."""
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class SlotDelete2(Command):
+    id: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetAttributes(Command):
+    """KVM_SET_MEMORY_ATTRIBUTES."""
+
+    gpa: int
+    size: int
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GmemOpen(Command):
+    gmem: str
+    file: str
+
+
+@dataclass(frozen=True, slots=True)
+class GmemCreate(Command):
+    """KVM_CREATE_GUEST_MEMFD, as a new file of a mount."""
+
+    gmem: str
+    file: str
+    size: int
+    flags: int
+
+
+@dataclass(frozen=True, slots=True)
+class GmemAttributes(Command):
+    """KVM_SET_MEMORY_ATTRIBUTES2."""
+
+    gmem: str
+    offset: int
+    size: int
+    private: bool
+
+
+@dataclass(frozen=True, slots=True)
+class GmemDup(Command):
+    gmem: str
+    to: str
+
+
+@dataclass(frozen=True, slots=True)
+class GmemClose(Command):
+    gmem: str
+
+
+@dataclass(frozen=True, slots=True)
 class GuestCommand(Command):
     """KVM_RUN of a vCPU."""
 

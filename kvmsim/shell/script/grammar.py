@@ -23,7 +23,7 @@ EXIT_REASONS = tuple(reason.name for reason in ExitReason if reason is not ExitR
 EXIT_PREFIX = "KVM_EXIT_"
 _ABOUT_NO_VM = ("vm", "sh", "hva", "expect", "start", "repeat", "end", "quiet")
 """`start` leaves it to the command that it starts."""
-INFO_TOPICS = ("slots", "ept", "mmu", "memory", "run", "stats", "vms", "hva")
+INFO_TOPICS = ("slots", "ept", "mmu", "memory", "attributes", "run", "stats", "vms", "hva", "gmem")
 
 
 @dataclass(frozen=True, slots=True)
@@ -138,6 +138,9 @@ _ID = Term("id", "ID", values.number)
 _AT = Term("gpa", "G", values.address, option=True)
 _SIZE = Term("size", "S", values.size, option=True)
 _FILE = Term("file", "PATH", values.path, option=True, required=False)
+_GMEM = Term("gmem", "NAME", values.vm_name)
+_GMEM_FLAGS = Term("flags", "mmap,init-shared", values.gmem_flags, option=True, required=False, default=0)
+_PATH_OF = Term("file", "PATH", values.path, option=True)
 _OFFSET = Term("offset", "O", values.size, option=True, required=False, default=0)
 _HVA = Term("hva", "ADDR", values.address, option=True, required=False)
 _ADDRESS = Term("address", "ADDR", values.address)
@@ -167,6 +170,42 @@ FORMS: tuple[Form, ...] = (
     Form("slot delete", commands.SlotDelete, (_ID, _ALIAS), "delete a memslot"),
     Form("slot punch", commands.SlotPunch, (_ID, _AT, _SIZE), "punch a hole in a private memslot"),
     Form("slot dirty", commands.SlotDirty, (_ID,), "pages of a shared memslot with flags=log_dirty written since last"),
+    Form(
+        "slot set2",
+        commands.SlotSet2,
+        (_ID, _AT, _SIZE, Term("gmem", "NAME", values.vm_name, option=True, required=False), _OFFSET, _HVA, _FLAGS),
+        "KVM_SET_USER_MEMORY_REGION2, both memories in one slot: gmem= is an open guest_memfd; hva= is userspace_addr"
+        " (0: none), else that is anonymous memory",
+    ),
+    Form(
+        "slot delete2", commands.SlotDelete2, (_ID,), "delete a slot with all that it shows; contents stay the file's"
+    ),
+    Form(
+        "attributes",
+        commands.SetAttributes,
+        (_GPA, Term("size", "SIZE", values.size), _ALIAS),
+        "KVM_SET_MEMORY_ATTRIBUTES: which memory of their slots these addresses are",
+    ),
+    Form(
+        "gmem create",
+        commands.GmemCreate,
+        (
+            _GMEM,
+            _PATH_OF,
+            _SIZE,
+            _GMEM_FLAGS,
+        ),
+        "KVM_CREATE_GUEST_MEMFD: a new file of a mount with guest_memfds, open and the VM's",
+    ),
+    Form(
+        "gmem attributes",
+        commands.GmemAttributes,
+        (_GMEM, Term("offset", "OFFSET", values.size), Term("size", "SIZE", values.size), _ALIAS),
+        "KVM_SET_MEMORY_ATTRIBUTES2: pages of the file become private or shared where they are",
+    ),
+    Form("gmem open", commands.GmemOpen, (_GMEM, _PATH_OF), "open a guest_memfd, which belongs to the VM from now on"),
+    Form("gmem dup", commands.GmemDup, (_GMEM, Term("to", "NAME", values.vm_name)), "dup(2) of it, by another name"),
+    Form("gmem close", commands.GmemClose, (_GMEM,), "close(2); the last one takes the file out of its slots"),
     Form("read", commands.Read, (_VCPU, _GPA, _LEN, _SHARED), "the guest reads"),
     Form("write", commands.Write, (_VCPU, _GPA, _DATA, _SHARED), 'the guest writes "text" or hex bytes'),
     Form(

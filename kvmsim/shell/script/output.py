@@ -111,7 +111,9 @@ def hexdump(data: bytes, address: int) -> Iterator[str]:
 
 def _trouble(outcome: Outcome) -> str:
     """Why an outcome is not ok, in one line."""
-    if outcome.errno is not None:
+    if outcome.exit is not None and outcome.errno is not None:
+        what = f"{outcome.errno}, {format_exit(outcome.exit, outcome.exit_fields)}"
+    elif outcome.errno is not None:
         what = outcome.errno
     elif outcome.exit is not None:
         what = format_exit(outcome.exit, outcome.exit_fields)

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 
 from memfsd.uapi import limits
 from memfsd.uapi.errors import EHWPOISON
+from memfsd.uapi.gmem_ioctls import parse_flags
 from memfsd.uapi.units import parse_size
 
 from .words import Word
@@ -142,6 +143,13 @@ def slot_flags(word: Word) -> int:
         else:
             raise ValueError(unknown("flag", name, tuple(_FLAGS)))
     return bits
+
+
+def gmem_flags(word: Word) -> int:
+    """Names with commas, or the number itself: KVM is the one to refuse bits it does not know."""
+    if _NUMBER.fullmatch(word.text):
+        return _number(word.text, 64)
+    return int(parse_flags(word.text))
 
 
 def errno_name(word: Word) -> str:

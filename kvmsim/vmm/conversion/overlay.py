@@ -3,7 +3,7 @@
 to shared     an ordinary slot is added
 to private    it is removed, or cut
 
-The private slot is never touched. While the policy is on, every lookup sees the ordinary slot first (`Vm.overlay`), so
+The private slot is never touched. While the policy is on, every lookup sees the ordinary slot first (Rules.overlay), so
 that a private access under it is an exit, not a fault. What becomes of the private page under it is chosen:
 
 kept      it is only blocked, as TDH.MEM.RANGE.BLOCK does: its data is back when the ordinary slot goes. The memory is

@@ -86,12 +86,14 @@ def test_the_struct_is_as_long_as_the_kernels() -> None:
 
 def test_the_numbers_of_the_exits_are_the_kernels() -> None:
     assert {reason.name: reason.value for reason in ExitReason} == {
+        "UNKNOWN": 0,
         "HYPERCALL": 3,
         "HLT": 5,
         "MMIO": 6,
         "SHUTDOWN": 8,
         "INTR": 10,
         "INTERNAL_ERROR": 17,
+        "MEMORY_FAULT": 39,
         "MEMORY_ERROR": 0x1000,
         "MACHINE_CHECK": 0x1001,
     }

@@ -15,7 +15,7 @@ def test_tab_completes_the_words_of_a_command(terminal: PromptTerminal) -> None:
 def test_two_tabs_list_what_may_follow(terminal: PromptTerminal) -> None:
     terminal.type(f"slot {TAB}{TAB}")
     listed = terminal.until(f"{PROMPT}slot ").removesuffix(f"{PROMPT}slot ").replace("\a", "").split()
-    assert listed == ["slot", "delete", "dirty", "punch", "set"]
+    assert listed == ["slot", "delete", "delete2", "dirty", "punch", "set", "set2"]
     terminal.type(f"pun{TAB}")
     terminal.until("punch ")
 

@@ -1,0 +1,58 @@
+"""KVM_SET_MEMORY_ATTRIBUTES: GFNs become private or shared, whatever slots there are.
+
+An invalidation of KVM's own: begin and zap, every vCPU out of the guest, store and end. So nobody uses the old alias
+once the new one can be mapped.
+"""
+
+import errno
+import threading
+
+from memfsd.uapi.abi import Attributes
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import Gfn, GfnRange
+
+from .abi.attributes import check_attributes
+from .mmu.eptentry import MAX_GFN_EPT
+from .region import ATTRIBUTE_PRIVATE, AttributesRange
+from .unmapper import Unmapper
+from .vm import Vm
+
+
+class AttributeIoctls:
+    """`lock` is Kvm.slots_lock."""
+
+    def __init__(self, vm: Vm, lock: threading.Lock, unmapper: Unmapper) -> None:
+        self._vm = vm
+        self._lock = lock
+        self._unmapper = unmapper
+
+    def set(self, asked: AttributesRange) -> None:
+        """All of the range, or Refused: ENOTTY where the VM keeps none, EINVAL in KVM's order, ENOMEM."""
+        vm = self._vm
+        if vm.abi.attributes is not Attributes.VM:
+            raise Refused(
+                errno.ENOTTY, f"a VM of abi {vm.abi.name} keeps no memory attributes: kvmsim --abi gmem-6.18 does"
+            )
+        start, end = check_attributes(asked)
+        private = bool(asked.attributes & ATTRIBUTE_PRIVATE)
+        with self._lock:
+            with vm.mmu.lock:
+                if vm.attributes.has(start, end, private=private):
+                    return
+                vm.attributes.reserve()
+                vm.mmu.invalidate_begin(start, end)
+                self._zap(start, min(end, MAX_GFN_EPT), private=not private)
+            self._unmapper.kick_all()
+            with vm.mmu.lock:
+                vm.attributes.store(start, end, private=private)
+                vm.mmu.invalidate_end()
+
+    def ranges(self) -> list[GfnRange]:
+        """What is private, in order."""
+        with self._vm.mmu.lock:
+            return self._vm.attributes.ranges()
+
+    def _zap(self, start: Gfn, end: Gfn, *, private: bool) -> None:
+        """The alias that the range loses. Contents stay: they are the file's, or user space's."""
+        if start < end:
+            self._vm.mmu.zap(start, end, private=private)
