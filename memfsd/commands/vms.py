@@ -29,7 +29,7 @@ def run(mountpoint: str, store: Store, *, as_json: bool) -> int:
         left = (f"{cell:>{width}}" for cell, width in zip(row[:_NUMBERS], widths, strict=False))
         print(*left, f"{row[_NUMBERS]:{widths[_NUMBERS]}}", row[-1])
     if left_out > 0:
-        print(f"{left_out} smaller sealed files were not looked at")
+        print(f"{left_out} more sealed files were not looked at")
     return 0
 
 

@@ -202,7 +202,7 @@ class Checker:
             return page_map(self._service, file, pgoff)
 
     def files(self) -> ListReply:
-        """The pool, and the sealed files that hold most frames."""
+        """The pool, the sealed files that VMs hold, and of the others those with most frames."""
         return file_list(self._service, self._windows)
 
 
@@ -311,12 +311,13 @@ def _large_pages(file: Regular, at: int, end: int) -> tuple[int, int]:
 
 
 def file_list(service: Service, windows: Windows) -> ListReply:
-    """The pool, and the sealed files that hold most frames."""
+    """The pool, the sealed files that VMs hold, and of the others those with most frames."""
     with service.lock:
         files = service.inodes.sealed_files()
-        largest = sorted(files, key=lambda file: -file.pages.page_count)[:MAX_FILES_PER_LIST]
+        listed = sorted(files, key=lambda file: (not guest_of(file).holds_memory, -file.pages.page_count))
+        listed = listed[:MAX_FILES_PER_LIST]
     reports = []
-    for file in largest:
+    for file in listed:
         settle(service, file, windows.populated(file.ino))
         populated = windows.populated_count(file.ino)
         with service.lock:

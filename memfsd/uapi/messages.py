@@ -365,7 +365,7 @@ class FileReport(Body):
 
 
 class ListReply(Body):
-    """memfs top: the pool's frames by state, pages in the swap file, and the sealed files (at most
+    """memfs top: the pool's frames by state, pages in the swap file, and the sealed files, those of VMs first (at most
     MAX_FILES_PER_LIST)."""
 
     states: Annotated[dict[Word, U63], Meta(max_length=16)]

@@ -123,6 +123,15 @@ def test_a_list_has_the_files_that_hold_most(store: CoreStore) -> None:
     assert [file.frames for file in listed(store).files] == list(range(MAX_FILES_PER_LIST + 4, 4, -1))
 
 
+def test_a_list_has_the_files_of_vms_before_all_others(store: CoreStore) -> None:
+    for pages in range(1, MAX_FILES_PER_LIST + 5):
+        file = store.guest_file(f"file{pages}", pages)
+        store.fallocate(file, 0, 0, pages * P)
+    held = store.guest_file("held", 1)
+    store.pair(held, "vm0")
+    assert [file.ino for file in listed(store).files][:2] == [held.ino, file.ino]
+
+
 # -- CHECK
 
 

@@ -15,7 +15,7 @@ from benchlib.figure import Figure, Progress, table
 from memfsd.uapi.errors import PeerLost, Refused
 
 ROOT = Path(__file__).parents[2]
-DEADLINE_S = 60
+DEADLINE_S = 300
 
 
 def run(*arguments: str, temporary: Path | None = None) -> subprocess.CompletedProcess[str]:
