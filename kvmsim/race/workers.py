@@ -8,6 +8,7 @@ import signal
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Generic, TypeVar
 
 MAX_WORKERS = 64
@@ -25,9 +26,11 @@ class WorkersLost(Exception):
 class Pool:
     """Workers, made again when they die."""
 
-    def __init__(self, make: Callable[[], Executor], size: int) -> None:
+    def __init__(self, make: Callable[[], Executor], size: int, kill: Callable[[], None]) -> None:
+        """kill: ends all workers, whatever they do."""
         self.size = size
         self._make = make
+        self._kill = kill
         self._executor = make()
         self._renewals = 0
         self._number = 0
@@ -60,7 +63,10 @@ class Pool:
         self._renewals = 0
 
     def close(self) -> None:
-        self._executor.shutdown(cancel_futures=True)
+        """What they do is given up."""
+        with _interrupts_ignored():
+            self._kill()
+            self._executor.shutdown()
 
 
 class Work(Generic[T]):
@@ -89,10 +95,12 @@ class Work(Generic[T]):
 def of_this_machine(count: int, prepare: Callable[[], None] | None = None) -> Iterator[Pool]:
     """prepare: called first in each process."""
 
-    def make() -> Executor:
-        return ProcessPoolExecutor(count, multiprocessing.get_context("spawn"), _start, (prepare,))
+    context = _Spawned()
 
-    pool = Pool(make, count)
+    def make() -> Executor:
+        return ProcessPoolExecutor(count, context, _start, (prepare,))
+
+    pool = Pool(make, count, context.kill)
     try:
         yield pool
     finally:
@@ -118,9 +126,38 @@ def of_a_cluster(address: str) -> Iterator[Pool]:
             )
         executor = client.get_executor(pure=False)
         try:
-            yield Pool(lambda: executor, size)
+            yield Pool(lambda: executor, size, lambda: None)
         finally:
             executor.shutdown(wait=False)
+
+
+class _Spawned(SpawnContext):
+    """Not forked: that would inherit threads of a scheduler as if they ran. It knows its processes."""
+
+    def __init__(self) -> None:
+        self._made: list[SpawnProcess] = []
+
+    def Process(self, *arguments: Any, **named: Any) -> SpawnProcess:  # type: ignore[override]  # noqa: N802
+        self._made.append(SpawnProcess(*arguments, **named))
+        return self._made[-1]
+
+    def kill(self) -> None:
+        """An executor that is interrupted twice while it shuts down may wait for them forever (Python 3.11)."""
+        for process in self._made:
+            if process.is_alive():
+                process.kill()
+
+
+@contextlib.contextmanager
+def _interrupts_ignored() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
 
 
 @contextlib.contextmanager

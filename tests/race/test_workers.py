@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -40,10 +41,12 @@ def children(pid: int) -> list[str]:
         return listed.read().split()
 
 
-@pytest.mark.parametrize("group", [True, False])
-def test_an_interruption_ends_all_of_them(group: bool) -> None:
+@pytest.mark.parametrize("times", [1, 2])
+def test_an_interruption_ends_all_of_them(times: int) -> None:
+    """Also when it comes twice: timeout(1) sends it to the command, and then to all of its group."""
     command = running()
-    (os.killpg if group else os.kill)(command.pid, signal.SIGINT)
+    for send in (os.killpg, os.kill)[:times]:
+        send(command.pid, signal.SIGINT)
     report, errors = command.communicate(timeout=DEADLINE_S)
     assert (command.returncode, errors) == (130, "")
     assert '"interrupted": true' in report
@@ -55,12 +58,12 @@ def test_a_command_that_is_killed_leaves_none() -> None:
     command.communicate(timeout=DEADLINE_S)  # until end of file: nobody has its stderr any more
 
 
-def test_a_dask_cluster_gives_the_same_runs_also_when_a_worker_is_killed() -> None:
+def test_a_dask_cluster_gives_the_same_runs_also_when_a_worker_is_killed(tmp_path: Path) -> None:
     from distributed import LocalCluster
 
     scenario = load("fault-x-fault")
     with (
-        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
+        LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path) as cluster,
         workers.of_a_cluster(cluster.scheduler_address) as pool,
     ):
         assert pool.size == 2
