@@ -92,7 +92,9 @@ def run_command(arguments: list[str]) -> int:
     asked, unknown = parser.parse_known_args(arguments)
     if unknown:
         asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
-    command: Callable[[argparse.Namespace], int] = asked.execute
+    load: Load = asked.load
+    with _small_numpy():
+        command = load()
     take_interrupts()
     return command(asked)
 
@@ -118,39 +120,59 @@ def _parser(command: str) -> argparse.ArgumentParser:
     for name, (help_, add_arguments) in _COMMANDS.items():
         sub = commands.add_parser(name, help=help_)
         if name == command:
-            sub.set_defaults(execute=add_arguments(sub), parser=sub)
+            sub.set_defaults(load=add_arguments(sub), parser=sub)
     return parser
 
 
-Adder = Callable[[Any], Callable[[argparse.Namespace], int]]
-"""Adds a command's arguments to its parser; returns what runs it."""
+Load = Callable[[], Callable[[argparse.Namespace], int]]
+"""Imports what a command needs, and returns what runs it."""
+Adder = Callable[[Any], Load]
+"""Adds a command's arguments to its parser."""
 
 
-def _run(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    from .monitor import places
-    from .shell.script_command import add_run_arguments, run
+def _run(parser: argparse.ArgumentParser) -> Load:
+    from .monitor.arguments import add_arguments as add_monitor
+    from .shell.arguments import add_run_arguments
 
     add_run_arguments(parser)
-    places.add_arguments(parser)
-    return lambda asked: run(asked, _monitored)
+    add_monitor(parser)
+
+    def load() -> Callable[[argparse.Namespace], int]:
+        from .shell.script_command import run
+
+        return lambda asked: run(asked, _monitored)
+
+    return load
 
 
-def _attach(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    from .monitor import places
-    from .shell.script_command import add_attach_arguments, attach
+def _attach(parser: argparse.ArgumentParser) -> Load:
+    from .monitor.arguments import add_arguments as add_monitor
+    from .shell.arguments import add_attach_arguments
 
     add_attach_arguments(parser)
-    places.add_arguments(parser)
-    return lambda asked: attach(asked, _monitored)
+    add_monitor(parser)
+
+    def load() -> Callable[[argparse.Namespace], int]:
+        from .shell.script_command import attach
+
+        return lambda asked: attach(asked, _monitored)
+
+    return load
 
 
-def _shell(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
-    from .monitor import places
-    from .shell.script_command import add_shell_arguments, shell
+def _shell(parser: argparse.ArgumentParser) -> Load:
+    from .monitor.arguments import add_arguments as add_monitor
+    from .shell.arguments import add_shell_arguments
 
     add_shell_arguments(parser)
-    places.add_arguments(parser)
-    return lambda asked: shell(asked, _monitored)
+    add_monitor(parser)
+
+    def load() -> Callable[[argparse.Namespace], int]:
+        from .shell.script_command import shell
+
+        return lambda asked: shell(asked, _monitored)
+
+    return load
 
 
 def _monitored(asked: argparse.Namespace, executor: "Executor") -> "Listening":
@@ -160,69 +182,69 @@ def _monitored(asked: argparse.Namespace, executor: "Executor") -> "Listening":
     return Listening(listen(asked.qmp), executor)
 
 
-def _monitor(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _monitor(parser: argparse.ArgumentParser) -> Load:
     from .monitor import command
 
     command.add_arguments(parser)
-    return command.monitor
+    return lambda: command.monitor
 
 
-def _race(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _race(parser: argparse.ArgumentParser) -> Load:
     from .race import cli
 
     parser.description = "Run the real code of both sides under chosen schedules and check R1 to R8."
     parser.epilog = cli.epilog()
     cli.add_arguments(parser)
-    return cli.main
+    return lambda: cli.main
 
 
-def _journal(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _journal(parser: argparse.ArgumentParser) -> Load:
     from .journal import command
 
     command.add_arguments(parser)
-    return command.command
+    return lambda: command.command
 
 
-def _trace(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _trace(parser: argparse.ArgumentParser) -> Load:
     from .tracing import command
 
     command.add_arguments(parser)
-    return command.command
+    return lambda: command.command
 
 
-def _stat(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _stat(parser: argparse.ArgumentParser) -> Load:
     from .tracing import stat_command
 
     stat_command.add_arguments(parser)
-    return stat_command.command
+    return lambda: stat_command.command
 
 
-def _perf(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _perf(parser: argparse.ArgumentParser) -> Load:
     from .tracing import perf_command
 
     perf_command.add_arguments(parser)
-    return perf_command.command
+    return lambda: perf_command.command
 
 
-def _top(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _top(parser: argparse.ArgumentParser) -> Load:
     from .views import top_command
 
     top_command.add_arguments(parser)
-    return top_command.command
+    return lambda: top_command.command
 
 
-def _compare(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _compare(parser: argparse.ArgumentParser) -> Load:
     from .compare import command
 
     command.add_arguments(parser)
-    return command.compare
+    return lambda: command.compare
 
 
-def _vmms(parser: argparse.ArgumentParser) -> Callable[[argparse.Namespace], int]:
+def _vmms(parser: argparse.ArgumentParser) -> Load:
     from .vmms import command
 
     command.add_arguments(parser)
-    return command.vmms
+    return lambda: command.vmms
 
 
 _COMMANDS: dict[str, tuple[str, Adder]] = {

@@ -49,6 +49,8 @@ ELSEWHERE = {
     "kvmsim/api/vm.py": "kvmsim/api/test_api_vm.py",
     "kvmsim/api/vcpu.py": "kvmsim/api/test_api_vcpu.py",
     "kvmsim/pytest_plugin.py": "mount/test_examples.py",
+    "kvmsim/monitor/arguments.py": "kvmsim/monitor/test_places.py",
+    "kvmsim/shell/arguments.py": "kvmsim/test_cli.py",
     "kvmsim/shell/lines.py": "kvmsim/shell/test_input_lines.py",
     "kvmsim/vmm/answers.py": "kvmsim/shell/test_vcpu_commands.py",
     "memfsd/commands/memfsd.py": "mount/test_daemon.py",

@@ -5,6 +5,7 @@ schema     what the commands take and answer, and the events
 state      what they answer, read from the VMs; paged where it may be long
 handlers   what the commands do
 events     trace points to events
+arguments  the option --qmp
 places     where a process listens, and which processes do
 listening  sockets, and a thread that waits for the first client
 monitor    the thread that serves all clients

@@ -1,6 +1,5 @@
 """Where a process of kvmsim listens for its monitor, and which processes do."""
 
-import argparse
 import contextlib
 import logging
 import os
@@ -9,11 +8,10 @@ import socket
 from memfsd.common.rundir import MONITORS
 from memfsd.uapi.errors import Refused
 
+from .arguments import NOWHERE
+
 log = logging.getLogger("kvmsim.monitor")
 
-_NONE = "none"
-_IGNORED = ("server", "server=on", "wait=off", "nowait")
-"""Options of QEMU's -qmp that say what is so here anyway."""
 _MODE = 0o600
 
 
@@ -30,31 +28,9 @@ class Listener:
         self.socket.close()
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--qmp",
-        type=_address,
-        action="append",
-        default=[],
-        metavar="unix:PATH",
-        help="a monitor that speaks QMP listens there, too, not only in the runtime directory; none: nowhere",
-    )
-
-
-def _address(text: str) -> str:
-    """The path, or "none"."""
-    if text == _NONE:
-        return text
-    kind, _, rest = text.partition(":")
-    path, *options = rest.split(",")
-    if kind != "unix" or not path or any(option not in _IGNORED for option in options):
-        raise argparse.ArgumentTypeError(f"'{text}' is no place for a monitor: give unix:PATH, or none")
-    return path
-
-
 def listen(asked: list[str]) -> list[Listener]:
     """In the runtime directory, if that can be, and where it was asked. Refused when it cannot be there."""
-    if _NONE in asked:
+    if NOWHERE in asked:
         return []
     listeners: list[Listener] = []
     try:

@@ -2,6 +2,7 @@
 
 script/          lines to commands, commands to a verdict
 script_command   kvmsim run and kvmsim attach; prompt: what the latter shows at a terminal
+arguments        their command lines
 lines            commands from a pipe, as they come
 execute          commands to calls
 script_vm        what `vm NAME` makes

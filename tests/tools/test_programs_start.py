@@ -74,6 +74,9 @@ HEAVY = {"numpy", "trio", "pyfuse3", "matplotlib", "kvmsim.compare.command", "kv
         (("kvmsim", "--help"), set()),
         (("kvmsim", "--version"), set()),
         (("kvmsim", "run", "/dev/null"), {"numpy", "msgspec", "subprocess"}),
+        (("kvmsim", "run", "--help"), {"msgspec"}),
+        (("kvmsim", "attach", "--help"), {"msgspec"}),
+        (("kvmsim", "shell", "--help"), {"msgspec"}),
         (("memfsd", "--help"), {"msgspec"}),
     ],
 )

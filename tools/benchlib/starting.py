@@ -13,7 +13,7 @@ from pathlib import Path
 from .figure import Figure, Progress
 
 _BIN = Path(sys.executable).parent
-_TARGETS = {"memfs --help": 1.3, "kvmsim --help": 1.3, "kvmsim run": 2.5, "memfsd": 4.0}
+_TARGETS = {"memfs --help": 1.3, "kvmsim --help": 1.3, "kvmsim run --help": 1.3, "kvmsim run": 2.5, "memfsd": 4.0}
 _DEADLINE_S = 60
 
 
@@ -28,6 +28,7 @@ def measure(progress: Progress, *, rounds: int = 9) -> Figure:
             "python3": nothing,
             "memfs --help": _run(_BIN / "memfs", "--help"),
             "kvmsim --help": _run(_BIN / "kvmsim", "--help"),
+            "kvmsim run --help": _run(_BIN / "kvmsim", "run", "--help"),
             "kvmsim run": _run(_BIN / "kvmsim", "run", script),
             "memfsd": lambda: _until_mounted(Path(directory) / "mnt"),
         }
@@ -43,7 +44,7 @@ def measure(progress: Progress, *, rounds: int = 9) -> Figure:
     parts = {f"{name} / import numpy": ratio for name, ratio in ratios.items()}
     parts |= {f"{name} (ms)": took * 1e3 for name, took in medians.items()}
     worst = max(ratios[name] / target for name, target in _TARGETS.items())
-    what = "start of memfs --help, kvmsim --help, an empty script, memfsd / import numpy; targets 1.3, 1.3, 2.5, 4"
+    what = "start of memfs, kvmsim and kvmsim run --help, an empty script, memfsd / import numpy; targets 1.3, 2.5, 4"
     return Figure(what, "largest part of its target", 1.0, True, worst, parts)
 
 

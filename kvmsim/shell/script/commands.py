@@ -4,10 +4,10 @@ Two commands are equal when they ask for the same thing, wherever they were writ
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
 class Command:
     line: int = field(default=0, compare=False)
     """From 1; 0 for a command that no script holds."""
@@ -20,20 +20,35 @@ class Command:
     columns: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
     """Where the word of a field starts, from 1; a field that kept its default is missing."""
 
+    # For all commands: made for each of sixty classes, these are most of what --help takes.
 
-@dataclass(frozen=True, slots=True)
+    def _asked(self) -> tuple[object, ...]:
+        return tuple(getattr(self, field.name) for field in fields(self) if field.compare)
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._asked() == other._asked()
+
+    def __hash__(self) -> int:
+        return hash((type(self), self._asked()))
+
+    def __repr__(self) -> str:
+        shown = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.repr)
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class SwitchVm(Command):
     """Makes the VM if there is none of that name."""
 
     to: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CreateVcpu(Command):
     vcpu: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SlotSet(Command):
     """KVM_SET_USER_MEMORY_REGION: alignment, overlap and limits are KVM's to check."""
 
@@ -49,27 +64,27 @@ class SlotSet(Command):
     """Instead of a file: an address of the VMM's."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SlotDelete(Command):
     id: int
     private: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SlotPunch(Command):
     id: int
     gpa: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SlotDirty(Command):
     """KVM_GET_DIRTY_LOG."""
 
     id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SlotSet2(Command):
     """KVM_SET_USER_MEMORY_REGION2, with both memories."""
 
@@ -83,12 +98,12 @@ class SlotSet2(Command):
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SlotDelete2(Command):
     id: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SetAttributes(Command):
     """KVM_SET_MEMORY_ATTRIBUTES."""
 
@@ -97,13 +112,13 @@ class SetAttributes(Command):
     private: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GmemOpen(Command):
     gmem: str
     file: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GmemCreate(Command):
     """KVM_CREATE_GUEST_MEMFD, as a new file of a mount."""
 
@@ -113,7 +128,7 @@ class GmemCreate(Command):
     flags: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GmemAttributes(Command):
     """KVM_SET_MEMORY_ATTRIBUTES2."""
 
@@ -123,46 +138,46 @@ class GmemAttributes(Command):
     private: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GmemDup(Command):
     gmem: str
     to: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GmemClose(Command):
     gmem: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class GuestCommand(Command):
     """KVM_RUN of a vCPU."""
 
     vcpu: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Read(GuestCommand):
     gpa: int
     length: int
     shared: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Write(GuestCommand):
     gpa: int
     data: bytes
     shared: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Touch(GuestCommand):
     gpa: int
     size: int
     shared: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class PreFault(GuestCommand):
     """KVM_PRE_FAULT_MEMORY."""
 
@@ -171,7 +186,7 @@ class PreFault(GuestCommand):
     shared: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Populate(GuestCommand):
     """KVM_TDX_INIT_MEM_REGION, which an ioctl of a vCPU does."""
 
@@ -179,17 +194,17 @@ class Populate(GuestCommand):
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Finalize(Command):
     """KVM_TDX_FINALIZE_VM."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ShowMeasurement(Command):
     """MRTD."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class MapRange(GuestCommand):
     """The explicit hypercall, MapGPA, as a guest kernel makes it: to private, or to shared."""
 
@@ -198,19 +213,19 @@ class MapRange(GuestCommand):
     private: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Load(GuestCommand):
     gpa: int
     path: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sha256(GuestCommand):
     gpa: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Tdvmcall(GuestCommand):
     """TDG.VP.VMCALL, register by register."""
 
@@ -221,7 +236,7 @@ class Tdvmcall(GuestCommand):
     r15: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Hypercall(GuestCommand):
     """KVM's own: the number, and up to six arguments."""
 
@@ -234,12 +249,12 @@ class Hypercall(GuestCommand):
     a5: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Hlt(GuestCommand):
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Boot(GuestCommand):
     """A flat binary or an ELF program into memory, and the vCPU's registers to its entry."""
 
@@ -248,34 +263,34 @@ class Boot(GuestCommand):
     entry: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CpuRun(GuestCommand):
     """KVM_RUN of machine code."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CpuStep(GuestCommand):
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CpuRegs(Command):
     vcpu: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CpuDisasm(Command):
     vcpu: int
     address: int | None
     count: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Shutdown(GuestCommand):
     """A triple fault."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Resume(GuestCommand):
     """KVM_RUN again, after user space has filled in the answer that the exit asked for."""
 
@@ -283,49 +298,49 @@ class Resume(GuestCommand):
     ret: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Start(Command):
     """The command on its own thread."""
 
     command: GuestCommand
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Join(Command):
     vcpu: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Kick(Command):
     vcpu: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class CapExitHypercall(Command):
     """KVM_ENABLE_CAP of KVM_CAP_EXIT_HYPERCALL."""
 
     mask: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HostRead(Command):
     gpa: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HostWrite(Command):
     gpa: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HostTamper(Command):
     gpa: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HvaMap(Command):
     """mmap(2) of a sealed file."""
 
@@ -336,80 +351,80 @@ class HvaMap(Command):
     private: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HvaAnon(Command):
     length: int
     at: int | None
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HvaUnmap(Command):
     address: int
     size: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HvaRead(Command):
     address: int
     length: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HvaWrite(Command):
     address: int
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HvaFork(Command):
     process: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HvaExit(Command):
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class HvaDump(Command):
     """What a core dump of the process would hold."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class SetPolicy(Command):
     policy: str
     under: str = "kept"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Info(Command):
     what: str
     gpa: int | None = None
     """The walk to this page; of `ept` alone."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Sh(Command):
     command: str
     """Raw: the shell does its own quoting and comments."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Expect(Command):
     """About the last command that is not an `expect` itself."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExpectOk(Expect):
     pass
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExpectErrno(Expect):
     errno: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExpectExit(Expect):
     reason: str
     """Without KVM_EXIT_: one of grammar.EXIT_REASONS."""
@@ -417,23 +432,23 @@ class ExpectExit(Expect):
     """Name and value as written: what type a value has is known when there is an exit to compare with."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExpectData(Expect):
     data: bytes
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExpectRet(Expect):
     ret: int
     """Of 64 bits, unsigned."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class ExpectStatus(Expect):
     status: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Repeat(Command):
     """The lines up to `end` are done so many times."""
 
@@ -441,12 +456,12 @@ class Repeat(Command):
     counter: str
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class End(Command):
     """Of the innermost block."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, eq=False, repr=False)
 class Quiet(Command):
     """Whether only what goes wrong is shown, from here on."""
 

@@ -1,6 +1,5 @@
 """A word to a value. A converter takes a Word; its ValueError is one line: what is wrong, the way out."""
 
-import difflib
 import errno
 import re
 from collections.abc import Callable, Sequence
@@ -30,6 +29,8 @@ def shown(text: str) -> str:
 
 def unknown(thing: str, text: str, choices: Sequence[str]) -> str:
     """ "unknown command 'raed': did you mean 'read'?", or all the choices when none is near."""
+    import difflib  # when somebody has made a mistake
+
     by_lower = {choice.lower(): choice for choice in choices}
     near = difflib.get_close_matches(text[:_MOST_SHOWN].lower(), by_lower, n=1)
     if near:

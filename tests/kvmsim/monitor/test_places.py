@@ -8,13 +8,14 @@ from pathlib import Path
 import pytest
 
 from kvmsim.monitor import places
+from kvmsim.monitor.arguments import add_arguments
 from memfsd.common.rundir import MONITORS
 from memfsd.uapi.errors import Refused
 
 
 def asked(*arguments: str) -> list[str]:
     parser = argparse.ArgumentParser()
-    places.add_arguments(parser)
+    add_arguments(parser)
     found = parser.parse_args(arguments).qmp
     assert isinstance(found, list)
     return found
