@@ -140,8 +140,9 @@ ELSEWHERE = {
     },
     **{
         f"kvmsim/vmms/{name}.py": "kvmsim/vmms/test_vmms.py"
-        for name in ("border", "command", "iommu", "judge", "memory", "rig", "scenarios", "store", "table")
+        for name in ("border", "command", "iommu", "judge", "rig", "scenarios", "store", "table")
     },
+    **{f"kvmsim/vmms/{name}.py": "kvmsim/vmms/test_vmms.py" for name in ("memory", "gmem_memory")},
     "kvmsim/vmm/guest_memory.py": "kvmsim/vmm/conversion/test_rollback.py",
     "kvmsim/tracing/command.py": "kvmsim/tracing/test_trace_command.py",
     "kvmsim/tracing/reader.py": "kvmsim/tracing/test_trace_reader.py",

@@ -97,7 +97,7 @@ _kvmsim() {
     if [[ ${COMP_WORDS[1]} == compare ]]; then
         options='-h --help --workloads --designs --page-sizes --max-slots --json --plot'
     fi
-    [[ ${COMP_WORDS[1]} == vmms ]] && options='-h --help --models --scenarios --list --json --markdown'
+    [[ ${COMP_WORDS[1]} == vmms ]] && options='-h --help --models --scenarios --abi --list --json --markdown'
     if [[ ${COMP_WORDS[1]} == race ]]; then
         options='-h --help --seed --count --exhaustive --bound --limit --workers --cluster --replay --record --list --points --show --json'
     fi

@@ -3,6 +3,7 @@
 store      a memfsd in this process, so that no mount is needed
 iommu      a device's DMA: what is pinned and mapped for it
 memory     guest memory on an ABI: attributes, and the copies of both sides
+gmem_memory  guest memory on guest_memfd's ABI
 border     what the models call: KVM, the store, VFIO; and where faults are injected
 scenarios  what the guest asks for, and what fails meanwhile
 rig        one model through one scenario

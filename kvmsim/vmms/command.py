@@ -10,10 +10,11 @@ from typing import Protocol, TypeVar
 
 from kvmsim.vmm.models import MODELS
 from kvmsim.vmm.models.reference import Reference
+from memfsd.uapi.abi import GMEM_6_18, THREAD
 from memfsd.uapi.errors import NO_RESOURCES, Refused, errno_name
 
 from . import table
-from .rig import Result, run, runs_in
+from .rig import ABIS_THAT_CONVERT, Result, run, runs_in
 from .scenarios import SCENARIOS
 
 _ALL = "default: all; --list names them"
@@ -28,8 +29,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run models of real VMMs' conversion code through scenarios; print what each leaves behind."
     parser.epilog = _EPILOG
     models, scenarios = (lambda words: _named(words, MODELS)), (lambda words: _named(words, SCENARIOS))
+    abis = ", ".join(abi.name for abi in ABIS_THAT_CONVERT)
     parser.add_argument("--models", type=models, default=MODELS, metavar="M[,M]", help=_ALL)
     parser.add_argument("--scenarios", type=scenarios, default=SCENARIOS, metavar="S[,S]", help=_ALL)
+    parser.add_argument(
+        "--abi",
+        type=lambda words: _named(words, ABIS_THAT_CONVERT),
+        default=(THREAD, GMEM_6_18),
+        metavar="A[,A]",
+        help=f"of {abis} (default thread,gmem-6.18)",
+    )
     parser.add_argument("--list", action="store_true", help="models and scenarios, and what they are")
     how = parser.add_mutually_exclusive_group()
     how.add_argument("--json", action="store_true", help="one JSON object a row")
@@ -45,9 +54,9 @@ def vmms(asked: argparse.Namespace) -> int:
     try:
         for scenario in asked.scenarios:
             for model in asked.models:
-                if runs_in(model, scenario):
-                    _say(f"\r\033[Kkvmsim: {scenario.name}, {model.name}")
-                    results.append(run(model, scenario))
+                for abi in asked.abi if runs_in(model, scenario) else ():
+                    _say(f"\r\033[Kkvmsim: {scenario.name}, {model.name}, {abi.name}")
+                    results.append(run(model, scenario, abi))
                     if asked.json:
                         print(json.dumps(table.facts(results[-1])), flush=True)
     except (Refused, OSError) as error:

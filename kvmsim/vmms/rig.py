@@ -8,18 +8,20 @@ from functools import partial
 from itertools import groupby
 from typing import NamedTuple
 
-from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit
+from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit, MemoryFaultExit
 from kvmsim.kvm.hypercalls import KVM_ENOSYS, KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.models.calls import Model, Region, VmEnded, pages
+from memfsd.uapi.abi import GMEM_6_18, GMEM_7_2, THREAD, Abi, Attributes
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Pgoff
 
 from .border import Border, Snapshot, ZapBusy
+from .gmem_memory import GmemMemory
 from .judge import LOST, Belief, Finding, disagreements, gone_after, last_call, reached_meanwhile
-from .memory import File, ThreadMemory
+from .memory import ConvertibleMemory, File, ThreadMemory
 from .scenarios import REGIONS, Event, Scenario, Via
 from .store import LocalStore
 
@@ -29,6 +31,8 @@ _SIGN = 1 << 63
 _LOOK_AGAIN_S = 0.001
 _TRIES = 4
 """Exits of one request that a VMM may handle: one that comes back more often makes no progress."""
+ABIS_THAT_CONVERT = (THREAD, GMEM_6_18, GMEM_7_2)
+"""Where a VMM has two memories. With attributes in the file there is one, which no model converts."""
 _RAM = tuple(region for region in REGIONS if region.is_ram)
 
 
@@ -66,14 +70,16 @@ class Result:
 class Rig:
     """Close it."""
 
-    def __init__(self, kind: type[Model], scenario: Scenario) -> None:
+    def __init__(self, kind: type[Model], scenario: Scenario, abi: Abi = THREAD) -> None:
         self._scenario = scenario
-        self.store = LocalStore(_POOL_FRAMES)
-        self.machine = VirtualMachine("vmms", _SLOTS, pair=self.store.pair)
+        self._abi = abi.name
+        self.store = LocalStore(_POOL_FRAMES, abi)
+        self.machine = VirtualMachine("vmms", _SLOTS, pair=self.store.pair, abi=abi)
         self._files: dict[Region, File] = {}
         for slot, region in enumerate(_RAM):
             self._files[region] = File(slot, *self.store.create(f"ram{slot}", region.size >> PAGE_SHIFT))
-        self._memory = ThreadMemory(self.machine, self._files)
+        how = ThreadMemory if abi.attributes is Attributes.NONE else GmemMemory
+        self._memory: ConvertibleMemory = how(self.machine, self._files)
         self.border = Border(self.machine, self.store, self._memory, REGIONS, self._files)
         self.model = kind(self.border)
         self.border.recorded_shared = self._recorded_shared
@@ -156,7 +162,7 @@ class Rig:
             if result is None:
                 self._data[gfn, not private] = data
                 return Reply("done")
-            assert isinstance(result, MemoryErrorExit), result
+            assert isinstance(result, MemoryErrorExit | MemoryFaultExit), result
             try:
                 self.model.memory_fault(result.gpa & -PAGE_SIZE, PAGE_SIZE, private=result.private)
             except Refused as refused:
@@ -241,7 +247,7 @@ class Rig:
         return Result(
             self.model.name,
             scenario.name,
-            "thread",
+            self._abi,
             reply,
             [snapshot.call for snapshot in history[1:-1]],
             "the VM has ended" if reply.outcome == "ended" else self._guest_view(belief),
@@ -311,8 +317,8 @@ class Rig:
             got = self._peek(gfn, shared=shared)
             alias = "shared" if shared else "private"
             if not isinstance(got, bytes):
-                error = errno_name(got.errno) if isinstance(got, MemoryErrorExit) and got.errno else ""
-                return f"{alias} exits {got.reason.name} {error}".rstrip()
+                error = got.errno if isinstance(got, MemoryErrorExit | MemoryFaultExit) else 0
+                return f"{alias} exits {got.reason.name} {errno_name(error) if error else ''}".rstrip()
             data = self._data.get((gfn, shared))
             what = "zeros" if not any(got) else "its data" if data and got.startswith(data) else "other data"
             return f"{alias}, {what}"
@@ -343,9 +349,9 @@ class Rig:
         return [(region, start, end) for region, start, end in parts if start < end]
 
 
-def run(kind: type[Model], scenario: Scenario) -> Result:
+def run(kind: type[Model], scenario: Scenario, abi: Abi = THREAD) -> Result:
     """Refused when this process has no room for a VM."""
-    with contextlib.closing(Rig(kind, scenario)) as rig:
+    with contextlib.closing(Rig(kind, scenario, abi)) as rig:
         rig.prepare()
         return rig.run()
 

@@ -19,7 +19,9 @@ from memfsd.peers.session import Session
 from memfsd.peers.upchannel import set_deadline
 from memfsd.store.deadlines import Deadlines
 from memfsd.store.store import build_store
+from memfsd.uapi.abi import Abi
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.gmem_ioctls import CreateGuestMemfd
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.names import XATTR_TOKEN
 from memfsd.uapi.proof import split_token
@@ -30,10 +32,10 @@ from memfsd.uapi.units import PAGE_SIZE, Ino, Pgoff
 class LocalStore:
     """Close its VMs first, then it."""
 
-    def __init__(self, frame_count: int) -> None:
+    def __init__(self, frame_count: int, abi: Abi) -> None:
         self._creds = Creds(os.geteuid(), os.getegid())
         self._store = build_store(
-            StoreOptions(pool_bytes=frame_count * PAGE_SIZE),
+            StoreOptions(pool_bytes=frame_count * PAGE_SIZE, abi=abi),
             root_mode=0o755,
             creds=self._creds,
             socket_path="",
@@ -41,6 +43,7 @@ class LocalStore:
             deadlines=Deadlines(proof_s=0.0),
             now_ns=itertools.count(1).__next__,
         )
+        self._is_sized_at_creation = abi.is_sized_at_creation
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self._sessions: list[threading.Thread] = []
         self._stand_ins: list[int] = []
@@ -48,12 +51,15 @@ class LocalStore:
         self._is_dead = False
 
     def create(self, name: str, page_count: int) -> tuple[Ino, str]:
-        """A sealed file: its number in the store, and the path that a VM opens."""
+        """A private file: its number in the store, and the path that a VM opens."""
         files = self._store.files
         opened, shown = files.create(ROOT_INO, name.encode(), 0o600, os.O_WRONLY, self._creds)
+        if self._is_sized_at_creation:
+            self._store.guest_memfds.create(shown.ino, opened.handle, CreateGuestMemfd(page_count * PAGE_SIZE, 0))
         files.release(opened.handle).run()
-        files.add_seals(shown.ino, Seal.GUEST).run()
-        files.truncate(shown.ino, page_count * PAGE_SIZE).run()
+        if not self._is_sized_at_creation:
+            files.add_seals(shown.ino, Seal.GUEST).run()
+            files.truncate(shown.ino, page_count * PAGE_SIZE).run()
         stand_in = os.memfd_create(f"vmms-{name}", os.MFD_CLOEXEC)
         self._stand_ins.append(stand_in)
         os.truncate(stand_in, page_count * PAGE_SIZE)

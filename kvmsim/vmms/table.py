@@ -1,7 +1,7 @@
 """The results: for people, for programs, and as docs/vmms.md."""
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from kvmsim.vmm.models import Model
@@ -23,7 +23,8 @@ _INTRODUCTION = """\
 `kvmsim vmms` runs a model of the conversion code of each VMM through every scenario, each on a VM and a store of its
 own, and measures what is there afterwards. A model follows the order of that VMM's calls, as its source has it; it is
 not the VMM, and what the VMM does elsewhere is not in it. All of it was measured by the run that made this file, on the
-ABI of the thread: [what stands for what](decisions/0052-models-of-vmms.md).
+thread's ABI and on that of Linux's guest_memfd ([what stands for what](decisions/0052-models-of-vmms.md)); where both
+came to the same, there is one row.
 
 A row is judged by what the guest was told. "done": all of the range is in the wanted alias, and the other side holds
 nothing of it. Anything else: nothing has changed. A finding names the call after which it is so, and stays so.
@@ -34,12 +35,25 @@ shared before, and written to.
 """
 
 
+def joined(results: Sequence[Result]) -> list[Result]:
+    """Rows that differ in their ABI alone are one, whose abi names all of them."""
+    rows: list[Result] = []
+    for result in results:
+        for index, row in enumerate(rows):
+            if replace(row, abi=result.abi) == result:
+                rows[index] = replace(row, abi=f"{row.abi}, {result.abi}")
+                break
+        else:
+            rows.append(result)
+    return rows
+
+
 def text(results: Sequence[Result], scenarios: Sequence[Scenario]) -> str:
     """By scenario; at the end what each model came to."""
-    lines = []
+    lines, rows = list[str](), joined(results)
     for scenario in scenarios:
         lines.append(f"{scenario.name}: {scenario.about}")
-        for result in results:
+        for result in rows:
             if result.scenario == scenario.name:
                 lines += _of(result)
         lines.append("")
@@ -50,7 +64,7 @@ def _of(result: Result) -> list[str]:
     twice, lost = format_size(result.doubled_bytes), result.lost_pages
     seen = f"attribute {result.attribute} | private copy {result.private_copy} | shared copy {result.shared_copy}"
     return [
-        f"  {result.model:17} {result.verdict:6} {result.reply}",
+        f"  {result.model:17} {result.verdict:6} {result.reply} ({result.abi})",
         f"      guest: {result.guest_view} | {seen} | TWICE {twice} | LOST {lost}",
         *(f"      {note}" for note in result.notes),
         *(f"      - {in_words(finding)}" for finding in result.findings),
@@ -58,12 +72,11 @@ def _of(result: Result) -> list[str]:
 
 
 def _sums(results: Sequence[Result]) -> list[str]:
-    models = dict.fromkeys(result.model for result in results)
     lines = []
-    for model in models:
-        verdicts = [result.verdict for result in results if result.model == model]
+    for model, abi in dict.fromkeys((result.model, result.abi) for result in results):
+        verdicts = [result.verdict for result in results if (result.model, result.abi) == (model, abi)]
         counts = ", ".join(f"{verdicts.count(verdict)} {verdict}" for verdict in ("ok", "fails", "-"))
-        lines.append(f"{model:17} {counts}")
+        lines.append(f"{model:17} {abi:10} {counts}")
     return lines
 
 
@@ -83,6 +96,8 @@ def facts(result: Result) -> dict[str, Any]:
 
 def markdown(results: Sequence[Result], models: Sequence[type[Model]], scenarios: Sequence[Scenario]) -> str:
     """docs/vmms.md: models, what each came to, and every row."""
+    names = [model.name for model in models]
+    results = sorted(joined(results), key=lambda row: names.index(row.model))
     parts = [
         _INTRODUCTION,
         "## The models\n",
@@ -103,35 +118,44 @@ def _model(model: type[Model]) -> str:
 
 
 def _verdicts(results: Sequence[Result], models: Sequence[type[Model]], scenarios: Sequence[Scenario]) -> str:
-    verdicts = {(result.model, result.scenario): result.verdict for result in results}
+    verdicts: dict[tuple[str, str], list[Result]] = {}
+    for result in results:
+        verdicts.setdefault((result.model, result.scenario), []).append(result)
     names = [model.name for model in models]
     lines = [_row(["scenario", *names]), _row(["---"] * (len(names) + 1))]
     lines += [
-        _row([scenario.name, *(verdicts.get((name, scenario.name), "no device") for name in names)])
+        _row([scenario.name, *(_verdict(verdicts.get((name, scenario.name), [])) for name in names)])
         for scenario in scenarios
     ]
     return "\n".join(lines)
+
+
+def _verdict(rows: Sequence[Result]) -> str:
+    verdicts = {row.verdict for row in rows}
+    if len(verdicts) > 1:
+        return "; ".join(f"{row.verdict} on {row.abi}" for row in rows)
+    return verdicts.pop() if verdicts else "no device"
 
 
 def _failures(results: Sequence[Result], model: type[Model]) -> str:
     failed = [result for result in results if result.model == model.name and result.verdict == "fails"]
     if not failed:
         return f"### {model.name}\n\nNothing.\n"
-    lines = [f"* `{result.scenario}`: {'; '.join(map(in_words, result.findings))}." for result in failed]
+    lines = dict.fromkeys(f"* `{row.scenario}`: {'; '.join(map(in_words, row.findings))}." for row in failed)
     return "\n".join([f"### {model.name}\n", *lines, ""])
 
 
 def _rows(results: Sequence[Result], scenario: Scenario) -> str:
     via = "" if scenario.via is Via.HYPERCALL else f" By {scenario.via.value}."
     lines = [f"### {scenario.name}\n\n{scenario.about[0].upper()}{scenario.about[1:]}.{via}\n"]
-    columns = ["model", "", "the guest was told", "the guest sees", "attribute", "private copy", "shared copy"]
-    lines += [_row([*columns, "held twice", "lost"]), _row(["---"] * 9)]
+    columns = ["model", "", "abi", "the guest was told", "the guest sees", "attribute", "private copy", "shared copy"]
+    lines += [_row([*columns, "held twice", "lost"]), _row(["---"] * 10)]
     for result in results:
         if result.scenario == scenario.name:
             seen = [result.guest_view, result.attribute, result.private_copy, result.shared_copy]
             told = "; ".join([str(result.reply), *result.notes])
             sizes = [format_size(result.doubled_bytes), str(result.lost_pages)]
-            lines.append(_row([result.model, result.verdict, told, *seen, *sizes]))
+            lines.append(_row([result.model, result.verdict, result.abi, told, *seen, *sizes]))
     return "\n".join([*lines, ""])
 
 

@@ -3,12 +3,14 @@ run prints."""
 
 import contextlib
 import errno
+import functools
 import io
 import json
 import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -23,6 +25,7 @@ from kvmsim.vmms.iommu import Iommu
 from kvmsim.vmms.judge import Belief, Finding, disagreements
 from kvmsim.vmms.rig import Result, Rig, run, runs_in
 from kvmsim.vmms.scenarios import SCENARIOS, Scenario
+from memfsd.uapi.abi import GMEM_6_18, THREAD, Abi
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.threads import DEADLINE_S
@@ -32,11 +35,15 @@ Results = dict[tuple[str, str], Result]
 BY_NAME = {scenario.name: scenario for scenario in SCENARIOS}
 
 
-@pytest.fixture(scope="module")
-def results() -> Results:
+@functools.cache
+def rows(abi: Abi) -> list[Result]:
     """Every model through every scenario."""
-    rows = [run(model, scenario) for scenario in SCENARIOS for model in MODELS if runs_in(model, scenario)]
-    return {(row.model, row.scenario): row for row in rows}
+    return [run(model, scenario, abi) for scenario in SCENARIOS for model in MODELS if runs_in(model, scenario)]
+
+
+@pytest.fixture(params=(THREAD, GMEM_6_18), ids=lambda abi: abi.name)
+def results(request: pytest.FixtureRequest) -> Results:
+    return {(row.model, row.scenario): row for row in rows(request.param)}
 
 
 def kinds(result: Result) -> set[str]:
@@ -52,17 +59,31 @@ def test_the_reference_passes(results: Results, scenario: Scenario) -> None:
     assert not row.doubled_bytes
 
 
-def test_the_document_is_what_a_run_prints(results: Results) -> None:
-    assert DOCUMENT.read_text() == table.markdown(list(results.values()), MODELS, SCENARIOS), (
+def test_the_document_is_what_a_run_prints() -> None:
+    assert DOCUMENT.read_text() == table.markdown([*rows(THREAD), *rows(GMEM_6_18)], MODELS, SCENARIOS), (
         "write it again: kvmsim vmms --markdown > docs/vmms.md"
     )
+
+
+def test_the_verdicts_of_both_abis_are_the_same() -> None:
+    """What stands for attributes on the thread's ABI behaves as KVM's attributes do."""
+    pairs = zip(rows(THREAD), rows(GMEM_6_18), strict=True)
+    differing = [(a, b) for a, b in pairs if (a.verdict, a.findings) != (b.verdict, b.findings)]
+    assert differing == []
+
+
+def test_rows_that_differ_in_their_abi_alone_are_one() -> None:
+    row = run(Reference, BY_NAME["to-shared"])
+    other, different = replace(row, abi="other"), replace(row, abi="other", guest_view="something else")
+    assert [joined.abi for joined in table.joined([row, other])] == ["thread, other"]
+    assert [joined.abi for joined in table.joined([row, different])] == ["thread", "other"]
 
 
 def test_every_fault_is_met_by_some_model(results: Results) -> None:
     """A scenario whose call nobody makes would prove nothing."""
     for scenario in SCENARIOS:
-        rows = [row for (_, name), row in results.items() if name == scenario.name]
-        assert any(not any("no such call" in note for note in row.notes) for row in rows), scenario.name
+        met = [row for (_, name), row in results.items() if name == scenario.name]
+        assert any(not any("no such call" in note for note in row.notes) for row in met), scenario.name
 
 
 # -- what the sources say
@@ -281,29 +302,30 @@ def said(*words: str) -> tuple[int, str]:
 
 
 def test_rows_as_json() -> None:
-    status, out = said("--json", "--models", "reference,alioth", "--scenarios", "to-shared")
-    rows = [json.loads(line) for line in out.splitlines()]
+    status, out = said("--json", "--models", "reference,alioth", "--scenarios", "to-shared", "--abi", "gmem-7.2")
+    printed = [json.loads(line) for line in out.splitlines()]
     assert status == 0
-    assert [(row["model"], row["scenario"], row["verdict"]) for row in rows] == [
-        ("reference", "to-shared", "ok"),
-        ("alioth", "to-shared", "fails"),
+    assert [(row["model"], row["scenario"], row["abi"], row["verdict"]) for row in printed] == [
+        ("reference", "to-shared", "gmem-7.2", "ok"),
+        ("alioth", "to-shared", "gmem-7.2", "fails"),
     ]
-    assert rows[1]["findings"] == [
+    assert printed[1]["findings"] == [
         {"kind": judge.PRIVATE_LEFT, "page_count": 4, "after": "set_attributes 0x104000+0x4000 shared"}
     ]
-    assert rows[0]["reply"] == {"outcome": "done", "why": ""}
+    assert printed[0]["reply"] == {"outcome": "done", "why": ""}
 
 
 def test_rows_for_people() -> None:
     status, out = said("--models", "libkrun", "--scenarios", "hint-2m")
     assert status == 0, "only the reference has to pass"
-    assert "  libkrun           fails  done\n" in out
+    assert "  libkrun           fails  done (thread)\n" in out
+    assert "shared exits MEMORY_FAULT" in out
     assert "4 pages: attribute is not what the guest was told, after discard 0x104000+0x4000" in out
 
 
 def test_the_status_is_that_of_the_reference(monkeypatch: pytest.MonkeyPatch) -> None:
-    def lossy(model: type[Model], scenario: Scenario) -> Result:
-        result = run(Lossy, scenario)
+    def lossy(model: type[Model], scenario: Scenario, abi: Abi) -> Result:
+        result = run(Lossy, scenario, abi)
         result.model = model.name
         return result
 
@@ -314,10 +336,10 @@ def test_the_status_is_that_of_the_reference(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_what_there_is_is_listed() -> None:
     status, out = said("--list", "--json")
-    rows = [json.loads(line) for line in out.splitlines()]
+    printed = [json.loads(line) for line in out.splitlines()]
     assert status == 0
-    assert [row["model"] for row in rows if "model" in row] == [model.name for model in MODELS]
-    assert {row["scenario"] for row in rows if "scenario" in row} == set(BY_NAME)
+    assert [row["model"] for row in printed if "model" in row] == [model.name for model in MODELS]
+    assert {row["scenario"] for row in printed if "scenario" in row} == set(BY_NAME)
 
 
 def test_a_name_that_does_not_exist_is_refused_in_one_line(capsys: pytest.CaptureFixture[str]) -> None:
