@@ -82,7 +82,7 @@ class Descriptors:
 
     def _op_tmpfile(self, args: Args) -> str:
         fd = os.open(self._place, os.O_TMPFILE | os.O_RDWR, 0o600)
-        os.write(fd, b"\xa5" * args["size"])
+        os.write(fd, b"\xa5" * args.get("size", 0))
         os.lseek(fd, 0, os.SEEK_SET)
         return self.keep(args, fd)
 

@@ -6,7 +6,7 @@ import os
 import struct
 from typing import Any
 
-from .descriptors import Args, Descriptors
+from .descriptors import LIBC, Args, Descriptors, checked
 from .mappings import Mappings
 from .player import Do
 
@@ -68,7 +68,8 @@ class LinuxKvm:
         return fcntl.ioctl(self._vm(args), _CREATE_IRQCHIP, 0)
 
     def _op_set_tss_addr(self, args: Args) -> int:
-        return fcntl.ioctl(self._vm(args), _SET_TSS_ADDR, args["addr"])
+        """Its argument has 64 bits, which fcntl.ioctl does not take."""
+        return checked(LIBC.ioctl(self._vm(args), ctypes.c_ulong(_SET_TSS_ADDR), ctypes.c_ulong(args["addr"])))
 
     def _op_create_gmem(self, args: Args) -> str:
         reserved = [*args.get("reserved", []), *[0] * 6][:6]
@@ -98,8 +99,9 @@ class LinuxKvm:
         memory, offset = named
         return int(self._mappings.maps[memory].address + offset)
 
-    def _op_dirty_log(self, args: Args) -> str:
-        bitmap = ctypes.create_string_buffer(args.get("bytes", 4096))
+    def _op_dirty_log(self, args: Args) -> list[int]:
+        """Pages of the slot that are in it."""
+        bitmap = ctypes.create_string_buffer(4096)
         request = struct.pack("=IIQ", args["slot"], 0, ctypes.addressof(bitmap))
         fcntl.ioctl(self._vm(args), _GET_DIRTY_LOG, bytearray(request))
-        return bitmap.raw.rstrip(b"\0").hex()
+        return [page for page in range(args["npages"]) if bitmap.raw[page >> 3] >> (page & 7) & 1]

@@ -75,6 +75,29 @@ def _reaches_private_mapping(found: Difference) -> bool:
     return "skipped" in found.kvm and any(op["args"]["flags"] & _MAP_TYPE == _MAP_PRIVATE for op in made)
 
 
+_GPA_END = 1 << 48
+_OFFSET_END = 1 << 62
+_MAX_VCPUS = 256
+_SLOTS = ("set_region", "set_region2")
+
+
+def _set(found: Difference, matches: Callable[[dict[str, Any]], bool]) -> bool:
+    """This op, or one of its case before it, sets such a slot."""
+    asked = [op["args"] for op in found.before if op["op"] in _SLOTS]
+    return any(matches(args) for args in (*asked, *([found.args] if found.op in _SLOTS else [])))
+
+
+def _has_decoy(found: Difference) -> bool:
+    """A slot's userspace_addr is other memory than its guest_memfd."""
+    files = {op.get("as"): op["args"]["fd"] for op in found.before if op["op"] == "mmap"}
+
+    def is_other(args: dict[str, Any]) -> bool:
+        named = args["uaddr"]
+        return bool(args["flags"] & 4) and isinstance(named, list) and files.get(named[0]) != args.get("gmem")
+
+    return found.op in ("guest", "mem_read", "cachestat") and _set(found, is_other)
+
+
 _FRONT = "The kernel in front of a FUSE server decides this, and does not ask."
 
 REASONS: tuple[Reason, ...] = (
@@ -188,6 +211,41 @@ REASONS: tuple[Reason, ...] = (
         ),
     ),
 )
+
+SLOT_REASONS: tuple[Reason, ...] = (
+    Reason(
+        "Guest physical addresses end at 2^48",
+        "The EPT has four levels. A real KVM's addresses end where the CPU's do (2^52 on the recorded machine); the "
+        "check is made where KVM makes it, last.",
+        lambda found: _set(found, lambda args: args["gpa"] + args["size"] > _GPA_END),
+    ),
+    Reason(
+        "Pages of a file end at 2^62",
+        "The kernel binds a slot there, and in Linux 6.18 also one whose end wraps past 2^63, which is behind the end "
+        "of the file: a defect, and not copied.",
+        lambda found: _set(found, lambda args: args.get("off", 0) >= _OFFSET_END),
+    ),
+    Reason(
+        "vCPUs are numbered below 256",
+        "A real KVM takes ids up to KVM_CAP_MAX_VCPU_ID.",
+        lambda found: found.op == "create_vcpu" and found.args.get("id", 0) >= _MAX_VCPUS and "result" in found.kvm,
+    ),
+    Reason(
+        "Faults ahead read the guest_memfd",
+        "Where userspace_addr is other memory than the guest_memfd, a real KVM maps pages beside the faulting one from "
+        "userspace_addr (prefetch), and later accesses reach them there. It looks like a defect, and is not copied: "
+        "every page is the guest_memfd's.",
+        _has_decoy,
+    ),
+    Reason(
+        "A guest's access is made by its physical address",
+        "The recorded guest has page tables and code of its own, which KVM reaches by userspace_addr; accesses here "
+        "need neither, and a program of the guest is not run.",
+        lambda found: "page_tables" in found.case or any(op["op"] == "guest_start" for op in found.before),
+    ),
+)
+"""Of slots and of what a guest finds in them."""
+REASONS += SLOT_REASONS
 
 UNASKED: tuple[tuple[str, str], ...] = (
     (

@@ -13,7 +13,8 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, Pgoff
 from .descriptors import LIBC, Args, Descriptors, cachestat, checked, inode_number
 from .mappings import Mapped, Mappings
 from .outcomes import Hangs
-from .player import Do, NotAsked
+from .player import Do
+from .simulated_vm import SimulatedVms
 
 _U64 = (1 << 64) - 1
 
@@ -29,15 +30,16 @@ class Simulated:
         self._mappings = mappings
         self._gmems: dict[int, int] = {}
         """Flags by inode number."""
+        self._vms = SimulatedVms(abi, descriptors, mappings)
         self._observer = Observer(store_of(mount))
         descriptors.allocated = self._allocated  # type: ignore[method-assign]
 
     def find(self, op: str) -> Do | None:
         found: Do | None = getattr(self, f"_op_{op}", None)
-        return found
+        return found or self._vms.find(op)
 
     def _op_create_vm(self, args: Args) -> str:
-        """A VM of kvmsim is made when a case gives it memory."""
+        self._vms.create(args.get("as") or "")
         return self._descriptors.keep(args, os.open("/dev/null", os.O_RDWR | os.O_CLOEXEC))
 
     def _check_process(self) -> None:
@@ -51,9 +53,11 @@ class Simulated:
 
     def _op_set_region(self, args: Args) -> int:
         self._check_process()
-        raise NotAsked
+        return self._vms.set_region(args, is_v2=False)
 
-    _op_set_region2 = _op_set_region
+    def _op_set_region2(self, args: Args) -> int:
+        self._check_process()
+        return self._vms.set_region(args, is_v2=True)
 
     def _op_create_gmem(self, args: Args) -> str:
         self._check_process()
@@ -63,6 +67,7 @@ class Simulated:
         except Refused as refused:
             raise OSError(refused.errno, refused.reason) from None
         self._gmems[os.fstat(fd).st_ino] = args["flags"]
+        self._vms.own(args["vm"], fd)
         return self._descriptors.keep(args, fd)
 
     def _op_mlock(self, args: Args) -> int:
