@@ -83,7 +83,7 @@ _kvmsim() {
     case ${COMP_WORDS[1]} in
         top) options='-h --help -d --delay -n --count --once --json' ;;
         monitor) options='-h --help --json' ;;
-        stat) options='-h --help --once -l --log -s -m --monitor -f --fields -g --guest -b --by-vm --json' ;;
+        stat) options='-h --help -1 --once -l --log -s -m --monitor -f --fields -g --guest -b --by-vm --json' ;;
         trace)
             ((COMP_CWORD == 2)) && _memfsd_words 'list convert -h --help' "$word" && return
             options='-h --help --json'
