@@ -68,7 +68,8 @@ class Faults:
                         continue
                     return allowed
                 page_fault = allowed
-            found = _of_memory(page_fault, want) if page_fault.slot.backing.gmem is None else self._granted(page_fault)
+            gmem = page_fault.slot.backing.gmem
+            found = _of_memory(page_fault, want) if gmem is None else self._granted(page_fault, gmem)
             if found is None:
                 continue
             if isinstance(found, MemoryErrorExit):
@@ -102,22 +103,22 @@ class Faults:
         order = page_fault.order if limit == page_fault.limit else ORDER_4K
         return msgspec.structs.replace(page_fault, limit=limit, order=order)
 
-    def _granted(self, page_fault: PageFault) -> _Frames | MemoryErrorExit | None:
+    def _granted(self, page_fault: PageFault, gmem: Gmem) -> _Frames | MemoryErrorExit | None:
         """What the store grants for the fault's page: by its page map, else by GET_PFN. None: the fault is out of date,
         and nothing is in the way of another one."""
-        backing, order = page_fault.slot.backing, page_fault.order
+        order = page_fault.order
         try:
             if order:
-                granted, order = _get_large(page_fault, page_fault.slot.gmem)
+                granted, order = _get_large(page_fault, gmem)
             else:
                 most = page_fault.limit if page_fault.limit < MAX_AHEAD_PAGES else MAX_AHEAD_PAGES
-                gmem, pgoff = page_fault.slot.gmem, page_fault.pgoff
+                pgoff = page_fault.pgoff
                 granted = gmem.find(pgoff, most) or gmem.get_pfn(pgoff, most)
         except Refused as refused:
             return self._not_granted(page_fault, refused.errno, refused.reason)
         except PeerLost as lost:
             return self._not_granted(page_fault, errno.EIO, str(lost))
-        return backing.base + granted.pfn, granted.page_count, order
+        return gmem.base + granted.pfn, granted.page_count, order
 
     def _not_granted(self, page_fault: PageFault, number: int, why: str) -> MemoryErrorExit | None:
         """None: a slot has gone or come meanwhile, or an invalidation that is over now was in the way. A pairing ends

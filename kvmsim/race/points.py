@@ -17,6 +17,7 @@ from kvmsim.kvm.mmu.mmu import Mmu
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.kvm.vm import Vm
 from kvmsim.store.link import StoreLink
+from kvmsim.store.page_map import PageMap
 from memfsd.common import trace
 from memfsd.common.trace import Instrument
 from memfsd.store.peer import Peer
@@ -58,11 +59,9 @@ def _guest_access(kind: Kind) -> Touches:
     return touches
 
 
-def _page_map(kind: Kind) -> Touches:
-    def touches(process: str, page_map: object) -> list[Access]:
-        return [(("page map", labels.get(id(page_map), str(page_map))), kind)]
-
-    return touches
+def _page_map_written(process: str, ino: int) -> list[Access]:
+    """What the VM loads as a field of its own."""
+    return [(("field", f"{PAGE_MAP.shown} of {ino}"), Kind.WRITE)]
 
 
 def _zeroed(process: str, window: int | None, runs: Iterable[tuple[int, int]]) -> list[Access]:
@@ -118,9 +117,7 @@ POINTS: tuple[Point, ...] = (
     Point("VM released", Instrument.vm_released, "store"),
     Point("file dropped", Instrument.file_dropped, "store"),
     Point("frames freed", Instrument.frames_freed, "store"),
-    # the page map: a word stored, a word loaded
-    Point("page map written", Instrument.page_map_written, "store", _page_map(Kind.WRITE)),
-    Point("page map read", Instrument.page_map_read, "vm", _page_map(Kind.READ)),
+    Point("page map written", Instrument.page_map_written, "store", _page_map_written),
     # memfsd: the world outside the core
     Point("frames zeroed", Instrument.frames_zeroed, "store", _zeroed),
     Point("window made", Instrument.window_made, "store"),
@@ -152,7 +149,9 @@ LOOKS: tuple[tuple[type, Callable[..., object]], ...] = ((Faults, Faults.transla
 """Sections under Mmu.lock that only read (an accessed bit is set by all alike): two of them need no order. Of (class,
 method)."""
 
+PAGE_MAP = Field(PageMap, "words", "vm")
 FIELDS: tuple[Field, ...] = (
+    PAGE_MAP,
     Field(Peer, "said_bye", "store"),
     Field(Vcpu, "_kickers", "vm"),
     Field(StoreLink, "lost", "vm"),

@@ -189,9 +189,10 @@ class StoreLink:
     def find(self, pgoff: Pgoff, max_pages: int) -> m.GetPfnReply | None:
         """`get_pfn` of what the page map has, without a message. None: ask. To be called after the fault's sequence
         number was read, which says what the answer is worth."""
-        page_map, seq = self.page_map, self.seq
+        page_map = self.page_map
         if page_map is None or self.lost:
             return None
+        seq = self.seq
         found = page_map.lookup(pgoff, max_pages, seq)
         if found is None:
             return None

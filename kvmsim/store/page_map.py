@@ -6,13 +6,16 @@ import os
 import numpy as np
 from numpy.typing import NDArray
 
-from memfsd.common import trace
 from memfsd.common.linux import map_shared
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost
 from memfsd.uapi.limits import MAX_AHEAD_PAGES
-from memfsd.uapi.page_map import FIRST_WORD, FRAME_MASK, ORDER_MASK, ORDER_SHIFT, ORDERS_DOWN, WORD_BYTES
+from memfsd.uapi.page_map import FIRST_WORD, FRAME_MASK, GATE, HAS_BLOCKS, ORDER_MASK, ORDER_SHIFT, WORD_BYTES, entry
+from memfsd.uapi.units import ORDER_1G, ORDER_2M
 
 _RAMP = np.arange(MAX_AHEAD_PAGES, dtype=np.uint64)
+_FIRST_OF_2M, _FIRST_OF_1G = -(1 << ORDER_2M), -(1 << ORDER_1G)
+_BLOCK_2M, _BLOCK_1G = entry(0, ORDER_2M), entry(0, ORDER_1G)
+"""No entry of a smaller order is as large a number."""
 _NEEDED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 """Else a store could make the reader fault."""
 
@@ -20,7 +23,7 @@ _NEEDED_SEALS = fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 class PageMap:
     """Of one pairing. No lock: each word is read at once, and a reader's staleness test decides what it is worth."""
 
-    __slots__ = ("_array", "_words", "page_count")
+    __slots__ = ("_array", "page_count", "words")
 
     def __init__(self, fd: int, page_count: int) -> None:
         """Takes the fd. PeerLost when it is not a map of so many pages that keeps its size; OSError when it cannot be
@@ -38,36 +41,33 @@ class PageMap:
         finally:
             os.close(fd)
         self._array: NDArray[np.uint64] = np.frombuffer(memoryview(mapped), np.uint64)
-        self._words = self._array.data
-        """One word at a time is faster by it."""
+        self.words = self._array.data
+        """Loaded again for each word, since each use is a point of the race scheduler."""
         self.page_count = page_count
-
-    @trace.hot(trace.Side.VM, lambda to, page_map, index: to.page_map_read(page_map))
-    def read(self, index: int) -> int:
-        """One word."""
-        return self._words[index]
 
     def lookup(self, pgoff: int, max_pages: int, seq: int) -> tuple[int, int, int] | None:
         """(frame, pages, order): a run from pgoff on, and the order of the entry that it begins with. seq: of the last
         INVALIDATE_END. None: ask the store."""
-        if pgoff >= self.page_count or self.read(0) != seq << 1:
+        if pgoff >= self.page_count or self.words[GATE] != seq << 1:
             return None
-        head, size = pgoff, 1
-        word = self.read(FIRST_WORD + pgoff)
+        head = pgoff
+        word = self.words[FIRST_WORD + pgoff]
         if not word:
-            for order in reversed(ORDERS_DOWN):
-                head, size = pgoff >> order << order, 1 << order
-                word = self.read(FIRST_WORD + head)
-                if word >> ORDER_SHIFT & ORDER_MASK >= order:
-                    break
-            else:
+            if not self.words[HAS_BLOCKS]:
                 return None
+            head = pgoff & _FIRST_OF_2M
+            word = self.words[FIRST_WORD + head]
+            if word < _BLOCK_2M:
+                head = pgoff & _FIRST_OF_1G
+                word = self.words[FIRST_WORD + head]
+                if word < _BLOCK_1G:
+                    return None
         order, pfn = word >> ORDER_SHIFT & ORDER_MASK, (word & FRAME_MASK) + pgoff - head
         if order:
             size = 1 << order
             count, following = head + size - pgoff, head + size
             while (
-                count < max_pages and following < self.page_count and self.read(FIRST_WORD + following) == word + size
+                count < max_pages and following < self.page_count and self.words[FIRST_WORD + following] == word + size
             ):
                 word, following, count = word + size, following + size, count + size
         else:
@@ -76,7 +76,7 @@ class PageMap:
 
     def _run(self, index: int, word: int, most: int) -> int:
         """Pages whose entries, of one page each, go on from this one."""
-        if most == 1 or self.read(index + 1) != word + 1:
+        if most == 1 or self.words[index + 1] != word + 1:
             return 1
         same = self._array[index : index + most] == np.uint64(word) + _RAMP[:most]
         return most if same.all() else max(int(same.argmin()), 1)

@@ -168,9 +168,6 @@ class Instrument:
     def guest_entered(self, vm: str, vcpu: int) -> None:
         """After the vCPU is in guest mode, with its guest_lock. Hot."""
 
-    def page_map_read(self, page_map: object) -> None:
-        """One word of it. Hot."""
-
     def frames_found(self, vm: str, ino: int, conn: int, pgoff: Pgoff, pfn: Pfn, page_count: int, seq: int) -> None:
         """After the page map had them: a grant without a message. Hot."""
 

@@ -1,6 +1,7 @@
 """The page map of a paired file: what its VM may read instead of asking by GET_PFN. Words of 8 bytes, little endian.
 
     word 0                      the gate
+    word 1                      not 0: there are, or were, entries that cover more than one page
     word FIRST_WORD + page      an entry; 0 is a hole
 
 An entry covers one page, or a contiguous run of 2 MiB or 1 GiB of the file, from the page that it is at, which is
@@ -17,6 +18,8 @@ WORD_BYTES = 8
 HEADER_BYTES = PAGE_SIZE
 FIRST_WORD = HEADER_BYTES // WORD_BYTES
 """The gate has a page of its own."""
+GATE, HAS_BLOCKS = 0, 1
+"""Words of the header."""
 PRESENT = 1 << 63
 """State of an entry: granted."""
 ORDER_SHIFT = 32

@@ -13,6 +13,7 @@ from memfsd.core.effects import Effect, Fill
 from memfsd.core.files.inodes import Regular
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages
+from memfsd.core.memory.published_map import PageMap
 from memfsd.core.moment import Moment
 from memfsd.core.private import strategies
 from memfsd.uapi.frame_state import FrameState
@@ -70,6 +71,8 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     for name in ("set_state", "states", "free"):
         count(FramePool, name, lambda _: 1)
     count(FramePool, "alloc", lambda runs: len(runs))  # type: ignore[arg-type]
+    for name in ("show", "hide"):
+        count(PageMap, name, lambda _: 1)
     count(FilePages, "map_run", lambda _: 1)
     count(FilePages, "unmap", lambda runs: len(runs))  # type: ignore[arg-type]
     for owner, name in (
@@ -84,6 +87,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
         (steps.store.gmem, "take"),
         (steps.store.gmem, "settle"),
         (steps.store.gmem, "reclaimable"),
+        (steps.store.gmem, "publish_more"),
     ):
         monkeypatch.setattr(owner, name, steps.step(getattr(owner, name)))
     return steps
@@ -103,6 +107,15 @@ def comb(store: CoreStore, state: FrameState, *, vm: bool = False) -> Regular:
     if file.guest is not None and state is FrameState.PENDING:
         file.guest.pending, file.guest.pending_end = PAGES // 2, Pgoff(PAGES)
     return file
+
+
+def test_what_a_file_has_is_published_in_parts(steps: Steps) -> None:
+    store = steps.store
+    file = comb(store, FrameState.PRIVATE)
+    guest = store.pair(file)
+    steps.assert_short()
+    assert guest.page_map is not None
+    assert [guest.page_map.lookup(page) for page in range(PAGES)] == [file.pages.lookup(page) for page in range(PAGES)]
 
 
 def test_the_end_of_a_vm(steps: Steps) -> None:

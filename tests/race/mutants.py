@@ -83,7 +83,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "page map read whatever its gate says",
         "kvmsim.store.page_map:PageMap.lookup",
-        ("if pgoff >= self.page_count or self.read(0) != seq << 1:", "if pgoff >= self.page_count:"),
+        ("if pgoff >= self.page_count or self.words[GATE] != seq << 1:", "if pgoff >= self.page_count:"),
         at="map-x-bind",
         random_runs=1200,
     ),

@@ -53,7 +53,26 @@ def figures(everything: subprocess.CompletedProcess[str]) -> dict[str, dict[str,
 
 
 def test_json_is_one_object_with_each_figure_and_the_machine(figures: dict[str, dict[str, object]]) -> None:
-    names = ["P1", "P2", "P3", "P4", "P5", "P5b", "P6", "P7", "P8", "P9", "E1", "M1", "W1", "T1", "S1"]
+    names = [
+        "P1",
+        "P1b",
+        "P2",
+        "P3",
+        "P4",
+        "P5",
+        "P5b",
+        "P6",
+        "P7",
+        "P8",
+        "P9",
+        "P10",
+        "P11",
+        "E1",
+        "M1",
+        "W1",
+        "T1",
+        "S1",
+    ]
     assert list(figures) == [*names, "machine"]
     for name in names:
         assert {"value", "target", "holds", "unit", "parts"} <= figures[name].keys()
@@ -73,11 +92,7 @@ def test_a_fault_is_told_apart_from_the_whole_access(figures: dict[str, dict[str
 def test_the_worst_of_the_page_tables_figures_is_the_value(figures: dict[str, dict[str, object]]) -> None:
     parts, value = figures["P3"]["parts"], figures["P3"]["value"]
     assert isinstance(parts, dict)
-    worst = min(
-        parts["map_entries_per_s"] / parts["map_target_per_s"],
-        parts["translate_target_ns"] / parts["translate_hit_ns"],
-        parts["lookup_per_s"] / parts["lookup_target_per_s"],
-    )
+    worst = max(parts[f"{what}_ratio"] / parts[f"{what}_target"] for what in ("map", "translate", "lookup"))
     assert value == pytest.approx(worst, rel=0.01)
 
 
@@ -138,7 +153,7 @@ def test_without_json_it_prints_a_table() -> None:
     assert done.returncode == 0
     first, *_, last = done.stdout.splitlines()
     assert first.startswith("P3")
-    assert ">= 1" in first
+    assert "<= 1" in first
     assert last.startswith("machine: date ")
 
 

@@ -1,6 +1,7 @@
 """The peers of tools/bench do what they claim; how fast they are is no business of a test."""
 
 import errno
+import itertools
 import os
 import signal
 import subprocess
@@ -232,3 +233,16 @@ def test_pinning_ends_with_its_block_even_on_an_error() -> None:
         fail_pinned()
 
     assert os.sched_getaffinity(0) == before
+
+
+def test_the_scattered_order_has_every_page_once_and_leaves_no_neighbours_together() -> None:
+    order = real_kvm.scattered(1 << 12)
+    assert sorted(order) == list(range(1 << 12))
+    assert sum(abs(a - b) == 1 for a, b in itertools.pairwise(order)) < 40
+    with pytest.raises(ValueError, match="power of two"):
+        real_kvm.scattered(1000)
+
+
+@needs_kvm
+def test_a_guest_that_touches_at_random_has_written_every_page() -> None:
+    assert real_kvm.random_touch(4 * MIB) > 0

@@ -10,6 +10,7 @@ import sys
 from collections.abc import Callable
 
 from benchlib import (
+    blocked_stat,
     conversions,
     encrypted_touch,
     exploring,
@@ -18,6 +19,7 @@ from benchlib import (
     huge_file,
     page_move,
     page_tables,
+    random_touch,
     repeated_stat,
     requests,
     starting,
@@ -36,6 +38,7 @@ Measure = Callable[[Progress], Figure]
 
 FIGURES: dict[str, Measure] = {
     "P1": fault.measure,
+    "P1b": fault.measure_allocated,
     "P2": first_touch.measure,
     "P3": page_tables.measure,
     "P4": taking_back.measure,
@@ -45,6 +48,8 @@ FIGURES: dict[str, Measure] = {
     "P7": huge_file.measure,
     "P8": exploring.measure,
     "P9": starting.measure,
+    "P10": random_touch.measure,
+    "P11": blocked_stat.measure,
     "E1": encrypted_touch.measure,
     "M1": page_move.measure,
     "W1": swapping.measure,
@@ -53,6 +58,7 @@ FIGURES: dict[str, Measure] = {
 }
 QUICK: dict[str, Measure] = {
     "P1": lambda progress: fault.measure(progress, starts=1, rounds=2, count=10),
+    "P1b": lambda progress: fault.measure_allocated(progress, starts=1, rounds=2, count=10),
     "P2": lambda progress: first_touch.measure(progress, rounds=1, size_bytes=4 << 20),
     "P3": lambda progress: page_tables.measure(progress, rounds=1, count=1000),
     "P4": lambda progress: taking_back.measure(progress, rounds=1, size_bytes=4 << 20),
@@ -62,6 +68,8 @@ QUICK: dict[str, Measure] = {
     "P7": lambda progress: huge_file.measure(progress, rounds=1, size_bytes=4 << 30),
     "P8": lambda progress: exploring.measure(progress, rounds=1, runs=8),
     "P9": lambda progress: starting.measure(progress, rounds=1),
+    "P10": lambda progress: random_touch.measure(progress, rounds=1, size_bytes=4 << 20),
+    "P11": lambda progress: blocked_stat.measure(progress, rounds=1, count=20, extents=64),
     "E1": lambda progress: encrypted_touch.measure(progress, rounds=1, size_bytes=4 << 20),
     "M1": lambda progress: page_move.measure(progress, rounds=1, count=10, bulk=16),
     "W1": lambda progress: swapping.measure(progress, rounds=1, size_bytes=4 << 20),

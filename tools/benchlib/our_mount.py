@@ -37,6 +37,16 @@ def sealed_file(path: Path, size_bytes: int) -> Path:
 
 
 @contextmanager
+def write_only(path: Path) -> Iterator[int]:
+    """A descriptor of a sealed file, for fallocate(2)."""
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextmanager
 def attached(path: Path, size_bytes: int, open_window: OpenWindow = WindowMemory) -> Iterator[VirtualMachine]:
     """A new VM whose private memory from address 0 on is this file."""
     with closing(VirtualMachine("bench", MAX_SLOTS, open_window=open_window)) as machine:

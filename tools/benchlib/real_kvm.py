@@ -86,6 +86,39 @@ _CODE = bytes(
 )
 
 
+_STEP, _OFFSET = 1664525, 1013904223
+"""page = page * STEP + OFFSET, modulo a power of two: every page once, in an order that no one foresees."""
+
+
+def scattered(page_count: int) -> list[int]:
+    """All pages in the order in which the guest of `random_touch` writes them. ValueError unless a power of two."""
+    if page_count & page_count - 1:
+        raise ValueError(f"{page_count} pages: give a power of two")
+    pages, page = [], 0
+    for _ in range(page_count):
+        page = page * _STEP + _OFFSET & page_count - 1
+        pages.append(page)
+    return pages
+
+
+def _scattered_code(page_count: int) -> bytes:
+    """Writes one byte in each page of `scattered`, then one after the last page."""
+    return b"".join(
+        [
+            b"\xbb" + struct.pack("=I", page_count),  # mov $page_count, %ebx
+            b"\x31\xc0",  # xor %eax, %eax
+            b"\x69\xc0" + struct.pack("=I", _STEP),  # 1: imul $STEP, %eax, %eax
+            b"\x05" + struct.pack("=I", _OFFSET),  # add $OFFSET, %eax
+            b"\x25" + struct.pack("=I", page_count - 1),  # and $(page_count - 1), %eax
+            b"\x48\x89\xc2\x48\xc1\xe2\x0c",  # mov %rax, %rdx; shl $12, %rdx
+            bytes([0xC6, 0x04, 0x17, _MARK]),  # movb $MARK, (%rdi,%rdx)
+            b"\xff\xcb\x75\xe1",  # dec %ebx; jnz 1b
+            b"\xba" + struct.pack("=I", page_count * PAGE_SIZE),  # mov $size, %edx
+            bytes([0xC6, 0x04, 0x17, _MARK]),  # movb $MARK, (%rdi,%rdx)
+        ]
+    )
+
+
 def available() -> str | None:
     """None when `first_touch` and `punch` can run here, else in one line why they cannot."""
     if platform.machine() != "x86_64":
@@ -123,6 +156,15 @@ def first_touch(size_bytes: int = 1 << 30) -> float:
         return elapsed_s
 
 
+def random_touch(size_bytes: int) -> float:
+    """As `first_touch`, of a guest_memfd that is allocated whole, in the order of `scattered`."""
+    with _Guest(size_bytes, _scattered_code(size_bytes // PAGE_SIZE)) as guest:
+        guest.allocate()
+        elapsed_s = guest.touch()
+        guest.check(_MARK)
+        return elapsed_s
+
+
 def punch(size_bytes: int = 1 << 30, mapped: bool = True, host_mapped: bool = False) -> float:
     """Seconds of one fallocate(PUNCH_HOLE) over a whole guest_memfd.
 
@@ -146,7 +188,7 @@ def punch(size_bytes: int = 1 << 30, mapped: bool = True, host_mapped: bool = Fa
 class _Guest:
     """A VM with one vCPU and its guest_memfd; `with` ends them all."""
 
-    def __init__(self, size_bytes: int) -> None:
+    def __init__(self, size_bytes: int, code: bytes = _CODE) -> None:
         if size_bytes % PAGE_SIZE or not 0 < size_bytes <= _MAX_BYTES:
             raise ValueError(f"{size_bytes} bytes: give whole 4 KiB pages, at least 1, at most {_MAX_BYTES} bytes")
         self._size_bytes = size_bytes
@@ -160,7 +202,7 @@ class _Guest:
             request = bytearray(_GUEST_MEMFD.pack(size_bytes, _MEMFD_FLAGS, *[0] * 6))
             self._memfd = _owned(stack, fcntl.ioctl(vm, _KVM_CREATE_GUEST_MEMFD, request))
             self._host = stack.enter_context(mmap.mmap(self._memfd, size_bytes))
-            program = _CODE.ljust(PAGE_SIZE, b"\0") + _identity_tables()
+            program = code.ljust(PAGE_SIZE, b"\0") + _identity_tables()
             memory = stack.enter_context(mmap.mmap(-1, len(program)))
             memory[:] = program
             _set_slot(vm, 0, 0, _PROGRAM_GPA, memory, 0)

@@ -125,6 +125,8 @@ class Memslots:
         self._slots: dict[int, Memslot] = {}
         # Visible segments of all slots: by GFN, and those of each file by its pages.
         self._visible: IntervalMap[Memslot] = IntervalMap()
+        self._last_used: Segment | None = None
+        """As kvm_memslots.last_used_slot: a fault is as a rule near the one before."""
         self._files: dict[Gmem, IntervalMap[Memslot]] = {}
         self._file_slots: Counter[Gmem] = Counter()
 
@@ -140,8 +142,14 @@ class Memslots:
 
     def segment(self, gfn: Gfn) -> Segment | None:
         """The slot that shows gfn, with the start and end of the segment around it; None where none does."""
+        last = self._last_used
+        if last is not None and last[1] <= gfn < last[2]:
+            return last
         found = self._visible.find(gfn)
-        return None if found is None else (found[2], found[0], found[1])
+        if found is None:
+            return None
+        self._last_used = found[2], found[0], found[1]
+        return self._last_used
 
     def lookup(self, gfn: Gfn) -> Memslot | None:
         """The slot that shows gfn; None in a hole and where there is none."""
@@ -276,6 +284,7 @@ class Memslots:
 
     def _show(self, slot: Memslot, start: Gfn, end: Gfn) -> None:
         self._visible.add(start, end, slot)
+        self._last_used = None
         gmem = slot.backing.gmem
         if gmem is not None:
             pages = self._files.setdefault(gmem, IntervalMap())
@@ -283,6 +292,7 @@ class Memslots:
 
     def _hide(self, slot: Memslot, start: Gfn) -> None:
         self._visible.remove(start)
+        self._last_used = None
         gmem = slot.backing.gmem
         if gmem is not None:
             pages = self._files[gmem]

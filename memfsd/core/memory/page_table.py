@@ -205,7 +205,7 @@ class FilePages:
         self.page_count += 1
         if self.published is not None:
             self.published.show(pgoff, pfn, 1)
-        if chunk[0]:
+        if chunk[0] and chunk[_LAST]:
             self._contract(pgoff >> 9, chunk)
 
     def unmap(self, start: int, end: int) -> list[Run]:

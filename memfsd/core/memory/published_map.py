@@ -13,6 +13,8 @@ from memfsd.uapi.page_map import (
     CLOSED_FOR_GOOD,
     FIRST_WORD,
     FRAME_MASK,
+    GATE,
+    HAS_BLOCKS,
     ORDER_MASK,
     ORDER_SHIFT,
     ORDERS_DOWN,
@@ -44,15 +46,15 @@ class PageMap:
 
     def open(self, seq: Seq) -> None:
         """Entries count for a VM that has seen the end of the invalidation with this number."""
-        self._put(0, gate(seq, is_open=False))
+        self._put(GATE, gate(seq, is_open=False))
 
     def close(self, seq: Seq) -> None:
         """An invalidation is open: before BEGIN is sent, so that what is read after it is asked for by message."""
-        self._put(0, gate(seq, is_open=True))
+        self._put(GATE, gate(seq, is_open=True))
 
     def close_for_good(self) -> None:
         """The VM has lost the file."""
-        self._put(0, CLOSED_FOR_GOOD)
+        self._put(GATE, CLOSED_FOR_GOOD)
 
     # -- entries
 
@@ -67,6 +69,7 @@ class PageMap:
         while at < end:
             order = next((order for order in ORDERS_DOWN if not at & (1 << order) - 1 and at + (1 << order) <= end), 0)
             if order:
+                self._words[HAS_BLOCKS] = 1
                 self._words[FIRST_WORD + at] = entry(at + delta, order)
                 at += 1 << order
             else:

@@ -33,6 +33,8 @@ class Bindings:
         self._pages: IntervalMap[tuple[int, int]] = IntervalMap()
         """(slot, GFN - page) of bound pages. A hole of a slot that was filled again is one binding with what is around
         it, as it is one segment in the VM."""
+        self._last_found = (0, 0)
+        """Where the page lay that `bound_until` was asked for: as a rule the next one does, too."""
         self._gfns = IntervalSet()
         self._history: IntervalMap[int] = IntervalMap()
         """GFN - page of every page that was ever bound."""
@@ -55,8 +57,14 @@ class Bindings:
 
     def bound_until(self, pgoff: int) -> int | None:
         """Where the binding of this page ends; None when it is not bound."""
+        start, end = self._last_found
+        if start <= pgoff < end:
+            return end
         found = self._pages.find(pgoff)
-        return None if found is None else found[1]
+        if found is None:
+            return None
+        self._last_found = found[0], found[1]
+        return found[1]
 
     def overlapping(self, start: int, end: int) -> list[Binding]:
         """Bindings with a page in [start, end), whole."""
@@ -82,17 +90,20 @@ class Bindings:
         if fixed_gfn:
             self._fix(start, end, delta)
         self._pages.put(start, end, (binding.slot, delta))
+        self._last_found = (0, 0)
         self._gfns.add(binding.gfn, end + delta)
 
     def unbind(self, start: int, end: int) -> None:
         """Take [start, end) out; what remains of a binding around it stays. EINVAL if any page is not bound."""
         if sum(high - low for low, high, _ in self._pages.within(start, end)) != end - start:
             raise Refused(errno.EINVAL, f"file pages {start:#x}-{end:#x} are not all bound")
+        self._last_found = (0, 0)
         for low, high, (_, delta) in self._pages.cut(start, end):
             self._gfns.discard(low + delta, high + delta)
 
     def clear(self) -> None:
         self._pages.clear()
+        self._last_found = (0, 0)
         self._gfns.clear()
 
     def moved(self) -> Binding | None:

@@ -235,3 +235,17 @@ def test_random_binding_and_unbinding_agrees_with_a_dict(seed: int, fixed: bool)
         probe = rng.randrange(50)
         assert table.overlapping(probe, probe + 5) == [b for b in ordered if b.start < probe + 5 and b.end > probe]
     assert seen == ({None, "EEXIST", "EINVAL"} if fixed else {None, "EEXIST"})
+
+
+def test_where_a_binding_ends_is_right_after_every_change() -> None:
+    """The last answer is remembered, as long as it is true."""
+    table = Bindings()
+    bind(table, 1, 10, 10, 0x10A)
+    assert (table.bound_until(15), table.bound_until(16), table.bound_until(20)) == (20, 20, None)
+    table.unbind(14, 16)
+    assert [table.bound_until(page) for page in (13, 14, 16)] == [14, None, 20]
+    bind(table, 1, 14, 2, 0x10E)
+    assert table.bound_until(13) == 20, "one binding again"
+    assert table.copy().bound_until(13) == 20
+    table.clear()
+    assert table.bound_until(13) is None

@@ -318,3 +318,13 @@ def test_the_first_thing_wrong_is_the_one_named() -> None:
         assert reason(**wrong).startswith(f"{name} is refused: ")
         del wrong[argument]
     assert reason(**wrong).startswith("size 0 of slot 0 is refused: ")
+
+
+def test_the_segment_that_was_looked_up_last_is_forgotten_when_slots_change() -> None:
+    low = slot(3, 0x10, 8)
+    memslots = slots(low)
+    assert memslots.segment(Gfn(0x12)) == memslots.segment(Gfn(0x13)) == (low, 0x10, 0x18)
+    memslots.punch(3, Gfn(0x12), Gfn(0x14))
+    assert [memslots.segment(Gfn(gfn)) for gfn in (0x11, 0x13, 0x14)] == [(low, 0x10, 0x12), None, (low, 0x14, 0x18)]
+    memslots.delete(3)
+    assert memslots.segment(Gfn(0x14)) is None
