@@ -10,7 +10,10 @@ import pytest
 ROOT = Path(__file__).parents[2]
 WRITTEN = (ROOT / "docs/wire.md", ROOT / "docs/semantics-guest-seal.md")
 TOOLS = {
-    **{name: [f"tools/{name}"] for name in ("check", "demo", "render-seal", "render-wire", "setup", "test")},
+    **{
+        name: [f"tools/{name}"]
+        for name in ("check", "demo", "render-pictures", "render-seal", "render-wire", "setup", "test")
+    },
     "record-kvm": [sys.executable, "tools/record-kvm"],
     "oracle": [sys.executable, "tools/oracle"],
     "bench": [sys.executable, "-m", "benchlib"],
