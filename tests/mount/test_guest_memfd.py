@@ -1,5 +1,6 @@
 """guest_memfd on a mount: the cases of the kernel's guest_memfd_test.c by their numbers, and how one is made."""
 
+import ctypes
 import errno
 import itertools
 import mmap
@@ -13,7 +14,7 @@ import pytest
 
 import memfsd
 from memfsd.uapi.abi import GmemFlag
-from tests.support.host_memory import SIGBUS, byte, madvise, reading, shared, shared_beyond, writing
+from tests.support.host_memory import SIGBUS, byte, madvise, reading, shared, shared_beyond, syscall, writing
 from tests.support.real_mount import (
     KEEP_SIZE,
     PAGE,
@@ -123,6 +124,22 @@ def test_a9_private_pages_are_sigbus(place: Path) -> None:
         assert [reading(mapping, page) for page in range(PAGES)] == [SIGBUS] * PAGES
         assert [writing(mapping, page) for page in range(PAGES)] == [SIGBUS] * PAGES
         assert os.fstat(fd).st_blocks == 0
+
+
+def test_a10_a_policy_of_the_mapping_is_the_kernels(place: Path) -> None:
+    """mbind(2) of the mapping is kept by the kernel; what node a page comes from says memfsd.fbind()."""
+    mbind, get_mempolicy, default, bind, interleave, of_address = 237, 239, 0, 2, 3, 2
+    with gmem(place, BOTH) as fd, shared(fd, SIZE) as mapping:
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        node, mode, found = ctypes.c_ulong(1), ctypes.c_int(), (ctypes.c_ulong * 16)()
+        for asked in (interleave, bind, default):
+            mask = ctypes.addressof(node) if asked else 0
+            assert syscall(mbind, address, SIZE, asked, mask, 64 if asked else 0, 0) == 0
+            places = ctypes.addressof(mode), ctypes.addressof(found)
+            assert syscall(get_mempolicy, *places, 1024, address, of_address) == 0
+            assert (mode.value, found[0]) == (asked, 1 if asked else 0)
+        with refused(errno.EINVAL):
+            syscall(mbind, address, SIZE, 999, 0, 0, 0)
 
 
 def test_a11_a_policy_before_allocation_and_after(place: Path) -> None:

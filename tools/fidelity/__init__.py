@@ -15,7 +15,9 @@ And how faithful a guest_memfd of a mount is to the kernel's: recorded cases of 
     mappings.py     ops that are about memory
     fault.py        accesses that may fault, and the signal that they get
     linux_kvm.py    KVM's ops, asked of /dev/kvm
+    linux_guest.py  the guest there: 64-bit code that makes one access
     simulated.py    KVM's ops, asked of memfsd and kvmsim
+    simulated_vm.py slots and guests there
     outcomes.py     what an op came to
     reasons.py      where ours answers otherwise, and why
     document.py     docs/fidelity-guest-memfd.md made from that

@@ -93,7 +93,8 @@ class Descriptors:
         self.fds["pipe_r"], self.fds["pipe_w"] = os.pipe()
 
     def _op_close(self, args: Args) -> None:
-        os.close(self.fds.pop(args["fd"]))
+        """Its name stays that of its number."""
+        os.close(self.fds[args["fd"]])
 
     def _op_dup(self, args: Args) -> str:
         return self.keep(args, os.dup(self.fd(args)))

@@ -7,6 +7,7 @@ import struct
 from typing import Any
 
 from .descriptors import LIBC, Args, Descriptors, checked
+from .linux_guest import CODE, LinuxVcpu, access, boot_image, program, put
 from .mappings import Mappings
 from .player import Do
 
@@ -45,7 +46,7 @@ class LinuxKvm:
         self._descriptors = descriptors
         self._mappings = mappings
         self._kvm = os.open("/dev/kvm", os.O_RDWR | os.O_CLOEXEC)
-        self._vm_of: dict[str, str] = {}
+        self._vcpus: dict[str, LinuxVcpu] = {}
 
     def find(self, op: str) -> Do | None:
         found: Do | None = getattr(self, f"_op_{op}", None)
@@ -61,7 +62,8 @@ class LinuxKvm:
         return fcntl.ioctl(self._descriptors.fd(args), _CHECK_EXTENSION, _CAP_GUEST_MEMFD)
 
     def _op_create_vcpu(self, args: Args) -> str:
-        self._descriptors.keep(args, fcntl.ioctl(self._vm(args), _CREATE_VCPU, args.get("id", 0)))
+        fd = fcntl.ioctl(self._vm(args), _CREATE_VCPU, args.get("id", 0))
+        self._vcpus[args.get("as") or ""] = LinuxVcpu(self._kvm, fd)
         return "vcpu"
 
     def _op_create_irqchip(self, args: Args) -> int:
@@ -101,7 +103,40 @@ class LinuxKvm:
 
     def _op_dirty_log(self, args: Args) -> list[int]:
         """Pages of the slot that are in it."""
-        bitmap = ctypes.create_string_buffer(4096)
+        bitmap = ctypes.create_string_buffer(max(args["npages"] // 8, 8))
         request = struct.pack("=IIQ", args["slot"], 0, ctypes.addressof(bitmap))
         fcntl.ioctl(self._vm(args), _GET_DIRTY_LOG, bytearray(request))
-        return [page for page in range(args["npages"]) if bitmap.raw[page >> 3] >> (page & 7) & 1]
+        bits = int.from_bytes(bitmap.raw, "little")
+        return [page for page in range(args["npages"]) if bits >> page & 1]
+
+    # -- guests
+
+    def _op_guest_boot(self, args: Args) -> None:
+        self._put(args["m"], boot_image())
+
+    def _op_guest_code(self, args: Args) -> None:
+        self._put(args["m"], ((args["off"], bytes.fromhex(args["code"])),))
+
+    def _op_guest_prog(self, args: Args) -> None:
+        self._put(args["m"], ((CODE, program(args["kind"], args["width"])),))
+
+    def _op_guest(self, args: Args) -> dict[str, Any]:
+        self._put(args["boot"], ((CODE, program(args["kind"], args["width"])),))
+        return access(self._vcpus[args["vcpu"]], args)
+
+    def _op_guest_access(self, args: Args) -> dict[str, Any]:
+        return access(self._vcpus[args["vcpu"]], args)
+
+    def _op_guest_start(self, args: Args) -> dict[str, Any]:
+        registers = {name: args[name] for name in ("rdi", "rcx") if name in args}
+        return self._vcpus[args["vcpu"]].start(rip=args["ip"], max_runs=args.get("max_runs", 16), **registers)
+
+    def _op_guest_resume(self, args: Args) -> dict[str, Any]:
+        return self._vcpus[args["vcpu"]].go_on()
+
+    def _op_regs(self, args: Args) -> dict[str, int]:
+        registers = self._vcpus[args["vcpu"]].registers()
+        return {name: registers[name] for name in args["names"]}
+
+    def _put(self, memory: str, parts: tuple[tuple[int, bytes], ...]) -> None:
+        put(self._mappings.catcher, self._mappings.maps[memory].address, parts)

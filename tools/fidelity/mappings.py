@@ -76,8 +76,8 @@ class Mappings:
         fd = self._descriptors.fd(args)
         return self._keep(args, map_memory(fd, args["len"], args["prot"], args["flags"], args["off"]))
 
-    def _op_munmap(self, args: Args) -> int:
-        return self.call("munmap", args)
+    def _op_munmap(self, args: Args) -> None:
+        self.call("munmap", args)
 
     def _op_mremap(self, args: Args) -> str:
         found, new = self.maps[args["m"]], args["new"]

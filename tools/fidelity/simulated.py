@@ -3,6 +3,7 @@
 import errno
 import os
 
+from kvmsim.kvm.region import SlotFlag
 from memfsd.commands.observer import Observer, store_of
 from memfsd.guest_memfd import create_guest_memfd
 from memfsd.uapi.abi import GmemFlag
@@ -17,6 +18,7 @@ from .player import Do
 from .simulated_vm import SimulatedVms
 
 _U64 = (1 << 64) - 1
+_MCL_CURRENT = 1
 
 
 class Simulated:
@@ -31,7 +33,10 @@ class Simulated:
         self._gmems: dict[int, int] = {}
         """Flags by inode number."""
         self._vms = SimulatedVms(abi, descriptors, mappings)
-        self._observer = Observer(store_of(mount))
+        self._not_owned: list[tuple[str, int]] = []
+        """Files that belong to a VM, which has not said so to the store: a pairing takes descriptors and memory, which
+        a case that never binds a file does not expect."""
+        self._store = store_of(mount)
         descriptors.allocated = self._allocated  # type: ignore[method-assign]
 
     def find(self, op: str) -> Do | None:
@@ -57,6 +62,11 @@ class Simulated:
 
     def _op_set_region2(self, args: Args) -> int:
         self._check_process()
+        if args["flags"] & SlotFlag.GUEST_MEMFD:
+            for vm, fd in self._not_owned:
+                if fd in self._descriptors.fds.values():
+                    self._vms.own(vm, fd)
+            self._not_owned.clear()
         return self._vms.set_region(args, is_v2=True)
 
     def _op_create_gmem(self, args: Args) -> str:
@@ -67,7 +77,7 @@ class Simulated:
         except Refused as refused:
             raise OSError(refused.errno, refused.reason) from None
         self._gmems[os.fstat(fd).st_ino] = args["flags"]
-        self._vms.own(args["vm"], fd)
+        self._not_owned.append((args["vm"], fd))
         return self._descriptors.keep(args, fd)
 
     def _op_mlock(self, args: Args) -> int:
@@ -76,9 +86,12 @@ class Simulated:
         return int(self._mappings.call("mlock", args))
 
     def _op_mlockall(self, args: Args) -> int:
+        """Where the case has no mapping yet, what is mapped is this program's: to lock that takes long, and says
+        nothing."""
         for mapped in self._mappings.maps.values():
             self._check_readable(mapped)
-        return checked(LIBC.mlockall(args["flags"]))
+        flags = args["flags"] if self._mappings.maps else args["flags"] & ~_MCL_CURRENT
+        return checked(LIBC.mlockall(flags)) if flags else 0
 
     def _check_readable(self, mapped: Mapped) -> None:
         flags = self._gmems.get(inode_number(mapped.fd)) if mapped.fd >= 0 else None
@@ -100,9 +113,10 @@ class Simulated:
     def _count(self, fd: int, start: int, end: int) -> int:
         ino, pgoff, count = Ino(inode_number(fd)), 0, 0
         first, last = start >> PAGE_SHIFT, (end + PAGE_SIZE - 1) >> PAGE_SHIFT
-        while pgoff >= 0:
-            reply = self._observer.ask(Kind.MAP, Map(ino, Pgoff(pgoff)), MapReply)
-            for at, pfn, pages, *_ in reply.runs:
-                count += max(min(at + pages, last) - max(at, first), 0) if pfn >= 0 else 0
-            pgoff = reply.next_pgoff
+        with Observer(self._store) as observer:
+            while pgoff >= 0:
+                reply = observer.ask(Kind.MAP, Map(ino, Pgoff(pgoff)), MapReply)
+                for at, pfn, pages, *_ in reply.runs:
+                    count += max(min(at + pages, last) - max(at, first), 0) if pfn >= 0 else 0
+                pgoff = reply.next_pgoff
         return count
