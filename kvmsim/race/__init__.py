@@ -6,6 +6,7 @@ scheduler   one thread at a time, from point to point, in virtual time
 primitives  the locks, threads and connections it schedules: memfsd.common.sync makes these instead
 scenario    what is raced: text to actors
 world       a store and its VMs, processes that can be killed, stopped and cut off
+mappings    fds that mappings will close
 shown       which page of which file a GFN may show
 history     what a guest may read
 oracle      R1 to R8 and that everything ends, with both sides in view

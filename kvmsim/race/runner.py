@@ -18,7 +18,7 @@ from memfsd.common import sync
 from memfsd.uapi.errors import EHWPOISON, Refused, errno_name
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Pgoff
 
-from . import points
+from . import mappings, points
 from .accesses import Access
 from .history import FAILED, History, Page
 from .oracle import Oracle
@@ -67,7 +67,7 @@ def run_once(scenario: Scenario, chooser: Chooser) -> Result:
     scheduler = Scheduler(chooser)
     connections = Connections(scheduler)
     try:
-        with sync.use(Makers(scheduler, connections)), repeatable(scheduler):
+        with sync.use(Makers(scheduler, connections)), repeatable(scheduler), mappings.watched():
             result = _Run(scenario, scheduler, connections, watch).go()
     finally:
         log.removeHandler(watch)
@@ -435,12 +435,17 @@ def _is_foreign(fd: int) -> bool:
 
 
 def _close_leaks(before: set[str]) -> list[str]:
-    """What a run left open, and has no more. A dead process leaves fds to its kernel, which are we."""
+    """What a run left open, and has no more; not what its garbage will close. A dead process leaves fds to its kernel,
+    which are we."""
     left = []
     for name in _open_fds() - before:
         try:
             what = os.readlink(f"/proc/self/fd/{name}")
-            if what.startswith(("/memfd:", "socket:", "pipe:", "anon_inode:[pidfd]")) and not _is_foreign(int(name)):
+            if (
+                what.startswith(("/memfd:", "socket:", "pipe:", "anon_inode:[pidfd]"))
+                and not _is_foreign(int(name))
+                and not mappings.owns(int(name))
+            ):
                 os.close(int(name))
                 left.append(what)
         except OSError:
