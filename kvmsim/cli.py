@@ -136,11 +136,19 @@ def _run(parser: argparse.ArgumentParser) -> Load:
 
     add_run_arguments(parser)
     add_monitor(parser)
+    parser.add_argument("--report", metavar="FILE.html", help="write a page about the run when it ends")
 
     def load() -> Callable[[argparse.Namespace], int]:
         from .shell.script_command import run
 
-        return lambda asked: run(asked, _monitored)
+        def execute(asked: argparse.Namespace) -> int:
+            if asked.report is None:
+                return run(asked, _monitored)
+            from .views.report_command import reported
+
+            return reported(asked, lambda: run(asked, _monitored))
+
+        return execute
 
     return load
 
@@ -233,11 +241,27 @@ def _top(parser: argparse.ArgumentParser) -> Load:
     return lambda: top_command.command
 
 
+def _report(parser: argparse.ArgumentParser) -> Load:
+    from .views import report_command
+
+    report_command.add_arguments(parser)
+    return lambda: report_command.command
+
+
 def _compare(parser: argparse.ArgumentParser) -> Load:
     from .compare import command
 
     command.add_arguments(parser)
-    return lambda: command.compare
+    parser.add_argument("--html", metavar="FILE.html", help="write the results as a page")
+
+    def execute(asked: argparse.Namespace) -> int:
+        if asked.html is None:
+            return command.compare(asked)
+        from .views.comparison import compared
+
+        return compared(asked.html, lambda finish: command.compare(asked, finish))
+
+    return lambda: execute
 
 
 def _vmms(parser: argparse.ArgumentParser) -> Load:
@@ -255,6 +279,7 @@ _COMMANDS: dict[str, tuple[str, Adder]] = {
     "top": ("watch a VM that runs, on a full screen", _top),
     "race": ("run a scenario of both sides under chosen schedules", _race),
     "journal": ("verify and show what --journal recorded", _journal),
+    "report": ("one HTML page of what --journal recorded", _report),
     "trace": ("which events --trace writes; traces and journals for Perfetto's viewer", _trace),
     "stat": ("count the events of traces, once or as they come", _stat),
     "perf": ("exits by reason, with their times", _perf),

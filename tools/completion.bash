@@ -64,7 +64,7 @@ _kvmsim() {
     local word=$2 before=$3 options='-h --help --policy --under --abi --max-slots --json -q --quiet --journal --qmp -v --verbose'
     options+=' --memory-encryption --tamper --no-op --trace -e -f --filter'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach shell monitor top race compare vmms journal trace stat perf -h --help --version' "$word"
+        _memfsd_words 'run attach shell monitor top race compare vmms journal report trace stat perf -h --help --version' "$word"
         return
     fi
     if [[ ${COMP_WORDS[1]} == journal ]]; then
@@ -81,6 +81,7 @@ _kvmsim() {
         return
     fi
     case ${COMP_WORDS[1]} in
+        report) options='-h --help -o --output' ;;
         top) options='-h --help -d --delay -n --count --once --json' ;;
         monitor) options='-h --help --json' ;;
         stat) options='-h --help -1 --once -l --log -s -m --monitor -f --fields -g --guest -b --by-vm --json' ;;
@@ -92,10 +93,10 @@ _kvmsim() {
             ((COMP_CWORD == 2)) && _memfsd_words 'report -h --help' "$word" && return
             options='-h --help -k --key -g --guest --vcpu --json' ;;
     esac
-    [[ ${COMP_WORDS[1]} == run ]] && options+=' --keep-going'
+    [[ ${COMP_WORDS[1]} == run ]] && options+=' --keep-going --report'
     [[ ${COMP_WORDS[1]} == attach ]] && options+=' --gpa'
     if [[ ${COMP_WORDS[1]} == compare ]]; then
-        options='-h --help --workloads --designs --page-sizes --max-slots --json --plot'
+        options='-h --help --workloads --designs --page-sizes --max-slots --json --plot --html'
     fi
     [[ ${COMP_WORDS[1]} == vmms ]] && options='-h --help --models --scenarios --abi --list --json --markdown'
     if [[ ${COMP_WORDS[1]} == race ]]; then

@@ -10,11 +10,11 @@ from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.pairings import PairedFile
 from kvmsim.kvm.region import GmemFd, MemoryRegion, Region2, SlotFlag, Userspace
 from kvmsim.memory.memory import Memory
-from memfsd.common import sync
+from memfsd.common import sync, trace
 from memfsd.common.intervals import IntervalSet
 from memfsd.uapi.units import Gfn, GfnRange
 
-from .ram import PrivatePiece, PrivateRegion, RamMap, Region, S
+from .ram import PrivatePiece, PrivateRegion, RamMap, Region, Regions, S
 
 
 class GuestMemory:
@@ -46,6 +46,7 @@ class GuestMemory:
             self.ram.private.remove(region.id)
         else:
             self.ram.private.add(_recorded(region, file))
+        self._report(region.id, private=True)
 
     def set_shared_slot(self, region: MemoryRegion, memory: Memory | None, *, owned: bool, path: str = "") -> None:
         """SlotIoctls.set_shared_slot."""
@@ -59,6 +60,7 @@ class GuestMemory:
         if region.size:
             assert memory is not None
             self.ram.shared.add(_recorded(region, memory))
+        self._report(region.id, private=False)
 
     def set_region2(self, region: Region2, userspace: Userspace, file: GmemFd | None = None) -> None:
         """GuestMemfds.set_region2."""
@@ -87,6 +89,13 @@ class GuestMemory:
         else:
             self.ram.shared.remove(id_)
             self._unreported.pop(id_, None)
+        self._report(id_, private=private)
+
+    def _report(self, id_: int, *, private: bool) -> None:
+        if trace.vm is None:
+            return
+        shown = _shown(self.ram.private, id_) if private else _shown(self.ram.shared, id_)
+        trace.vm.slot_changed(self._kvm.vm.name, private, id_, shown)
 
     # -- KVM_GET_DIRTY_LOG
 
@@ -113,11 +122,13 @@ class GuestMemory:
         """SlotIoctls.punch_slot: contents of the hole are destroyed."""
         for start, end in self._kvm.slots.punch_slot(id_, gpa, size):
             self.ram.private.punch(id_, start, end)
+        self._report(id_, private=True)
 
     def fill_slot(self, id_: int, start: Gfn, end: Gfn) -> None:
         """SlotIoctls.fill_slot."""
         self._kvm.slots.fill_slot(id_, start, end)
         self.ram.private.fill(id_, start, end)
+        self._report(id_, private=True)
 
     # -- the steps of a conversion that can be taken back
 
@@ -125,16 +136,19 @@ class GuestMemory:
         """Blocking.hide. Undone by `fill_slot`."""
         self._kvm.blocking.hide(id_, start, end - start)
         self.ram.private.punch(id_, start, end)
+        self._report(id_, private=True)
 
     def detach(self, id_: int) -> None:
         """Blocking.detach. Undone by `attach`, with what the region showed."""
         self._kvm.blocking.detach(id_)
         self.ram.private.remove(id_)
+        self._report(id_, private=True)
 
     def attach(self, region: PrivateRegion, segments: list[GfnRange]) -> None:
         """Blocking.attach."""
         self._kvm.blocking.attach(region.id, region.gfn, region.page_count, region.source, region.pgoff, segments)
         self.ram.private.add(region, segments)
+        self._report(region.id, private=True)
 
     def create_private(self, id_: int, piece: PrivatePiece) -> None:
         """A private slot of this id over a piece, of the file and at the place that the piece's region has them.
@@ -143,6 +157,7 @@ class GuestMemory:
         region = Region(id_, start, end - start, was.flags, was.source, was.pgoff_of(start))
         self._kvm.blocking.create_private(id_, start, region.page_count, region.source, region.pgoff)
         self.ram.private.add(region)
+        self._report(id_, private=True)
 
     def give_back(self, region: PrivateRegion, start: Gfn, end: Gfn) -> None:
         """GFNs [start, end) of what the region had are blocked: fallocate(PUNCH_HOLE) of their pages gives them to the
@@ -175,3 +190,8 @@ class GuestMemory:
 
 def _recorded(region: MemoryRegion, source: S) -> Region[S]:
     return Region(region.id, region.gfn, region.page_count, region.flags, source, region.pgoff)
+
+
+def _shown(regions: Regions[S], id_: int) -> list[GfnRange]:
+    region = regions.get(id_)
+    return [] if region is None else regions.segments(region)

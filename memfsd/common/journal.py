@@ -15,7 +15,7 @@ Recording blocks nobody: a `Recording` is an instrument, which observes the trac
 
 import errno
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -29,6 +29,7 @@ from . import sync, trace
 from .trace import Connection
 
 FORMAT_VERSION = 1
+_HELD_EACH_NS = 10_000_000
 _END_ROOM = 256
 """Bytes kept for the last record."""
 
@@ -113,6 +114,7 @@ class Recording(trace.Instrument):
         self._room = room_bytes
         self._lock = sync.lock("Recording.lock")
         self._numbers = itertools.count(1)
+        self._held_at_ns = -_HELD_EACH_NS
         with self._lock:
             self._append(_encode(Opening(now_ns(), FORMAT_VERSION, side, pid)) + b"\n")
 
@@ -165,6 +167,27 @@ class Recording(trace.Instrument):
 
     def kicked_out(self, vm: str, since_ns: int) -> None:
         self.note("out", vm=vm, since=since_ns)
+
+    def slot_changed(self, vm: str, private: bool, slot: int, segments: list[GfnRange]) -> None:
+        self.note("slot", vm=vm, private=private, slot=slot, segments=segments[:MAX_RUNS_PER_REPORT])
+
+    def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: Mapping[str, int | str]) -> None:
+        self.note("exit", vm=vm, vcpu=vcpu, reason=reason)
+
+    def memory_error(self, vm: str, vcpu: int, fields: Mapping[str, int | str | bool], why: str) -> None:
+        self._put(Note(0, "memory_error", vm, data={"vcpu": vcpu, "why": why, **fields}))
+
+    def contents_destroyed(self, memory: object, frame: int, frame_count: int) -> None:
+        self.note("destroyed", pages=frame_count)
+
+    def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, held: Callable[[], tuple[int, int]]) -> None:
+        """What is held takes a look at all memory: now and then is enough."""
+        memory = {}
+        if self._now_ns() - self._held_at_ns > _HELD_EACH_NS:
+            shared, doubled = held()
+            memory = {"shared": shared, "doubled": doubled}
+            self._held_at_ns = self._now_ns()
+        self.note("converted", vm=vm, start=start, end=end, private=private, **memory)
 
     def _packet(self, channel: str, connection: Connection, packet: bytes, fds: int, *, sent: bool) -> None:
         message = Message(0, connection.number, connection.peer, channel, sent, fds=fds)

@@ -226,6 +226,9 @@ class Instrument:
 
     # -- user space of a VM
 
+    def slot_changed(self, vm: str, private: bool, slot: int, segments: list[GfnRange]) -> None:
+        """After user space made, changed or deleted a slot: the GFNs that it shows now. GuestMemory.lock is held."""
+
     def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, held: Callable[[], tuple[int, int]]) -> None:
         """After GFNs [start, end) were converted. held counts pages of shared memory, and of those that are held twice.
         With GuestMemory.lock held."""

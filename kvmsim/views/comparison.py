@@ -1,0 +1,68 @@
+"""`kvmsim compare --html`: the results as a page."""
+
+import sys
+from collections.abc import Callable
+
+from kvmsim.compare.table import LEGEND, Row
+from memfsd.common.quote import printable
+from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.units import format_size
+
+from . import charts
+from .page import Fact, Page, Section, check_page, write_page
+
+_COLUMNS = (
+    "workload", "design", "pages", "converted", "us each", "slots", "zapped", "flushes", "messages", "exits",
+    "lost", "held twice", "stopped",
+)  # fmt: skip
+_DRAWN = "misbehave"
+
+
+def compared(path: str, compare: Callable[[Callable[[list[Row]], None]], int]) -> int:
+    """Compare, and write the page when all is measured. Exit status."""
+    try:
+        check_page(path)
+    except Refused as refused:
+        print(f"kvmsim: {printable(refused.reason)} ({errno_name(refused.errno)})", file=sys.stderr)
+        return 1
+    return compare(lambda rows: write_page(_page(rows), path))
+
+
+def _page(rows: list[Row]) -> Page:
+    page = Page("kvmsim: designs of conversion compared", "The same guests over all designs and page sizes.")
+    lost = sum(row.measured.lost_pages for row in rows)
+    doubled = max((row.measured.doubled_bytes_peak for row in rows), default=0)
+    page.facts = [
+        Fact("rows", str(len(rows))),
+        Fact("pages lost", str(lost), bad=lost > 0),
+        Fact("held twice, at the worst", format_size(doubled), bad=doubled > 0),
+    ]
+    page.warnings = [f"{row.workload}, {row.design}: {row.measured.stopped}" for row in rows if row.measured.stopped]
+    cost = {
+        f"{row.design}, {format_size(row.page_bytes)} pages": [
+            (float(s.live), s.conversion_us) for s in row.measured.samples
+        ]
+        for row in rows
+        if row.workload == _DRAWN
+    }
+    drawn = charts.lines(cost, "conversions that are live", "one conversion (us)") if any(cost.values()) else ""
+    page.sections = [
+        Section("Results", LEGEND, "", _COLUMNS, [_cells(row) for row in rows], (0, 1, 2, 12)),
+        Section("A guest that shares every second page", "What one conversion costs, as more are live.", drawn),
+    ]
+    return page
+
+
+def _cells(row: Row) -> tuple[str, ...]:
+    m = row.measured
+    counts = (m.slots_peak, m.zapped, m.tlb_flushes, m.store_messages, m.exits, m.lost_pages)
+    return (
+        row.workload,
+        str(row.design),
+        format_size(row.page_bytes),
+        str(m.conversions),
+        f"{m.conversion_us:.0f}",
+        *map(str, counts),
+        format_size(m.doubled_bytes_peak),
+        m.stopped or "",
+    )
