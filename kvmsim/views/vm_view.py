@@ -6,7 +6,7 @@ from memfsd.common.lines import ALARM, HEAD, Column, Line, bar, pages, rounded, 
 from memfsd.common.quote import quoted
 from memfsd.uapi.units import PAGE_SIZE
 
-from .page_map import PageMap, memory_of
+from .memory_map import PageMap, memory_of
 from .watching import RATES
 
 Facts = dict[str, Any]

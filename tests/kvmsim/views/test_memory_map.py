@@ -1,6 +1,6 @@
 """Guest memory as letters."""
 
-from kvmsim.views.page_map import Memory, PageMap, memory_of
+from kvmsim.views.memory_map import Memory, PageMap, memory_of
 from memfsd.common.intervals import IntervalSet
 from memfsd.common.lines import ALARM, plain
 
