@@ -23,6 +23,7 @@ DATA_STRUCTURES = {
     "kvmsim/store/page_map.py",
     "memfsd/common/intervals.py",
     "memfsd/common/linux.py",
+    "memfsd/core/effects.py",
     "memfsd/core/files/inodes.py",
     "memfsd/core/memory/buddy.py",
     "memfsd/core/memory/frames.py",
