@@ -178,8 +178,8 @@ MUTANTS: tuple[Mutant, ...] = (
         (
             (
                 f"{_CALLBACKS}.on_begin",
-                "                    taken += mmu.zap(gfn, gfn + count, private=True)\n",
-                "                    pass\n",
+                "                        runs = mmu.zap(gfn, gfn + count, private=bool(alias))\n",
+                "                        runs = list[Run]()\n",
             ),
             (
                 f"{_CALLBACKS}.on_end",
