@@ -11,12 +11,16 @@ from .model import Cell, Fault, Outcome
 from .scenarios import SCENARIOS
 from .traps import NAMES
 
+_UNSENT = {
+    Kind.STAT: "no command of kvmsim sends STAT",
+    Kind.PING: "no command of kvmsim sends PING",
+    Kind.ATTRIBUTES: "the scenarios here are of the thread's ABI, in which a file has no attributes",
+}
 UNREACHABLE = {
-    name: f"no command of kvmsim sends {kind.name}"
-    for kind in (Kind.STAT, Kind.PING)
-    for name, _ in points.message_points()
-    if name.endswith(kind.name)
+    name: why for kind, why in _UNSENT.items() for name, _ in points.message_points() if name.endswith(kind.name)
 } | {
+    "Turns.lock taken": "no scenario here executes machine code",
+    "Turns.changed waited for": "no scenario here executes machine code",
     "vm up receive nothing in time": "kvmsim waits for the store's calls as long as there is a store",
 }
 """Points that no real process comes to, and why."""
