@@ -1,0 +1,56 @@
+"""kvmsim and guest_memfds of a real mount: pages are converted in place, and a VM of another ABI gets no file."""
+
+import subprocess
+from pathlib import Path
+
+from tests.support.real_mount import BIN, DEADLINE_S, ENVIRONMENT, MountFactory
+
+IN_PLACE = """
+gmem create g file={path} size=64K flags=mmap
+slot set2 0 gpa=0 size=64K gmem=g
+write 0 "secret"
+read 0 6 shared
+expect exit MEMORY_FAULT flags=0 gpa=0 size=4K
+gmem attributes g 0 4K shared
+read 0 6
+expect exit MEMORY_FAULT flags=8
+read 0 6 shared
+expect data "secret"
+write 0 "public" shared
+gmem attributes g 0 4K private
+read 0 6
+expect data "public"
+gmem attributes g 0 1 private
+expect errno EINVAL
+gmem attributes g 64K 4K private
+expect errno EINVAL
+gmem close g
+read 0 6
+expect errno EFAULT
+"""
+
+
+def run(script: str, abi: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [BIN / "kvmsim", "run", "--abi", abi, "-"],
+        input=script,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+
+
+def test_pages_are_converted_in_place_and_keep_their_contents(mount: MountFactory) -> None:
+    mounted = mount("abi=gmem-inplace,size=16M")
+    done = run(IN_PLACE.format(path=mounted.path / "g"), "gmem-inplace")
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_a_file_that_a_vm_of_another_abi_creates_is_refused_and_gone(mount: MountFactory) -> None:
+    mounted = mount("abi=gmem-7.2,size=16M")
+    done = run(f"gmem create g file={mounted.path / 'g'} size=64K\n", "gmem-6.18")
+    assert done.returncode == 1
+    assert "kvmsim --abi gmem-7.2" in done.stdout
+    assert list(Path(mounted.path).iterdir()) == []
