@@ -77,6 +77,7 @@ ELSEWHERE = {
     "kvmsim/compare/table.py": "mount/test_compare.py",
     "kvmsim/compare/workloads.py": "mount/test_compare.py",
     "kvmsim/cpu/accesses.py": "kvmsim/kvm/test_restarts.py",
+    "kvmsim/cpu/x86/debugger.py": "kvmsim/shell/test_gdb.py",
     "kvmsim/cpu/x86/decrypted.py": "pair/test_machine_code.py",
     "kvmsim/cpu/x86/engine.py": "kvmsim/cpu/x86/test_precision.py",
     "kvmsim/cpu/x86/stay.py": "pair/test_machine_code.py",

@@ -61,7 +61,7 @@ _memfs() {
 }
 
 _kvmsim() {
-    local word=$2 before=$3 options='-h --help --policy --under --abi --max-slots --json -q --quiet --journal --qmp -v --verbose'
+    local word=$2 before=$3 options='-h --help --policy --under --abi --max-slots --json -q --quiet --journal --gdb --qmp -v --verbose'
     options+=' --memory-encryption --tamper --no-op --trace -e -f --filter'
     if ((COMP_CWORD == 1)); then
         _memfsd_words 'run attach shell monitor top race compare vmms journal report trace stat perf -h --help --version' "$word"
@@ -114,7 +114,7 @@ _kvmsim() {
         --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
         --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
-        --max-slots | --gpa | --journal | --trace | --scenarios | -e | -f | --filter | --seed | --count | --bound | --limit | --workers | --cluster | --replay | --record | --plot) ;;
+        --max-slots | --gpa | --gdb | --journal | --trace | --scenarios | -e | -f | --filter | --seed | --count | --bound | --limit | --workers | --cluster | --replay | --record | --plot) ;;
         *)
             if [[ $word == -* ]]; then
                 _memfsd_words "$options" "$word"

@@ -181,6 +181,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("EncryptedMemory.lock", "vm"),
     ("FileMemory.using", "vm"),
     ("Turns.lock", "vm"),
+    ("Debugger.lock", "vm"),
 )
 WAITS: tuple[tuple[str, str], ...] = (
     ("Reclaimer.progress waited for", "store"),
@@ -188,6 +189,7 @@ WAITS: tuple[tuple[str, str], ...] = (
     ("Vcpu.go_on waited for", "vm"),
     ("Inhibitor.changed waited for", "vm"),
     ("Turns.changed waited for", "vm"),
+    ("Debugger.changed waited for", "vm"),
     ("PeerProcess.wait_dead", "store"),
 )
 

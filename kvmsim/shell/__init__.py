@@ -8,8 +8,9 @@ execute          commands to calls
 script_vm        what `vm NAME` makes
 interrupt        SIGINT ends the command that runs, and nothing else
 vcpu_commands    commands that run vCPUs
-image            a host file that `populate` adds
+image            a host file that `populate` adds, or `boot` loads
 gmem_commands    guest_memfds, slots with both memories, memory attributes
+gdb              --gdb: gdb's remote protocol; gdb_packets: its packets
 host_commands    the `hva` commands
 info             `info ...`
 """

@@ -92,6 +92,11 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--json", action="store_true", help="one JSON object per command, with the time that it took")
     parser.add_argument("-q", "--quiet", action="store_true", help="show only what goes wrong, as the command quiet on")
+    parser.add_argument(
+        "--gdb",
+        metavar="ADDR",
+        help="let gdb debug the machine code of the current VM (target remote ADDR): [HOST:]PORT, a loopback address",
+    )
     parser.add_argument("--journal", metavar="FILE", help="record every message to and from the store")
     add_trace_arguments(parser, "-f", "--filter")
     parser.add_argument(

@@ -29,6 +29,7 @@ from memfsd.uapi.limits import MAX_SCRIPT_BYTES
 from memfsd.uapi.messages import KVM_OPERATIONS
 
 from .execute import Executor
+from .gdb import GdbServer
 from .interrupt import Interrupt
 from .lines import InputLines, Stream
 from .script.commands import Command, SlotSet
@@ -136,6 +137,7 @@ class Run:
                 asked.max_slots, asked.policy, asked.under, windows=windows, operations=operations, abi=ABIS[asked.abi]
             )
             self._trace = begin_trace and begin_trace(functools.partial(self._lose, asked.trace))
+            self._gdb = asked.gdb and GdbServer(asked.gdb, lambda: self._executor.machine(None))
             self._beside = beside(asked, self._executor)
         except Refused as refused:
             sys.exit(_say(refused.reason, 2))
@@ -154,6 +156,10 @@ class Run:
         self._ending.callback(self._beside.detach)
         self._ending.callback(self._executor.close)
         self._beside.start()
+        if self._gdb:
+            self._gdb.start()
+            self._ending.callback(self._gdb.close)
+            _say(f"gdb: target remote {self._gdb.address}", 0)
         self._ending.callback(lambda: self._beside.stop(_why(interrupt)))
         return self._executor
 

@@ -158,6 +158,8 @@ MAX_BOOT_BYTES = 64 << 20
 """Of a file that a vCPU boots, and of a segment of it."""
 MAX_STEPS = 100_000
 """Instructions of one `cpu step`: each takes some 30 us."""
+MAX_GDB_PACKET_BYTES = 16384
+MAX_GDB_BREAKPOINTS = 1024
 MAX_DISASM = 1000
 """Instructions that one `cpu disasm` shows."""
 MAX_GMEM_NAMES = 1024

@@ -9,6 +9,7 @@ machine         what the vCPUs of a VM have in common: memory by frame, whose tu
 decrypted       decrypted pages of encrypted memory
 virtual_memory  memory by virtual address
 operands        instructions whose operand the CPU does not reach: devices, files
+debugger        what a debugger wants of the vCPUs
 decode          operands and text of an instruction
 calls           VMCALL and TDCALL
 interrupts      delivery of exceptions

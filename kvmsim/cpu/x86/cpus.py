@@ -26,6 +26,7 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
 from . import decode, interrupts, ports
 from .calls import call
+from .debugger import Debugger
 from .engine import Engine, Stop, Why
 from .layout import Access, Refusal
 from .machine import Machine
@@ -49,6 +50,8 @@ class Cpus:
         self._engines: dict[int, Engine] = {}
         self._consoles: dict[int, ports.Console] = {}
         self.memory = VirtualMemory(kvm, guest, self._machine)
+        self.debugger: Debugger | None = None
+        """Whom each vCPU asks before it runs."""
 
     def engine(self, vcpu: Vcpu) -> Engine:
         with self._machine.turns.turn():
@@ -137,14 +140,23 @@ class Cpus:
         left = count
         while True:
             yield from vcpu.entry()
-            is_hlt = count and (yield from self._code(vcpu, engine)).startswith(_HLT)
-            stop = self._stretch(vcpu, engine, 1 if count else 0)
-            if stop.why is Why.COUNTED:
-                if is_hlt:
-                    yield HltExit()
-                left -= 1
-            else:
-                left -= yield from self._handle(vcpu, engine, stop)
+            debugger, steps = self.debugger, 1 if count else 0
+            if debugger is not None:
+                steps = debugger.before(vcpu, engine.read("rip")) or steps
+                if vcpu.run.immediate_exit:
+                    continue
+                steps = steps or len(debugger.breakpoints)  # each instruction is looked at
+            is_hlt = steps and (yield from self._code(vcpu, engine)).startswith(_HLT)
+            stop = self._stretch(vcpu, engine, 1 if steps else 0)
+            done = 1
+            if stop.why is Why.COUNTED and is_hlt:
+                yield HltExit()
+            elif stop.why is not Why.COUNTED:
+                done = yield from self._handle(vcpu, engine, stop)
+            rip = engine.read("rip") if debugger else 0
+            if debugger and done and (rip in debugger.breakpoints or debugger.is_stepping(vcpu)):
+                debugger.reached(vcpu, rip)
+            left -= done
             if count and left <= 0:
                 return
 

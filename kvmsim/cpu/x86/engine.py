@@ -53,7 +53,6 @@ class Why(Enum):
     """The vector is in `Stop.vector`."""
     MACHINE_CHECK = auto()
     """A page of encrypted memory does not verify: its gpa, and in `va` the frame's place in its window."""
-    BREAKPOINT = auto()
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +102,6 @@ class Engine:
         self._counts = False
         self._seen_version = 0
         self._seen_flushes = -1
-        self._breakpoints: frozenset[int] = frozenset()
         self.write("cr4", _RESET_CR4)
         self.write("cr0", _RESET_CR0)
         self._as_reset = uc.context_save()
@@ -122,6 +120,10 @@ class Engine:
 
     def registers(self) -> dict[str, int]:
         return {name: self.read(name) for name in REGISTERS}
+
+    def segments(self) -> dict[str, int]:
+        """Selectors."""
+        return {name: self.read(name) for name in SEGMENTS}
 
     def port_hooks(self, read: Callable[[int, int], int], write: Callable[[int, int, int], None]) -> None:
         """(port, bytes) to the value of an IN; (port, bytes, value) of an OUT: they are done when these return."""
@@ -148,13 +150,6 @@ class Engine:
             return 1
 
         self.uc.hook_add(uc_const.UC_HOOK_INSN, on_cpuid, None, 1, 0, x86.UC_X86_INS_CPUID)
-
-    def break_at(self, addresses: frozenset[int]) -> None:
-        """A stretch ends at these, before the instruction there; one that begins at one of them goes past it."""
-        if addresses != self._breakpoints:
-            self._breakpoints = addresses
-            self.uc.ctl_set_exits(sorted(addresses))
-            self.flush_code()
 
     def table(self, name: str) -> tuple[int, int, int, int]:
         """selector, base, limit, flags of IDTR or GDTR."""
@@ -213,8 +208,6 @@ class Engine:
             return Stop(Why.KICKED)
         if count:
             return Stop(Why.COUNTED)
-        if self.read("rip") in self._breakpoints:
-            return Stop(Why.BREAKPOINT)
         return Stop(Why.HALTED)
 
     def _flush(self) -> None:
@@ -228,6 +221,7 @@ class Engine:
 
     def look(self, va: int, access: Access) -> tuple[int, int] | Stop:
         """(guest physical address, address in this process) of a virtual address; what a fill would be refused for."""
+        self.state.refusal = Refusal.NONE
         found = _fill.look(ctypes.addressof(self.state), va, access)
         return self._refused() if found is None else found
 
