@@ -69,7 +69,7 @@ def test_a_body_that_is_not_the_kinds_is_einval_and_the_connection_lives(wire: W
         b"\x01",
         HEADER.pack(1, Kind.PING, 0)[:7],
         HEADER.pack(1, 0, 0) + b"\x90",
-        HEADER.pack(1, 9, 0) + b"\x90",
+        HEADER.pack(1, 4242, 0) + b"\x90",
         HEADER.pack(1, 0x7FFF, 0) + b"\x90",
         HEADER.pack(1, Kind.PING, 5) + b"\x90",
         encode_reply(1, Kind.PING, m.Empty()),
