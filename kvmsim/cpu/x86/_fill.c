@@ -326,6 +326,8 @@ static bool fill(void *uc, uint64_t va, int access, struct tlb_entry *entry, voi
     return true;
 }
 
+enum { SLICES_ALONE = 50 }; /* some 20 ms: the thread's signal handlers, in Python, run between two stretches */
+
 /* UC_HOOK_BLOCK: between two blocks is where a stop is precise. */
 static void block(void *uc, uint64_t address, uint32_t size, void *data)
 {
@@ -335,7 +337,7 @@ static void block(void *uc, uint64_t address, uint32_t size, void *data)
     (void)size;
     bool shares = __atomic_load_n(&vcpu->vm->waiting, __ATOMIC_RELAXED) || vcpu->copy_count;
     if (__atomic_load_n(vcpu->kicked, __ATOMIC_RELAXED) || __atomic_load_n(vcpu->immediate_exit, __ATOMIC_RELAXED) ||
-        (++vcpu->blocks > vcpu->slice && shares)) {
+        ++vcpu->blocks > (shares ? vcpu->slice : SLICES_ALONE * vcpu->slice)) {
         vcpu->stopped = 1;
         vcpu->emu_stop(uc);
     }

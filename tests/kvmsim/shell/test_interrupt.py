@@ -56,6 +56,26 @@ def test_it_can_be_stopped_again_and_again(terminal: PromptTerminal, fifo: Path)
     assert terminal.run("read 0 3 shared").endswith("|xxx|\n"), "nobody is kicked by what came before"
 
 
+def test_machine_code_that_never_exits_is_stopped_and_goes_on(terminal: PromptTerminal, tmp_path: Path) -> None:
+    """The signal's handler is Python, on the thread that is in the emulator."""
+    (tmp_path / "loop").write_bytes(bytes.fromhex("ebfe"))  # jmp $
+    terminal.run("slot set 0 shared gpa=0 size=64K")
+    terminal.run(f"boot {tmp_path}/loop at=0x8000000001000")
+    pid = terminal.process.pid
+    for command in ("cpu run", "resume"):
+        before = cpu_time(pid)
+        terminal.type(f"{command}\n")
+        until(lambda before=before: cpu_time(pid) > before + 50, "it is in the loop")  # type: ignore[misc]
+        terminal.type(CTRL_C)
+        assert "EINTR" in terminal.until(PROMPT)
+        assert "rip" in terminal.run("cpu regs")
+
+
+def cpu_time(pid: int) -> int:
+    """Of a process so far, in ticks."""
+    return sum(int(field) for field in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13])
+
+
 def unread(fd: int) -> int:
     """Bytes in a pipe."""
     return int.from_bytes(fcntl.ioctl(fd, termios.FIONREAD, bytes(4)), sys.byteorder)
