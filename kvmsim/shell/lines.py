@@ -77,7 +77,7 @@ class Stream:
         parser = Parser()
         for number, text in enumerate(self._lines, 1):
             steps = parser.feed(text, number)
-            self._is_in_block = True
+            self._is_in_block = text.split()[:1] == ["end"]
             yield from steps
             self._is_in_block = False
         parser.close()
