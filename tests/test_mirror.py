@@ -93,7 +93,6 @@ ELSEWHERE = {
     "kvmsim/kvm/abi/region2.py": "kvmsim/kvm/test_region2.py",
     "kvmsim/kvm/abi/thread.py": "kvmsim/kvm/test_vm.py",
     "kvmsim/kvm/guest_memfds.py": "kvmsim/kvm/test_region2.py",
-    "kvmsim/kvm/blocking.py": "kvmsim/vmm/conversion/test_designs.py",
     "kvmsim/kvm/emulation.py": "kvmsim/kvm/test_vm.py",
     "kvmsim/kvm/exits.py": "kvmsim/kvm/test_kvm_run.py",
     "kvmsim/kvm/faults.py": "pair/test_faults.py",

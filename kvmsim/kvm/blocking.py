@@ -120,12 +120,13 @@ class Blocking:
 
     def destroy(self, gfn: Gfn, page_count: int) -> int:
         """Contents of the private pages of [gfn, gfn + page_count) that are blocked: they read as zeros. Returns the
-        number of pages. OSError: the window is out of memory for it."""
+        number of pages. OSError: the window is out of memory for it.
+
+        Nothing is bound there, so the store may have taken pages back without a call: those are not destroyed whose
+        frames are another page's by now."""
         with self._vm.mmu.lock:
-            runs = self._vm.mmu.blocked.runs(gfn, gfn + page_count)
             self._vm.exports.destroy([(gfn, gfn + page_count)])
-        self._unmapper.destroy(runs)
-        return sum(count for _, _, count in runs)
+        return self._unmapper.destroy([(gfn, gfn + page_count)])
 
     def forget(self, gfn: Gfn, page_count: int) -> None:
         """The store has taken these pages back: they are not blocked any more. Never refused."""

@@ -268,7 +268,7 @@ class SlotIoctls:
         """Private GFNs that no slot shows any more: zap, flush, destroy contents."""
         with self._vm.mmu.lock:  # before the zap, which finds what comes in from here on
             self._vm.exports.destroy(segments)
-        self._unmapper.destroy(self._unmapper.zap(segments, private=True))
+        self._unmapper.retire(segments)
 
 
 def slot_over(region: MemoryRegion, flags: SlotFlag, backing: SlotBacking) -> Memslot:

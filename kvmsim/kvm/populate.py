@@ -63,7 +63,7 @@ class InitialImage:
                 self._populate(vcpu, start, end, read, add)
             except BaseException:
                 with self._unmapper.deleting([]):  # else a frame might be another page's when it is destroyed
-                    self._unmapper.destroy(self._unmapper.zap([(start, end)], private=True))
+                    self._unmapper.retire([(start, end)])
                 raise
             self._measured = measured
 

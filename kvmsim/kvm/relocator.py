@@ -59,6 +59,7 @@ class Relocator:
                 hidden += [(gfn, gfn + pages) for gfn, _, pages in mmu.epts[PRIVATE].runs(low, high)]
                 first, known = slot.pgoff_of(low), mmu.block(low, high)
                 ahead = first - pgoff
+                mmu.blocked.claim(low, HostPfn(link.base + target + ahead), high - low)  # before anything is copied
                 pieces.append(Piece(low, first, Pfn(source + ahead), Pfn(target + ahead), high - low, known))
         return pieces
 

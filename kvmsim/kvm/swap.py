@@ -92,10 +92,12 @@ class Swap:
             raise Refused(errno.EINVAL, f"{count} frames at {pfn:#x} are not in the window")
         pages = [(Pgoff(pgoff + index), Pfn(pfn + index)) for index in range(count)]
         with self._vm.mmu.lock:
-            versions = [exports.find(gmem, page)[1] for page, _ in pages]
+            found = [exports.find(gmem, page) for page, _ in pages]
+            for (gfn, _), (_, frame) in zip(found, pages, strict=True):
+                self._vm.mmu.blocked.claim(gfn, HostPfn(gmem.base + frame), 1)  # before anything is written
         contents = [
             None if version is None else exports.unseal(gmem, page, version, blob)
-            for (page, _), version, blob in zip(pages, versions, blobs, strict=True)
+            for (page, _), (_, version), blob in zip(pages, found, blobs, strict=True)
         ]
         for (_, frame), page_bytes in zip(pages, contents, strict=True):
             if page_bytes is not None:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from kvmsim.memory.memory import WindowMemory
 from memfsd.common import trace
-from memfsd.uapi.units import Gfn, GfnRange
+from memfsd.uapi.units import Gfn, GfnRange, HostPfn
 
 from .alias import PRIVATE, SHARED, Alias
 from .mmu.runs import Run
@@ -93,20 +93,36 @@ class Unmapper:
         if trace.vm is not None:
             trace.vm.kicked_out(self.vm.name, since_ns)
 
-    def destroy(self, runs: list[Run]) -> None:
-        """Contents of private frames that are not mapped any more: what a TDX or SNP unmap does. They read as zeros."""
-        for memory, frame, count in self._frames(runs):
-            memory.scrub(frame, count)
+    def retire(self, segments: list[GfnRange]) -> None:
+        """Private GFNs are unmapped, and then their contents destroyed."""
+        if segments:
+            with self.bracket(segments):
+                for start, end in segments:
+                    self.vm.mmu.block(start, end)
+            self.destroy(segments)
+
+    def destroy(self, segments: list[GfnRange]) -> int:
+        """Contents of private pages that are blocked: what a TDX or SNP unmap does. They read as zeros. Returns the
+        number of pages. OSError: the window is out of memory for it.
+
+        With Mmu.lock held all the time, since a frame that another page gets meanwhile is not blocked any more.
+        """
+        page_count = 0
         with self.vm.mmu.lock:
-            for gfn, _, count in runs:
+            for gfn, pfn, count in [run for start, end in segments for run in self.vm.mmu.blocked.runs(start, end)]:
+                memory, frame = self._window(pfn)
+                memory.scrub(frame, count)
                 self.vm.mmu.blocked.take(gfn, gfn + count)
+                page_count += count
+        return page_count
 
     def _frames(self, runs: list[Run]) -> list[tuple[WindowMemory, int, int]]:
         """(window, first frame of it, frames) of each private run."""
         with self.vm.mmu.lock:
-            found = [(*self.vm.physmap.find(pfn), count) for _, pfn, count in runs]
-        frames = []
-        for memory, frame, count in found:
-            assert isinstance(memory, WindowMemory)
-            frames.append((memory, frame, count))
-        return frames
+            return [(*self._window(pfn), count) for _, pfn, count in runs]
+
+    def _window(self, pfn: HostPfn) -> tuple[WindowMemory, int]:
+        """With Mmu.lock held."""
+        memory, frame = self.vm.physmap.find(pfn)
+        assert isinstance(memory, WindowMemory)
+        return memory, frame

@@ -13,6 +13,8 @@ class BlockedPages:
     def __init__(self) -> None:
         self._index: IntervalMap[tuple[int, bool]] = IntervalMap()
         """(frame - GFN, touched) of ranges of GFNs."""
+        self._deltas: IntervalMap[int] = IntervalMap()
+        """The same by frame: frame - GFN. A frame holds one page."""
 
     def __len__(self) -> int:
         """Ranges."""
@@ -23,16 +25,27 @@ class BlockedPages:
         gfn, pfn, count = run
         end, delta = gfn + count, int(pfn) - gfn
         marks = IntervalSet([*touched, *(_span(was) for was, was_touched in self.take(gfn, end) if was_touched)])
+        self.claim(gfn, pfn, count)
+        self._deltas.put(pfn, pfn + count, delta)
         self._index.put(gfn, end, (delta, False))
         for low, high in marks.within(gfn, end):
             self._index.put(low, high, (delta, True))
 
     def take(self, start: Gfn, end: Gfn) -> list[tuple[Run, bool]]:
         """Take the pages of [start, end) out: runs, and whether they were touched."""
-        return [
-            ((low, HostPfn(low + delta), high - low), touched)
-            for low, high, (delta, touched) in self._index.cut(start, end)
-        ]
+        taken = []
+        for low, high, (delta, touched) in self._index.cut(start, end):
+            self._deltas.cut(low + delta, high + delta)
+            taken.append(((low, HostPfn(low + delta), high - low), touched))
+        return taken
+
+    def claim(self, gfn: Gfn, pfn: HostPfn, count: int) -> None:
+        """These frames hold these pages from now on. The store takes back without a call what is not bound: whatever
+        else was blocked in them is theirs no more, and they must not be destroyed for it."""
+        wanted = int(pfn) - gfn
+        for low, high, delta in self._deltas.within(pfn, pfn + count):
+            if delta != wanted:
+                self.take(Gfn(low - delta), Gfn(high - delta))
 
     def take_untouched(self, start: Gfn, end: Gfn) -> list[GfnRange]:
         """Take out what nobody touched; the ranges that stay."""

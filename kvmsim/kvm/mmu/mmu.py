@@ -120,6 +120,8 @@ class Mmu:
             self.retry_count += 1
             return False
         ept = self.epts[page_fault.private]
+        if self.blocked:
+            self.blocked.claim(gfn, pfn, count)
         if count == 1:
             ept.map_page(gfn, pfn, writable=page_fault.writable, uncached=page_fault.slot.uncached)
         else:
@@ -140,6 +142,8 @@ class Mmu:
         if self.is_stale(run, count):
             self.retry_count += 1
             return False
+        if self.blocked:
+            self.blocked.claim(run.gfn, pfn, count)
         for at in range(0, count, 1 << order):
             self.epts[run.private].map_large(
                 run.gfn + at, pfn + at, order, writable=run.writable, accessed=not at, uncached=run.slot.uncached

@@ -110,14 +110,14 @@ def test_a_private_slot_that_goes_is_eagain(store: LocalStore) -> None:
     vm = store.vm()
     vm.private_slot(0, 0, page(8), "mem")
     answers: list[str] = []
-    real = vm.kvm.unmapper.zap
+    real = vm.kvm.unmapper.retire
 
-    def zap(segments: list[GfnRange], *, private: bool) -> list[Run]:
+    def retire(segments: list[GfnRange]) -> None:
         answers.append(refusal(vm, page(3), page(1)))
-        return real(segments, private=private)
+        real(segments)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(vm.kvm.unmapper, "zap", zap)
+        patched.setattr(vm.kvm.unmapper, "retire", retire)
         vm.vmm.memory.punch_slot(0, page(2), page(2))
         assert left(vm, page(4), page(1)) == 0
         vm.delete(0, private=True)

@@ -20,3 +20,17 @@ def test_what_was_touched_before_stays_touched() -> None:
     blocked.add((Gfn(10), HostPfn(110), 4), touched=[(Gfn(13), Gfn(14))])
     assert blocked.take_untouched(Gfn(0), Gfn(100)) == [(11, 12), (13, 14)]
     assert blocked.take(Gfn(0), Gfn(100)) == [((11, 111, 1), True), ((13, 113, 1), True)]
+
+
+def test_a_frame_that_holds_another_page_is_blocked_for_that_one_only() -> None:
+    blocked = BlockedPages()
+    blocked.add((Gfn(10), HostPfn(110), 10), touched=[])
+    blocked.claim(Gfn(10), HostPfn(110), 10)
+    assert blocked.runs(Gfn(0), Gfn(100)) == [(10, 110, 10)], "the same pages"
+    blocked.claim(Gfn(52), HostPfn(112), 3)
+    assert blocked.runs(Gfn(0), Gfn(100)) == [(10, 110, 2), (15, 115, 5)]
+    blocked.add((Gfn(60), HostPfn(116), 2), touched=[])
+    assert blocked.runs(Gfn(0), Gfn(100)) == [(10, 110, 2), (15, 115, 1), (18, 118, 2), (60, 116, 2)]
+    blocked.take(Gfn(60), Gfn(61))
+    blocked.claim(Gfn(70), HostPfn(116), 2)
+    assert blocked.runs(Gfn(60), Gfn(100)) == []
