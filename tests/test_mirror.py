@@ -68,6 +68,7 @@ ELSEWHERE = {
     "memfsd/store/names.py": "store/test_store_names.py",
     "memfsd/store/reclaim.py": "pair/test_slow_vms.py",
     "memfsd/store/seeking.py": "store/test_files.py",
+    "memfsd/store/swapoff.py": "pair/test_swapoff.py",
     "memfsd/store/swapper.py": "pair/test_swapping.py",
     "memfsd/store/store.py": "store/test_files.py",
     "kvmsim/compare/command.py": "mount/test_compare.py",

@@ -356,11 +356,11 @@ class _Run:
         return f"{done} pages left"
 
     def _host_swapoff(self) -> str:
-        swapper = self.world.store.swapper
-        step = swapper.swap_off()
+        swapoff = self.world.store.swapoff
+        step = swapoff.swap_off()
         came = step.page_count
         while step.next_page is not None:
-            step = swapper.swap_off(*step.next_page)
+            step = swapoff.swap_off(*step.next_page)
             came += step.page_count
         return f"{came} pages came back"
 

@@ -331,7 +331,7 @@ class Session:
     def _on_swap_off(self, want: m.SwapOff) -> m.Body:
         if self._process.uid not in (0, os.getuid()):
             raise Refused(errno.EACCES, "memfs swapoff is for root and the user who mounted: run it as one of them")
-        done = self._store.swapper.swap_off(want.ino, want.pgoff)
+        done = self._store.swapoff.swap_off(want.ino, want.pgoff)
         next_page = done.next_page or (0, -1)
         return m.SwapOffReply(
             done.page_count, done.stayed, *_failure(done.why), done.name, done.vm, done.left, *next_page

@@ -18,6 +18,7 @@ devices      files whose memory is a device's
 failures     memory that fails
 dumps        memfs kcore: the states of all frames at one moment
 swapper      pages that leave to the swap file, and come back
+swapoff      all that is out comes back, in steps
 deadlines    for what may wait on a VM
 
 A use case takes Service.lock itself and never waits on a VM with it held. One that frees memory returns Work, which may

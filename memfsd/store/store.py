@@ -26,6 +26,7 @@ from .mover import Mover
 from .names import Names
 from .pairings import Pairings
 from .reclaim import Reclaimer
+from .swapoff import Swapoff
 from .swapper import Swapper
 
 __all__ = ["Store", "build_store", "open_swap"]
@@ -41,6 +42,7 @@ class Store:
     pairings: Pairings
     reclaimer: Reclaimer
     swapper: Swapper
+    swapoff: Swapoff
     mover: Mover
     nodes: Nodes
     checker: Checker
@@ -115,6 +117,7 @@ def build_store(
         guest_memfds=GuestMemfds(service, windows, invalidator, now_ns),
         failures=Failures(service, runner, invalidator),
         swapper=swapper,
+        swapoff=Swapoff(service, swapper),
         mover=mover,
         nodes=Nodes(service, mover, deadlines),
         checker=Checker(service, windows, invalidator, deadlines),

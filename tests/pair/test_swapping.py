@@ -9,7 +9,6 @@ import pytest
 from kvmsim.kvm.exits import MemoryErrorExit
 from kvmsim.kvm.tampering import tamper
 from kvmsim.store.link import StoreLink
-from memfsd.core.private.absent import Swapped
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
@@ -17,55 +16,13 @@ from memfsd.uapi.limits import SWAP_BLOB_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE, Gfn, Pfn, Pgoff
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
-
-PAGES = 16
-SECRET = b"the guest says: attack at dawn. "
-
-
-def content(number: int) -> bytes:
-    return (SECRET + bytes([number + 1])).ljust(64, b".") * (PAGE_SIZE // 64)
+from tests.support.swapped import PAGES, SECRET, assert_intact, blob, content, put_blob, slot_of, start
 
 
 @pytest.fixture
 def running(swapping_store: LocalStore) -> LocalVm:
     """16 private pages at GPA 0, each with contents of its own."""
     return start(swapping_store)
-
-
-def start(
-    store: LocalStore,
-    name: str = "file",
-    vm: str = "vm0",
-    pages: int = PAGES,
-    operations: frozenset[Kind] = m.KVM_OPERATIONS,
-) -> LocalVm:
-    store.create(name, pages)
-    local = store.vm(vm, operations=operations)
-    local.private_slot(0, 0, page(pages), name)
-    for number in range(pages):
-        assert local.write(page(number), content(number)) is None
-    return local
-
-
-def assert_intact(local: LocalVm, pages: int = PAGES) -> None:
-    for number in range(pages):
-        assert local.read(page(number), PAGE_SIZE) == content(number), number
-
-
-def slot_of(store: LocalStore, pgoff: int, name: str = "file") -> int:
-    entry = store.guest(name).absent[pgoff]
-    assert isinstance(entry, Swapped)
-    return entry.slot
-
-
-def blob(store: LocalStore, slot: int) -> bytes:
-    with open(store.swap_path, "rb") as file:
-        return os.pread(file.fileno(), SWAP_BLOB_BYTES, 4096 + slot * SWAP_BLOB_BYTES)
-
-
-def put_blob(store: LocalStore, slot: int, data: bytes) -> None:
-    with open(store.swap_path, "r+b") as file:
-        os.pwrite(file.fileno(), data, 4096 + slot * SWAP_BLOB_BYTES)
 
 
 # -- out and in
@@ -387,89 +344,7 @@ def test_what_cannot_be_swapped_out_says_why(swapping_store: LocalStore, running
 def test_a_mount_without_swap(store: LocalStore) -> None:
     start(store)
     assert errno_of(store.page_out, "file") == "EOPNOTSUPP"
-    assert errno_of(store.store.swapper.swap_off) == "EOPNOTSUPP"
-
-
-# -- swapoff
-
-
-def test_swapoff_brings_everything_in_and_nothing_leaves_any_more(swapping_store: LocalStore, running: LocalVm) -> None:
-    swapping_store.page_out("file")
-    assert swap_off(swapping_store) == (PAGES, {}, 0)
-    assert swapping_store.service.slots.used == 0
-    assert errno_of(swapping_store.page_out, "file") == "EOPNOTSUPP"
-    assert_intact(running)
-
-
-def test_swapoff_says_what_does_not_fit_and_swap_stays_on(swapping_store: LocalStore) -> None:
-    local = start(swapping_store, pages=48)
-    assert errno_of(swapping_store.store.swapper.swap_off) == "ENOSPC"
-    assert swapping_store.service.slots.is_on
-    assert_intact(local, 48)
-
-
-def swap_off(store: LocalStore) -> tuple[int, dict[str, tuple[int, str]], int]:
-    """memfs swapoff: pages that came back; by file those that cannot, and their VM; pages that are still out."""
-    came, stay, at = 0, dict[str, tuple[int, str]](), (0, 0)
-    while True:
-        step = store.store.swapper.swap_off(*at)
-        came += step.page_count
-        if step.why is not None:
-            stay[step.name.decode()] = step.stayed, step.vm
-        if step.next_page is None:
-            return came, stay, step.left
-        at = step.next_page
-
-
-def test_swapoff_leaves_bad_pages_out_and_brings_all_others(swapping_store: LocalStore, running: LocalVm) -> None:
-    store, other = swapping_store, start(swapping_store, "other", "vm1", 4)
-    store.page_out("file")
-    store.page_out("other")
-    for number in (0, 7, 15):
-        put_blob(store, slot_of(store, number), bytes(SWAP_BLOB_BYTES))
-    for _ in range(2):
-        came, stay, left = swap_off(store)
-        assert (stay, left) == ({"file": (3, "vm0")}, 3)
-        assert not store.service.slots.is_on
-    assert came == 0, "they came the first time"
-    assert sorted(store.guest("file").absent) == [0, 7, 15]
-    assert_intact(other, 4)
-    assert running.read(page(8), PAGE_SIZE) == content(8)
-    store.punch("file", 0, PAGES)
-    assert swap_off(store) == (0, {}, 0)
-
-
-def test_swapoff_says_why_and_which_page(swapping_store: LocalStore, running: LocalVm) -> None:
-    swapping_store.page_out("file")
-    put_blob(swapping_store, slot_of(swapping_store, 7), bytes(SWAP_BLOB_BYTES))
-    why = swapping_store.store.swapper.swap_off().why
-    assert why is not None
-    assert why.errno == errno.EBADMSG
-    assert "page 0x7 of inode" in why.reason
-
-
-def test_swapoff_of_a_truncated_file_goes_on(swapping_store: LocalStore, running: LocalVm) -> None:
-    store = swapping_store
-    store.page_out("file")
-    assert slot_of(store, 5) == 5
-    os.truncate(store.swap_path, 4096 + 5 * SWAP_BLOB_BYTES)
-    assert swap_off(store) == (5, {"file": (PAGES - 5, "vm0")}, PAGES - 5)
-
-
-def test_a_vm_that_refuses_its_pages_is_no_full_pool(
-    swapping_store: LocalStore, running: LocalVm, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Else swapoff would end for all."""
-    other = start(swapping_store, "other", "vm1", 4)
-    swapping_store.page_out("file")
-    swapping_store.page_out("other")
-
-    def refuses(*_: object) -> None:
-        raise Refused(errno.ENOSPC, "never")
-
-    monkeypatch.setattr(running.kvm.notifier, "on_swap_in", refuses)
-    assert swap_off(swapping_store) == (4, {"file": (PAGES, "vm0")}, PAGES)
-    assert_intact(other, 4)
+    assert errno_of(store.store.swapoff.swap_off) == "EOPNOTSUPP"
 
 
 # -- with what else happens to pages
