@@ -19,6 +19,8 @@ _UNSENT = {
 UNREACHABLE = {
     name: why for kind, why in _UNSENT.items() for name, _ in points.message_points() if name.endswith(kind.name)
 } | {
+    "Debugger.lock taken": "no scenario here executes machine code",
+    "Debugger.changed waited for": "no scenario here executes machine code",
     "Turns.lock taken": "no scenario here executes machine code",
     "Turns.changed waited for": "no scenario here executes machine code",
     "vm up receive nothing in time": "kvmsim waits for the store's calls as long as there is a store",
