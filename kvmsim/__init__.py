@@ -13,7 +13,7 @@
     views/      `kvmsim top`: what people look at
     tracing/    `kvmsim trace`, `stat` and `perf`: what reads traces
     compare/    `kvmsim compare`: the same guests over all designs, measured
-    vmms/       `kvmsim vmms`: models of real VMMs through conversions that fail
+    vmms/       `kvmsim vmms`: models of real VMMs through conversions that fail; `kvmsim abi`
     race/       `kvmsim race`: both sides under a scheduler
     cli         the command
     pytest_plugin   fixtures: a mount, and a VM

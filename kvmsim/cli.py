@@ -271,6 +271,22 @@ def _vmms(parser: argparse.ArgumentParser) -> Load:
     return lambda: command.vmms
 
 
+def _abi(parser: argparse.ArgumentParser) -> Load:
+    from .vmms.abi import command
+
+    command.add_arguments(parser)
+    parser.add_argument("--html", metavar="FILE.html", help="write the answers as a page")
+
+    def execute(asked: argparse.Namespace) -> int:
+        if asked.html is None:
+            return command.abi(asked)
+        from .views.answers import answered
+
+        return answered(asked.html, lambda finish: command.abi(asked, finish))
+
+    return lambda: execute
+
+
 _COMMANDS: dict[str, tuple[str, Adder]] = {
     "run": ("run a script, a line a command", _run),
     "attach": ("pair with a sealed file and prompt", _attach),
@@ -284,5 +300,6 @@ _COMMANDS: dict[str, tuple[str, Adder]] = {
     "stat": ("count the events of traces, once or as they come", _stat),
     "perf": ("exits by reason, with their times", _perf),
     "vmms": ("run models of real VMMs through conversions that fail, and judge what they leave", _vmms),
+    "abi": ("run a catalogue of situations on every ABI and show what differs", _abi),
     "compare": ("run the same guests over all designs of conversion and measure", _compare),
 }

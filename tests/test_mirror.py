@@ -144,10 +144,15 @@ ELSEWHERE = {
         for name in ("border", "command", "iommu", "judge", "rig", "scenarios", "store", "table")
     },
     **{f"kvmsim/vmms/{name}.py": "kvmsim/vmms/test_vmms.py" for name in ("memory", "gmem_memory")},
+    **{
+        f"kvmsim/vmms/abi/{name}.py": "kvmsim/vmms/test_abi_catalogue.py"
+        for name in ("bench", "catalogue", "command", "files", "pages", "store", "table")
+    },
     "kvmsim/vmm/guest_memory.py": "kvmsim/vmm/conversion/test_rollback.py",
     "kvmsim/tracing/command.py": "kvmsim/tracing/test_trace_command.py",
     "kvmsim/tracing/reader.py": "kvmsim/tracing/test_trace_reader.py",
     "kvmsim/views/charts.py": "kvmsim/views/test_report_command.py",
+    "kvmsim/views/answers.py": "kvmsim/vmms/test_abi_catalogue.py",
     "kvmsim/views/comparison.py": "mount/test_compare.py",
     "kvmsim/views/page.py": "kvmsim/views/test_report_command.py",
     "kvmsim/views/vm_view.py": "kvmsim/views/test_top_command.py",

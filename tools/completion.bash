@@ -64,7 +64,7 @@ _kvmsim() {
     local word=$2 before=$3 options='-h --help --policy --under --abi --max-slots --json -q --quiet --journal --gdb --qmp -v --verbose'
     options+=' --memory-encryption --tamper --no-op --trace -e -f --filter'
     if ((COMP_CWORD == 1)); then
-        _memfsd_words 'run attach shell monitor top race compare vmms journal report trace stat perf -h --help --version' "$word"
+        _memfsd_words 'run attach shell monitor top race compare vmms abi journal report trace stat perf -h --help --version' "$word"
         return
     fi
     if [[ ${COMP_WORDS[1]} == journal ]]; then
@@ -98,6 +98,7 @@ _kvmsim() {
     if [[ ${COMP_WORDS[1]} == compare ]]; then
         options='-h --help --workloads --designs --page-sizes --max-slots --json --plot --html'
     fi
+    [[ ${COMP_WORDS[1]} == abi ]] && options='-h --help --situations --list --json --markdown --html'
     [[ ${COMP_WORDS[1]} == vmms ]] && options='-h --help --models --scenarios --abi --list --json --markdown'
     if [[ ${COMP_WORDS[1]} == race ]]; then
         options='-h --help --seed --count --exhaustive --bound --limit --workers --cluster --replay --record --list --points --show --json'
@@ -114,7 +115,7 @@ _kvmsim() {
         --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
         --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
-        --max-slots | --gpa | --gdb | --journal | --trace | --scenarios | -e | -f | --filter | --seed | --count | --bound | --limit | --workers | --cluster | --replay | --record | --plot) ;;
+        --max-slots | --gpa | --gdb | --journal | --trace | --scenarios | --situations | -e | -f | --filter | --seed | --count | --bound | --limit | --workers | --cluster | --replay | --record | --plot) ;;
         *)
             if [[ $word == -* ]]; then
                 _memfsd_words "$options" "$word"

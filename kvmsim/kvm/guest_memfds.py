@@ -10,7 +10,7 @@ import threading
 from dataclasses import replace
 
 from kvmsim.memory.mapped import MappedFile
-from kvmsim.memory.memory import UnmappedMemory
+from kvmsim.memory.memory import Memory, UnmappedMemory
 from kvmsim.store.link import FileId, StoreLink
 from memfsd.common.quote import quoted
 from memfsd.uapi.abi import Attributes, GmemFlag
@@ -42,6 +42,8 @@ class GuestMemfds:
         self._regions: dict[int, Region2] = {}
         self._mapped: dict[FileId, MappedFile] = {}
         """Of the files whose shared pages slots show."""
+        self._emulated: dict[int, Memory] = {}
+        """By slot: owned memory at userspace_addr, beside a file that can be mapped."""
 
     # -- files
 
@@ -105,6 +107,9 @@ class GuestMemfds:
         for mapped in self._mapped.values():
             mapped.close()
         self._mapped.clear()
+        for memory in self._emulated.values():
+            memory.close()
+        self._emulated.clear()
 
     def _check_abi(self) -> None:
         if not self._vm.rules.has_one_space:
@@ -136,6 +141,9 @@ class GuestMemfds:
                 raise Refused(errno.EINVAL, f"{quoted(file.name)} cannot be mapped: {error.strerror}") from None
             with self._vm.mmu.lock:
                 self._vm.slots[PRIVATE].add(slot)
+            shown = self._vm.slots[SHARED].get(region.slot)
+            if userspace.owned and shown is not None and shown.backing.emulated is not None:
+                self._emulated[region.slot] = userspace.memory
         return self._pairings.name(backing)
 
     def _show_shared(self, region: Region2, userspace: Userspace, backing: SlotBacking) -> None:
@@ -163,6 +171,9 @@ class GuestMemfds:
         if self._vm.slots[PRIVATE].get(id_) is not None:
             self._take_private(id_)
         self._slots.delete(id_, private=False)
+        emulated = self._emulated.pop(id_, None)
+        if emulated is not None:
+            emulated.close()
         del self._regions[id_]
 
     def _take_private(self, id_: int) -> None:

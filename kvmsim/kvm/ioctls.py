@@ -188,8 +188,9 @@ class SlotIoctls:
         """The proposed ioctl: a hole in a private slot. Data around it survives; ranges (gfn, end) removed.
 
         EINVAL: no such slot, unaligned, empty, not inside the slot, or in part a hole already. EPERM: a slot that shows
-        an encrypted mapping.
+        an encrypted mapping. ENOTTY where a slot has both memories.
         """
+        self._check_abi()
         if (gpa | size) % PAGE_SIZE:
             raise Refused(errno.EINVAL, f"gpa {gpa:#x} and size {size:#x} must be multiples of 4096")
         start, end = Gfn(gpa >> PAGE_SHIFT), Gfn(gpa + size >> PAGE_SHIFT)

@@ -149,7 +149,11 @@ class Executor:
         machine = ScriptVm(
             name, self._max_slots, self.interrupt, self._pair, self._windows(), self._operations, self._abi
         )
-        machine.vmm.set_policy(*self._policy)
+        try:
+            machine.vmm.set_policy(*self._policy)
+        except Refused:
+            machine.close()
+            raise
         self._machines[name] = machine
         return machine
 

@@ -7,5 +7,6 @@ top_command  kvmsim top
 history      what journals say of a run, put together
 charts       pictures of it; page: HTML that needs nothing else
 comparison   kvmsim compare --html
+answers      kvmsim abi --html
 report_command  kvmsim report, and kvmsim run --report
 """

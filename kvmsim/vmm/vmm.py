@@ -55,8 +55,11 @@ class Vmm:
         self.inhibitor = Inhibitor()
 
     def set_policy(self, name: str, under: str = "kept") -> None:
-        """One of POLICIES and UNDER. The slots that the policy before has made stay."""
+        """One of POLICIES and UNDER. The slots that the policy before has made stay. EINVAL where a slot has both
+        memories: the designs convert by slots of each alias."""
         assert name in POLICIES and under in UNDER, (name, under)
+        if name != "none" and self._kvm.vm.abi.has_one_space:
+            raise Refused(errno.EINVAL, f"policy {name} converts by slots, on abi thread alone: set attributes instead")
         self._set_overlay(name == "overlay")
         self.policy, self.under, self._own_design = name, under, None
 

@@ -60,11 +60,16 @@ class LocalStore:
         if not self._is_sized_at_creation:
             files.add_seals(shown.ino, Seal.GUEST).run()
             files.truncate(shown.ino, page_count * PAGE_SIZE).run()
-        stand_in = os.memfd_create(f"vmms-{name}", os.MFD_CLOEXEC)
-        self._stand_ins.append(stand_in)
+        stand_in = self._stand_in(name, shown.ino)
         os.truncate(stand_in, page_count * PAGE_SIZE)
-        self._by_file[_id(stand_in)] = shown.ino
         return shown.ino, f"/proc/self/fd/{stand_in}"
+
+    def _stand_in(self, name: str, ino: Ino) -> int:
+        """An empty memfd."""
+        made = os.memfd_create(f"vmms-{name}", os.MFD_CLOEXEC)
+        self._stand_ins.append(made)
+        self._by_file[_id(made)] = ino
+        return made
 
     def allocate(self, ino: Ino, page_count: int) -> None:
         """fallocate(2) of a file's first pages. ENOSPC when the pool is full."""

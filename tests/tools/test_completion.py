@@ -56,7 +56,7 @@ def test_the_commands_are_offered(program: str) -> None:
     [
         *(("memfs", name) for name in ("create", "seal", "stat", "map", "fallocate", "bind", "move", "check", "top")),
         *(("memfs", name) for name in ("compact", "kcore", "poison", "swapout", "vms")),
-        *(("kvmsim", name) for name in ("run", "attach", "shell", "monitor", "race", "compare", "vmms", "stat")),
+        *(("kvmsim", name) for name in ("run", "attach", "shell", "monitor", "race", "compare", "vmms", "abi", "stat")),
         *(("kvmsim", "journal", name) for name in ("check", "show")),
         *(("kvmsim", "trace", name) for name in ("list", "convert")),
         ("kvmsim", "perf", "report"),
