@@ -77,6 +77,7 @@ def outcome(command: str, directory: Path) -> str:
         return " ".join(said.split()) or "ok"
     if done.returncode in (-signal.SIGBUS, 128 + signal.SIGBUS):
         return "SIGBUS"
+    said = said.replace("(EOPNOTSUPP)", "(ENOTSUP)")  # one number, and the name that errno.errorcode has
     named = [
         name
         for number, name in errno.errorcode.items()
