@@ -49,6 +49,10 @@ class Server(Protocol):
     def emit(self, name: str, data: Arguments) -> None: ...
 
 
+_MAX_PATTERN = 64
+"""Of the events of a trace: none has so long a name."""
+
+
 class Handlers:
     """Of one process. What a client may ask depends on whether it has negotiated."""
 
@@ -198,11 +202,16 @@ class Handlers:
         return "".join(f"{line}\r\n" for line in text.splitlines())
 
     def _trace(self, given: Arguments) -> object:
-        if given.get("ignore-unavailable"):
-            return {}
-        raise QmpError(
-            f"trace event {quoted(given['name'][:64])} cannot be switched while a VM runs: start kvmsim with --trace"
-        )
+        switch, pattern = self._executor.switch_events, given["name"]
+        if len(pattern) > _MAX_PATTERN:
+            raise QmpError(
+                f"no event has a name as long as {quoted(pattern[:_MAX_PATTERN])}: kvmsim trace list shows them"
+            )
+        if switch is not None:
+            switch(pattern, on=given["enable"])
+        elif not given.get("ignore-unavailable"):
+            raise QmpError("no trace is written whose events could be switched: start kvmsim with --trace FILE")
+        return {}
 
 
 def _names(providers: list[Any] | None) -> set[str] | None:

@@ -115,12 +115,18 @@ COMMANDS = (
     ),
     Command(
         "trace-event-set-state",
-        "Always a GenericError: what is traced is chosen when the process starts.",
+        "Events of `--trace FILE` on or off, while VMs run; an event that was chosen with a filter keeps it. A"
+        " GenericError without --trace.",
         "{}",
         (
-            Argument("name", "string", "which events", required=True),
+            Argument(
+                "name",
+                "string",
+                "events as for -e: [SYSTEM:]EVENT or SYSTEM, with * and ?",
+                required=True,
+            ),
             Argument("enable", "boolean", "on or off", required=True),
-            Argument("ignore-unavailable", "boolean", "no error for those that cannot be switched: then {}"),
+            Argument("ignore-unavailable", "boolean", "no error without --trace: then {}"),
         ),
     ),
     Command("quit", "The process ends in order, with exit status 0: SHUTDOWN, then the end of the connection.", "{}"),

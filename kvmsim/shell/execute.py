@@ -4,7 +4,7 @@ import errno
 import signal
 import subprocess
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, Protocol
 
 from kvmsim.kvm.alias import Alias
 from kvmsim.kvm.pairings import Pair
@@ -34,6 +34,12 @@ _SHELL_ENDS_S = 2.0
 """After an interrupt, which a terminal sends to the shell, too."""
 
 
+class SwitchEvents(Protocol):
+    """Tracing.switch."""
+
+    def __call__(self, pattern: str, *, on: bool) -> None: ...
+
+
 class Executor:
     """All VMs of a process; vm0 exists and is current."""
 
@@ -56,6 +62,8 @@ class Executor:
         self._policy = policy, under
         self._pair = pair
         self.interrupt = Interrupt()
+        self.switch_events: SwitchEvents | None = None
+        """Of the trace, if there is one. EINVAL (Refused): no such event."""
         self._machines: dict[str, ScriptVm] = {}
         self._host = Host()
         self._handlers: dict[type[c.Command], Callable[[Any], Outcome]] = {

@@ -137,6 +137,8 @@ class Run:
                 asked.max_slots, asked.policy, asked.under, windows=windows, operations=operations, abi=ABIS[asked.abi]
             )
             self._trace = begin_trace and begin_trace(functools.partial(self._lose, asked.trace))
+            if self._trace:
+                self._executor.switch_events = self._trace.switch
             self._gdb = asked.gdb and GdbServer(asked.gdb, lambda: self._executor.machine(None))
             self._beside = beside(asked, self._executor)
         except Refused as refused:

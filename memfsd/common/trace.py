@@ -283,9 +283,14 @@ def _is_hot(side: Side) -> bool:
 
 class _Several(Instrument):
     def __init__(self, instruments: list[Instrument]) -> None:
-        self.sees_packets = any(one.sees_packets for one in instruments)
+        self._instruments = list(instruments)
         for name in POINTS:
             vars(self)[name] = _each([getattr(one, name) for one in instruments])
+
+    @property
+    def sees_packets(self) -> bool:  # type: ignore[override]
+        """A trace can be told to, and no more to."""
+        return any(one.sees_packets for one in self._instruments)
 
 
 def _each(calls: list[Callable[..., None]]) -> Callable[..., None]:

@@ -76,7 +76,9 @@ class TraceFile:
     """
 
     def __init__(self, fd: int, side: str, wanted: Wanted, warn: Callable[[str], None]) -> None:
-        self._fd, self.wanted, self._warn = fd, wanted, warn
+        self._fd, self._filters, self._warn = fd, wanted, warn
+        self.wanted = set(wanted)
+        """Events that are on. A filter stays an event's when it is off, and on again."""
         self._queue: deque[_Queued] = deque()
         self.put = self._putting()
         self._lost = 0
@@ -147,11 +149,11 @@ class TraceFile:
 
     def _text(self, count: int) -> str:
         """The lines of so many events. One loop with everything at hand: most of what an event costs is here."""
-        take, wanted, heads, texts = self._queue.popleft, self.wanted, self._heads, self._texts
+        take, filters, heads, texts = self._queue.popleft, self._filters, self._heads, self._texts
         lines = []
         for _ in range(count):
             t, tid, cpu, task, event, values = take()
-            matches = wanted[event]
+            matches = filters.get(event)
             if matches is not None and not matches((*values, tid, task, cpu)):
                 continue
             head = heads.get((task, tid, cpu))

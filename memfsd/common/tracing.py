@@ -48,10 +48,19 @@ class Tracing(trace.Instrument):
     def __init__(self, file: TraceFile, side: str) -> None:
         self._side, self._put = side, file.put
         self._send, self._receive = e.EVENTS[f"{side}_send"], e.EVENTS[f"{side}_receive"]
-        self._wants_messages = self._send in file.wanted or self._receive in file.wanted
-        self.sees_packets = self._wants_messages
+        self._wanted = file.wanted
+        self.sees_packets = not self._wanted.isdisjoint((self._send, self._receive))
         self._tasks: dict[tuple[str, int], _Task] = {}
         self.close = file.close
+
+    def switch(self, pattern: str, *, on: bool) -> None:
+        """Events on or off, from any thread. EINVAL (Refused) when the pattern names none."""
+        events = e.chosen(pattern)
+        if on:
+            self._wanted.update(events)
+        else:
+            self._wanted.difference_update(events)
+        self.sees_packets = not self._wanted.isdisjoint((self._send, self._receive))
 
     # -- of any side: packets
 

@@ -10,6 +10,7 @@ from memfsd.uapi.limits import MAX_QMP_PAGE
 from tests.support.both_sides import LocalStore
 from tests.support.qmp import Raw, client, monitored
 from tests.support.script_lines import Lines
+from tests.support.traced import events, tracing
 
 
 @pytest.fixture
@@ -55,8 +56,29 @@ def test_commands_are_refused_in_qemus_words(qmp: Raw) -> None:
     assert "shared or private" in qmp.refusal("query-ept", space="public")
     assert qmp.refusal("query-status", vm="b") == "GenericError: ENOENT: there is no VM b: create it with 'vm b'"
     assert qmp.refusal("query-stats", target="vcpu", vcpus=["/x"]).startswith("DeviceNotFound: Device '/x' not found")
-    assert "cannot be switched" in qmp.refusal("trace-event-set-state", name="kvm*", enable=True)
+    assert "--trace FILE" in qmp.refusal("trace-event-set-state", name="kvm*", enable=True)
     assert qmp.value("trace-event-set-state", name="kvm*", enable=True, ignore_unavailable=True) == {}
+
+
+def test_events_of_a_trace_are_switched_while_the_vm_runs(do: Lines, qmp: Raw, tmp_path: Path) -> None:
+    path = tmp_path / "trace"
+
+    def write(number: int, name: str, *, enable: bool) -> None:
+        assert qmp.value("trace-event-set-state", name=name, enable=enable) == {}
+        do.ok(f"write {number << 12:#x} 01")
+
+    with tracing(path, ("kvm:kvm_page_fault", "fault_address >= 0x2000")) as trace:
+        do.executor.switch_events = trace.switch
+        write(0, "kvmsim_installed", enable=True)
+        write(2, "*", enable=False)
+        write(3, "kvm_page_fault", enable=True)
+        write(1, "kvmsim:kvmsim_send", enable=True)
+        assert "EINVAL: no event 'nothing'" in qmp.refusal("trace-event-set-state", name="nothing", enable=True)
+        assert "as long as" in qmp.refusal("trace-event-set-state", name="x" * 1000, enable=True)
+    seen = [line.split(": ", 1) for line in events(path)]
+    kinds = [name for name, _ in seen if name != "kvmsim_send"]
+    assert kinds == ["kvmsim_installed", "kvm_page_fault"], "and the filter of -e holds"
+    assert "address 0x0000000000003000" in seen[1][1]
 
 
 def test_the_negotiation_comes_first(do: Lines, tmp_path: Path) -> None:
