@@ -78,5 +78,6 @@ class PageMap:
         """Pages whose entries, of one page each, go on from this one."""
         if most == 1 or self.words[index + 1] != word + 1:
             return 1
+        most = min(most, len(_RAMP))
         same = self._array[index : index + most] == np.uint64(word) + _RAMP[:most]
         return most if same.all() else max(int(same.argmin()), 1)

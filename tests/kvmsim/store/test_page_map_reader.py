@@ -60,6 +60,15 @@ def test_a_run_goes_on_as_far_as_the_frames_do(both: Both) -> None:
     assert both.read.lookup(29, 512, SEQ) == (119, 1, 0)
 
 
+def test_a_fault_that_wants_a_whole_gibibyte_gets_a_run_of_pages(both: Both) -> None:
+    """The pages of a split frame. It was a ValueError, and the end of the vCPU's thread."""
+    both.written.show(1, 101, 9000)
+    found = both.read.lookup(1, GIB, SEQ)
+    assert found is not None
+    assert found == (101, found[1], 0)
+    assert 1 < found[1] <= 9000
+
+
 def test_a_run_may_end_where_the_map_does(both: Both) -> None:
     both.written.show(PAGES - 3, 50, 3)
     assert both.read.lookup(PAGES - 3, 512, SEQ) == (50, 3, 0)
