@@ -1,7 +1,6 @@
 """A vCPU, as a VMM has it."""
 
 import errno
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -11,6 +10,7 @@ from kvmsim.kvm.kvm_run import KvmRun
 from kvmsim.kvm.vcpu import Program, Vcpu
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.answers import answer_hypercall, answer_mmio
+from memfsd.common import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.units import PAGE_SIZE
@@ -39,7 +39,7 @@ class VCPU:
         self._vcpu = vcpu
         self._kvm = machine.kvm
         self._loaded: Program[Exit] | None = None
-        self._running = threading.Lock()
+        self._running = sync.lock("VCPU.running")
         self._kicked = False
         self._closed = False
         self.cpu = Cpu(machine.guest, vcpu)

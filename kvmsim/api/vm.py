@@ -4,7 +4,6 @@ import errno
 import itertools
 import os
 import sys
-import threading
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from types import TracebackType
@@ -19,7 +18,7 @@ from kvmsim.monitor.events import Events
 from kvmsim.shell import info
 from kvmsim.vmm.policies import POLICIES, UNDER
 from kvmsim.vmm.vmm import MakeDesign
-from memfsd.common import trace
+from memfsd.common import sync, trace
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS, STOP_DEADLINE_S
@@ -34,7 +33,7 @@ _EVENTS = ("INVALIDATE", "CONVERSION", "MEMORY_ERROR", "PAIRING_LOST")
 _numbers = itertools.count()
 _names: set[str] = set()
 """Of VMs that are open: traces and events know a VM by its name."""
-_names_lock = threading.Lock()
+_names_lock = sync.lock("VM.names")
 
 
 class Event(NamedTuple):

@@ -182,6 +182,9 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("FileMemory.using", "vm"),
     ("Turns.lock", "vm"),
     ("Debugger.lock", "vm"),
+    ("Model.lock", "vm"),
+    ("VCPU.running", "vm"),
+    ("VM.names", "vm"),
 )
 WAITS: tuple[tuple[str, str], ...] = (
     ("Reclaimer.progress waited for", "store"),

@@ -20,6 +20,9 @@ UNREACHABLE = {
     name: why for kind, why in _UNSENT.items() for name, _ in points.message_points() if name.endswith(kind.name)
 } | {
     "Debugger.lock taken": "no scenario here executes machine code",
+    "Model.lock taken": "no scenario here runs a model of another VMM",
+    "VCPU.running taken": "no scenario here is written in Python",
+    "VM.names taken": "no scenario here is written in Python",
     "Debugger.changed waited for": "no scenario here executes machine code",
     "Turns.lock taken": "no scenario here executes machine code",
     "Turns.changed waited for": "no scenario here executes machine code",

@@ -1,8 +1,7 @@
 """alioth."""
 
-import threading
-
 from kvmsim.kvm.hypercalls import MAP_GPA_RANGE_ENCRYPTED
+from memfsd.common import sync
 from memfsd.uapi.errors import Refused, errno_name
 
 from .calls import Calls, Facts, Model, VmEnded, size_of
@@ -27,7 +26,7 @@ class Alioth(Model):
 
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls)
-        self.lock = threading.Lock()
+        self.lock = sync.lock("Model.lock")
 
     def hypercall(self, gpa: int, page_count: int, attributes: int) -> int:
         self._mark(gpa, size_of(page_count), bool(attributes & MAP_GPA_RANGE_ENCRYPTED))

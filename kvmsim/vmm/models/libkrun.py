@@ -1,7 +1,6 @@
 """libkrun."""
 
-import threading
-
+from memfsd.common import sync
 from memfsd.uapi.errors import Refused
 
 from .calls import Calls, Facts, Model, VmEnded, size_of
@@ -25,7 +24,7 @@ class Libkrun(Model):
 
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls)
-        self.lock = threading.Lock()
+        self.lock = sync.lock("Model.lock")
 
     def hypercall(self, gpa: int, page_count: int, attributes: int) -> int:
         self._ask(gpa, size_of(page_count), attributes != 0)

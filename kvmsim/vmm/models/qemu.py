@@ -1,9 +1,9 @@
 """QEMU."""
 
 import errno
-import threading
 
 from kvmsim.kvm.hypercalls import MAP_GPA_RANGE_ENCRYPTED
+from memfsd.common import sync
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -27,7 +27,7 @@ class Qemu(Model):
 
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls)
-        self.lock = threading.Lock()
+        self.lock = sync.lock("Model.lock")
         self._bitmap: set[int] = set()
         """Shared ("populated") pages. Nothing of VFIO's is mapped until one is."""
 

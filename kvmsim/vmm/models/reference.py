@@ -2,10 +2,10 @@
 
 import contextlib
 import errno
-import threading
 
 from kvmsim.kvm.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from kvmsim.vmm.conversion.transaction import Transaction
+from memfsd.common import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -29,7 +29,7 @@ class Reference(Model):
 
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls)
-        self.lock = threading.Lock()
+        self.lock = sync.lock("Model.lock")
         self._shared: set[int] = set()
         self._owed: list[tuple[Region, int, int, bool]] = []
 
