@@ -92,8 +92,11 @@ def test_who_only_reads_cannot_move(mounted: Mount) -> None:
 
 def test_kvmsim_names_the_operations_that_may_be_left_out(mounted: Mount) -> None:
     for text, why in (
-        ("jump", "'jump' is not an operation of KVM: choose move, report, revoke"),
-        ("invalidate-begin", "a KVM without invalidate-begin cannot pair with any file: choose move, report, revoke"),
+        ("jump", "'jump' is not an operation of KVM: choose move, page-map, report, revoke"),
+        (
+            "invalidate-begin",
+            "a KVM without invalidate-begin cannot pair with any file: choose move, page-map, report, revoke",
+        ),
     ):
         assert why in sh(f"kvmsim run --no-op {text} - 2>&1", mounted.path, status=2)
 

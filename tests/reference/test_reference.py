@@ -37,7 +37,7 @@ def reference() -> Iterator[Reference]:
 @pytest.mark.timeout(300 + OPERATIONS // 50)
 def test_random_operations_answer_and_leave_what_tmpfs_does(reference: Reference) -> None:
     @settings(
-        max_examples=OPERATIONS * 10 // (LENGTH * 9),
+        max_examples=OPERATIONS * 10 // (LENGTH * 8),
         derandomize=SEED is None,
         database=None,
         deadline=None,

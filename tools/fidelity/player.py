@@ -100,16 +100,19 @@ def _be_child(body: Callable[[], list[Outcome]], write_end: int) -> None:
         status = 0
     except BaseException:
         text = traceback.format_exc().encode()
-    finally:
+    try:
         while text:
             text = text[os.write(write_end, text) :]
+    finally:
         os._exit(status)
 
 
 def _read_all(fd: int, until: float) -> bytes:
     text = b""
+    ready = select.poll()  # select(2) knows no descriptor from 1024 on
+    ready.register(fd, select.POLLIN)
     while True:
-        if not select.select([fd], [], [], max(until - time.monotonic(), 0))[0]:
+        if not ready.poll(max(until - time.monotonic(), 0) * 1000):
             raise TimeoutError(f"a case did not end within {CASE_DEADLINE_S:g} s")
         part = os.read(fd, 1 << 16)
         if not part:
