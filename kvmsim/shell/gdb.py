@@ -76,7 +76,7 @@ class GdbServer:
 
     def _serve(self) -> None:
         while not self._ends:
-            if not select.select([self._listening], [], [], _LOOK_UP_S)[0]:
+            if not _is_readable(self._listening):
                 continue
             connection, _ = self._listening.accept()
             with connection, contextlib.suppress(OSError, Refused):
@@ -120,7 +120,7 @@ class Debugged:
         try:
             self._debugger.stop(self._vcpus(), STOP_DEADLINE_S)
             while not self._ends():
-                if not select.select([self._connection], [], [], _LOOK_UP_S)[0] and not self._packets.has_more:
+                if not _is_readable(self._connection) and not self._packets.has_more:
                     continue
                 packet = self._packets.receive()
                 if packet is None:
@@ -245,10 +245,17 @@ class Debugged:
             if event is not None:
                 self._debugger.stop(self._vcpus(), STOP_DEADLINE_S)
                 return self._stopped(*event)
-            if self._packets.has_more or select.select([self._connection], [], [], _LOOK_UP_S)[0]:
+            if self._packets.has_more or _is_readable(self._connection):
                 packet = self._packets.receive()
                 if packet is None:
                     raise ConnectionResetError
                 self._debugger.stop(self._vcpus(), STOP_DEADLINE_S)
                 return self._stopped(self._current, self._int)
         return None
+
+
+def _is_readable(sock: socket.socket) -> bool:
+    """Within _LOOK_UP_S. Not by select(2), which knows no descriptor from 1024 on: a VM may have many files."""
+    poll = select.poll()
+    poll.register(sock, select.POLLIN)
+    return bool(poll.poll(_LOOK_UP_S * 1000))

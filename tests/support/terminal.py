@@ -41,8 +41,9 @@ class Terminal:
         """All that the screen says, up to and with the text. TimeoutError when it does not come."""
         deadline = time.monotonic() + within_s
         while text not in self._unread:
-            ready, _, _ = select.select([self._fd], [], [], max(0.0, deadline - time.monotonic()))
-            if not ready:
+            screen = select.poll()
+            screen.register(self._fd, select.POLLIN)
+            if not screen.poll(max(0.0, deadline - time.monotonic()) * 1000):
                 raise TimeoutError(f"'{text}' did not come, but: {self._unread}")
             try:
                 self._unread += os.read(self._fd, 65536).decode(errors="replace").replace("\r\n", "\n")
