@@ -1,4 +1,4 @@
-"""A guest that converts a page to and fro for ever, and then spins: its VMM has a budget, and a watchdog."""
+"""A guest that converts a page back and forth forever, and then spins: its VMM has a budget, and a watchdog."""
 
 import threading
 

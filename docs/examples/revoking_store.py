@@ -4,7 +4,7 @@ import kvmsim
 import memfsd
 
 
-def told(event: kvmsim.Event) -> None:
+def on_event(event: kvmsim.Event) -> None:
     shown = {key: event.data[key] for key in ("offset", "size", "reason", "why") if key in event.data}
     print(f"{event.name} {shown}")
 
@@ -12,8 +12,8 @@ def told(event: kvmsim.Event) -> None:
 with memfsd.mounted(size="16M") as store, kvmsim.VM() as vm:
     memory = store.create("vm.mem", "1M")
     vm.set_user_memory_region(0, 0, 1 << 20, guest_memfd=memory)
-    vm.on("INVALIDATE", told)
-    vm.on("PAIRING_LOST", told)
+    vm.on("INVALIDATE", on_event)
+    vm.on("PAIRING_LOST", on_event)
     vcpu = vm.create_vcpu()
     vcpu.write(0x3000, b"mine")
     vcpu.write(0x4000, b"kept")

@@ -60,7 +60,7 @@ class VCPU:
     # -- the guest's code
 
     def load(self, code: GuestCode) -> None:
-        """The guest starts anew with this code, at the next run. What it did before has happened."""
+        """The next run starts the guest again, with this code. What it did before has happened."""
         self._loaded = self._boot(code(self.cpu))
         self.result, self.is_done = None, False
 

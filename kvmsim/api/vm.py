@@ -185,7 +185,7 @@ class VM:
         offset: int = 0,
         flags: SlotFlag = SlotFlag(0),  # noqa: B008 - a constant
     ) -> None:
-        """KVM_SET_USER_MEMORY_REGION2. Each alias has slots of its own: with guest_memfd, a sealed file, this is a
+        """KVM_SET_USER_MEMORY_REGION2. Each alias has its own slots: with guest_memfd, a sealed file, this is a
         private slot, and this is where the file pairs with the VM, for life. Without, it is a shared slot over
         userspace, an ordinary file, or over new anonymous memory (None).
 

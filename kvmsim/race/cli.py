@@ -100,7 +100,7 @@ def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
         if given[name] and name in unfit:
             raise ScenarioError(f"{name} {why}")
     if given["--workers"] and given["--cluster"]:
-        raise ScenarioError("--workers does not go with --cluster, which has workers of its own")
+        raise ScenarioError("--workers does not go with --cluster, which has its own workers")
     if given["--bound"] and (given["--workers"] or given["--cluster"]):
         raise ScenarioError("--bound runs in one process: what it leaves out depends on every run before")
     if asked.record is not None:

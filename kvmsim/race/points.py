@@ -60,7 +60,7 @@ def _guest_access(kind: Kind) -> Touches:
 
 
 def _page_map_written(process: str, ino: int) -> list[Access]:
-    """What the VM loads as a field of its own."""
+    """What the VM loads as a separate field."""
     return [(("field", f"{PAGE_MAP.shown} of {ino}"), Kind.WRITE)]
 
 

@@ -339,7 +339,7 @@ class StoreLink:
             raise
 
     def _open(self, fds: list[int], reply: m.PairReply) -> tuple[WindowMemory, socket.socket, PageMap | None]:
-        """The window, the up channel and the page map behind the fds that came with PAIR; takes them."""
+        """The window, the up channel and the page map, from the fds that came with PAIR; takes them."""
         if len(fds) != _fd_count(reply):
             for fd in fds:
                 os.close(fd)

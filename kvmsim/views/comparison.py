@@ -1,15 +1,12 @@
 """`kvmsim compare --html`: the results as a page."""
 
-import sys
 from collections.abc import Callable
 
 from kvmsim.compare.table import LEGEND, Row
-from memfsd.common.quote import printable
-from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import format_size
 
 from . import charts
-from .page import Fact, Page, Section, check_page, write_page
+from .page import Fact, Page, Section, measured_to_page
 
 _COLUMNS = (
     "workload", "design", "pages", "converted", "us each", "slots", "zapped", "flushes", "messages", "exits",
@@ -20,12 +17,7 @@ _DRAWN = "misbehave"
 
 def compared(path: str, compare: Callable[[Callable[[list[Row]], None]], int]) -> int:
     """Compare, and write the page when all is measured. Exit status."""
-    try:
-        check_page(path)
-    except Refused as refused:
-        print(f"kvmsim: {printable(refused.reason)} ({errno_name(refused.errno)})", file=sys.stderr)
-        return 1
-    return compare(lambda rows: write_page(_page(rows), path))
+    return measured_to_page(path, compare, _page)
 
 
 def _page(rows: list[Row]) -> Page:

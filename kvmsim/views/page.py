@@ -3,14 +3,18 @@
 import contextlib
 import errno
 import os
+import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 from memfsd.common.quote import printable, quoted
 from memfsd.common.version import VERSION
-from memfsd.uapi.errors import Refused
+from memfsd.uapi.errors import Refused, errno_name
+
+R = TypeVar("R")
 
 
 @dataclass(slots=True)
@@ -59,6 +63,16 @@ def check_page(path: str) -> None:
     parent = os.path.dirname(os.path.abspath(path))
     if not os.path.isdir(parent):
         raise Refused(errno.ENOENT, f"{quoted(path)}: directory {quoted(parent)} does not exist: create it first")
+
+
+def measured_to_page(path: str, measure: Callable[[Callable[[R], None]], int], page_of: Callable[[R], Page]) -> int:
+    """Measure, and write the page of what `measure` passes on when it is done. Its exit status; 1 without a page."""
+    try:
+        check_page(path)
+    except Refused as refused:
+        print(f"kvmsim: {printable(refused.reason)} ({errno_name(refused.errno)})", file=sys.stderr)
+        return 1
+    return measure(lambda found: write_page(page_of(found), path))
 
 
 def write_page(page: Page, path: str) -> None:

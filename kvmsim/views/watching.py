@@ -1,4 +1,4 @@
-"""A VM that runs, as its monitor tells of it again and again, and the pool of the store behind it."""
+"""A VM that runs, as its monitor reports it, polled, and the pool of the store behind it."""
 
 import contextlib
 import os

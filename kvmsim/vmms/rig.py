@@ -1,4 +1,4 @@
-"""One model through one scenario, on a VM and a store of its own."""
+"""One model through one scenario, on a separate VM and store."""
 
 import contextlib
 import time

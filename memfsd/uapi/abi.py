@@ -42,7 +42,7 @@ class Abi:
     """The size is an argument of the creation, and fixed; else it is set once, after the seal."""
     attributes: Attributes
     has_one_space: bool
-    """A slot has userspace_addr and guest_memfd; else each alias has slots of its own."""
+    """A slot has userspace_addr and guest_memfd; else each alias has its own slots."""
     bound_twice: int
     """A range of the file that another slot has."""
     other_owner: int

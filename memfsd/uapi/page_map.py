@@ -17,7 +17,7 @@ from .units import ORDER_1G, ORDER_2M, PAGE_SIZE
 WORD_BYTES = 8
 HEADER_BYTES = PAGE_SIZE
 FIRST_WORD = HEADER_BYTES // WORD_BYTES
-"""The gate has a page of its own."""
+"""The gate has a separate page."""
 GATE, HAS_BLOCKS = 0, 1
 """Words of the header."""
 PRESENT = 1 << 63

@@ -185,7 +185,7 @@ def test_f10_the_host_touches_while_pages_are_converted(place: Path) -> None:
         flipping = threading.Thread(target=flip)
         flipping.start()
         try:
-            # Each a child of its own: SIGBUS or a store that counts, and nothing between.
+            # Each in a separate child: SIGBUS or a store that counts, and nothing between.
             outcomes = {writing(mapping, page % pages, 2) for page in range(100)}
         finally:
             ended.set()

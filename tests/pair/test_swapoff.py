@@ -14,7 +14,7 @@ from tests.support.swapped import PAGES, assert_intact, content, put_blob, slot_
 
 @pytest.fixture
 def running(swapping_store: LocalStore) -> LocalVm:
-    """16 private pages at GPA 0, each with contents of its own."""
+    """16 private pages at GPA 0, each with different contents."""
     return start(swapping_store)
 
 

@@ -18,7 +18,7 @@ ENDED = "the program has ended with status"
 
 
 class Screen:
-    """tmux on a server of its own, without anybody's configuration. The command is a line of sh; its exit status, and
+    """tmux on its own server, without anybody's configuration. The command is a line of sh; its exit status, and
     whether the terminal is as it was, are shown when it has ended."""
 
     def __init__(self, command: str, *, columns: int = 80, rows: int = 24) -> None:

@@ -7,7 +7,7 @@ from statistics import median
 from time import perf_counter
 
 from benchlib import our_mount
-from benchlib.figure import Figure, Part, Progress
+from benchlib.figure import Figure, Part, Progress, spread
 from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.machine import VirtualMachine
@@ -48,7 +48,7 @@ def measure(
         target=1.5,
         at_most=True,
         value=median(ratios),
-        parts=parts | {"ratio_lowest": min(ratios), "ratio_highest": max(ratios), "rounds": rounds},
+        parts=parts | {**spread(ratios), "rounds": rounds},
     )
 
 

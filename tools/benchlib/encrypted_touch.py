@@ -8,7 +8,7 @@ from time import perf_counter
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from benchlib import our_mount
-from benchlib.figure import Figure, Progress
+from benchlib.figure import Figure, Progress, spread
 from kvmsim.memory.encrypted import MemoryKey
 from kvmsim.memory.memory import OpenWindow, WindowMemory
 from memfsd.uapi.units import PAGE_SIZE
@@ -37,8 +37,7 @@ def measure(progress: Progress, rounds: int = 5, size_bytes: int = 256 << 20) ->
             "encrypted_us_per_page": median(encrypted_s) / page_count * 1e6,
             "plain_us_per_page": median(plain_s) / page_count * 1e6,
             "cipher_us_per_page": median(cipher_s) / page_count * 1e6,
-            "ratio_lowest": min(ratios),
-            "ratio_highest": max(ratios),
+            **spread(ratios),
             "rounds": rounds,
         },
     )

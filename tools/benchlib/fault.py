@@ -15,7 +15,7 @@ from statistics import median
 from time import perf_counter_ns
 
 from benchlib import our_mount, raw_socket
-from benchlib.figure import Figure, Progress
+from benchlib.figure import Figure, Progress, spread
 from benchlib.machine import first_cpu, pin
 from kvmsim.machine import VirtualMachine
 from memfsd.common.linux import fallocate
@@ -75,8 +75,7 @@ def _measure(
         parts={
             "fault_us": median(fault_us),
             "raw_round_trip_us": median(raw_us),
-            "ratio_lowest": min(ratios),
-            "ratio_highest": max(ratios),
+            **spread(ratios),
             "access_us": median(access_us),
             "access_ratio": median(access / raw for access, raw in zip(access_us, raw_us, strict=True)),
             "request_bytes": request_bytes,

@@ -1,11 +1,16 @@
 """What is measured, how it is judged, and how it is shown."""
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 Part = float | int | str
 Parts = Mapping[str, Part]
+
+
+def spread(ratios: Sequence[float]) -> Parts:
+    """The parts of a figure that is the median of these."""
+    return {"ratio_lowest": min(ratios), "ratio_highest": max(ratios)}
 
 
 @dataclass(frozen=True, slots=True)

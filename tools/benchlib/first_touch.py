@@ -5,7 +5,7 @@ from statistics import median
 from time import perf_counter
 
 from benchlib import our_mount, real_kvm
-from benchlib.figure import Figure, Part, Progress
+from benchlib.figure import Figure, Part, Progress, spread
 from memfsd.uapi.units import PAGE_SIZE
 
 
@@ -37,8 +37,7 @@ def measure(progress: Progress, rounds: int = 5, size_bytes: int = 1 << 30) -> F
         parts |= {
             "real_s": median(real_s),
             "real_us_per_page": median(real_s) / page_count * 1e6,
-            "ratio_lowest": min(ratios),
-            "ratio_highest": max(ratios),
+            **spread(ratios),
         }
     return Figure(
         what="guest's first touch of 1 GiB in order / the same on a real guest_memfd",

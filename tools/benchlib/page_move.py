@@ -1,6 +1,6 @@
 """M1: a page of 4 KiB moves to another node, against a copy of it and a raw SEQPACKET round trip, all on one core.
 
-The store and the VM answer from processes of their own: who asks waits in ioctl(2) with Python's lock held.
+The store and the VM answer from separate processes: who asks waits in ioctl(2) with Python's lock held.
 """
 
 import os
@@ -13,7 +13,7 @@ from time import perf_counter_ns
 from typing import TypeVar
 
 from benchlib import our_mount, raw_socket
-from benchlib.figure import Figure, Progress
+from benchlib.figure import Figure, Progress, spread
 from benchlib.machine import first_cpu, pin
 from memfsd.numa import fmove_pages
 from memfsd.uapi.framing import encode_reply, encode_request
@@ -60,8 +60,7 @@ def measure(progress: Progress, rounds: int = 5, count: int = 400, bulk: int = 5
             "bulk_pages": bulk,
             "memcpy_us": median(copy_us),
             "raw_round_trip_us": median(raw_us),
-            "ratio_lowest": min(ratios),
-            "ratio_highest": max(ratios),
+            **spread(ratios),
             "rounds": rounds,
         },
     )

@@ -6,7 +6,7 @@ from statistics import median
 from time import perf_counter
 
 from benchlib import our_mount, real_kvm
-from benchlib.figure import Figure, Part, Progress
+from benchlib.figure import Figure, Part, Progress, spread
 from memfsd.common.linux import fallocate
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
@@ -38,8 +38,7 @@ def measure(progress: Progress, rounds: int = 5, size_bytes: int = 256 << 20) ->
         value = median(ratios)
         parts |= {
             "real_us_per_page": median(real_s) / len(gpas) * 1e6,
-            "ratio_lowest": min(ratios),
-            "ratio_highest": max(ratios),
+            **spread(ratios),
         }
     return Figure(
         what="first touch of 256 MiB in random order, after fallocate / the same on a real guest_memfd",

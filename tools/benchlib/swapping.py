@@ -9,7 +9,7 @@ from time import perf_counter
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from benchlib import our_mount
-from benchlib.figure import Figure, Progress
+from benchlib.figure import Figure, Progress, spread
 from kvmsim.machine import VirtualMachine
 from memfsd.commands.observer import Observer, store_of
 from memfsd.uapi.messages import Kind, PageOut, PageOutReply
@@ -54,8 +54,7 @@ def measure(progress: Progress, rounds: int = 3, size_bytes: int = 32 << 20) -> 
             "cipher_us_per_page": median(cipher_s) / page_count * 1e6,
             "out_and_in_s": median(ours_s),
             "size_mib": size_bytes >> 20,
-            "ratio_lowest": min(ratios),
-            "ratio_highest": max(ratios),
+            **spread(ratios),
             "rounds": rounds,
         },
     )

@@ -6,7 +6,7 @@ from statistics import median
 from time import perf_counter
 
 from benchlib import our_mount, real_kvm
-from benchlib.figure import Figure, Part, Progress
+from benchlib.figure import Figure, Part, Progress, spread
 from memfsd.common.linux import punch_hole
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -31,7 +31,7 @@ def measure(progress: Progress, rounds: int = 5, size_bytes: int = 1 << 30) -> F
     if real_s:
         ratios = [ours / real for ours, real in zip(ours_s, real_s, strict=True)]
         value = median(ratios)
-        parts |= {"real_s": median(real_s), "ratio_lowest": min(ratios), "ratio_highest": max(ratios)}
+        parts |= {"real_s": median(real_s), **spread(ratios)}
     return Figure(
         what="punch of 1 GiB that the guest has touched, acknowledged and freed / of a real, mapped guest_memfd",
         unit="x",

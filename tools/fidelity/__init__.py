@@ -10,7 +10,7 @@ And how faithful a guest_memfd of a mount is to the kernel's: recorded cases of 
 
     oracle.py       tools/oracle: asks both, prints what differs
     vectors.py      recorded cases as JSON: tests/fidelity/guest-memfd.json
-    player.py       plays a case in a process of its own
+    player.py       plays a case in a separate process
     descriptors.py  ops that are system calls on a descriptor
     mappings.py     ops that are about memory
     fault.py        accesses that may fault, and the signal that they get

@@ -27,7 +27,7 @@ VECTORS = Path(__file__).parents[2] / "tests" / "fidelity" / "guest-memfd.json"
 
 _EPILOG = """\
 A GROUP is the beginning of cases' names: create, fd, fd/mmap, fallocate, mmap, gup, uffd, slot, gslot, guest. Without
-any all are asked. Each case runs in a process of its own: on /dev/kvm, and on a memfsd that is mounted for it.
+any all are asked. Each case runs in a separate process: on /dev/kvm, and on a memfsd that is mounted for it.
 
   tools/oracle                       all differences; those that are listed with their reason
   tools/oracle --json fallocate      one JSON object for each op that differs, and one with the sums

@@ -1,4 +1,4 @@
-"""Plays a recorded case: every op, in order, in a process of its own.
+"""Plays a recorded case: every op, in order, in a separate process.
 
 machine    what stands for KVM: linux_kvm.LinuxKvm or simulated.Simulated
 """

@@ -221,7 +221,7 @@ SLOT_REASONS: tuple[Reason, ...] = (
     ),
     Reason(
         "Pages of a file end at 2^62",
-        "The kernel binds a slot there, and in Linux 6.18 also one whose end wraps past 2^63, which is behind the end "
+        "The kernel binds a slot there, and in Linux 6.18 also one whose end wraps past 2^63, which is past the end "
         "of the file: a defect, and not copied.",
         lambda found: _set(found, lambda args: args.get("off", 0) >= _OFFSET_END),
     ),
@@ -239,7 +239,7 @@ SLOT_REASONS: tuple[Reason, ...] = (
     ),
     Reason(
         "A guest's access is made by its physical address",
-        "The recorded guest has page tables and code of its own, which KVM reaches by userspace_addr; accesses here "
+        "The recorded guest has its own page tables and code, which KVM reaches by userspace_addr; accesses here "
         "need neither, and a program of the guest is not run.",
         lambda found: "page_tables" in found.case or any(op["op"] == "guest_start" for op in found.before),
     ),

@@ -57,7 +57,7 @@ static inline uint64_t tdvmcall(uint64_t *leaf_r11, uint64_t a12, uint64_t a13)
     return r10;
 }
 
-/* MapGPA, as Linux's tdx_map_gpa() makes it: RETRY goes on where R11 says, and does not go on for ever. */
+/* MapGPA, as Linux's tdx_map_gpa() makes it: RETRY goes on where R11 says, and retries are bounded. */
 static inline int map_gpa(uint64_t gpa, uint64_t size, uint64_t alias)
 {
     uint64_t at = gpa | alias, end = at + size;

@@ -1,4 +1,4 @@
-/* Calls a function in a page of its own, at 2M, for as long as it returns 42. When the page is punched under it, it is
+/* Calls a function in a separate page, at 2M, for as long as it returns 42. When the page is punched under it, it is
  * zeros: ADD [RAX], AL, up to the next page, where a RET is. */
 #include "guest.h"
 

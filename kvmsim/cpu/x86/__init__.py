@@ -18,5 +18,5 @@ layout          the structures of _fill.c
 _fill           the TLB fill and the look at kicks, in C
 
 A guest runs at CPL 0. After `boot` it is in long mode, and with CR3 0 its virtual addresses are guest physical ones, of
-which bit 51 names the shared alias; a CR3 of its own switches paging on.
+which bit 51 names the shared alias; a nonzero CR3 of the guest switches paging on.
 """

@@ -68,7 +68,7 @@ class Bounced:
             yield from guest.writing(vcpu, gpa, data)
 
     def show(self) -> None:
-        """The instruction finds the scratch pages in the place of its own."""
+        """The instruction finds the scratch pages in place of its operand."""
         state, copies = self._engine.state, self._engine.copies
         for at, page in enumerate(self._pages):
             state.scratch[at].va, state.scratch[at].paddr = page, copies.scratch_paddr(at)

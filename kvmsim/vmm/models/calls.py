@@ -14,7 +14,7 @@ class VmEnded(Exception):
 
 
 class Region(NamedTuple):
-    """A RAMBlock, a GuestRegionMmap: [gpa, gpa + size), with a private file and shared host memory of its own. is_ram
+    """A RAMBlock, a GuestRegionMmap: [gpa, gpa + size), with a private file and its own shared host memory. is_ram
     False: a device's registers, which have neither."""
 
     gpa: int

@@ -1,4 +1,4 @@
-"""All situations, run on every ABI: each on a store and VMs of its own."""
+"""All situations, run on every ABI: each with its own store and VMs."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple

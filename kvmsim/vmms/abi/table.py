@@ -10,7 +10,7 @@ _INTRODUCTION = """\
 
 <!-- Made by `kvmsim abi --markdown`: change kvmsim/vmms/abi, not this file. -->
 
-`kvmsim abi` runs each situation on every ABI that a mount and a VM can speak, each on a store and VMs of its own, and
+`kvmsim abi` runs each situation on every ABI that a mount and a VM can speak, each with its own store and VMs, and
 notes what was answered. All of it was answered by the run that made this file.
 
 Where the ABIs have different calls for one thing, each is asked by its own: a file is made by sealing it or by
