@@ -6,7 +6,7 @@ from kvmsim.vmm.policies import POLICIES, UNDER
 from memfsd.common.traceoptions import add_trace_arguments
 from memfsd.uapi.abi import ABIS, THREAD
 from memfsd.uapi.limits import MAX_SLOTS
-from memfsd.uapi.messages import KVM_OPERATIONS, OPTIONAL_KVM_OPERATIONS, Kind, operation_name
+from memfsd.uapi.messages import KVM_OPERATIONS, OPTIONAL_KVM_OPERATIONS, Kind, operation_name, operation_named
 
 from .script.grammar import help_text
 from .script.values import address
@@ -123,7 +123,7 @@ def _slots(text: str) -> int:
 
 
 def _optional_operation(text: str) -> Kind:
-    operation = next((kind for kind in KVM_OPERATIONS if operation_name(kind) == text), None)
+    operation = operation_named(text, KVM_OPERATIONS)
     if operation is None:
         raise argparse.ArgumentTypeError(f"'{text}' is not an operation of KVM: choose {_OPTIONAL}")
     if operation not in OPTIONAL_KVM_OPERATIONS:

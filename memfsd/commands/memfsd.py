@@ -20,7 +20,7 @@ from memfsd.common.traceoptions import add_trace_arguments, open_asked
 from memfsd.common.version import VERSION
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_POOL_BYTES
-from memfsd.uapi.messages import OPTIONAL_STORE_OPERATIONS, STORE_OPERATIONS, Kind, operation_name
+from memfsd.uapi.messages import OPTIONAL_STORE_OPERATIONS, STORE_OPERATIONS, Kind, operation_name, operation_named
 from memfsd.uapi.names import FSTYPE
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -89,7 +89,7 @@ def _parser() -> Parser:
 
 
 def _optional_operation(text: str) -> Kind:
-    operation = next((kind for kind in STORE_OPERATIONS if operation_name(kind) == text), None)
+    operation = operation_named(text, STORE_OPERATIONS)
     if operation is None:
         raise ArgumentTypeError(f"'{text}' is not an operation of the store: choose {_OPTIONAL}")
     if operation not in OPTIONAL_STORE_OPERATIONS:

@@ -5,6 +5,7 @@ channel memfsd calls back and kvmsim acknowledges. Every request has exactly one
 a reply with an errno carries `Failure`. Ranges are half-open and count 4 KiB pages.
 """
 
+from collections.abc import Iterable
 from enum import IntEnum
 from typing import Annotated
 
@@ -70,6 +71,11 @@ class Kind(IntEnum):
 def operation_name(kind: Kind) -> str:
     """As commands have it: swap-out."""
     return kind.name.lower().replace("_", "-")
+
+
+def operation_named(name: str, operations: Iterable[Kind]) -> Kind | None:
+    """Of these operations the one that operation_name() calls so."""
+    return next((kind for kind in operations if operation_name(kind) == name), None)
 
 
 REPLY = 0x8000
