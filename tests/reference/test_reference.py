@@ -53,9 +53,9 @@ def test_random_operations_answer_and_leave_what_tmpfs_does(reference: Reference
     except Differs as differs:
         pytest.fail(str(reference.shrunk(differs)), pytrace=False)
     assert reference.done.total() >= OPERATIONS
-    # Sequences that are refused everything would prove nothing; the rarest operations may not come to work.
-    rare = {"Access", "LinkHandle", "Removexattr", "Rmdir"}
-    assert {name for name, count in reference.worked.items() if not count} <= rare
+    # Sequences that are refused everything would prove nothing; in a short run the rarest may not come to work.
+    never = sorted(name for name, count in reference.worked.items() if not count)
+    assert len(never) <= (4 if OPERATIONS < 100_000 else 0), never
     assert reference.worked.total() > OPERATIONS // 4
 
 
