@@ -63,6 +63,8 @@ class GuestServer:
         self._stopped = True
         with contextlib.suppress(OSError):
             self._listener.shutdown(socket.SHUT_RDWR)
+        if self._acceptor.is_alive():
+            _join([self._acceptor], _STOP_DEADLINE_S)
         self._listener.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
@@ -76,6 +78,8 @@ class GuestServer:
         for session in sessions.values():
             session.stop()
         _join(list(sessions), _STOP_DEADLINE_S)
+        if not any(thread.is_alive() for thread in (self._acceptor, *sessions)):
+            os.close(self._stop_read)  # nobody polls it any more
 
     def _revoke_all(self) -> None:
         """Every VM hears it at the same time, so that silent ones take no time from others."""

@@ -6,6 +6,7 @@ import logging
 import os
 import resource
 import socket
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -18,7 +19,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.framing import NOT_LET_IN, decode_failure, decode_header, encode_request
 from memfsd.uapi.limits import GREETING_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
-from tests.support.both_sides import LocalStore, page
+from tests.support.both_sides import LocalStore, opened_store, page
 from tests.support.threads import DEADLINE_S, until
 from tests.support.wire import Wire
 
@@ -167,3 +168,21 @@ def test_a_flood_is_one_line_in_the_log(
         "a connection of uid 1000 was refused: 3 have not paired yet"
     ]
     close(store, wires)
+
+
+def test_a_server_that_has_stopped_holds_no_descriptor(tmp_path: Path) -> None:
+    with opened_store(tmp_path, 16) as store, Wire(store) as wire:
+        wire.hello(role=m.Role.OBSERVER)
+        stop_pipe = os.readlink(f"/proc/self/fd/{store.server._stop_read}")
+        assert links().count(stop_pipe) == 2
+        store.unmount()
+        assert stop_pipe not in links()
+
+
+def links() -> list[str]:
+    """What this process has open."""
+    found = []
+    for fd in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(FileNotFoundError):  # that of the listing
+            found.append(os.readlink(f"/proc/self/fd/{fd}"))
+    return found
