@@ -13,7 +13,7 @@ from kvmsim.kvm.tampering import tamper
 from kvmsim.memory.encrypted import MemoryKey
 from kvmsim.memory.memory import WindowMemory
 from memfsd.uapi.units import PAGE_SIZE, Gfn, Pfn
-from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
+from tests.support.both_sides import ALTERED, LocalStore, LocalVm, errno_of, opened_store, page
 from tests.support.script_lines import Lines
 
 SECRET = b"what only the guest knows"
@@ -75,7 +75,7 @@ def test_the_window_shows_plaintext_without_encryption_and_none_with_it(store: L
 def test_a_page_that_was_altered_is_a_machine_check_at_every_access(vm: LocalVm) -> None:
     assert vm.write(page(2), SECRET) is None
     host, at = Host(vm), frame(vm, 2)
-    host.write(at, b"!")
+    host.write(at, ALTERED)
     for attempt in (
         lambda: vm.read(page(2) + 8, 4),
         lambda: vm.read(page(1), page(3)),
@@ -96,7 +96,7 @@ def test_a_page_that_was_altered_is_a_machine_check_at_every_access(vm: LocalVm)
 def test_the_exit_has_fields_in_kvm_run(vm: LocalVm) -> None:
     assert vm.write(page(2), SECRET) is None
     at = frame(vm, 2)
-    Host(vm).write(at, b"!")
+    Host(vm).write(at, ALTERED)
     exit_ = vm.read(page(2), 1)
     assert isinstance(exit_, Exit)
     run = vm.vcpu.run
@@ -114,7 +114,7 @@ def test_other_pages_and_other_vms_go_on(store: LocalStore, vm: LocalVm) -> None
     for one in (vm, other):
         assert one.write(page(2), SECRET) is None
     assert vm.write(page(3), SECRET) is None
-    Host(vm).write(frame(vm, 2), b"!")
+    Host(vm).write(frame(vm, 2), ALTERED)
     assert checked(vm.read(page(2), 1), 2)
     assert vm.read(page(3), len(SECRET)) == SECRET
     assert other.read(page(2), len(SECRET)) == SECRET
@@ -206,7 +206,7 @@ def test_a_page_punched_while_it_was_not_bound_comes_back_zero(hidden: LocalVm, 
 
 def test_a_page_altered_while_it_was_not_bound_is_a_machine_check(hidden: LocalVm) -> None:
     ((_, pfn, _),) = hidden.vm.mmu.blocked.runs(Gfn(2), Gfn(3))
-    Host(hidden).write(pfn - hidden.link().base, b"!")
+    Host(hidden).write(pfn - hidden.link().base, ALTERED)
     hidden.vmm.memory.fill_slot(0, Gfn(2), Gfn(3))
     assert checked(hidden.read(page(2), 1), 2)
     assert hidden.write(page(2), bytes(PAGE_SIZE)) is None

@@ -18,7 +18,7 @@ from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.framing import decode_failure, decode_header, encode_request
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 from memfsd.uapi.units import ORDER_2M, PAGE_SIZE, Gfn
-from tests.support.both_sides import LocalStore, LocalVm, opened_store, page
+from tests.support.both_sides import ALTERED, LocalStore, LocalVm, opened_store, page
 from tests.support.threads import Beside, Gate, until
 
 PAGES = 16
@@ -193,7 +193,7 @@ def test_a_page_that_was_altered_stays_and_the_others_move(tmp_path: Path) -> No
         local = started(store)
         at = frame(local, 5)
         assert at is not None
-        local.link().memory.tamper(at * PAGE_SIZE, b"!")
+        local.link().memory.tamper(at * PAGE_SIZE, ALTERED)
         assert store.move("file", range(PAGES), 1) == [1] * 5 + [BUSY] + [1] * 10
         assert isinstance(local.read(page(5), 1), MachineCheckExit)
         assert local.read(page(4), 1) == b"\5"

@@ -51,6 +51,9 @@ from .threads import DEADLINE_S, until
 if TYPE_CHECKING:
     from kvmsim.cpu.x86.cpus import Cpus
 
+ALTERED = b"somebody of the host"
+"""For a page of ciphertext, which never holds it: one byte might be the one that is there."""
+
 _clock = itertools.count(1)
 
 

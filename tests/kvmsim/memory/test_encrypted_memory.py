@@ -12,7 +12,7 @@ from kvmsim.memory.encrypted import EncryptedMemory, MemoryKey
 from kvmsim.memory.memory import MachineCheck
 from memfsd.common.linux import punch_hole
 from memfsd.uapi.units import PAGE_SIZE
-from tests.support.both_sides import errno_of, page
+from tests.support.both_sides import ALTERED, errno_of, page
 
 FRAMES = 16
 SECRET = b"the guest's own words"
@@ -92,7 +92,7 @@ def test_every_altered_bit_is_seen(memory: EncryptedMemory) -> None:
 
 def test_a_write_of_a_part_and_a_touch_check_the_page_and_a_whole_write_repairs_it(memory: EncryptedMemory) -> None:
     memory.write(page(2), SECRET)
-    os.pwrite(memory.fd, b"!", page(2) + 999)
+    os.pwrite(memory.fd, ALTERED, page(2) + 999)
     with pytest.raises(MachineCheck):
         memory.write(page(2) + 5, b"part")
     with pytest.raises(MachineCheck):
@@ -210,7 +210,7 @@ def test_an_unmapped_frame_may_be_fresh_if_it_is_a_hole_and_must_verify_if_not(m
         memory.write(page(frame), SECRET)
     memory.unmapped(2, 3)
     punch_hole(memory.fd, page(2), PAGE_SIZE)
-    os.pwrite(memory.fd, b"!", page(3))
+    os.pwrite(memory.fd, ALTERED, page(3))
     assert memory.read(page(2), 4) == bytes(4)
     assert altered(memory, 3)
     assert memory.read(page(4), len(SECRET)) == SECRET
@@ -229,11 +229,11 @@ def test_tampering_is_refused_or_seen() -> None:
     seen, refused = opened(MemoryKey()), opened(MemoryKey(refuse=True))
     for memory in (seen, refused):
         memory.write(0, SECRET)
-    seen.tamper(10, b"!!")
+    seen.tamper(10, ALTERED)
     assert altered(seen, 0)
-    assert errno_of(refused.tamper, 10, b"!!") == "EFAULT"
+    assert errno_of(refused.tamper, 10, ALTERED) == "EFAULT"
     assert refused.read(0, len(SECRET)) == SECRET
-    os.pwrite(refused.fd, b"!!", 10)
+    os.pwrite(refused.fd, ALTERED, 10)
     assert altered(refused, 0), "who goes past the simulated RMP is still seen"
 
 
