@@ -4,7 +4,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import select
 import socket
 import struct
 from collections.abc import Callable, Iterator
@@ -28,6 +27,7 @@ from tests.hostile.packets import HEADER, Hostile
 from tests.hostile.store_by_hand import FRAMES, PAGES, ByHand, window
 from tests.hostile.tally import SEED, share, tried
 from tests.support.threads import Beside, until
+from tests.support.wire import is_readable
 
 
 @pytest.fixture
@@ -425,7 +425,7 @@ def fuzz_faults(store: ByHand, hostile: Hostile, budget: int) -> int:
 
 def is_asked(store: ByHand) -> bool:
     """A request of the VM lies in the down channel."""
-    return bool(select.select([store.down], [], [], 0)[0])
+    return is_readable(store.down)
 
 
 def test_a_store_that_is_stopped_while_its_queue_is_full_is_ehostdown(

@@ -3,7 +3,6 @@
 Requests only: a reply that nobody asked for would break a rule, by the peer.
 """
 
-import select
 from pathlib import Path
 
 from kvmsim.journal.check import check
@@ -15,7 +14,7 @@ from tests.hostile.test_fuzz_store import GREETING, PAIRED, exchange
 from tests.support.both_sides import LocalStore
 from tests.support.journaled import recording
 from tests.support.threads import Beside, until
-from tests.support.wire import Wire
+from tests.support.wire import Wire, is_readable
 
 
 def test_the_journal_of_a_fuzzed_store_keeps_all_rules(tmp_path: Path) -> None:
@@ -51,4 +50,4 @@ def test_the_journal_of_a_fuzzed_store_keeps_all_rules(tmp_path: Path) -> None:
 
 def _called(wire: Wire) -> bool:
     assert wire.up is not None
-    return bool(select.select([wire.up], [], [], 0.001)[0])
+    return is_readable(wire.up, 0.001)
