@@ -13,6 +13,7 @@ from memfsd.uapi.units import Gfn, GfnRange
 
 from .abi.attributes import check_attributes
 from .mmu.eptentry import MAX_GFN_EPT
+from .mmu.runs import Run
 from .region import ATTRIBUTE_PRIVATE, AttributesRange
 from .unmapper import Unmapper
 from .vm import Vm
@@ -35,15 +36,17 @@ class AttributeIoctls:
             )
         start, end = check_attributes(asked)
         private = bool(asked.attributes & ATTRIBUTE_PRIVATE)
-        with self._lock:
+        with self._lock, self._unmapper.deleting([]):  # as for Unmapper.zap()
             with vm.mmu.lock:
                 if vm.attributes.has(start, end, private=private):
                     return
                 vm.attributes.reserve()
                 vm.mmu.invalidate_begin(start, end)
-                self._zap(start, min(end, MAX_GFN_EPT), private=not private)
+                removed = self._zap(start, min(end, MAX_GFN_EPT), private=not private)
             self._unmapper.kick_all()
             with vm.mmu.lock:
+                if not private:
+                    self._unmapper.unmapped(removed)
                 vm.attributes.store(start, end, private=private)
                 vm.mmu.invalidate_end()
 
@@ -52,7 +55,6 @@ class AttributeIoctls:
         with self._vm.mmu.lock:
             return self._vm.attributes.ranges()
 
-    def _zap(self, start: Gfn, end: Gfn, *, private: bool) -> None:
+    def _zap(self, start: Gfn, end: Gfn, *, private: bool) -> list[Run]:
         """The alias that the range loses. Contents stay: they are the file's, or user space's."""
-        if start < end:
-            self._vm.mmu.zap(start, end, private=private)
+        return self._vm.mmu.zap(start, end, private=private) if start < end else []

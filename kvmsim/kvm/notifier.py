@@ -78,6 +78,7 @@ class Notifier:
                         runs = mmu.zap(gfn, gfn + count, private=bool(alias))
                         taken += [run for run in runs if link.base <= run[1] < link.base + link.frame_count]
         self._unmapper.kick_all()
+        # Without Mmu.lock: until the acknowledgement the frames are nobody else's.
         for _, pfn, count in taken:
             link.memory.forget(pfn - link.base, count)
         if trace.vm is not None:

@@ -16,10 +16,10 @@ def tamper(vm: Vm, gpa: int, data: bytes) -> None:
     first, last = gpa >> PAGE_SHIFT, gpa + len(data) - 1 >> PAGE_SHIFT
     with vm.mmu.lock:
         frames = [_frame(vm, Gfn(gfn)) for gfn in range(first, last + 1)]
-    for memory, frame in frames:
-        skip = gpa % PAGE_SIZE
-        memory.tamper((frame << PAGE_SHIFT) + skip, data[: PAGE_SIZE - skip])
-        data, gpa = data[PAGE_SIZE - skip :], gpa + PAGE_SIZE - skip
+        for memory, frame in frames:
+            skip = gpa % PAGE_SIZE
+            memory.tamper((frame << PAGE_SHIFT) + skip, data[: PAGE_SIZE - skip])
+            data, gpa = data[PAGE_SIZE - skip :], gpa + PAGE_SIZE - skip
 
 
 def _frame(vm: Vm, gfn: Gfn) -> tuple[WindowMemory, int]:

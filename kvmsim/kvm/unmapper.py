@@ -2,7 +2,7 @@
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from kvmsim.memory.memory import WindowMemory
 from memfsd.common import trace
@@ -24,32 +24,43 @@ class Unmapper:
         """GFN ranges [start, end) that a slot has just lost and what follows is not done yet. Guarded by Mmu.lock."""
 
     @contextlib.contextmanager
-    def bracket(self, segments: list[GfnRange]) -> Iterator[None]:
+    def bracket(self, segments: list[GfnRange], kept: Callable[[], list[Run]] = list) -> Iterator[None]:
         """An invalidation of our own, so that no fault under way maps it again. The body has Mmu.lock; then every vCPU
-        leaves the guest, and the bracket closes."""
+        leaves the guest, and the bracket closes. kept: private runs that lose their GFN and keep their contents, asked
+        for with Mmu.lock held and no vCPU inside: later their frames may be other pages'."""
         mmu = self.vm.mmu
         with mmu.lock:
             mmu.invalidate_begin(min(start for start, _ in segments), max(end for _, end in segments))
             yield
         self.kick_all()
         with mmu.lock:
+            self.unmapped(kept())
             mmu.invalidate_end()
 
     def zap(self, segments: list[GfnRange], *, private: bool) -> list[Run]:
+        """private: contents are the file's. In `deleting`, or when the store is gone: it must not take back frames that
+        KVM has lost sight of before it is noted that they are unmapped."""
         runs: list[Run] = []
         if segments:
             remove = self.vm.mmu.zap
-            with self.bracket(segments):
+            with self.bracket(segments, lambda: runs if private else []):
                 runs += [run for start, end in segments for run in remove(start, end, private=private)]
         return runs
 
     def block(self, segments: list[GfnRange]) -> None:
-        """Private GFNs are unmapped and keep their contents."""
+        """Private GFNs are unmapped and keep their contents. What the store takes back meanwhile is not blocked any
+        more when the bracket closes."""
+        mmu = self.vm.mmu
         if segments:
-            with self.bracket(segments):
-                runs = [run for start, end in segments for run in self.vm.mmu.block(start, end)]
-            for memory, frame, count in self._frames(runs):
-                memory.unmapped(frame, count)
+            with self.bracket(segments, lambda: [run for low, high in segments for run in mmu.blocked.runs(low, high)]):
+                for start, end in segments:
+                    mmu.block(start, end)
+
+    def unmapped(self, runs: list[Run]) -> None:
+        """These frames have lost their GFNs. With Mmu.lock held, and every vCPU out since."""
+        for _, pfn, count in runs:
+            memory, frame = self._window(pfn)
+            memory.unmapped(frame, count)
 
     def is_going(self, alias: Alias, gfn: Gfn) -> bool:
         """KVM_MEMSLOT_INVALID: the slot that showed this page is being deleted. With Mmu.lock held."""
@@ -115,11 +126,6 @@ class Unmapper:
                 self.vm.mmu.blocked.take(gfn, gfn + count)
                 page_count += count
         return page_count
-
-    def _frames(self, runs: list[Run]) -> list[tuple[WindowMemory, int, int]]:
-        """(window, first frame of it, frames) of each private run."""
-        with self.vm.mmu.lock:
-            return [(*self._window(pfn), count) for _, pfn, count in runs]
 
     def _window(self, pfn: HostPfn) -> tuple[WindowMemory, int]:
         """With Mmu.lock held."""

@@ -10,11 +10,13 @@ from kvmsim.kvm.exits import MCI_STATUS, Exit, ExitReason, MachineCheckExit
 from kvmsim.kvm.kvm_run import exit_of
 from kvmsim.kvm.mmu.ept import Ept, entry_pfn
 from kvmsim.kvm.tampering import tamper
+from kvmsim.kvm.unmapper import Unmapper
 from kvmsim.memory.encrypted import MemoryKey
 from kvmsim.memory.memory import WindowMemory
 from memfsd.uapi.units import PAGE_SIZE, Gfn, Pfn
 from tests.support.both_sides import ALTERED, LocalStore, LocalVm, errno_of, opened_store, page
 from tests.support.script_lines import Lines
+from tests.support.threads import Beside, Gate
 
 SECRET = b"what only the guest knows"
 
@@ -180,6 +182,33 @@ def test_frames_are_noted_as_unmapped_when_the_last_vcpu_has_left(vm: LocalVm, s
     store.punch("file", 2, 1)
     vm.vmm.memory.fill_slot(0, Gfn(2), Gfn(3))
     assert vm.read(page(2), 4) == bytes(4)
+
+
+def test_a_frame_that_the_store_took_back_while_it_was_blocked_is_not_noted_as_unmapped(tmp_path: Path) -> None:
+    """It is another page's by then, which must not be taken for a fresh one when the host erases it."""
+    with opened_store(tmp_path, 1, encrypted=True) as store:
+        vm, held, kick_all = paired(store), Gate(), Unmapper.kick_all
+        gates = [held]
+        vm.kvm.blocking.set_overlay(True)
+        assert vm.write(page(2), SECRET) is None
+
+        def hold(unmapper: Unmapper) -> None:
+            kick_all(unmapper)
+            if gates:
+                gates.pop().wait()
+
+        with pytest.MonkeyPatch.context() as patched:
+            patched.setattr(Unmapper, "kick_all", hold)
+            overlaying = Beside(lambda: vm.shared_slot(1, page(2), page(1)))
+            held.reached()
+            store.punch("file", 2, 1)
+            assert vm.write(page(5), SECRET) is None
+            held.open()
+            overlaying.result()
+        store.windows.punch(store.file("file").ino, [(Pfn(0), 1)])
+        assert checked(vm.read(page(5), 1), 5), "the host has erased a page that is in use"
+        vm.delete(1, private=False)
+        assert vm.write(page(5), bytes(PAGE_SIZE)) is None
 
 
 @pytest.fixture

@@ -388,6 +388,7 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_CALLBACKS}.on_begin",
         (
             "        self._unmapper.kick_all()\n"
+            "        # Without Mmu.lock: until the acknowledgement the frames are nobody else's.\n"
             "        for _, pfn, count in taken:\n"
             "            link.memory.forget(pfn - link.base, count)\n",
             "        for _, pfn, count in taken:\n"
@@ -396,9 +397,27 @@ MUTANTS: tuple[Mutant, ...] = (
         ),
         at="encrypted-access-x-punch",
     ),
+    Mutant(
+        "tags forgotten when the store may have granted the frames again",
+        (
+            (
+                f"{_CALLBACKS}.on_begin",
+                "            link.memory.forget(pfn - link.base, count)\n",
+                "            self.late = [*getattr(self, 'late', []), (pfn - link.base, count)]\n",
+            ),
+            (
+                f"{_CALLBACKS}.on_end",
+                "        with self._vm.mmu.lock:\n",
+                "        for frame, count in self.__dict__.pop('late', []):\n"
+                "            link.memory.forget(frame, count)\n"
+                "        with self._vm.mmu.lock:\n",
+            ),
+        ),
+        ("encrypted-access-x-punch",),
+    ),
     _mutant(
         "frames not noted that leave a slot with their contents",
-        f"{_UNMAPPER}.block",
+        f"{_UNMAPPER}.unmapped",
         ("memory.unmapped(frame, count)", "pass"),
         at="encrypted-convert-x-punch",
     ),

@@ -24,6 +24,7 @@ from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
 
 GMEM = SlotFlag.GUEST_MEMFD
+SECRET = b"what only the guest knows"
 BOTH = GmemFlag.MMAP | GmemFlag.INIT_SHARED
 ABIS = pytest.mark.parametrize("abi", [GMEM_6_18, GMEM_7_2], ids=lambda abi: abi.name)
 
@@ -290,3 +291,26 @@ def test_in_place_the_file_says_what_a_page_is(store: LocalStore, vm: GmemVm) ->
     store.convert("g", 0, 1, private=True)
     assert without_why(vm.read(0, 1, shared=True)) == fault(0, private=False)
     assert vm.read(0, 6) == b"secret"
+
+
+@pytest.mark.parametrize("how", ["attributes", "slot"])
+def test_a_page_of_a_guest_memfd_that_was_punched_while_it_was_not_mapped_is_zero(tmp_path: Path, how: str) -> None:
+    """KVM has unmapped it, and it kept its contents; of the punch it sees nothing that it holds."""
+    with opened_store(tmp_path, 32, encrypted=True, abi=GMEM_6_18) as store, closing(GmemVm(store)) as vm:
+        file = store.create_memfd("g", 8)
+        vm.set(0, 0, 4, file)
+        vm.set(1, page(4), 4, file, offset=page(4))
+        vm.attributes(0, 8, private=True)
+        for punched in (False, True):
+            assert vm.write(page(5), SECRET) is None
+            if how == "slot":
+                vm.set(1, page(4), 0)
+            else:
+                vm.attributes(page(4), 4, private=False)
+            if punched:
+                store.punch("g", 5, 1)
+            if how == "slot":
+                vm.set(1, page(4), 4, file, offset=page(4))
+            else:
+                vm.attributes(page(4), 4, private=True)
+            assert vm.read(page(5), len(SECRET)) == (bytes(len(SECRET)) if punched else SECRET)
