@@ -6,15 +6,17 @@ once the new one can be mapped.
 
 import errno
 import threading
+from collections.abc import Iterator
 
 from memfsd.uapi.abi import Attributes
-from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import Gfn, GfnRange
+from memfsd.uapi.errors import PeerLost, Refused
+from memfsd.uapi.units import Gfn, GfnRange, Pgoff, PgoffRange
 
 from .abi.attributes import check_attributes
 from .mmu.eptentry import MAX_GFN_EPT
 from .mmu.runs import Run
 from .region import ATTRIBUTE_PRIVATE, AttributesRange
+from .slots.backing import Gmem
 from .unmapper import Unmapper
 from .vm import Vm
 
@@ -54,6 +56,19 @@ class AttributeIoctls:
         """What is private, in order."""
         with self._vm.mmu.lock:
             return self._vm.attributes.ranges()
+
+    def of_file(self, gmem: Gmem, page_count: int) -> Iterator[PgoffRange]:
+        """Pages of a guest_memfd that are private, in order, where the file has the attributes. Those of a file whose
+        store is gone are not known."""
+        pgoff = Pgoff(0)
+        while self._vm.rules.asks_file and pgoff < page_count:
+            try:
+                is_private, count = gmem.attributes(pgoff)
+            except (PeerLost, Refused):
+                return
+            if is_private:
+                yield pgoff, pgoff + count
+            pgoff += count
 
     def _zap(self, start: Gfn, end: Gfn, *, private: bool) -> list[Run]:
         """The alias that the range loses. Contents stay: they are the file's, or user space's."""

@@ -91,7 +91,8 @@ class MemoryErrorExit:
 
 @dataclass(frozen=True, slots=True)
 class MemoryFaultExit:
-    """kvm_run.memory_fault of Linux: KVM_RUN itself is -errno, EFAULT or EHWPOISON. One page, whatever was accessed."""
+    """kvm_run.memory_fault of Linux: one page, whatever was accessed. KVM_RUN itself is -errno: EFAULT, EHWPOISON or
+    ENOMEM."""
 
     gpa: int
     size: int

@@ -15,7 +15,7 @@ from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_AHEAD_PAGES
 from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PAGE_SIZE, Gfn, HostPfn, Pgoff
 
 from .abi.guest_memfd import other_alias
-from .alias import PRIVATE, SHARED
+from .alias import PRIVATE, SHARED, Alias
 from .exits import Exit, MemoryErrorExit
 from .mmu.ept import ACCESSED, DIRTY, PFN_SHIFT, entry_writable
 from .mmu.mmu import PageFault
@@ -102,6 +102,19 @@ class Faults:
         limit = min(page_fault.limit, page_count)
         order = page_fault.order if limit == page_fault.limit else ORDER_4K
         return msgspec.structs.replace(page_fault, limit=limit, order=order)
+
+    def prefaulted(self, gfn: Gfn, asked: Alias) -> Alias:
+        """Which alias KVM_PRE_FAULT_MEMORY maps: as the attributes say, wherever they are kept."""
+        with self._vm.mmu.lock:
+            if not self._vm.rules.asks_file:
+                return self._vm.rules.prefaulted(gfn, asked)
+            slot = self._vm.slots[PRIVATE].lookup(gfn)
+        if slot is None:
+            return SHARED
+        try:
+            return Alias(slot.gmem.attributes(slot.pgoff_of(gfn))[0])
+        except (Refused, PeerLost):
+            return asked  # its fault says why
 
     def _granted(self, page_fault: PageFault, gmem: Gmem) -> _Frames | MemoryErrorExit | None:
         """What the store grants for the fault's page: by its page map, else by GET_PFN. None: the fault is out of date,

@@ -10,7 +10,7 @@ import threading
 from dataclasses import replace
 
 from kvmsim.memory.mapped import MappedFile
-from kvmsim.memory.memory import Memory, UnmappedMemory
+from kvmsim.memory.memory import AnonymousMemory, Memory, UnmappedMemory
 from kvmsim.store.link import FileId, StoreLink
 from memfsd.common.quote import quoted
 from memfsd.uapi.abi import Attributes, GmemFlag
@@ -28,6 +28,7 @@ from .unmapper import Unmapper
 from .vm import Vm
 
 _NOWHERE = MemoryRegion.private(0, 0, 0)
+_S64_END = 1 << 63
 
 
 class GuestMemfds:
@@ -43,7 +44,7 @@ class GuestMemfds:
         self._mapped: dict[FileId, MappedFile] = {}
         """Of the files whose shared pages slots show."""
         self._emulated: dict[int, Memory] = {}
-        """By slot: owned memory at userspace_addr, beside a file that can be mapped."""
+        """By slot: owned memory at userspace_addr, where the guest does not reach it."""
 
     # -- files
 
@@ -126,6 +127,12 @@ class GuestMemfds:
             return None
         if file is None:
             raise Refused(errno.EBADF, "that is no open guest_memfd: gmem create or gmem open one")
+        if self._vm.abi.has_signed_offsets and region.offset < _S64_END <= region.offset + region.size:
+            self._pairings.backing(os.dup(file.fd), file.name, _NOWHERE)
+            self._create_past_the_end(region, file.name)
+            if userspace.owned:
+                self._emulated[region.slot] = userspace.memory
+            return None
         backing = self._pairings.backing(os.dup(file.fd), file.name, region.private_half())
         half = region.private_half()
         check_addressable(half)
@@ -145,6 +152,13 @@ class GuestMemfds:
             if userspace.owned and shown is not None and shown.backing.emulated is not None:
                 self._emulated[region.slot] = userspace.memory
         return self._pairings.name(backing)
+
+    def _create_past_the_end(self, region: Region2, name: str) -> None:
+        """A loff_t that wraps is below every size, so the kernel binds what no file has, and makes folios there. Only
+        the slot can name them."""
+        half = region.shared_half(0)
+        check_addressable(half)
+        self._slots.create_shared(half, AnonymousMemory(region.size), True, f"{name} (past 2^63)")
 
     def _show_shared(self, region: Region2, userspace: Userspace, backing: SlotBacking) -> None:
         """KVM_MEMSLOT_GMEM_ONLY: a file that can be mapped is the guest's shared memory, too, and userspace_addr is

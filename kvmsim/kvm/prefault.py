@@ -40,13 +40,11 @@ class PreFault:
             raise Refused(errno.EINVAL, f"size {size:#x}: give at least one page, and end before 2^64")
         if gpa & SHARED_BIT:
             gpa, shared = gpa & ~SHARED_BIT, True
-        rules, mmu = self._vm.rules, self._vm.mmu
         first = gfn = Gfn(gpa >> PAGE_SHIFT)
         end = first + (size >> PAGE_SHIFT)
         with vcpu.held():
             while gfn < end:
-                with mmu.lock:
-                    alias = rules.prefaulted(gfn, Alias(not shared))
+                alias = self._faults.prefaulted(gfn, Alias(not shared))
                 stopped = self._fault(vcpu, gfn, end, shared=alias is SHARED)
                 if stopped is not None:
                     if gfn == first:

@@ -214,16 +214,32 @@ def memory(machine: VirtualMachine) -> Answer:
 
 
 def attributes(machine: VirtualMachine) -> Answer:
-    """GPAs that are private by the VM's memory attributes."""
-    ranges = machine.kvm.attributes.ranges()
-    facts: list[dict[str, Any]] = [
-        {"gpa": start << PAGE_SHIFT, "size": end - start << PAGE_SHIFT, "attributes": "private"}
-        for start, end in ranges
-    ]
-    lines = [f"{'GPA':>14} {'SIZE':>8} ATTRIBUTES"]
-    lines += [f"{f['gpa']:>#14x} {format_size(f['size']):>8} {f['attributes']}" for f in facts]
+    """GPAs that are private by the VM's memory attributes; or pages of its files, where these keep the attributes."""
     kept = machine.vm.abi.attributes.value
+    facts: list[dict[str, Any]]
+    if machine.vm.rules.asks_file:
+        facts = list(itertools.islice(_attributes_of_files(machine), _MOST_MAPPINGS))
+        lines = [f"{'INODE':>8} {'OFFSET':>14} {'SIZE':>8} ATTRIBUTES"]
+        lines += [f"{f['inode']:>8} {f['offset']:>#14x} {format_size(f['size']):>8} {f['attributes']}" for f in facts]
+    else:
+        facts = [
+            {"gpa": start << PAGE_SHIFT, "size": end - start << PAGE_SHIFT, "attributes": "private"}
+            for start, end in machine.kvm.attributes.ranges()
+        ]
+        lines = [f"{'GPA':>14} {'SIZE':>8} ATTRIBUTES"]
+        lines += [f"{f['gpa']:>#14x} {format_size(f['size']):>8} {f['attributes']}" for f in facts]
     return {"kept_by": kept, "ranges": facts}, "\n".join([f"kept by: {kept}", *lines])
+
+
+def _attributes_of_files(machine: VirtualMachine) -> Iterator[dict[str, Any]]:
+    for link in list(machine.kvm.pairings.links.values()):
+        for start, end in machine.kvm.attributes.of_file(link, link.size >> PAGE_SHIFT):
+            yield {
+                "inode": link.file.inode,
+                "offset": start << PAGE_SHIFT,
+                "size": end - start << PAGE_SHIFT,
+                "attributes": "private",
+            }
 
 
 def gmem(facts: list[dict[str, Any]]) -> Answer:

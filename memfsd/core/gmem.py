@@ -66,6 +66,10 @@ class SwappedOut(Refused):
         super().__init__(errno.EAGAIN, f"file page {pgoff:#x} is swapped out")
 
 
+class NoRoom(Refused):
+    """The pool is full, by the ABI's errno: it need not be the one that says that this process has no more memory."""
+
+
 def guest_of(file: Regular) -> GmemFile:
     if file.guest is None:
         raise Refused(errno.EINVAL, f"inode {file.ino} is not sealed for a guest: seal it first")
@@ -322,6 +326,13 @@ class GuestMemory:
         if granted_order and self._options.split:
             granted_order = whole_order(pages, pgoff, file.order)
         return GetPfnReply(pfn, count, granted_order, guest.seq)
+
+    def out_of_room(self, file: Regular, refused: Refused) -> Refused:
+        """ENOSPC as the ABI has it, now that nothing more can be taken back; any other refusal as it is."""
+        number = self._options.abi.no_room
+        if refused.errno != errno.ENOSPC or file.guest is None or number == errno.ENOSPC:
+            return refused
+        return NoRoom(number, refused.reason)
 
     def _check_leaf(self, file: Regular, guest: GmemFile, pgoff: int, order: int) -> None:
         """ENOENT unless the page is whole, or there is nothing of it yet."""

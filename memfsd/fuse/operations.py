@@ -369,7 +369,10 @@ class Operations(pyfuse3.Operations):
         if killing:
             self._clear_setid(ino)
         _, uid = self._files.opener(fh)
-        work = await self._with_room(lambda: self._files.fallocate(ino, mode, offset, length))
+        try:
+            work = await self._with_room(lambda: self._files.fallocate(ino, mode, offset, length))
+        except Refused as refused:
+            raise self._files.out_of_room(ino, refused) from None
         await self._finish_for(uid, work)
 
     def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:

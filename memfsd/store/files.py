@@ -238,6 +238,11 @@ class Files:
             effects, taken = self._service.fallocate(ino, mode, offset, length, now)
             return self._work(ino, effects, taken, PUNCH, None, now)
 
+    def out_of_room(self, ino: int, refused: Refused) -> Refused:
+        """GuestMemory.out_of_room."""
+        with self._lock:
+            return self._service.gmem.out_of_room(self._service.inodes.regular(ino), refused)
+
     def allocate(self, ino: int, offset: int, length: int) -> Work:
         """fallocate(FALLOC_FL_KEEP_SIZE)."""
         return self.fallocate(ino, FALLOC_FL_KEEP_SIZE, offset, length)

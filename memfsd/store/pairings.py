@@ -106,9 +106,9 @@ class PairedFile:
         """A pool without a free frame is not all that is full."""
         with self._lock:
             slots = self._pairings.service.slots
-            if refused.errno != errno.ENOSPC or not slots.is_on or slots.free_count or self.file.order:
-                return refused
-            return Refused(errno.ENOSPC, f"{refused.reason}; and {slots.full().reason}")
+            if refused.errno == errno.ENOSPC and slots.is_on and not slots.free_count and not self.file.order:
+                refused = Refused(errno.ENOSPC, f"{refused.reason}; and {slots.full().reason}")
+            return self._gmem.out_of_room(self.file, refused)
 
     @property
     def memfd_flags(self) -> int:

@@ -47,8 +47,10 @@ class Abi:
     """A range of the file that another slot has."""
     other_owner: int
     """A file of another VM."""
+    no_room: int
+    """The pool has no frame for a page of a guest: to its fault, and to fallocate(2)."""
     has_signed_offsets: bool
-    """An offset in the file is a loff_t: 2^63 and more is below zero, and ends before the end of the file."""
+    """An offset in the file is a loff_t: a slot whose end wraps past 2^63 ends before the end of the file."""
     fixed_gfn: bool
     """By default, a page that was bound at a GFN is bound at no other one."""
     destroys_unmapped: bool
@@ -63,6 +65,7 @@ THREAD = Abi(
     has_one_space=False,
     bound_twice=errno.EEXIST,
     other_owner=errno.EPERM,
+    no_room=errno.ENOSPC,
     has_signed_offsets=False,
     fixed_gfn=True,
     destroys_unmapped=True,
@@ -75,6 +78,7 @@ GMEM_6_18 = Abi(
     has_one_space=True,
     bound_twice=errno.EINVAL,
     other_owner=errno.EINVAL,
+    no_room=errno.ENOMEM,
     has_signed_offsets=True,
     fixed_gfn=False,
     destroys_unmapped=False,

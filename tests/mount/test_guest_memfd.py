@@ -257,6 +257,17 @@ def test_a_full_pool_is_sigbus_and_frees_with_a_punch(own_directory: DirectoryFa
         assert byte(mapping, 256) == 7
 
 
+def test_allocating_more_than_the_pool_has_is_enomem_and_changes_nothing(own_directory: DirectoryFactory) -> None:
+    """As kvm_gmem_allocate() answers; an ordinary file's is still ENOSPC."""
+    place = own_directory("size=1M,abi=gmem-6.18")
+    with gmem(place, NEITHER, 2 << 20) as fd:
+        with refused(errno.ENOMEM):
+            fallocate(fd, KEEP_SIZE, 0, 2 << 20)
+        assert os.fstat(fd).st_blocks == 0
+    with open(place / "ordinary", "wb") as ordinary, refused(errno.ENOSPC):
+        fallocate(ordinary.fileno(), 0, 0, 2 << 20)
+
+
 def test_a_named_one_is_made_with_memfs_and_opened_by_name(place: Path) -> None:
     path = place / "vm.mem"
     said = run("memfs create vm.mem --size 16K --flags mmap,init-shared", place)

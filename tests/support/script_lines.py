@@ -14,6 +14,7 @@ class Lines:
     """Does script lines."""
 
     def __init__(self, max_slots: int = MAX_SLOTS, policy: str = "none", store: LocalStore | None = None) -> None:
+        self.store = store
         if store is None:
             self.executor = Executor(max_slots, policy, pair=pair_with_store)
         else:

@@ -221,8 +221,8 @@ SLOT_REASONS: tuple[Reason, ...] = (
     ),
     Reason(
         "Pages of a file end at 2^62",
-        "The kernel binds a slot there, and in Linux 6.18 also one whose end wraps past 2^63, which is past the end "
-        "of the file: a defect, and not copied.",
+        "The kernel binds a slot there. One whose end wraps past 2^63 is bound here, too, by gmem-6.18, but what it "
+        "shows is not the file's: the kernel makes pages past its end, which punches and cachestat(2) reach.",
         lambda found: _set(found, lambda args: args.get("off", 0) >= _OFFSET_END),
     ),
     Reason(

@@ -17,6 +17,8 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 from .attributes import MemoryAttributes
 from .rules import Source
 
+_OF_GET_PFN = (EHWPOISON, errno.ENOMEM)
+
 
 class GuestMemfdRules:
     """As kvm_mmu_faultin_pfn() (arch/x86/kvm/mmu/mmu.c): the attribute first, then the slot."""
@@ -54,13 +56,13 @@ class GuestMemfdRules:
         return is_private == private and high >= end and self._slots[private].covers(start, end) is not None
 
     def prefaulted(self, gfn: Gfn, asked: Alias) -> Alias:
-        return asked if self.asks_file else Alias(self._attributes.run_at(gfn)[0])
+        return Alias(self._attributes.run_at(gfn)[0])
 
     def reported(self, exit_: Exit) -> Exit:
-        """KVM_RUN is -EFAULT or -EHWPOISON, and kvm_run.memory_fault says where."""
+        """KVM_RUN is -EFAULT, or what kvm_gmem_get_pfn() failed with, and kvm_run.memory_fault says where."""
         if not isinstance(exit_, MemoryErrorExit):
             return exit_
-        number = EHWPOISON if exit_.errno == EHWPOISON else errno.EFAULT
+        number = exit_.errno if exit_.errno in _OF_GET_PFN else errno.EFAULT
         if exit_.is_users:
             return FailedExit(number, exit_.why)
         return MemoryFaultExit(exit_.gpa & -PAGE_SIZE, PAGE_SIZE, exit_.private, number, exit_.why)

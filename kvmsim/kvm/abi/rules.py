@@ -33,7 +33,7 @@ class Rules(Protocol):
         """One slot shows all of [start, end) in this alias: an explicit request for it is handled."""
 
     def prefaulted(self, gfn: Gfn, asked: Alias) -> Alias:
-        """Which alias KVM_PRE_FAULT_MEMORY maps."""
+        """Which alias KVM_PRE_FAULT_MEMORY maps, unless the file says it."""
 
     def reported(self, exit_: Exit) -> Exit:
         """The exit as user space sees it."""

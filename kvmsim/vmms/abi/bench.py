@@ -16,6 +16,7 @@ from kvmsim.kvm.region import ATTRIBUTE_PRIVATE, AttributesRange, MemoryRegion, 
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.store.link import FileId
+from memfsd.core.gmem import NoRoom
 from memfsd.uapi.abi import Abi, Attributes, GmemFlag
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused, errno_name
 from memfsd.uapi.gmem_ioctls import MemoryAttributes2
@@ -84,7 +85,7 @@ class Bench:
 
     def _refused(self, asked: str, error: Refused | OSError) -> None:
         number = error.errno or errno.EIO
-        if number in NO_RESOURCES:
+        if number in NO_RESOURCES and not isinstance(error, NoRoom):
             raise error
         reason = error.reason if isinstance(error, Refused) else str(error)
         self.answers.append(Answer(asked, refusal(number), reason))

@@ -176,6 +176,15 @@ def bind_huge_offset(b: Bench) -> None:
     b.ask("2^64 - 4096", lambda: b.bind(file, slot=1, gpa=GPA + SIZE, size=PAGE_SIZE, offset=(1 << 64) - PAGE_SIZE))
 
 
+def bind_over_2_63(b: Bench) -> None:
+    """A slot that begins a page before the offset 2^63 and ends behind it; the guest writes there, and reads."""
+    with b.beginning():
+        file = b.make()
+    b.ask("slot", lambda: b.bind(file, size=2 * PAGE_SIZE, offset=(1 << 63) - PAGE_SIZE))
+    b.ask("write", lambda: b.write(b"data", shared=True))
+    b.ask("read", lambda: b.read(shared=True))
+
+
 def bind_past_the_last_gpa(b: Bench) -> None:
     """A slot at the end of guest physical addresses."""
     with b.beginning():
@@ -276,7 +285,7 @@ FILES = (
     create_ioctl, create_mappable, create_unknown_flag, create_size_0, create_twice, seal, size_unaligned, truncate,
     host_reads, host_reads_shared, fallocate, fallocate_and_no_room, bind, bind_by_the_old_ioctl, bind_by_region2,
     bind_twice, bind_overlapping, bind_over_another_slot, two_slots_of_a_file, bind_elsewhere, bind_unaligned,
-    bind_past_the_end, bind_huge_offset, bind_past_the_last_gpa, bind_flags, bind_size_0, change_a_slot,
-    foreign_vm, foreign_vm_after_its_end, foreign_abi, close_while_bound, delete_and_add,
+    bind_past_the_end, bind_huge_offset, bind_over_2_63, bind_past_the_last_gpa, bind_flags, bind_size_0,
+    change_a_slot, foreign_vm, foreign_vm_after_its_end, foreign_abi, close_while_bound, delete_and_add,
     delete_what_is_not, punch_a_slot, policies,
 )  # fmt: skip

@@ -12,6 +12,7 @@ from kvmsim.vmms.store import LocalStore
 from memfsd.common.linux import punch_hole
 from memfsd.core.files.inodes import ROOT_INO
 from memfsd.uapi.abi import Abi
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.gmem_ioctls import ATTRIBUTE_PRIVATE, CreateGuestMemfd, MemoryAttributes2
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
@@ -62,7 +63,10 @@ class AbiStore(LocalStore):
         os.truncate(file.fd, size)
 
     def fallocate(self, file: File, offset: int, length: int) -> None:
-        self._store.files.allocate(file.ino, offset, length).run()
+        try:
+            self._store.files.allocate(file.ino, offset, length).run()
+        except Refused as refused:
+            raise self._store.files.out_of_room(file.ino, refused) from None
 
     def punch_file(self, file: File, offset: int, length: int) -> None:
         """fallocate(2), with which the kernel drops what it has cached."""

@@ -1,26 +1,40 @@
 """guest_memfd in scripts: files by name, slots with both memories, attributes, exits."""
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from kvmsim.shell.execute import Executor
-from memfsd.uapi.abi import GMEM_6_18
+from memfsd.uapi.abi import GMEM_6_18, GMEM_INPLACE, Abi
 from tests.support.both_sides import opened_store
 from tests.support.script_lines import Lines
 
 
-@pytest.fixture
-def lines(tmp_path: Path) -> Iterator[Lines]:
-    with opened_store(tmp_path, 64, abi=GMEM_6_18) as store:
+@contextmanager
+def opened(tmp_path: Path, abi: Abi) -> Iterator[Lines]:
+    """A guest_memfd of 16 pages, open as `g`, on a store of 64."""
+    with opened_store(tmp_path, 64, abi=abi) as store:
         store.create_memfd("g", 16)
         run = Lines(store=store)
         run.executor.close()
-        run.executor = Executor(8, pair=store.pair, abi=GMEM_6_18)
+        run.executor = Executor(8, pair=store.pair, abi=abi)
         run.ok(f"gmem open g file={store.path('g')}")
         yield run
         run.executor.close()
+
+
+@pytest.fixture
+def lines(tmp_path: Path) -> Iterator[Lines]:
+    with opened(tmp_path, GMEM_6_18) as run:
+        yield run
+
+
+@pytest.fixture
+def in_place(tmp_path: Path) -> Iterator[Lines]:
+    with opened(tmp_path, GMEM_INPLACE) as run:
+        yield run
 
 
 def test_a_slot_has_both_memories_and_the_attribute_chooses(lines: Lines) -> None:
@@ -70,3 +84,49 @@ def test_pre_fault_follows_the_attributes(lines: Lines) -> None:
     assert lines.ok("prefault 0 128K").info == {"gpa": 64 << 10, "size": 64 << 10}
     assert lines("prefault 64K 4K").errno == "ENOENT"
     assert lines("prefault 0 0").errno == "EINVAL"
+
+
+def private(*ranges: tuple[int, int]) -> list[tuple[int, int]]:
+    return [(start << 12, pages << 12) for start, pages in ranges]
+
+
+def test_attributes_in_the_file_are_shown_with_and_without_a_slot(in_place: Lines) -> None:
+    """They were not shown at all."""
+
+    def shown() -> list[tuple[int, int]]:
+        info = in_place.ok("info attributes").info
+        assert info["kept_by"] == "file"  # type: ignore[index]
+        assert {each["attributes"] for each in info["ranges"]} <= {"private"}  # type: ignore[index]
+        return [(each["offset"], each["size"]) for each in info["ranges"]]  # type: ignore[index]
+
+    assert shown() == private((0, 16))
+    assert in_place.store is not None
+    in_place.store.convert("g", 1, 2, private=False)
+    in_place.ok("slot set2 0 gpa=2M size=32K offset=32K gmem=g")
+    assert shown() == private((0, 1), (3, 13))
+    in_place.store.convert("g", 0, 16, private=False)
+    assert shown() == []
+
+
+def test_pre_fault_in_place_asks_the_file_and_is_enoent_without_a_slot(in_place: Lines) -> None:
+    """It was EFAULT."""
+    in_place.ok("slot set2 0 gpa=0 size=64K gmem=g")
+    assert in_place.store is not None
+    in_place.store.convert("g", 4, 4, private=False)
+    assert in_place.ok("prefault 0 128K").info == {"gpa": 64 << 10, "size": 64 << 10}
+    assert in_place.ok("info mmu").info["shared_leaves"] == 4  # type: ignore[index]
+    for line in ("prefault 64K 4K", "prefault 64K 4K shared", "prefault 1M 8K"):
+        assert in_place(line).errno == "ENOENT"
+
+
+def test_a_full_pool_is_enomem_for_a_guest_and_for_pre_fault(lines: Lines) -> None:
+    assert lines.store is not None
+    lines.store.create_memfd("other", 64)
+    lines.store.allocate("other", 0, 64)
+    lines.ok("slot set2 0 gpa=0 size=64K gmem=g", "attributes 0 64K private")
+    fault = lines("touch 0 4K")
+    assert (fault.exit, fault.errno) == ("KVM_EXIT_MEMORY_FAULT", "ENOMEM")
+    assert fault.exit_fields == {"flags": 8, "gpa": 0, "size": 4096}
+    assert lines("prefault 0 4K").errno == "ENOMEM"
+    lines.store.punch("other", 0, 64)
+    lines.ok("resume", "prefault 0 64K")

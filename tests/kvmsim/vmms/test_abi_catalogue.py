@@ -59,6 +59,26 @@ def test_a_range_that_is_bound_twice_is_each_profiles_errno() -> None:
         assert answers("bind-twice", abi) == ["EINVAL" if abi is GMEM_6_18 else "EEXIST"]
 
 
+def test_an_offset_is_signed_up_to_linux_7_1() -> None:
+    for abi in ABIS.values():
+        wraps = abi is GMEM_6_18
+        assert answers("bind-over-2-63", abi) == (["done", "done", "data"] if wraps else ["EINVAL", "MMIO", "MMIO"])
+        assert answers("bind-huge-offset", abi) == ["EINVAL", "EINVAL"]
+
+
+def test_a_pool_without_a_frame_is_each_profiles_errno() -> None:
+    for abi in ABIS.values():
+        exit_, number = ("MEMORY_ERROR", "ENOSPC") if abi is THREAD else ("MEMORY_FAULT", "ENOMEM")
+        assert answers("touch-and-no-room", abi) == [f"{exit_}, private {number}"]
+        assert answers("fallocate-and-no-room", abi)[0] == number
+
+
+def test_pre_fault_follows_the_attributes_wherever_they_are() -> None:
+    for abi in LINUX:
+        assert answers("prefault-shared", abi) == ["all"]
+        assert answers("prefault-odd-ranges", abi)[-1] == "ENOENT"
+
+
 def test_contents_after_a_conversion() -> None:
     for abi in ABIS.values():
         read = answers("convert-to-shared", abi)[1], answers("convert-to-private", abi)[1]
