@@ -5,6 +5,8 @@ accesses    what a step touches, and which steps commute
 scheduler   one thread at a time, from point to point, in virtual time
 primitives  the locks, threads and connections it schedules: memfsd.common.sync makes these instead
 scenario    what is raced: text to actors
+programs    machine code that races, and what each of its instructions does
+slices      a vCPU that runs it, so many instructions at a time
 world       a store and its VMs, processes that can be killed, stopped and cut off
 mappings    fds that mappings will close
 shown       which page of which file a GFN may show

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 FAILED = b"\xffFAILED\xff"
 """In the place of what a page holds when its frame has failed, or its device was removed: no guest reads it."""
+ONE_MORE = b"\xff+ONE+\xff\xff"
+"""In the place of what a page holds when a guest adds 1 to it."""
 Page = tuple[str, int]
 """Of a file: its name and the page's index."""
 
@@ -58,12 +60,30 @@ class History:
             for change in changes
             if change.start < now and not any(change.end < other.start and other.end < start for other in changes)
         }
+        if any(change.value == ONE_MORE for change in changes):
+            allowed = self._counts(changes, start, now)
         if value in allowed:
             return ""
         shown = " or ".join(sorted(_shown(one) for one in allowed))
         return f"a guest read {_shown(value)} in page {page[1]} of {page[0]}, where {shown} is right"
 
+    def _counts(self, changes: list[_Change], start: int, now: int) -> set[bytes]:
+        """What was written or taken back, and since then: what was certainly added, up to all that may have been."""
+        added = [change for change in changes if change.value == ONE_MORE]
+        others = [change for change in changes if change.value != ONE_MORE]
+        allowed = set()
+        for base in others:
+            if base.start < now and not any(base.end < other.start and other.end < start for other in others):
+                least = sum(base.end < one.start and one.end < start for one in added)
+                most = sum(one.end > base.start and one.start < now for one in added)
+                first = int.from_bytes(base.value, "little")
+                allowed |= {(first + count).to_bytes(8, "little") for count in range(least, most + 1)}
+        return allowed
+
 
 def _shown(value: bytes) -> str:
-    text = value.rstrip(b"\0")
-    return repr(text.decode(errors="replace")) if text else "zeros"
+    raw = value.rstrip(b"\0")
+    if not raw:
+        return "zeros"
+    text = raw.decode(errors="replace")
+    return repr(text) if raw.isascii() and text.isprintable() else f"0x{raw.hex()}"

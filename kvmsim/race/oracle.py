@@ -25,8 +25,8 @@ class Oracle:
     def __init__(self, world: World, scheduler: Scheduler) -> None:
         self._world = world
         self._scheduler = scheduler
-        self.in_access: dict[Task, tuple[Memory, int, int]] = {}
-        """Who is in guest mode with a translation in hand: memory, first frame, frames."""
+        self.in_access: dict[Task, list[tuple[Memory, int, int]]] = {}
+        """Who is in guest mode with translations in hand: memory, first frame, frames."""
 
     def approach(self, task: Task, name: str, arguments: tuple[Any, ...]) -> None:
         """A task comes to a point; it may have to wait there."""
@@ -34,7 +34,7 @@ class Oracle:
         if name in ("guest reads", "guest writes"):
             memory, offset, length = arguments
             first = offset >> PAGE_SHIFT
-            self.in_access[task] = memory, first, max(-(-(offset + length) >> PAGE_SHIFT) - first, 1)
+            self.in_access[task] = [(memory, first, max(-(-(offset + length) >> PAGE_SHIFT) - first, 1))]
 
     def passed(self, name: str, arguments: tuple[Any, ...]) -> None:
         """The step from the point begins."""
@@ -67,9 +67,10 @@ class Oracle:
             for memory, offset, _ in vars_of_tlb(vcpu.tlb).values():
                 if memory is link.memory and low <= offset >> PAGE_SHIFT < high:
                     return f"it is in the TLB of {vm.name}.vcpu{vcpu.id}"
-        for task, (memory, first, count) in self.in_access.items():
-            if memory is link.memory and first < high and low < first + count and not task.dead and not task.done:
-                return f"{task.name} is in guest mode and accesses it"
+        for task, held in self.in_access.items():
+            for memory, first, count in held:
+                if memory is link.memory and first < high and low < first + count and not task.dead and not task.done:
+                    return f"{task.name} is in guest mode and accesses it"
         return ""
 
     def at_end(self) -> None:

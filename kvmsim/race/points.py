@@ -145,6 +145,9 @@ POINTS: tuple[Point, ...] = (
 RETRY = Point("fault retried", Instrument.fault_waited, "vm")
 """A fault asks again only when another thread was in a section that may change the answer."""
 
+MACHINE_CODE = "machine code runs"
+"""In guest mode, before a slice of it (slices.SlicedEngine)."""
+
 LOOKS: tuple[tuple[type, Callable[..., object]], ...] = ((Faults, Faults.translate), (Vm, Vm.fault))
 """Sections under Mmu.lock that only read (an accessed bit is set by all alike): two of them need no order. Of (class,
 method)."""
@@ -242,6 +245,7 @@ def all_names() -> list[tuple[str, str]]:
     names += [(f"{lock} taken", side) for lock, side in LOCKS]
     names += WAITS
     names += [(point.name, point.side) for point in (*POINTS, RETRY)]
+    names.append((MACHINE_CODE, "vm"))
     for field in FIELDS:
         names += [(f"{field.shown} read", field.side), (f"{field.shown} written", field.side)]
     return names

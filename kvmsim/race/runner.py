@@ -9,7 +9,7 @@ import socket
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from kvmsim.kvm.exits import Exit, MachineCheckExit, MemoryErrorExit, MmioExit
 from kvmsim.kvm.region import MemoryRegion
@@ -23,10 +23,14 @@ from .accesses import Access
 from .history import FAILED, History, Page
 from .oracle import Oracle
 from .primitives import Connections, Makers
+from .programs import PROGRAMS, Work
 from .scenario import MAX_TEXT, Actor, Command, Scenario, ScenarioError
 from .scheduler import Chooser, Killed, Scheduler, Step, Stuck
 from .shown import SlotHistory
 from .world import SimulatedVm, World, repeatable, standing_in
+
+if TYPE_CHECKING:
+    from .slices import MachineCode
 
 _BROKEN = {errno.EIO, errno.ETIMEDOUT, errno.EAGAIN, errno.EHOSTDOWN, errno.ENOTCONN, errno.EBUSY, errno.EBADMSG}
 """Errnos that say that the other side is gone, did not answer in time, or gave something else back than it got."""
@@ -91,6 +95,17 @@ class _Run:
         self._shown = SlotHistory(self._history)
         self._peaceful = not any(actor.role == "outside" for actor in scenario.actors)
         self._poisoned = 0
+        self._machine_code = {name: self._code_of(name) for name in scenario.code_vms}
+
+    def _code_of(self, name: str) -> "MachineCode":
+        from .slices import MachineCode  # for the scenarios that ask for it
+
+        main, vm = self._scheduler.main, self.world.vms[name]
+        main.process = name
+        try:
+            return MachineCode(vm.kvm, vm.guest, self._scheduler, self._oracle)
+        finally:
+            main.process = "nobody"
 
     def go(self) -> Result:
         scheduler, scenario = self._scheduler, self._scenario
@@ -232,6 +247,31 @@ class _Run:
     def _vcpu_write(self, actor: Actor, vm: SimulatedVm, gfn: int, text: str, pages: int = 1) -> str:
         value = text.encode().ljust(MAX_TEXT, b"\0")
         data = value if pages == 1 else value.ljust(PAGE_SIZE, b"\0") * pages
+        return self._write(actor, vm, gfn, data, value, pages)
+
+    def _vcpu_place(self, actor: Actor, vm: SimulatedVm, program: str, gfn: int) -> str:
+        return self._write(actor, vm, gfn, PROGRAMS[program].code, PROGRAMS[program].text, 1)
+
+    def _vcpu_code(
+        self, actor: Actor, vm: SimulatedVm, program: str, gfn: int, data: int, times: int, slice_: int = 1
+    ) -> str:
+        start = self._history.clock
+        vcpu = vm.vm.vcpu(actor.index)
+        work = Work(
+            PROGRAMS[program],
+            gfn,
+            data,
+            times,
+            slice_,
+            f"code{actor.index}".encode().ljust(MAX_TEXT, b"\0"),
+            self._history,
+            lambda gfn: self._pages(vm, gfn, 1),
+            lambda why: self._scheduler.fail(f"R8: {actor.name}: {why}"),
+        )
+        got = self._runs(vm, vcpu, lambda: self._machine_code[actor.vm].run(vcpu, work))()
+        return got if isinstance(got, str) else self._exit(actor, got, start)
+
+    def _write(self, actor: Actor, vm: SimulatedVm, gfn: int, data: bytes, value: bytes, pages: int) -> str:
         touched = self._pages(vm, gfn, pages)
         changes = self._history.begin(touched, value)
         start = self._history.clock

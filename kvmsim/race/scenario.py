@@ -15,6 +15,8 @@
 `vm NAME page-map` reads page maps, which the others do without: two loads more in each fault are many schedules more.
 Numbers count pages of 4 KiB: a page of the file, a GFN. A line without `before` or `after` is an *actor*, its own
 thread.
+Machine code (the extra `cpu`) runs in slices, and between two of them anybody else may act:
+`before vcpu0: place store 1`, `vcpu0: code store 1 2 TIMES [SLICE]`.
 `vcpuN` and `vmmN` are threads of a VM (`vm1.vcpu0`; vm0 when it is not said), `hostN` acts on the mount, `outsideN`
 kills, stops and cuts.
 """
@@ -26,12 +28,16 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvmsim.cpu.x86 import library
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import ORDER_2M
+
+from .programs import PROGRAMS, TEXT_BYTES
 
 MAX_BYTES = 1 << 16
 MAX_ACTORS = 16
 MAX_PAGES = 1 << 12
-MAX_TEXT = 8
+MAX_TEXT = TEXT_BYTES
 _NAME = re.compile(r"[a-z][a-z0-9_-]{0,30}\Z")
 _ACTOR = re.compile(r"(?:([a-z][a-z0-9_-]*)\.)?(vcpu|vmm|host|outside)([0-9]{0,3})\Z")
 
@@ -68,6 +74,12 @@ def _alias(word: str) -> str:
     return word
 
 
+def _program(word: str) -> str:
+    if word not in PROGRAMS:
+        raise ValueError(f"'{word}' is not a program: choose from {', '.join(PROGRAMS)}")
+    return word
+
+
 Parse = Callable[[str], int | str]
 
 VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
@@ -80,6 +92,12 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
             "MapGPA to shared; the VMM's policy punch handles the exit",
         ),
         "unshare": ([("GFN", _number), ("PAGES", _number)], 1, "MapGPA to private, likewise"),
+        "place": ([("PROGRAM", _program), ("GFN", _number)], 2, f"write machine code: {', '.join(PROGRAMS)}"),
+        "code": (
+            [("PROGRAM", _program), ("GFN", _number), ("DATA", _number), ("TIMES", _number), ("SLICE", _number)],
+            4,
+            "run it there on the page DATA, in slices of so many instructions (1)",
+        ),
         "prefault": ([("GFN", _number), ("PAGES", _number)], 1, "KVM_PRE_FAULT_MEMORY of private pages"),
     },
     "vmm": {
@@ -172,18 +190,35 @@ class Scenario:
     def uses(self, *verbs: str) -> bool:
         return any(command.verb in verbs for actor in self.actors for command in actor.commands)
 
+    @property
+    def code_vms(self) -> list[str]:
+        """VMs that run machine code."""
+        everyone = (*self.before, *self.actors, *self.after)
+        return sorted({actor.vm for actor in everyone for command in actor.commands if command.verb == "code"})
+
+
+_SHIPPED = importlib.resources.files(__package__) / "scenarios"
+
+
+def _names() -> list[str]:
+    return sorted(entry.name.removesuffix(".race") for entry in _SHIPPED.iterdir() if entry.name.endswith(".race"))
+
+
+def _text_of(name: str) -> str:
+    return (_SHIPPED / f"{name}.race").read_text()
+
 
 def shipped() -> list[str]:
-    """Names of the scenarios that come along."""
-    here = importlib.resources.files(__package__) / "scenarios"
-    return sorted(entry.name.removesuffix(".race") for entry in here.iterdir() if entry.name.endswith(".race"))
+    """Names of the scenarios that come along and can be run here: some need the extra `cpu`."""
+    if not library.missing():
+        return _names()
+    return [name for name in _names() if not _parse(name, _text_of(name), name).code_vms]
 
 
 def load(name: str) -> Scenario:
     """One that comes along, or a path. OSError, ScenarioError."""
-    if name in shipped():
-        text = (importlib.resources.files(__package__) / "scenarios" / f"{name}.race").read_text()
-        return parse(name, text)
+    if name in _names():
+        return parse(name, _text_of(name))
     path = Path(name)
     if "/" not in name and not path.exists():
         raise ScenarioError(f"no scenario '{name}': name a file, or one of: {', '.join(shipped())}")
@@ -199,7 +234,16 @@ def load(name: str) -> Scenario:
 
 def parse(name: str, text: str, where: str = "") -> Scenario:
     """ScenarioError says where it is: the path, if there is one."""
-    where = where or name
+    scenario = _parse(name, text, where or name)
+    if scenario.code_vms:
+        try:
+            library.check()
+        except Refused as refused:
+            raise ScenarioError(f"{where or name}: {refused.reason}") from None
+    return scenario
+
+
+def _parse(name: str, text: str, where: str) -> Scenario:
     scenario = Scenario(name, text=text)
     for number, line in enumerate(text.splitlines(), 1):
         try:

@@ -24,6 +24,7 @@ UNREACHABLE = {
     "VCPU.running taken": "no scenario here is written in Python",
     "VM.names taken": "no scenario here is written in Python",
     "Debugger.changed waited for": "no scenario here executes machine code",
+    points.MACHINE_CODE: "no scenario here executes machine code",
     "Turns.lock taken": "no scenario here executes machine code",
     "Turns.changed waited for": "no scenario here executes machine code",
     "vm up receive nothing in time": "kvmsim waits for the store's calls as long as there is a store",

@@ -32,6 +32,7 @@ def _mutant(name: str, where: str, *edits: tuple[str, str], at: str, random_runs
 _FAULTS = "kvmsim.kvm.faults:Faults"
 _CALLBACKS = "kvmsim.kvm.notifier:Notifier"
 _SLOTS = "kvmsim.kvm.ioctls:SlotIoctls"
+_ENGINE = "kvmsim.cpu.x86.engine:Engine"
 _MMU = "kvmsim.kvm.mmu.mmu:Mmu"
 _INVALIDATOR = "memfsd.store.invalidator:Invalidator"
 _RELOCATOR = "kvmsim.kvm.relocator:Relocator"
@@ -195,6 +196,42 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_CALLBACKS}.on_begin",
         ("self._unmapper.kick_all()", "pass"),
         at="access-x-punch",
+    ),
+    _mutant(
+        "acknowledgement while machine code is inside",
+        f"{_CALLBACKS}.on_begin",
+        ("self._unmapper.kick_all()", "pass"),
+        at="code-x-punch",
+    ),
+    _mutant(
+        "TLB of machine code kept over a kick",
+        f"{_ENGINE}.enter",
+        ("            self.flush_code()\n", "            pass\n"),
+        at="code-x-punch",
+    ),
+    _mutant(
+        "TLB of machine code kept when its data moves",
+        f"{_ENGINE}.enter",
+        ("            self.flush_code()\n", "            pass\n"),
+        at="code-x-move",
+    ),
+    _mutant(
+        "translated code kept over a kick",
+        f"{_ENGINE}.enter",
+        ("            self.flush_code()\n", "            self.flush_tlb()\n"),
+        at="code-x-punch",
+    ),
+    _mutant(
+        "decrypted copies not written back",
+        "kvmsim.cpu.x86.decrypted:Copies.write_back",
+        ("            if self._state.copies[at].dirty:\n", "            if False:\n"),
+        at="encrypted-code-x-punch",
+    ),
+    _mutant(
+        "decrypted copies kept out of guest mode",
+        "kvmsim.cpu.x86.decrypted:Copies.write_back",
+        ("        if not self._homes:\n", "        if not self.is_full:\n"),
+        at="encrypted-code-x-punch",
     ),
     _mutant(
         "END left out",

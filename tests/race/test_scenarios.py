@@ -49,6 +49,11 @@ NEEDED = {
     "move-x-unbind",
     "move-x-death",
     "move-x-death-of-the-store",
+    "code-x-punch",
+    "code-x-move",
+    "code-x-code",
+    "code-x-death",
+    "encrypted-code-x-punch",
 }
 
 pytestmark = pytest.mark.minutes

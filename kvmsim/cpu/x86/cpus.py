@@ -7,6 +7,7 @@ running -> turn -> stay in guest mode -> why it ended:
 """
 
 import errno
+from collections.abc import Callable
 from typing import TypeVar
 
 from kvmsim.cpu.accesses import Guest
@@ -43,7 +44,8 @@ _HLT = b"\xf4"
 class Cpus:
     """Of one VM; a vCPU gets its engine when it first needs one."""
 
-    def __init__(self, kvm: Kvm, guest: Guest) -> None:
+    def __init__(self, kvm: Kvm, guest: Guest, make_engine: Callable[[Machine, Vcpu], Engine] = Engine) -> None:
+        self._make_engine = make_engine
         self._kvm = kvm
         self._guest = guest
         self._machine = Machine(kvm)
@@ -57,7 +59,7 @@ class Cpus:
         with self._machine.turns.turn():
             engine = self._engines.get(vcpu.id)
             if engine is None:
-                engine = Engine(self._machine, vcpu)
+                engine = self._make_engine(self._machine, vcpu)
                 console = self._consoles[vcpu.id] = ports.Console()
                 engine.port_hooks(console.read, console.write)
                 engine.cpuid_hook(ports.cpuid)
