@@ -89,7 +89,7 @@ def _close_to_inspection() -> None:
 def run_command(arguments: list[str]) -> int:
     with _small_numpy():
         parser = _parser(arguments[0] if arguments else "")
-    asked, unknown = parser.parse_known_args(arguments)
+        asked, unknown = parser.parse_known_args(arguments)
     if unknown:
         asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     load: Load = asked.load
@@ -198,12 +198,16 @@ def _monitor(parser: argparse.ArgumentParser) -> Load:
 
 
 def _race(parser: argparse.ArgumentParser) -> Load:
-    from .race import cli
+    from .race.arguments import add_arguments
 
-    parser.description = "Run the real code of both sides under chosen schedules and check R1 to R8."
-    parser.epilog = cli.epilog()
-    cli.add_arguments(parser)
-    return lambda: cli.main
+    add_arguments(parser)
+
+    def load() -> Callable[[argparse.Namespace], int]:
+        from .race import cli
+
+        return cli.main
+
+    return load
 
 
 def _journal(parser: argparse.ArgumentParser) -> Load:
@@ -249,42 +253,58 @@ def _report(parser: argparse.ArgumentParser) -> Load:
 
 
 def _compare(parser: argparse.ArgumentParser) -> Load:
-    from .compare import command
+    from .compare.arguments import add_arguments
 
-    command.add_arguments(parser)
+    add_arguments(parser)
     parser.add_argument("--html", metavar="FILE.html", help="write the results as a page")
 
-    def execute(asked: argparse.Namespace) -> int:
-        if asked.html is None:
-            return command.compare(asked)
-        from .views.comparison import compared
+    def load() -> Callable[[argparse.Namespace], int]:
+        from .compare.command import compare
 
-        return compared(asked.html, lambda finish: command.compare(asked, finish))
+        def execute(asked: argparse.Namespace) -> int:
+            if asked.html is None:
+                return compare(asked)
+            from .views.comparison import compared
 
-    return lambda: execute
+            return compared(asked.html, lambda finish: compare(asked, finish))
+
+        return execute
+
+    return load
 
 
 def _vmms(parser: argparse.ArgumentParser) -> Load:
-    from .vmms import command
+    from .vmms.arguments import add_arguments
 
-    command.add_arguments(parser)
-    return lambda: command.vmms
+    add_arguments(parser)
+
+    def load() -> Callable[[argparse.Namespace], int]:
+        from .vmms.command import vmms
+
+        return vmms
+
+    return load
 
 
 def _abi(parser: argparse.ArgumentParser) -> Load:
-    from .vmms.abi import command
+    from .vmms.abi.arguments import add_arguments
 
-    command.add_arguments(parser)
+    add_arguments(parser)
     parser.add_argument("--html", metavar="FILE.html", help="write the answers as a page")
 
-    def execute(asked: argparse.Namespace) -> int:
-        if asked.html is None:
-            return command.abi(asked)
-        from .views.answers import answered
+    def load() -> Callable[[argparse.Namespace], int]:
+        from .vmms.abi.command import abi
 
-        return answered(asked.html, lambda finish: command.abi(asked, finish))
+        def execute(asked: argparse.Namespace) -> int:
+            if asked.html is None:
+                return abi(asked)
+            from .views.answers import answered
 
-    return lambda: execute
+            return answered(asked.html, lambda finish: abi(asked, finish))
+
+        return execute
+
+    return load
 
 
 _COMMANDS: dict[str, tuple[str, Adder]] = {

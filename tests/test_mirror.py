@@ -71,6 +71,7 @@ ELSEWHERE = {
     "memfsd/store/swapoff.py": "pair/test_swapoff.py",
     "memfsd/store/swapper.py": "pair/test_swapping.py",
     "memfsd/store/store.py": "store/test_files.py",
+    "kvmsim/compare/arguments.py": "mount/test_compare.py",
     "kvmsim/compare/command.py": "mount/test_compare.py",
     "kvmsim/compare/plot.py": "mount/test_compare.py",
     "kvmsim/compare/rig.py": "mount/test_compare.py",
@@ -106,6 +107,7 @@ ELSEWHERE = {
     "kvmsim/kvm/vmcall.py": "kvmsim/kvm/test_hypercalls.py",
     "kvmsim/machine.py": "kvmsim/shell/test_execute.py",
     "kvmsim/race/accesses.py": "race/test_scheduler.py",
+    "kvmsim/race/arguments.py": "race/test_race_command.py",
     "kvmsim/race/cli.py": "race/test_race_command.py",
     "kvmsim/race/diagram.py": "race/test_text.py",
     "kvmsim/race/exhaustive.py": "race/test_scenarios.py",
@@ -141,12 +143,12 @@ ELSEWHERE = {
     },
     **{
         f"kvmsim/vmms/{name}.py": "kvmsim/vmms/test_vmms.py"
-        for name in ("border", "command", "iommu", "judge", "rig", "scenarios", "store", "table")
+        for name in ("arguments", "border", "command", "iommu", "judge", "rig", "scenarios", "store", "table")
     },
     **{f"kvmsim/vmms/{name}.py": "kvmsim/vmms/test_vmms.py" for name in ("memory", "gmem_memory")},
     **{
         f"kvmsim/vmms/abi/{name}.py": "kvmsim/vmms/test_abi_catalogue.py"
-        for name in ("bench", "catalogue", "command", "files", "pages", "store", "table")
+        for name in ("arguments", "bench", "catalogue", "command", "files", "pages", "store", "table")
     },
     "kvmsim/vmm/guest_memory.py": "kvmsim/vmm/conversion/test_rollback.py",
     "kvmsim/tracing/command.py": "kvmsim/tracing/test_trace_command.py",

@@ -5,5 +5,6 @@ rig         one VM on its own file, and what is measured of it
 store       a memfsd mount for the time, when the person names none
 table       the results for people and for programs
 plot        slots and cost against live conversions, as a picture
+arguments   what --help loads
 command     the command line
 """

@@ -9,8 +9,7 @@ from pathlib import Path
 
 from memfsd.common.quote import printable, quoted
 from memfsd.uapi.errors import Refused, errno_name
-from memfsd.uapi.limits import MAX_SLOTS
-from memfsd.uapi.units import ORDERS, PAGE_SIZE, format_size, order_of_page_size, parse_size
+from memfsd.uapi.units import format_size
 
 from .plot import check_plot, draw
 from .rig import DESIGNS, Rig
@@ -18,43 +17,12 @@ from .store import mounted
 from .table import Row, facts, text
 from .workloads import WORKLOADS
 
-_DEFAULT_SLOTS = 1024
-_PAGE_SIZES = [PAGE_SIZE << order for order in ORDERS]
-_EPILOG = """\
-workloads:
-  boot        nearly all memory stays private; one pool of 64 MiB is shared once, and a page for each of 16 devices
-  ring        a driver's ring of 256 pages: each goes to shared for one request and back, four times around
-  misbehave   every second page is shared until the cap on slots (--max-slots) stops it
-
-Without DIRECTORY a memfsd is mounted for the time of the comparison.
-exit status: 0 measured, 1 something could not be measured, 2 usage
-"""
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.description = "Run the same guests over all designs of conversion and page sizes; print what each costs."
-    parser.epilog = _EPILOG
-    parser.add_argument(
-        "directory",
-        nargs="?",
-        metavar="DIRECTORY",
-        help="on a memfsd mount, pool of 2 GiB or more; with split=on parts of large pages are given back",
-    )
-    parser.add_argument("--workloads", type=_workloads, default=list(WORKLOADS), metavar="W[,W]", help="default: all")
-    parser.add_argument("--designs", type=_designs, default=list(DESIGNS), metavar="D[,D]", help="default: all")
-    parser.add_argument("--page-sizes", type=_page_sizes, default=_PAGE_SIZES, metavar="P[,P]", help="4K,2M,1G")
-    parser.add_argument(
-        "--max-slots", type=_slots, default=_DEFAULT_SLOTS, metavar="N", help=f"cap (default {_DEFAULT_SLOTS})"
-    )
-    parser.add_argument("--json", action="store_true", help="one JSON object per row")
-    parser.add_argument("--plot", metavar="FILE.png", help="draw slots and cost of the misbehaving guest")
-
 
 def compare(asked: argparse.Namespace, finish: Callable[[list[Row]], None] = lambda rows: None) -> int:
     """Exit status. finish gets the rows when all are measured."""
     try:
         if asked.plot:
-            check_plot(asked.plot, asked.workloads)
+            check_plot(asked.plot, asked.workloads or WORKLOADS)
         with _directory(asked.directory) as directory:
             rows = [_print(row, asked.json) for row in _rows(asked, directory)]
         if not asked.json:
@@ -75,9 +43,9 @@ def compare(asked: argparse.Namespace, finish: Callable[[list[Row]], None] = lam
 
 
 def _rows(asked: argparse.Namespace, directory: Path) -> Iterator[Row]:
-    for workload in asked.workloads:
+    for workload in asked.workloads or WORKLOADS:
         for page_bytes in asked.page_sizes:
-            for design in asked.designs:
+            for design in asked.designs or DESIGNS:
                 if sys.stderr.isatty():
                     print(f"\r\033[Kkvmsim: {workload}, {design}, {format_size(page_bytes)}", end="", file=sys.stderr)
                 with contextlib.closing(Rig(directory, design, page_bytes, asked.max_slots)) as rig:
@@ -100,34 +68,3 @@ def _directory(named: str | None) -> Iterator[Path]:
         return
     with mounted() as directory:
         yield directory
-
-
-def _words(text_: str, known: dict[str, object]) -> list[object]:
-    found = []
-    for word in text_.split(","):
-        if word not in known:
-            raise argparse.ArgumentTypeError(f"'{word}' does not exist: choose from {', '.join(known)}")
-        found.append(known[word])
-    return found
-
-
-def _workloads(text_: str) -> list[object]:
-    return _words(text_, {name: name for name in WORKLOADS})
-
-
-def _designs(text_: str) -> list[object]:
-    known: dict[str, object] = {str(design): design for design in DESIGNS}
-    return _words(text_, known)
-
-
-def _page_sizes(text_: str) -> list[int]:
-    try:
-        return [PAGE_SIZE << order_of_page_size(parse_size(word)) for word in text_.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _slots(text_: str) -> int:
-    if not text_.isascii() or not text_.isdigit() or not 2 <= int(text_) <= MAX_SLOTS:
-        raise argparse.ArgumentTypeError(f"'{text_}' is not a number of slots: choose 2 to {MAX_SLOTS}")
-    return int(text_)

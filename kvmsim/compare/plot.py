@@ -1,6 +1,7 @@
 """Slots and cost against live conversions, as a picture."""
 
 import errno
+from collections.abc import Collection
 from pathlib import Path
 
 from memfsd.common.quote import quoted
@@ -13,7 +14,7 @@ DRAWN = "misbehave"
 """The workload that is drawn: the others have few conversions live."""
 
 
-def check_plot(path: str, workloads: list[str]) -> None:
+def check_plot(path: str, workloads: Collection[str]) -> None:
     """Before anything is measured. EOPNOTSUPP where matplotlib is not installed; EINVAL for a format that does not
     exist, or nothing to draw; ENOENT for a directory that does not."""
     try:

@@ -19,6 +19,7 @@ exhaustive  which runs: all
 deaths      where a process can die
 spread      all of them by several processes
 workers     which processes: of this machine, or of a cluster
+arguments   what --help loads
 minimise, diagram, record, cli   a failure made short, drawn, kept; the command
 
 This package alone of kvmsim knows memfsd beyond its uapi, because it needs both sides. Nothing but the command

@@ -12,50 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from . import diagram, exhaustive, explore, minimise, order, points, record, spread, workers
+from .arguments import RANDOM_RUNS
 from .runner import Result, run_once
-from .scenario import VERBS, Scenario, ScenarioError, load, shipped
+from .scenario import Scenario, ScenarioError, load, shipped
 
 HELD, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
-_RANDOM_RUNS = 1000
 _TELL_EVERY_S = 5.0
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="one that comes along (--list), or a file")
-    parser.add_argument("--seed", type=_seed, metavar="N", help="of the random schedules (default 0)")
-    parser.add_argument("--count", type=_positive, metavar="K", help=f"random schedules (default {_RANDOM_RUNS})")
-    parser.add_argument("--exhaustive", action="store_true", help="every order of dependent steps, one schedule each")
-    parser.add_argument(
-        "--bound", type=_bound, metavar="N", help="with --exhaustive: every schedule with at most N preemptions instead"
-    )
-    parser.add_argument("--limit", type=_positive, metavar="K", help="with --exhaustive: end after K runs")
-    parser.add_argument("--workers", type=_workers, metavar="N", help="explore in N processes: the same runs, sooner")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="explore on the workers of this Dask scheduler")
-    parser.add_argument("--replay", type=_path, metavar="FILE", help="run a recorded schedule again")
-    parser.add_argument("--record", type=_path, metavar="FILE", help="where a failure goes (default SCENARIO.replay)")
-    parser.add_argument("--list", action="store_true", help="the scenarios that come along")
-    parser.add_argument("--points", action="store_true", help="the named points")
-    parser.add_argument("--show", action="store_true", help="draw the schedule of --replay also when it held")
-    parser.add_argument("--json", action="store_true", help="one JSON object")
-
-
-def epilog() -> str:
-    lines = ["what the actors of a scenario do (numbers count pages):"]
-    for role, verbs in VERBS.items():
-        for verb, (parameters, least, what) in verbs.items():
-            shown = [name if index < least else f"[{name}]" for index, (name, _) in enumerate(parameters)]
-            lines.append(f"  {role:9}{' '.join([verb, *shown]):40}{what}")
-    lines += [
-        "",
-        "exit status: 0 all held, 1 a failure was found, 2 usage, or a scenario that cannot be run, 3 nothing failed,",
-        "but --replay could not follow its record, 130 interrupted, and all had held until then",
-        "docs/reliability.md says what is explored, and what is not",
-    ]
-    return "\n".join(lines)
-
-
 def main(asked: argparse.Namespace) -> int:
-    """Exit status: see epilog()."""
+    """Exit status: see the epilog of --help."""
     try:
         if asked.points:
             return _tell([{"point": name, "side": side} for name, side in points.all_names()], asked.json)
@@ -212,14 +178,14 @@ def _results(asked: argparse.Namespace, scenario: Scenario) -> Generator[tuple[i
         if asked.exhaustive:
             runs = spread.every(scenario, pool)
         else:
-            runs = spread.seeded(scenario, pool, asked.seed or 0, asked.count or _RANDOM_RUNS)
+            runs = spread.seeded(scenario, pool, asked.seed or 0, asked.count or RANDOM_RUNS)
         for class_, schedule in runs:
             yield class_, None if schedule is None else spread.again(scenario, schedule)
 
 
 def _alone(asked: argparse.Namespace, scenario: Scenario) -> Iterator[Result]:
     if not asked.exhaustive:
-        return explore.seeded(scenario, asked.seed or 0, asked.count or _RANDOM_RUNS)
+        return explore.seeded(scenario, asked.seed or 0, asked.count or RANDOM_RUNS)
     return exhaustive.every(scenario) if asked.bound is None else explore.bounded(scenario, asked.bound)
 
 
@@ -273,35 +239,3 @@ def _tell(rows: list[dict[str, str]], as_json: bool) -> int:
         first, second = row.values()
         print(f"{first:45}{second}")
     return HELD
-
-
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number: choose 1 or more")
-    return int(text)
-
-
-def _workers(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= workers.MAX_WORKERS:
-        raise argparse.ArgumentTypeError(
-            f"'{text[:30]}' is not a number of processes: choose 1 to {workers.MAX_WORKERS}"
-        )
-    return int(text)
-
-
-def _seed(text: str) -> int:
-    if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
-        raise argparse.ArgumentTypeError(f"'{text[:30]}' is not a number")
-    return int(text)
-
-
-def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("the name of the file is empty: give a path")
-    return Path(text)
-
-
-def _bound(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 8:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a bound: choose 0 to 8")
-    return int(text)

@@ -11,7 +11,6 @@ from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future,
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Generic, TypeVar
 
-MAX_WORKERS = 64
 CONNECT_DEADLINE_S = 10
 MAX_RENEWALS = 3
 """So often in a row, with no work done between, workers may die."""

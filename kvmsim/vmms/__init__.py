@@ -9,6 +9,7 @@ scenarios  what the guest asks for, and what fails meanwhile
 rig        one model through one scenario
 judge      where the VMM's belief and the state of memory part
 table      the results, for people, for programs and for docs/vmms.md
+arguments  what --help loads
 command    the command line
 abi        `kvmsim abi`: what each ABI answers in the same situations
 

@@ -13,7 +13,7 @@ from kvmsim.kvm.hypercalls import KVM_ENOSYS, KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANG
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
 from kvmsim.vmm.models.calls import Model, Region, VmEnded, pages
-from memfsd.uapi.abi import GMEM_6_18, GMEM_7_2, THREAD, Abi, Attributes
+from memfsd.uapi.abi import THREAD, Abi, Attributes
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Pgoff
@@ -31,8 +31,6 @@ _SIGN = 1 << 63
 _LOOK_AGAIN_S = 0.001
 _TRIES = 4
 """Exits of one request that a VMM may handle: one that comes back more often makes no progress."""
-ABIS_THAT_CONVERT = (THREAD, GMEM_6_18, GMEM_7_2)
-"""Where a VMM has two memories. With attributes in the file there is one, which no model converts."""
 _RAM = tuple(region for region in REGIONS if region.is_ram)
 
 

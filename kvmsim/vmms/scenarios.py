@@ -11,6 +11,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from kvmsim.vmm.models.calls import Region
+from memfsd.uapi.abi import GMEM_6_18, GMEM_7_2, THREAD
 from memfsd.uapi.units import PAGE_SIZE
 
 _REGION_PAGES = 16
@@ -27,6 +28,8 @@ MMIO = _region(0x200, 4, is_ram=False)
 NOWHERE = _region(0x300, 4, is_ram=False)
 REGIONS = (LOW, HIGH, UPPER, MMIO)
 """What the VMM has in its map."""
+ABIS_THAT_CONVERT = (THREAD, GMEM_6_18, GMEM_7_2)
+"""Where a VMM has two memories. With attributes in the file there is one, which no model converts."""
 
 
 class Via(Enum):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from benchlib import __main__ as bench
-from benchlib import real_kvm
+from benchlib import fault, real_kvm
 from benchlib.figure import Figure, Progress, table
 
 from memfsd.uapi.errors import PeerLost, Refused
@@ -125,7 +125,7 @@ def test_first_touch_is_compared_with_a_real_guest(figures: dict[str, dict[str, 
 def test_first_touch_without_kvm_has_no_value_but_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(real_kvm, "available", lambda: "no /dev/kvm here")
 
-    shown = bench.QUICK["P2"](Progress()).as_json()
+    shown = bench.measure("P2", Progress(), quick=True).as_json()
 
     assert (shown["value"], shown["holds"], shown["reason"]) == (None, None, "no /dev/kvm here")
     assert "ours_s" in shown["parts"]  # type: ignore[operator]
@@ -178,10 +178,10 @@ def test_an_unknown_figure_is_one_line_and_usage(ids: str) -> None:
 def test_a_failure_to_measure_names_the_figure_and_the_others_are_still_shown(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], failure: Exception, shown: str
 ) -> None:
-    def broken(_: Progress) -> Figure:
+    def broken(_: Progress, **_small: object) -> Figure:
         raise failure
 
-    monkeypatch.setitem(bench.QUICK, "P1", broken)
+    monkeypatch.setattr(fault, "measure", broken)
     monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--json", "--only", "P1,P3"])
 
     assert bench.main() == 1

@@ -13,7 +13,9 @@ from pathlib import Path
 from .figure import Figure, Progress
 
 _BIN = Path(sys.executable).parent
-_TARGETS = {"memfs --help": 1.3, "kvmsim --help": 1.3, "kvmsim run --help": 1.3, "kvmsim run": 2.5, "memfsd": 4.0}
+_HELP = ("memfs", "memfsd", "kvmsim", "kvmsim run", "kvmsim top", "kvmsim race", "kvmsim compare")
+"""Of the commands of kvmsim those whose --help loads most."""
+_TARGETS = {f"{program} --help": 1.25 for program in _HELP} | {"kvmsim run": 2.5, "memfsd": 4.0}
 _DEADLINE_S = 60
 
 
@@ -26,9 +28,7 @@ def measure(progress: Progress, *, rounds: int = 9) -> Figure:
         measured: dict[str, Callable[[], float]] = {
             "import numpy": numpy,
             "python3": nothing,
-            "memfs --help": _run(_BIN / "memfs", "--help"),
-            "kvmsim --help": _run(_BIN / "kvmsim", "--help"),
-            "kvmsim run --help": _run(_BIN / "kvmsim", "run", "--help"),
+            **{f"{program} --help": _run(*_program(program), "--help") for program in _HELP},
             "kvmsim run": _run(_BIN / "kvmsim", "run", script),
             "memfsd": lambda: _until_mounted(Path(directory) / "mnt"),
         }
@@ -44,8 +44,13 @@ def measure(progress: Progress, *, rounds: int = 9) -> Figure:
     parts = {f"{name} / import numpy": ratio for name, ratio in ratios.items()}
     parts |= {f"{name} (ms)": took * 1e3 for name, took in medians.items()}
     worst = max(ratios[name] / target for name, target in _TARGETS.items())
-    what = "start of memfs, kvmsim and kvmsim run --help, an empty script, memfsd / import numpy; targets 1.3, 2.5, 4"
+    what = "start of --help of the programs, an empty script, memfsd / import numpy; targets 1.25, 2.5, 4"
     return Figure(what, "largest part of its target", 1.0, True, worst, parts)
+
+
+def _program(words: str) -> list[Path | str]:
+    name, *rest = words.split()
+    return [_BIN / name, *rest]
 
 
 def _run(*command: object) -> Callable[[], float]:

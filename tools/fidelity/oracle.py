@@ -20,7 +20,6 @@ from .linux_kvm import LinuxKvm, unavailable
 from .outcomes import Outcome, same
 from .player import NOT_ASKED, Make, play
 from .reasons import Difference, reason_for
-from .simulated import Simulated
 from .vectors import Vector, load, save
 
 VECTORS = Path(__file__).parents[2] / "tests" / "fidelity" / "guest-memfd.json"
@@ -175,5 +174,7 @@ def ours(abi: str, size: str = "4G") -> Iterator[Callable[[Vector], list[Outcome
         os.chmod(mountpoint, 0o777)  # cases become another user
         options = f"socket={place}/sock,abi={abi}" + (",allow_other" if os.geteuid() == 0 else "")
         with mounted(mountpoint, size=size, options=options) as mount:
+            from .simulated import Simulated  # loads a VM, and --help needs none
+
             make: Make = functools.partial(Simulated, mount.path, abi)
             yield lambda vector: _named(vector, place, make)

@@ -13,13 +13,16 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from memfsd.common.arguments import Parser
 from memfsd.common.stdio import fill_standard_fds
 from soaklib.curve import BOUNDS
 from soaklib.daemon import BIN, Failure
-from soaklib.report import Progress, Report
-from soaklib.rounds import KINDS, Soak
+
+if TYPE_CHECKING:
+    from soaklib.report import Report
+    from soaklib.rounds import Soak
 
 _HELP = """\
 Each round starts VMMs, real processes with three vCPUs each, on new sealed files: policies none, punch, overlay (kept
@@ -38,6 +41,9 @@ exit status: 0 all held, 1 something did not, 2 usage
 def main() -> int:
     fill_standard_fds()
     asked = _parser().parse_args()
+    from soaklib.report import Progress, Report
+    from soaklib.rounds import Soak
+
     seed = asked.seed if asked.seed is not None else int.from_bytes(os.urandom(4))
     print(f"soak: --seed {seed}", file=sys.stderr, flush=True)
     report, failures = Report(), []
@@ -67,6 +73,8 @@ def main() -> int:
 
 def _rounds(asked: argparse.Namespace, begin: float) -> Iterator[int]:
     """Which to run: one, so many, or until the time is over, but one of each kind at least."""
+    from soaklib.rounds import KINDS
+
     if asked.round is not None:
         yield asked.round
     elif asked.rounds is not None:
@@ -78,7 +86,7 @@ def _rounds(asked: argparse.Namespace, begin: float) -> Iterator[int]:
                 return
 
 
-def _show(as_json: bool, seed: int, seconds: float, report: Report, soak: Soak, failures: list[str]) -> None:
+def _show(as_json: bool, seed: int, seconds: float, report: "Report", soak: "Soak", failures: list[str]) -> None:
     levels = [level._asdict() for level in soak.curve.levels]
     if as_json:
         shown = {"seed": seed, "seconds": round(seconds), "holds": not failures, "failures": failures}

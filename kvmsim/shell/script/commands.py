@@ -1,55 +1,50 @@
-"""One frozen dataclass for each command. Addresses, sizes, lengths and offsets are bytes.
+"""One frozen value for each command. Addresses, sizes, lengths and offsets are bytes.
 
-Two commands are equal when they ask for the same thing, wherever they were written.
+Two commands are equal when they ask for the same thing, wherever they were written. They are msgspec's and not
+dataclasses, which take fifty times as long to make: sixty of them were most of what --help takes.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+
+from msgspec import Struct, field
 
 
-@dataclass(frozen=True, eq=False, repr=False, kw_only=True)
-class Command:
-    line: int = field(default=0, compare=False)
+class Command(Struct, frozen=True, eq=False, kw_only=True):
+    line: int = 0
     """From 1; 0 for a command that no script holds."""
-    name: str = field(default="", compare=False)
+    name: str = ""
     """The words that select it: "read", "slot set"."""
-    source: str = field(default="", compare=False)
+    source: str = ""
     """The line as it was written, without the blanks around it."""
+    columns: Mapping[str, int] = field(default_factory=dict)
+    """Where the word of a field starts, from 1; a field that kept its default is missing."""
     vm: str | None = None
     """The VM that it is about; None: the current one."""
-    columns: Mapping[str, int] = field(default_factory=dict, compare=False, repr=False)
-    """Where the word of a field starts, from 1; a field that kept its default is missing."""
 
-    # For all commands: made for each of sixty classes, these are most of what --help takes.
-
-    def _asked(self) -> tuple[object, ...]:
-        return tuple(getattr(self, field.name) for field in fields(self) if field.compare)
+    def _asked(self) -> dict[str, object]:
+        return {name: getattr(self, name) for name in self.__struct_fields__ if name not in _WHERE_IT_WAS_WRITTEN}
 
     def __eq__(self, other: object) -> bool:
-        return type(self) is type(other) and self._asked() == other._asked()
+        return isinstance(other, Command) and type(self) is type(other) and self._asked() == other._asked()
 
     def __hash__(self) -> int:
-        return hash((type(self), self._asked()))
-
-    def __repr__(self) -> str:
-        shown = (f"{field.name}={getattr(self, field.name)!r}" for field in fields(self) if field.repr)
-        return f"{type(self).__name__}({', '.join(shown)})"
+        return hash((type(self), *self._asked().values()))
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SwitchVm(Command):
+_WHERE_IT_WAS_WRITTEN = ("line", "name", "source", "columns")
+
+
+class SwitchVm(Command, frozen=True):
     """Makes the VM if there is none of that name."""
 
     to: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CreateVcpu(Command):
+class CreateVcpu(Command, frozen=True):
     vcpu: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SlotSet(Command):
+class SlotSet(Command, frozen=True):
     """KVM_SET_USER_MEMORY_REGION: alignment, overlap and limits are KVM's to check."""
 
     id: int
@@ -64,28 +59,24 @@ class SlotSet(Command):
     """Instead of a file: an address of the VMM's."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SlotDelete(Command):
+class SlotDelete(Command, frozen=True):
     id: int
     private: bool
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SlotPunch(Command):
+class SlotPunch(Command, frozen=True):
     id: int
     gpa: int
     size: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SlotDirty(Command):
+class SlotDirty(Command, frozen=True):
     """KVM_GET_DIRTY_LOG."""
 
     id: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SlotSet2(Command):
+class SlotSet2(Command, frozen=True):
     """KVM_SET_USER_MEMORY_REGION2, with both memories."""
 
     id: int
@@ -98,13 +89,11 @@ class SlotSet2(Command):
     flags: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SlotDelete2(Command):
+class SlotDelete2(Command, frozen=True):
     id: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SetAttributes(Command):
+class SetAttributes(Command, frozen=True):
     """KVM_SET_MEMORY_ATTRIBUTES."""
 
     gpa: int
@@ -112,14 +101,12 @@ class SetAttributes(Command):
     private: bool
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class GmemOpen(Command):
+class GmemOpen(Command, frozen=True):
     gmem: str
     file: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class GmemCreate(Command):
+class GmemCreate(Command, frozen=True):
     """KVM_CREATE_GUEST_MEMFD, as a new file of a mount."""
 
     gmem: str
@@ -128,8 +115,7 @@ class GmemCreate(Command):
     flags: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class GmemAttributes(Command):
+class GmemAttributes(Command, frozen=True):
     """KVM_SET_MEMORY_ATTRIBUTES2."""
 
     gmem: str
@@ -138,47 +124,40 @@ class GmemAttributes(Command):
     private: bool
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class GmemDup(Command):
+class GmemDup(Command, frozen=True):
     gmem: str
     to: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class GmemClose(Command):
+class GmemClose(Command, frozen=True):
     gmem: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class GuestCommand(Command):
+class GuestCommand(Command, frozen=True):
     """KVM_RUN of a vCPU."""
 
     vcpu: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Read(GuestCommand):
+class Read(GuestCommand, frozen=True):
     gpa: int
     length: int
     shared: bool
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Write(GuestCommand):
+class Write(GuestCommand, frozen=True):
     gpa: int
     data: bytes
     shared: bool
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Touch(GuestCommand):
+class Touch(GuestCommand, frozen=True):
     gpa: int
     size: int
     shared: bool
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class PreFault(GuestCommand):
+class PreFault(GuestCommand, frozen=True):
     """KVM_PRE_FAULT_MEMORY."""
 
     gpa: int
@@ -186,26 +165,22 @@ class PreFault(GuestCommand):
     shared: bool
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Populate(GuestCommand):
+class Populate(GuestCommand, frozen=True):
     """KVM_TDX_INIT_MEM_REGION, which an ioctl of a vCPU does."""
 
     gpa: int
     path: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Finalize(Command):
+class Finalize(Command, frozen=True):
     """KVM_TDX_FINALIZE_VM."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ShowMeasurement(Command):
+class ShowMeasurement(Command, frozen=True):
     """MRTD."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class MapRange(GuestCommand):
+class MapRange(GuestCommand, frozen=True):
     """The explicit hypercall, MapGPA, as a guest kernel makes it: to private, or to shared."""
 
     gpa: int
@@ -213,20 +188,17 @@ class MapRange(GuestCommand):
     private: bool
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Load(GuestCommand):
+class Load(GuestCommand, frozen=True):
     gpa: int
     path: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Sha256(GuestCommand):
+class Sha256(GuestCommand, frozen=True):
     gpa: int
     length: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Tdvmcall(GuestCommand):
+class Tdvmcall(GuestCommand, frozen=True):
     """TDG.VP.VMCALL, register by register."""
 
     r11: int
@@ -236,8 +208,7 @@ class Tdvmcall(GuestCommand):
     r15: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Hypercall(GuestCommand):
+class Hypercall(GuestCommand, frozen=True):
     """KVM's own: the number, and up to six arguments."""
 
     nr: int
@@ -249,13 +220,11 @@ class Hypercall(GuestCommand):
     a5: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Hlt(GuestCommand):
+class Hlt(GuestCommand, frozen=True):
     pass
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Boot(GuestCommand):
+class Boot(GuestCommand, frozen=True):
     """A flat binary or an ELF program into memory, and the vCPU's registers to its entry."""
 
     path: str
@@ -263,85 +232,71 @@ class Boot(GuestCommand):
     entry: int | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CpuRun(GuestCommand):
+class CpuRun(GuestCommand, frozen=True):
     """KVM_RUN of machine code."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CpuStep(GuestCommand):
+class CpuStep(GuestCommand, frozen=True):
     count: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CpuRegs(Command):
+class CpuRegs(Command, frozen=True):
     vcpu: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CpuDisasm(Command):
+class CpuDisasm(Command, frozen=True):
     vcpu: int
     address: int | None
     count: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Shutdown(GuestCommand):
+class Shutdown(GuestCommand, frozen=True):
     """A triple fault."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Resume(GuestCommand):
+class Resume(GuestCommand, frozen=True):
     """KVM_RUN again, after user space has filled in the answer that the exit asked for."""
 
     data: bytes | None
     ret: int | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Start(Command):
+class Start(Command, frozen=True):
     """The command on its own thread."""
 
     command: GuestCommand
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Join(Command):
+class Join(Command, frozen=True):
     vcpu: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Kick(Command):
+class Kick(Command, frozen=True):
     vcpu: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class CapExitHypercall(Command):
+class CapExitHypercall(Command, frozen=True):
     """KVM_ENABLE_CAP of KVM_CAP_EXIT_HYPERCALL."""
 
     mask: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HostRead(Command):
+class HostRead(Command, frozen=True):
     gpa: int
     length: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HostWrite(Command):
+class HostWrite(Command, frozen=True):
     gpa: int
     data: bytes
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HostTamper(Command):
+class HostTamper(Command, frozen=True):
     gpa: int
     data: bytes
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HvaMap(Command):
+class HvaMap(Command, frozen=True):
     """mmap(2) of a sealed file."""
 
     path: str
@@ -351,118 +306,98 @@ class HvaMap(Command):
     private: bool
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HvaAnon(Command):
+class HvaAnon(Command, frozen=True):
     length: int
     at: int | None
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HvaUnmap(Command):
+class HvaUnmap(Command, frozen=True):
     address: int
     size: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HvaRead(Command):
+class HvaRead(Command, frozen=True):
     address: int
     length: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HvaWrite(Command):
+class HvaWrite(Command, frozen=True):
     address: int
     data: bytes
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HvaFork(Command):
+class HvaFork(Command, frozen=True):
     process: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HvaExit(Command):
+class HvaExit(Command, frozen=True):
     pass
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class HvaDump(Command):
+class HvaDump(Command, frozen=True):
     """What a core dump of the process would hold."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class SetPolicy(Command):
+class SetPolicy(Command, frozen=True):
     policy: str
     under: str = "kept"
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Info(Command):
+class Info(Command, frozen=True):
     what: str
     gpa: int | None = None
     """The walk to this page; of `ept` alone."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Sh(Command):
+class Sh(Command, frozen=True):
     command: str
     """Raw: the shell does its own quoting and comments."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Expect(Command):
+class Expect(Command, frozen=True):
     """About the last command that is not an `expect` itself."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ExpectOk(Expect):
+class ExpectOk(Expect, frozen=True):
     pass
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ExpectErrno(Expect):
+class ExpectErrno(Expect, frozen=True):
     errno: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ExpectExit(Expect):
+class ExpectExit(Expect, frozen=True):
     reason: str
     """Without KVM_EXIT_: one of grammar.EXIT_REASONS."""
     fields: tuple[tuple[str, str], ...]
     """Name and value as written: what type a value has is known when there is an exit to compare with."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ExpectData(Expect):
+class ExpectData(Expect, frozen=True):
     data: bytes
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ExpectRet(Expect):
+class ExpectRet(Expect, frozen=True):
     ret: int
     """Of 64 bits, unsigned."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class ExpectStatus(Expect):
+class ExpectStatus(Expect, frozen=True):
     status: int
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Repeat(Command):
+class Repeat(Command, frozen=True):
     """The lines up to `end` are done so many times."""
 
     count: int
     counter: str
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class End(Command):
+class End(Command, frozen=True):
     """Of the innermost block."""
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Quiet(Command):
+class Quiet(Command, frozen=True):
     """Whether only what goes wrong is shown, from here on."""
 
     quiet: bool

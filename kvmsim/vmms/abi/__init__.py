@@ -6,5 +6,6 @@ files       situations: files, and slots of them
 pages       situations: pages, attributes, conversions, exits
 catalogue   all situations, run on every ABI
 table       the results, for people, for programs and for docs/abi.md
+arguments   what --help loads
 command     the command line
 """

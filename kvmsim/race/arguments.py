@@ -1,0 +1,75 @@
+"""The arguments of `kvmsim race`: what --help loads."""
+
+import argparse
+from pathlib import Path
+
+from .scenario import VERBS
+
+RANDOM_RUNS = 1000
+MAX_WORKERS = 64
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.description = "Run the real code of both sides under chosen schedules and check R1 to R8."
+    parser.epilog = _epilog()
+    parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="one that comes along (--list), or a file")
+    parser.add_argument("--seed", type=_seed, metavar="N", help="of the random schedules (default 0)")
+    parser.add_argument("--count", type=_positive, metavar="K", help=f"random schedules (default {RANDOM_RUNS})")
+    parser.add_argument("--exhaustive", action="store_true", help="every order of dependent steps, one schedule each")
+    parser.add_argument(
+        "--bound", type=_bound, metavar="N", help="with --exhaustive: every schedule with at most N preemptions instead"
+    )
+    parser.add_argument("--limit", type=_positive, metavar="K", help="with --exhaustive: end after K runs")
+    parser.add_argument("--workers", type=_workers, metavar="N", help="explore in N processes: the same runs, sooner")
+    parser.add_argument("--cluster", metavar="ADDRESS", help="explore on the workers of this Dask scheduler")
+    parser.add_argument("--replay", type=_path, metavar="FILE", help="run a recorded schedule again")
+    parser.add_argument("--record", type=_path, metavar="FILE", help="where a failure goes (default SCENARIO.replay)")
+    parser.add_argument("--list", action="store_true", help="the scenarios that come along")
+    parser.add_argument("--points", action="store_true", help="the named points")
+    parser.add_argument("--show", action="store_true", help="draw the schedule of --replay also when it held")
+    parser.add_argument("--json", action="store_true", help="one JSON object")
+
+
+def _epilog() -> str:
+    lines = ["what the actors of a scenario do (numbers count pages):"]
+    for role, verbs in VERBS.items():
+        for verb, (parameters, least, what) in verbs.items():
+            shown = [name if index < least else f"[{name}]" for index, (name, _) in enumerate(parameters)]
+            lines.append(f"  {role:9}{' '.join([verb, *shown]):40}{what}")
+    lines += [
+        "",
+        "exit status: 0 all held, 1 a failure was found, 2 usage, or a scenario that cannot be run, 3 nothing failed,",
+        "but --replay could not follow its record, 130 interrupted, and all had held until then",
+        "docs/reliability.md says what is explored, and what is not",
+    ]
+    return "\n".join(lines)
+
+
+def _positive(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a number: choose 1 or more")
+    return int(text)
+
+
+def _workers(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_WORKERS:
+        raise argparse.ArgumentTypeError(f"'{text[:30]}' is not a number of processes: choose 1 to {MAX_WORKERS}")
+    return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
+        raise argparse.ArgumentTypeError(f"'{text[:30]}' is not a number")
+    return int(text)
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("the name of the file is empty: give a path")
+    return Path(text)
+
+
+def _bound(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) > 8:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a bound: choose 0 to 8")
+    return int(text)
