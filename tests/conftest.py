@@ -1,13 +1,16 @@
-"""For all tests: they can run in the background, say nothing about time, and those that need root say so without it."""
+"""For all tests: they can run in the background, say nothing about time, leave nothing in the process that runs them,
+and those that need root say so without it."""
 
 import os
 import signal
 import sys
+from collections.abc import Iterator
 
 import pytest
 from hypothesis import settings
 
 from tests.needs_root import LEFT_OUT, reason
+from tests.support.leftovers import held, leftovers
 from tests.support.recorded import Records, is_worker
 
 settings.register_profile("no deadline", settings.default, deadline=None)
@@ -20,6 +23,14 @@ sys.setswitchinterval(0.0005)
 # A shell starts what runs in its background with SIGINT ignored, which the processes under test would inherit.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _nothing_is_left() -> Iterator[None]:
+    before = held()
+    yield
+    left = leftovers(before)
+    assert not left, left
 
 
 def pytest_configure(config: pytest.Config) -> None:

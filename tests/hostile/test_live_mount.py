@@ -86,7 +86,7 @@ def test_a_thousand_half_open_connections_of_one_user_shut_nobody_out(mounted: M
             assert held["threads"] - before["threads"] <= MAX_UNPAIRED_PER_UID + 2
         assert resident(mounted) - memory < MAX_GROWTH_BYTES
         until(lambda: f"a connection of uid {NOBODY} was refused" in mounted.log, "it is logged")
-        assert mounted.log.count("was refused") < 20, "one line for a flood, not one for each"
+        assert mounted.log.count("was refused") < THOUSAND // 10, "one line for a flood, not one for each"
         until_counts(mounted, before, "each half-open connection ends at the greeting deadline, its client alive")
     sh("memfs check mnt", mounted.path.parent)
 

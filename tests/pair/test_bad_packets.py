@@ -181,7 +181,7 @@ def test_a_connection_that_says_nothing_ends_at_the_greeting_deadline(
 
 
 def test_pings_do_not_extend_the_greeting_deadline(store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(memfsd.peers.session, "GREETING_DEADLINE_S", 0.5)
+    monkeypatch.setattr(memfsd.peers.session, "GREETING_DEADLINE_S", 1.0)
     with Wire(store) as chatty:
         chatty.hello()
 

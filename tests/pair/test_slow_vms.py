@@ -1,6 +1,7 @@
 """VMs that answer late or never: who waits for one waits for it alone, and others not at all."""
 
 import contextlib
+import threading
 from collections.abc import Iterator
 
 import pytest
@@ -16,7 +17,7 @@ from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, errno_of, page
 from tests.support.threads import DEADLINE_S, Beside, until
-from tests.support.wire import Wire
+from tests.support.wire import Wire, is_readable
 
 SLOW = 6
 
@@ -146,6 +147,14 @@ def test_all_vms_hear_of_the_end_of_the_store_before_one_has_answered(
 def test_the_end_of_the_store_waits_for_all_silent_vms_together(
     small_store: LocalStore, slow: list[Wire], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    real = memfsd.peers.server._join
+
+    def when_all_are_called(threads: list[threading.Thread], deadline_s: float) -> None:
+        if threads and threads[0].name == "revoke":
+            until(lambda: all(wire.up and is_readable(wire.up) for wire in slow), "each hears of it")
+        real(threads, deadline_s)
+
+    monkeypatch.setattr(memfsd.peers.server, "_join", when_all_are_called)
     monkeypatch.setattr(memfsd.peers.server, "REVOKE_DEADLINE_S", 0.05)
     small_store.unmount()
     assert {wire.called()[0] for wire in slow} == {Kind.REVOKE}

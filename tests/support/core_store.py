@@ -339,6 +339,8 @@ class CoreStore:
         paired = self.store.pairings.pair(
             token.id, pairing, lambda ino: Peer(ino, vm, scripted, scripted, scripted.shut)
         )
+        if paired.map_pages:
+            os.close(paired.page_map)  # the VM's, which asks by message
         self._vms[file.ino] = paired, scripted
         return paired
 
