@@ -106,7 +106,8 @@ class LocalStore:
         """A test that breaks a rule on purpose says so: then the check at its end is left out."""
         self._unmounted = False
         self._inos: dict[str, Ino] = {}
-        self._fds: list[int] = []
+        self.ending = contextlib.ExitStack()
+        """What a test leaves to be done once VMs and store are gone."""
         self._by_file: dict[FileId, Ino] = {}
         self.server.start()
 
@@ -140,8 +141,9 @@ class LocalStore:
         self.store.guest_memfds.create(ino, opened.handle, CreateGuestMemfd(pages * PAGE_SIZE, flags))
         self.store.files.release(opened.handle).run()
         os.truncate(self.path(name), pages * PAGE_SIZE)
-        self._fds.append(os.open(self.path(name), os.O_RDWR | os.O_CLOEXEC))
-        return GmemFd(self._fds[-1], name)
+        fd = os.open(self.path(name), os.O_RDWR | os.O_CLOEXEC)
+        self.ending.callback(os.close, fd)
+        return GmemFd(fd, name)
 
     def convert(self, name: str, start: int, pages: int, *, private: bool) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES2 on the file, as somebody on the mount asks."""
@@ -267,9 +269,8 @@ class LocalStore:
             vm.close()
         self.unmount()
         until(lambda: self.server.session_count() == 0, "all sessions end")
-        for fd in self._fds:
-            os.close(fd)
         self.store.close()
+        self.ending.close()
 
 
 def _encrypted_windows() -> OpenWindow:

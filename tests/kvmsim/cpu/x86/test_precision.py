@@ -83,6 +83,8 @@ class World:
         self.vm.shared_slot(1, page(4), page(8))
         self.code = Code(self.vm)
         self.pages = {gpa: AnonymousMemory(PAGE_SIZE) for gpa in (page(16), page(17))}
+        for memory in self.pages.values():
+            store.ending.callback(memory.close)
 
     def show(self, gpa: int, *, there: bool) -> None:
         number, size = gpa // PAGE_SIZE, PAGE_SIZE if there else 0
