@@ -13,6 +13,7 @@ import queue
 import select
 import socket
 import time
+import weakref
 from collections import deque
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -89,6 +90,7 @@ class Monitor:
         """A client is there for events."""
         self._is_woken = False
         self._wake_fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        weakref.finalize(self, os.close, self._wake_fd)  # not before: a client's thread may be late with its answer
         self._ends_because: str | None = None
         self._accepts_at = 0.0
         self._poll = select.poll()

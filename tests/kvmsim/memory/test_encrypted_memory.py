@@ -4,6 +4,7 @@ import fcntl
 import itertools
 import os
 import random
+from collections.abc import Iterator
 
 import pytest
 
@@ -25,8 +26,20 @@ def window_fd() -> int:
     return fd
 
 
+OPENED: list[EncryptedMemory] = []
+"""By the test that runs."""
+
+
 def opened(key: MemoryKey | None = None) -> EncryptedMemory:
-    return (key or MemoryKey()).open_window(window_fd(), FRAMES)
+    OPENED.append((key or MemoryKey()).open_window(window_fd(), FRAMES))
+    return OPENED[-1]
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while OPENED:
+        OPENED.pop().close()
 
 
 @pytest.fixture

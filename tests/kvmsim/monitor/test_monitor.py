@@ -1,5 +1,6 @@
 """Clients of all kinds: many, hostile, silent, gone; a VM that is stopped; and a process that ends."""
 
+import gc
 import json
 import os
 import socket
@@ -14,6 +15,7 @@ import pytest
 from kvmsim.monitor import monitor as module
 from kvmsim.monitor.monitor import Monitor
 from memfsd.uapi.limits import MAX_QMP_CLIENTS, MAX_QMP_EVENTS, MAX_QMP_MESSAGE_BYTES
+from tests.support.leftovers import held
 from tests.support.qmp import Raw, client, monitored
 from tests.support.script_lines import Lines
 from tests.support.threads import DEADLINE_S, Beside, until
@@ -229,3 +231,13 @@ print(status, "kvmsim.monitor.monitor" in sys.modules, "kvmsim.monitor.protocol"
     (tmp_path / "script").write_text("info vms\n")
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=DEADLINE_S)
     assert (done.stdout.splitlines()[-1], done.stderr) == ("0 False False", "")
+
+
+def test_a_monitor_that_is_over_holds_no_descriptor(do: Lines, path: Path) -> None:
+    gc.collect()
+    before = held().descriptors
+    with monitored(do.executor, path), client(path) as raw:
+        assert raw.value("query-status")["running"]
+        assert held().descriptors > before
+    gc.collect()
+    assert held().descriptors <= before
