@@ -10,8 +10,8 @@ from collections import Counter
 from typing import NamedTuple
 
 MAX_DESCRIPTORS = 12
-MAX_THREADS = 6
-"""Some are made once for all modules: a module that leaves one for each of its tests has more."""
+MAX_THREADS = 16
+"""Some are made once for all modules, as the threads that run races. One for each test of a module is more."""
 SETTLING_S = 20.0
 """For threads that are about to end. Only a module that leaves too much waits."""
 
