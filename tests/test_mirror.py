@@ -115,6 +115,7 @@ ELSEWHERE = {
     "kvmsim/race/minimise.py": "race/test_text.py",
     "kvmsim/race/oracle.py": "race/test_mutants.py",
     "kvmsim/race/order.py": "race/test_explore.py",
+    "kvmsim/race/page_cache.py": "race/test_conversions.py",
     "kvmsim/race/primitives.py": "race/test_scheduler.py",
     "kvmsim/race/record.py": "race/test_text.py",
     "kvmsim/race/runner.py": "race/test_scenarios.py",

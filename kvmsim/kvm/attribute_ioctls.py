@@ -8,6 +8,7 @@ import errno
 import threading
 from collections.abc import Iterator
 
+from memfsd.common import trace
 from memfsd.uapi.abi import Attributes
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.units import Gfn, GfnRange, Pgoff, PgoffRange
@@ -49,6 +50,8 @@ class AttributeIoctls:
             with vm.mmu.lock:
                 if not private:
                     self._unmapper.unmapped(removed)
+                if trace.vm is not None:
+                    trace.vm.attributes_stored(vm.name, start, end, private)
                 vm.attributes.store(start, end, private=private)
                 vm.mmu.invalidate_end()
 

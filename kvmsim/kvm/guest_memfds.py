@@ -9,7 +9,7 @@ import os
 import threading
 from dataclasses import replace
 
-from kvmsim.memory.mapped import MappedFile
+from kvmsim.memory.mapped import MapFile
 from kvmsim.memory.memory import AnonymousMemory, Memory, UnmappedMemory
 from kvmsim.store.link import FileId, StoreLink
 from memfsd.common.quote import quoted
@@ -34,14 +34,23 @@ _S64_END = 1 << 63
 class GuestMemfds:
     """`lock` is Kvm.slots_lock."""
 
-    def __init__(self, vm: Vm, lock: threading.Lock, unmapper: Unmapper, pairings: Pairings, slots: SlotIoctls) -> None:
+    def __init__(
+        self,
+        vm: Vm,
+        lock: threading.Lock,
+        unmapper: Unmapper,
+        pairings: Pairings,
+        slots: SlotIoctls,
+        map_file: MapFile,
+    ) -> None:
         self._vm = vm
         self._lock = lock
         self._unmapper = unmapper
         self._pairings = pairings
         self._slots = slots
         self._regions: dict[int, Region2] = {}
-        self._mapped: dict[FileId, MappedFile] = {}
+        self._map_file = map_file
+        self._mapped: dict[FileId, Memory] = {}
         """Of the files whose shared pages slots show."""
         self._emulated: dict[int, Memory] = {}
         """By slot: owned memory at userspace_addr, where the guest does not reach it."""
@@ -178,7 +187,7 @@ class GuestMemfds:
             return
         mapped = self._mapped.get(link.file)
         if mapped is None:
-            mapped = self._mapped[link.file] = MappedFile(os.dup(link.fd), link.size)
+            mapped = self._mapped[link.file] = self._map_file(os.dup(link.fd), link.size)
         self._slots.create_shared(half, mapped, False, backing.path, emulated=emulated)
 
     def _delete(self, id_: int) -> None:

@@ -16,6 +16,7 @@ image       what private memory holds before the guest runs, and its measurement
 walking     page tables for vCPUs that run machine code
 """
 
+from kvmsim.memory.mapped import MapFile, MappedFile
 from kvmsim.memory.memory import OpenWindow, WindowMemory
 from kvmsim.store.link import pair as pair_with_store
 from memfsd.common import sync
@@ -52,9 +53,10 @@ class Kvm:
         pair: Pair = pair_with_store,
         open_window: OpenWindow = WindowMemory,
         operations: frozenset[Kind] = KVM_OPERATIONS,
+        map_file: MapFile = MappedFile,
     ) -> None:
-        """pair makes the pairing with the file behind an fd, open_window maps its window. operations: what stores may
-        call."""
+        """pair makes the pairing with the file behind an fd, open_window maps its window, map_file the file itself.
+        operations: what stores may call."""
         self.vm = vm
         self.slots_lock = sync.lock("Kvm.slots_lock")
         """Changes of slots and pairings, one at a time (KVM's slots_lock)."""
@@ -62,7 +64,7 @@ class Kvm:
         self.notifier = Notifier(vm, self.unmapper, open_window, operations)
         self.pairings = Pairings(vm, self.slots_lock, self.notifier, pair)
         self.slots = SlotIoctls(vm, self.slots_lock, self.unmapper, self.pairings)
-        self.guest_memfds = GuestMemfds(vm, self.slots_lock, self.unmapper, self.pairings, self.slots)
+        self.guest_memfds = GuestMemfds(vm, self.slots_lock, self.unmapper, self.pairings, self.slots, map_file)
         self.attributes = AttributeIoctls(vm, self.slots_lock, self.unmapper)
         self.blocking = Blocking(vm, self.slots_lock, self.unmapper, self.pairings)
         self.memory = MemoryUser(vm, self.slots_lock)

@@ -9,13 +9,13 @@ import ctypes
 import errno
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from memfsd.common import sync
 from memfsd.common.linux import PageRange
 from memfsd.uapi.units import ORDER_4K, PAGE_SHIFT
 
-from .memory import Closed, Mapping
+from .memory import Closed, Mapping, Memory
 
 _libc = ctypes.CDLL(None, use_errno=True)
 
@@ -89,6 +89,10 @@ class MappedFile(UserMemory):
     def close(self) -> None:
         super().close()
         self._map.close()
+
+
+MapFile = Callable[[int, int], Memory]
+"""(fd, size) to the shared pages of a guest_memfd: MappedFile, or what stands in for it."""
 
 
 def _transfer(call: "ctypes._NamedFuncPointer", here: ctypes.Array[ctypes.c_char], there: int, length: int) -> None:

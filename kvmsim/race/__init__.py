@@ -8,9 +8,12 @@ scenario    what is raced: text to actors
 programs    machine code that races, and what each of its instructions does
 slices      a vCPU that runs it, so many instructions at a time
 world       a store and its VMs, processes that can be killed, stopped and cut off
+page_cache  the kernel between mappings of guest_memfds and the store
 mappings    fds that mappings will close
 shown       which page of which file a GFN may show
 history     what a guest may read
+aliases     which pages are private, and when
+conversions what actors do with guest_memfds
 oracle      R1 to R8 and that everything ends, with both sides in view
 runner      one run of a scenario
 order       happens-before: which schedules are equivalent

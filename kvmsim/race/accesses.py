@@ -8,6 +8,7 @@ dependent steps makes a difference; a schedule's equivalence class is the order 
     process     read by each of its steps that others can see (a queue, a frame, a system call); a kill or a stop
                 writes it. What dies with a process, or is stopped with it, needs no order to that
     frame       of a window: the guest's accesses, the punch that zeroes it
+    folio       of the kernel's cache of a mapped file: locked, unlocked
     ept, tlb    each mapping, zap, fill, flush, lookup
     field       a field that is used without a lock (points.FIELDS)
 """

@@ -8,8 +8,9 @@ from kvmsim.memory.memory import Memory
 from kvmsim.store.link import StoreLink
 from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
+from memfsd.uapi.abi import Attributes
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Ino, Pgoff
 
 from . import points
 from .accesses import Kind
@@ -43,6 +44,69 @@ class Oracle:
             window, runs = arguments
             for pfn, count in runs:
                 self._at_free(pfn, count, window)
+        elif name == "pages converted":
+            ino, start, end, shared = arguments
+            self._at_conversion(ino, Pgoff(start), Pgoff(end), private=shared)
+        elif name == "TLB filled":
+            self._at_fill(*arguments)
+        elif name == "attributes stored":
+            vm, start, end, private = arguments
+            self._check_lost(self._world.vms[vm], start, end, private=not private)
+
+    def _at_conversion(self, ino: Ino, start: Pgoff, end: Pgoff, *, private: bool) -> None:
+        """R5: nobody who lives can reach pages by the alias that they lose now."""
+        file = self._world.store.service.inodes.regular(ino)
+        if guest_of(file).active is None:
+            return
+        for vm in self._world.vms.values():
+            for link in [] if vm.is_dead else vm.links:
+                if link.ino != ino or link not in vm.kvm.pairings.links.values():
+                    continue
+                for _, low, high in vm.vm.slots[PRIVATE].of_file(link, start, end):
+                    self._check_lost(vm, low, high, private=private)
+                for _, pfn, count in file.pages.extents(start, end) if private else ():
+                    how = self._reaches(vm, link, pfn, pfn + count)
+                    if how:
+                        self._scheduler.fail(f"R5: frame {pfn:#x}+{count} becomes shared while {how}")
+
+    def _at_fill(self, tlb: object, key: int) -> None:
+        """R5: with attributes, a GFN is mapped in one alias."""
+        gfn, private = Gfn(~key if key < 0 else key), key < 0
+        for vm in self._world.vms.values():
+            if vm.vm.abi.attributes is Attributes.NONE or all(vcpu.tlb is not tlb for vcpu in vm.vm.vcpus.values()):
+                continue
+            if vm.vm.mmu.epts[not private].walk(gfn):
+                self._scheduler.fail(f"R5: {vm.name} maps GFN {gfn:#x} in both aliases at once")
+
+    def _check_lost(self, vm: SimulatedVm, start: Gfn, end: Gfn, *, private: bool) -> None:
+        """The VM's GFNs [start, end) are not of this alias any more."""
+        alias, mmu = "private" if private else "shared", vm.vm.mmu
+        self._scheduler.touch(("ept", vm.name), Kind.READ)
+        for gfn, _, count in mmu.epts[private].runs(start, end):
+            self._scheduler.fail(f"R5: {vm.name} still maps GFN {gfn:#x}+{count} {alias}, which changes now")
+        for vcpu in vm.vm.vcpus.values():
+            self._scheduler.touch(("tlb", points.labels[id(vcpu.tlb)]), Kind.READ)
+            for key in vars_of_tlb(vcpu.tlb):
+                gfn = Gfn(~key if key < 0 else key)
+                if (key < 0) is private and start <= gfn < end:
+                    self._scheduler.fail(f"R5: GFN {gfn:#x} is {alias} in the TLB of {vm.name}.vcpu{vcpu.id}")
+        for slot, low, high in vm.vm.slots[private].visible(start, end):
+            link, first = slot.backing.gmem, slot.pgoff_of(low)
+            runs = [(int(first), high - low)]
+            if isinstance(link, StoreLink):
+                file = self._world.store.service.inodes.regular(link.ino)
+                runs = [(pfn, count) for _, pfn, count in file.pages.extents(first, Pgoff(first + high - low))]
+            for frame, count in runs:
+                who = self._who_accesses(slot.backing.memory, frame, frame + count)
+                if who:
+                    self._scheduler.fail(f"R5: {who} accesses {slot} as {alias}, which changes now")
+
+    def _who_accesses(self, memory: Memory, low: int, high: int) -> str:
+        for task, held in self.in_access.items():
+            for its, first, count in held:
+                if its is memory and first < high and low < first + count and not task.dead and not task.done:
+                    return task.name
+        return ""
 
     def _at_free(self, pfn: int, count: int, window: int | None) -> None:
         """R6: nobody who lives can reach a frame that becomes free."""
@@ -67,11 +131,8 @@ class Oracle:
             for memory, offset, _ in vars_of_tlb(vcpu.tlb).values():
                 if memory is link.memory and low <= offset >> PAGE_SHIFT < high:
                     return f"it is in the TLB of {vm.name}.vcpu{vcpu.id}"
-        for task, held in self.in_access.items():
-            for memory, first, count in held:
-                if memory is link.memory and first < high and low < first + count and not task.dead and not task.done:
-                    return f"{task.name} is in guest mode and accesses it"
-        return ""
+        who = self._who_accesses(link.memory, low, high)
+        return f"{who} is in guest mode and accesses it" if who else ""
 
     def at_end(self) -> None:
         """All is quiet. By the main task, between the race and the good end of what lives."""
@@ -102,6 +163,10 @@ class Oracle:
         fail, mmu = self._scheduler.fail, vm.vm.mmu
         if mmu.in_progress:
             fail(f"R7: {vm.name} has {mmu.in_progress} open invalidations and nothing goes on")
+        for gfn, _, count in mmu.epts[PRIVATE].runs(Gfn(0), _ALL_GFNS):
+            if sum(high - low for _, low, high in vm.vm.slots[PRIVATE].visible(gfn, gfn + count)) != count:
+                fail(f"R3: {vm.name} maps GFN {gfn:#x}+{count}, and no slot shows all of it")
+                return
         for vcpu in vm.vm.vcpus.values():
             for key, (memory, offset, _) in vars_of_tlb(vcpu.tlb).items():
                 if key >= 0:

@@ -11,7 +11,14 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from kvmsim.kvm.exits import Exit, MachineCheckExit, MemoryErrorExit, MmioExit
+from kvmsim.kvm.exits import (
+    Exit,
+    FailedExit,
+    MachineCheckExit,
+    MemoryErrorExit,
+    MemoryFaultExit,
+    MmioExit,
+)
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.common import sync
@@ -20,6 +27,8 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn, Pgoff
 
 from . import mappings, points
 from .accesses import Access
+from .aliases import Aliases
+from .conversions import Conversions
 from .history import FAILED, History, Page
 from .oracle import Oracle
 from .primitives import Connections, Makers
@@ -93,6 +102,11 @@ class _Run:
         self._oracle = Oracle(self.world, scheduler)
         self._history = History()
         self._shown = SlotHistory(self._history)
+        self._aliases = Aliases(scenario.abi, self._history, self._shown)
+        for name, pages in scenario.files.items():
+            if name not in scenario.born_shared:
+                self._aliases.born_private(name, pages)
+        self._conversions = Conversions(self.world, scheduler, self._history, self._shown, self._aliases)
         self._peaceful = not any(actor.role == "outside" for actor in scenario.actors)
         self._poisoned = 0
         self._machine_code = {name: self._code_of(name) for name in scenario.code_vms}
@@ -142,6 +156,7 @@ class _Run:
     def _finish(self) -> None:
         scheduler = self._scheduler
         self._oracle.at_end()
+        self._conversions.at_end()
         self._logged()
         if not scheduler.failures:
             self._sequence(self._scenario.after)
@@ -214,7 +229,7 @@ class _Run:
     def _do(self, actor: Actor, command: Command, *, must: bool = False) -> None:
         vm = self.world.vms[actor.vm] if actor.vm else None
         self._scheduler.me().asked = len(self._scheduler.steps)
-        action = getattr(self, f"_{actor.role}_{command.verb}")
+        action = getattr(self, f"_{actor.role}_{command.verb.replace('-', '_')}")
         try:
             report = action(actor, vm, *command.arguments) if vm else action(*command.arguments)
         except Refused as refused:
@@ -228,29 +243,42 @@ class _Run:
     # -- what actors do; each returns what came of it, "" for nothing to report
 
     def _vcpu_read(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int = 1) -> str:
+        return self._read(actor, vm, gfn, pages, shared=False)
+
+    def _vcpu_read_shared(self, actor: Actor, vm: SimulatedVm, gfn: int) -> str:
+        return self._read(actor, vm, gfn, 1, shared=True)
+
+    def _vcpu_write(self, actor: Actor, vm: SimulatedVm, gfn: int, text: str, pages: int = 1) -> str:
+        return self._write(actor, vm, gfn, text, pages, shared=False)
+
+    def _vcpu_write_shared(self, actor: Actor, vm: SimulatedVm, gfn: int, text: str) -> str:
+        return self._write(actor, vm, gfn, text, 1, shared=True)
+
+    def _read(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int, *, shared: bool) -> str:
         start = self._history.tick()
         length = MAX_TEXT if pages == 1 else pages * PAGE_SIZE
         vcpu = vm.vm.vcpu(actor.index)
-        data = self._runs(vm, vcpu, lambda: vm.guest.read(vcpu, gfn << PAGE_SHIFT, length))()
+        data = self._runs(vm, vcpu, lambda: vm.guest.read(vcpu, gfn << PAGE_SHIFT, length, shared=shared))()
         if not isinstance(data, bytes):
             return self._exit(actor, data, start)
         report = []
         for index in range(pages):
             value = data[index * PAGE_SIZE :][:MAX_TEXT]
-            shown = self._shown.at(vm.name, gfn + index, start)
+            shown = self._pages(vm, gfn + index, 1, start, shared=shared)
+            self._reached(actor, gfn + index, shown, start, shared=shared)
             wrong = [self._history.check(page, value, start) for page in shown]
             if wrong and all(wrong):
                 self._scheduler.fail(f"R8: {actor.name}: {wrong[0]}")
             report.append(repr(value.rstrip(b"\0").decode(errors="replace")))
         return "read " + " ".join(report)
 
-    def _vcpu_write(self, actor: Actor, vm: SimulatedVm, gfn: int, text: str, pages: int = 1) -> str:
+    def _write(self, actor: Actor, vm: SimulatedVm, gfn: int, text: str, pages: int, *, shared: bool) -> str:
         value = text.encode().ljust(MAX_TEXT, b"\0")
         data = value if pages == 1 else value.ljust(PAGE_SIZE, b"\0") * pages
-        return self._write(actor, vm, gfn, data, value, pages)
+        return self._put(actor, vm, gfn, data, value, pages, shared=shared)
 
     def _vcpu_place(self, actor: Actor, vm: SimulatedVm, program: str, gfn: int) -> str:
-        return self._write(actor, vm, gfn, PROGRAMS[program].code, PROGRAMS[program].text, 1)
+        return self._put(actor, vm, gfn, PROGRAMS[program].code, PROGRAMS[program].text, 1, shared=False)
 
     def _vcpu_code(
         self, actor: Actor, vm: SimulatedVm, program: str, gfn: int, data: int, times: int, slice_: int = 1
@@ -271,13 +299,19 @@ class _Run:
         got = self._runs(vm, vcpu, lambda: self._machine_code[actor.vm].run(vcpu, work))()
         return got if isinstance(got, str) else self._exit(actor, got, start)
 
-    def _write(self, actor: Actor, vm: SimulatedVm, gfn: int, data: bytes, value: bytes, pages: int) -> str:
-        touched = self._pages(vm, gfn, pages)
+    def _put(
+        self, actor: Actor, vm: SimulatedVm, gfn: int, data: bytes, value: bytes, pages: int, *, shared: bool
+    ) -> str:
+        touched = self._pages(vm, gfn, pages, shared=shared)
         changes = self._history.begin(touched, value)
         start = self._history.clock
         vcpu = vm.vm.vcpu(actor.index)
-        exit_ = self._runs(vm, vcpu, lambda: vm.guest.write(vcpu, gfn << PAGE_SHIFT, data))()
-        seen = self._pages(vm, gfn, pages, start)
+        exit_ = self._runs(vm, vcpu, lambda: vm.guest.write(vcpu, gfn << PAGE_SHIFT, data, shared=shared))()
+        seen = self._pages(vm, gfn, pages, start, shared=shared)
+        if exit_ is None:
+            for index in range(pages):
+                shown = self._pages(vm, gfn + index, 1, start, shared=shared)
+                self._reached(actor, gfn + index, shown, start, shared=shared)
         if exit_ is not None or (seen == touched and len(seen) <= pages):
             self._history.end(changes, happened=exit_ is None)
         else:  # it went to one of them: each such change stays open
@@ -320,6 +354,9 @@ class _Run:
         slot = self._shown.making(vm.name, id_, name, gfn, pgoff, pages)
         try:
             with vm.vmm.memory.lock:
+                if self._scenario.abi.has_one_space:
+                    self._conversions.set_slot(vm, id_, name, gfn, pgoff, pages)
+                    return ""
                 vm.vmm.memory.set_private_slot(
                     MemoryRegion.private(id_, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, offset=pgoff << PAGE_SHIFT), path
                 )
@@ -329,8 +366,12 @@ class _Run:
         return ""
 
     def _vmm_delete(self, actor: Actor, vm: SimulatedVm, id_: int) -> str:
-        with self._taking(self._shown.of_slot(vm.name, id_)), vm.vmm.memory.lock:
-            vm.vmm.memory.delete_slot(id_, private=True)
+        if self._scenario.abi.has_one_space:
+            with vm.vmm.memory.lock:
+                self._conversions.delete_slot(vm, id_)
+        else:
+            with self._taking(self._shown.of_slot(vm.name, id_)), vm.vmm.memory.lock:
+                vm.vmm.memory.delete_slot(id_, private=True)
         self._shown.deleted(vm.name, id_)
         return ""
 
@@ -344,6 +385,15 @@ class _Run:
             vm.vmm.memory.fill_slot(id_, Gfn(gfn), Gfn(gfn + pages))
         return ""
 
+    def _vmm_private(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int) -> str:
+        return self._conversions.set_vm_attributes(vm, gfn, pages, private=True)
+
+    def _vmm_shared(self, actor: Actor, vm: SimulatedVm, gfn: int, pages: int) -> str:
+        return self._conversions.set_vm_attributes(vm, gfn, pages, private=False)
+
+    def _vmm_release(self, actor: Actor, vm: SimulatedVm, name: str) -> str:
+        return self._conversions.release(vm, name)
+
     def _vmm_close(self, actor: Actor, vm: SimulatedVm) -> str:
         vm.said_bye = True
         vm.kvm.close()
@@ -352,7 +402,20 @@ class _Run:
     def _host_punch(self, name: str, pgoff: int, pages: int) -> str:
         with self._taking([(name, pgoff + index) for index in range(pages)]):
             self._files.punch(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT).run()
+            self.world.cache.truncate(self.world.inos[name], pgoff, pgoff + pages)
         return ""
+
+    def _host_private(self, name: str, pgoff: int, pages: int) -> str:
+        return self._conversions.set_file_attributes(name, pgoff, pages, private=True)
+
+    def _host_shared(self, name: str, pgoff: int, pages: int) -> str:
+        return self._conversions.set_file_attributes(name, pgoff, pages, private=False)
+
+    def _host_load(self, name: str, pgoff: int) -> str:
+        return self._conversions.load(name, pgoff)
+
+    def _host_store(self, name: str, pgoff: int, text: str) -> str:
+        return self._conversions.store(name, pgoff, text)
 
     def _host_poison(self, name: str, pgoff: int) -> str:
         changes = self._history.begin([(name, pgoff)], FAILED)
@@ -441,8 +504,38 @@ class _Run:
             raise  # it may have happened in part: the change stays open
         self._history.end(changes)
 
-    def _pages(self, vm: SimulatedVm, gfn: int, count: int, since: float = math.inf) -> list[Page]:
-        return [page for index in range(count) for page in self._shown.at(vm.name, gfn + index, since)]
+    def _pages(
+        self, vm: SimulatedVm, gfn: int, count: int, since: float = math.inf, *, shared: bool = False
+    ) -> list[Page]:
+        found = [page for index in range(count) for page in self._shown.at(vm.name, gfn + index, since)]
+        if shared and not self._aliases.keeps_file:  # memory of user space beside the file
+            return [(f"user space's {file}", pgoff) for file, pgoff in found]
+        return found
+
+    def _reached(self, actor: Actor, gfn: int, shown: list[Page], start: int, *, shared: bool) -> None:
+        """An access of this alias went through. start: when it began."""
+        alias = "shared" if shared else "private"
+        if not shown:
+            self._scheduler.fail(f"R3: {actor.name}: a {alias} access reaches GFN {gfn:#x}, which no slot shows")
+        attributes = self._aliases.shown(actor.vm, gfn, start)
+        if attributes and not self._aliases.may_be(attributes, start, private=not shared):
+            self._scheduler.fail(f"R5: {actor.name}: a {alias} access reaches GFN {gfn:#x}, which is not {alias}")
+
+    def _failed(self, actor: Actor, exit_: MemoryFaultExit | FailedExit, start: int) -> str:
+        """KVM_RUN failed: the page is of the other alias, or nothing shows it, or somebody has died."""
+        report = f"KVM_RUN {errno_name(exit_.errno)}"
+        if not self._peaceful:
+            return report
+        if isinstance(exit_, FailedExit):
+            if not self._scenario.uses("private", "release"):
+                self._scheduler.fail(f"{actor.name}: {report}, {exit_.why}")
+            return report
+        gfn = exit_.gpa >> PAGE_SHIFT
+        attributes = self._aliases.shown(actor.vm, gfn, start)
+        is_shown = self._shown.at(actor.vm, gfn) and not self._scenario.uses("release")
+        if is_shown and not self._aliases.may_be(attributes, start, private=not exit_.private):
+            self._scheduler.fail(f"{actor.name}: {report} at GFN {gfn:#x}, {exit_.why}")
+        return f"exit MEMORY_FAULT {'private' if exit_.private else 'shared'}"
 
     def _exit(self, actor: Actor, exit_: Exit, start: int = 0) -> str:
         """start: when the access began."""
@@ -451,6 +544,8 @@ class _Run:
         if isinstance(exit_, MachineCheckExit):
             self._scheduler.fail(f"{actor.name}: exit MACHINE_CHECK, and nobody has tampered with gpa {exit_.gpa:#x}")
             return "exit MACHINE_CHECK"
+        if isinstance(exit_, MemoryFaultExit | FailedExit):
+            return self._failed(actor, exit_, start)
         assert isinstance(exit_, MemoryErrorExit)
         if exit_.errno in (EHWPOISON, errno.ENODEV):
             shown = self._shown.at(actor.vm, exit_.gpa >> PAGE_SHIFT, start)

@@ -11,8 +11,10 @@
     outside: kill vm0
     after vcpu0: read 1
 
-`store` has split=on, too; `file NAME PAGES 2M` has large pages; `vm NAME tables=N` has so few for each EPT, and
-`vm NAME page-map` reads page maps, which the others do without: two loads more in each fault are many schedules more.
+`store` has split=on and abi=ABI, too, and patience=SECONDS: for another invalidation of the same file. `file NAME PAGES
+2M` has large pages, and `file NAME PAGES init-shared` is a guest_memfd that is born shared; `vm NAME
+tables=N` has so few for each EPT, and `vm NAME page-map` reads page maps, which the others do without: two loads
+more in each fault are many schedules more.
 Numbers count pages of 4 KiB: a page of the file, a GFN. A line without `before` or `after` is an *actor*, its own
 thread.
 Machine code (the extra `cpu`) runs in slices, and between two of them anybody else may act:
@@ -29,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmsim.cpu.x86 import library
+from memfsd.uapi.abi import THREAD, Abi, Attributes, abi_of
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import ORDER_2M
 
@@ -68,12 +71,6 @@ def _text(word: str) -> str:
     return word
 
 
-def _alias(word: str) -> str:
-    if word not in ("private", "shared"):
-        raise ValueError(f"'{word}' is not a kind of memory: write private or shared")
-    return word
-
-
 def _program(word: str) -> str:
     if word not in PROGRAMS:
         raise ValueError(f"'{word}' is not a program: choose from {', '.join(PROGRAMS)}")
@@ -99,6 +96,8 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
             "run it there on the page DATA, in slices of so many instructions (1)",
         ),
         "prefault": ([("GFN", _number), ("PAGES", _number)], 1, "KVM_PRE_FAULT_MEMORY of private pages"),
+        "read-shared": ([("GFN", _number)], 1, "read the first bytes by the shared alias (ABIs with attributes)"),
+        "write-shared": ([("GFN", _number), ("TEXT", _text)], 2, "write them"),
     },
     "vmm": {
         "slot": (
@@ -109,6 +108,9 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
         "delete": ([("ID", _number)], 1, "delete a private slot; unbinds"),
         "hole": ([("ID", _number), ("GFN", _number), ("PAGES", _number)], 3, "punch a hole in a private slot; unbinds"),
         "fill": ([("ID", _number), ("GFN", _number), ("PAGES", _number)], 3, "fill a hole; binds"),
+        "private": ([("GFN", _number), ("PAGES", _number)], 2, "KVM_SET_MEMORY_ATTRIBUTES: these GFNs are private"),
+        "shared": ([("GFN", _number), ("PAGES", _number)], 2, "or shared"),
+        "release": ([("FILE", _name)], 1, "close(2) of the last descriptor of a guest_memfd"),
         "close": ([], 0, "the VM ends in good order: BYE"),
     },
     "host": {
@@ -125,6 +127,14 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
         "swapoff": ([], 0, "memfs swapoff"),
         "truncate": ([("FILE", _name), ("PAGES", _number)], 2, "truncate"),
         "unlink": ([("FILE", _name)], 1, "unlink"),
+        "private": (
+            [("FILE", _name), ("PGOFF", _number), ("PAGES", _number)],
+            3,
+            "KVM_SET_MEMORY_ATTRIBUTES2: these pages are private (gmem-inplace)",
+        ),
+        "shared": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "or shared"),
+        "load": ([("FILE", _name), ("PGOFF", _number)], 2, "read the first bytes of a page through a mapping"),
+        "store": ([("FILE", _name), ("PGOFF", _number), ("TEXT", _text)], 3, "write them"),
         "check": ([], 0, "memfs check: asks the VMs for their state"),
     },
     "outside": {
@@ -170,7 +180,12 @@ class Scenario:
     resize_any: bool = False
     split: bool = False
     swap_slots: int = 0
+    patience_s: int | None = None
+    """How long an invalidation of a file waits for another one of it."""
+    abi: Abi = THREAD
     files: dict[str, int] = field(default_factory=dict)
+    born_shared: set[str] = field(default_factory=set)
+    """Of the guest_memfds."""
     devices: set[str] = field(default_factory=set)
     """Of the files."""
     page_sizes: dict[str, str] = field(default_factory=dict)
@@ -300,15 +315,31 @@ def _store(scenario: Scenario, words: list[str]) -> None:
             scenario.swap_slots = _number(value)
         elif word == "split=on":
             scenario.split = True
+        elif key == "patience":
+            scenario.patience_s = _number(value)
+        elif key == "abi":
+            scenario.abi = _abi(value)
         else:
-            raise ValueError(f"store has frames=N, swap=N, resize=any and split=on, not '{word}'")
+            known = "frames=N, swap=N, resize=any, split=on, patience=SECONDS and abi=ABI"
+            raise ValueError(f"store has {known}, not '{word}'")
+
+
+def _abi(name: str) -> Abi:
+    try:
+        return abi_of(name)
+    except Refused as refused:
+        raise ValueError(refused.reason) from None
 
 
 def _file(scenario: Scenario, words: list[str]) -> None:
-    if not 2 <= len(words) <= 3 or words[2:] not in ([], ["2M"]):
-        raise ValueError("'file' needs a name and a size: file NAME PAGES [2M]")
+    if not 2 <= len(words) <= 3 or words[2:] not in ([], ["2M"], ["init-shared"]):
+        raise ValueError("'file' needs a name and a size: file NAME PAGES [2M | init-shared]")
     pages = scenario.files[_name(words[0])] = _number(words[1])
-    if words[2:]:
+    if words[2:] == ["init-shared"]:
+        if scenario.abi.attributes is not Attributes.FILE:
+            raise ValueError("only a file that keeps attributes is born shared: write 'store abi=gmem-inplace' first")
+        scenario.born_shared.add(words[0])
+    elif words[2:]:
         scenario.page_sizes[words[0]] = words[2]
         if pages % (1 << ORDER_2M):
             raise ValueError(f"{pages} pages are not whole pages of 2M: write a multiple of {1 << ORDER_2M}")

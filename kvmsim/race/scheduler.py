@@ -18,7 +18,7 @@ MAX_STEPS = 20_000
 """Of one run: more means that it does not come to an end."""
 
 
-OUTLIVES = ("queue", "frame")
+OUTLIVES = ("queue", "frame", "folio")
 """What is there when the process that touched it is dead."""
 
 SHARED = (*OUTLIVES, "process", "life", "end")

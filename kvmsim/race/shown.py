@@ -39,6 +39,12 @@ class SlotHistory:
         for slot in self._there(vm, id_):
             slot.end = self._history.tick()
 
+    def released(self, vm: str, file: str) -> None:
+        """Its slots show nothing any more."""
+        for slot in self._slots:
+            if (slot.vm, slot.file) == (vm, file) and slot.end == float("inf"):
+                slot.end = self._history.tick()
+
     def of_slot(self, vm: str, id_: int) -> list[Page]:
         return [(slot.file, slot.pgoff + index) for slot in self._there(vm, id_) for index in range(slot.pages)]
 

@@ -19,7 +19,7 @@ from kvmsim.cpu.accesses import Guest
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.mmu.ept import Ept
 from kvmsim.kvm.vm import Vm
-from kvmsim.memory.memory import OpenWindow, WindowMemory
+from kvmsim.memory.memory import Memory, OpenWindow, WindowMemory
 from kvmsim.store.link import Callbacks, StoreLink
 from kvmsim.vmm.vmm import Vmm
 from memfsd.core.files.inodes import ROOT_INO
@@ -27,8 +27,11 @@ from memfsd.core.files.namespace import Creds
 from memfsd.core.options import StoreOptions
 from memfsd.peers.session import Session
 from memfsd.peers.upchannel import set_deadline
+from memfsd.store.deadlines import Deadlines
 from memfsd.store.store import build_store
+from memfsd.uapi.abi import Abi, Attributes, GmemFlag
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.gmem_ioctls import CreateGuestMemfd
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
 from memfsd.uapi.messages import KVM_OPERATIONS
 from memfsd.uapi.messages import Kind as MessageKind
@@ -39,6 +42,7 @@ from memfsd.uapi.units import PAGE_SIZE, Ino
 
 from . import points
 from .accesses import Kind
+from .page_cache import CachedMapping, PageCache
 from .primitives import LIVES, Connections, ProcessHandle
 from .scenario import Scenario
 from .scheduler import Scheduler, Task
@@ -57,6 +61,7 @@ class SimulatedVm:
         vcpu_count: int,
         pid: int,
         *,
+        abi: Abi,
         encrypted: bool,
         tables: int | None,
         page_map: bool,
@@ -66,7 +71,7 @@ class SimulatedVm:
         self.is_dead = False
         self.said_bye = False
         self.is_disconnected = False
-        self.vm = Vm(name)
+        self.vm = Vm(name, abi=abi)
         if tables is not None:
             self.vm.mmu.epts = (Ept(tables + 1), Ept(tables + 1))
         for index in range(1, vcpu_count):
@@ -78,10 +83,12 @@ class SimulatedVm:
             lambda fd, vm, callbacks: world.pair(self, fd, vm, callbacks),
             _encrypted_windows() if encrypted else WindowMemory,
             KVM_OPERATIONS if page_map else KVM_OPERATIONS - {MessageKind.PAGE_MAP},
+            world.map_file,
         )
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)
-        self.vmm.set_policy(_POLICY)
+        if not abi.has_one_space:
+            self.vmm.set_policy(_POLICY)
         self.links: list[StoreLink] = []
         self.handles: list[tuple[Ino, int]] = []
         """Open files of the mount: as long as there is one, the kernel keeps the inode."""
@@ -120,19 +127,25 @@ class World:
         tokens = itertools.count(1)
         self._random_bytes = lambda: next(tokens).to_bytes(16, "little")
         options = StoreOptions(
-            pool_bytes=scenario.frames * PAGE_SIZE, resize_any=scenario.resize_any, split=scenario.split
+            pool_bytes=scenario.frames * PAGE_SIZE,
+            resize_any=scenario.resize_any,
+            split=scenario.split,
+            abi=scenario.abi,
         )
         scheduler.main.process = "store"
+        patience = scenario.patience_s
         self.store = build_store(
             options,
             root_mode=0o755,
             creds=self._creds,
             socket_path="",
+            deadlines=Deadlines() if patience is None else Deadlines(invalidate_lock_s=patience),
             now_ns=self._now_ns,
             random_bytes=self._random_bytes,
             swap=MemorySwap(scenario.swap_slots) if scenario.swap_slots else None,
         )
         self.store_is_dead = False
+        self.cache = PageCache(scheduler, self.store, self.fuse)
         self._stop_read, self._stop_write = os.pipe2(os.O_CLOEXEC)
         self.stand_ins: dict[str, int] = {}
         self._by_inode: dict[tuple[int, int], Ino] = {}
@@ -145,7 +158,10 @@ class World:
         self.sockets: list[socket.socket] = []
         """Who is killed or ended half-way does not close its own."""
         for name, pages in scenario.files.items():
-            self._create(name, pages, scenario.page_sizes.get(name))
+            if scenario.abi.is_sized_at_creation:
+                self._create_guest_memfd(name, pages, init_shared=name in scenario.born_shared)
+            else:
+                self._create(name, pages, scenario.page_sizes.get(name))
             if name in scenario.devices:
                 self.store.devices.add(self.inos[name])
         self.vms: dict[str, SimulatedVm] = {}
@@ -156,6 +172,7 @@ class World:
                 name,
                 vcpus,
                 1000 + index,
+                abi=scenario.abi,
                 encrypted=name in scenario.encrypted,
                 tables=scenario.tables.get(name),
                 page_map=name in scenario.page_maps,
@@ -172,14 +189,37 @@ class World:
         if page_size is not None:
             files.setxattr(shown.ino, XATTR_PAGE_SIZE, page_size.encode()).run()
         files.truncate(shown.ino, pages * PAGE_SIZE).run()
+        self._stand_in(name, shown.ino, pages)
+
+    def _create_guest_memfd(self, name: str, pages: int, *, init_shared: bool) -> None:
+        """One that can be mapped where the file knows what is private; else the guest's shared memory is elsewhere."""
+        files, abi = self.store.files, self.store.service.options.abi
+        opened, shown = files.create(ROOT_INO, name.encode(), 0o600, os.O_WRONLY, self._creds)
+        flags = GmemFlag.MMAP if abi.attributes is Attributes.FILE else GmemFlag(0)
+        if init_shared:
+            flags |= GmemFlag.INIT_SHARED
+        asked = CreateGuestMemfd(pages * PAGE_SIZE, flags)
+        self.store.guest_memfds.create(shown.ino, opened.handle, asked)
+        files.release(opened.handle).run()
+        self._stand_in(name, shown.ino, pages)
+        if GmemFlag.MMAP in flags:
+            self.cache.open(shown.ino)
+
+    def _stand_in(self, name: str, ino: Ino, pages: int) -> None:
         stand_in = os.memfd_create(f"race-{name}", os.MFD_CLOEXEC)
         os.truncate(stand_in, pages * PAGE_SIZE)
         self.stand_ins[name] = stand_in
-        self.inos[name] = shown.ino
-        self._by_inode[_identity(stand_in)] = shown.ino
+        self.inos[name] = ino
+        self._by_inode[_identity(stand_in)] = ino
 
     def path(self, name: str) -> str:
         return f"/proc/self/fd/{self.stand_ins[name]}"
+
+    def map_file(self, fd: int, size: int) -> Memory:
+        """In the place of mmap(2) on the mount."""
+        ino = self._by_inode[_identity(fd)]
+        os.close(fd)
+        return CachedMapping(self.cache, ino, size)
 
     def fuse(self, call: Callable[[], R]) -> R:
         """A system call on the mount: memfsd does it, on its own thread. ENOTCONN when it is dead."""
@@ -316,10 +356,19 @@ class World:
             vm.life.end()
             if not self.store_is_dead:
                 self.fuse(lambda vm=vm: self._release(vm))  # type: ignore[misc]
+        if self.store.service.options.abi.is_sized_at_creation and not self.store_is_dead:
+            self.fuse(self._drop_guest_memfds)
         scheduler.settle()
         os.close(self._stop_write)
         self._stop_write = -1
         scheduler.settle()
+
+    def _drop_guest_memfds(self) -> None:
+        """Their memory lives as long as they do. In the store."""
+        self.cache.close()
+        for name, ino in self.inos.items():
+            if ino not in self._unlinked:
+                self.unlink(name)
 
     def open_sockets(self) -> int:
         return sum(sock.fileno() >= 0 for sock in self.sockets)

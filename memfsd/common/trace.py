@@ -88,6 +88,9 @@ class Instrument:
     def pages_unmapped(self, ino: int) -> None:
         """Acknowledged: the next part of the range leaves the file's page table."""
 
+    def pages_converted(self, ino: int, start: int, end: int, shared: bool) -> None:
+        """Before pages of a guest_memfd are shared, or private: acknowledged by their VM."""
+
     def invalidate_end(self, ino: int) -> None: ...
 
     def frames_quarantined(self, ino: int) -> None:
@@ -151,6 +154,9 @@ class Instrument:
 
     def zap_untouched_begun(self, start: Gfn, end: Gfn) -> None:
         """RECLAIM: only the leaves that no walk has marked accessed."""
+
+    def attributes_stored(self, vm: str, start: Gfn, end: Gfn, private: bool) -> None:
+        """Before GFNs get KVM_SET_MEMORY_ATTRIBUTES' attribute, with Mmu.lock held."""
 
     def zapped(self, vm: str, start: Gfn, end: Gfn, kept: list[GfnRange]) -> None:
         """After private GFNs [start, end), but for those kept, left the EPT and every TLB."""

@@ -41,6 +41,7 @@ _SWAPPER = "memfsd.store.swapper:Swapper"
 _GMEM = "memfsd.core.gmem:GuestMemory"
 _UNMAPPER = "kvmsim.kvm.unmapper:Unmapper"
 
+_MEMFDS = "memfsd.store.guest_memfds:GuestMemfds"
 _LINK = "kvmsim.store.link:StoreLink"
 _PAGES = "memfsd.core.memory.page_table:FilePages"
 
@@ -575,6 +576,92 @@ MUTANTS: tuple[Mutant, ...] = (
         f"{_GMEM}.swapped_out",
         ("            taken = file.pages.unmap(pgoff, Pgoff(pgoff + 1))\n", "            taken = [(pgoff, pfn, 1)]\n"),
         at="swap-out-x-fault",
+    ),
+    _mutant(
+        "attribute read after get_pfn, and after the staleness test",
+        f"{_FAULTS}.fault",
+        ("            if vm.rules.asks_file:\n", "            if False:\n"),
+        (
+            "                if self._install(vcpu, page_fault, found):\n",
+            "                if self._install(vcpu, page_fault, found):\n"
+            "                    if vm.rules.asks_file:\n"
+            "                        allowed = self._as_the_file_says(page_fault)\n"
+            "                        if isinstance(allowed, MemoryErrorExit):\n"
+            "                            return allowed\n",
+        ),
+        at="inplace-x-fault",
+    ),
+    _mutant(
+        "attribute read before the sequence",
+        f"{_FAULTS}._as_the_file_says",
+        ("limit=limit, order=order)", "limit=limit, order=order, seq=self._vm.mmu.invalidate_seq)"),
+        at="inplace-x-fault",
+    ),
+    _mutant(
+        "attribute stored before the zap, by the VM",
+        "kvmsim.kvm.attribute_ioctls:AttributeIoctls.set",
+        (
+            "                vm.attributes.reserve()\n",
+            "                vm.attributes.reserve()\n"
+            "                vm.attributes.store(start, end, private=private)\n"
+            "                vm.mmu.lock.release()\n"
+            "                vm.mmu.lock.acquire()\n",
+        ),
+        at="attributes-x-two-faults",
+    ),
+    _mutant(
+        "attribute stored before the zap, by the file",
+        f"{_MEMFDS}.set_attributes",
+        (
+            "                if changing is not None:\n",
+            "                if changing is not None:\n"
+            "                    guest_of(file).memfd.convert(*changing, to_shared=to_shared)\n",
+        ),
+        at="inplace-x-inplace",
+    ),
+    _mutant(
+        "attributes stored while a vCPU is inside",
+        "kvmsim.kvm.attribute_ioctls:AttributeIoctls.set",
+        ("            self._unmapper.kick_all()\n", "            pass\n"),
+        at="attributes-x-two-faults",
+    ),
+    _mutant(
+        "EAGAIN that changed something",
+        f"{_MEMFDS}.set_attributes",
+        (
+            "        try:\n",
+            "        start = asked.offset >> PAGE_SHIFT\n"
+            "        guest_of(file).memfd.convert(start, start + (asked.size >> PAGE_SHIFT), to_shared=to_shared)\n"
+            "        try:\n",
+        ),
+        at="inplace-x-silence",
+    ),
+    _mutant(
+        "bound range released at close without zap",
+        "kvmsim.kvm.guest_memfds:GuestMemfds._take_private",
+        ("                self._unmapper.zap(slot.segments, private=True)\n", "                pass\n"),
+        at="release-x-fault",
+    ),
+    _mutant(
+        "pages that become private stay in the host's page cache",
+        "memfsd.core.private.strategies:Convert.take",
+        ("            effects.insert(0, ForgetCache(taking.ino, taking.start, taking.end))\n", "            pass\n"),
+        at="inplace-x-host-access",
+    ),
+    _mutant(
+        "what a mapping stored is lost when its page becomes private",
+        "memfsd.core.host_access:HostAccess.write",
+        (
+            "closing is not None and closing.start <= pgoff < closing.end\n            if not is_closing and",
+            "False\n            if not is_closing and",
+        ),
+        at="inplace-x-host-access",
+    ),
+    _mutant(
+        "private pages are shown to the host",
+        "memfsd.core.host_access:HostAccess.read",
+        ("if not memfd.is_shared(first, end):", "if False:"),
+        at="inplace-x-host-access",
     ),
 )
 

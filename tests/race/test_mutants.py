@@ -89,6 +89,10 @@ def test_what_must_be_caught_is_there() -> None:
         "quarantine skipped",
         "death counted before it is proven",
         "half-open range off by one",
+        "attribute read after get_pfn",
+        "attribute stored before the zap",
+        "EAGAIN that changed something",
+        "bound range released at close without zap",
     ):
         assert needed in names
 

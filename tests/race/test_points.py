@@ -59,7 +59,9 @@ def test_frames_and_entries_have_points() -> None:
 
 def test_every_step_of_the_shipped_scenarios_has_a_name_of_the_list() -> None:
     known = set(NAMES)
-    of_the_harness = re.compile(r"starts$|system call returns$|.* (killed|has ended|stopped|continued|cut)$|.* joined$")
+    of_the_harness = re.compile(
+        r"starts$|system call returns$|folio locked$|.* (killed|has ended|stopped|continued|cut)$|.* joined$"
+    )
     refusals = re.compile(r"refusal of")
     for name in shipped():
         for result in explore.seeded(load(name), 2, 2):

@@ -54,6 +54,12 @@ NEEDED = {
     "code-x-code",
     "code-x-death",
     "encrypted-code-x-punch",
+    "inplace-x-fault",
+    "inplace-x-host-access",
+    "inplace-x-punch",
+    "inplace-x-death",
+    "inplace-x-death-of-the-store",
+    "attributes-x-fault",
 }
 
 pytestmark = pytest.mark.minutes

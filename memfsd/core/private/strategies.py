@@ -11,6 +11,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+from memfsd.common import trace
 from memfsd.common.intervals import subtract
 from memfsd.core.effects import DropDevice, Effect, Export, ForgetCache, Runs, Scrub
 from memfsd.core.memory.frames import FramePool
@@ -199,6 +200,8 @@ class Convert(Strategy):
 
     def take(self, taking: Taking) -> list[Effect]:
         assert taking.guest.memfd is not None
+        if trace.store is not None:
+            trace.store.pages_converted(taking.ino, taking.start, taking.end, self._to_shared)
         taking.guest.memfd.convert(taking.start, taking.end, to_shared=self._to_shared)
         effects: list[Effect] = []
         if self._destroys:
