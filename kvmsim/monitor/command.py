@@ -21,7 +21,7 @@ _LOOK_S = 1.0
 """For each process, when all are listed."""
 _LEAVE = ("exit", "leave", "q")
 _HELP = f"""\
-info TOPIC [vm=NAME]     {", ".join(INFO_TOPICS)}
+info TOPIC [vm=NAME]     {", ".join(INFO_TOPICS)}; info ept GPA: the walk to it
 stop, cont [vm=NAME]     hold the vCPUs, and let them run on
 quit                     ends the VM's process; exit or q leaves this prompt, and the VM runs on
 COMMAND [NAME=VALUE ...] any command of QMP: {", ".join(c.name for c in COMMANDS if c.name.startswith("query"))}

@@ -26,7 +26,7 @@ Arguments = dict[str, Any]
 
 _NEGOTIATE = "qmp_capabilities"
 _HELP = {
-    "help": "info TOPIC [vm=NAME] -- what the script language shows; info lists the topics\r\n",
+    "help": "info TOPIC [vm=NAME], info ept GPA -- what the script language shows; info lists the topics\r\n",
     "info": "".join(f"info {topic}\r\n" for topic in INFO_TOPICS),
 }
 """As qmp-shell -H asks for names to complete."""
@@ -198,7 +198,7 @@ class Handlers:
             raise QmpError(f"column {error.column}: {error.message}") from None
         if not isinstance(command, c.Info):
             raise QmpError(f"a monitor only looks: give info TOPIC, of {topics}")
-        _, text = self._executor.info(command.what, self._executor.machine(command.vm))
+        _, text = self._executor.info(command.what, self._executor.machine(command.vm), command.gpa)
         return "".join(f"{line}\r\n" for line in text.splitlines())
 
     def _trace(self, given: Arguments) -> object:

@@ -106,7 +106,7 @@ COMMANDS = (
     ),
     Command(
         "human-monitor-command",
-        "`info TOPIC [vm=NAME]` of the script language, as a person reads it; `help` names the topics.",
+        "`info TOPIC [vm=NAME]` of the script language, as a person reads it, also `info ept GPA`; `help` says how.",
         "a string",
         (
             Argument("command-line", "string", "the line", required=True),

@@ -131,7 +131,7 @@ class Executor:
         """This VM, or the current one. ENOENT (Refused)."""
         return self.current if name is None else self._find(name)
 
-    def info(self, what: str, machine: ScriptVm, gpa: int | None = None) -> Answer:
+    def info(self, what: str, machine: ScriptVm, gpa: int | None) -> Answer:
         """What `info TOPIC` shows; gpa: the walk to it."""
         return self._topics[what](machine) if gpa is None else info.ept_walk(machine, gpa)
 

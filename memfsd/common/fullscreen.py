@@ -83,10 +83,13 @@ def _keys() -> Iterator[Callable[[float], bytes]]:
     and Ctrl-Z does nothing."""
     fd = sys.stdin.fileno() if sys.stdin is not None and sys.stdin.isatty() else -1
     resized, wake = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
-    sources = [resized] if fd < 0 else [resized, fd]
+    sources = select.poll()
+    for source in (resized, fd):
+        if source >= 0:
+            sources.register(source, select.POLLIN)
 
     def wait(seconds: float) -> bytes:
-        ready, _, _ = select.select(sources, [], [], seconds)
+        ready = dict(sources.poll(seconds * 1000))
         if resized in ready:
             os.read(resized, 4096)
         if fd not in ready:

@@ -81,7 +81,9 @@ class Client:
 
     def take_events(self) -> list[Facts]:
         """Those that have come by now."""
-        while b"\n" in self._buffer or select.select([self._socket], [], [], 0)[0]:
+        arrived = select.poll()
+        arrived.register(self._socket, select.POLLIN)
+        while b"\n" in self._buffer or arrived.poll(0):
             self.events.append(self._receive())
         events, self.events = self.events, []
         return events

@@ -9,8 +9,10 @@ import pytest
 from tests.support.tmux import Screen
 
 PROGRAM = """
-import os, sys
+import os, resource, sys
 from memfsd.common import fullscreen
+resource.setrlimit(resource.RLIMIT_NOFILE, (1200, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+held = [os.dup(2) for _ in range(1050)]  # where select(2) ends
 looks = []
 def look():
     looks.append(1)

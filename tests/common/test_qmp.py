@@ -1,6 +1,8 @@
 """A client of QMP: what it sends, what comes back, and an other end that lies, ends, or says nothing."""
 
 import json
+import os
+import resource
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,7 +11,7 @@ import pytest
 
 from memfsd.common.qmp import Client, QmpError
 from memfsd.uapi.errors import PeerLost
-from tests.support.threads import DEADLINE_S, Beside
+from tests.support.threads import DEADLINE_S, Beside, until
 
 GREETING = b'{"QMP": {}}\n{"return": {}}\n'
 
@@ -60,6 +62,31 @@ def test_an_other_end_that_ends_or_lies_is_lost(listener: socket.socket, answer:
     with pytest.raises(PeerLost, match=why), Client(path_of(listener), DEADLINE_S) as client:
         client.ask("query-it")
     other.result()
+
+
+@pytest.fixture
+def many_descriptors() -> Iterator[None]:
+    """Those that follow are beyond what select(2) takes."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, 4096), hard))
+    held = [os.dup(2) for _ in range(1024)]
+    yield
+    for fd in held:
+        os.close(fd)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
+def test_events_are_taken_as_they_come_by_a_process_with_many_files(
+    listener: socket.socket, many_descriptors: None
+) -> None:
+    other = Beside(lambda: listener.accept()[0])
+    listener.settimeout(DEADLINE_S)
+    answered = Beside(lambda: other.result().sendall(GREETING))
+    with Client(path_of(listener), DEADLINE_S) as client, other.result() as sock:
+        answered.result()
+        assert client.take_events() == []
+        sock.sendall(b'{"event": "STOP"}\n')
+        until(lambda: client.take_events() == [{"event": "STOP"}], "the event comes")
 
 
 def test_an_error_is_an_error_and_silence_ends_at_the_deadline(listener: socket.socket) -> None:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmsim.shell.script.grammar import INFO_TOPICS
 from memfsd.uapi.limits import MAX_QMP_PAGE
 from tests.support.both_sides import LocalStore
 from tests.support.qmp import Raw, client, monitored
@@ -135,13 +136,25 @@ def test_statistics_have_a_schema_for_every_value(do: Lines, qmp: Raw) -> None:
     assert "give" in qmp.refusal("query-stats", target="vm", providers=[{"provider": "cryptodev"}])
 
 
-@pytest.mark.parametrize("topic", ["slots", "ept", "mmu", "memory", "run", "stats", "vms", "hva"])
+@pytest.mark.parametrize("topic", [*INFO_TOPICS, "ept 0x1000", "ept 0x8000000001000"])
 def test_a_person_sees_what_info_shows(topic: str, do: Lines, qmp: Raw) -> None:
     do.ok("write 0 01")
     text = qmp.value("human-monitor-command", command_line=f"info {topic}")
     if topic != "stats":  # counts the messages of the question before
         assert text.splitlines() == do.ok(f"info {topic}").text.splitlines()
     assert text.endswith("\r\n")
+
+
+def test_a_walk_is_of_its_gpa_and_its_vm(do: Lines, qmp: Raw) -> None:
+    do.ok("write 0x3000 01")
+    walk = qmp.value("human-monitor-command", command_line="info ept 0x3000")
+    assert "private, gpa 0x3000" in walk and "4K WB, pfn 0x0 at this gpa" in walk
+    assert "4K WB" not in qmp.value("human-monitor-command", command_line="info ept 0x2000")
+    do.ok("vm b")
+    assert "4K WB" in qmp.value("human-monitor-command", command_line="info ept 0x3000 vm=vm0")
+    assert "4K WB" not in qmp.value("human-monitor-command", command_line="info ept 0x3000 vm=b")
+    assert "no GPA" in qmp.refusal("human-monitor-command", command_line="info mmu 0x3000")
+    assert "EFAULT" in qmp.refusal("human-monitor-command", command_line="info ept 0x7fffffffff000000")
 
 
 def test_a_person_can_only_look(qmp: Raw) -> None:
