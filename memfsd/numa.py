@@ -1,30 +1,17 @@
 """mbind(2) and move_pages(2) for file descriptors: where the pages of a file on a memfsd mount are, and shall be."""
 
-import ctypes
 import errno
 import os
-import struct
 from collections.abc import Sequence
 
+from memfsd.common.fileioctls import ioctl, move_pages
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.names import (
-    ANY_NODE,
-    IOC_GET_SEALS,
-    IOC_MOVE_PAGES,
-    MOVE_PAGES_AT_ONCE,
-    MOVE_PAGES_ENTRY,
-    NO_PAGE,
-    XATTR_NUMA,
-    XATTR_PAGE_SIZE,
-)
+from memfsd.uapi.names import ANY_NODE, IOC_GET_SEALS, XATTR_NUMA, XATTR_PAGE_SIZE
 from memfsd.uapi.policy import parse_ranges
 from memfsd.uapi.units import PGOFF_END, order_of_page_size
 
 Range = tuple[int, int]
 """(offset, length) in bytes."""
-
-_libc = ctypes.CDLL(None, use_errno=True)
-_ENTRY = struct.Struct(MOVE_PAGES_ENTRY)
 
 
 def fbind(fd: int, range: Range | None, policy: str) -> None:  # noqa: A002 - as the proposal names it
@@ -38,7 +25,7 @@ def fbind(fd: int, range: Range | None, policy: str) -> None:  # noqa: A002 - as
     """
     if type(policy) is not str:
         raise TypeError(f"fbind: policy is a str, not {type(policy).__name__}")
-    _ioctl(fd, IOC_GET_SEALS, bytearray(4))  # elsewhere the attribute would be kept, and mean nothing
+    ioctl(fd, IOC_GET_SEALS, bytearray(4))  # elsewhere the attribute would be kept, and mean nothing
     where = ""
     if range is not None:
         offset, length = range
@@ -72,17 +59,6 @@ def _why(file: int | str, text: str, error: OSError) -> str:
     return f"'{text}' names a node that does not exist: memfs numastat MOUNTPOINT shows those that do"
 
 
-def _ioctl(fd: int, request: int, data: bytearray) -> None:
-    """Others run meanwhile, the VM among them that must answer: fcntl.ioctl() keeps the GIL when data has more than
-    1024 bytes."""
-    number = errno.EBADF
-    if 0 <= fd < 1 << 31:
-        buffer = (ctypes.c_char * len(data)).from_buffer(data)
-        number = ctypes.get_errno() if _libc.ioctl(fd, ctypes.c_ulong(request), buffer) else 0
-    if number:
-        raise OSError(number, os.strerror(number))
-
-
 def fmove_pages(fd: int, pages: Sequence[int], nodes: Sequence[int] | None = None) -> list[int]:
     """For each page of the file (its offset / 4096): the node it is on, or a negative errno, as move_pages(2).
 
@@ -98,11 +74,4 @@ def fmove_pages(fd: int, pages: Sequence[int], nodes: Sequence[int] | None = Non
         raise OSError(errno.EINVAL, f"fmove_pages: {len(pages)} pages and {len(wanted)} nodes: give one for each")
     if not all(0 <= page < PGOFF_END for page in pages) or not all(0 <= node < 1 << 31 for node in nodes or ()):
         raise OSError(errno.EINVAL, f"fmove_pages: pages are 0 to {PGOFF_END - 1}, nodes 0 or more")
-    found: list[int] = []
-    for start in range(0, len(pages), MOVE_PAGES_AT_ONCE):
-        part = list(zip(pages[start : start + MOVE_PAGES_AT_ONCE], wanted[start:], strict=False))
-        entries = [*part, *[(NO_PAGE, ANY_NODE)] * (MOVE_PAGES_AT_ONCE - len(part))]
-        answer = bytearray().join(_ENTRY.pack(page, node, 0) for page, node in entries)
-        _ioctl(fd, IOC_MOVE_PAGES, answer)
-        found += [status for _, _, status in _ENTRY.iter_unpack(answer)][: len(part)]
-    return found
+    return move_pages(fd, list(zip(pages, wanted, strict=True)))

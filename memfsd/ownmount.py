@@ -73,7 +73,7 @@ class Mount:
 
         Refused, PeerLost: memfsd does not answer, or one of its VMs.
         """
-        from memfsd.commands.observer import Observer, store_of
+        from memfsd.common.observer import Observer, store_of
 
         with Observer(store_of(self.path)) as observer:
             return [(rule, text) for rule, text in observer.ask(Kind.CHECK, Empty(), CheckReply).findings]

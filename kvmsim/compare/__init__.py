@@ -1,6 +1,7 @@
 """`kvmsim compare`: the same guests over all designs of conversion and page sizes, measured.
 
 workloads   what the guests do
+costs       what is done to a private page: touched, moved, swapped, encrypted
 rig         one VM on its own file, and what is measured of it
 store       a memfsd mount for the time, when the person names none
 table       the results for people and for programs

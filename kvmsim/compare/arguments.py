@@ -12,6 +12,8 @@ workloads:
   boot        nearly all memory stays private; one pool of 64 MiB is shared once, and a page for each of 16 devices
   ring        a driver's ring of 256 pages: each goes to shared for one request and back, four times around
   misbehave   every second page is shared until the cap on slots (--max-slots) stops it
+  page        no design: the first touch of private pages, of 4K and 2M, their moves to another node, their way to the
+              swap file and back, each with memory encryption and without
 
 Without DIRECTORY a memfsd is mounted for the time of the comparison.
 exit status: 0 measured, 1 something could not be measured, 2 usage
@@ -25,7 +27,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "directory",
         nargs="?",
         metavar="DIRECTORY",
-        help="on a memfsd mount, pool of 2 GiB or more; with split=on parts of large pages are given back",
+        help="on a memfsd mount, pool of 2 GiB or more; with split=on parts of large pages are given back; nodes=2 and "
+        "swap=FILE for all of workload page",
     )
     parser.add_argument("--workloads", type=_workloads, metavar="W[,W]", help="default: all")
     parser.add_argument("--designs", type=_designs, metavar="D[,D]", help="default: all")
@@ -47,9 +50,9 @@ def _words(text_: str, known: dict[str, object]) -> list[object]:
 
 
 def _workloads(text_: str) -> list[object]:
-    from .workloads import WORKLOADS
+    from .workloads import COSTS, WORKLOADS
 
-    return _words(text_, {name: name for name in WORKLOADS})
+    return _words(text_, {name: name for name in (*WORKLOADS, COSTS)})
 
 
 def _designs(text_: str) -> list[object]:

@@ -45,6 +45,28 @@ def _check_room(directory: Path) -> None:
         raise Refused(errno.ENOSPC, f"{directory}: its pool has {have} and {need} are needed: {way_out}")
 
 
+def make_file(path: Path, page_bytes: int, size: int) -> int:
+    """A new sealed file, open for writing. Refused names the directory when it is not on a memfsd mount, or cannot
+    hold the file."""
+    directory = path.parent
+    try:
+        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise Refused(error.errno or errno.EIO, f"{directory}: {error.strerror}") from None
+    try:
+        if b"guest" not in os.getxattr(fd, XATTR_SEALS).split(b","):
+            os.setxattr(fd, XATTR_SEALS, b"guest")
+        os.setxattr(fd, XATTR_PAGE_SIZE, str(page_bytes).encode())
+        os.ftruncate(fd, size)
+    except OSError as error:
+        os.close(fd)
+        os.unlink(path)
+        foreign = error.errno in (errno.ENODATA, errno.EOPNOTSUPP)
+        why = "not on a memfsd mount" if foreign else error.strerror
+        raise Refused(error.errno or errno.EIO, f"{directory}: {why}") from None
+    return fd
+
+
 class Design(NamedTuple):
     """A policy, and what becomes of the page under an overlay."""
 
@@ -91,7 +113,7 @@ class Rig:
     def __init__(self, directory: Path, design: Design, page_bytes: int, max_slots: int) -> None:
         self._path = directory / f"compare-{os.getpid()}-{next(_names)}.mem"
         _check_room(directory)
-        self._make_file(page_bytes)
+        os.close(make_file(self._path, page_bytes, RAM_BYTES))
         self._machine = VirtualMachine("compare", max_slots)
         self.measured = Measured()
         self._times: list[float] = []
@@ -105,26 +127,6 @@ class Rig:
             raise
         finally:
             self._path.unlink()  # the slot holds it: nothing is left behind, however this process ends
-
-    def _make_file(self, page_bytes: int) -> None:
-        """Refused names the directory when it is not on a memfsd mount, or cannot hold the file."""
-        directory = self._path.parent
-        try:
-            fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        except OSError as error:
-            raise Refused(error.errno or errno.EIO, f"{directory}: {error.strerror}") from None
-        try:
-            if b"guest" not in os.getxattr(fd, XATTR_SEALS).split(b","):
-                os.setxattr(fd, XATTR_SEALS, b"guest")
-            os.setxattr(fd, XATTR_PAGE_SIZE, str(page_bytes).encode())
-            os.ftruncate(fd, RAM_BYTES)
-        except OSError as error:
-            os.unlink(self._path)
-            foreign = error.errno in (errno.ENODATA, errno.EOPNOTSUPP)
-            why = "not on a memfsd mount" if foreign else error.strerror
-            raise Refused(error.errno or errno.EIO, f"{directory}: {why}") from None
-        finally:
-            os.close(fd)
 
     # -- what a guest does
 

@@ -16,7 +16,6 @@ from pathlib import Path
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import FSTYPE
 
-_POOL = "4G"
 _DEADLINE_S = 30.0
 _PR_SET_PDEATHSIG = 1
 _SERVE = """
@@ -24,22 +23,26 @@ directory=$1; shift
 "$@" & memfsd=$!
 trap 'kill $memfsd 2>/dev/null' TERM
 while kill -0 $memfsd 2>/dev/null; do wait $memfsd; done
+rm -f "$directory.swap"
 rmdir "$directory"
 """
 """memfsd, and the end of its mount point also when this process is killed: the shell outlives it."""
 
 
 @contextlib.contextmanager
-def mounted() -> Iterator[Path]:
-    """An empty directory on a mount that ends with the block, or with this process. Refused says why there is none."""
+def mounted(options: str, *, swap_bytes: int = 0) -> Iterator[Path]:
+    """An empty directory on a mount that ends with the block, or with this process, and its swap file with it. Refused
+    says why there is none."""
     beside = Path(sys.argv[0]).with_name("memfsd")
     program = str(beside) if beside.is_file() else shutil.which("memfsd")
     if program is None:
         raise Refused(errno.ENOENT, "memfsd is not in PATH: name a directory on a memfsd mount instead")
     directory = Path(tempfile.mkdtemp(prefix="kvmsim-compare.")).resolve()
+    if swap_bytes:
+        options += f",swap={directory}.swap,swap_size={swap_bytes}"
     try:
         daemon = subprocess.Popen(
-            ["/bin/sh", "-c", _SERVE, "sh", directory, program, "-f", "-o", f"size={_POOL},split=on", directory],
+            ["/bin/sh", "-c", _SERVE, "sh", directory, program, "-f", "-o", options, directory],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -62,3 +62,5 @@ def misbehave(rig: Rig) -> None:
 
 
 WORKLOADS: dict[str, Workload] = {"boot": boot, "ring": ring, "misbehave": misbehave}
+COSTS = "page"
+"""What --workloads calls the costs of a page, which no design has a part in."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from kvmsim.compare.table import LEGEND, Row
+from kvmsim.compare.table import COST_LEGEND, LEGEND, Results, Row, cost_cells
 from memfsd.uapi.units import format_size
 
 from . import charts
@@ -12,15 +12,17 @@ _COLUMNS = (
     "workload", "design", "pages", "converted", "us each", "slots", "zapped", "flushes", "messages", "exits",
     "lost", "held twice", "stopped",
 )  # fmt: skip
+_COST_COLUMNS = ("operation", "memory", "pages", "count", "us each", "x touch")
 _DRAWN = "misbehave"
 
 
-def compared(path: str, compare: Callable[[Callable[[list[Row]], None]], int]) -> int:
+def compared(path: str, compare: Callable[[Callable[[Results], None]], int]) -> int:
     """Compare, and write the page when all is measured. Exit status."""
     return measured_to_page(path, compare, _page)
 
 
-def _page(rows: list[Row]) -> Page:
+def _page(results: Results) -> Page:
+    rows = results.rows
     page = Page("kvmsim: designs of conversion compared", "The same guests over all designs and page sizes.")
     lost = sum(row.measured.lost_pages for row in rows)
     doubled = max((row.measured.doubled_bytes_peak for row in rows), default=0)
@@ -30,6 +32,7 @@ def _page(rows: list[Row]) -> Page:
         Fact("held twice, at the worst", format_size(doubled), bad=doubled > 0),
     ]
     page.warnings = [f"{row.workload}, {row.design}: {row.measured.stopped}" for row in rows if row.measured.stopped]
+    page.warnings += results.skipped
     cost = {
         f"{row.design}, {format_size(row.page_bytes)} pages": [
             (float(s.live), s.conversion_us) for s in row.measured.samples
@@ -41,6 +44,7 @@ def _page(rows: list[Row]) -> Page:
     page.sections = [
         Section("Results", LEGEND, "", _COLUMNS, [_cells(row) for row in rows], (0, 1, 2, 12)),
         Section("A guest that shares every second page", "What one conversion costs, as more are live.", drawn),
+        Section("A private page", COST_LEGEND, "", _COST_COLUMNS, [*map(cost_cells, results.costs)], (0, 1, 2)),
     ]
     return page
 

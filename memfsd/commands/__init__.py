@@ -2,7 +2,6 @@
 
 memfsd      mount
 memfs       what has no standard command: create, seal, stat, map, fallocate, check ...; memfs_help: its texts
-observer    the connection of memfs to a store
 top         memfs top; top_view: what it shows
 usage       what VMs say of their memory, through their monitors
 vms         memfs vms

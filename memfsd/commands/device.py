@@ -3,13 +3,12 @@
 import errno
 import os
 
+from memfsd.common.observer import Observer, Store
 from memfsd.common.quote import quoted
 from memfsd.files import create_file
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import DeviceFile, Empty, Kind
 from memfsd.uapi.units import PAGE_SIZE
-
-from .observer import Observer, Store
 
 
 def add(mountpoint: str, store: Store, name: str, size: int, page_size: int | None) -> str:

@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from memfsd.common.observer import Observer, Store
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState, state_name
@@ -14,7 +15,6 @@ from memfsd.uapi.messages import Kcore, KcoreReply, Kind
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 from .elfcore import NT_LEFT_OUT, NT_POOL, Head, Segment, head
-from .observer import Observer, Store
 
 STDOUT = "-"
 _PARTIAL = ".partial"

@@ -11,6 +11,7 @@ from typing import Any
 
 from memfsd.common.arguments import Parser
 from memfsd.common.linux import fallocate
+from memfsd.common.observer import Observer, Store, store_of
 from memfsd.common.quote import printable, quoted
 from memfsd.common.stdio import fill_standard_fds, with_stdout
 from memfsd.common.version import VERSION
@@ -28,7 +29,6 @@ from memfsd.uapi.seals import parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Pgoff, format_size, order_of_page_size, parse_size
 
 from . import device, kcore, memfs_help, moving, nodes, numa, poison, swap, top, usage, vms
-from .observer import Observer, Store, store_of
 
 _NOT_CHECKED = 3
 """Of `check`, where 1 means that a rule is broken."""

@@ -7,13 +7,12 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
+from memfsd.common.observer import Observer, store_of
 from memfsd.common.quote import quoted
 from memfsd.numa import fmove_pages
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.messages import Kind, Map, MapReply
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Pgoff
-
-from .observer import Observer, store_of
 
 _AT_ONCE = 4096
 _WHY = {

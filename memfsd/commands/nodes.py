@@ -4,10 +4,9 @@ import argparse
 import json
 from collections.abc import Iterator
 
+from memfsd.common.observer import Observer, store_of
 from memfsd.common.quote import quoted
 from memfsd.uapi.messages import CompactReply, Empty, Kind, SetNode, SetNodeReply
-
-from .observer import Observer, store_of
 
 
 def offline(asked: argparse.Namespace) -> int:

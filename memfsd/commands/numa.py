@@ -6,14 +6,13 @@ import json
 import os
 from typing import Any
 
+from memfsd.common.observer import store_of
 from memfsd.common.quote import quoted
 from memfsd.numa import set_policies
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.policy import parse_policy
 from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END
-
-from .observer import store_of
 
 _COUNTS = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 _SIZES = ("total", "used", "free")

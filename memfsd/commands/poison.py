@@ -7,13 +7,12 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from memfsd.common.observer import Observer, Store
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Empty, Kind, ListReply, Map, MapReply, MemoryFailure, MemoryFailureReply
 from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END
-
-from .observer import Observer, Store
 
 _WITH_FRAME = (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING)
 

@@ -8,12 +8,11 @@ import stat
 from collections import Counter
 from dataclasses import dataclass, field
 
+from memfsd.common.observer import Observer, store_of
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind, PageOut, PageOutReply, SwapOff, SwapOffReply
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Pgoff, format_size
-
-from .observer import Observer, store_of
 
 _MAX_NAMED = 4
 """Files that one line names."""

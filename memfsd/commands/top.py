@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import Any
 
 from memfsd.common import fullscreen
+from memfsd.common.observer import Observer, Store
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Empty, FileReport, Kind, ListReply
 from memfsd.uapi.names import XATTR_NUMASTAT
 
 from . import top_view
-from .observer import Observer, Store
 from .usage import Usage, file_facts
 
 Facts = dict[str, Any]

@@ -3,11 +3,11 @@
 import json
 from typing import Any
 
+from memfsd.common.observer import Observer, Store
 from memfsd.common.quote import quoted
 from memfsd.uapi.messages import Empty, Kind, ListReply
 from memfsd.uapi.units import PAGE_SIZE, format_size
 
-from .observer import Observer, Store
 from .usage import Usage, file_facts, monitor_of
 
 _HEAD = ("PID", "UID", "STATE", "FILES", "HELD", "PUNCHED", "LEAKED", "SHARED", "TWICE", "VM", "MONITOR")

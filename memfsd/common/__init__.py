@@ -10,6 +10,8 @@ tracing      an observer: events in the kernel's text form; traceevents: which t
 qmp          a client of QMP, kvmsim's monitor
 rundir       where a program listens: a directory that is ours, and a socket in it
 sockets      connections between processes of one mount
+observer     a tool's connection to a store
+fileioctls   ioctls on files of a mount
 mounts       which mount of memfsd a path is on
 logqueue     logging that waits for nobody
 stdio        standard output that is closed, full, or a pipe without reader

@@ -16,10 +16,10 @@ CAP = 600
 Row = dict[str, object]
 
 
-def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
+def compare(*arguments: object, **environment: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [BIN / "kvmsim", "compare", *map(str, arguments)],
-        env=ENVIRONMENT,
+        env={**ENVIRONMENT, **environment},
         capture_output=True,
         text=True,
         timeout=DEADLINE_S,
@@ -29,7 +29,7 @@ def compare(*arguments: object) -> subprocess.CompletedProcess[str]:
 
 def rows_of(done: subprocess.CompletedProcess[str]) -> dict[tuple[str, str], Row]:
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    rows = [row for line in done.stdout.splitlines() if (row := json.loads(line))["design"]]
     return {(row["workload"], f"{row['design']}/{row['under']}".removesuffix("/None")): row for row in rows}
 
 
@@ -41,7 +41,8 @@ def large(shared_mount: MountFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def rows(large: Path) -> dict[tuple[str, str], Row]:
-    return rows_of(compare(large, "--page-sizes", "4K", "--max-slots", CAP, "--json"))
+    designs = compare(large, "--page-sizes", "4K", "--max-slots", CAP, "--json", "--workloads", "boot,ring,misbehave")
+    return rows_of(designs)
 
 
 DESIGNS = ("recreate", "punch", "overlay/kept", "overlay/freed")
@@ -85,6 +86,38 @@ def test_it_leaves_nothing_on_the_mount(rows: dict[tuple[str, str], Row], large:
     assert os.listdir(large) == []
 
 
+OPERATIONS = ("first touch", "move", "swap out", "swap in")
+
+
+def test_what_is_done_to_a_page_is_measured_beside_its_first_touch(tmp_path: Path) -> None:
+    """On a mount of its own, with a second node and a swap file; in the page, too."""
+    page = tmp_path / "costs.html"
+    done = compare("--workloads", "page", "--page-sizes", "4K", "--json", "--html", page)
+    assert (done.returncode, done.stderr) == (0, "")
+    rows = [json.loads(line) for line in done.stdout.splitlines()]
+    expected = [(what, encrypted) for encrypted in (False, True) for what in OPERATIONS]
+    assert [(row["operation"], row["memory_encryption"]) for row in rows] == expected
+    touch = rows[0]["us_each"]
+    for row in rows:
+        assert (row["workload"], row["design"], row["page_size"], row["pages"]) == ("page", None, 4096, 1024)
+        assert row["us_each"] > 0 and row["times_touch"] == row["us_each"] / touch
+    assert ">swap out</td>" in page.read_text() and f"{rows[-1]['us_each']:.1f}" in page.read_text()
+
+
+def test_what_a_named_mount_or_this_python_cannot_do_is_left_out_in_a_line(large: Path, tmp_path: Path) -> None:
+    """One node and no swap file; and without the package that does the ciphers."""
+    (tmp_path / "sitecustomize.py").write_text("import sys\nsys.modules['cryptography'] = None\n")
+    for path, lines, operations in (
+        ("", ["one node: mount with nodes=2", "no swap file with 4M free: mount with swap="], [("first touch", True)]),
+        (str(tmp_path), ["cryptography: pip install cryptography", "one node", "no swap file"], []),
+    ):
+        done = compare(large, "--workloads", "page", "--page-sizes", "4K", PYTHONPATH=path)
+        assert done.returncode == 0, done.stderr
+        assert all(line in said for line, said in zip(lines, done.stderr.splitlines(), strict=True)), done.stderr
+        rows = [line.split("  ")[0] for line in done.stdout.splitlines() if line.startswith(OPERATIONS)]
+        assert rows == ["first touch", *(name for name, _ in operations)]
+
+
 def test_larger_pages_are_compared_on_a_mount_of_its_own(tmp_path: Path) -> None:
     picture = tmp_path / "slots.png"
     done = compare("--page-sizes", "2M,1G", "--workloads", "misbehave", "--max-slots", 200, "--plot", picture)
@@ -97,7 +130,7 @@ def test_larger_pages_are_compared_on_a_mount_of_its_own(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--workloads", "boot,nap"], "'nap' does not exist: choose from boot, ring, misbehave"),
+        (["--workloads", "boot,nap"], "'nap' does not exist: choose from boot, ring, misbehave, page"),
         (
             ["--designs", "overlay"],
             "'overlay' does not exist: choose from recreate, punch, overlay/kept, overlay/freed",

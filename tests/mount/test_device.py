@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from memfsd.commands.observer import Observer, store_of
+from memfsd.common.observer import Observer, store_of
 from memfsd.uapi.messages import DeviceFile, Empty, Kind
 from tests.support.real_mount import Mount, MountFactory, run, sh
 

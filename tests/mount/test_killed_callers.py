@@ -8,7 +8,7 @@ import threading
 import time
 from pathlib import Path
 
-from memfsd.commands.observer import Observer, store_of
+from memfsd.common.observer import Observer, store_of
 from memfsd.uapi.messages import Empty, Kind, ListReply
 from tests.support.real_mount import MountFactory, seal
 

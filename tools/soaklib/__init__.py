@@ -2,7 +2,7 @@
 
 __main__    the command: rounds until the time is over, the verdict
 rounds      what one round is: steady, or the loss of the store
-host        what the host does meanwhile: punches, truncates, files, stops, kills
+host        what the host does meanwhile: punches, truncates, moves, swaps, files, stops, kills
 fleet       the VMMs of a round: started, and judged when they end
 vmm         one VMM, a process: vCPUs in threads that write, convert and verify
 kvm         all that is used of kvmsim

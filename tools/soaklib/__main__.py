@@ -27,10 +27,11 @@ if TYPE_CHECKING:
 _HELP = """\
 Each round starts VMMs, real processes with three vCPUs each, on new sealed files: policies none, punch, overlay (kept
 and freed) and recreate, frames of 4K and 2M. While they write, convert and verify, the host punches, shrinks and grows,
-allocates, lets frames fail, fills the pool, uses ordinary files, stops and kills VMMs. Every fourth round memfsd itself
-is killed, and ended under running guests. A page must hold what its guest wrote last, or zeros if the host took it
-since. After each round no frame may be missing but those that failed, and `memfs check` must be clean; memory, fds and
-threads of memfsd must stay where the first round left them.
+allocates, moves pages to another node, swaps them out, lets frames fail, fills the pool (so that more leave), uses
+ordinary files, stops and kills VMMs. Every fourth round memfsd itself is killed, and ended under running guests. A page
+must hold what its guest wrote last, or zeros if the host took it since. After each round no frame may be missing but
+those that failed, and `memfs check` must be clean; memory, fds and threads of memfsd must stay where the first round
+left them.
 
 A round depends on the seed and its number only: repeat one with --seed N --round K.
 

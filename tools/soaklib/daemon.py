@@ -14,10 +14,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from memfsd.commands.observer import Observer, store_of
+from memfsd.common.observer import Observer, store_of
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.messages import Kind, MemoryFailure, MemoryFailureReply
+from memfsd.uapi.messages import Kind, MemoryFailure, MemoryFailureReply, PageOut, PageOutReply
 from memfsd.uapi.names import FSTYPE, XATTR_POOL
+from memfsd.uapi.units import Pgoff
 
 DEADLINE_S = 60.0
 BIN = Path(sys.executable).parent
@@ -46,19 +47,21 @@ def until(true: Callable[[], bool], what: str, deadline_s: float = DEADLINE_S) -
 
 
 class Daemon:
-    """`memfsd -f` on its own directory."""
+    """`memfsd -f` on its own directory, with a swap file beside it."""
 
     def __init__(self, base: Path, options: str, program: Path) -> None:
         self.path = base / "mnt"
         self.path.mkdir(parents=True)
         self._socket = base / "memfsd.sock"
-        self._options = options
+        self._options = f"{options},swap={base / 'swap'},swap_reset"
         self._program = program
         self._log = base / "memfsd.log"
+        self._swapped = {"swapped_out": 0, "swapped_in": 0}
         self.process = self._start()
 
     def restart(self) -> None:
         """After its end, on the same mount point, whatever is still mounted there."""
+        self._swapped = dict.fromkeys(self._swapped, 0)
         self.process = self._start()
 
     def _start(self) -> subprocess.Popen[bytes]:
@@ -106,6 +109,12 @@ class Daemon:
         words = (word.partition("=") for word in os.getxattr(self.path, XATTR_POOL).decode().split())
         return {key: int(value) for key, _, value in words if value.isdigit()}
 
+    def newly_swapped(self) -> dict[str, int]:
+        """Pages that have left, and that have come back, since it was asked last."""
+        before, pool = self._swapped, self.pool()
+        self._swapped = {name: pool[name] for name in before}
+        return {name: count - before[name] for name, count in self._swapped.items()}
+
     def levels(self) -> Levels:
         status = Path(f"/proc/{self.process.pid}/status").read_text()
         fields = {key: value.split() for key, _, value in (line.partition(":") for line in status.splitlines())}
@@ -137,6 +146,19 @@ class Daemon:
                     return False
                 raise OSError(refused.errno, refused.reason) from None
         return True
+
+    def swap_out(self, ino: int, first: int, end: int) -> None:
+        """`memfs swapout`: pages [first, end) leave, as far as there is room for them. OSError: not one of them may."""
+        at = first
+        with Observer(store_of(str(self.path))) as observer:
+            while 0 <= at < end:
+                try:
+                    reply = observer.ask(Kind.PAGE_OUT, PageOut(ino, Pgoff(at), Pgoff(end)), PageOutReply)
+                except Refused as refused:
+                    raise OSError(refused.errno, refused.reason) from None
+                if reply.errno not in (0, errno.ENOSPC):
+                    raise Failure(f"{reply.stayed} pages of inode {ino} cannot be swapped out: {reply.reason}")
+                at = reply.next_pgoff
 
     def end(self, number: signal.Signals) -> None:
         """By SIGKILL, or as a person ends it: then with exit status 0 and without a mount left."""

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable
 
 from memfsd.common.linux import fallocate
+from memfsd.numa import fmove_pages
 from memfsd.uapi.limits import ACK_DEADLINE_S
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from soaklib.daemon import DEADLINE_S, Daemon, Failure, until
@@ -18,6 +19,7 @@ from soaklib.vmm import Plan
 _PACE_PAGES = 300
 """Pages that the guests verify between two actions, so that each meets guests at work."""
 _PACE_S = 1.0
+NODES = 2
 _MAX_POISONED = 64
 """Of one memfsd, which has them no more."""
 
@@ -36,16 +38,20 @@ class Host:
         self._replace = replace
         self._files: dict[str, bytes] = {}
         self._names = 0
+        self._deck: list[Callable[[], None]] = []
 
     def act(self) -> None:
-        """One action. Which one depends on the seed alone."""
-        actions: list[tuple[Callable[[], None], int]] = [
-            *((self._punch, 30), (self._punch_all, 4), (self._shrink, 6), (self._allocate, 6), (self._write_file, 12)),
-            *((self._verify_files, 6), (self._remove_file, 4), (self._look, 6), (self._check, 4), (self._fill_pool, 3)),
-            *((self._kill, 3), (self._stop_shortly, 3), (self._unlink, 2), (self._poison, 3)),
-        ]
-        choices, weights = zip(*actions, strict=True)
-        self._random.choices(choices, weights)[0]()
+        """One action. Which one depends on the seed alone; a round of 40 has each of them."""
+        if not self._deck:
+            how_often: list[tuple[Callable[[], None], int]] = [
+                *((self._punch, 10), (self._punch_all, 2), (self._shrink, 2), (self._allocate, 2), (self._move, 4)),
+                *((self._swap_out, 4), (self._poison, 2), (self._fill_pool, 1), (self._write_file, 4)),
+                *((self._verify_files, 2), (self._remove_file, 1), (self._look, 2), (self._check, 1)),
+                *((self._kill, 1), (self._stop_shortly, 1), (self._unlink, 1)),
+            ]
+            self._deck = [action for action, count in how_often for _ in range(count)]
+            self._random.shuffle(self._deck)
+        self._deck.pop()()
         self._pace()
 
     def clean_up(self) -> None:
@@ -109,19 +115,43 @@ class Host:
         self._report.count("punches")
 
     def _poison(self) -> None:
-        """The frame of a page fails, and a punch gets the page a good one: between the two a guest meets EHWPOISON."""
+        """The frame of a page fails, and a punch gets the page a good one: between the two a guest meets EHWPOISON.
+        One that is a hole or swapped out has none: then another one."""
         vm = self._any_vm(lambda plan: plan.page_bytes == PAGE)
         if vm is None or self._daemon.pool()["poisoned"] >= _MAX_POISONED:
             return
-        page = self._random.randrange(vm.plan.page_count)
-        with (
-            self._opened(vm) as fd,
-            self._cut_off_is_for_the_vm_to_tell(vm),
-            vm.ledger.moments.taking(page, page + 1),
-        ):
-            if self._daemon.poison(os.fstat(fd).st_ino, page):
-                self._report.count("poisoned")
-                fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * PAGE, PAGE)
+        for page in self._random.sample(range(vm.plan.page_count), 8):
+            with (
+                self._opened(vm) as fd,
+                self._cut_off_is_for_the_vm_to_tell(vm),
+                vm.ledger.moments.taking(page, page + 1),
+            ):
+                if self._daemon.poison(os.fstat(fd).st_ino, page):
+                    self._report.count("poisoned")
+                    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * PAGE, PAGE)
+                    return
+
+    def _move(self) -> None:
+        """To a node, while guests use them: whatever becomes of each page, its contents stay."""
+        if vm := self._any_vm():
+            first = self._random.randrange(vm.plan.page_count)
+            pages = range(first, min(first + self._random.randint(1, 64), vm.plan.page_count))
+            node = self._random.randrange(NODES)
+            with self._opened(vm) as fd:
+                statuses = fmove_pages(fd, pages, [node] * len(pages))
+            if wrong := {*statuses} - {node, -errno.ENOENT, -errno.ENOMEM, -errno.EBUSY}:
+                raise Failure(f"a move of pages of {vm} to node {node}: status {sorted(wrong)}")
+            self._report.count("moved_pages", statuses.count(node))
+
+    def _swap_out(self) -> None:
+        """They come back when a guest verifies or writes them."""
+        vm = self._any_vm(lambda plan: plan.page_bytes == PAGE)
+        if vm is None:
+            return
+        first = self._random.randrange(vm.plan.page_count)
+        end = min(first + self._random.randint(1, 256), vm.plan.page_count)
+        with self._opened(vm) as fd, _Tolerated(errno.ENOTCONN):  # it has not paired yet, or was cut off
+            self._daemon.swap_out(os.fstat(fd).st_ino, first, end)
 
     def _shrink(self) -> None:
         """And grow again: the pages behind the cut are taken, and cannot be had meanwhile."""

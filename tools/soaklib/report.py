@@ -16,6 +16,9 @@ HOST_COUNTERS = (
         "encrypted_vms",
         "punches",
         "poisoned",
+        "moved_pages",
+        "swapped_out",
+        "swapped_in",
         "shrinks",
         "allocations",
         "files_verified",
@@ -34,9 +37,9 @@ class Report:
         self._ledgers: list[Ledger] = []
         self._past: Counter[str] = Counter()
 
-    def count(self, name: str) -> None:
+    def count(self, name: str, by: int = 1) -> None:
         assert name in HOST_COUNTERS, name
-        self._host[name] += 1
+        self._host[name] += by
 
     def watch(self, ledger: Ledger) -> None:
         self._ledgers.append(ledger)
@@ -58,8 +61,8 @@ class Report:
         held = f"{levels.rss_kib >> 10} MiB, {levels.fds} fds, {levels.threads} threads" if levels else "-"
         return (
             f"soak: {t['rounds']} rounds, {t['vms']} VMs, {t['faults']} faults, {t['conversions']} conversions, "
-            f"{t['punches']} punches, {t['kills'] + t['daemon_kills']} kills, {t['verified_pages']} pages verified; "
-            f"memfsd {held}"
+            f"{t['punches']} punches, {t['swapped_out']} pages out, {t['kills'] + t['daemon_kills']} kills, "
+            f"{t['verified_pages']} pages verified; memfsd {held}"
         )
 
 

@@ -14,10 +14,10 @@ from pathlib import Path
 from soaklib.curve import Curve
 from soaklib.daemon import Daemon, Failure, Levels, until
 from soaklib.fleet import Fleet, RunningVm
-from soaklib.host import Host
+from soaklib.host import NODES, Host
 from soaklib.report import Report
 
-OPTIONS = "size=96M,resize=any"
+OPTIONS = f"size=96M,resize=any,nodes={NODES},swap_size=16M"
 POLICIES = (("none", "kept"), ("punch", "kept"), ("overlay", "kept"), ("overlay", "freed"), ("recreate", "kept"))
 PAGE_BYTES = (4096, 2 << 20)
 DESIGNS = tuple(itertools.product(POLICIES, PAGE_BYTES))
@@ -92,6 +92,7 @@ class Soak:
                 host.act()
                 self._alive_s = time.monotonic()
             fleet.finish()
+            self._count_swapped(daemon)
             host.clean_up()
             self._all_is_free(daemon)
             self._take_levels(daemon)
@@ -112,6 +113,7 @@ class Soak:
                     host.act()
                     self._alive_s = time.monotonic()
                 fleet.wait_ready()
+                self._count_swapped(daemon)
                 for vm in fleet.running():
                     vm.expected = "lost"
                 daemon.end(how)
@@ -126,6 +128,11 @@ class Soak:
             for fleet in fleets:
                 fleet.remove()
             daemon.remove()
+
+    def _count_swapped(self, daemon: Daemon) -> None:
+        """Since the last time, also what left because the pool was full."""
+        for name, count in daemon.newly_swapped().items():
+            self._report.count(name, count)
 
     def _fleet(self, daemon: Daemon, number: int, count: int, first: int = 0) -> "tuple[Fleet, Start]":
         """With its first VMs started. The designs of consecutive rounds go through all of them."""
