@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from memfsd.common.quote import printable, quoted
-from memfsd.uapi.errors import Refused, errno_name
+from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.units import format_size
 
 from .costs import POOL_BYTES, SIZE_BYTES, costs
@@ -45,6 +45,9 @@ def compare(asked: argparse.Namespace, finish: Callable[[Results], None] = lambd
         finish(results)
     except Refused as refused:
         print(f"kvmsim: {printable(refused.reason)} ({errno_name(refused.errno)})", file=sys.stderr)
+        return 1
+    except PeerLost as lost:
+        print(f"kvmsim: {printable(str(lost))}", file=sys.stderr)
         return 1
     except BrokenPipeError:
         raise  # the reader of our output has gone: the command line knows what to do
