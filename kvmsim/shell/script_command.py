@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import dataclasses
 import errno
 import functools
 import logging
@@ -12,6 +11,8 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from typing import Protocol
+
+import msgspec
 
 from kvmsim.memory.memory import OpenWindow, WindowMemory
 from kvmsim.store.link import store_of_sealed
@@ -244,7 +245,7 @@ def _plug(executor: Executor, path: str, gpa: int) -> None:
         raise Refused(errno.EINVAL, f"the file is empty: give it a size first (truncate -s 64M {quoted(path)})")
     command = parse_line(f"slot set 0 private gpa={gpa:#x} size={size} file=-", 1)
     assert isinstance(command, SlotSet)
-    executor(dataclasses.replace(command, file=path))  # which may hold what no line of a script does
+    executor(msgspec.structs.replace(command, file=path))  # which may hold what no line of a script does
 
 
 def _commands(executor: Executor, greeting: str, asked: argparse.Namespace) -> int:
