@@ -11,7 +11,7 @@ import pytest
 from tests.support.real_mount import BIN, ENVIRONMENT, MountFactory
 from tests.support.threads import until
 
-DEADLINE_S = 110
+DEADLINE_S = 280
 CAP = 600
 Row = dict[str, object]
 
