@@ -116,7 +116,7 @@ class Host:
 
     def _poison(self) -> None:
         """The frame of a page fails, and a punch gets the page a good one: between the two a guest meets EHWPOISON.
-        One that is a hole or swapped out has none: then another one."""
+        One that is a hole or swapped out has none, and is punched only: then another one fails."""
         vm = self._any_vm(lambda plan: plan.page_bytes == PAGE)
         if vm is None or self._daemon.pool()["poisoned"] >= _MAX_POISONED:
             return
@@ -126,9 +126,10 @@ class Host:
                 self._cut_off_is_for_the_vm_to_tell(vm),
                 vm.ledger.moments.taking(page, page + 1),
             ):
-                if self._daemon.poison(os.fstat(fd).st_ino, page):
+                has_failed = self._daemon.poison(os.fstat(fd).st_ino, page)
+                fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * PAGE, PAGE)
+                if has_failed:
                     self._report.count("poisoned")
-                    fallocate(fd, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, page * PAGE, PAGE)
                     return
 
     def _move(self) -> None:
