@@ -19,8 +19,13 @@ _COLOURS = {
 }
 _MOST_BANDS = 2000
 _MOST_POINTS = 2000
-_PARTS = (("zap_us", "zap and flush", "#3465a4"), ("kick_us", "kick", "#f57900"), ("ack_us", "acknowledge", "#4e9a06"),
-          ("free_us", "free", "#75507b"))  # fmt: skip
+_PARTS = (
+    ("zap_us", "zap", "#3465a4"),
+    ("flush_us", "flush", "#c17d11"),
+    ("kick_us", "kick", "#f57900"),
+    ("ack_us", "acknowledge", "#4e9a06"),
+    ("free_us", "free", "#75507b"),
+)
 _MOST_BARS = 60
 
 

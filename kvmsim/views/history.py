@@ -34,7 +34,7 @@ class Band:
 
 @dataclass(slots=True)
 class Invalidation:
-    """Of file pages; the parts are in microseconds, None where no journal has them. zap includes the flush."""
+    """Of file pages; the parts are in microseconds, None where no journal has them, and where nothing is flushed."""
 
     at: float
     vm: str
@@ -43,10 +43,12 @@ class Invalidation:
     pages: int
     reason: str
     zap_us: float | None = None
+    flush_us: float | None = None
     kick_us: float | None = None
     ack_us: float | None = None
     free_us: float | None = None
     marks: dict[str, int] = field(default_factory=dict)
+    """Times in ns; "flushing" is how long all flushes took."""
 
 
 @dataclass(slots=True)
@@ -155,21 +157,22 @@ class _Teller:
     def _zapped(self, note: Note) -> None:
         kept = sum(high - low for low, high in note.data.get("kept", []))
         self._count(note.t, "mapped", kept - (note.data["end"] - note.data["start"]))
-        self._mark(note, "zapped")
+        for (vm, _), found in self._open.items():
+            if vm == note.vm and "out" not in found.marks:
+                found.marks["zapped"] = note.t
+                if "flush" in note.data:
+                    found.marks["flushing"] = found.marks.get("flushing", 0) + note.t - int(note.data["flush"])
 
     def _out(self, note: Note) -> None:
-        self._mark(note, "out")
+        for (vm, _), found in self._open.items():
+            if vm == note.vm:
+                found.marks.setdefault("out", note.t)
 
     def _freed(self, note: Note) -> None:
         self._count(note.t, "freed", sum(run[1] for run in note.data["runs"]))
         for (_, ino), found in self._open.items():
             if ino == note.ino:
                 found.marks["freed"] = note.t
-
-    def _mark(self, note: Note, what: str) -> None:
-        for (vm, _), found in self._open.items():
-            if vm == note.vm:
-                found.marks.setdefault(what, note.t)
 
     def _installed(self, note: Note) -> None:
         self._count(note.t, "mapped", note.data["pages"])
@@ -228,7 +231,10 @@ def _measure(found: Invalidation) -> None:
     marks = found.marks
     begin = marks.get("kvmsim begin call", marks.get("memfsd begin call"))
     acknowledged = marks.get("kvmsim begin reply", marks.get("memfsd begin reply"))
-    found.zap_us = _between(begin, marks.get("zapped"))
+    flushing = marks.get("flushing")
+    found.flush_us = None if flushing is None else flushing / 1000
+    unmapped = _between(begin, marks.get("zapped"))
+    found.zap_us = unmapped if unmapped is None or found.flush_us is None else unmapped - found.flush_us
     found.kick_us = _between(marks.get("zapped"), marks.get("out"))
     found.ack_us = _between(marks.get("out", begin), marks.get("memfsd begin reply", acknowledged))
     found.free_us = _between(marks.get("memfsd begin reply"), marks.get("memfsd end call"))
@@ -240,7 +246,7 @@ def _between(start: int | None, end: int | None) -> float | None:
 
 def rows(found: History) -> Iterator[dict[str, Any]]:
     """Invalidations for a table, the longest first where there are too many."""
-    parts = ("zap_us", "kick_us", "ack_us", "free_us")
+    parts = ("zap_us", "flush_us", "kick_us", "ack_us", "free_us")
     chosen = found.invalidations
     if len(chosen) > _MOST_ROWS:
         chosen = sorted(chosen, key=lambda one: -sum(getattr(one, part) or 0 for part in parts))[:_MOST_ROWS]

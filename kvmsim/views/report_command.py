@@ -124,10 +124,10 @@ def _sections(found: History) -> list[Section]:
         ),
         Section(
             "Invalidations",
-            "In microseconds: zap and flush of the mappings, every vCPU out of the guest (kick), the acknowledgement,"
-            " and scrub and free by the store. A dash: no journal given here has it.",
+            "In microseconds: mappings leave the EPT (zap) and the TLBs (flush), every vCPU leaves the guest (kick); the"
+            " acknowledgement; scrub and free by the store. A dash: there was none, or no journal given here has it.",
             charts.invalidations(found) if found.invalidations else "",
-            ("seconds", "VM", "inode", "pages", "reason", "zap, flush", "kick", "ack", "free"),
+            ("seconds", "VM", "inode", "pages", "reason", "zap", "flush", "kick", "ack", "free"),
             table,
             (1, 4),
         ),
@@ -139,7 +139,7 @@ def _sections(found: History) -> list[Section]:
     ]  # fmt: skip
 
 
-_PARTS = ("zap", "kick", "ack", "free")
+_PARTS = ("zap", "flush", "kick", "ack", "free")
 
 
 def _us(value: float | None) -> str:

@@ -115,6 +115,8 @@ class Recording(trace.Instrument):
         self._lock = sync.lock("Recording.lock")
         self._numbers = itertools.count(1)
         self._held_at_ns = -_HELD_EACH_NS
+        self._flushing: dict[str, int] = {}
+        """By VM: when the flush of the TLBs began that follows its last zap. Guarded by its Mmu.lock."""
         with self._lock:
             self._append(_encode(Opening(now_ns(), FORMAT_VERSION, side, pid)) + b"\n")
 
@@ -162,8 +164,14 @@ class Recording(trace.Instrument):
     def frames_found(self, vm: str, ino: int, conn: int, pgoff: Pgoff, pfn: Pfn, page_count: int, seq: int) -> None:
         self.note("found", vm=vm, ino=ino, conn=conn, pgoff=pgoff, pfn=pfn, pages=page_count, seq=seq)
 
+    def flush_begun(self, vm: str) -> None:
+        self._flushing[vm] = self._now_ns()
+
     def zapped(self, vm: str, start: Gfn, end: Gfn, kept: list[GfnRange]) -> None:
-        self.note("zapped", vm=vm, start=start, end=end, kept=kept)
+        """flush: when the TLBs' began; those of a reclaim need none."""
+        began = self._flushing.pop(vm, None)
+        flush = {} if began is None else {"flush": began}
+        self.note("zapped", vm=vm, start=start, end=end, kept=kept, **flush)
 
     def kicked_out(self, vm: str, since_ns: int) -> None:
         self.note("out", vm=vm, since=since_ns)

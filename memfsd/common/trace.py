@@ -155,6 +155,9 @@ class Instrument:
     def zap_untouched_begun(self, start: Gfn, end: Gfn) -> None:
         """RECLAIM: only the leaves that no walk has marked accessed."""
 
+    def flush_begun(self, vm: str) -> None:
+        """The leaves are gone from the EPT, and leave the TLBs now."""
+
     def attributes_stored(self, vm: str, start: Gfn, end: Gfn, private: bool) -> None:
         """Before GFNs get KVM_SET_MEMORY_ATTRIBUTES' attribute, with Mmu.lock held."""
 

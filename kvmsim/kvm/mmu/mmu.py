@@ -191,6 +191,8 @@ class Mmu:
         removed = self.epts[private].zap(start, end)
         page_count = sum(count for _, _, count in removed)
         self.zapped_count += page_count
+        if trace.vm is not None:
+            trace.vm.flush_begun(self._vm)
         self._flush(removed, page_count, private)
         if trace.vm is not None and private:
             trace.vm.zapped(self._vm, start, end, [])

@@ -34,7 +34,7 @@ def test_an_invalidation_has_all_its_parts_when_both_sides_are_there(journals: t
     punches = [one for one in found.invalidations if one.reason == "punch"]
     (punch,) = punches
     assert (punch.vm, punch.start, punch.pages) == ("one", 2, 4)
-    parts = punch.zap_us, punch.kick_us, punch.ack_us, punch.free_us
+    parts = punch.zap_us, punch.flush_us, punch.kick_us, punch.ack_us, punch.free_us
     assert all(part is not None and part >= 0 for part in parts), parts
     (row,) = [row for row in rows(found) if row["reason"] == "punch"]
     assert row["range"] == "0x2 +4"
@@ -43,9 +43,9 @@ def test_an_invalidation_has_all_its_parts_when_both_sides_are_there(journals: t
 def test_one_side_alone_knows_its_own_parts(journals: tuple[Path, Path]) -> None:
     store, vm = journals
     (of_vm,) = [one for one in told(vm).invalidations if one.reason == "punch"]
-    assert of_vm.zap_us is not None and of_vm.free_us is None
+    assert of_vm.zap_us is not None and of_vm.flush_us is not None and of_vm.free_us is None
     (of_store,) = [one for one in told(store).invalidations if one.reason == "punch"]
-    assert of_store.zap_us is None and of_store.free_us is not None
+    assert of_store.zap_us is None and of_store.flush_us is None and of_store.free_us is not None
 
 
 def test_slots_are_bands_that_end_where_they_change(journals: tuple[Path, Path]) -> None:
