@@ -156,7 +156,6 @@ ELSEWHERE = {
     "kvmsim/tracing/reader.py": "kvmsim/tracing/test_trace_reader.py",
     "kvmsim/views/charts.py": "kvmsim/views/test_report_command.py",
     "kvmsim/views/answers.py": "kvmsim/vmms/test_abi_catalogue.py",
-    "kvmsim/views/comparison.py": "mount/test_compare.py",
     "kvmsim/views/page.py": "kvmsim/views/test_report_command.py",
     "kvmsim/views/vm_view.py": "kvmsim/views/test_top_command.py",
     "kvmsim/views/watching.py": "kvmsim/views/test_top_command.py",

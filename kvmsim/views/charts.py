@@ -49,7 +49,8 @@ def lines(curves: dict[str, list[tuple[float, float]]], across: str, up: str) ->
 
     def draw(axes: Any) -> None:
         for name, points in curves.items():
-            axes.plot([x for x, _ in points], [y for _, y in points], label=name)
+            marker = "o" if len(points) == 1 else None  # a line of one point is none
+            axes.plot([x for x, _ in points], [y for _, y in points], label=name, marker=marker)
         axes.set_xlabel(across)
         axes.set_ylabel(up)
         axes.legend(fontsize="small")

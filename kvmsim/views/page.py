@@ -37,6 +37,11 @@ class Section:
     rows: Sequence[Sequence[str]] = ()
     words: Sequence[int] = (0,)
 
+    @property
+    def is_text(self) -> bool:
+        """Cells are read one by one, below each other where the screen is narrow; numbers are compared in columns."""
+        return len(self.words) == len(self.columns)
+
 
 @dataclass(slots=True)
 class Page:

@@ -124,7 +124,7 @@ def _sections(found: History) -> list[Section]:
         ),
         Section(
             "Invalidations",
-            "In microseconds: mappings leave the EPT (zap) and the TLBs (flush), every vCPU leaves the guest (kick); the"
+            "In microseconds: mappings leave the EPT (zap) and TLBs (flush), every vCPU leaves the guest (kick); the"
             " acknowledgement; scrub and free by the store. A dash: there was none, or no journal given here has it.",
             charts.invalidations(found) if found.invalidations else "",
             ("seconds", "VM", "inode", "pages", "reason", "zap", "flush", "kick", "ack", "free"),

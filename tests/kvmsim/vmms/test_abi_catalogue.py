@@ -19,6 +19,7 @@ from kvmsim.vmms.abi.bench import Bench, CannotBegin, in_words
 from kvmsim.vmms.abi.catalogue import SITUATIONS, Result, Situation, run, said
 from memfsd.uapi.abi import ABIS, GMEM_6_18, GMEM_7_2, GMEM_INPLACE, THREAD, Abi
 from memfsd.uapi.errors import Refused
+from tests.support.chromium import check_readable
 from tests.support.threads import DEADLINE_S
 
 DOCUMENT = Path(__file__).parents[3] / "docs" / "abi.md"
@@ -180,6 +181,8 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     page = tmp_path / "page.html"
     kvmsim(capsys, "--situations", names, "--html", str(page))
     assert "bind-twice" in page.read_text()
+    for width in (1280, 400):
+        check_readable(page, width=width)
     assert run_command(["abi", "--html", str(tmp_path)]) == 1
     assert "is a directory" in capsys.readouterr().err
 
