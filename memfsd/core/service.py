@@ -305,7 +305,9 @@ class Service:
         if file.guest is not None and file.guest.memfd is not None:
             if not stored:
                 raise Refused(errno.EINVAL, f"inode {file.ino} is a guest_memfd, which has no write(2): map it")
-            return self.host.write(file, file.guest, offset, size)
+            stored_in = self.host.write(file, file.guest, offset, size)
+            file.mtime_ns = file.ctime_ns = now_ns
+            return stored_in
         if file.guest is not None:
             raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory: only its VM may access it")
         plan = self.data.write(file, offset, size, stored=stored)

@@ -59,6 +59,13 @@ def test_what_is_stored_is_read_again(store: CoreStore) -> None:
     assert read(store, handle, 0, PAGES) == bytes(PAGE_SIZE) + b"x" * 2 * PAGE_SIZE + bytes(PAGE_SIZE)
 
 
+def test_what_is_stored_changes_the_times(store: CoreStore) -> None:
+    file, handle = memfd_of(store)
+    before = (file.mtime_ns, file.ctime_ns, file.atime_ns)
+    store_page(store, handle, 1, b"x")
+    assert (file.mtime_ns > before[0], file.ctime_ns > before[1], file.atime_ns) == (True, True, before[2])
+
+
 def test_a_read_that_contains_a_private_page_is_eio(store: CoreStore) -> None:
     file, handle = memfd_of(store)
     private(file, 2)

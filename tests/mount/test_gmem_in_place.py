@@ -3,7 +3,10 @@
 import subprocess
 from pathlib import Path
 
-from tests.support.real_mount import BIN, DEADLINE_S, ENVIRONMENT, MountFactory
+import pytest
+
+from tests.support.host_memory import shared
+from tests.support.real_mount import BIN, DEADLINE_S, ENVIRONMENT, PAGE, MountFactory
 
 IN_PLACE = """
 gmem create g file={path} size=64K flags=mmap
@@ -46,6 +49,30 @@ def test_pages_are_converted_in_place_and_keep_their_contents(mount: MountFactor
     mounted = mount("abi=gmem-inplace,size=16M")
     done = run(IN_PLACE.format(path=mounted.path / "g"), "gmem-inplace")
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+A24 = """
+gmem open g file={path}
+slot set2 0 gpa=0 size=16K gmem=g
+read 0 16 shared
+expect data aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+read 0x3ff0 16 shared
+expect data aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa
+write 0 {ones} shared
+"""
+
+
+@pytest.mark.parametrize("abi", ["gmem-6.18", "gmem-7.2", "gmem-inplace"])
+def test_a24_the_host_and_the_guest_share_a_file_without_userspace_addr(mount: MountFactory, abi: str) -> None:
+    """guest_memfd_test.c, end to end: what the host wrote the guest sees, and what the guest wrote the host sees."""
+    path = mount(f"abi={abi},size=16M").path / "g"
+    made = [str(BIN / "memfs"), "create", "--flags", "mmap,init-shared", "--size", "16K", str(path)]
+    subprocess.run(made, env=ENVIRONMENT, check=True, timeout=DEADLINE_S, stdout=subprocess.DEVNULL)
+    with open(path, "r+b", buffering=0) as file, shared(file.fileno(), 4 * PAGE) as mapping:
+        mapping[:] = b"\xaa" * len(mapping)
+        done = run(A24.format(path=path, ones="ff" * 4 * PAGE), abi)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert mapping[:] == b"\xff" * len(mapping)
 
 
 def test_a_file_that_a_vm_of_another_abi_creates_is_refused_and_gone(mount: MountFactory) -> None:

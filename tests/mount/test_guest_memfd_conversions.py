@@ -148,11 +148,20 @@ def test_f8_what_is_known_of_elevated_refcounts(place: Path, page: int) -> None:
         mapping[page * PAGE : (page + 1) * PAGE] = b"\x88" * PAGE
         with pinned(mapping, page) as pin:
             convert(fd, 0, 4, private=True)
+            assert cached(fd, 4) == 0, "nor does the cache say that it is pinned"
             assert [reading(mapping, each) for each in range(4)] == [SIGBUS] * 4
             convert(fd, page, private=False)
             mapping[page * PAGE] = 0x99
             assert os.read(pin, 1) == b"\x88"
         assert byte(mapping, page) == 0x99
+
+
+def cached(fd: int, pages: int) -> int:
+    """cachestat(2): how many pages the kernel's cache has."""
+    range_ = ctypes.create_string_buffer(struct.pack("=QQ", 0, pages * PAGE), 16)
+    found = ctypes.create_string_buffer(40)
+    syscall(451, fd, ctypes.addressof(range_), ctypes.addressof(found), 0)
+    return int.from_bytes(found.raw[:8], "little")
 
 
 @contextmanager
@@ -167,6 +176,18 @@ def pinned(mapping: mmap.mmap, page: int) -> Iterator[int]:
     finally:
         os.close(read_end)
         os.close(write_end)
+
+
+@pytest.mark.parametrize("attributes", [ATTRIBUTE_PRIVATE, 0], ids=["private", "shared"])
+@pytest.mark.parametrize("flag", [1, 2, 1 << 31, 1 << 63])
+def test_f9_there_is_no_flag_that_zeroes(place: Path, attributes: int, flag: int) -> None:
+    """A flag ZERO was proposed, EOPNOTSUPP to private, and dropped: no flag exists, and nothing changes."""
+    with mapped(place, BOTH, 2) as (fd, mapping):
+        convert(fd, 1, private=True)
+        mapping[0] = 0x66
+        with refused(errno.EINVAL):
+            set_attributes(fd, MemoryAttributes2(0, 2 * PAGE, attributes, flag))
+        assert [byte(mapping, 0), byte(mapping, 1)] == [0x66, SIGBUS]
 
 
 def test_f10_the_host_touches_while_pages_are_converted(place: Path) -> None:

@@ -129,6 +129,17 @@ REASONS: tuple[Reason, ...] = (
         lambda found: _is_private_mapping(found) or _reaches_private_mapping(found),
     ),
     Reason(
+        "The times of a store through a mapping",
+        f"{_FRONT} guest_memfd's mtime and ctime are those of the write fault. Here they are those of the write-back, "
+        "which comes with the conversion of the page, or when the kernel chooses.",
+        lambda found: (
+            found.op == "times_changed"
+            and _only("mtime", "ctime")(found)
+            and found.ours.get("result", {}).get("mtime") is False
+            and any(op["op"] == "mem_write" for op in found.before)
+        ),
+    ),
+    Reason(
         "read(2) and write(2) of no bytes",
         f"{_FRONT} Of any bytes they are EINVAL.",
         lambda found: (
@@ -257,7 +268,8 @@ UNASKED: tuple[tuple[str, str], ...] = (
         "there. EAGAIN, with "
         "error_offset, comes for what is known: another invalidation of the file that does not end in time. "
         "A guest access "
-        "under way is waited for: KVM acknowledges when its vCPUs have left the range.",
+        "under way is waited for: KVM acknowledges when its vCPUs have left the range. "
+        "[Decision 62](decisions/0062-pins-of-shared-pages.md) has what was tried.",
     ),
     (
         "A write(2) that is refused",
