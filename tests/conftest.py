@@ -7,14 +7,17 @@ import sys
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 from tests.needs_root import LEFT_OUT, reason
 from tests.support.leftovers import held, leftovers
 from tests.support.recorded import Records, is_worker
 
-settings.register_profile("no deadline", settings.default, deadline=None)
-settings.load_profile("no deadline")
+# The same examples in every run, however long a busy machine takes to make them.
+settings.register_profile(
+    "as in every run", deadline=None, derandomize=True, database=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("as in every run")
 
 # Store and VM share this process in many tests, and each question from one to the other is several changes of thread:
 # 5 ms each, CPython's default, while a third thread computes.

@@ -55,7 +55,7 @@ def plug(vm: LocalVm, name: str, data: bytes) -> None:
 
 
 @pytest.mark.timeout(600)
-def test_cycles_run_flat(store: LocalStore) -> None:
+def test_cycles_run_flat(store: LocalStore, encrypted: bool) -> None:
     names = [f"file{number}" for number in range(3)]
     for name in names:
         store.create(name, 4)
@@ -64,9 +64,10 @@ def test_cycles_run_flat(store: LocalStore) -> None:
         plug(vm, names[cycle % 3], b"warm")
     before, resident = held(store, vm), resident_pages()
     assert (before["links"], before["windows"], before["ranges"], before["frames"]) == (0, 0, 0, 0)
-    for cycle in range(CYCLES):
+    for cycle in range(CYCLES // 5 if encrypted else CYCLES):
         plug(vm, names[cycle % 3], b"secret")
-    assert held(store, vm) == before
+    after = held(store, vm)
+    assert {name: (before[name], count) for name, count in after.items() if count > before[name]} == {}
     assert resident_pages() - resident < 2048, "8 MiB"
 
 

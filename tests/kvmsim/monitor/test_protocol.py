@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from kvmsim.monitor.protocol import Framer, Request, event, failure, greeting, parse_request, success
@@ -39,6 +39,7 @@ TEXT = st.text(st.characters(exclude_categories=["Cs"]))
 JSON = st.recursive(TEXT | st.integers() | st.none(), lambda inner: st.lists(inner) | st.dictionaries(TEXT, inner))
 
 
+@settings(max_examples=30)
 @given(st.lists(JSON), st.lists(st.integers(1, 50)))
 def test_messages_come_out_whole_however_they_are_cut(values: list[object], cuts: list[int]) -> None:
     sent = [{"execute": value} for value in values]
