@@ -12,7 +12,7 @@ from memfsd.common.observer import Observer, store_of
 from memfsd.uapi.messages import Empty, Kind, ListReply
 from tests.support.real_mount import MountFactory, seal
 
-TRIES = int(os.environ.get("MEMFSD_KILLED_CALLERS", "150"))
+TRIES = int(os.environ.get("MEMFSD_KILLED_CALLERS", "60"))
 OBSERVERS = 16
 
 
