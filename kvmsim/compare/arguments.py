@@ -11,11 +11,17 @@ _EPILOG = """\
 workloads:
   boot        nearly all memory stays private; one pool of 64 MiB is shared once, and a page for each of 16 devices
   ring        a driver's ring of 256 pages: each goes to shared for one request and back, four times around
-  misbehave   every second page is shared until the cap on slots (--max-slots) stops it
+  misbehave   every second page is shared until the cap on slots (--max-slots) stops it; as many without slots
   page        no design: the first touch of private pages, of 4K and 2M, their moves to another node, their way to the
               swap file and back, each with memory encryption and without
 
-Without DIRECTORY a memfsd is mounted for the time of the comparison.
+designs:
+  recreate, punch, overlay/kept, overlay/freed   the thread's, on a mount with abi=thread
+  attributes    Linux's guest_memfd and memory attributes of the VM, on one with abi=gmem-6.18 or gmem-7.2
+  inplace       attributes in the file, on one with abi=gmem-inplace
+A guest_memfd has pages of 4K only.
+
+Without DIRECTORY a memfsd is mounted for each ABI, for the time of the comparison.
 exit status: 0 measured, 1 something could not be measured, 2 usage
 """
 
@@ -31,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "swap=FILE for all of workload page",
     )
     parser.add_argument("--workloads", type=_workloads, metavar="W[,W]", help="default: all")
-    parser.add_argument("--designs", type=_designs, metavar="D[,D]", help="default: all")
+    parser.add_argument("--designs", type=_designs, metavar="D[,D]", help="default: all that DIRECTORY has")
     parser.add_argument("--page-sizes", type=_page_sizes, default=_PAGE_SIZES, metavar="P[,P]", help="4K,2M,1G")
     parser.add_argument(
         "--max-slots", type=_slots, default=_DEFAULT_SLOTS, metavar="N", help=f"cap (default {_DEFAULT_SLOTS})"

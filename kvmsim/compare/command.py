@@ -2,37 +2,42 @@
 
 import argparse
 import contextlib
+import errno
 import json
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from memfsd.common.quote import printable, quoted
+from memfsd.uapi.abi import Abi
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.units import format_size
 
 from .costs import POOL_BYTES, SIZE_BYTES, costs
 from .plot import check_plot, draw
-from .rig import DESIGNS, Rig
+from .ram import abi_of_mount
+from .rig import DESIGNS, Design, Rig
 from .store import mounted
 from .table import Results, Row, cost_facts, cost_text, facts, text
 from .workloads import COSTS, WORKLOADS
 
-_DESIGN_OPTIONS = "size=4G,split=on"
+_DESIGN_OPTIONS = "size=4G,split=on,abi={abi}"
 _COST_OPTIONS = f"size={POOL_BYTES},split=on,nodes=2"
 
 
 def compare(asked: argparse.Namespace, finish: Callable[[Results], None] = lambda results: None) -> int:
     """Exit status. finish gets the results when all are measured."""
     results = Results()
-    workloads = asked.workloads or [*WORKLOADS, COSTS]
-    designs = [name for name in workloads if name != COSTS]
     try:
+        abi = None if asked.directory is None else abi_of_mount(Path(asked.directory))
+        has_seals = abi is None or not abi.is_sized_at_creation
+        workloads = asked.workloads or [*WORKLOADS, *([COSTS] if has_seals else [])]
+        designs = [name for name in workloads if name != COSTS]
         if asked.plot:
             check_plot(asked.plot, workloads)
         if designs:
-            with _directory(asked.directory, _DESIGN_OPTIONS) as directory:
-                for row in _rows(asked, designs, directory):
+            with contextlib.ExitStack() as mounts:
+                for row in _rows(asked, designs, _Mounts(asked.directory, abi, mounts)):
                     results.rows.append(row)
                     if asked.json:
                         print(json.dumps(facts(row)), flush=True)
@@ -72,15 +77,55 @@ def _measure_costs(asked: argparse.Namespace, results: Results) -> None:
         print(cost_text(results.costs))
 
 
-def _rows(asked: argparse.Namespace, workloads: list[str], directory: Path) -> Iterator[Row]:
+class _Mounts:
+    """The directory that a person named, of this ABI, or a mount for each ABI, made when it is first needed."""
+
+    def __init__(self, named: str | None, abi: Abi | None, mounts: contextlib.ExitStack) -> None:
+        self._named = None if named is None else Path(named)
+        self._abi = abi
+        self._mounts = mounts
+        self._made: dict[str, Path] = {}
+
+    def designs(self, asked: list[Design] | None) -> list[Design]:
+        """Those that were asked for, or all that there can be. EINVAL: the directory's ABI has not one of them."""
+        abi = self._abi
+        if abi is None:
+            return asked or list(DESIGNS)
+        for design in asked or ():
+            if not design.fits(abi):
+                way_out = f"name one with abi={design.abi.name}, or none"
+                raise Refused(
+                    errno.EINVAL, f"{self._named} is on a mount with abi={abi.name}, without {design}: {way_out}"
+                )
+        return asked or [design for design in DESIGNS if design.fits(abi)]
+
+    def of(self, design: Design) -> tuple[Path, Abi]:
+        """A directory where the design can be measured, and its ABI."""
+        if self._named is not None:
+            return self._named, self._abi or design.abi
+        abi = design.abi
+        if abi.name not in self._made:
+            options = _DESIGN_OPTIONS.format(abi=abi.name)
+            self._made[abi.name] = self._mounts.enter_context(mounted(options))
+        return self._made[abi.name], abi
+
+
+def _rows(asked: argparse.Namespace, workloads: list[str], mounts: _Mounts) -> Iterator[Row]:
+    designs = mounts.designs(asked.designs)
+    if not any(design.fits(design.abi, page_bytes) for design in designs for page_bytes in asked.page_sizes):
+        names = ", ".join(map(str, designs))
+        raise Refused(errno.EINVAL, f"{names}: a guest_memfd has pages of 4K only: add 4K to --page-sizes")
     for workload in workloads:
         for page_bytes in asked.page_sizes:
-            for design in asked.designs or DESIGNS:
+            for design in designs:
+                if not design.fits(design.abi, page_bytes):
+                    continue
                 if sys.stderr.isatty():
                     print(f"\r\033[Kkvmsim: {workload}, {design}, {format_size(page_bytes)}", end="", file=sys.stderr)
-                with contextlib.closing(Rig(directory, design, page_bytes, asked.max_slots)) as rig:
+                directory, abi = mounts.of(design)
+                with contextlib.closing(Rig(directory, abi, design, page_bytes, asked.max_slots)) as rig:
                     WORKLOADS[workload](rig)
-                    yield Row(workload, design, page_bytes, rig.finish())
+                    yield Row(workload, design, abi.name, page_bytes, rig.finish())
     if sys.stderr.isatty():
         print("\r\033[K", end="", file=sys.stderr)
 

@@ -21,7 +21,7 @@ from memfsd.uapi.messages import Kind, PageOut, PageOutReply
 from memfsd.uapi.names import XATTR_POOL
 from memfsd.uapi.units import PAGE_SHIFT, Pgoff, format_size
 
-from .rig import make_file
+from .ram import make_file
 
 SIZE_BYTES = 4 << 20
 """Of the guest's memory."""

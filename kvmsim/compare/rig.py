@@ -1,70 +1,24 @@
-"""One VM on its own sealed file, and what is measured of it while a workload runs."""
+"""One VM on its own file, and what is measured of it while a workload runs."""
 
 import errno
-import itertools
 import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
-from kvmsim.kvm.exits import Exit, MemoryErrorExit
-from kvmsim.kvm.region import MemoryRegion
+from kvmsim.kvm.exits import Exit, MemoryErrorExit, MemoryFaultExit
 from kvmsim.machine import VirtualMachine
 from kvmsim.shell.info import stats
+from kvmsim.vmm.policies import NEEDED
+from memfsd.uapi.abi import ABIS, Abi
 from memfsd.uapi.errors import Refused, errno_name
-from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_SEALS, XATTR_SOCKET
-from memfsd.uapi.units import PAGE_SIZE, format_size
+from memfsd.uapi.units import ORDER_4K, PAGE_SIZE, order_of_page_size
 
-RAM_BYTES = 1 << 30
-"""A whole number of pages of every size."""
-_POOL_BYTES = 2 * RAM_BYTES
+from .ram import set_ram
+
 _SAMPLE_EVERY = 64
 """Conversions of which one sample is made."""
-_names = itertools.count()
-
-
-def _is_memfsd(directory: Path) -> bool:
-    try:
-        os.getxattr(directory, XATTR_SOCKET)
-    except OSError:
-        return False  # which is said when the file cannot be sealed
-    return True
-
-
-def _check_room(directory: Path) -> None:
-    """ENOSPC where no pool can hold the guest's memory, in pages of any size, and as much shared."""
-    try:
-        pool = os.statvfs(directory)
-    except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"{directory}: {error.strerror}") from None
-    size = pool.f_blocks * pool.f_frsize
-    if size < _POOL_BYTES and _is_memfsd(directory):
-        have, need = format_size(size), format_size(_POOL_BYTES)
-        way_out = f"mount with size={need} or more"
-        raise Refused(errno.ENOSPC, f"{directory}: its pool has {have} and {need} are needed: {way_out}")
-
-
-def make_file(path: Path, page_bytes: int, size: int) -> int:
-    """A new sealed file, open for writing. Refused names the directory when it is not on a memfsd mount, or cannot
-    hold the file."""
-    directory = path.parent
-    try:
-        fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-    except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"{directory}: {error.strerror}") from None
-    try:
-        if b"guest" not in os.getxattr(fd, XATTR_SEALS).split(b","):
-            os.setxattr(fd, XATTR_SEALS, b"guest")
-        os.setxattr(fd, XATTR_PAGE_SIZE, str(page_bytes).encode())
-        os.ftruncate(fd, size)
-    except OSError as error:
-        os.close(fd)
-        os.unlink(path)
-        foreign = error.errno in (errno.ENODATA, errno.EOPNOTSUPP)
-        why = "not on a memfsd mount" if foreign else error.strerror
-        raise Refused(error.errno or errno.EIO, f"{directory}: {why}") from None
-    return fd
 
 
 class Design(NamedTuple):
@@ -76,8 +30,25 @@ class Design(NamedTuple):
     def __str__(self) -> str:
         return f"{self.policy}/{self.under}" if self.policy == "overlay" else self.policy
 
+    def fits(self, abi: Abi, page_bytes: int = PAGE_SIZE) -> bool:
+        """A VM of this ABI can convert that way, and a file of it has such pages: a guest_memfd has small ones only."""
+        is_small = order_of_page_size(page_bytes) == ORDER_4K
+        return NEEDED[self.policy] is abi.attributes and (is_small or not abi.is_sized_at_creation)
 
-DESIGNS = (Design("recreate"), Design("punch"), Design("overlay", "kept"), Design("overlay", "freed"))
+    @property
+    def abi(self) -> Abi:
+        """The newest that fits."""
+        return next(abi for abi in reversed(ABIS.values()) if self.fits(abi))
+
+
+DESIGNS = (
+    Design("recreate"),
+    Design("punch"),
+    Design("overlay", "kept"),
+    Design("overlay", "freed"),
+    Design("attributes"),
+    Design("inplace"),
+)
 
 
 @dataclass(slots=True)
@@ -110,23 +81,20 @@ class Measured:
 class Rig:
     """RAM_BYTES of private memory at GPA 0, in frames of one size. Close it: the file and the VM go."""
 
-    def __init__(self, directory: Path, design: Design, page_bytes: int, max_slots: int) -> None:
-        self._path = directory / f"compare-{os.getpid()}-{next(_names)}.mem"
-        _check_room(directory)
-        os.close(make_file(self._path, page_bytes, RAM_BYTES))
-        self._machine = VirtualMachine("compare", max_slots)
+    def __init__(self, directory: Path, abi: Abi, design: Design, page_bytes: int, max_slots: int) -> None:
+        self.max_slots = max_slots
+        self._machine = VirtualMachine("compare", max_slots, abi=abi)
+        self._fd: int | None = None
         self.measured = Measured()
         self._times: list[float] = []
         self._live = 0
         self._stamps: dict[int, bytes] = {}
         try:
-            self._machine.vmm.memory.set_private_slot(MemoryRegion.private(0, 0, RAM_BYTES), str(self._path))
+            self._fd = set_ram(self._machine, directory, page_bytes)
             self._machine.vmm.set_policy(design.policy, design.under)
         except BaseException:
             self.close()
             raise
-        finally:
-            self._path.unlink()  # the slot holds it: nothing is left behind, however this process ends
 
     # -- what a guest does
 
@@ -144,6 +112,10 @@ class Rig:
         got = self._machine.guest.host_access(gpa, length, None)
         assert isinstance(got, bytes), got
         return got
+
+    @property
+    def conversion_count(self) -> int:
+        return len(self._times)
 
     def convert(self, gpa: int, size: int, *, private: bool) -> bool:
         """The guest asks with MapGPA; False when user space could not, and the workload is stopped."""
@@ -184,6 +156,8 @@ class Rig:
 
     def close(self) -> None:
         self._machine.close()
+        if self._fd is not None:
+            os.close(self._fd)
 
     def _write(self, gpa: int, data: bytes, *, shared: bool) -> Exit | None:
         machine = self._machine
@@ -192,7 +166,7 @@ class Rig:
 
     def _sample(self) -> None:
         ram = self._machine.vmm.memory.ram
-        slots = len(ram.shared) + len(ram.private)
+        slots = len(ram.shared) if self._machine.vm.rules.has_one_space else len(ram.shared) + len(ram.private)
         self.measured.slots_peak = max(self.measured.slots_peak, slots)
         if len(self._times) % _SAMPLE_EVERY == 0:
             self.measured.samples.append(Sample(self._live, slots, _median_us(self._times[-_SAMPLE_EVERY:])))
@@ -205,7 +179,7 @@ class Rig:
     @staticmethod
     def _must_not_exit(result: object) -> None:
         if result is not None:
-            why = result.why if isinstance(result, MemoryErrorExit) else ""
+            why = result.why if isinstance(result, MemoryErrorExit | MemoryFaultExit) else ""
             raise Refused(errno.EIO, f"the guest cannot go on: {why or result}")
 
 

@@ -15,6 +15,7 @@ class Row(NamedTuple):
 
     workload: str
     design: Design
+    abi: str
     page_bytes: int
     measured: Measured
 
@@ -93,6 +94,7 @@ def facts(row: Row) -> dict[str, Any]:
         "workload": row.workload,
         "design": row.design.policy,
         "under": row.design.under if row.design.policy == "overlay" else None,
+        "abi": row.abi,
         "page_size": row.page_bytes,
         **asdict(row.measured),
         "lost_bytes": row.measured.lost_pages * PAGE_SIZE,

@@ -4,7 +4,8 @@ from collections.abc import Callable
 
 from memfsd.uapi.units import PAGE_SIZE
 
-from .rig import RAM_BYTES, Rig
+from .ram import RAM_BYTES
+from .rig import Rig
 
 Workload = Callable[[Rig], None]
 
@@ -52,8 +53,11 @@ def ring(rig: Rig) -> None:
 
 
 def misbehave(rig: Rig) -> None:
-    """The thread's misbehaving guest: it uses its memory, and shares every second page until the cap stops it."""
+    """The thread's misbehaving guest: it uses its memory, and shares every second page until the cap on slots stops it.
+    Where that costs no slots: as many pages."""
     for gpa in range(0, RAM_BYTES, 2 * PAGE_SIZE):
+        if rig.conversion_count == rig.max_slots:
+            return
         rig.stamp(gpa)
         rig.stamp(gpa + PAGE_SIZE)
         if not rig.convert(gpa, PAGE_SIZE, private=False):

@@ -60,6 +60,11 @@ class AttributeIoctls:
         with self._vm.mmu.lock:
             return self._vm.attributes.ranges()
 
+    def within(self, start: Gfn, end: Gfn, *, private: bool) -> list[GfnRange]:
+        """Which GFNs of [start, end) are so."""
+        with self._vm.mmu.lock:
+            return self._vm.attributes.within(start, end, private=private)
+
     def of_file(self, gmem: Gmem, page_count: int) -> Iterator[PgoffRange]:
         """Pages of a guest_memfd that are private, in order, where the file has the attributes. Those of a file whose
         store is gone are not known."""

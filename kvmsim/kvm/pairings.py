@@ -109,6 +109,14 @@ class Pairings:
         them in 4 KiB. Refused with its errno; ENOENT when the pairing has ended."""
         self._paired(file).punch(pgoff, page_count)
 
+    def convert(self, file: PairedFile, pgoff: Pgoff, page_count: int, *, private: bool) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES2 of the file by user space. As `punch`; EAGAIN: somebody holds a page."""
+        self._paired(file).convert(pgoff, page_count, private=private)
+
+    def attributes(self, file: PairedFile, pgoff: Pgoff) -> tuple[bool, int]:
+        """StoreLink.attributes; ENOENT when the pairing has ended."""
+        return self._paired(file).attributes(pgoff)
+
     def hold(self, files: Iterable[PairedFile]) -> None:
         """Their pairings stay until `unhold`, whatever slots go. ENOENT, and nothing is held, when one has ended."""
         files = list(files)

@@ -13,6 +13,8 @@ import numpy as np
 from memfsd.common import sync, trace
 from memfsd.common.linux import PageRange, data_ranges, punch_hole
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
+from memfsd.uapi.gmem_ioctls import MemoryAttributes2
+from memfsd.uapi.names import IOC_SET_MEMORY_ATTRIBUTES2
 from memfsd.uapi.units import ORDER_1G, ORDER_4K, PAGE_SHIFT, PAGE_SIZE
 
 MADV_POPULATE_WRITE = 23
@@ -215,6 +217,10 @@ class AnonymousMemory(_Mapped):
             why = getattr(error, "strerror", None) or str(error)
             raise Refused(errno.ENOMEM, f"{size} bytes of anonymous memory: {why}: ask for less") from None
 
+    def discard(self, offset: int, length: int) -> None:
+        """What madvise(MADV_REMOVE) does."""
+        punch_hole(self.fd, offset, length)
+
 
 class UnmappedMemory:
     """A userspace_addr where nothing is mapped: EFAULT for every access."""
@@ -347,4 +353,16 @@ def punch_file(fd: int, offset: int, length: int) -> None:
         punch_hole(fd, offset, length)
     except OSError as error:
         why = f"punch of {length:#x} bytes at {offset:#x}: {error.strerror}"
+        raise Refused(error.errno or errno.EIO, why) from None
+
+
+def set_file_attributes(fd: int, asked: MemoryAttributes2) -> None:
+    """KVM_SET_MEMORY_ATTRIBUTES2. Refused with its errno: nothing has changed."""
+    words = bytearray(asked.pack())
+    try:
+        fcntl.ioctl(fd, IOC_SET_MEMORY_ATTRIBUTES2, words)
+    except OSError as error:
+        at = MemoryAttributes2.unpack(bytes(words)).error_offset
+        where = f" (error_offset {at:#x})" if error.errno == errno.EAGAIN else ""
+        why = f"{asked.offset:#x}+{asked.size:#x}: {error.strerror}{where}"
         raise Refused(error.errno or errno.EIO, why) from None

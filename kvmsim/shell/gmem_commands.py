@@ -7,14 +7,14 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from kvmsim.kvm.region import ATTRIBUTE_PRIVATE, AttributesRange, GmemFd, Region2, SlotFlag, Userspace
-from kvmsim.memory.memory import AnonymousMemory
+from kvmsim.memory.memory import AnonymousMemory, set_file_attributes
 from kvmsim.store.link import FileId
 from kvmsim.vmm.host import VMM, Host, memory_of
 from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.gmem_ioctls import CreateGuestMemfd, MemoryAttributes2
 from memfsd.uapi.limits import MAX_GMEM_NAMES
-from memfsd.uapi.names import IOC_CREATE_GUEST_MEMFD, IOC_SET_MEMORY_ATTRIBUTES2
+from memfsd.uapi.names import IOC_CREATE_GUEST_MEMFD
 
 from .script import commands as c
 from .script.outcome import Outcome
@@ -89,17 +89,12 @@ class GmemCommands:
         return Outcome(ok=True)
 
     def _convert(self, command: c.GmemAttributes) -> Outcome:
-        """What the kernel has written back says where it failed."""
         open_ = self._named(command.gmem)
         attributes = ATTRIBUTE_PRIVATE if command.private else 0
-        asked = bytearray(MemoryAttributes2(command.offset, command.size, attributes).pack())
         try:
-            fcntl.ioctl(open_.fd, IOC_SET_MEMORY_ATTRIBUTES2, asked)
-        except OSError as error:
-            at = MemoryAttributes2.unpack(bytes(asked)).error_offset
-            where = f" (error_offset {at:#x})" if error.errno == errno.EAGAIN else ""
-            why = f"{quoted(open_.path)}: {command.offset:#x}+{command.size:#x}: {error.strerror}{where}"
-            raise Refused(error.errno or errno.EIO, why) from None
+            set_file_attributes(open_.fd, MemoryAttributes2(command.offset, command.size, attributes))
+        except Refused as refused:
+            raise Refused(refused.errno, f"{quoted(open_.path)}: {refused.reason}") from None
         return Outcome(ok=True)
 
     def _dup(self, command: c.GmemDup) -> Outcome:

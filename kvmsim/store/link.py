@@ -13,7 +13,7 @@ import struct
 from collections.abc import Callable
 from typing import NamedTuple, Protocol, TypeVar, cast
 
-from kvmsim.memory.memory import DeviceMemory, OpenWindow, WindowMemory, punch_file
+from kvmsim.memory.memory import DeviceMemory, OpenWindow, WindowMemory, punch_file, set_file_attributes
 from memfsd.common import packets, sync, trace
 from memfsd.common.mounts import Mount, check_serves, mount_of
 from memfsd.common.quote import quoted
@@ -33,6 +33,7 @@ from memfsd.uapi.framing import (
     encode_reply,
     encode_request,
 )
+from memfsd.uapi.gmem_ioctls import ATTRIBUTE_PRIVATE, MemoryAttributes2
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import XATTR_SEALS, XATTR_SOCKET, XATTR_TOKEN
@@ -98,10 +99,12 @@ class StoreLink:
         vm: str,
         callbacks: Callbacks,
         punch: Callable[[int, int, int], None] = punch_file,
+        convert: Callable[[int, MemoryAttributes2], None] = set_file_attributes,
     ) -> None:
         """HELLO and PAIR on a connected socket; takes the socket at once and the fd when all went well.
 
-        punch: gives bytes of the file behind an fd back, as fallocate(2) on the mount does.
+        punch: gives bytes of the file behind an fd back, as fallocate(2) on the mount does. convert: sets attributes
+        of it, as KVM_SET_MEMORY_ATTRIBUTES2 does.
 
         Refused with the store's errno (EPERM: the file belongs to another VM), or with that of what this process has
         no more of: then the store got BYE. PeerLost when it breaks off.
@@ -115,13 +118,15 @@ class StoreLink:
         self._vm_name = vm
         self._callbacks = callbacks
         self._punch = punch
+        self._convert = convert
         self._ends = False
         """BYE is said: its answer comes after the end of the up channel."""
         self._lock = sync.lock("StoreLink.lock")
         self._next_id = 1
         self.request_count = 0
         self.callback_count = 0
-        self.punch_count = 0
+        self.user_count = 0
+        """What user space has asked of the file: punches and conversions."""
         self._buffer = bytearray(MAX_PACKET_BYTES)
         self._down = packets.down(sync.channel(down, "vm.down"), trace.vm)
         self.conn = packets.number_of(self._down)
@@ -161,8 +166,8 @@ class StoreLink:
 
     @property
     def message_count(self) -> int:
-        """Requests and callbacks that were answered, and punches of the file by user space."""
-        return self.request_count + self.callback_count + self.punch_count
+        """Requests and callbacks that were answered, and what user space has asked of the file."""
+        return self.request_count + self.callback_count + self.user_count
 
     # -- down: kvmsim asks
 
@@ -210,7 +215,13 @@ class StoreLink:
     def punch(self, pgoff: Pgoff, page_count: int) -> None:
         """fallocate(PUNCH_HOLE | KEEP_SIZE): user space gives pages of the file back. Refused with its errno."""
         self._punch(self.fd, pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT)
-        self.punch_count += 1
+        self.user_count += 1
+
+    def convert(self, pgoff: Pgoff, page_count: int, *, private: bool) -> None:
+        """KVM_SET_MEMORY_ATTRIBUTES2: user space makes pages of the file private, or shared. Refused with its errno."""
+        attributes = ATTRIBUTE_PRIVATE if private else 0
+        self._convert(self.fd, MemoryAttributes2(pgoff << PAGE_SHIFT, page_count << PAGE_SHIFT, attributes))
+        self.user_count += 1
 
     def stat(self) -> m.StatReply:
         return self._ask(Kind.STAT, m.Empty(), m.StatReply)

@@ -8,11 +8,19 @@ from collections.abc import Iterable, Iterator
 
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.pairings import PairedFile
-from kvmsim.kvm.region import GmemFd, MemoryRegion, Region2, SlotFlag, Userspace
-from kvmsim.memory.memory import Memory
+from kvmsim.kvm.region import (
+    ATTRIBUTE_PRIVATE,
+    AttributesRange,
+    GmemFd,
+    MemoryRegion,
+    Region2,
+    SlotFlag,
+    Userspace,
+)
+from kvmsim.memory.memory import AnonymousMemory, Memory, SparseMemory
 from memfsd.common import sync, trace
 from memfsd.common.intervals import IntervalSet
-from memfsd.uapi.units import Gfn, GfnRange
+from memfsd.uapi.units import PAGE_SHIFT, Gfn, GfnRange, Pgoff
 
 from .ram import PrivatePiece, PrivateRegion, RamMap, Region, Regions, S
 
@@ -76,6 +84,41 @@ class GuestMemory:
             self.ram.shared.add(_recorded(region.shared_half(userspace.offset), memory))
         if paired is not None:
             self.ram.private.add(_recorded(region.private_half(), paired))
+
+    # -- attributes
+
+    def set_attributes(self, start: Gfn, end: Gfn, *, private: bool) -> list[GfnRange]:
+        """AttributeIoctls.set; the GFNs that have changed."""
+        changed = self._kvm.attributes.within(start, end, private=not private)
+        attributes = ATTRIBUTE_PRIVATE if private else 0
+        self._kvm.attributes.set(AttributesRange(start << PAGE_SHIFT, end - start << PAGE_SHIFT, attributes))
+        return changed
+
+    def file_attributes(self, region: PrivateRegion, start: Gfn, end: Gfn) -> list[tuple[Gfn, Gfn, bool]]:
+        """GFNs of what the region shows, and whether they are private by its file."""
+        runs, delta = [], region.pgoff - region.gfn
+        pgoff, stop = start + delta, end + delta
+        while pgoff < stop:
+            is_private, count = self._kvm.pairings.attributes(region.source, Pgoff(pgoff))
+            after = min(pgoff + count, stop)
+            runs.append((Gfn(pgoff - delta), Gfn(after - delta), is_private))
+            pgoff = after
+        return runs
+
+    def convert_file(self, region: PrivateRegion, start: Gfn, end: Gfn, *, private: bool) -> None:
+        """Pairings.convert: KVM_SET_MEMORY_ATTRIBUTES2 of the region's file."""
+        self._kvm.pairings.convert(region.source, region.pgoff_of(start), end - start, private=private)
+
+    def punch_file(self, region: PrivateRegion, start: Gfn, end: Gfn) -> None:
+        """Pairings.punch: the file gives the pages of these GFNs back."""
+        self._kvm.pairings.punch(region.source, region.pgoff_of(start), end - start)
+
+    def discard_shared(self, start: Gfn, end: Gfn) -> None:
+        """madvise(2) of what user space has mapped for these GFNs: they hold nothing. What is mapped from elsewhere is
+        its owner's."""
+        for region, low, high in self.ram.shared.visible(start, end):
+            if isinstance(region.source, AnonymousMemory | SparseMemory):
+                region.source.discard(region.pgoff_of(low) << PAGE_SHIFT, high - low << PAGE_SHIFT)
 
     def check_shared_slot(self, region: MemoryRegion) -> None:
         """SlotIoctls.check_shared_slot: it changes nothing."""

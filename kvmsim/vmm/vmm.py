@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeVar
 
-from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit
+from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit, MemoryFaultExit
 from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.memory_use import MemoryUse
@@ -18,16 +18,19 @@ from memfsd.common import trace
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
+from .conversion.attributes import VmAttributes
 from .conversion.design import Design, Tally
+from .conversion.in_place import InPlace
 from .conversion.overlay import Overlay
 from .conversion.punch import Punch
 from .conversion.recreate import Recreate
 from .conversion.shared_copy import SharedCopy
 from .guest_memory import GuestMemory
 from .inhibit import Inhibitor
-from .policies import POLICIES, UNDER
+from .policies import POLICIES, UNDER, check_policy
 
 R = TypeVar("R")
+Handled = MemoryErrorExit | MemoryFaultExit | HypercallExit
 MakeDesign = Callable[[GuestMemory, SharedCopy, Tally], Design]
 
 
@@ -55,11 +58,13 @@ class Vmm:
         self.inhibitor = Inhibitor()
 
     def set_policy(self, name: str, under: str = "kept") -> None:
-        """One of POLICIES and UNDER. The slots that the policy before has made stay. EINVAL where a slot has both
-        memories: the designs convert by slots of each alias."""
+        """One of POLICIES and UNDER. The slots that the policy before has made stay. EINVAL: a VM of this ABI converts
+        otherwise. Where user space alone converts, it asks for the guest's requests (KVM_CAP_EXIT_HYPERCALL)."""
         assert name in POLICIES and under in UNDER, (name, under)
-        if name != "none" and self._kvm.vm.abi.has_one_space:
-            raise Refused(errno.EINVAL, f"policy {name} converts by slots, on abi thread alone: set attributes instead")
+        vm = self._kvm.vm
+        check_policy(name, vm.abi)
+        if name != "none" and not vm.rules.maps_explicitly:
+            vm.exit_hypercalls |= 1 << KVM_HC_MAP_GPA_RANGE
         self._set_overlay(name == "overlay")
         self.policy, self.under, self._own_design = name, under, None
 
@@ -94,7 +99,7 @@ class Vmm:
         while True:
             before = self.converted_count
             result: R | Exit = kvm_run()
-            if not isinstance(result, MemoryErrorExit | HypercallExit) or self.policy == "none":
+            if not isinstance(result, Handled) or self.policy == "none":
                 return result
             with self._without_vcpus():
                 if isinstance(result, HypercallExit):
@@ -138,7 +143,7 @@ class Vmm:
     def handle(self, vcpu: Vcpu, exit_: Exit) -> bool:
         """Let the policy handle the exit that the vCPU has just come back with: True when the vCPU can run on. Refused
         as `run`."""
-        if not isinstance(exit_, MemoryErrorExit | HypercallExit) or self.policy == "none":
+        if not isinstance(exit_, Handled) or self.policy == "none":
             return False
         with self._without_vcpus():
             return self._handle(vcpu, exit_)
@@ -172,7 +177,7 @@ class Vmm:
             if vcpu.is_running:
                 vcpu.request_exit()
 
-    def _handle(self, vcpu: Vcpu, exit_: MemoryErrorExit | HypercallExit) -> bool:
+    def _handle(self, vcpu: Vcpu, exit_: Handled) -> bool:
         """The vCPU can go on: the range is in the alias that its guest wants, or is a device's."""
         wanted = _wanted(exit_)
         if wanted is None:
@@ -185,6 +190,9 @@ class Vmm:
             changed = self._convert(wanted.start, wanted.end, private=wanted.private)
         except (Refused, PeerLost) as failed:
             if isinstance(exit_, HypercallExit):
+                if isinstance(failed, Refused) and failed.errno == errno.EAGAIN:
+                    vcpu.run.hypercall.ret = errno.EAGAIN  # the guest's to retry
+                    return True
                 vcpu.run.hypercall.ret = negative(failed.errno if isinstance(failed, Refused) else errno.EHOSTDOWN)
             raise
         if changed is None:
@@ -219,6 +227,10 @@ class Vmm:
             return Punch(self.memory, self._copy, self.tally)
         if self.policy == "overlay":
             return Overlay(self.memory, self._copy, self.tally, freed=self.under == "freed")
+        if self.policy == "attributes":
+            return VmAttributes(self.memory, self.tally)
+        if self.policy == "inplace":
+            return InPlace(self.memory)
         return self._recreate if self.policy == "recreate" else None
 
     def _is_covered(self, wanted: "_Wanted") -> bool:
@@ -253,8 +265,13 @@ class Vmm:
         self._copy.close()
 
 
-def _wanted(exit_: MemoryErrorExit | HypercallExit) -> _Wanted | None:
+def _wanted(exit_: Handled) -> _Wanted | None:
     """What a conversion would do about the exit; None: nothing."""
+    if isinstance(exit_, MemoryFaultExit):
+        if exit_.errno != errno.EFAULT:
+            return None
+        gfn = Gfn(exit_.gpa >> PAGE_SHIFT)
+        return _Wanted(gfn, gfn + (exit_.size >> PAGE_SHIFT), exit_.private, explicit=False)
     if isinstance(exit_, MemoryErrorExit):
         if exit_.illegal or exit_.errno:
             return None

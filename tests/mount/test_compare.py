@@ -12,7 +12,7 @@ from tests.support.real_mount import BIN, ENVIRONMENT, MountFactory
 from tests.support.threads import until
 
 DEADLINE_S = 280
-CAP = 600
+CAP = 200
 Row = dict[str, object]
 
 
@@ -79,6 +79,35 @@ def test_the_misbehaving_guest_is_stopped_by_the_cap(rows: dict[tuple[str, str],
 def test_an_overlay_that_keeps_asks_the_store_for_nothing_when_it_converts(rows: dict[tuple[str, str], Row]) -> None:
     messages = {design: rows["ring", design]["store_messages"] for design in DESIGNS}
     assert messages["overlay/kept"] == min(messages.values())  # type: ignore[type-var]
+
+
+LINUX = ("attributes", "inplace")
+
+
+def test_linuxs_designs_cost_no_slots_lose_nothing_and_hold_nothing_twice(tmp_path: Path) -> None:
+    """On mounts of their own, each of its ABI; larger pages are left out."""
+    page = tmp_path / "page.html"
+    asked = ("--designs", ",".join(LINUX), "--workloads", "boot,misbehave", "--max-slots", 40, "--page-sizes", "4K,2M")
+    rows = rows_of(compare(*asked, "--json", "--html", page))
+    assert set(rows) == {(workload, design) for workload in ("boot", "misbehave") for design in LINUX}
+    for (workload, design), row in rows.items():
+        assert row["abi"] == ("gmem-7.2" if design == "attributes" else "gmem-inplace")
+        assert (row["slots_peak"], row["lost_pages"], row["doubled_bytes_peak"], row["stopped"]) == (1, 0, 0, "")
+        assert row["conversions"] == (17 if workload == "boot" else 40)
+        assert row["conversion_us"] and row["store_messages"]
+    assert all(design in page.read_text() for design in LINUX)
+
+
+def test_a_mount_has_the_designs_of_its_abi(large: Path, shared_mount: MountFactory) -> None:
+    refused = compare(large, "--designs", "punch,inplace", "--page-sizes", "4K")
+    assert (refused.returncode, refused.stdout) == (1, "")
+    assert "abi=thread, without inplace: name one with abi=gmem-inplace, or none" in refused.stderr
+    named = shared_mount("size=2G,abi=gmem-6.18").path
+    rows = rows_of(compare(named, "--workloads", "misbehave", "--max-slots", 10, "--json"))
+    assert [(key, row["abi"]) for key, row in rows.items()] == [(("misbehave", "attributes"), "gmem-6.18")]
+    small = compare("--designs", "attributes", "--page-sizes", "2M")
+    assert (small.returncode, small.stderr.count("\n")) == (1, 1)
+    assert "a guest_memfd has pages of 4K only: add 4K to --page-sizes" in small.stderr
 
 
 def test_it_leaves_nothing_on_the_mount(rows: dict[tuple[str, str], Row], large: Path) -> None:

@@ -81,3 +81,42 @@ def test_a_file_that_a_vm_of_another_abi_creates_is_refused_and_gone(mount: Moun
     assert done.returncode == 1
     assert "kvmsim --abi gmem-7.2" in done.stdout
     assert list(Path(mounted.path).iterdir()) == []
+
+
+POLICIES = """
+policy {policy}
+gmem create g file={path} size=4M{flags}
+slot set2 0 gpa=0 size=4M gmem=g
+{private}
+write 0 "secret"
+write 12K "beside"
+map 0 8K shared
+expect ok
+read 0 6 shared
+expect data {after}
+write 0 "public" shared
+read 12K 6
+expect data "beside"
+write 0x3ff000 "shared" shared
+write 0x3ff000 "again private"
+read 0 6
+expect data {back}
+"""
+
+
+@pytest.mark.parametrize(
+    ("policy", "abi", "flags", "private", "after", "back"),
+    [
+        ("attributes", "gmem-6.18", "", "attributes 0 4M private", "000000000000", "000000000000"),
+        ("inplace", "gmem-inplace", " flags=mmap", "", '"secret"', '"public"'),
+    ],
+)
+def test_a_policy_converts_by_attributes(
+    mount: MountFactory, policy: str, abi: str, flags: str, private: str, after: str, back: str
+) -> None:
+    mounted = mount(f"abi={abi},size=16M")
+    script = POLICIES.format(
+        path=mounted.path / "g", policy=policy, flags=flags, private=private, after=after, back=back
+    )
+    done = run(script, abi)
+    assert done.returncode == 0, done.stdout + done.stderr

@@ -189,6 +189,11 @@ class LocalStore:
         status = os.fstat(fd)
         self.store.files.punch(self._by_file[FileId(status.st_dev, status.st_ino)], offset, length).run()
 
+    def convert_fd(self, fd: int, asked: MemoryAttributes2) -> None:
+        """What KVM_SET_MEMORY_ATTRIBUTES2 does on a mount."""
+        status = os.fstat(fd)
+        self.store.guest_memfds.set_attributes(self._by_file[FileId(status.st_dev, status.st_ino)], asked)
+
     def truncate(self, name: str, pages: int) -> None:
         self.store.files.truncate(self._inos[name], pages * PAGE_SIZE).run()
 
@@ -236,7 +241,7 @@ class LocalStore:
         """For Kvm, in the place of kvmsim.store.link.pair."""
         status = os.fstat(fd)
         token = self._token(self._by_file[FileId(status.st_dev, status.st_ino)])
-        return StoreLink(fd, self.connect(), token, vm, callbacks, self.punch_fd)
+        return StoreLink(fd, self.connect(), token, vm, callbacks, self.punch_fd, self.convert_fd)
 
     def move(self, name: str, pages: Iterable[int], node: int) -> list[int]:
         """fmove_pages() of all of them to one node."""

@@ -3,7 +3,7 @@
 import errno
 
 from kvmsim.kvm.region import ATTRIBUTE_PRIVATE, AttributesRange
-from memfsd.common.intervals import IntervalSet
+from memfsd.common.intervals import IntervalSet, subtract
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_ATTRIBUTE_RANGES
 from memfsd.uapi.units import PAGE_SHIFT, Gfn, GfnRange, page_aligned
@@ -40,6 +40,11 @@ class MemoryAttributes:
         """All of [start, end): kvm_range_has_memory_attributes()."""
         is_private, _, high = self.run_at(start)
         return is_private is private and high >= end
+
+    def within(self, start: Gfn, end: Gfn, *, private: bool) -> list[GfnRange]:
+        """Which GFNs of [start, end) are so, in order."""
+        found = self._private.within(start, end)
+        return found if private else subtract(start, end, found)
 
     def reserve(self) -> None:
         """ENOMEM before anything has changed: a change makes one range more at most."""

@@ -20,10 +20,10 @@ class Design(Protocol):
     name: str
 
     def to_shared(self, start: Gfn, end: Gfn) -> int | None:
-        """Pages that only private slots showed are shown by ordinary slots now; they read as zeros."""
+        """What was private memory is shared now; it reads as zeros, unless pages are converted in place."""
 
     def to_private(self, start: Gfn, end: Gfn) -> int | None:
-        """The inverse. The shared copy's bytes are gone."""
+        """The inverse. The shared bytes are gone, unless pages are converted in place."""
 
 
 class Tally:

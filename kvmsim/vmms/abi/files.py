@@ -2,6 +2,7 @@
 what is asked."""
 
 from kvmsim.kvm.region import GPA_END, MemoryRegion, SlotFlag
+from kvmsim.vmm.policies import POLICIES
 from memfsd.uapi.abi import ABIS, GmemFlag
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -275,9 +276,9 @@ def punch_a_slot(b: Bench) -> None:
 
 
 def policies(b: Bench) -> None:
-    """User space chooses each of the thread's designs of conversion."""
+    """User space chooses each design of conversion: the thread's, then Linux's."""
     b.guest()
-    for name in ("recreate", "punch", "overlay"):
+    for name in POLICIES[1:]:
         b.ask(name, lambda name=name: b.machine.vmm.set_policy(name))  # type: ignore[misc]
 
 

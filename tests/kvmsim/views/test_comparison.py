@@ -14,7 +14,13 @@ from tests.support.chromium import check_readable
 def rows(samples: list[Sample]) -> list[Row]:
     stopped = "ENOSPC: all 509 shared slots are in use: raise --max-slots"
     return [
-        Row("misbehave", design, 4096, Measured(conversions=509, lost_pages=7, stopped=stopped, samples=samples))
+        Row(
+            "misbehave",
+            design,
+            "thread",
+            4096,
+            Measured(conversions=509, lost_pages=7, stopped=stopped, samples=samples),
+        )
         for design in DESIGNS
     ]
 
