@@ -3,16 +3,17 @@
 import contextlib
 import ctypes
 import errno
-import gc
 import logging
 import os
 import resource
 import signal
 import stat
+import sys
 from collections.abc import Callable
 
 import trio
 
+from memfsd.common.collecting import freeze_survivors
 from memfsd.common.quote import quoted
 from memfsd.core.files.namespace import Creds
 from memfsd.fuse.hook import pyfuse3
@@ -31,6 +32,9 @@ log = logging.getLogger("memfsd")
 _PR_SET_DUMPABLE = 4
 _M_MMAP_THRESHOLD, _M_ARENA_MAX = -3, -8
 _MAPPED_BLOCK_BYTES = 64 << 10
+_SWITCH_S = 0.0005
+"""How long a thread that computes may keep the interpreter from the one that answers the kernel; Python's own 5 ms
+would be felt in each stat(2) beside a memfs check."""
 _ENDING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 _MAX_REQUESTS = 10_000
 """At a time. Each that waits for a VM is one, and lookup and getattr must not wait behind them."""
@@ -72,8 +76,8 @@ def serve(mountpoint: str, options: MountOptions, ready: Callable[[], None]) -> 
         hook.check_active()
         store.runner.forget_cache = _forget_cache
         guests.start()
-        # What the imports made lives forever: a collection of the garbage of requests need not go through it.
-        gc.freeze()
+        freeze_survivors()
+        sys.setswitchinterval(_SWITCH_S)
         trio.run(_main, operations, guests, ready, early)
 
 

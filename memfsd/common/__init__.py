@@ -13,6 +13,7 @@ sockets      connections between processes of one mount
 observer     a tool's connection to a store
 fileioctls   ioctls on files of a mount
 mounts       which mount of memfsd a path is on
+collecting   the garbage collector where very much lives long
 logqueue     logging that waits for nobody
 stdio        standard output that is closed, full, or a pipe without reader
 arguments    argparse with one line for each error

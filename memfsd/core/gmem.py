@@ -7,7 +7,6 @@ end, and takes it for bind, unbind and release too, so the set of bindings is th
 
 import errno
 from collections.abc import Sequence
-from itertools import islice
 
 from memfsd.common import trace
 from memfsd.uapi.abi import Attributes, GmemFlag
@@ -50,8 +49,6 @@ from .private.page_attributes import born, check_attributes
 from .private.pending import PendingFrames, Touched
 from .private.strategies import Strategy, Taking
 
-_PART_EXTENTS = 256
-"""What one step looks at: a millisecond or so with Service.lock held."""
 _GMEM_MODES = (FALLOC_FL_KEEP_SIZE, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)
 _NEAR_ABSENT_PAGES = 64
 """The most that is granted at once of a file with absent pages, or one leaf: each is looked up."""
@@ -236,11 +233,12 @@ class GuestMemory:
     def publish_more(self, file: Regular, start: Pgoff) -> Pgoff | None:
         """Pages that the file had when it was paired, from start on, some at a time; where to go on, or None."""
         page_map = guest_of(file).page_map
-        part = [] if page_map is None else list(islice(file.pages.extents(start, PGOFF_END), _PART_EXTENTS))
+        if page_map is None:
+            return None
+        part, reached = file.pages.part(start, page_map.page_count)
         for pgoff, pfn, count in part:
-            assert page_map is not None
             page_map.show(pgoff, pfn, count)
-        return Pgoff(part[-1][0] + part[-1][2]) if len(part) == _PART_EXTENTS else None
+        return reached if reached < page_map.page_count else None
 
     def check_owner(self, file: Regular, pairing: Pairing) -> None:
         """EPERM, or as the ABI has it, when the file has or had another owner: one VM for life (R1), which may come
@@ -452,7 +450,7 @@ class GuestMemory:
     def take(self, file: Regular, answer: Body | None, touched: Touched = ()) -> list[Effect] | None:
         """After the acknowledgement: do with the range's next pages what the strategy says; None: no more.
 
-        At most _PART_EXTENTS runs are looked at in one step, from `taken_to` on, which is `end` at the last.
+        One part of the page table is looked at in a step, from `taken_to` on, which is `end` at the last.
         answer, touched: as a Taking has them.
         """
         if trace.store is not None:
@@ -462,12 +460,12 @@ class GuestMemory:
         assert closing is not None
         if closing.cuts and closing.taken_to == closing.start:
             self._count_splits(file, guest, closing)
-        start, part = closing.taken_to, list(islice(file.pages.extents(closing.taken_to, closing.end), _PART_EXTENTS))
+        start = closing.taken_to
+        part, reached = file.pages.part(start, closing.end)
         if not part and not guest.absent and guest.device is None and not closing.strategy.takes_holes:
             closing.taken_to = closing.end
             return None
-        last, _, count = part[-1] if part else (closing.end, 0, 0)
-        closing.taken_to = Pgoff(last + count) if len(part) == _PART_EXTENTS else closing.end
+        closing.taken_to = reached
         return closing.strategy.take(
             Taking(file.ino, self._pool, file.pages, guest, start, closing.taken_to, part, answer, touched)
         )
@@ -564,12 +562,12 @@ class GuestMemory:
         if guest.pending == 0:
             return None
         start = max(start, guest.pending_start)
-        part = list(islice(file.pages.extents(start, guest.pending_end), _PART_EXTENTS))
-        if not part:
+        if start >= guest.pending_end:
             return None
-        end = Pgoff(part[-1][0] + part[-1][2])
-        PendingFrames(self._pool, file.pages, guest).settle_touched(touched, start, end)
-        return end if len(part) == _PART_EXTENTS else None
+        part, reached = file.pages.part(start, guest.pending_end)
+        if part:
+            PendingFrames(self._pool, file.pages, guest).settle_touched(touched, start, reached)
+        return reached if reached < guest.pending_end else None
 
     # -- the end of a VM
 

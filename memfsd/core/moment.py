@@ -1,18 +1,26 @@
-"""Copies of what the audit looks at, all of one moment: the store goes on while they are compared.
+"""Copies of what the audit looks at, all of one moment: the store goes on while they are made and compared.
 
-It costs Service.lock about 10 microseconds for each file that holds memory, 2 for each 2 MiB of scattered frames.
+One hold of Service.lock for the frames' states and the list of files; then some files at a time. A page table that is
+changed before its turn is kept first (TablesThen). What else there is of a sealed file changes with its
+invalidate_lock held only, which is the caller's until all is there.
 """
 
 import copy
+import weakref
+from collections.abc import Set as AbstractSet
+from itertools import islice
 from typing import NamedTuple
 
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.units import Ino
 
 from .files.inodes import Regular
-from .memory.page_table import FilePages
+from .gmem import guest_of
+from .memory.page_table import FilePages, TablesThen
 from .service import Service
 
+_STEP_INODES = 256
+_STEP_SEALED = 16
 PRIVATE_STATES = (FrameState.PRIVATE, FrameState.PENDING, FrameState.CLOSING)
 
 
@@ -26,49 +34,87 @@ class Holding(NamedTuple):
 
 
 class Moment:
-    """Make it with the service's lock held; then it needs none."""
+    """Make it with the service's lock held, and with that held again `copy_some` until there is no more. Then it needs
+    none."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, settled: AbstractSet[Ino] = frozenset()) -> None:
+        """settled: sealed files whose invalidate_lock the caller holds. Of others all is copied at once."""
         self.options = service.options
         self.frame_count = service.pool.frame_count
         self.states = service.pool.copy_states()
         self.swap_used = service.slots.used
-        self.sealed = [_copy(file) for file in service.inodes.sealed_files()]
-        self.holdings: list[Holding] = [
-            Holding(inode.ino, inode.pages.copy(), (FrameState.SHARED,))
-            for inode in service.inodes
-            if isinstance(inode, Regular) and inode.guest is None and inode.pages.page_count
-        ]
-        self.holdings += [Holding(file.ino, file.pages, PRIVATE_STATES) for file in self.sealed]
+        self.inode_count = len(service.inodes)
+        self.sealed: list[Regular] = []
+        self.holdings: list[Holding] = []
         self.discards: list[Holding] = []
         """Of sealed files, among the holdings."""
+        self._tables = TablesThen()
+        weakref.finalize(self, self._tables.close)
+        sealed = service.inodes.sealed_files()
+        self._inos = {file.ino for file in sealed}
+        self._inodes = iter(list(service.inodes))
+        self._sealed = iter([(file, guest_of(file).pending) for file in sealed if file.ino in settled])
+        for file in sealed:
+            if file.ino not in settled:
+                self._copy(file, guest_of(file).pending)
+        self._others: list[Holding] = []
+        """Tables of pages that are of no file any more, or not yet."""
         for discard in service.data.discards:
             states = (FrameState.SHARED,) if discard.window is None else (*PRIVATE_STATES, FrameState.QUARANTINED)
-            self.holdings.append(Holding(discard.ino, discard.pages.copy(), states))
-            self.discards += self.holdings[-1:] if discard.window is not None else []
+            self._others.append(Holding(discard.ino, discard.pages, states))
+            if discard.window is not None:
+                self.discards.append(Holding(discard.ino, self._tables.of(discard.pages), states))
         for allocation in service.data.allocations.values():
-            supply = allocation.supply.copy()
-            self.holdings.append(Holding(allocation.file.ino, supply, (FrameState.SHARED, FrameState.PRIVATE)))
+            supplied = (FrameState.SHARED, FrameState.PRIVATE)
+            self._others.append(Holding(allocation.file.ino, allocation.supply, supplied))
         for effect in service.gmem.quarantines:
-            self.holdings.append(Holding(effect.ino, effect.pages.copy(), PRIVATE_STATES))
-        for file in self.sealed:
-            assert file.guest is not None
-            if file.guest.quarantine.page_count:
-                kept = file.guest.quarantine
-                self.holdings.append(Holding(file.ino, kept, (FrameState.QUARANTINED,), "R6"))
-            if file.guest.moving.page_count:
-                moving = (FrameState.MOVING, FrameState.QUARANTINED)
-                self.holdings.append(Holding(file.ino, file.guest.moving, moving, "R6"))
+            self._others.append(Holding(effect.ino, effect.pages, PRIVATE_STATES))
+
+    def copy_some(self) -> bool:
+        """Some more files; False when that were all."""
+        sealed = list(islice(self._sealed, _STEP_SEALED))
+        if sealed:
+            for file, pending in sealed:
+                self._copy(file, pending)
+            return True
+        inodes = list(islice(self._inodes, _STEP_INODES))
+        for inode in inodes:
+            if isinstance(inode, Regular) and inode.ino not in self._inos:
+                self._hold(Holding(inode.ino, inode.pages, (FrameState.SHARED,)))
+        if inodes:
+            return True
+        for other in self._others:
+            self._hold(other)
+        self._others = []
+        return False
+
+    def _hold(self, holding: Holding) -> None:
+        """Unless its table was empty."""
+        table = holding.pages
+        if table.page_count or self._tables.has(table):
+            then = self._tables.of(table)
+            if then.page_count:
+                self.holdings.append(holding._replace(pages=then))
+
+    def _copy(self, file: Regular, pending: int) -> None:
+        """pending: as it was."""
+        copied, guest = copy.copy(file), copy.copy(guest_of(file))
+        copied.pages, copied.guest = self._tables.of(file.pages), guest
+        guest.pending = pending
+        guest.pairing = copy.copy(guest.pairing)
+        guest.bindings = guest.bindings.copy()
+        guest.absent = guest.absent.copy()
+        guest.quarantine = self._tables.of(guest.quarantine)
+        guest.moving = self._tables.of(guest.moving)
+        self.sealed.append(copied)
+        self.holdings.append(Holding(file.ino, copied.pages, PRIVATE_STATES))
+        self._hold(Holding(file.ino, guest_of(file).quarantine, (FrameState.QUARANTINED,), "R6"))
+        self._hold(Holding(file.ino, guest_of(file).moving, (FrameState.MOVING, FrameState.QUARANTINED), "R6"))
 
 
-def _copy(file: Regular) -> Regular:
-    copied = copy.copy(file)
-    copied.pages = file.pages.copy()
-    guest = copied.guest = copy.copy(file.guest)
-    assert guest is not None
-    guest.pairing = copy.copy(guest.pairing)
-    guest.bindings = guest.bindings.copy()
-    guest.absent = guest.absent.copy()
-    guest.quarantine = guest.quarantine.copy()
-    guest.moving = guest.moving.copy()
-    return copied
+def moment_of(service: Service) -> Moment:
+    """In one step."""
+    moment = Moment(service)
+    while moment.copy_some():
+        pass
+    return moment

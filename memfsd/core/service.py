@@ -237,14 +237,18 @@ class Service:
     def opendir(self, ino: int, uid: int) -> int:
         return self.handles.open_directory(self.inodes.directory(ino), uid)
 
+    def listing(self, handle: int) -> list[bytes]:
+        """All names of the directory as it is now, "." and ".." first: for `keep_listing`."""
+        return [b".", b"..", *self.handles.directory(handle).directory.entries]
+
+    def keep_listing(self, handle: int, names: list[bytes], size_bytes: int) -> None:
+        """What `entries` shows from now on. size_bytes: of all names. ENOMEM when this user keeps too many."""
+        self.handles.list_names(self.handles.directory(handle), names, size_bytes)
+
     def entries(self, handle: int, offset: int) -> Iterator[tuple[int, bytes, Inode]]:
-        """Directory entries from an offset, "." and ".." first: (next offset, name, inode). Offset 0 rereads: ENOMEM
-        when this user keeps too many names.
-        """
+        """Directory entries from an offset in what is kept: (next offset, name, inode)."""
         opened = self.handles.directory(handle)
         directory = opened.directory
-        if offset == 0:
-            self.handles.list_names(opened, [b".", b"..", *directory.entries])
         dots = {b".": directory, b"..": self.inodes.find(directory.parent) or directory}
         for index in range(offset, len(opened.names)):
             name = opened.names[index]

@@ -37,6 +37,11 @@ from .deadlines import Deadlines
 from .invalidator import Invalidator
 from .peer import Peer, PeerGone, PeerSilent
 
+_Run = tuple[int, int, int, int, int, int, int]
+"""Of a map: as MapReply has them."""
+_RUNS_AT_ONCE = 64
+_PAGES_AT_ONCE = 1 << 22
+"""Of a map, in one step."""
 _FRAMES_AT_ONCE = 1024
 """Looked at again in one step: a lseek(2) of a microsecond for every second one at most."""
 
@@ -75,18 +80,22 @@ class Checker:
             findings = [self._endless(file) for file in files if file.ino not in ours]
             findings += self._ask_all(held, facts)
             with service.lock:
-                sealed = service.inodes.sealed_files()
-                facts.moving = {file.ino for file in sealed} - ours
-                # One that is about to be dropped is so under its invalidate_lock.
-                unheld = {file.ino for file in files} - ours | facts.moving
-                facts.held_windows = [ino for ino in self._windows.files() if ino in windows - unheld]
-                moment = Moment(service)
-                inode_count = len(service.inodes)
+                there = self._windows.files()
+                moment = Moment(service, ours)
+            is_whole = False
+            while not is_whole:
+                with service.lock:
+                    is_whole = not moment.copy_some()
+                time.sleep(0 if is_whole else PAUSE_S)
+        facts.moving = {file.ino for file in moment.sealed} - ours
+        # One that is about to be dropped is so under its invalidate_lock.
+        unheld = {file.ino for file in files} - ours | facts.moving
+        facts.held_windows = [ino for ino in there if ino in windows - unheld]
         facts.populated = self._leaks(moment)
         findings += audit(moment, facts)
         pairings = sum(guest_of(file).active is not None for file in moment.sealed)
         report = [(rule, text[:MAX_LINE_CHARS]) for rule, text in findings[:MAX_FINDINGS]]
-        return CheckReply(report, inode_count, pairings, moment.frame_count)
+        return CheckReply(report, moment.inode_count, pairings, moment.frame_count)
 
     def _leaks(self, moment: Moment) -> list[FrameRange]:
         """Frames of which the pool of ordinary files holds memory, though they were not theirs at the moment, nor are.
@@ -198,8 +207,16 @@ class Checker:
         populated = self._windows.populated(file.ino) if file.guest is not None else []
         if populated:
             settle(self._service, file, populated)
-        with self._service.lock:
-            return page_map(self._service, file, pgoff)
+        reply, at = MapReply([], -1), pgoff
+        while at >= 0:
+            with self._service.lock:
+                part = page_map(self._service, file, at, min(_RUNS_AT_ONCE, MAX_RUNS_PER_REPORT - len(reply.runs)))
+            _append(reply.runs, part.runs)
+            at = reply.next_pgoff = part.next_pgoff
+            if len(reply.runs) >= MAX_RUNS_PER_REPORT:
+                break
+            time.sleep(0 if at < 0 else PAUSE_S)
+        return reply
 
     def files(self) -> ListReply:
         """The pool, the sealed files that VMs hold, and of the others those with most frames."""
@@ -214,15 +231,16 @@ def _has_started(thread: threading.Thread) -> bool:
     return True
 
 
-def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
-    """Runs (pgoff, pfn, pages, gfn or -1, state, node, order), split where one of the last changes."""
-    runs: list[tuple[int, int, int, int, int, int, int]] = []
+def page_map(service: Service, file: Regular, pgoff: int, most: int) -> MapReply:
+    """Runs (pgoff, pfn, pages, gfn or -1, state, node, order), split where one of the last changes: at most so many,
+    and no more than one step should look at."""
+    runs: list[_Run] = []
     if file.guest is not None and file.guest.device is not None:
-        return _device_map(file, file.guest.device, pgoff)
+        return _device_map(file, file.guest.device, pgoff, most)
     for start, first, count, state in _entries(file, pgoff):
         at = start
         while at < start + count:
-            if len(runs) >= MAX_RUNS_PER_REPORT:
+            if len(runs) >= most:
                 return MapReply(runs, at)
             binding = file.guest.bindings.find(at) if file.guest else None
             stop = min(start + count, binding.end) if binding else _next_binding(file, at, start + count)
@@ -236,13 +254,24 @@ def page_map(service: Service, file: Regular, pgoff: int) -> MapReply:
             stop = min(stop, at + node_end - pfn)
             order, stop = _large_pages(file, at, stop)
             is_shared, stop = _shared_until(file, at, stop)
-            states = service.pool.states(pfn, stop - at)
-            other = (states != states[0]).nonzero()[0]
-            length = int(other[0]) if len(other) else stop - at
-            state = FrameState.SHARED if is_shared and states[0] == FrameState.PRIVATE else states[0]
+            state, length = service.pool.state_run(pfn, min(stop - at, _PAGES_AT_ONCE))
+            state = FrameState.SHARED if is_shared and state is FrameState.PRIVATE else state
             runs.append((at, pfn, length, gfn, int(state), node, order))
             at += length
+            if length >= _PAGES_AT_ONCE and at < start + count:
+                return MapReply(runs, at)
     return MapReply(runs, -1)
+
+
+def _append(runs: list[_Run], more: list[_Run]) -> None:
+    """Where a step ended in the middle of a run it goes on."""
+    if runs and more:
+        (at, pfn, length, gfn, *alike), (next_at, next_pfn, longer, next_gfn, *others) = runs[-1], more[0]
+        moved = [pfn if pfn < 0 else pfn + length, gfn if gfn < 0 else gfn + length]
+        if next_at == at + length and [next_pfn, next_gfn, *others] == [*moved, *alike]:
+            runs[-1] = (*runs[-1][:2], length + longer, *runs[-1][3:])
+            del more[0]
+    runs += more
 
 
 def _shared_until(file: Regular, at: int, stop: int) -> tuple[bool, int]:
@@ -253,12 +282,12 @@ def _shared_until(file: Regular, at: int, stop: int) -> tuple[bool, int]:
     return is_shared, stop if until is None else min(stop, until)
 
 
-def _device_map(file: Regular, device: Device, pgoff: int) -> MapReply:
+def _device_map(file: Regular, device: Device, pgoff: int, most: int) -> MapReply:
     """Its frames are numbered by their place in the device, and of no node."""
-    runs: list[tuple[int, int, int, int, int, int, int]] = []
+    runs: list[_Run] = []
     at = pgoff
     while (run := device.run_at(at, device.page_count)) is not None:
-        if len(runs) >= MAX_RUNS_PER_REPORT:
+        if len(runs) >= most:
             return MapReply(runs, at)
         binding = guest_of(file).bindings.find(at)
         stop = min(at + run[1], binding.end if binding else _next_binding(file, at, at + run[1]))

@@ -7,7 +7,6 @@ import contextlib
 import errno
 import time
 from collections.abc import Iterator
-from itertools import islice
 from typing import NamedTuple
 
 import numpy as np
@@ -27,7 +26,6 @@ from .deadlines import Deadlines
 from .mover import Mover
 
 _BLOCK = 1 << ORDER_2M
-_STEP_EXTENTS = 256
 _GONE = (FrameState.FREE, FrameState.OFFLINE)
 
 
@@ -183,12 +181,11 @@ def _pages_in(file: Regular, frames: IntervalSet, at: Pgoff) -> tuple[list[Pgoff
     """The next pages of the file from `at` on that are in these frames, within MAX_MOVE_PAGES of each other; and where
     to go on."""
     found: list[Pgoff] = []
-    part = list(islice(file.pages.extents(at, PGOFF_END), _STEP_EXTENTS))
+    part, reached = file.pages.part(at, PGOFF_END)
     for pgoff, pfn, count in part:
         for low, high in frames.within(pfn, pfn + count):
             for page in map(Pgoff, range(pgoff + (low - pfn), pgoff + (high - pfn))):
                 if found and page - found[0] >= MAX_MOVE_PAGES:
                     return found, page
                 found.append(page)
-    last = part[-1][0] + part[-1][2] if len(part) == _STEP_EXTENTS else None
-    return found, last
+    return found, reached if reached < PGOFF_END else None

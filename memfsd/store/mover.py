@@ -23,6 +23,9 @@ from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pgoff, PgoffRange
 from .deadlines import Deadlines
 from .invalidator import InvalidateRange, Invalidator
 
+_STEP_PAGES = 64
+"""For which frames are found while Service.lock is held."""
+
 Nodes = tuple[int, ...]
 """Where frames may be, the first preferred."""
 
@@ -111,22 +114,33 @@ class Mover:
     ) -> tuple[list[PageMove], dict[Pgoff, int], list[Effect]]:
         """Frames for them. The pages of a file without a VM change over at once: nobody has a window of it, and
         nothing is in them; then there is something to scrub."""
-        with self._service.lock:
-            if guest.active is not None and not guest.active.implements(Kind.MOVE):
-                return [], dict.fromkeys(pages, errno.EBUSY), []
-            moving = MovingPages(self._service.pool, file.pages, guest)
-            runs, failed = moving.choose(pages, file.order)
-            moves, without = moving.reserve(runs, file.order, nodes, one_by_one=one_by_one)
-            for first, _, count in without:
-                failed |= {page: errno.ENOMEM for page in pages if first <= page < first + count}
-            if not moves or guest.active is not None:
-                return moves, failed, []
-            return moves, failed, [Scrub(file.ino, moving.settle(*_range(moves), []))]
+        moves, failed, effects = list[PageMove](), dict[Pgoff, int](), list[Effect]()
+        ordered = sorted(pages)
+        for at in range(0, len(ordered), _STEP_PAGES):
+            step = ordered[at : at + _STEP_PAGES]
+            with self._service.lock:
+                if guest.active is not None and not guest.active.implements(Kind.MOVE):
+                    failed |= dict.fromkeys(step, errno.EBUSY)
+                    continue
+                moving = MovingPages(self._service.pool, file.pages, guest)
+                runs, refused = moving.choose([page for page in step if not _covers(moves, page)], file.order)
+                found, without = moving.reserve(runs, file.order, nodes, one_by_one=one_by_one)
+                for first, _, count in without:
+                    refused |= {page: errno.ENOMEM for page in step if first <= page < first + count}
+                if found and guest.active is None:
+                    effects.append(Scrub(file.ino, moving.settle(*_range(found), [])))
+            moves, failed = moves + found, failed | refused
+        return moves, failed, effects
 
     def _ask_vm(self, file: Regular, moves: list[PageMove]) -> None:
         """MOVE. What the VM refuses to move, keeps, or does not acknowledge in time has not moved: no more is said."""
         with contextlib.suppress(Refused):
             self._invalidator.invalidate_held(file, InvalidateRange(file.ino, *_range(moves), Move(moves)))
+
+
+def _covers(moves: list[PageMove], page: Pgoff) -> bool:
+    """A step before this one has found frames for a large page that it is in."""
+    return bool(moves) and page < moves[-1].pgoff + moves[-1].page_count
 
 
 def _range(moves: list[PageMove]) -> PgoffRange:

@@ -74,8 +74,11 @@ class Names:
             return self._service.opendir(ino, uid)
 
     def readdir(self, handle: int, offset: int, reply: Reply) -> None:
-        """Entries from an offset on, until there are no more or reply takes no more. reply is called with Service.lock
-        held; each entry that it takes counts as looked up, but for "." and "..", which the kernel never forgets."""
+        """Entries from an offset on, until there are no more or reply takes no more; offset 0 reads the directory
+        again. reply is called with Service.lock held; each entry that it takes counts as looked up, but for "." and
+        "..", which the kernel never forgets."""
+        if offset == 0:
+            self._list(handle)
         with self._lock:
             self._service.accessed(self._service.handles.directory(handle).directory, self._now_ns())
             for next_offset, name, inode in self._service.entries(handle, offset):
@@ -83,6 +86,13 @@ class Names:
                     break
                 if name not in (b".", b".."):
                     self._service.inodes.looked_up(inode)
+
+    def _list(self, handle: int) -> None:
+        with self._lock:
+            names = self._service.listing(handle)
+        size_bytes = sum(map(len, names))
+        with self._lock:
+            self._service.keep_listing(handle, names, size_bytes)
 
     def releasedir(self, handle: int) -> Work:
         with self._lock:

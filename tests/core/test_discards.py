@@ -8,7 +8,7 @@ from memfsd.core.audit import Facts, audit
 from memfsd.core.effects import Discard, Effect, Scrub
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.memory.page_table import FilePages
-from memfsd.core.moment import Moment
+from memfsd.core.moment import moment_of
 from memfsd.core.private import strategies
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import InvalidateBeginReply
@@ -43,7 +43,7 @@ def parts_of(store: CoreStore, effects: list[Effect]) -> list[int]:
     parts = []
     while scrubs := store.service.discard(discard):
         parts.append(sum(sum(len(scrub.runs) for scrub in scrubs if isinstance(scrub, Scrub)) for scrub in scrubs))
-        assert audit(Moment(store.service), Facts()) == []
+        assert audit(moment_of(store.service), Facts()) == []
         store.perform(scrubs)
     return parts
 
@@ -144,7 +144,7 @@ def test_a_punch_of_a_sealed_file_of_many_extents_is_done_in_parts_and_closes_al
     parts = []
     while (scrubs := store.gmem.take(file, None)) is not None:
         parts.append(sum(len(scrub.runs) for scrub in scrubs if isinstance(scrub, Scrub)))
-        assert audit(Moment(store.service), Facts(moving={file.ino})) == []
+        assert audit(moment_of(store.service), Facts(moving={file.ino})) == []
         if vm:
             for page in (first, last - 1):
                 with refused("EAGAIN"):

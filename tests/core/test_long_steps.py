@@ -4,27 +4,32 @@ Time is not measured here: what a step costs is counted, in runs of frames that 
 """
 
 import os
+import threading
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
+from memfsd.common import sync
 from memfsd.core.audit import Facts, audit
 from memfsd.core.effects import Effect, Fill
 from memfsd.core.files.inodes import Regular
 from memfsd.core.memory.frames import FramePool
-from memfsd.core.memory.page_table import FilePages
+from memfsd.core.memory.page_table import FilePages, TablesThen
 from memfsd.core.memory.published_map import PageMap
-from memfsd.core.moment import Moment
+from memfsd.core.moment import Moment, moment_of
 from memfsd.core.private import strategies
+from memfsd.store import checker
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.messages import InvalidateBeginReply
+from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
+from memfsd.uapi.messages import InvalidateBeginReply, MapReply
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Pfn, Pgoff
-from tests.support.core_store import PUNCH, CoreStore, refused
+from tests.support.core_store import ME, PUNCH, CoreStore, refused
 
 PAGES = 8 * 512
-MOST = 1300
-"""Of what is counted, in one step: 256 extents, each looked at and moved a few times."""
+MOST = 600
+"""Of what is counted, in one step: 64 extents, each looked at and moved a few times, or two short arrays."""
 
 
 class Steps:
@@ -44,7 +49,7 @@ class Steps:
                 closing = {
                     f.ino for f in self.store.service.inodes.sealed_files() if f.guest and f.guest.open_invalidation
                 }
-                assert audit(Moment(self.store.service), Facts(moving=closing)) == [], "every frame is accounted for"
+                assert audit(moment_of(self.store.service), Facts(moving=closing)) == [], "every frame is accounted for"
             return result
 
         return counted
@@ -343,7 +348,129 @@ def sought(store: CoreStore, file: Regular, whence: int, contents: CountedConten
     return seek.answer()
 
 
+# -- 1 TiB
+
+TIB = 1 << 28
+
+
+@pytest.fixture
+def gigs(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Nodes of a page table that each use case's hold of Service.lock has made or removed; the last is under way."""
+    held = [0]
+    for name in ("_put", "_remove"):
+        real = getattr(FilePages, name)
+
+        def counting(*args: object, real: Callable[..., object] = real) -> object:
+            held[-1] += 1
+            return real(*args)
+
+        monkeypatch.setattr(FilePages, name, counting)
+
+    class Counted:
+        def __init__(self) -> None:
+            self._lock = threading.Lock()
+
+        def acquire(self, *args: object, **how: object) -> bool:
+            return self._lock.acquire()
+
+        def release(self) -> None:
+            held.append(0)
+            self._lock.release()
+
+        def __enter__(self) -> bool:
+            return self.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            self.release()
+
+    monkeypatch.setattr(sync._PLAIN, "lock", lambda name: Counted() if name == "Service.lock" else threading.Lock())
+    return held
+
+
+@pytest.mark.parametrize("page_size", ["4K", "1G"])
+def test_a_tebibyte_is_allocated_mapped_and_punched_in_parts(gigs: list[int], page_size: str) -> None:
+    store = CoreStore(TIB + 512, split=True)
+    store.windows.punch = lambda window, runs: None  # type: ignore[method-assign]  # a step for each frame
+    file = store.guest_file("file")
+    store.setfattr(file, "page_size", page_size)
+    store.resize(file, TIB * PAGE_SIZE)
+    store.fallocate(file, 1, 0, TIB * PAGE_SIZE)
+    assert file.pages.page_count == TIB
+    assert sum(gigs) >= 1024
+    ((start, first, count, *_),) = store.store.checker.map_of(file.ino, 0, 0).runs
+    assert (start, count) == (0, TIB)
+    assert first == file.pages.lookup(0)
+    store.fallocate(file, PUNCH, PAGE_SIZE, (TIB - 2) * PAGE_SIZE)
+    assert file.pages.page_count == 2
+    assert sum(gigs) > 2048
+    # The stock of frames is 1024 gigs that are one run; a gig at each end of the punch becomes 511 chunks.
+    assert max(gigs) < 1200
+    assert sum(nodes > 200 for nodes in gigs) <= 4
+
+
+def test_a_map_of_many_extents_is_made_in_parts(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = steps.store
+    file = comb(store, FrameState.PRIVATE)
+    counts: list[int] = []
+    real = checker.page_map
+
+    def counted(*args: Any) -> MapReply:
+        part = real(*args)
+        counts.append(len(part.runs))
+        return part
+
+    monkeypatch.setattr(checker, "page_map", counted)
+    reply = store.store.checker.map_of(file.ino, 0, 0)
+    assert [run[0] for run in reply.runs] == list(range(0, 2 * len(reply.runs), 2))
+    assert (len(reply.runs), reply.next_pgoff) == (MAX_RUNS_PER_REPORT, 2 * MAX_RUNS_PER_REPORT - 2 + 2)
+    assert max(counts) <= 64
+
+
 # -- tables of all inodes
+
+
+def test_a_moment_of_many_files_is_copied_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And is of one moment all the same."""
+    store = CoreStore(4096)
+    files = [store.make(f"file{number}") for number in range(600)]
+    sealed = [store.bound_file(f"sealed{number}", 4)[0] for number in range(40)]
+    for file in [*files, *sealed]:
+        store.fallocate(file, 1, 0, PAGE_SIZE)
+    copied = 0
+    real = FilePages.keep_in
+
+    def keep_in(table: FilePages, then: TablesThen) -> FilePages:
+        nonlocal copied
+        copied += 1
+        return real(table, then)
+
+    monkeypatch.setattr(FilePages, "keep_in", keep_in)
+    moment = Moment(store.service, {file.ino for file in sealed})
+    assert copied == 0
+    step = 0
+    while moment.copy_some():
+        assert copied <= 256
+        copied = 0
+        store.unlink(f"file{599 - step}")
+        store.fallocate(files[400 - step], PUNCH, 0, PAGE_SIZE)
+        store.fault(sealed[39 - step], 1)
+        step += 1
+        copied = 0
+    assert step > 4
+    assert audit(moment, Facts()) == []
+    assert len(moment.holdings) == 640
+
+
+def test_a_name_is_found_without_looking_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CoreStore(64)
+    inner = store.mkdir("outer")
+    inner = store.mkdir("inner", parent=inner)
+    file = store.make("file", parent=inner)
+    store.service.rename(inner, b"file", inner, b"other", 0, store.tick(), ME)
+    monkeypatch.setattr(type(store.service.inodes), "__iter__", lambda _: pytest.fail("all inodes were visited"))
+    assert store.names.name_of(file) == b"outer/inner/other"
+    store.unlink("other", parent=inner)
+    assert store.names.name_of(file) == b""
 
 
 def test_nobody_looks_at_every_inode_to_find_the_sealed_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,7 @@ from memfsd.core.audit import Facts, audit
 from memfsd.core.gmem import guest_of
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages
-from memfsd.core.moment import Moment
+from memfsd.core.moment import Moment, moment_of
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.core_store import PUNCH, RDWR, CoreStore
 
@@ -27,7 +27,7 @@ def test_the_store_goes_on_and_the_moment_does_not() -> None:
     file, _ = store.bound_file("sealed", 1024, gfn=0x1000)
     for pgoff in (0, 2, 9):
         store.fault(file, pgoff, 512)
-    moment = Moment(store.service)
+    moment = moment_of(store.service)
     before = held_in(moment)
     store.write(handle, 3 * P, b"x" * 9 * P)
     for pgoff in range(300, 900):
@@ -37,7 +37,7 @@ def test_the_store_goes_on_and_the_moment_does_not() -> None:
     store.gmem.disconnect(file)
     assert audit(moment, Facts()) == []
     assert held_in(moment) == before
-    assert audit(Moment(store.service), Facts()) == []
+    assert audit(moment_of(store.service), Facts()) == []
 
 
 def test_a_moment_is_made_in_steps_of_512_pages_not_of_extents() -> None:
@@ -58,6 +58,6 @@ def test_a_moment_is_made_in_steps_of_512_pages_not_of_extents() -> None:
             patch.setattr(FramePool, name, counted)
         for name in ("extents", "frames", "run_at", "lookup"):
             patch.setattr(FilePages, name, counted)
-        moment = Moment(store.service)
+        moment = moment_of(store.service)
     assert calls == 0
     assert audit(moment, Facts()) == []

@@ -10,7 +10,7 @@ import memfsd.core.private.bindings
 import memfsd.peers.session
 import memfsd.peers.upchannel
 from memfsd.core.audit import Facts, audit
-from memfsd.core.moment import Moment
+from memfsd.core.moment import moment_of
 from memfsd.core.private.bindings import Bindings
 from memfsd.core.private.gmem_file import PairState
 from memfsd.peers.upchannel import UpChannel, set_deadline
@@ -110,7 +110,7 @@ def test_kept_ranges_that_make_no_sense_keep_only_what_is_its_own(store: LocalSt
         kept = [(5, 3), (0, (1 << 51) - 1), (2, 4), (2, 4), (60, 64), ((1 << 51) - 1, 0)]
         obedient_punch(store, liar, 0, 64, kept=kept)
         assert store.free_count == FRAMES > free, "a punch takes all, whatever the VM would like to keep"
-        assert audit(Moment(store.service), Facts()) == []
+        assert audit(moment_of(store.service), Facts()) == []
         liar.ask(Kind.BYE)
 
 
@@ -132,7 +132,7 @@ def test_reclaim_leaves_what_a_vm_claims_to_have_touched_and_no_more(store: Loca
         assert reclaim.result() is False
         assert store.count(FrameState.PENDING) == 0, "who claims all has touched all: at most its own file's pages"
         assert store.guest("file").pending == 0
-        assert audit(Moment(store.service), Facts()) == []
+        assert audit(moment_of(store.service), Facts()) == []
         liar.ask(Kind.BYE)
 
 

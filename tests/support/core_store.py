@@ -18,7 +18,7 @@ from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.files.ordinary import IoVec
 from memfsd.core.gmem import guest_of
-from memfsd.core.moment import Moment
+from memfsd.core.moment import moment_of
 from memfsd.core.options import StoreOptions
 from memfsd.core.private.gmem_file import GmemFile, Pairing
 from memfsd.core.private.strategies import Strategy
@@ -402,7 +402,7 @@ class CoreStore:
     def audit(self, reports: dict[Ino, PeerReport] | None = None) -> list[Finding]:
         facts = self.facts()
         facts.reports = reports or {}
-        return audit(Moment(self.service), facts)
+        return audit(moment_of(self.service), facts)
 
     def leaks(self) -> dict[str, int]:
         """Counts that must be zero once every name, handle, lookup and VM is gone."""

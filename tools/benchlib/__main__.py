@@ -29,6 +29,7 @@ FIGURES: dict[str, tuple[str, dict[str, object]]] = {
     "P9": ("starting.measure", {"rounds": 1}),
     "P10": ("random_touch.measure", {"rounds": 1, "size_bytes": 4 << 20}),
     "P11": ("blocked_stat.measure", {"rounds": 1, "count": 20, "extents": 64}),
+    "P12": ("lock_holds.measure", {"extents": 64, "names": 64, "vms": 4, "tib_pages": 1 << 20}),
     "E1": ("encrypted_touch.measure", {"rounds": 1, "size_bytes": 4 << 20}),
     "M1": ("page_move.measure", {"rounds": 1, "count": 10, "bulk": 16}),
     "W1": ("swapping.measure", {"rounds": 1, "size_bytes": 4 << 20}),

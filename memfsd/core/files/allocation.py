@@ -19,8 +19,12 @@ from memfsd.uapi.units import PAGE_SHIFT, Pfn
 
 from .inodes import Regular
 
-_STEP_RUNS = 128
-"""Runs of frames taken from the pool, or mapped: two milliseconds at most."""
+_STEP_RUNS = 64
+"""Runs of frames taken from the pool, or mapped: a millisecond at most."""
+_STEP_PAGES = 1 << 24
+"""Mapped in a step, which is 64 nodes of a page table at least."""
+_STEP_NODES = 1024
+"""Of a page table, counted in a step."""
 
 
 class Allocation:
@@ -34,13 +38,19 @@ class Allocation:
         self._pool, self._state, self._size = pool, state, size
         self._at, self._end = start, end
         self._is_sealed = file.guest is not None
-        self._wanted = self._missing()
-        """Frames that are still to be taken."""
+        self._counted = start
+        """Up to where it is known how many pages lack a frame."""
+        self._wanted = 0
+        """Frames that are still to be taken for these."""
         self._stocked = self._used = 0
         """Of `supply`: pages [used, stocked)."""
 
     def step(self) -> bool:
         """True when it is done. ENOSPC; EPERM when a seal came in between."""
+        if self._counted < self._end:
+            self._count_missing()
+            if self._counted < self._end:
+                return False
         room = self._stock(_STEP_RUNS)
         return room > 0 and self._map(room)
 
@@ -64,28 +74,31 @@ class Allocation:
 
     def _map(self, room: int) -> bool:
         self._check_seal()
-        pages, used, is_whole = self.file.pages, self._used, True
+        pages, used, is_whole, left = self.file.pages, self._used, True, _STEP_PAGES
         for low, high in list(islice(self._holes(self._at), room)):
             self._at = int(low)
-            while self._at < high and room and (run := self.supply.run_at(self._used, high - self._at)):
+            while self._at < high and room and (run := self.supply.run_at(self._used, min(high - self._at, left))):
                 pages.map_run(self._at, *run)
                 self._at += run[1]
                 self._used += run[1]
-                room -= 1
+                left -= run[1]
+                room = room - 1 if left else 0
             if self._at < high:
                 is_whole = False
                 break
         self.supply.unmap(used, self._used)
         if not is_whole and self._used == self._stocked:  # there are new holes
-            self._wanted = self._missing()
+            self._counted = self._at
         if not is_whole or not room:
             return False
         self._set_size()
         return True
 
-    def _missing(self) -> int:
-        absent = len(self._absent(self._at, self._end))
-        return self._end - self._at - self.file.pages.count_mapped(self._at, self._end) - absent
+    def _count_missing(self) -> None:
+        """Some more of them. Where others fill holes meanwhile, or punch new ones, it turns out later."""
+        mapped, reached = self.file.pages.count_some(self._counted, self._end, _STEP_NODES)
+        self._wanted += reached - self._counted - mapped - len(self._absent(self._counted, reached))
+        self._counted = reached
 
     def _absent(self, start: int, end: int) -> list[int]:
         """Pages of [start, end) without a frame that get none, in order."""
@@ -159,18 +172,19 @@ class PlacedAllocation(Allocation):
 
     def _map(self, room: int) -> bool:
         self._check_seal()
-        pages = self.file.pages
+        pages, left = self.file.pages, _STEP_PAGES
         while room and (hole := next(self._holes(self._at), None)) is not None:
             low, high = hole
             self._at = int(low)
-            run = self.supply.run_at(low, high - low)
+            run = self.supply.run_at(low, min(high - low, left))
             if run is None:  # it was punched since
                 self._stocked, self._wanted = self._at, high - low
                 return False
             pages.map_run(low, *run)
             self.supply.unmap(low, low + run[1])
             self._at += run[1]
-            room -= 1
+            left -= run[1]
+            room = room - 1 if left else 0
             if self.file.guest is not None and run[1] < 1 << self.file.order:
                 merge(self._pool, pages, self.file.guest, low, self.file.order)
         if not room:

@@ -76,10 +76,10 @@ class HandleTable:
         directory.opens += 1
         return number
 
-    def list_names(self, handle: DirectoryHandle, names: list[bytes]) -> None:
-        """Keep what the directory holds now. ENOMEM, and nothing kept, when this user's handles are full."""
+    def list_names(self, handle: DirectoryHandle, names: list[bytes], size_bytes: int) -> None:
+        """Keep these names, of so many bytes. ENOMEM, and nothing kept, when this user's handles are full."""
         self._forget_names(handle)
-        size_bytes = LISTED_NAME_BYTES * len(names) + sum(map(len, names))
+        size_bytes += LISTED_NAME_BYTES * len(names)
         if not self._listed.take(handle.uid, size_bytes):
             mine = self._listed.held(handle.uid)
             raise Refused(

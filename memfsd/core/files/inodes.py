@@ -54,6 +54,9 @@ class Inode:
     opens: int = 0
     charge: int = INODE_BYTES
     xattrs: dict[bytes, bytes] = field(default_factory=dict)
+    last_parent: Ino = ROOT_INO
+    last_name: bytes = b""
+    """The name that it got last, and in which directory; it may have lost it since."""
 
     size = 0
     block_count = 0

@@ -51,14 +51,22 @@ class Namespace:
         return found
 
     def name_of(self, inode: Inode) -> bytes:
-        """One path of an inode from the root, found by looking everywhere; b"" when it has none."""
+        """One path of an inode from the root; b"" when it has none. Found by looking everywhere if it has lost the name
+        that it got last, and has another one."""
+        last = self._inodes.find(inode.last_parent)
+        if isinstance(last, Directory) and last.nlink > 0 and last.entries.get(inode.last_name) is inode:
+            return self._path(last, inode.last_name)
+        if inode.nlink == 0:
+            return b""
         for directory in self._inodes:
             if isinstance(directory, Directory) and directory.nlink > 0:
                 for name, entry in directory.entries.items():
                     if entry is inode:
-                        above = b"" if directory.ino == ROOT_INO else self.name_of(directory) + b"/"
-                        return above + name
+                        return self._path(directory, name)
         return b""
+
+    def _path(self, directory: Directory, name: bytes) -> bytes:
+        return name if directory.ino == ROOT_INO else self.name_of(directory) + b"/" + name
 
     def create(self, parent: int, name: bytes, mode: int, creds: Creds, now_ns: int, rdev: int = 0) -> Inode:
         """A new regular file or special file of the type in mode."""
@@ -215,6 +223,7 @@ class Namespace:
     @staticmethod
     def _place(directory: Directory, name: bytes, inode: Inode, came_from: Directory) -> None:
         directory.entries[name] = inode
+        inode.last_parent, inode.last_name = directory.ino, name
         if isinstance(inode, Directory) and directory is not came_from:
             inode.parent = directory.ino
             came_from.nlink -= 1
@@ -253,6 +262,7 @@ class Namespace:
         if self._inodes.find(inode.ino) is None:
             self._inodes.add(inode)
         directory.entries[name] = inode
+        inode.last_parent, inode.last_name = directory.ino, name
         directory.mtime_ns = directory.ctime_ns = now_ns
         return inode
 

@@ -261,6 +261,17 @@ class FramePool:
         start = pfn - (first << ORDER_2M)
         return found[start : start + count]
 
+    def state_run(self, pfn: int, max_count: int) -> tuple[FrameState, int]:
+        """The state of a frame, and how many from it on are in it, at most max_count."""
+        state, at, end = self.state(pfn), pfn, pfn + max_count
+        while at < end:
+            stop = min(end, (at | _BLOCK * _BLOCKS_AT_ONCE - 1) + 1)
+            other = (self.states(at, stop - at) != state).nonzero()[0]
+            if len(other):
+                return state, at + int(other[0]) - pfn
+            at = stop
+        return state, end - pfn
+
     def copy_states(self) -> StateCopy:
         return StateCopy(self._block_array, self._frame_array, _MIXED, self._counts)
 

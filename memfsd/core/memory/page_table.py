@@ -8,13 +8,16 @@ Nodes cover a gig (2^18 pages) or a chunk (512 pages) of the file:
 and holes have none, so a mapped page costs 4.4 bytes at most and a large frame next to nothing. A gig is
 broken up into chunks, a chunk into an array, when a part of it goes; an array whose frames become contiguous
 is an int again. Ranges may be 2^51 pages long: work grows with the nodes in a range, not with the range.
-Reading and changing the three forms stay in one place: hence the length.
+
+While somebody looks at all tables as they were at one moment (TablesThen), a table that is changed is kept first, and
+arrays are replaced, not changed. Reading and changing the three forms stay in one place: hence the length.
 """
 
+import sys
 from array import array
-from bisect import bisect_right
+from bisect import bisect_left, insort
 from collections.abc import Iterator
-from itertools import pairwise
+from itertools import islice, pairwise
 from typing import Protocol, TypeAlias
 
 import numpy as np
@@ -38,13 +41,47 @@ class Published(Protocol):
 _CHUNK = 1 << ORDER_2M
 _GIG = 1 << ORDER_1G
 _LAST = _CHUNK - 1
-_SHORT = 2
+_SHORT = 1
 """Arrays, of up to 256 runs each, whose pages are unmapped at once."""
 _MANY = 256
 """Nodes that are unmapped, or shown, at once."""
-_TAKEN = 128
+_TAKEN = 64
+_PART_EXTENTS = 64
+_PART_PAGES = 1 << 22
+"""What one step looks at: less than a millisecond with Service.lock held."""
 _NOTHING = array("I", bytes(4 * _CHUNK))
 _COUNTING = np.arange(_CHUNK, dtype=np.uint32)
+
+
+class TablesThen:
+    """All page tables as they are when it is made, with Service.lock held, for who takes one after the other: with the
+    lock held again each time, until `close`."""
+
+    made = 0
+    """How many there have been: the number of the last one."""
+
+    def __init__(self) -> None:
+        self._kept: dict[FilePages, FilePages] = {}
+        TablesThen.made += 1
+        self.number = TablesThen.made
+        _open.append(self)
+
+    def of(self, table: "FilePages") -> "FilePages":
+        """A copy that stays as it was then, until `close`."""
+        return self._kept[table] if table in self._kept else table.keep_in(self)
+
+    def keep(self, table: "FilePages", copy: "FilePages") -> None:
+        self._kept[table] = copy
+
+    def has(self, table: "FilePages") -> bool:
+        return table in self._kept
+
+    def close(self) -> None:
+        """Also without the lock."""
+        _open.remove(self)
+
+
+_open: list[TablesThen] = []
 
 
 class FilePages:
@@ -53,7 +90,7 @@ class FilePages:
     The table must not change while an iterator of it is in use.
     """
 
-    __slots__ = ("_chunks", "_gigs", "_starts", "page_count", "published")
+    __slots__ = ("_chunks", "_gigs", "_kept_until", "_node_counts", "_places", "page_count", "published")
 
     def __init__(self) -> None:
         self.page_count = 0
@@ -62,15 +99,33 @@ class FilePages:
         """Follows what is mapped and unmapped; a copy has none, and so must a table that is detached or taken from."""
         self._chunks: dict[int, Node] = {}
         self._gigs: dict[int, int] = {}
-        self._starts: Entries | None = None
-        """First pages of all nodes, sorted; made when a long range is asked for, None when out of date."""
+        self._node_counts: dict[int, int] = {}
+        """By the number of a gig: its nodes, if it has any."""
+        self._places: list[int] = []
+        """The numbers of these gigs, sorted."""
+        self._kept_until = TablesThen.made
+        """The last TablesThen that has it, or that was there before it."""
 
-    def copy(self) -> "FilePages":
-        """One that stays as it is now: a step for each node."""
+    def keep_in(self, then: TablesThen) -> "FilePages":
+        """A copy for it, which has the same arrays."""
         other = FilePages()
-        other._chunks = {number: node[:] if isinstance(node, array) else node for number, node in self._chunks.items()}
-        other._gigs, other.page_count = dict(self._gigs), self.page_count
+        other._chunks, other._gigs, other.page_count = dict(self._chunks), dict(self._gigs), self.page_count
+        other._node_counts, other._places = dict(self._node_counts), self._places[:]
+        then.keep(self, other)
         return other
+
+    def _keep(self) -> None:
+        """Before it changes, while anybody looks at the tables as they were."""
+        for then in _open[:]:
+            if then.number > self._kept_until and not then.has(self):
+                self.keep_in(then)
+        self._kept_until = TablesThen.made
+
+    def _replace(self, number: int, chunk: Entries) -> Entries:
+        """A chunk that may be changed: others have the one that was there."""
+        self._keep()
+        own = self._chunks[number] = chunk[:]
+        return own
 
     def lookup(self, pgoff: int) -> Pfn | None:
         chunk = self._chunks.get(pgoff >> 9)
@@ -111,6 +166,15 @@ class FilePages:
     def extents(self, start: int, end: int) -> Iterator[Run]:
         """Mapped runs of [start, end) in order, as long as they can be."""
         return _merged(self._pieces(start, end))
+
+    def part(self, start: int, end: int) -> tuple[list[Run], Pgoff]:
+        """The first extents of [start, end) that one step should look at, and up to where these are all."""
+        first = self._first_mapped(start, end)
+        if first is None:
+            return [], Pgoff(end)
+        stop = min(end, (first & -_GIG) + _PART_PAGES)  # where no gig has to be broken up
+        runs = list(islice(self.extents(first, stop), _PART_EXTENTS))
+        return runs, Pgoff(runs[-1][0] + runs[-1][2] if len(runs) == _PART_EXTENTS else stop)
 
     def frames(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """(pages, frames) of all that is mapped, in order and in parts of bounded length."""
@@ -186,6 +250,8 @@ class FilePages:
     def map_run(self, pgoff: int, pfn: int, count: int) -> None:
         """Map count pages from pgoff to the frames from pfn. They must be holes."""
         assert 0 <= pgoff < pgoff + count <= PGOFF_END
+        if _open:
+            self._keep()
         if (pgoff & _LAST) + count < _CHUNK:
             self._map_pages(pgoff, pfn, count)
         else:
@@ -201,6 +267,8 @@ class FilePages:
             self.map_run(pgoff, pfn, 1)
             return
         assert not chunk[index], f"page {pgoff:#x} is mapped"
+        if _open:
+            chunk = self._replace(pgoff >> 9, chunk)
         chunk[index] = pfn + 1
         self.page_count += 1
         if self.published is not None:
@@ -212,6 +280,8 @@ class FilePages:
         """Take the pages of [start, end) out; the runs that were mapped, in order."""
         if end - start == 1 and isinstance(chunk := self._chunks.get(start >> 9), array):
             return self._unmap_page(start, chunk)
+        if _open:
+            self._keep()
         runs = list(self.extents(start, end))
         for first, size, node in list(self._nodes(start, end)):
             low, high = max(start, first), min(end, first + size)
@@ -222,6 +292,7 @@ class FilePages:
                 if high < first + size:
                     self._map(high, node + high - first, first + size - high)
             else:
+                node = self._replace(first >> 9, node) if _open else node
                 _view(node)[low - first : high - first] = 0
                 if node == _NOTHING:
                     self._remove(first, size)
@@ -245,19 +316,19 @@ class FilePages:
         that is all of them.
         """
         assert self.published is None
+        if _open:
+            self._keep()
         other = FilePages()
         if start <= 0 and end >= PGOFF_END:
             other._chunks, other._gigs, other.page_count = self._chunks, self._gigs, self.page_count
-            self._chunks, self._gigs, self._starts, self.page_count = {}, {}, None, 0
+            other._node_counts, other._places = self._node_counts, self._places
+            self._chunks, self._gigs, self._node_counts, self._places, self.page_count = {}, {}, {}, [], 0
             return other
         for first, size, node in list(self._nodes(start, end)):
             low, high = max(start, first), min(end, first + size)
             if high - low == size:
                 self._remove(first, size)
-                if size == _GIG and isinstance(node, int):
-                    other._gigs[first >> 18] = node
-                else:
-                    other._chunks[first >> 9] = node
+                other._put(first, size, node)
             elif isinstance(node, int):
                 self._remove(first, size)
                 if first < low:
@@ -266,13 +337,14 @@ class FilePages:
                     self._map(high, node + high - first, first + size - high)
                 other._map(low, node + low - first, high - low)
             else:
+                node = self._replace(first >> 9, node) if _open else node
                 part = _NOTHING[:]
                 part[low - first : high - first] = node[low - first : high - first]
                 _view(node)[low - first : high - first] = 0
                 if node == _NOTHING:
                     self._remove(first, size)
                 if part != _NOTHING:
-                    other._chunks[first >> 9] = part
+                    other._put(first, _CHUNK, part)
         other.page_count = other.count_mapped(start, end)
         self.page_count -= other.page_count
         return other
@@ -280,32 +352,41 @@ class FilePages:
     def take(self) -> list[Run]:
         """Take some nodes out: their runs, in order, about as many as can be freed in a millisecond. [] when empty."""
         assert self.published is None
+        if _open:
+            self._keep()
         runs: list[Run] = []
         while len(runs) < _TAKEN and (self._chunks or self._gigs):
             table, bits = (self._chunks, 9) if self._chunks else (self._gigs, 18)
             number, node = table.popitem()  # the last one: to take from the front of a dict gets slow
             first, size = number << bits, 1 << bits
+            self._uncount(first >> 18)
             if isinstance(node, int):
                 runs.append((Pgoff(first), Pfn(node), size))
             else:
                 runs += _array_runs(node, 0, size, first)
-        self._starts = None
         self.page_count -= sum(count for _, _, count in runs)
         return list(_merged(iter(sorted(runs))))
 
     def count_mapped(self, start: int, end: int) -> int:
         """Mapped pages of [start, end), in a step for each node."""
-        count = 0
-        for first, size, node in self._nodes(start, end):
+        count, _ = self.count_some(start, end, sys.maxsize)
+        return count
+
+    def count_some(self, start: int, end: int, max_nodes: int) -> tuple[int, int]:
+        """Mapped pages of [start, end), as far as so many nodes reach; and how far that is."""
+        count, seen, reached = 0, 0, start
+        for first, size, node in islice(self._nodes(start, end), max_nodes):
             low, high = max(start, first), min(end, first + size)
             mapped = high - low if isinstance(node, int) else np.count_nonzero(_view(node)[low - first : high - first])
-            count += int(mapped)
-        return count
+            count, seen, reached = count + int(mapped), seen + 1, high
+        return count, reached if seen == max_nodes else end
 
     def _unmap_page(self, pgoff: int, chunk: Entries) -> list[Run]:
         entry = chunk[pgoff & _LAST]
         if not entry:
             return []
+        if _open:
+            chunk = self._replace(pgoff >> 9, chunk)
         chunk[pgoff & _LAST] = 0
         if chunk == _NOTHING:
             self._remove(pgoff & -_CHUNK, _CHUNK)
@@ -325,9 +406,8 @@ class FilePages:
                 self._map_chunks(pgoff, pfn, part)
             else:
                 part = _GIG
-                assert self._first_mapped(pgoff, pgoff + _GIG) is None
-                self._gigs[pgoff >> 18] = pfn
-                self._starts = None
+                assert pgoff >> 18 not in self._node_counts, f"pages of {pgoff:#x}+{_GIG:#x} are mapped"
+                self._put(pgoff, _GIG, pfn)
             pgoff += part
             pfn += part
 
@@ -337,8 +417,10 @@ class FilePages:
         chunk = self._chunks.get(number)
         if chunk is None:
             assert pgoff >> 18 not in self._gigs
-            chunk = self._chunks[number] = _NOTHING[:]
-            self._starts = None
+            chunk = _NOTHING[:]
+            self._put(pgoff & -_CHUNK, _CHUNK, chunk)
+        elif _open and not isinstance(chunk, int):
+            chunk = self._replace(number, chunk)
         assert not isinstance(chunk, int), f"page {pgoff:#x} is mapped"
         last = index + count
         assert chunk[index:last] == _NOTHING[:count], f"pages of {pgoff:#x}+{count:#x} are mapped"
@@ -355,50 +437,65 @@ class FilePages:
     def _map_chunks(self, pgoff: int, pfn: int, count: int) -> None:
         """Whole chunks of one gig."""
         assert pgoff >> 18 not in self._gigs
-        chunks = self._chunks
         for base in range(pfn, pfn + count, _CHUNK):
-            number = pgoff + base - pfn >> 9
-            assert number not in chunks
-            chunks[number] = base
-        self._starts = None
+            first = pgoff + base - pfn
+            assert first >> 9 not in self._chunks, f"page {first:#x} is mapped"
+            self._put(first, _CHUNK, base)
+
+    def _put(self, first: int, size: int, node: Node) -> None:
+        """A node where there is none."""
+        place, counts = first >> 18, self._node_counts
+        if size == _GIG and isinstance(node, int):
+            self._gigs[place] = node
+        else:
+            self._chunks[first >> 9] = node
+        if place in counts:
+            counts[place] += 1
+        else:
+            counts[place] = 1
+            insort(self._places, place)
 
     def _remove(self, first: int, size: int) -> None:
         if size == _GIG:
             del self._gigs[first >> 18]
         else:
             del self._chunks[first >> 9]
-        self._starts = None
+        self._uncount(first >> 18)
+
+    def _uncount(self, place: int) -> None:
+        """A gig has a node less."""
+        if self._node_counts[place] > 1:
+            self._node_counts[place] -= 1
+        else:
+            del self._node_counts[place]
+            del self._places[bisect_left(self._places, place)]
 
     def _nodes(self, start: int, end: int) -> Iterator[tuple[int, int, Node]]:
         """(first page, pages, node) of the nodes that overlap [start, end), in order."""
-        if end - start >> 9 > len(self._chunks) + len(self._gigs):
-            starts = self._sorted_starts()
-            for at in range(max(bisect_right(starts, start) - 1, 0), len(starts)):
-                first = starts[at]
-                if first >= end:
-                    break
-                node = self._chunks.get(first >> 9)
-                if node is not None:
-                    if first + _CHUNK > start:
-                        yield first, _CHUNK, node
-                elif first + _GIG > start:
-                    yield first, _GIG, self._gigs[first >> 18]
+        if end - start <= _GIG:
+            yield from self._nodes_in(start, end)
             return
-        at = start
-        while at < end:
-            node = self._chunks.get(at >> 9)
-            if node is not None:
-                yield at & -_CHUNK, _CHUNK, node
-            elif at >> 18 in self._gigs:
-                yield at & -_GIG, _GIG, self._gigs[at >> 18]
-                at |= _GIG - 1
-            at = (at | _LAST) + 1
+        places = self._places
+        for at in range(bisect_left(places, start >> 18), len(places)):
+            first = places[at] << 18
+            if first >= end:
+                break
+            yield from self._nodes_in(max(start, first), min(end, first + _GIG))
 
-    def _sorted_starts(self) -> Entries:
-        if self._starts is None:
-            gigs = [number << 18 for number in self._gigs]
-            self._starts = array("Q", sorted([*gigs, *(number << 9 for number in self._chunks)]))
-        return self._starts
+    def _nodes_in(self, start: int, end: int) -> Iterator[tuple[int, int, Node]]:
+        """`_nodes` of a gig or less: looks for each chunk."""
+        chunks, at = self._chunks, start
+        while at < end:
+            place = at >> 18
+            stop = min(end, place + 1 << 18)
+            if place in self._gigs:
+                yield place << 18, _GIG, self._gigs[place]
+            else:
+                for number in range(at >> 9, (stop - 1 >> 9) + 1):
+                    node = chunks.get(number)
+                    if node is not None:
+                        yield number << 9, _CHUNK, node
+            at = stop
 
     def _pieces(self, start: int, end: int) -> Iterator[Run]:
         """Mapped runs of [start, end), cut where a node ends."""

@@ -1,11 +1,12 @@
 """The page table of one file, in its three forms: gigs, chunks and single pages."""
 
 import tracemalloc
+from collections.abc import Callable
 from itertools import pairwise
 
 import pytest
 
-from memfsd.core.memory.page_table import FilePages
+from memfsd.core.memory.page_table import FilePages, TablesThen
 from memfsd.uapi.units import PGOFF_END
 
 CHUNK = 512
@@ -213,10 +214,12 @@ def test_frames_are_shown_in_order_in_every_form_and_a_copy_stays(pages: FilePag
     for number in range(300):
         pages.map_run(3 * GIG + number * CHUNK + 7, 5000 + 2 * number, 1)
     runs = list(pages.extents(0, PGOFF_END))
-    copied = pages.copy()
-    pages.unmap(3 * GIG, 3 * GIG + 9 * CHUNK)
-    pages.map_run(GIG, 9, 1)
-    pages.map_run(3 * GIG + 9 * CHUNK, 77, 3)
+    then = TablesThen()
+    try:
+        copied = then.of(pages)
+        _change(pages)
+    finally:
+        then.close()
     shown = list(copied.frames())
     assert max(len(pfns) for _, pfns in shown) <= GIG + 2 * CHUNK + 300
     assert len(shown) > 1
@@ -224,3 +227,102 @@ def test_frames_are_shown_in_order_in_every_form_and_a_copy_stays(pages: FilePag
     assert got == [(pgoff + n, pfn + n) for pgoff, pfn, count in runs for n in range(count)]
     assert copied.page_count == len(got)
     assert list(FilePages().frames()) == []
+
+
+def _change(pages: FilePages) -> None:
+    pages.unmap(3 * GIG, 3 * GIG + 9 * CHUNK)
+    pages.map_run(GIG, 9, 1)
+    pages.map_run(3 * GIG + 9 * CHUNK, 77, 3)
+
+
+def _map_page(pages: FilePages) -> None:
+    pages.map_page(8, 99)
+
+
+def _unmap_page(pages: FilePages) -> None:
+    pages.unmap(7, 8)
+
+
+def _unmap_some(pages: FilePages) -> None:
+    pages.unmap(6, 9)
+
+
+def _detach(pages: FilePages) -> None:
+    pages.detach(0, PGOFF_END)
+
+
+def _detach_some(pages: FilePages) -> None:
+    pages.detach(6, 8)
+
+
+def _take(pages: FilePages) -> None:
+    pages.take()
+
+
+@pytest.mark.parametrize("change", [_map_page, _unmap_page, _unmap_some, _detach, _detach_some, _take])
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_a_table_is_seen_as_it_was_whatever_changes_it(
+    pages: FilePages, change: Callable[[FilePages], None], is_copied: bool
+) -> None:
+    """Whether or not its turn has come."""
+    pages.map_run(4, 40, 2)
+    pages.map_run(7, 70, 1)
+    before = list(pages.extents(0, PGOFF_END))
+    then = TablesThen()
+    try:
+        if is_copied:
+            assert list(then.of(pages).extents(0, PGOFF_END)) == before
+        change(pages)
+        assert list(then.of(pages).extents(0, PGOFF_END)) == before
+        assert then.of(pages).page_count == 3
+        assert pages.page_count != 3
+    finally:
+        then.close()
+
+
+def test_two_may_look_and_each_sees_its_own_moment(pages: FilePages) -> None:
+    pages.map_run(4, 40, 2)
+    first = TablesThen()
+    try:
+        pages.map_page(8, 80)
+        second = TablesThen()
+        pages.map_page(9, 90)
+        assert (first.of(pages).page_count, second.of(pages).page_count, pages.page_count) == (2, 3, 4)
+        second.close()
+        pages.unmap(4, 5)
+        assert first.of(pages).page_count == 2
+    finally:
+        first.close()
+
+
+def test_what_is_made_or_changed_later_is_not_kept(pages: FilePages) -> None:
+    then = TablesThen()
+    try:
+        later = FilePages()
+        later.map_run(0, 0, 1)
+        assert not then.has(later)
+    finally:
+        then.close()
+    pages.map_run(0, 5, 1)
+    assert not then.has(pages)
+
+
+def test_a_part_is_bounded_by_extents_and_by_pages(pages: FilePages) -> None:
+    assert pages.part(3, 99) == ([], 99)
+    for page in range(0, 1000, 2):
+        pages.map_run(page, page, 1)
+    runs, reached = pages.part(1, 1000)
+    assert runs == [(page, page, 1) for page in range(2, reached, 2)]
+    assert 10 < len(runs) < 100
+    pages.map_run(GIG, 1 << 20, 100 * GIG)
+    ((start, _, page_count),), reached = pages.part(1001, PGOFF_END)
+    assert start == GIG
+    assert reached == GIG + page_count < 101 * GIG
+
+
+def test_pages_are_counted_some_nodes_at_a_time(pages: FilePages) -> None:
+    for number in range(5):
+        pages.map_run(2 * number * CHUNK + 3, 9 * number, 2)
+    assert pages.count_some(0, PGOFF_END, 2) == (4, 3 * CHUNK)
+    assert pages.count_some(3 * CHUNK, PGOFF_END, 99) == (6, PGOFF_END)
+    assert pages.count_some(0, 4, 1) == (1, 4)
