@@ -149,7 +149,7 @@ class Faults:
         mmu.lock.acquire()
         try:
             if self._vm.exports.by_gfn:
-                self._check_not_out(page_fault, count)
+                self._check_not_out(page_fault, count, order)
             if not (mmu.install_large(page_fault, pfn, count, order) if order else mmu.install(page_fault, pfn, count)):
                 return False
             if order:
@@ -160,12 +160,14 @@ class Faults:
         finally:
             mmu.lock.release()
 
-    def _check_not_out(self, page_fault: PageFault, count: int) -> None:
+    def _check_not_out(self, page_fault: PageFault, count: int, order: int) -> None:
         """EBADMSG: the store granted a page that it swapped out and did not bring in, so that its contents are lost.
         With Mmu.lock held."""
         gmem = page_fault.slot.backing.gmem
         if gmem is not None and not self._vm.mmu.is_stale(page_fault, count):
-            out = self._vm.exports.first_out(gmem, page_fault.pgoff, Pgoff(page_fault.pgoff + count))
+            ahead = page_fault.gfn & (1 << order) - 1
+            first = page_fault.pgoff - ahead
+            out = self._vm.exports.first_out(gmem, Pgoff(first), Pgoff(first + count))
             if out is not None:
                 raise Refused(errno.EBADMSG, f"file page {out:#x} is swapped out, and was granted as another frame")
 

@@ -148,9 +148,10 @@ and the table of distances (mount option distances=).
 """,
     "swapout": """\
 Pages that the VM has touched leave memory: KVM encrypts them, memfsd writes them to the swap file of the mount
-(-o swap=FILE), and a touch of the guest brings them back. What was never touched, and large pages, stay. Needs a
-paired VM: nobody else can read its memory. For root, the owner of the file, and the user who mounted. Exit status 1
-when a page could not leave (the swap file is full, the VM refused it): it says how much did, and why not all.
+(-o swap=FILE), and a touch of the guest brings them back. What was never touched stays, and large pages do if the
+mount does not split them (-o split=on). Needs a paired VM: nobody else can read its memory. For root, the owner of the
+file, and the user who mounted. Exit status 1 when a page could not leave (the swap file is full, the VM refused it): it
+says how much did, and why not all.
 
   memfs swapout /mnt/vm.mem                        all of it
   memfs swapout /mnt/vm.mem -o 2M -l 1M            a megabyte

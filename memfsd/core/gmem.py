@@ -18,6 +18,7 @@ from memfsd.uapi.messages import Body, GetPfnReply
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import (
+    ORDER_2M,
     ORDER_4K,
     PAGE_SHIFT,
     PAGE_SIZE,
@@ -501,6 +502,10 @@ class GuestMemory:
 
     # -- swap
 
+    def swaps(self, file: Regular) -> bool:
+        """Its pages may leave one by one: a large one is split for that."""
+        return self.punch_order(file) == ORDER_4K
+
     def swapped_out(
         self, file: Regular, pages: list[tuple[Pgoff, Pfn]], slots: list[int], holes: list[tuple[Pgoff, Pfn]]
     ) -> Scrub:
@@ -509,6 +514,9 @@ class GuestMemory:
         assert guest.open_invalidation is not None
         runs: Runs = []
         for pgoff, pfn in [*pages, *holes]:
+            if file.order and whole_order(file.pages, pgoff, file.order):
+                guest.split_count += 1
+                self._pool.split_count += 1
             taken = file.pages.unmap(pgoff, Pgoff(pgoff + 1))
             assert taken == [(pgoff, pfn, 1)], f"page {pgoff:#x} is not in frame {pfn:#x} any more"
             self._pool.set_state(pfn, 1, FrameState.CLOSING)
@@ -528,7 +536,11 @@ class GuestMemory:
         if not slots:
             return Pfn(0), []
         zones, most = file.zones_at(pgoff, len(slots))
-        pfn, count = self._pool.alloc_run(most, FrameState.MOVING, zones=zones)
+        after = None
+        if file.order:
+            after = place_of(file.pages, pgoff, file.order)
+            most = min(most, (1 << ORDER_2M) - pgoff % (1 << ORDER_2M))
+        pfn, count = self._pool.alloc_run(most, FrameState.MOVING, zones=zones, after=after)
         return pfn, slots[:count]
 
     def swapped_in(self, file: Regular, pgoff: Pgoff, pfn: Pfn, count: int) -> None:
@@ -537,6 +549,8 @@ class GuestMemory:
         self._pool.set_state(pfn, count, _PRIVATE)
         file.pages.map_run(pgoff, pfn, count)
         self._slots.in_count += count
+        if file.order:
+            merge(self._pool, file.pages, guest_of(file), pgoff, file.order)
 
     def swap_in_failed(self, file: Regular, pfn: Pfn, count: int) -> Scrub:
         """The pages stay in the file; the frames go."""

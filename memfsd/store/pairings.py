@@ -83,7 +83,9 @@ class PairedFile:
 
     def _get_pfn_after(self, refused: Refused, pgoff: int, max_pages: int, order: int) -> GetPfnReply:
         file, pairings = self.file, self._pairings
-        for attempt in range(1 if file.order else _ATTEMPTS):
+        with self._lock:
+            swaps = self._gmem.swaps(file)
+        for attempt in range(_ATTEMPTS if swaps else 1):
             # What is free may be on other nodes than the file's: from the second time on pages leave anyway.
             wanted = None if file.order or attempt else 1
             if isinstance(refused, SwappedOut):
@@ -92,7 +94,7 @@ class PairedFile:
                 except Refused as failed:
                     refused = failed
             if not isinstance(refused, SwappedOut) and (
-                refused.errno != errno.ENOSPC or not pairings.reclaimer.reclaim(file.ino, wanted, swap=not file.order)
+                refused.errno != errno.ENOSPC or not pairings.reclaimer.reclaim(file.ino, wanted, swap=swaps)
             ):
                 raise self._with_swap(refused)
             try:
@@ -106,7 +108,7 @@ class PairedFile:
         """A pool without a free frame is not all that is full."""
         with self._lock:
             slots = self._pairings.service.slots
-            if refused.errno == errno.ENOSPC and slots.is_on and not slots.free_count and not self.file.order:
+            if refused.errno == errno.ENOSPC and slots.is_on and not slots.free_count and self._gmem.swaps(self.file):
                 refused = Refused(errno.ENOSPC, f"{refused.reason}; and {slots.full().reason}")
             return self._gmem.out_of_room(self.file, refused)
 

@@ -24,7 +24,7 @@ from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.limits import MAX_SWAP_PAGES, SWAP_BLOB_BYTES, SWAP_WINDOW_PAGES
 from memfsd.uapi.messages import Empty, Kind, SwapIn, SwapOutReply
 from memfsd.uapi.messages import SwapOut as SwapOutBody
-from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pfn, Pgoff
+from memfsd.uapi.units import ORDER_2M, PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Ino, Pfn, Pgoff, format_size
 
 from .deadlines import Deadlines
 from .invalidator import InvalidateRange, Invalidator
@@ -159,7 +159,7 @@ class Swapper:
         return [
             file
             for file in self._service.inodes.sealed_files()
-            if not file.order
+            if self._service.gmem.swaps(file)
             and file.pages.page_count
             and guest_of(file).device is None
             and guest_of(file).memfd is None
@@ -180,7 +180,8 @@ class Swapper:
         """Pages [start, end) of a file leave, as many as one step takes. What cannot stays, and PagedOut says why.
 
         EACCES for who neither owns the file nor the mount (`owner`) nor is root; EOPNOTSUPP without a swap file, for
-        large pages, and for a VM that gives no page out; ENOTCONN without a VM; EINVAL past the end of the file.
+        large pages that do not split, and for a VM that gives no page out; ENOTCONN without a VM; EINVAL past the end
+        of the file.
         """
         with self._service.lock:
             file, slots = self._service.inodes.regular(ino), self._service.slots
@@ -215,8 +216,10 @@ class Swapper:
         if not slots.is_on:
             why = "swap is off: it was turned off" if slots.total else "there is no swap file: mount with swap=FILE"
             raise Refused(errno.EOPNOTSUPP, why)
-        if file.order:
-            raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} has large pages, which are not swapped")
+        if not self._service.gmem.swaps(file):
+            size = format_size(PAGE_SIZE << file.order)
+            why = f"inode {file.ino} has pages of {size}, which are swapped in parts only: mount with split=on"
+            raise Refused(errno.EOPNOTSUPP, why)
         if guest_of(file).device is not None:
             raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} is a device, whose memory stays where it is")
         if guest_of(file).memfd is not None:
@@ -389,7 +392,10 @@ class Swapper:
 
 
 def _window(file: Regular, start: Pgoff, most: int, stop: Pgoff = Pgoff(PGOFF_END)) -> _Window:
-    """At most so many mapped pages of [start, stop)."""
+    """At most so many mapped pages of [start, stop); of large pages all of one of 2 MiB, since KVM knows of that one
+    whether it was used."""
+    if file.order:
+        stop, most = min(stop, Pgoff((start >> ORDER_2M) + 1 << ORDER_2M)), 1 << ORDER_2M
     left, end = most, start
     for pgoff, _, count in file.pages.extents(start, min(Pgoff(start + 16 * most), stop)):
         end = Pgoff(pgoff + min(count, left))

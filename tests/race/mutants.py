@@ -536,6 +536,12 @@ MUTANTS: tuple[Mutant, ...] = (
         at="swap-in-x-fault",
     ),
     _mutant(
+        "swap: a large frame is granted where a part of the large page is out",
+        f"{_GMEM}._is_fresh",
+        (" and not (guest.absent and guest.absent.first(first, last) < last)", ""),
+        at="swap-large-x-fault",
+    ),
+    _mutant(
         "swap: a punch leaves what is out",
         "memfsd.core.private.strategies:Unmap.take",
         ("        taking.guest.absent.take(taking.start, taking.end)\n", "        pass\n"),

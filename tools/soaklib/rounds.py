@@ -17,7 +17,7 @@ from soaklib.fleet import Fleet, RunningVm
 from soaklib.host import NODES, Host
 from soaklib.report import Report
 
-OPTIONS = f"size=96M,resize=any,nodes={NODES},swap_size=16M"
+OPTIONS = f"size=96M,resize=any,split=on,nodes={NODES},swap_size=16M"
 POLICIES = (("none", "kept"), ("punch", "kept"), ("overlay", "kept"), ("overlay", "freed"), ("recreate", "kept"))
 PAGE_BYTES = (4096, 2 << 20)
 DESIGNS = tuple(itertools.product(POLICIES, PAGE_BYTES))
