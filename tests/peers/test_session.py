@@ -53,7 +53,7 @@ def test_a_pair_that_is_refused_late_leaves_no_window(store: LocalStore, monkeyp
         assert wire.pair() == "EPERM"
     settled(store)
     assert store.windows.window_count() == 0
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert len(os.listdir("/proc/self/fd")) <= fds
     assert store.findings() == []
 
 
@@ -78,4 +78,4 @@ def test_a_dump_goes_on_only_where_one_was_begun(store: LocalStore) -> None:
             assert os.get_inheritable(fd) is False
             os.close(fd)
     settled(store)
-    assert len(os.listdir("/proc/self/fd")) == fds, "memfsd keeps none of those that it sent"
+    assert len(os.listdir("/proc/self/fd")) <= fds, "memfsd keeps none of those that it sent"

@@ -49,7 +49,7 @@ def test_a_pairing_that_fails_leaves_no_window_and_no_peer(store: CoreStore) -> 
 
     with refused("EMFILE", match=f"inode {file.ino}"):
         store.store.pairings.pair(token.id, Pairing("vm", 1, ME.uid, frozenset(KVM_OPERATIONS)), no_more_descriptors)
-    assert len(os.listdir("/proc/self/fd")) == fds
+    assert len(os.listdir("/proc/self/fd")) <= fds
     assert guest_of(file).pairing is None
     assert store.store.pairings.peers() == []
 

@@ -104,7 +104,7 @@ def test_what_is_no_map_that_keeps_its_size_is_a_broken_store(size: int, seals: 
     before = len(os.listdir("/proc/self/fd"))
     with pytest.raises(PeerLost):
         PageMap(_memfd(size, seals), PAGES)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before
 
 
 def test_what_is_no_memfd_is_a_broken_store() -> None:

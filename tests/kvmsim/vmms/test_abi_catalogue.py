@@ -209,4 +209,4 @@ def test_nothing_is_left_open() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for situation in SITUATIONS[:20]:
         run(situation)
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before

