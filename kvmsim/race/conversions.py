@@ -5,6 +5,7 @@ import os
 from kvmsim.kvm.region import AttributesRange, GmemFd, Region2, SlotFlag, Userspace
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.store.link import FileId
+from memfsd.core.files.inodes import Regular
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.gmem_ioctls import ATTRIBUTE_PRIVATE, MemoryAttributes2
 from memfsd.uapi.units import PAGE_SHIFT
@@ -105,8 +106,10 @@ class Conversions:
         now = self._history.tick()
         for name, ino in world.inos.items():
             with world.store.service.lock:
-                file = world.store.service.inodes.regular(ino)
-                memfd = None if file.guest is None else file.guest.memfd
+                file = world.store.service.inodes.find(ino)
+                if not isinstance(file, Regular) or file.guest is None:  # it has lost its last name, or is not private
+                    continue
+                memfd = file.guest.memfd
                 shared = [] if memfd is None else [memfd.is_shared(at, at + 1) for at in range(file.size >> PAGE_SHIFT)]
             for pgoff, is_shared in enumerate(shared):
                 pages = self._aliases.of_file(name, pgoff, 1)
