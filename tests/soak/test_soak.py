@@ -57,9 +57,8 @@ def test_the_soak(tmp_path: Path) -> None:
     SOAKS.append(report)
     # Everything that was to happen has happened, but for what two must meet for: else the verdict means nothing.
     for name, count in counts.items():
-        assert count > 0 or name in ("starved", "pool_full", "refused", "lost_pages", "memory_failures"), (
-            f"{name}: {counts}"
-        )
+        by_chance = ("starved", "pool_full", "refused", "lost_pages", "memory_failures", "programs_taken_from")
+        assert count > 0 or name in by_chance, f"{name}: {counts}"
     assert list(tmp_path.iterdir()) == [], "what it made is gone"
 
 

@@ -5,6 +5,8 @@ rounds      what one round is: steady, or the loss of the store
 host        what the host does meanwhile: punches, truncates, moves, swaps, files, stops, kills
 fleet       the VMMs of a round: started, and judged when they end
 vmm         one VMM, a process: vCPUs in threads that write, convert and verify
+programs    one whose vCPUs run guest programs, machine code
+plan        what the host asks of a VMM
 kvm         all that is used of kvmsim
 model       what a page may read as, given when it was written and when it was taken
 ledger      shared by host and VMM: when each page was taken, counters, flags

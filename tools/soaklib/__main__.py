@@ -29,9 +29,10 @@ Each round starts VMMs, real processes with three vCPUs each, on new sealed file
 and freed) and recreate, frames of 4K and 2M. While they write, convert and verify, the host punches, shrinks and grows,
 allocates, moves pages to another node, swaps them out, lets frames fail, fills the pool (so that more leave), uses
 ordinary files, stops and kills VMMs. Every fourth round memfsd itself is killed, and ended under running guests. A page
-must hold what its guest wrote last, or zeros if the host took it since. After each round no frame may be missing but
-those that failed, and `memfs check` must be clean; memory, fds and threads of memfsd must stay where the first round
-left them.
+must hold what its guest wrote last, or zeros if the host took it since. One more VM runs guest programs, machine code on
+two vCPUs (touch, convert, spinlock, ring, punched): each must do its work unless something was taken from it. After
+each round no frame may be missing but those that failed, and `memfs check` must be clean; memory, fds and threads of
+memfsd must stay where the first round left them.
 
 A round depends on the seed and its number only: repeat one with --seed N --round K.
 
@@ -41,15 +42,20 @@ exit status: 0 all held, 1 something did not, 2 usage
 
 def main() -> int:
     fill_standard_fds()
-    asked = _parser().parse_args()
+    parser = _parser()
+    asked = parser.parse_args()
+    from soaklib import programs
     from soaklib.report import Progress, Report
     from soaklib.rounds import Soak
 
+    code_vms: int = programs.are_there() if asked.code is None else asked.code
+    if code_vms and not programs.are_there():
+        parser.error("--code needs the guest programs and what runs them: pip install 'memfsd[cpu]', or leave it out")
     seed = asked.seed if asked.seed is not None else int.from_bytes(os.urandom(4))
     print(f"soak: --seed {seed}", file=sys.stderr, flush=True)
     report, failures = Report(), []
     base = Path(tempfile.mkdtemp(prefix="memfsd-soak.")).resolve()
-    soak = Soak(base, seed, asked.memfsd, report, asked.settle)
+    soak = Soak(base, seed, asked.memfsd, report, asked.settle, code_vms)
     progress = Progress(lambda: report.line(soak.levels()))
     begin = time.monotonic()
     try:
@@ -126,6 +132,12 @@ def _parser() -> argparse.ArgumentParser:
         default=60.0,
         metavar="SECONDS",
         help="how long memfsd has after a round to let go of what it holds (default 60)",
+    )
+    parser.add_argument(
+        "--code",
+        type=_count,
+        metavar="N",
+        help="VMs of each round whose vCPUs run guest programs, machine code (default 1; 0 without the extra cpu)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument(

@@ -11,8 +11,8 @@ from pathlib import Path
 from memfsd.uapi.names import XATTR_PAGE_SIZE, XATTR_SEALS
 from soaklib.daemon import DEADLINE_S, Daemon, Failure, until
 from soaklib.ledger import Ledger
+from soaklib.plan import Plan, plan_as_argument
 from soaklib.report import Report
-from soaklib.vmm import Plan, plan_as_argument
 
 STARVED_S = 1.0
 """A VMM that did not run for so long has an excuse for having missed its deadline."""
@@ -103,9 +103,21 @@ class Fleet:
         self._report = report
         self.vms: list[RunningVm] = []
 
-    def start(self, number: int, policy: str, under: str, page_bytes: int, vcpu_count: int, seed: str) -> RunningVm:
-        """number: of the file, unique in the whole run. Every other VM has memory encryption."""
-        size = 4 << 20 if page_bytes == 4096 else 16 << 20
+    def start(
+        self,
+        number: int,
+        policy: str,
+        under: str,
+        page_bytes: int,
+        vcpu_count: int,
+        seed: str,
+        *,
+        size: int = 0,
+        runs_code: bool = False,
+    ) -> RunningVm:
+        """number: of the file, unique in the whole run. Every other VM has memory encryption. runs_code: and reads and
+        writes nothing besides."""
+        size = size or (4 << 20 if page_bytes == 4096 else 16 << 20)
         path = self._daemon.path / f"vm{number}.mem"
         with path.open("xb"):
             pass
@@ -125,6 +137,7 @@ class Fleet:
             vcpu_count,
             number % 2 == 1,
             f"{seed} {number}",
+            runs_code,
         )
         vm = RunningVm(plan, self._directory)
         self.vms.append(vm)
@@ -132,6 +145,8 @@ class Fleet:
         self._report.count("vms")
         if plan.encrypted:
             self._report.count("encrypted_vms")
+        if plan.runs_code:
+            self._report.count("code_vms")
         return vm
 
     def wait_ready(self) -> None:

@@ -13,8 +13,8 @@ from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE, FALLOC_FL_PUNCH_HOLE
 from soaklib.daemon import DEADLINE_S, Daemon, Failure, until
 from soaklib.fleet import Fleet, RunningVm
 from soaklib.pattern import PAGE
+from soaklib.plan import Plan
 from soaklib.report import Report
-from soaklib.vmm import Plan
 
 _PACE_PAGES = 300
 """Pages that the guests verify between two actions, so that each meets guests at work."""

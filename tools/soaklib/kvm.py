@@ -1,20 +1,27 @@
 """All that the soak uses of kvmsim: a VM with private memory at GPA 0, several vCPUs, and a policy."""
 
+import errno
+import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 from kvmsim.kvm.alias import PRIVATE, SHARED
-from kvmsim.kvm.exits import Exit, MemoryErrorExit
+from kvmsim.kvm.exits import Exit, HltExit, MemoryErrorExit
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.encrypted import MemoryKey
 from kvmsim.memory.memory import WindowMemory
+from kvmsim.shell.image import read_program
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import Gfn
 
 PAGE_SHIFT = 12
+STORE_GONE = (errno.ENOTCONN, errno.ECONNABORTED)
+_LOSS_DEADLINE_S = 60.0
+_TICK_S = 0.05
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +48,7 @@ class Vm:
             self._machine.vm.create_vcpu(id_)
         self._machine.vmm.set_policy(policy, under)
         self._pages = size_bytes >> PAGE_SHIFT
+        self._wanted_back = threading.Event()
 
     # -- what a guest does
 
@@ -67,14 +75,57 @@ class Vm:
         """User space's loop around KVM_RUN. What is under way after trouble is abandoned by the vCPU's next action."""
         vmm = self._machine.vmm
         try:
-            result = vmm.run(cpu, action)
+            result = vmm.run(cpu, action, lambda _: self._wanted_back.is_set())
         except Refused as refused:
             return Trouble(refused.errno, f"{errno_name(refused.errno)}: {refused.reason}", refused=True)
+        if isinstance(result, HltExit):
+            return None
         if isinstance(result, Exit):
             number, why = (result.errno, result.why) if isinstance(result, MemoryErrorExit) else (0, "")
             return Trouble(number, why or str(result))
         assert result is None or isinstance(result, bytes)
         return result
+
+    # -- machine code
+
+    def boot(self, vcpu: int, name: str) -> Trouble | None:
+        """A guest program that comes along."""
+        cpu, program = self._machine.vm.vcpu(vcpu), read_program(f"guest:{name}", None, None)
+        done = self._run(cpu, lambda: self._machine.cpus.boot(cpu, program))
+        assert not isinstance(done, bytes)
+        return done
+
+    def execute(self, vcpu: int, *, again: bool = False) -> Trouble | None:
+        """To the next HLT. again: after one."""
+        cpu = self._machine.vm.vcpu(vcpu)
+        done = self._run(cpu, (lambda: self._going_on(cpu)) if again else (lambda: self._machine.cpus.run(cpu)))
+        assert not isinstance(done, bytes)
+        return done
+
+    @staticmethod
+    def _going_on(cpu: Vcpu) -> Exit | None:
+        exit_ = cpu.kvm_run()
+        assert exit_ is None or isinstance(exit_, Exit)
+        return exit_
+
+    def console(self, vcpu: int) -> str:
+        """What has been printed since the last time."""
+        return self._machine.console(self._machine.vm.vcpu(vcpu))
+
+    def has_printed(self, vcpu: int) -> bool:
+        return self._machine.cpus.has_printed(self._machine.vm.vcpu(vcpu))
+
+    def want_back(self) -> None:
+        """Every vCPU comes out with EINTR, until `let_go_on`."""
+        self._wanted_back.set()
+        for cpu in self._machine.vm.vcpus.values():
+            cpu.request_exit()
+
+    def let_go_on(self) -> None:
+        """No vCPU is in KVM_RUN."""
+        self._wanted_back.clear()
+        for cpu in self._machine.vm.vcpus.values():
+            cpu.run.immediate_exit = 0
 
     # -- what is known of it, while no conversion is under way
 
@@ -94,6 +145,12 @@ class Vm:
     def lost(self) -> str:
         """Why the store is gone; "" while it is there."""
         return self._link.lost
+
+    def await_loss(self) -> None:
+        """A system call on the mount may show the end of memfsd before its sockets do."""
+        until = time.monotonic() + _LOSS_DEADLINE_S
+        while not self.lost and time.monotonic() < until:
+            time.sleep(_TICK_S)
 
     @property
     def fault_count(self) -> int:

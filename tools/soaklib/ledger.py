@@ -23,6 +23,9 @@ COUNTERS = (
     "pool_full",
     "memory_failures",
     "lost_pages",
+    "programs",
+    "programs_ok",
+    "programs_taken_from",
 )
 """What a VMM counts. taken_pages: found zero because the host took them; lost_pages: destroyed around a conversion."""
 _STOP, _READY, _COUNTERS = 0, 1, 8
@@ -46,6 +49,17 @@ class Moments:
         self.begun[first:end] += 1
         yield
         self.ended[first:end] += 1
+
+
+class Over:
+    """Whether a taking of these pages was under way at some moment since this was made."""
+
+    def __init__(self, moments: Moments, first: int, count: int) -> None:
+        self._begun = moments.begun[first : first + count]
+        self._ended = moments.ended[first : first + count].copy()
+
+    def met_any(self) -> bool:
+        return bool((self._begun > self._ended).any())
 
 
 class Ledger:

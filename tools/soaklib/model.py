@@ -19,6 +19,10 @@ class Written:
     hazards_ended_at_start: int
 
 
+class Lost(Exception):
+    """The store is gone, or has cut this VM off."""
+
+
 class Wrong(Exception):
     """A page holds what it must not: the message says what, and what it may hold."""
 

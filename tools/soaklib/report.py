@@ -14,6 +14,7 @@ HOST_COUNTERS = (
         "rounds",
         "vms",
         "encrypted_vms",
+        "code_vms",
         "punches",
         "poisoned",
         "moved_pages",

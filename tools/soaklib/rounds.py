@@ -11,10 +11,12 @@ import threading
 import time
 from pathlib import Path
 
+from soaklib import programs
 from soaklib.curve import Curve
 from soaklib.daemon import Daemon, Failure, Levels, until
 from soaklib.fleet import Fleet, RunningVm
 from soaklib.host import NODES, Host
+from soaklib.pattern import PAGE
 from soaklib.report import Report
 
 OPTIONS = f"size=96M,resize=any,split=on,nodes={NODES},swap_size=16M"
@@ -30,7 +32,9 @@ _FILES_PER_ROUND = 1000
 
 
 class Soak:
-    def __init__(self, base: Path, seed: int, program: Path, report: Report, settling_s: float) -> None:
+    def __init__(self, base: Path, seed: int, program: Path, report: Report, settling_s: float, code_vms: int) -> None:
+        """code_vms: in each round, besides the others."""
+        self._code_vms = code_vms
         self._base = base
         self._seed = seed
         self._program = program
@@ -140,6 +144,8 @@ class Soak:
         start = Start(fleet, self._seed, number, first)
         for _ in range(count):
             start()
+        for _ in range(self._code_vms):
+            start.code()
         return fleet, start
 
     def _all_is_free(self, daemon: Daemon) -> None:
@@ -181,6 +187,14 @@ class Start:
         file = self._round * _FILES_PER_ROUND + self._count
         self._count += 1
         return self._fleet.start(file, policy, under, page_bytes, VCPUS, f"{self._seed}")
+
+    def code(self) -> RunningVm:
+        """Of 4 KiB frames: a punch takes one page of a program."""
+        file = self._round * _FILES_PER_ROUND + self._count
+        self._count += 1
+        return self._fleet.start(
+            file, "punch", "kept", PAGE, programs.VCPUS, f"{self._seed}", size=programs.FILE_BYTES, runs_code=True
+        )
 
 
 def _check_log(daemon: Daemon) -> None:

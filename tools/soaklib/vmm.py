@@ -16,55 +16,19 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from memfsd.uapi.errors import EHWPOISON, Refused
-from soaklib.kvm import PAGE_SHIFT, Trouble, Vm
-from soaklib.ledger import COUNTERS, Ledger, Moments
-from soaklib.model import PageModel, Wrong
+from soaklib.kvm import STORE_GONE, Trouble, Vm
+from soaklib.ledger import COUNTERS, Ledger, Moments, Over
+from soaklib.model import Lost, PageModel, Wrong
 from soaklib.pattern import PAGE, Stamp, describe, stamps_of
+from soaklib.plan import Plan
+from soaklib.programs import Programs
 
-_SMALL_BLOCK_PAGES = 16
-"""A vCPU owns whole blocks, and converts inside them: of 4 KiB frames so many, of larger ones one."""
 _LOSS_DEADLINE_S = 60.0
-_STORE_GONE = (errno.ENOTCONN, errno.ECONNABORTED)
 _TICK_S = 0.05
 _PR_SET_PDEATHSIG = 1
-
-
-@dataclass(frozen=True, slots=True)
-class Plan:
-    """What the host asks of a VMM."""
-
-    name: str
-    path: str
-    ledger: str
-    file: int
-    size_bytes: int
-    page_bytes: int
-    policy: str
-    under: str
-    vcpu_count: int
-    encrypted: bool
-    seed: str
-
-    @property
-    def page_count(self) -> int:
-        return self.size_bytes >> PAGE_SHIFT
-
-    @property
-    def block_pages(self) -> int:
-        return max(_SMALL_BLOCK_PAGES, self.page_bytes >> PAGE_SHIFT)
-
-    @property
-    def keeps_private(self) -> bool:
-        """A conversion to shared leaves the private page as it was, and needs no punch."""
-        return self.policy == "overlay" and self.under == "kept"
-
-
-class Lost(Exception):
-    """The store is gone, or has cut this VM off."""
 
 
 class Vcpu:
@@ -240,8 +204,8 @@ class Vcpu:
     def _tolerate(self, trouble: Trouble, what: str, takings: "Over") -> None:
         """The pool may be full; what is behind the end of a file that shrinks just now cannot be had, nor a page whose
         frame has failed and that is about to be punched."""
-        if trouble.errno in _STORE_GONE:
-            self._await_loss()
+        if trouble.errno in STORE_GONE:
+            self._vm.await_loss()
         if self._vm.lost:
             raise Lost(self._vm.lost)
         if trouble.refused:
@@ -257,26 +221,9 @@ class Vcpu:
             return
         raise Wrong(f"vCPU {self._id}, {what}: {trouble.why or trouble}")
 
-    def _await_loss(self) -> None:
-        """A system call on the mount may show the end of memfsd before its sockets do."""
-        until = time.monotonic() + _LOSS_DEADLINE_S
-        while not self._vm.lost and time.monotonic() < until:
-            time.sleep(_TICK_S)
-
     def _any_page(self) -> int:
         block = self._random.choice(self._blocks)
         return block * self._plan.block_pages + self._random.randrange(self._plan.block_pages)
-
-
-class Over:
-    """Whether a taking of these pages was under way at some moment since this was made."""
-
-    def __init__(self, moments: Moments, first: int, count: int) -> None:
-        self._begun = moments.begun[first : first + count]
-        self._ended = moments.ended[first : first + count].copy()
-
-    def met_any(self) -> bool:
-        return bool((self._begun > self._ended).any())
 
 
 class Vmm:
@@ -307,7 +254,11 @@ class Vmm:
         except Refused as refused:
             return {"fate": "refused", "why": refused.reason}
         hazards, converting = Moments.of_pages(plan.page_count), threading.Lock()
-        vcpus = [Vcpu(id_, plan, vm, self._ledger, hazards, converting) for id_ in range(plan.vcpu_count)]
+        vcpus: list[Vcpu] | list[Programs] = (
+            [Programs(plan, vm, self._ledger)]
+            if plan.runs_code
+            else [Vcpu(id_, plan, vm, self._ledger, hazards, converting) for id_ in range(plan.vcpu_count)]
+        )
         ticker = threading.Thread(target=self._tick, args=(vm, vcpus))
         threads = [threading.Thread(target=self._run_vcpu, args=(vcpu,)) for vcpu in vcpus]
         for thread in (ticker, *threads):
@@ -329,7 +280,7 @@ class Vmm:
         fate = "lost" if self._lost else "ended"
         return {"fate": fate, "why": self._lost, "longest_gap_s": self._longest_gap_s}
 
-    def _run_vcpu(self, vcpu: Vcpu) -> None:
+    def _run_vcpu(self, vcpu: Vcpu | Programs) -> None:
         try:
             vcpu.run(self._go_on)
         except Lost as lost:
@@ -342,7 +293,7 @@ class Vmm:
             if self._failures or self._lost:
                 self._go_on.clear()
 
-    def _tick(self, vm: Vm, vcpus: list[Vcpu]) -> None:
+    def _tick(self, vm: Vm, vcpus: list[Vcpu] | list[Programs]) -> None:
         ticked = time.monotonic()
         while True:
             last = self._done.wait(_TICK_S)
@@ -357,10 +308,6 @@ class Vmm:
             self._ledger.count(sums)
             if last:
                 return
-
-
-def plan_as_argument(plan: Plan) -> str:
-    return json.dumps(asdict(plan))
 
 
 def main() -> int:
