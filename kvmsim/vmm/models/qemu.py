@@ -3,7 +3,6 @@
 import errno
 
 from kvmsim.kvm.hypercalls import MAP_GPA_RANGE_ENCRYPTED
-from memfsd.common import sync
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -11,23 +10,24 @@ from .calls import Calls, Facts, Model, Region, VmEnded, pages, size_of
 
 
 class Qemu(Model):
-    """An error in handling the exit is RUN_STATE_INTERNAL_ERROR: the VM stops, whatever the guest was to be told."""
+    """An error in handling the exit is RUN_STATE_INTERNAL_ERROR: the VM stops, whatever the guest was to be told. Both
+    exits are handled without the big lock, and the bitmap has none of its own."""
 
     name = "qemu"
     facts = Facts(
         "10.1",
         (
-            "accel/kvm/kvm-all.c: kvm_convert_memory()",
+            "accel/kvm/kvm-all.c: kvm_convert_memory(), kvm_cpu_exec()",
             "system/ram-block-attributes.c: ram_block_attributes_state_change()",
             "hw/vfio/listener.c: vfio_ram_discard_notify_populate()",
             "target/i386/kvm/kvm.c: kvm_handle_hc_map_gpa_range()",
         ),
-        "first region that overlaps the range; attributes of the range; bitmap, then VFIO; one discard of one side",
+        "first region that overlaps the range; attributes of the range; bitmap, then VFIO; one discard of one side "
+        "(none of shared memory on huge pages); no lock over them",
     )
 
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls)
-        self.lock = sync.lock("Model.lock")
         self._bitmap: set[int] = set()
         """Shared ("populated") pages. Nothing of VFIO's is mapped until one is."""
 
@@ -46,10 +46,7 @@ class Qemu(Model):
         self._run(gpa, size, private)
 
     def _run(self, gpa: int, size: int, private: bool) -> None:
-        assert self.lock is not None
-        with self.lock:
-            error = self._convert(gpa, size, private)
-        if error:
+        if error := self._convert(gpa, size, private):
             raise VmEnded(f"internal error: the conversion failed with {errno_name(error)}")
 
     def _convert(self, start: int, size: int, private: bool) -> int:
