@@ -29,7 +29,7 @@ Each round starts VMMs, real processes with three vCPUs each, on new sealed file
 and freed) and recreate, frames of 4K and 2M. While they write, convert and verify, the host punches, shrinks and grows,
 allocates, moves pages to another node, swaps them out, lets frames fail, fills the pool (so that more leave), uses
 ordinary files, stops and kills VMMs. Every fourth round memfsd itself is killed, and ended under running guests. A page
-must hold what its guest wrote last, or zeros if the host took it since. One more VM runs guest programs, machine code on
+must hold what its guest wrote last, or zeros if the host took it since. One more VM runs guest programs: machine code,
 two vCPUs (touch, convert, spinlock, ring, punched): each must do its work unless something was taken from it. After
 each round no frame may be missing but those that failed, and `memfs check` must be clean; memory, fds and threads of
 memfsd must stay where the first round left them.
