@@ -38,7 +38,7 @@ setup(
         # Needs nothing of unicorn, which calls it: built whether or not the extra is wanted.
         Extension(
             "kvmsim.cpu.x86._fill",
-            sources=["kvmsim/cpu/x86/_fill.c"],
+            sources=["kvmsim/cpu/x86/_fill.c", "kvmsim/cpu/x86/_call_site.c"],
             define_macros=[("_GNU_SOURCE", None)],
             extra_compile_args=["-O2", "-Wall", "-Wextra"],
         ),

@@ -9,11 +9,14 @@ trace_cost     S1  measured against its target alone
 exploring      P8  measured against the same by one process
 page_tables    P3  measured against its targets alone
 requests       P5  measured against minimal_fuse
+code_speed     C1 to C3  measured against plain_unicorn
+code_exits     C4, C5  measured against the same from Python
 our_mount      a memfsd to measure, and VMs attached to it
 figure         what a measurement yields, and how it is shown
 
 raw_socket     P1  a blocking SEQPACKET pair, two processes on one core
 real_kvm       P2, P4  a guest_memfd under /dev/kvm
+plain_unicorn  C1 to C3  the same loops in unicorn alone
 minimal_fuse   P5  the smallest pyfuse3 filesystem (minimal_server), and request rates of any mount
 machine        what is printed beside the figures, and pinning
 """

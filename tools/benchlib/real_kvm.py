@@ -14,6 +14,7 @@ import mmap
 import os
 import platform
 import struct
+from collections.abc import Callable
 from contextlib import ExitStack
 from time import perf_counter
 
@@ -185,6 +186,15 @@ def punch(size_bytes: int = 1 << 30, mapped: bool = True, host_mapped: bool = Fa
         return elapsed_s
 
 
+def run_code(loop: bytes, count: int, start: int, size_bytes: int, prepare: Callable[[mmap.mmap], None]) -> float:
+    """Seconds of a loop in a guest_memfd that `prepare` has filled: rdi its address, rcx the count, rbx the start."""
+    begin = b"\xb9" + struct.pack("=I", count) + b"\xbb" + struct.pack("=I", start)  # mov into %ecx, %ebx
+    end = b"\xba" + struct.pack("=I", size_bytes) + bytes([0xC6, 0x04, 0x17, _MARK])  # the store after the last page
+    with _Guest(size_bytes, begin + loop + end) as guest:
+        prepare(guest.memory)
+        return guest.touch()
+
+
 class _Guest:
     """A VM with one vCPU and its guest_memfd; `with` ends them all."""
 
@@ -220,6 +230,10 @@ class _Guest:
 
     def __exit__(self, *_: object) -> None:
         self._stack.close()
+
+    @property
+    def memory(self) -> mmap.mmap:
+        return self._host
 
     def touch(self) -> float:
         """Seconds of KVM_RUN in which the guest writes every page."""

@@ -68,13 +68,13 @@ struct vcpu {
     uint32_t *kicked;
     uint8_t *immediate_exit;
     uint64_t cr0_id, cr3_id; /* unicorn's numbers of registers */
-    uint64_t slice, blocks;
+    uint64_t slice, blocks; /* of this turn, but for those of the step under way */
     uint64_t copies_paddr, copies_host;
     uint64_t copy_count;
     struct copy copies[MAX_COPIES];
     uint64_t scratch_count;
     struct scratch scratch[MAX_SCRATCH];
-    uint64_t fills;
+    uint64_t fills, sites; /* since the start; sites: blocks that count by themselves */
     uint64_t va, gpa, pfn; /* of the refusal */
     uint32_t of_table; /* the gpa is of an entry of the guest's page tables */
     uint32_t refusal, access, error_code;
@@ -82,7 +82,7 @@ struct vcpu {
     uint32_t flush_tlb, flush_code; /* before it runs again */
     uint32_t ran_copies; /* code was fetched from a copy */
     uint32_t walking;
-    uint32_t padding;
+    uint32_t until_look; /* blocks; counted down in translated code */
 };
 
 static bool enter_walk(struct vcpu *vcpu)
@@ -212,7 +212,9 @@ static bool reach(struct vcpu *vcpu, uint64_t gpa, int access, uint64_t *paddr, 
         frame = vcpu->copies_paddr + ((uint64_t)(copy - vcpu->copies) << 12);
         where = vcpu->copies_host + ((uint64_t)(copy - vcpu->copies) << 12);
     }
-    __atomic_fetch_or(leaf, access == UC_WRITE ? EPT_ACCESSED | EPT_DIRTY : EPT_ACCESSED, __ATOMIC_SEQ_CST);
+    uint64_t flags = access == UC_WRITE ? EPT_ACCESSED | EPT_DIRTY : EPT_ACCESSED;
+    if ((*leaf & flags) != flags)
+        __atomic_fetch_or(leaf, flags, __ATOMIC_SEQ_CST);
     if (copy && access == UC_WRITE)
         copy->dirty = 1;
     *rights = EPT_READ | (*leaf & EPT_EXECUTE);
@@ -326,20 +328,36 @@ static bool fill(void *uc, uint64_t va, int access, struct tlb_entry *entry, voi
     return true;
 }
 
-enum { SLICES_ALONE = 50 }; /* some 20 ms: the thread's signal handlers, in Python, run between two stretches */
+enum { LOOK_EVERY = 128, SLICES_ALONE = 100 }; /* blocks; slices: some 20 ms, then signal handlers in Python run */
 
-/* UC_HOOK_BLOCK: between two blocks is where a stop is precise. */
+static void look_up(struct vcpu *vcpu)
+{
+    bool shares = __atomic_load_n(&vcpu->vm->waiting, __ATOMIC_RELAXED) || vcpu->copy_count;
+
+    vcpu->until_look = LOOK_EVERY;
+    vcpu->blocks += LOOK_EVERY;
+    if (__atomic_load_n(vcpu->kicked, __ATOMIC_RELAXED) || __atomic_load_n(vcpu->immediate_exit, __ATOMIC_RELAXED) ||
+        vcpu->blocks > (shares ? vcpu->slice : SLICES_ALONE * vcpu->slice)) {
+        vcpu->stopped = 1;
+        vcpu->emu_stop(vcpu->uc);
+    }
+}
+
+bool count_at_call_site(void *return_address, const void *uc, const void *hook, uint32_t *counter);
+
+/* UC_HOOK_BLOCK: between two blocks is where a stop is precise. Once a block has called it, it counts by itself, and
+   comes here, with its last argument alone, when there is nothing left to count. */
 static void block(void *uc, uint64_t address, uint32_t size, void *data)
 {
     struct vcpu *vcpu = data;
 
     (void)address;
     (void)size;
-    bool shares = __atomic_load_n(&vcpu->vm->waiting, __ATOMIC_RELAXED) || vcpu->copy_count;
-    if (__atomic_load_n(vcpu->kicked, __ATOMIC_RELAXED) || __atomic_load_n(vcpu->immediate_exit, __ATOMIC_RELAXED) ||
-        ++vcpu->blocks > (shares ? vcpu->slice : SLICES_ALONE * vcpu->slice)) {
-        vcpu->stopped = 1;
-        vcpu->emu_stop(uc);
+    if (vcpu->until_look > 1) {
+        vcpu->until_look--;
+        vcpu->sites += count_at_call_site(__builtin_return_address(0), uc, block, &vcpu->until_look);
+    } else {
+        look_up(vcpu);
     }
 }
 

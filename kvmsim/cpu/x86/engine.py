@@ -78,8 +78,8 @@ class Engine:
         self._machine = machine
         self._vcpu = vcpu
         self.uc = uc = unicorn.Uc(uc_const.UC_ARCH_X86, uc_const.UC_MODE_64)
+        uc.ctl_set_tcg_buffer_size(_TCG_BYTES)  # before what initialises it
         uc.ctl_set_tlb_mode(uc_const.UC_TLB_VIRTUAL)
-        uc.ctl_set_tcg_buffer_size(_TCG_BYTES)
         uc.ctl_exits_enabled(True)
         self.state = state = VcpuState()
         state.emu_stop = _address(uclib.uc_emu_stop)
@@ -191,7 +191,7 @@ class Engine:
             self._counts = bool(count)
             self.flush_code()
         self._flush()
-        state.stopped, state.refusal = 0, Refusal.NONE
+        state.stopped, state.refusal, state.until_look = 0, Refusal.NONE, 1
         self._vector = -1
         try:
             self.uc.emu_start(self.read("rip"), 0, 0, count)

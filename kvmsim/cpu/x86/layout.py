@@ -105,6 +105,7 @@ class VcpuState(ctypes.Structure):
         ("scratch_count", c_uint64),
         ("scratch", Scratch * MAX_SCRATCH),
         ("fills", c_uint64),
+        ("sites", c_uint64),
         ("va", c_uint64),
         ("gpa", c_uint64),
         ("pfn", c_uint64),
@@ -117,7 +118,7 @@ class VcpuState(ctypes.Structure):
         ("flush_code", c_uint32),
         ("ran_copies", c_uint32),
         ("walking", c_uint32),
-        ("padding", c_uint32),
+        ("until_look", c_uint32),
     )
 
 

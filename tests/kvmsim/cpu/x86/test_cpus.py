@@ -1,5 +1,7 @@
 """Machine code on vCPUs: from exit to exit, kicked, stepped, and with code that changes."""
 
+import platform
+
 import pytest
 
 from kvmsim.kvm.exits import HltExit, MemoryErrorExit, ShutdownExit
@@ -56,6 +58,24 @@ def test_a_kick_ends_any_loop_and_it_goes_on(vm: LocalVm, memory: AnonymousMemor
         code.vcpu.request_exit()
         assert errno_of(running.result) == "EINTR"
         code.vcpu.run.immediate_exit = 0
+
+
+def test_a_block_that_ran_once_counts_by_itself(vm: LocalVm, memory: AnonymousMemory) -> None:
+    code = Code(vm).place("mov $1000, %ecx\n1: dec %rcx; jnz 1b\nhlt", CODE)
+    assert code.run() == HltExit()
+    assert (code.engine.state.sites > 0) is (platform.machine() == "x86_64"), "elsewhere calls stay calls"
+
+
+def test_a_stop_is_between_two_blocks_also_where_blocks_count(vm: LocalVm, memory: AnonymousMemory) -> None:
+    code = Code(vm).place("1: lock incq (%rbx); inc %rax; jmp 1b", CODE, rax=0, rbx=DATA)
+    for begin in (code.run, *[code.resume] * 20):
+        running: Beside[object] = Beside(begin)
+        until(lambda: code.vcpu.guest_lock.locked(), "it is in guest mode")
+        code.vcpu.kick()
+        code.vcpu.request_exit()
+        assert errno_of(running.result) == "EINTR"
+        code.vcpu.run.immediate_exit = 0
+        assert (code.get("rip"), code.get("rax")) == (CODE, word(memory))
 
 
 def test_a_kick_before_the_run_is_not_lost(vm: LocalVm, memory: AnonymousMemory) -> None:
