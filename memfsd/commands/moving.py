@@ -12,7 +12,8 @@ from memfsd.common.quote import quoted
 from memfsd.numa import fmove_pages
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.messages import Kind, Map, MapReply
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Pgoff
+from memfsd.uapi.names import XATTR_PAGE_SIZE
+from memfsd.uapi.units import ORDER_1G, PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Pgoff
 
 _AT_ONCE = 4096
 _WHY = {
@@ -52,6 +53,8 @@ def move(asked: argparse.Namespace) -> int:
         print(f"{quoted(asked.target)}: {moved} pages moved to node {asked.node}")
         for number, count in failed.items():
             why = _WHY.get(number, os.strerror(number))
+            if number == errno.EBUSY and int(os.getxattr(asked.target, XATTR_PAGE_SIZE)) == PAGE_SIZE << ORDER_1G:
+                why = f"pages of 1G move in parts only: mount with split=on; or {why}"
             print(f"{quoted(asked.target)}: {count} pages stay where they are ({errno_name(number)}): {why}")
     return 1 if failed else 0
 

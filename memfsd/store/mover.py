@@ -9,6 +9,7 @@ from typing import NamedTuple
 from memfsd.common.intervals import IntervalSet
 from memfsd.core.effects import Effect, Scrub
 from memfsd.core.files.inodes import Regular
+from memfsd.core.memory.large import whole_order
 from memfsd.core.private.gmem_file import GmemFile
 from memfsd.core.private.moving import MovingPages, PageMove
 from memfsd.core.private.strategies import Move
@@ -18,7 +19,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_MOVE_PAGES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.names import ANY_NODE
-from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END, Ino, Pgoff, PgoffRange
+from memfsd.uapi.units import ORDER_1G, PAGE_SHIFT, PGOFF_END, Ino, Pgoff, PgoffRange
 
 from .deadlines import Deadlines
 from .invalidator import InvalidateRange, Invalidator
@@ -95,12 +96,15 @@ class Mover:
             return Moved(0, dict.fromkeys(pages, errno.EBUSY))
         try:
             with self._invalidator.hold(file.guest):
+                with self._service.lock:
+                    whole = _whole_gigs(file, pages)
                 moves, failed, effects = self._begin(file, file.guest, pages, nodes, one_by_one)
                 self._runner.perform(effects)
                 if moves and not effects:
                     self._ask_vm(file, moves)
                 with self._service.lock:
                     arrived = _arrived(file, moves)
+                    self._count_splits(file.guest, whole, _whole_gigs(file, pages))
         except Refused:  # another invalidation does not end
             return Moved(0, dict.fromkeys(pages, errno.EBUSY))
         stayed = {page for page in pages if page not in failed and not arrived.within(page, page + 1)}
@@ -123,7 +127,8 @@ class Mover:
                     failed |= dict.fromkeys(step, errno.EBUSY)
                     continue
                 moving = MovingPages(self._service.pool, file.pages, guest)
-                runs, refused = moving.choose([page for page in step if not _covers(moves, page)], file.order)
+                wanted = [page for page in step if not _covers(moves, page)]
+                runs, refused = moving.choose(wanted, file.order, split=self._service.options.split)
                 found, without = moving.reserve(runs, file.order, nodes, one_by_one=one_by_one)
                 for first, _, count in without:
                     refused |= {page: errno.ENOMEM for page in step if first <= page < first + count}
@@ -131,6 +136,15 @@ class Mover:
                     effects.append(Scrub(file.ino, moving.settle(*_range(found), [])))
             moves, failed = moves + found, failed | refused
         return moves, failed, effects
+
+    def _count_splits(self, guest: GmemFile, before: set[Pgoff], after: set[Pgoff]) -> None:
+        """Pages of 1 GiB, of which a part has left the others, or the last one has come to them. Call with Service.lock
+        held."""
+        pool = self._service.pool
+        guest.split_count += len(before - after)
+        guest.merge_count += len(after - before)
+        pool.split_count += len(before - after)
+        pool.merge_count += len(after - before)
 
     def _ask_vm(self, file: Regular, moves: list[PageMove]) -> None:
         """MOVE. What the VM refuses to move, keeps, or does not acknowledge in time has not moved: no more is said."""
@@ -145,6 +159,14 @@ def _covers(moves: list[PageMove], page: Pgoff) -> bool:
 
 def _range(moves: list[PageMove]) -> PgoffRange:
     return moves[0].pgoff, moves[-1].pgoff + moves[-1].page_count
+
+
+def _whole_gigs(file: Regular, pages: Sequence[Pgoff]) -> set[Pgoff]:
+    """The first pages of the pages of 1 GiB around these that are whole."""
+    if file.order < ORDER_1G:
+        return set()
+    firsts = {Pgoff(page >> ORDER_1G << ORDER_1G) for page in pages}
+    return {first for first in firsts if whole_order(file.pages, first, ORDER_1G) == ORDER_1G}
 
 
 def _arrived(file: Regular, moves: list[PageMove]) -> IntervalSet:

@@ -43,14 +43,16 @@ class MovingPages:
 
     # -- before
 
-    def choose(self, wanted: Iterable[Pgoff], order: int) -> tuple[list[Run], dict[Pgoff, int]]:
+    def choose(self, wanted: Iterable[Pgoff], order: int, *, split: bool) -> tuple[list[Run], dict[Pgoff, int]]:
         """What has to move for these pages of a file of this page size: whole frames, as runs of the page table. And
-        why a page cannot: ENOENT it has no frame, EBUSY."""
+        why a page cannot: ENOENT it has no frame, EBUSY. split: pages of 1 GiB move in parts of 2 MiB."""
         chosen, refused = IntervalSet(), dict[Pgoff, int]()
+        low, high, number = Pgoff(0), Pgoff(0), 0
         for pgoff in wanted:
             if not chosen.within(pgoff, pgoff + 1):
-                low, high = self._unit(pgoff, order)
-                number = self._obstacle(low, high)
+                if not low <= pgoff < high:
+                    low, high = self._unit(pgoff, order, split)
+                    number = self._obstacle(low, high)
                 if number:
                     refused[pgoff] = number
                 else:
@@ -58,9 +60,10 @@ class MovingPages:
         spans = chosen.within(Pgoff(0), Pgoff(1 << 62))
         return [run for low, high in spans for run in self._pages.extents(low, high)], refused
 
-    def _unit(self, pgoff: Pgoff, order: int) -> PgoffRange:
-        """The pages of the frame that this page is in."""
-        size = 1 << whole_order(self._pages, pgoff, order)
+    def _unit(self, pgoff: Pgoff, order: int, split: bool) -> PgoffRange:
+        """The pages that move with this one: those of its frame, or of its part of that."""
+        whole = whole_order(self._pages, pgoff, order)
+        size = 1 << (min(whole, ORDER_2M) if split else whole)
         first = pgoff & -size
         return first, first + size
 
@@ -69,8 +72,10 @@ class MovingPages:
         guest, run = self._guest, self._pages.run_at(low, high - low)
         if run is None:
             return errno.ENOENT
+        if high - low > MAX_MOVE_PAGES:
+            return errno.EBUSY
         tally = self._pool.tally(*run)
-        if high - low > MAX_MOVE_PAGES or sum(tally[state] for state in _MOVABLE) != high - low:
+        if sum(tally[state] for state in _MOVABLE) != high - low:
             return errno.EBUSY
         if guest.active is None:
             return errno.EBUSY if guest.holds_memory else 0
@@ -101,7 +106,7 @@ class MovingPages:
         return moves, without
 
     def _alloc(self, pgoff: Pgoff, count: int, order: int, nodes: tuple[int, ...]) -> tuple[Pfn, int]:
-        found = whole_order(self._pages, pgoff, order)
+        found = min(whole_order(self._pages, pgoff, order), ORDER_2M)
         if found:
             ((target, taken),) = self._pool.alloc(1 << found, FrameState.MOVING, order=found, zones=Zones(nodes))
             return target, taken

@@ -32,7 +32,7 @@ def test_runs_are_chosen_and_holes_and_what_is_not_bound_refused(store: CoreStor
     for pgoff in (0, 1, 2, 5):
         store.fault(file, pgoff)
     store.fallocate(file, 1, 9 << 12, 1 << 12)
-    runs, refused = moving_of(store, file).choose(pages(5, 2, 1, 3, 9, 1), 0)
+    runs, refused = moving_of(store, file).choose(pages(5, 2, 1, 3, 9, 1), 0, split=False)
     assert [(pgoff, count) for pgoff, _, count in runs] == [(1, 2), (5, 1)]
     assert refused == {3: errno.ENOENT, 9: errno.EBUSY}
 
@@ -42,7 +42,7 @@ def test_frames_are_reserved_as_far_as_they_go(store: CoreStore) -> None:
     for pgoff in range(40):
         store.fault(file, pgoff)
     moving = moving_of(store, file)
-    runs, _ = moving.choose(pages(*range(32)), 0)
+    runs, _ = moving.choose(pages(*range(32)), 0, split=False)
     moves, without = moving.reserve(runs, 0, (1,))
     assert sum(move.page_count for move in moves) == store.pool.count(FrameState.MOVING) == 24
     assert [(pgoff, count) for pgoff, _, count in without] == [(24, 8)]
