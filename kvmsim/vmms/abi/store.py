@@ -9,13 +9,14 @@ from dataclasses import dataclass
 
 from kvmsim.kvm.region import GmemFd
 from kvmsim.vmms.store import LocalStore
+from memfsd.common.intervals import subtract
 from memfsd.common.linux import punch_hole
 from memfsd.core.files.inodes import ROOT_INO
 from memfsd.uapi.abi import Abi
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.gmem_ioctls import ATTRIBUTE_PRIVATE, CreateGuestMemfd, MemoryAttributes2
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SIZE, Ino
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +93,13 @@ class AbiStore(LocalStore):
 
     def set_attributes(self, file: File, asked: MemoryAttributes2) -> None:
         """KVM_SET_MEMORY_ATTRIBUTES2. Pages that become shared are touched at once."""
+        shared = self._store.guest_memfds.shared_ranges(file.ino)
         self._store.guest_memfds.set_attributes(file.ino, asked)
         if not asked.attributes & ATTRIBUTE_PRIVATE:
-            for page in range(asked.offset, asked.offset + asked.size, PAGE_SIZE):
-                os.pwrite(file.fd, self.read(file, page, PAGE_SIZE), page)
+            start, end = asked.offset >> PAGE_SHIFT, asked.offset + asked.size >> PAGE_SHIFT
+            for low, high in subtract(start, end, shared):
+                for page in range(low << PAGE_SHIFT, high << PAGE_SHIFT, PAGE_SIZE):
+                    os.pwrite(file.fd, self.read(file, page, PAGE_SIZE), page)
 
     def _forget_cache(self, ino: Ino, offset: int, length: int) -> None:
         file = self._files[ino]
