@@ -39,7 +39,7 @@ def show(page: Path, width: int, height: int = 2400) -> Shown:
 
 
 _PROBE = """<script>
-for (const cell of document.querySelectorAll(".text td, h1, h2, p, .facts div, .warning")) {
+for (const cell of document.querySelectorAll("CELLS, h1, h2, p, .facts div, .warning")) {
   const box = cell.getBoundingClientRect();
   if (box.right > innerWidth || box.left < 0 || cell.scrollWidth > cell.clientWidth + 1)
     console.log("cut: " + cell.textContent.slice(0, 60));
@@ -49,14 +49,15 @@ if (document.documentElement.scrollWidth > innerWidth) console.log("the page is 
 """
 
 
-def check_readable(page: Path, *, width: int) -> None:
-    """It fetches nothing, reports no error, and no text runs over the edge of a screen of this width."""
+def check_readable(page: Path, *, width: int, cells: str = "h1") -> None:
+    """It fetches nothing, reports no error, and no text runs over the edge of a screen of this width, nor these cells:
+    a table of numbers may be wider, and is moved."""
     from PIL import Image
 
     text = page.read_text()
     assert not re.search(r'(src|href)="(?!#|data:)', text), "nothing is fetched"
     probed = page.with_name(f"{page.stem}.probed.html")
-    probed.write_text(text.replace("</body>", f"{_PROBE}</body>"))
+    probed.write_text(text.replace("</body>", _PROBE.replace("CELLS", cells) + "</body>"))
     shown = show(probed, width)
     assert shown.console == []
     with Image.open(shown.screenshot) as picture:

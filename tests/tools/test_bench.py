@@ -78,6 +78,9 @@ def test_json_is_one_object_with_each_figure_and_the_machine(figures: dict[str, 
         "W1",
         "T1",
         "S1",
+        "S2",
+        "S3",
+        "S4",
     ]
     assert list(figures) == [*names, "machine"]
     for name in names:

@@ -40,6 +40,9 @@ FIGURES: dict[str, tuple[str, dict[str, object]]] = {
     "W1": ("swapping.measure", {"rounds": 1, "size_bytes": 4 << 20}),
     "T1": ("throughput.measure", {"rounds": 1, "count": 2}),
     "S1": ("trace_cost.measure", {"rounds": 1, "fault_count": 100}),
+    "S2": ("sinks.measure_statistics", {"rounds": 1, "count": 10}),
+    "S3": ("sinks.measure_trace", {"rounds": 1, "count": 10}),
+    "S4": ("sinks.measure_journal", {"rounds": 1, "count": 10}),
 }
 """The module's function, loaded when it is wanted; and what makes it so small that the value means nothing, for tests
 of this program."""

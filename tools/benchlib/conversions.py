@@ -23,14 +23,14 @@ def measure(
 ) -> Figure:
     """A VM for each number of live conversions; in each round each VM converts count pages, there and back."""
     with our_mount.mounted(1 << 30) as mountpoint, ExitStack() as stack:
-        vms = {number: stack.enter_context(_live(mountpoint, number)) for number in live}
+        vms = {number: stack.enter_context(with_live(mountpoint, number)) for number in live}
         shared_us: dict[int, list[float]] = {number: [] for number in live}
         private_us: dict[int, list[float]] = {number: [] for number in live}
         lookup_ns: dict[int, list[float]] = {number: [] for number in live}
         for round_ in range(rounds + 1):
             progress.round(round_, rounds)
             for number, machine in vms.items():
-                there, back = _convert(machine, count)
+                there, back = convert(machine, count)
                 shared_us[number].append(there)
                 private_us[number].append(back)
                 lookup_ns[number].append(_lookup_ns(machine, count * 20))
@@ -53,7 +53,7 @@ def measure(
 
 
 @contextmanager
-def _live(mountpoint: Path, number: int) -> Iterator[VirtualMachine]:
+def with_live(mountpoint: Path, number: int) -> Iterator[VirtualMachine]:
     """A VM in which every second page, so many of them, is shared; each has a slot."""
     pages = 2 * number + _SPARE_PAGES
     path = our_mount.sealed_file(mountpoint / f"live-{number}", pages * PAGE_SIZE)
@@ -67,7 +67,7 @@ def _live(mountpoint: Path, number: int) -> Iterator[VirtualMachine]:
     path.unlink()
 
 
-def _convert(machine: VirtualMachine, count: int) -> tuple[float, float]:
+def convert(machine: VirtualMachine, count: int) -> tuple[float, float]:
     """Microseconds to shared and back to private of a page that the guest has touched in both aliases."""
     vcpu, first = machine.vm.vcpu(0), _first_spare(machine)
     there = back = 0.0

@@ -53,7 +53,7 @@ def _measure(
     raw_us, fault_us, access_us = [], [], []
     with pin(first_cpu()), raw_socket.echoing(request_bytes, reply_bytes) as round_trip_us:
         for start in range(starts):
-            pages = _scattered_pages()
+            pages = scattered_pages()
             with _machine(pages[:allocated]) as machine:
                 left = iter(pages)
                 for number in range(rounds + 1):
@@ -99,7 +99,7 @@ def _machine(allocated: list[Gfn]) -> Iterator[VirtualMachine]:
             yield machine
 
 
-def _scattered_pages() -> list[Gfn]:
+def scattered_pages() -> list[Gfn]:
     """Every other page once, in random order: no page follows one that was touched, so nothing is read ahead."""
     pages = [Gfn(gfn) for gfn in range(0, _FILE_BYTES >> PAGE_SHIFT, 2)]
     random.Random(_SEED).shuffle(pages)

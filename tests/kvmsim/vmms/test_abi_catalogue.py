@@ -183,7 +183,7 @@ def test_the_command(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None
     kvmsim(capsys, "--situations", names, "--html", str(page))
     assert "bind-twice" in page.read_text()
     for width in (1280, 400):
-        check_readable(page, width=width)
+        check_readable(page, width=width, cells="td")
     assert run_command(["abi", "--html", str(tmp_path)]) == 1
     assert "is a directory" in capsys.readouterr().err
 
