@@ -40,6 +40,8 @@ class AttributeIoctls:
         start, end = check_attributes(asked)
         private = bool(asked.attributes & ATTRIBUTE_PRIVATE)
         with self._lock, self._unmapper.deleting([]):  # as for Unmapper.zap()
+            if private:
+                vm.be_of_type(private_memory=True)
             with vm.mmu.lock:
                 if vm.attributes.has(start, end, private=private):
                     return

@@ -61,7 +61,20 @@ class GuestMemfds:
         """It belongs to this VM from now on. EINVAL: no guest_memfd, another VM's, or of another ABI."""
         with self._lock:
             self._check_abi()
-            self._pairings.backing(os.dup(file.fd), file.name, _NOWHERE)
+            self._backing(file, _NOWHERE)
+
+    def _backing(self, file: GmemFd, region: MemoryRegion) -> SlotBacking:
+        """Pairings.backing; EINVAL for what is born shared, in a VM with private memory."""
+        backing = self._pairings.backing(os.dup(file.fd), file.name, region)
+        link = backing.gmem
+        assert isinstance(link, StoreLink)
+        if GmemFlag.INIT_SHARED in link.gmem_flags:
+            try:
+                self._vm.be_of_type(private_memory=False)
+            except Refused as refused:
+                self._pairings.end_unused(link)
+                raise Refused(refused.errno, f"{quoted(file.name)}: {refused.reason}") from None
+        return backing
 
     def release(self, file: FileId) -> None:
         """User space has closed its last descriptor: all is zapped, the slots lose the file, and it goes. As
@@ -137,12 +150,12 @@ class GuestMemfds:
         if file is None:
             raise Refused(errno.EBADF, "that is no open guest_memfd: gmem create or gmem open one")
         if self._vm.abi.has_signed_offsets and region.offset < _S64_END <= region.offset + region.size:
-            self._pairings.backing(os.dup(file.fd), file.name, _NOWHERE)
+            self._backing(file, _NOWHERE)
             self._create_past_the_end(region, file.name)
             if userspace.owned:
                 self._emulated[region.slot] = userspace.memory
             return None
-        backing = self._pairings.backing(os.dup(file.fd), file.name, region.private_half())
+        backing = self._backing(file, region.private_half())
         half = region.private_half()
         check_addressable(half)
         slot = slot_over(half, SlotFlag.GUEST_MEMFD, backing)

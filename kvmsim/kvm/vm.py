@@ -44,8 +44,21 @@ class Vm:
         """Private pages that the store has swapped out. Guarded by Mmu.lock."""
         self.vcpus: dict[int, Vcpu] = {}
         self.create_vcpu(0)
+        self._has_private_memory: bool | None = None
         self.exit_hypercalls = 0
         """KVM_CAP_EXIT_HYPERCALL: a bit for each hypercall that user space answers."""
+
+    def be_of_type(self, *, private_memory: bool) -> None:
+        """kvm_arch_has_private_mem(): where the VM keeps the attributes, one with private memory has no file that is
+        born shared. Linux knows which it is from KVM_CREATE_VM on; here the first use decides. EINVAL; call with
+        Kvm.slots_lock held."""
+        if self.abi.attributes is not Attributes.VM:
+            return
+        if self._has_private_memory not in (None, private_memory):
+            has = "private memory" if self._has_private_memory else "a guest_memfd that is born shared (INIT_SHARED)"
+            way_out = "use another VM, or abi gmem-inplace"
+            raise Refused(errno.EINVAL, f"VM {quoted(self.name)} has {has}, and never gets both: {way_out}")
+        self._has_private_memory = private_memory
 
     def create_vcpu(self, id_: int) -> Vcpu:
         """EINVAL beyond the cap, EEXIST twice: KVM_CREATE_VCPU."""

@@ -251,12 +251,17 @@ WHY: dict[tuple[str, int], str] = {
         "create",
         errno.EINVAL,
     ): "a sealed file's size is a multiple of its page size, and only sealed files have large pages",
+    ("create", errno.EOPNOTSUPP): "files for guests are guest_memfds on this mount: leave out --guest, and say --abi",
     ("create", errno.EEXIST): "it is there already: choose another name, or memfs seal it",
     ("create", errno.ENOSPC): _NO_ROOM,
     (
         "seal",
         errno.EBUSY,
     ): "it holds data (guest,truncate empties it), or someone has it open or mapped: close that first",
+    (
+        "seal",
+        errno.EOPNOTSUPP,
+    ): "files for guests are guest_memfds on this mount: memfs create --abi, or mount with abi=thread",
     ("seal", errno.EPERM): "it is sealed against more seals or against shrinking, or is not yours: use a new file",
     ("kcore", errno.ENOSPC): "the core has no room there, and nothing of it is left: choose -o on a larger disk",
     ("fallocate", errno.EINVAL): "of a sealed file: whole pages, more than none, and allocating ends with its size",
@@ -265,7 +270,8 @@ WHY: dict[tuple[str, int], str] = {
     (
         "fallocate",
         errno.ENOMEM,
-    ): "its VM has no page table left to split the mapping of a large page: nothing has changed; punch whole pages",
+    ): "its VM has no page table left to split the mapping of a large page, and nothing has changed: punch whole ones; "
+    "or it is a guest_memfd, and the pool is full: see memfs stat MOUNTPOINT",
     ("numastat", errno.ENODATA): "it is not the root of the mount: name the mount point",
     ("fallocate", errno.ETIMEDOUT): "the VM did not let go of it in time and was cut off; its frames are quarantined"
     " until it is dead",

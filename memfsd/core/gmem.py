@@ -200,6 +200,10 @@ class GuestMemory:
         guest = guest_of(file)
         if guest.device is not None:
             raise Refused(errno.EEXIST, f"inode {file.ino} is a device already")
+        if guest.memfd is not None:
+            raise Refused(
+                errno.EOPNOTSUPP, f"inode {file.ino} is a guest_memfd, of the pool: a device is made of a sealed file"
+            )
         if not 0 < file.size <= MAX_DEVICE_BYTES:
             number = errno.EFBIG if file.size else errno.EINVAL
             raise Refused(

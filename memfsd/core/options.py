@@ -107,7 +107,25 @@ def with_option(options: StoreOptions, name: str, value: str | None) -> StoreOpt
 
 def check_options(options: StoreOptions) -> None:
     """EINVAL for options that do not fit each other, whatever their order."""
+    if options.abi.is_sized_at_creation:
+        _check_no_seals(options)
     check_distances(options.distances, options.nodes)
+
+
+def _check_no_seals(options: StoreOptions) -> None:
+    """What says how sealed files are has nothing to say where there are none."""
+    asked = {
+        "guest": options.born_guest,
+        "resize=any": options.resize_any,
+        "seal_nonempty=truncate": options.truncate_nonempty,
+        "open=rw": options.open_rw,
+    }
+    for name, is_asked in asked.items():
+        if is_asked:
+            raise Refused(
+                errno.EINVAL,
+                f"{name} is about sealed files, which a mount with abi={options.abi.name} has not: leave it out",
+            )
 
 
 def _with_flag(options: StoreOptions, name: str) -> StoreOptions:

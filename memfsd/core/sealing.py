@@ -2,10 +2,26 @@
 
 import errno
 
+from memfsd.uapi.abi import Abi
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.seals import ALL_SEALS, Seal
 
 from .files.inodes import Regular
+
+
+def check_abi(file: Regular, new: Seal, abi: Abi) -> None:
+    """EINVAL a guest_memfd, which has no seals, as F_ADD_SEALS answers; EOPNOTSUPP the guest seal, where files for
+    guests are guest_memfds."""
+    if not abi.is_sized_at_creation:
+        return
+    if file.guest is not None:
+        raise Refused(errno.EINVAL, f"inode {file.ino} is a guest_memfd, which has no seals")
+    if Seal.GUEST in new:
+        raise Refused(
+            errno.EOPNOTSUPP,
+            f"a mount with abi={abi.name} has no guest seal: make a guest_memfd (memfs create --abi), "
+            "or mount with abi=thread",
+        )
 
 
 def check_add(file: Regular, new: Seal, *, truncate: bool) -> bool:

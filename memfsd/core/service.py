@@ -31,7 +31,7 @@ from .host_access import HostAccess
 from .memory.frames import FramePool
 from .memory.swap_slots import SwapSlots
 from .options import Atime, StoreOptions
-from .sealing import check_add
+from .sealing import check_abi, check_add
 
 _I = TypeVar("_I", bound=Inode)
 NAMELESS = b"/"
@@ -347,6 +347,7 @@ class Service:
         file = self.inodes.regular(ino)
         if own_handle is not None and not self.handles.file(own_handle).writable:
             raise Refused(errno.EPERM, "seals need a writable handle: open the file for writing")
+        check_abi(file, seals, self.options.abi)
         drop = check_add(file, seals, truncate=truncate or self.options.truncate_nonempty)
         effects: list[Effect] = self.data.drop_all(file) if drop else []
         if seals & ~file.seals & (Seal.GUEST | Seal.WRITE):

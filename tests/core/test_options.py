@@ -2,7 +2,7 @@
 
 import pytest
 
-from memfsd.core.options import NAMES, Atime, StoreOptions, with_option
+from memfsd.core.options import NAMES, Atime, StoreOptions, check_options, with_option
 from memfsd.uapi.abi import GMEM_6_18, THREAD
 from memfsd.uapi.limits import MAX_INODES, MAX_NODES, MAX_POOL_BYTES
 from tests.support.core_store import refused
@@ -115,3 +115,13 @@ def test_all_options_of_the_contract_exist() -> None:
     times = {"atime", "noatime", "relatime", "norelatime", "strictatime", "nostrictatime", "diratime", "nodiratime"}
     own = {"size", "nr_inodes", "nodes", "distances", "guest", "resize", "seal_nonempty", "open", "split", "fixed_gfn"}
     assert set(NAMES) == own | times | {"abi"}
+
+
+@pytest.mark.parametrize(
+    ("name", "value"), [("guest", None), ("resize", "any"), ("seal_nonempty", "truncate"), ("open", "rw")]
+)
+def test_options_of_sealed_files_do_not_go_with_guest_memfds(name: str, value: str | None) -> None:
+    options = with_option(with_option(StoreOptions(), name, value), "abi", "gmem-7.2")
+    with refused("EINVAL", match=f"{name}.* is about sealed files, which a mount with abi=gmem-7.2 has not"):
+        check_options(options)
+    check_options(with_option(options, "abi", "thread"))

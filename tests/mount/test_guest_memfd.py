@@ -2,6 +2,7 @@
 
 import ctypes
 import errno
+import fcntl
 import itertools
 import mmap
 import os
@@ -14,6 +15,8 @@ import pytest
 
 import memfsd
 from memfsd.uapi.abi import GmemFlag
+from memfsd.uapi.names import IOC_ADD_SEALS, XATTR_SEALS
+from memfsd.uapi.seals import Seal
 from tests.support.host_memory import SIGBUS, byte, madvise, reading, shared, shared_beyond, syscall, writing
 from tests.support.real_mount import (
     KEEP_SIZE,
@@ -308,6 +311,39 @@ def test_a_mount_of_the_threads_abi_has_none(own_directory: DirectoryFactory) ->
     done = run("memfs create vm.mem --size 16K --flags mmap", place)
     assert "a mount with abi=thread has no guest_memfds" in done.stdout
     assert os.listdir(place) == []
+
+
+def test_nothing_is_sealed_for_a_guest_on_such_a_mount(place: Path) -> None:
+    """The thread's files for guests were made beside Linux's, and no VM could use them."""
+    file = place / "file"
+    file.touch()
+    with refused(errno.EOPNOTSUPP):
+        os.setxattr(file, XATTR_SEALS, b"guest")
+    with refused(errno.EOPNOTSUPP):
+        os.setxattr(file, XATTR_SEALS, b"guest,truncate,write")
+    fd = os.open(file, os.O_WRONLY)
+    with refused(errno.EOPNOTSUPP):
+        fcntl.ioctl(fd, IOC_ADD_SEALS, int(Seal.GUEST).to_bytes(4, "little"))
+    os.close(fd)
+    with refused(errno.EOPNOTSUPP):
+        memfsd.memfd_encrypted("vm", PAGE, mount=str(place))
+    for command in ("memfs create other --guest --size 1M", "memfs seal file guest"):
+        done = run(command, place)
+        assert done.returncode == 1 and "guest_memfds on this mount" in done.stdout, done.stdout
+    assert os.listdir(place) == ["file"]
+    os.setxattr(file, XATTR_SEALS, b"write")
+    assert os.getxattr(file, XATTR_SEALS) == b"write", "a memfd has its own seals"
+
+
+def test_a_guest_memfd_has_no_seals_and_is_no_device(place: Path) -> None:
+    with gmem(place, BOTH) as fd:
+        for seals in (b"write", b"seal", b"guest"):
+            with refused(errno.EINVAL):
+                os.setxattr(fd, XATTR_SEALS, seals)
+        with refused(errno.EINVAL):
+            fcntl.ioctl(fd, IOC_ADD_SEALS, int(Seal.WRITE).to_bytes(4, "little"))
+        with shared(fd, SIZE) as mapping:
+            mapping[0] = 1
 
 
 def test_ordinary_files_of_such_a_mount_are_what_they_are_elsewhere(place: Path) -> None:

@@ -186,8 +186,10 @@ class Bench:
             if self.machine.vmm.convert(first, first + count, private=private) is None:
                 raise Refused(errno.EINVAL, "no slots that can be converted are there")
 
-    def vm_attributes(self, gpa: int, size: int, attributes: int, flags: int = 0) -> None:
-        self.machine.kvm.attributes.set(AttributesRange(gpa, size, attributes, flags))
+    def vm_attributes(
+        self, gpa: int, size: int, attributes: int, flags: int = 0, vm: VirtualMachine | None = None
+    ) -> None:
+        (vm or self.machine).kvm.attributes.set(AttributesRange(gpa, size, attributes, flags))
 
     def file_attributes(self, file: File, offset: int, size: int, attributes: int, flags: int = 0) -> None:
         self.store.set_attributes(file, MemoryAttributes2(offset, size, attributes, flags))

@@ -147,6 +147,16 @@ def vm_attributes(b: Bench) -> None:
     b.ask("private", lambda: b.vm_attributes(GPA, SIZE, PRIVATE))
 
 
+def vm_attributes_beside_shared_memory(b: Bench) -> None:
+    """A file that is born shared, then KVM_SET_MEMORY_ATTRIBUTES to private; the other way round in another VM."""
+    both = GmemFlag.MMAP | GmemFlag.INIT_SHARED
+    b.ask("born shared", lambda: b.make(flags=both) and None)
+    b.ask("private", lambda: b.vm_attributes(GPA, SIZE, PRIVATE))
+    other = b.vm()
+    b.ask("private first", lambda: b.vm_attributes(GPA, SIZE, PRIVATE, vm=other))
+    b.ask("then born shared", lambda: b.make(flags=both, vm=other) and None)
+
+
 def vm_attributes_without_slot(b: Bench) -> None:
     """KVM_SET_MEMORY_ATTRIBUTES where no slot is; then the guest reads there by the shared alias."""
     b.guest()
@@ -293,8 +303,9 @@ def store_dies(b: Bench) -> None:
 PAGES = (
     touch_other_alias, touch_other_alias_then_convert, touch_no_slot, touch_a_hole, touch_and_no_room, punch_mapped,
     punch_shared, punch_born_shared, punch_odd_ranges, convert_unallocated, convert_to_shared, convert_to_private,
-    convert_and_back, convert_one_of_two, convert_twice, vm_attributes, vm_attributes_without_slot,
-    vm_attributes_that_are_none, file_attributes, file_attributes_without_slot, file_attributes_that_are_none, map_gpa,
+    convert_and_back, convert_one_of_two, convert_twice, vm_attributes, vm_attributes_beside_shared_memory,
+    vm_attributes_without_slot, vm_attributes_that_are_none, file_attributes, file_attributes_without_slot,
+    file_attributes_that_are_none, map_gpa,
     map_gpa_without_slot, map_gpa_odd_ranges, map_gpa_for_user_space, map_gpa_range, poison, poison_a_hole, prefault,
     prefault_shared, prefault_partial, prefault_odd_ranges, prefault_poisoned, store_dies,
 )  # fmt: skip

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from kvmsim.shell.execute import Executor
-from memfsd.uapi.abi import GMEM_6_18, GMEM_INPLACE, Abi
+from memfsd.uapi.abi import GMEM_6_18, GMEM_INPLACE, Abi, GmemFlag
 from tests.support.both_sides import opened_store
 from tests.support.script_lines import Lines
 
@@ -130,3 +130,26 @@ def test_a_full_pool_is_enomem_for_a_guest_and_for_pre_fault(lines: Lines) -> No
     assert lines("prefault 0 4K").errno == "ENOMEM"
     lines.store.punch("other", 0, 64)
     lines.ok("resume", "prefault 0 64K")
+
+
+def test_a_vm_has_private_memory_or_files_that_are_born_shared(lines: Lines) -> None:
+    """Linux: only a VM without private memory may have INIT_SHARED, as long as attributes are the VM's."""
+    store = lines.store
+    assert store is not None
+    for name in ("shared", "later"):
+        store.create_memfd(name, 16, GmemFlag.MMAP | GmemFlag.INIT_SHARED)
+    lines.ok(f"gmem open s file={store.path('shared')}", "slot set2 0 gpa=0 size=64K gmem=s", 'write 0 "data" shared')
+    assert lines("attributes 0 4K private").errno == "EINVAL"
+    lines.ok("attributes 0 4K shared")
+    assert lines("read 0 4 shared").data == b"data"
+    lines.ok("vm second", "attributes 1M 4K private")
+    assert lines(f"gmem open l file={store.path('later')}").errno == "EINVAL"
+    lines.ok("vm third", f"gmem open l file={store.path('later')}", "slot set2 0 gpa=0 size=64K gmem=l")
+
+
+def test_in_place_a_file_that_is_born_shared_becomes_private(in_place: Lines) -> None:
+    assert in_place.store is not None
+    in_place.store.create_memfd("shared", 16, GmemFlag.MMAP | GmemFlag.INIT_SHARED)
+    in_place.ok(f"gmem open s file={in_place.store.path('shared')}", "slot set2 0 gpa=0 size=64K gmem=s")
+    in_place.store.convert("shared", 0, 1, private=True)
+    in_place.ok('write 0 "secret"')

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from kvmsim.compare.rig import DESIGNS, Measured, Sample
-from kvmsim.compare.table import Row
+from kvmsim.compare.table import Results, Row
 from kvmsim.views.comparison import compared
 from tests.support.chromium import check_readable
 
@@ -27,7 +27,7 @@ def rows(samples: list[Sample]) -> list[Row]:
 
 @pytest.mark.parametrize(("width", "count"), [(1280, 1), (400, 200)])
 def test_the_page(width: int, count: int, tmp_path: Path) -> None:
-    found = rows([Sample(live, 2, 12.5 + live) for live in range(1, count + 1)])
+    found = Results(rows([Sample(live, 2, 12.5 + live) for live in range(1, count + 1)]))
 
     def measure(finish: object) -> int:
         assert callable(finish)

@@ -60,6 +60,12 @@ def test_a_range_that_is_bound_twice_is_each_profiles_errno() -> None:
         assert answers("bind-twice", abi) == ["EINVAL" if abi is GMEM_6_18 else "EEXIST"]
 
 
+def test_with_attributes_of_the_vm_private_memory_and_what_is_born_shared_exclude_each_other() -> None:
+    for abi in (GMEM_6_18, GMEM_7_2):
+        assert answers("vm-attributes-beside-shared-memory", abi) == ["done", "EINVAL", "done", "EINVAL"]
+    assert answers("vm-attributes-beside-shared-memory", GMEM_INPLACE) == ["done", NOT_THERE, NOT_THERE, "done"]
+
+
 def test_an_offset_is_signed_up_to_linux_7_1() -> None:
     for abi in ABIS.values():
         wraps = abi is GMEM_6_18
