@@ -35,8 +35,14 @@ KNOWN: dict[str, list[tuple[int, int]]] = {
     "stale check of a large leaf for the fault's page alone": [(5, 80)],
     "swap: blobs are made while a vCPU is inside": [(6, 43)],
     "swap: a page comes in without the invalidate_lock": [(6, 13)],
-    "swap: what is destroyed while it comes in stays": [(6, 91)],
-    "swap: what came in is not known to be there": [(6, 73)],
+    "swap: what is destroyed while it comes in stays": [(6, 147)],
+    "swap: what came in is not known to be there": [(6, 187)],
+    "acknowledgement while machine code is inside": [(5, 33)],
+    "TLB of machine code kept when its data moves": [(5, 32)],
+    "tags forgotten when the store may have granted the frames again": [(6, 45)],
+    "attribute read before the sequence": [(5, 71)],
+    "attribute stored before the zap, by the VM": [(5, 40)],
+    "attribute stored before the zap, by the file": [(5, 17)],
 }
 """Seeds and numbers of random runs that catch a mutant which takes a long search: they are tried first. When the code
 has changed they may catch nothing; then the mutant is searched for as the others are, which takes seconds."""
