@@ -11,14 +11,17 @@ from .model import Cell, Fault, Outcome
 from .scenarios import SCENARIOS
 from .traps import NAMES
 
+_NO_ATTRIBUTES = "the scenarios here are of the thread's ABI, in which there are no attributes"
 _UNSENT = {
     Kind.STAT: "no command of kvmsim sends STAT",
     Kind.PING: "no command of kvmsim sends PING",
-    Kind.ATTRIBUTES: "the scenarios here are of the thread's ABI, in which a file has no attributes",
+    Kind.ATTRIBUTES: _NO_ATTRIBUTES,
 }
 UNREACHABLE = {
     name: why for kind, why in _UNSENT.items() for name, _ in points.message_points() if name.endswith(kind.name)
 } | {
+    "attributes stored": _NO_ATTRIBUTES,
+    "pages converted": _NO_ATTRIBUTES,
     "Debugger.lock taken": "no scenario here executes machine code",
     "Model.lock taken": "no scenario here runs a model of another VMM",
     "VCPU.running taken": "no scenario here is written in Python",
