@@ -17,7 +17,7 @@ import pytest
 import memfsd
 from memfsd.uapi.abi import GmemFlag
 from memfsd.uapi.gmem_ioctls import ATTRIBUTE_PRIVATE, MemoryAttributes2
-from tests.support.host_memory import SIGBUS, byte, convert, reading, set_attributes, shared, syscall, writing
+from tests.support.host_memory import SIGBUS, byte, convert, madvise, reading, set_attributes, shared, syscall, writing
 from tests.support.real_mount import (
     DEADLINE_S,
     KEEP_SIZE,
@@ -28,6 +28,7 @@ from tests.support.real_mount import (
     refused,
     run,
 )
+from tests.support.threads import until
 
 MMAP, BOTH = GmemFlag.MMAP, GmemFlag.MMAP | GmemFlag.INIT_SHARED
 PUNCH = PUNCH_HOLE | KEEP_SIZE
@@ -285,3 +286,20 @@ def test_the_map_and_the_check_know_both_kinds_of_pages(place: Path) -> None:
         ]
         assert run("memfs check .", place).stdout.startswith("R1-R8 hold")
     os.close(fd)
+
+
+def test_mlock_of_a_private_page_ends_with_a_signal_and_there_is_a_way_out(place: Path) -> None:
+    """A deviation: the kernel in front of a FUSE server tries the read again and again. It must not be for good."""
+    mlock, mlock2, onfault, populate_write = 149, 325, 1, 23
+    with mapped(place, MMAP, 1) as (_, mapping):
+        address = ctypes.addressof(ctypes.c_char.from_buffer(mapping))
+        assert syscall(mlock2, address, PAGE, onfault) == 0
+        assert madvise(mapping, populate_write) == errno.EFAULT
+        child = os.fork()
+        if child == 0:
+            syscall(mlock, address, PAGE)
+            os._exit(0)
+        until(lambda: Path(f"/proc/{child}/syscall").read_text().startswith(f"{mlock} "), "it is in mlock(2)")
+        os.kill(child, signal.SIGTERM)
+        _, status = os.waitpid(child, 0)
+        assert os.WTERMSIG(status) == signal.SIGTERM

@@ -162,8 +162,11 @@ REASONS: tuple[Reason, ...] = (
     ),
     Reason(
         "mlock(2) of private pages does not end",
-        f"{_FRONT} To populate a mapping it asks for the page, is answered EIO, and asks again, until the process is "
-        "killed: as on any file system that cannot read. So do mlockall(2) and MAP_POPULATE. The tool does not try.",
+        f"{_FRONT} To populate a mapping it gives mmap_lock up while it reads, and a fault that has done so is tried "
+        "again whatever was read: filemap_fault() minds the error of a second try only, and populating never makes "
+        "one. So no errno would end it. Nor do mlockall(2) and MAP_POPULATE end, until a signal kills the process, as "
+        "on any file system that cannot read. mlock2(MLOCK_ONFAULT) is the way out, and madvise(MADV_POPULATE_WRITE), "
+        "which fails (EFAULT). The tool does not try.",
         lambda found: found.ours == {"hangs": True},
     ),
     Reason(
