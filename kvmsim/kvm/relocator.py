@@ -85,9 +85,9 @@ class Relocator:
             link.memory.move(piece.source, piece.target, piece.page_count)
         except OSError:
             return False
-        return self._relocate(piece)
+        return self._relocate(link, piece)
 
-    def _relocate(self, piece: Piece) -> bool:
+    def _relocate(self, link: StoreLink, piece: Piece) -> bool:
         """False when some of the pages were taken away meanwhile, and perhaps destroyed where they were."""
         blocked, end = self._vm.mmu.blocked, piece.gfn + piece.page_count
         delta = piece.target - int(piece.source)
@@ -96,6 +96,7 @@ class Relocator:
                 return False
             for (gfn, pfn, count), is_touched in blocked.take(piece.gfn, end):
                 blocked.add((gfn, pfn + delta, count), [(gfn, gfn + count)] if is_touched else [])
+            link.memory.moved(piece.source, piece.target, piece.page_count)
         return True
 
     def show(self, link: StoreLink) -> None:

@@ -146,6 +146,14 @@ class EncryptedMemory(WindowMemory):
                 if page is not None:
                     self._seal(frame + target - source, page)
 
+    def moved(self, source: int, target: int, frame_count: int) -> None:
+        with self._lock:
+            for frame in range(source, source + frame_count):
+                if _ENTRY.unpack_from(self._table, frame * _ENTRY.size)[0] & _UNMAPPED:
+                    at = (frame + target - source) * _ENTRY.size
+                    version, tag = _ENTRY.unpack_from(self._table, at)
+                    _ENTRY.pack_into(self._table, at, version | _UNMAPPED if version else 0, tag)
+
     def unmapped(self, frame: int, frame_count: int) -> None:
         entries = np.frombuffer(self._table, dtype=[("version", "<u8"), ("tag", "V", _TAG_BYTES)])
         with self._lock:

@@ -174,6 +174,9 @@ class WindowMemory(_Mapped):
         """No GFN maps these frames any more, and what they hold may be needed again; but the store may take them back
         without a call, as pages that are not bound."""
 
+    def moved(self, source: int, target: int, frame_count: int) -> None:
+        """After `move`, with what holds it decided: a page that was unmapped meanwhile is unmapped where it is now."""
+
     def move(self, source: int, target: int, frame_count: int) -> None:
         """Contents of frames into others, which hold nothing. OSError: there is no memory for that, or they are not
         what the guest left there."""

@@ -235,6 +235,12 @@ MUTANTS: tuple[Mutant, ...] = (
         at="encrypted-code-x-punch",
     ),
     _mutant(
+        "a page that is unmapped while it moves counts as mapped",
+        f"{_RELOCATOR}._relocate",
+        ("            link.memory.moved(piece.source, piece.target, piece.page_count)\n", "            pass\n"),
+        at="encrypted-convert-x-move",
+    ),
+    _mutant(
         "END left out",
         f"{_INVALIDATOR}.invalidate_held",
         ("self._end(peer, closing, seq)", "pass"),

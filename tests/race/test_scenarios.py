@@ -54,6 +54,7 @@ NEEDED = {
     "code-x-code",
     "code-x-death",
     "encrypted-code-x-punch",
+    "encrypted-convert-x-move",
     "inplace-x-fault",
     "inplace-x-host-access",
     "inplace-x-punch",
