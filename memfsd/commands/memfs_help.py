@@ -250,7 +250,7 @@ WHY: dict[tuple[str, int], str] = {
     (
         "create",
         errno.EINVAL,
-    ): "a sealed file's size is a multiple of its page size, and only sealed files have large pages",
+    ): "the size of a file for a guest is a multiple of its page size, and only sealed files have large pages",
     ("create", errno.EOPNOTSUPP): "files for guests are guest_memfds on this mount: leave out --guest, and say --abi",
     ("create", errno.EEXIST): "it is there already: choose another name, or memfs seal it",
     ("create", errno.ENOSPC): _NO_ROOM,
