@@ -14,6 +14,7 @@ class ExitReason(IntEnum):
     HYPERCALL = 3
     HLT = 5
     MMIO = 6
+    IRQ_WINDOW_OPEN = 7
     SHUTDOWN = 8
     INTR = 10
     INTERNAL_ERROR = 17
@@ -158,6 +159,16 @@ class HltExit:
 
 
 @dataclass(frozen=True, slots=True)
+class IrqWindowOpenExit:
+    """User space asked (request_interrupt_window), and KVM_INTERRUPT would reach the guest at once now."""
+
+    reason = ExitReason.IRQ_WINDOW_OPEN
+
+    def fields(self) -> Fields:
+        return {}
+
+
+@dataclass(frozen=True, slots=True)
 class ShutdownExit:
     """A triple fault. The vCPU faults again however often it is run: only a reset helps. why: for a person, what led
     to it."""
@@ -206,6 +217,7 @@ Exit = (
     | HypercallExit
     | InternalErrorExit
     | HltExit
+    | IrqWindowOpenExit
     | ShutdownExit
     | IntrExit
 )

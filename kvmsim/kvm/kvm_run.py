@@ -29,6 +29,7 @@ from .exits import (
     HltExit,
     HypercallExit,
     InternalErrorExit,
+    IrqWindowOpenExit,
     MachineCheckExit,
     MemoryErrorExit,
     MemoryFaultExit,
@@ -212,6 +213,8 @@ def exit_of(run: KvmRun) -> Exit | None:
             return InternalErrorExit(bytes(failure.insn_bytes[: failure.insn_size]), failure.gpa)
         case ExitReason.HLT:
             return HltExit()
+        case ExitReason.IRQ_WINDOW_OPEN:
+            return IrqWindowOpenExit()
         case ExitReason.SHUTDOWN:
             return ShutdownExit()
         case ExitReason.INTR:

@@ -44,6 +44,8 @@ class Vcpu:
         """Returns of KVM_RUN, by reason."""
         self.program: Program[object] | None = None
         """What is under way: it came back with the exit in `run`. Guarded by the KVM_RUN."""
+        self.interrupt: int | None = None
+        """The vector that machine code takes when it can. Guarded by the KVM_RUN."""
         self._mutex = sync.lock("Vcpu.mutex")
         self._try_to_take = self._mutex.acquire
         self.release = self._mutex.release
@@ -80,6 +82,14 @@ class Vcpu:
             if trace.vm is not None:
                 trace.vm.ioctl_ended(self._vm, self.id)
             self.release()
+
+    def queue_interrupt(self, vector: int) -> None:
+        """KVM_INTERRUPT. EEXIST: one is queued that the guest has not taken, EBUSY the vCPU runs."""
+        with self.held():
+            if self.interrupt is not None:
+                why = f"vCPU {self.id} has not taken interrupt {self.interrupt:#x} yet: run it until IRQ_WINDOW_OPEN"
+                raise Refused(errno.EEXIST, why)
+            self.interrupt = vector
 
     def step(self, program: Program[R]) -> R | Exit:
         """Run a program on, between take and release, to its next exit or its end.

@@ -80,6 +80,7 @@ class Executor:
             c.Join: self._join,
             c.Kick: self._kick,
             c.CpuRegs: self._cpu_regs,
+            c.CpuIrq: self._cpu_irq,
             c.CpuDisasm: self._cpu_disasm,
             c.CapExitHypercall: self._cap_exit_hypercall,
             c.HostRead: self._host_read,
@@ -239,6 +240,10 @@ class Executor:
     def _cpu_regs(self, command: c.CpuRegs) -> Outcome:
         facts, text = info.registers(self._target.cpus.registers(self._target.vm.vcpu(command.vcpu)))
         return Outcome(ok=True, info=facts, text=text)
+
+    def _cpu_irq(self, command: c.CpuIrq) -> Outcome:
+        self._target.vm.vcpu(command.vcpu).queue_interrupt(command.vector)
+        return Outcome(ok=True)
 
     def _cpu_disasm(self, command: c.CpuDisasm) -> Outcome:
         vcpu = self._target.vm.vcpu(command.vcpu)

@@ -162,6 +162,8 @@ MAX_GDB_PACKET_BYTES = 16384
 MAX_GDB_BREAKPOINTS = 1024
 MAX_DISASM = 1000
 """Instructions that one `cpu disasm` shows."""
+MAX_VECTOR = 255
+"""Of an interrupt."""
 MAX_GMEM_NAMES = 1024
 """Open guest_memfds of one kvmsim: RLIMIT_NOFILE of most programs."""
 MAX_VMAS = 65530

@@ -25,6 +25,7 @@ enum { NONE, VIOLATION, NOT_MAPPED, NOT_COPIED, UNREACHABLE, GATE_CLOSED, PAGE_F
 #define GPA_END (1ull << 48)
 #define PTE_ADDRESS 0x000ffffffffff000ull
 #define CR0_WP (1ull << 16)
+#define RFLAGS_IF (1ull << 9)
 #define PAGE 4096
 #define MAX_VCPUS 256
 #define MAX_REGIONS 256
@@ -67,7 +68,7 @@ struct vcpu {
     void *uc;
     uint32_t *kicked;
     uint8_t *immediate_exit;
-    uint64_t cr0_id, cr3_id; /* unicorn's numbers of registers */
+    uint64_t cr0_id, cr3_id, rflags_id; /* unicorn's numbers of registers */
     uint64_t slice, blocks; /* of this turn, but for those of the step under way */
     uint64_t copies_paddr, copies_host;
     uint64_t copy_count;
@@ -82,6 +83,8 @@ struct vcpu {
     uint32_t flush_tlb, flush_code; /* before it runs again */
     uint32_t ran_copies; /* code was fetched from a copy */
     uint32_t walking;
+    uint32_t wants_window; /* an interrupt is to come as soon as the guest allows it */
+    uint32_t padding;
     uint32_t until_look; /* blocks; counted down in translated code */
 };
 
@@ -330,14 +333,24 @@ static bool fill(void *uc, uint64_t va, int access, struct tlb_entry *entry, voi
 
 enum { LOOK_EVERY = 128, SLICES_ALONE = 100 }; /* blocks; slices: some 20 ms, then signal handlers in Python run */
 
+static bool window_is_open(struct vcpu *vcpu)
+{
+    uint64_t flags = 0;
+
+    if (!vcpu->wants_window)
+        return false;
+    vcpu->reg_read(vcpu->uc, vcpu->rflags_id, &flags);
+    return flags & RFLAGS_IF;
+}
+
 static void look_up(struct vcpu *vcpu)
 {
     bool shares = __atomic_load_n(&vcpu->vm->waiting, __ATOMIC_RELAXED) || vcpu->copy_count;
 
-    vcpu->until_look = LOOK_EVERY;
-    vcpu->blocks += LOOK_EVERY;
+    vcpu->until_look = vcpu->wants_window ? 1 : LOOK_EVERY;
+    vcpu->blocks += vcpu->until_look;
     if (__atomic_load_n(vcpu->kicked, __ATOMIC_RELAXED) || __atomic_load_n(vcpu->immediate_exit, __ATOMIC_RELAXED) ||
-        vcpu->blocks > (shares ? vcpu->slice : SLICES_ALONE * vcpu->slice)) {
+        vcpu->blocks > (shares ? vcpu->slice : SLICES_ALONE * vcpu->slice) || window_is_open(vcpu)) {
         vcpu->stopped = 1;
         vcpu->emu_stop(vcpu->uc);
     }

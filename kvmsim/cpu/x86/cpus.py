@@ -15,6 +15,7 @@ from kvmsim.kvm.exits import (
     Exit,
     HltExit,
     InternalErrorExit,
+    IrqWindowOpenExit,
     MachineCheckExit,
     MmioExit,
     ShutdownExit,
@@ -134,7 +135,15 @@ class Cpus:
 
     def run(self, vcpu: Vcpu, count: int = 0) -> Exit | None:
         """KVM_RUN: to the next exit, or (count) until so many instructions have retired."""
-        return vcpu.start(self._running(vcpu, count))
+        return vcpu.start(self._reporting(vcpu, self._running(vcpu, count)))
+
+    def _reporting(self, vcpu: Vcpu, running: Program[None]) -> Program[None]:
+        """What kvm_run says of interrupts at each exit."""
+        for exit_ in running:
+            flags = self.engine(vcpu).read("rflags")
+            vcpu.run.if_flag = bool(flags & interrupts.INTERRUPTS)
+            vcpu.run.ready_for_interrupt_injection = vcpu.run.if_flag and vcpu.interrupt is None
+            yield exit_
 
     def _running(self, vcpu: Vcpu, count: int) -> Program[None]:
         engine = self.engine(vcpu)
@@ -148,11 +157,13 @@ class Cpus:
                 if vcpu.run.immediate_exit:
                     continue
                 steps = steps or len(debugger.breakpoints)  # each instruction is looked at
+            if vcpu.interrupt is not None or vcpu.run.request_interrupt_window or engine.state.wants_window:
+                steps = (yield from self._interrupting(vcpu, engine)) or steps
             is_hlt = steps and (yield from self._code(vcpu, engine)).startswith(_HLT)
             stop = self._stretch(vcpu, engine, 1 if steps else 0)
             done = 1
             if stop.why is Why.COUNTED and is_hlt:
-                yield HltExit()
+                yield from self._halting(vcpu, engine)
             elif stop.why is not Why.COUNTED:
                 done = yield from self._handle(vcpu, engine, stop)
             rip = engine.read("rip") if debugger else 0
@@ -162,6 +173,26 @@ class Cpus:
             if count and left <= 0:
                 return
 
+    def _interrupting(self, vcpu: Vcpu, engine: Engine) -> Program[int]:
+        """Before a stretch: the interrupt that is queued, if the guest takes it. 1: it does after one instruction."""
+        is_open = yield from interrupts.is_window_open(self.memory, vcpu, engine)
+        if is_open and vcpu.interrupt is not None:
+            vector, vcpu.interrupt = vcpu.interrupt, None
+            yield from self._exception(vcpu, engine, vector)
+            is_open = False
+        while is_open and vcpu.run.request_interrupt_window and vcpu.interrupt is None:
+            yield IrqWindowOpenExit()
+            yield from vcpu.entry()
+        wants = vcpu.interrupt is not None or bool(vcpu.run.request_interrupt_window)
+        is_in_shadow = wants and bool(engine.read("rflags") & interrupts.INTERRUPTS)
+        engine.state.wants_window = wants and not is_in_shadow
+        return int(is_in_shadow)
+
+    def _halting(self, vcpu: Vcpu, engine: Engine) -> Program[None]:
+        """An interrupt that can come wakes it at once."""
+        if vcpu.interrupt is None or not engine.read("rflags") & interrupts.INTERRUPTS:
+            yield HltExit()
+
     def _stretch(self, vcpu: Vcpu, engine: Engine, count: int) -> Stop:
         with self._machine.turns.turn():
             return stay(self._machine, vcpu, engine, lambda: engine.run(count))
@@ -170,7 +201,7 @@ class Cpus:
         """What ended a stretch; how many instructions it has done by itself."""
         match stop.why:
             case Why.HALTED:
-                yield HltExit()
+                yield from self._halting(vcpu, engine)
                 return 1
             case Why.INVALID:
                 code = yield from self._code(vcpu, engine)

@@ -87,7 +87,7 @@ class Engine:
         state.uc = uc._uch.value if hasattr(uc._uch, "value") else uc._uch
         state.kicked = ctypes.addressof(vcpu.kicked)
         state.immediate_exit = ctypes.addressof(vcpu.run) + KvmRun.immediate_exit.offset
-        state.cr0_id, state.cr3_id = _IDS["cr0"], _IDS["cr3"]
+        state.cr0_id, state.cr3_id, state.rflags_id = _IDS["cr0"], _IDS["cr3"], _IDS["rflags"]
         state.slice = SLICE_BLOCKS
         self.copies = Copies(state)
         self._hooks = [

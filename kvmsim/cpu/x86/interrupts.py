@@ -26,7 +26,18 @@ _WITH_ERROR = frozenset({8, 10, 11, 12, 13, 14, 17, 21})
 _GATE = struct.Struct("<HHBBHII")
 _PRESENT = 0x80
 _INTERRUPT_GATE, _TRAP_GATE = 0xE, 0xF
-_IF, _TF = 1 << 9, 1 << 8
+INTERRUPTS = 1 << 9
+"""RFLAGS.IF."""
+_TF = 1 << 8
+_STI = b"\xfb"
+
+
+def is_window_open(memory: VirtualMemory, vcpu: Vcpu, engine: Engine) -> Program[bool]:
+    """IF is set, and the last instruction was not the STI that set it (nor looks like it, which costs one more)."""
+    if not engine.read("rflags") & INTERRUPTS:
+        return False
+    last = yield from memory.read(vcpu, engine, engine.read("rip") - 1 & (1 << 64) - 1, 1)
+    return last != _STI
 
 
 def deliver(memory: VirtualMemory, vcpu: Vcpu, engine: Engine, vector: int, error_code: int = 0) -> Program[bool]:
@@ -50,7 +61,7 @@ def deliver(memory: VirtualMemory, vcpu: Vcpu, engine: Engine, vector: int, erro
         return False
     engine.write("rsp", to & (1 << 64) - 1)
     engine.write("rip", low | middle << 16 | high << 32)
-    engine.write("rflags", flags & ~(_TF | (_IF if kind & 0xF == _INTERRUPT_GATE else 0)))
+    engine.write("rflags", flags & ~(_TF | (INTERRUPTS if kind & 0xF == _INTERRUPT_GATE else 0)))
     if selector != engine.read("cs"):
         engine.write("cs", selector)
     return True

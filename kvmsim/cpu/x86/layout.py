@@ -96,6 +96,7 @@ class VcpuState(ctypes.Structure):
         ("immediate_exit", c_void_p),
         ("cr0_id", c_uint64),
         ("cr3_id", c_uint64),
+        ("rflags_id", c_uint64),
         ("slice", c_uint64),
         ("blocks", c_uint64),
         ("copies_paddr", c_uint64),
@@ -118,6 +119,8 @@ class VcpuState(ctypes.Structure):
         ("flush_code", c_uint32),
         ("ran_copies", c_uint32),
         ("walking", c_uint32),
+        ("wants_window", c_uint32),
+        ("padding", c_uint32),
         ("until_look", c_uint32),
     )
 

@@ -244,6 +244,13 @@ class CpuRegs(Command, frozen=True):
     vcpu: int
 
 
+class CpuIrq(Command, frozen=True):
+    """KVM_INTERRUPT."""
+
+    vcpu: int
+    vector: int
+
+
 class CpuDisasm(Command, frozen=True):
     vcpu: int
     address: int | None

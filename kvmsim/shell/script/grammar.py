@@ -278,6 +278,12 @@ FORMS: tuple[Form, ...] = (
         (_VCPU, Term("count", "N", values.steps, required=False, default=1)),
         "N instructions",
     ),
+    Form(
+        "cpu irq",
+        commands.CpuIrq,
+        (_VCPU, Term("vector", "VECTOR", values.vector)),
+        "KVM_INTERRUPT: machine code takes it at its next KVM_RUN, once IF is set; it wakes a HLT",
+    ),
     Form("cpu regs", commands.CpuRegs, (_VCPU,), "registers of a vCPU"),
     Form(
         "cpu disasm",

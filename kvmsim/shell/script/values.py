@@ -62,6 +62,13 @@ def steps(word: Word) -> int:
     return _count(word, limits.MAX_STEPS, "instructions are stepped")
 
 
+def vector(word: Word) -> int:
+    value = number(word)
+    if value > limits.MAX_VECTOR:
+        raise ValueError(f"{shown(word.text)}: an interrupt's vector is 0 to {limits.MAX_VECTOR}")
+    return value
+
+
 def disasm_count(word: Word) -> int:
     return _count(word, limits.MAX_DISASM, "instructions are shown")
 

@@ -11,6 +11,7 @@ from kvmsim.kvm.exits import (
     HltExit,
     HypercallExit,
     InternalErrorExit,
+    IrqWindowOpenExit,
     MachineCheckExit,
     MemoryErrorExit,
     MmioExit,
@@ -61,6 +62,7 @@ EVERY_EXIT: list[Exit] = [
     MachineCheckExit(0x1000, 0x7000),
     InternalErrorExit(b"\x0f\x38\xcc\x06", 0x5000),
     HltExit(),
+    IrqWindowOpenExit(),
     ShutdownExit(),
     INTR,
 ]
@@ -90,6 +92,7 @@ def test_the_numbers_of_the_exits_are_the_kernels() -> None:
         "HYPERCALL": 3,
         "HLT": 5,
         "MMIO": 6,
+        "IRQ_WINDOW_OPEN": 7,
         "SHUTDOWN": 8,
         "INTR": 10,
         "INTERNAL_ERROR": 17,

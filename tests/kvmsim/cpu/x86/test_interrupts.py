@@ -4,8 +4,8 @@ import struct
 
 import pytest
 
-from kvmsim.kvm.exits import HltExit, ShutdownExit
-from tests.support.both_sides import LocalVm, alias, page
+from kvmsim.kvm.exits import HltExit, IrqWindowOpenExit, ShutdownExit
+from tests.support.both_sides import LocalVm, alias, errno_of, page
 from tests.support.machine_code import Code, assemble
 
 CODE, HANDLER, IDT, STACK = (alias(page(number)) for number in (1, 2, 3, 6))
@@ -77,3 +77,63 @@ def test_without_a_gate_it_is_a_triple_fault(vm: LocalVm, kind: int) -> None:
 def test_without_a_table_it_is_a_triple_fault(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, page(16))
     assert Code(vm).place("int3", CODE, rsp=STACK).run() == ShutdownExit()
+
+
+def with_irq(vm: LocalVm, source: str, handler: str = "inc %rbx; iretq") -> Code:
+    """Vector 0x20 has a handler, and IRETQ a segment to return to."""
+    code = with_handler(vm, 0x20, handler)
+    vm.write(GDT + 8, struct.pack("<Q", 0x00AF9A000000FFFF))
+    vm.write(IDT + 16 * 0x20 + 2, struct.pack("<H", 8))
+    return code.place(f"{LOAD_GDT} {LOAD_IDT} {source}", CODE, rsp=STACK, rbx=0, rcx=0)
+
+
+def test_an_interrupt_waits_for_sti_and_one_instruction_more(vm: LocalVm) -> None:
+    code = with_irq(vm, "cli; inc %rcx; hlt; sti; inc %rcx; mov %rbx, %rdx; hlt", "inc %rbx; mov %rcx, %rsi; iretq")
+    code.vcpu.queue_interrupt(0x20)
+    assert code.run() == HltExit(), "IF is clear"
+    assert (code.get("rbx"), code.vcpu.run.if_flag, code.vcpu.run.ready_for_interrupt_injection) == (0, 0, 0)
+    assert errno_of(lambda: code.vcpu.queue_interrupt(0x21)) == "EEXIST"
+    assert code.resume() == HltExit()
+    assert (code.get("rbx"), code.get("rsi"), code.get("rsp")) == (1, 2, STACK), "after the instruction behind STI"
+    assert (code.vcpu.interrupt, code.vcpu.run.if_flag, code.vcpu.run.ready_for_interrupt_injection) == (None, 1, 1)
+
+
+def test_an_interrupt_wakes_a_halted_vcpu(vm: LocalVm) -> None:
+    code = with_irq(vm, "sti; hlt; inc %rcx; hlt")
+    assert code.run() == HltExit()
+    code.vcpu.queue_interrupt(0x20)
+    assert code.resume() == HltExit()
+    assert (code.get("rbx"), code.get("rcx")) == (1, 1), "the handler, and then on behind the HLT"
+
+
+def test_a_halt_with_an_interrupt_pending_is_no_exit(vm: LocalVm) -> None:
+    code = with_irq(vm, "cli; hlt; sti; hlt; inc %rcx; cli; hlt")
+    assert code.run() == HltExit()
+    code.vcpu.queue_interrupt(0x20)
+    assert code.resume() == HltExit()
+    assert (code.get("rbx"), code.get("rcx")) == (1, 1)
+
+
+def test_a_loop_that_sets_if_now_and_then_is_interrupted(vm: LocalVm) -> None:
+    code = with_irq(vm, "1: cli; inc %rcx; sti; nop; test %rbx, %rbx; jz 1b; cli; hlt")
+    code.vcpu.queue_interrupt(0x20)
+    assert code.run() == HltExit()
+    assert code.get("rbx") == 1
+
+
+def test_the_window_opens_when_it_is_asked_for(vm: LocalVm) -> None:
+    code = with_irq(vm, "cli; mov $1000, %ecx\n1: loop 1b\nsti; 2: test %rbx, %rbx; jz 2b; cli; hlt")
+    code.vcpu.run.request_interrupt_window = 1
+    assert code.run() == IrqWindowOpenExit()
+    assert (code.get("rcx"), code.vcpu.run.ready_for_interrupt_injection) == (0, 1)
+    assert code.resume() == IrqWindowOpenExit(), "for as long as it is asked for"
+    code.vcpu.run.request_interrupt_window = 0
+    code.vcpu.queue_interrupt(0x20)
+    assert code.resume() == HltExit()
+    assert code.get("rbx") == 1
+
+
+def test_an_interrupt_without_a_gate_is_a_triple_fault(vm: LocalVm) -> None:
+    code = with_irq(vm, "sti; nop; 1: jmp 1b")
+    code.vcpu.queue_interrupt(0x21)
+    assert code.run() == ShutdownExit()
