@@ -59,6 +59,13 @@ def _number(word: str) -> int:
     return value
 
 
+def _count(word: str) -> int:
+    value = _number(word)
+    if not value:
+        raise ValueError("0 times, or instructions, is nothing: write 1 or more")
+    return value
+
+
 def _name(word: str) -> str:
     if not _NAME.match(word):
         raise ValueError(f"'{word}' is not a name")
@@ -91,7 +98,7 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
         "unshare": ([("GFN", _number), ("PAGES", _number)], 1, "MapGPA to private, likewise"),
         "place": ([("PROGRAM", _program), ("GFN", _number)], 2, f"write machine code: {', '.join(PROGRAMS)}"),
         "code": (
-            [("PROGRAM", _program), ("GFN", _number), ("DATA", _number), ("TIMES", _number), ("SLICE", _number)],
+            [("PROGRAM", _program), ("GFN", _number), ("DATA", _number), ("TIMES", _count), ("SLICE", _count)],
             4,
             "run it there on the page DATA, in slices of so many instructions (1)",
         ),
