@@ -85,7 +85,7 @@ def test_so_do_they_with_large_pages(tmp_path: Path) -> None:
     check_worlds(tmp_path, SEED, -(-STEPS // (STEPS_PER_WORLD * 10)), LARGE)
 
 
-def test_so_do_they_with_large_pages_that_split(tmp_path: Path) -> None:
+def test_so_do_they_with_large_pages_that_split_and_are_swapped_out(tmp_path: Path) -> None:
     """A tenth of the steps."""
     check_worlds(tmp_path, SEED, -(-STEPS // (STEPS_PER_WORLD * 10)), SPLIT)
 

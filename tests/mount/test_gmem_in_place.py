@@ -33,9 +33,21 @@ expect errno EFAULT
 """
 
 
-def run(script: str, abi: str) -> subprocess.CompletedProcess[str]:
+ENCRYPTED = """
+gmem create g file={path} size=64K flags=mmap
+slot set2 0 gpa=0 size=64K gmem=g
+write 0 "secret"
+gmem attributes g 0 4K shared
+write 8 "public" shared
+gmem attributes g 0 4K private
+read 0 14
+expect data 0000000000000000000000000000
+"""
+
+
+def run(script: str, abi: str, *options: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [BIN / "kvmsim", "run", "--abi", abi, "-"],
+        [BIN / "kvmsim", "run", "--abi", abi, *options, "-"],
         input=script,
         env=ENVIRONMENT,
         capture_output=True,
@@ -73,6 +85,13 @@ def test_a24_the_host_and_the_guest_share_a_file_without_userspace_addr(mount: M
         done = run(A24.format(path=path, ones="ff" * 4 * PAGE), abi)
         assert done.returncode == 0, done.stdout + done.stderr
         assert mapping[:] == b"\xff" * len(mapping)
+
+
+def test_with_memory_encryption_a_page_that_becomes_private_is_zero(mount: MountFactory) -> None:
+    """As on TDX and SNP; what becomes shared is ciphertext."""
+    mounted = mount("abi=gmem-inplace,size=16M")
+    done = run(ENCRYPTED.format(path=mounted.path / "g"), "gmem-inplace", "--memory-encryption", "on")
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_a_file_that_a_vm_of_another_abi_creates_is_refused_and_gone(mount: MountFactory) -> None:

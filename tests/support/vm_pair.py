@@ -357,7 +357,7 @@ LARGE = Shape(
     9,
 )
 """In leaves of 2 MiB, but for file b, whose GFNs do not lie as its frames do; files a and d lie side by side."""
-SPLIT = replace(LARGE, frames=5 * 512, split=True)
+SPLIT = replace(LARGE, frames=5 * 512, split=True, swap_pages=3 * 512)
 
 
 _MOST_FAILED = 4
