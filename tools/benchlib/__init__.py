@@ -6,6 +6,7 @@ encrypted_touch  E1  measured against the same without encryption
 page_move      M1  measured against a copy and raw_socket
 swapping       W1  measured against a file and the bare cipher
 trace_cost     S1  measured against its target alone
+sinks          S2 to S4  measured against the same without the sink
 exploring      P8  measured against the same by one process
 page_tables    P3  measured against its targets alone
 requests       P5  measured against minimal_fuse
