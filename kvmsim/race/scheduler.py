@@ -385,7 +385,7 @@ class Scheduler:
         for task in self.tasks:
             if task.worker is None:
                 continue
-            if not task.done:
+            if not task.done and task.gate.locked():  # else Ctrl-C came before it went through
                 task.gate.release()
             if task.worker.is_free(10):
                 _idle.append(task.worker)

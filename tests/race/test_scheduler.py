@@ -10,6 +10,7 @@ from kvmsim.race.explore import Replay, default
 from kvmsim.race.primitives import Connections, Makers
 from kvmsim.race.scheduler import Scheduler, Step, Stuck, Task
 from memfsd.common import sync
+from tests.support.threads import DEADLINE_S
 
 
 class First:
@@ -141,3 +142,42 @@ def test_names_do_not_depend_on_who_was_first() -> None:
             task.done = task.done or task.worker is None
         scheduler.end()
     assert names[0] == names[1]
+
+
+class Interrupted:
+    """The main task's gate: Ctrl-C comes as soon as it waits there."""
+
+    def acquire(self) -> bool:
+        raise KeyboardInterrupt
+
+    def release(self) -> None: ...
+
+
+def test_ctrl_c_between_a_gate_that_opens_and_who_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    scheduler, ends, real = Scheduler(First()), threading.Event(), threading.Lock()
+
+    class Late:
+        """Who waits here takes its time."""
+
+        locked, release = staticmethod(real.locked), staticmethod(real.release)
+
+        def acquire(self) -> bool:
+            return ends.wait(DEADLINE_S) and real.acquire()
+
+    task = scheduler.add("a", "a", actor=True)
+    task.gate = Late()  # type: ignore[assignment]
+    real.acquire()
+    scheduler.start(task, lambda: None)
+    scheduler.main.gate = Interrupted()  # type: ignore[assignment]
+    with pytest.raises(KeyboardInterrupt):
+        scheduler.race()
+    assert task.worker is not None
+    is_free = task.worker.is_free
+
+    def let_go(timeout_s: float) -> bool:
+        ends.set()
+        return is_free(timeout_s)
+
+    monkeypatch.setattr(task.worker, "is_free", let_go)
+    scheduler.end()
+    assert scheduler.failures == []
