@@ -15,14 +15,14 @@ from memfsd.core.private.merging import merge
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.seals import Seal
-from memfsd.uapi.units import PAGE_SHIFT, Pfn
+from memfsd.uapi.units import ORDER_1G, PAGE_SHIFT, Pfn
 
 from .inodes import Regular
 
 _STEP_RUNS = 64
 """Runs of frames taken from the pool, or mapped: a millisecond at most."""
-_STEP_PAGES = 1 << 24
-"""Mapped in a step, which is 64 nodes of a page table at least."""
+_STEP_PAGES = 1 << 22
+"""Mapped in a step, up to where a gig of the file ends: 16 nodes of a page table at least."""
 _STEP_NODES = 1024
 """Of a page table, counted in a step."""
 
@@ -74,7 +74,7 @@ class Allocation:
 
     def _map(self, room: int) -> bool:
         self._check_seal()
-        pages, used, is_whole, left = self.file.pages, self._used, True, _STEP_PAGES
+        pages, used, is_whole, left = self.file.pages, self._used, True, self._room_in_pages()
         for low, high in list(islice(self._holes(self._at), room)):
             self._at = int(low)
             while self._at < high and room and (run := self.supply.run_at(self._used, min(high - self._at, left))):
@@ -93,6 +93,9 @@ class Allocation:
             return False
         self._set_size()
         return True
+
+    def _room_in_pages(self) -> int:
+        return _STEP_PAGES - self._at % (1 << ORDER_1G)
 
     def _count_missing(self) -> None:
         """Some more of them. Where others fill holes meanwhile, or punch new ones, it turns out later."""
@@ -172,7 +175,7 @@ class PlacedAllocation(Allocation):
 
     def _map(self, room: int) -> bool:
         self._check_seal()
-        pages, left = self.file.pages, _STEP_PAGES
+        pages, left = self.file.pages, self._room_in_pages()
         while room and (hole := next(self._holes(self._at), None)) is not None:
             low, high = hole
             self._at = int(low)

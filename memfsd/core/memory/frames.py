@@ -265,6 +265,11 @@ class FramePool:
         """The state of a frame, and how many from it on are in it, at most max_count."""
         state, at, end = self.state(pfn), pfn, pfn + max_count
         while at < end:
+            block = at >> ORDER_2M
+            if not at & _BLOCK - 1 and self._blocks[block] == state:
+                blocks = (self._block_array[block : -(-end >> ORDER_2M)] != state).nonzero()[0]
+                at = min(end, block + int(blocks[0]) << ORDER_2M) if len(blocks) else end
+                continue
             stop = min(end, (at | _BLOCK * _BLOCKS_AT_ONCE - 1) + 1)
             other = (self.states(at, stop - at) != state).nonzero()[0]
             if len(other):

@@ -263,3 +263,15 @@ def test_the_largest_pool() -> None:
     assert pool.node_of(pfn) == 63
     assert pool.tally(pfn, count)[PRIVATE] == count
     assert pool.alloc_run(1, PRIVATE, zones=on(pool, 62), after=Pfn(pfn - 1)) == (pfn - 1, 1)
+
+
+def test_a_state_run_goes_on_over_blocks_of_one_state_and_mixed_ones() -> None:
+    pool = FramePool(8 * BLOCK)
+    ((first, _),) = pool.alloc(5 * BLOCK + 7, SHARED)
+    assert pool.state_run(first, 8 * BLOCK) == (SHARED, 5 * BLOCK + 7)
+    assert pool.state_run(first + 3, 2 * BLOCK) == (SHARED, 2 * BLOCK)
+    assert pool.state_run(5 * BLOCK + 7, 8) == (FrameState.FREE, 8)
+    pool.set_state(2 * BLOCK + 5, 1, CLOSING)
+    assert pool.state_run(9, 5 * BLOCK) == (SHARED, 2 * BLOCK + 5 - 9)
+    assert pool.state_run(2 * BLOCK + 5, 5) == (CLOSING, 1)
+    assert pool.state_run(2 * BLOCK + 6, 9 * BLOCK - 7 * BLOCK) == (SHARED, 2 * BLOCK)
