@@ -19,8 +19,8 @@ from .gmem import guest_of
 from .memory.page_table import FilePages, TablesThen
 from .service import Service
 
-_STEP_INODES = 256
-_STEP_SEALED = 16
+_STEP_INODES = 64
+_STEP_SEALED = 8
 PRIVATE_STATES = (FrameState.PRIVATE, FrameState.PENDING, FrameState.CLOSING)
 
 

@@ -449,7 +449,7 @@ def test_a_moment_of_many_files_is_copied_in_parts(monkeypatch: pytest.MonkeyPat
     assert copied == 0
     step = 0
     while moment.copy_some():
-        assert copied <= 256
+        assert copied <= 64
         copied = 0
         store.unlink(f"file{599 - step}")
         store.fallocate(files[400 - step], PUNCH, 0, PAGE_SIZE)

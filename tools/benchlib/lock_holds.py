@@ -19,6 +19,7 @@ from typing import Any
 
 from benchlib.figure import Figure, Progress
 from memfsd.common import sync
+from memfsd.common.collecting import freeze_survivors
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
 from memfsd.core.options import StoreOptions
@@ -372,6 +373,7 @@ def measure(
 ) -> Figure:
     """Each step once: it is made of very many holds, and the longest counts."""
     resource.setrlimit(resource.RLIMIT_NOFILE, (resource.getrlimit(resource.RLIMIT_NOFILE)[1],) * 2)
+    freeze_survivors()  # as the daemon does
     longest: dict[str, tuple[float, str]] = {}
     sizes = Sizes(extents, names, vms, tib_pages)
     calibration_ms: list[float] = []

@@ -108,9 +108,10 @@ class FilePages:
 
     def keep_in(self, then: TablesThen) -> "FilePages":
         """A copy for it, which has the same arrays."""
-        other = FilePages()
-        other._chunks, other._gigs, other.page_count = dict(self._chunks), dict(self._gigs), self.page_count
-        other._node_counts, other._places = dict(self._node_counts), self._places[:]
+        other = FilePages.__new__(FilePages)  # made once for each of very many files
+        other._chunks, other._gigs, other.page_count = self._chunks.copy(), self._gigs.copy(), self.page_count
+        other._node_counts, other._places = self._node_counts.copy(), self._places[:]
+        other.published, other._kept_until = None, TablesThen.made
         then.keep(self, other)
         return other
 
