@@ -39,6 +39,37 @@ def test_a_read_takes_its_answer(vm: LocalVm, suffix: str, length: int) -> None:
     assert code.get("rax").to_bytes(8, "little").rstrip(b"\0") == b"abcdefgh"[:length]
 
 
+@pytest.mark.parametrize(
+    ("source", "length", "data", "expected"),
+    [
+        ("movzbl (%rbx), %eax", 1, b"\xfe", 0xFE),
+        ("movzwq (%rbx), %rax", 2, b"\xfe\xff", 0xFFFE),
+        ("movsbq (%rbx), %rax", 1, b"\xfe", (1 << 64) - 2),
+        ("movswl (%rbx), %eax", 2, b"\xfe\xff", 0xFFFFFFFE),
+        ("movslq (%rbx), %rax", 4, b"\xfe\xff\xff\xff", (1 << 64) - 2),
+        ("lodsw", 2, b"\x34\x12", 0x1234),
+    ],
+)
+def test_a_read_is_extended_as_the_instruction_says(
+    vm: LocalVm, source: str, length: int, data: bytes, expected: int
+) -> None:
+    code = placed(vm, source, rax=0, rsi=alias(DEVICE))
+    assert code.run() == read(DEVICE, length)
+    assert code.answer(data) == HltExit()
+    assert code.get("rax") == expected
+
+
+@pytest.mark.parametrize(("suffix", "length"), [("b", 1), ("w", 2), ("l", 4), ("q", 8)])
+def test_a_store_and_an_or_have_the_width_of_the_instruction(vm: LocalVm, suffix: str, length: int) -> None:
+    code = placed(vm, f"rep stos{suffix}; or{suffix} $0x10, (%rbx)", rdi=alias(DEVICE), rcx=2, rax=0x0807060504030201)
+    stored = b"\1\2\3\4\5\6\7\x08"[:length]
+    assert code.run() == write(DEVICE, stored)
+    assert code.resume() == write(DEVICE + length, stored)
+    assert code.resume() == read(DEVICE, length)
+    assert code.answer(stored) == write(DEVICE, b"\x11" + stored[1:])
+    assert code.resume() == HltExit()
+
+
 def test_a_write_comes_once(vm: LocalVm) -> None:
     code = placed(vm, "mov %rcx, (%rbx)", rcx=int.from_bytes(b"abcdefgh", "little"))
     assert code.run() == write(DEVICE, b"abcdefgh")
