@@ -155,6 +155,7 @@ class ModelledGmemVm:
         self._files: dict[str, File] = {}
         for name, (count, is_shared) in files.items():
             file = self._files[name] = self._store.new(name)
+            is_shared = is_shared and self.model.of_file  # else it would keep its VM from private memory
             flags = GmemFlag.MMAP if self.model.of_file else GmemFlag(0)
             self._store.create_guest_memfd(file, page(count), flags | GmemFlag.INIT_SHARED * is_shared)
             self._kvm.guest_memfds.own(file.gmem)
