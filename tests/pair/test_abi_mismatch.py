@@ -13,7 +13,7 @@ from kvmsim.kvm.vm import Vm
 from memfsd.uapi import messages as m
 from memfsd.uapi.abi import ABIS, Abi
 from memfsd.uapi.units import PAGE_SIZE
-from tests.support.both_sides import errno_of, opened_store
+from tests.support.both_sides import LocalStore, errno_of, opened_store
 from tests.support.wire import Wire
 
 
@@ -26,10 +26,17 @@ def closing_fd(path: str) -> Iterator[int]:
         os.close(fd)
 
 
+def a_file_of(store: LocalStore, abi: Abi) -> None:
+    if abi.has_one_space:
+        store.create_memfd("f", 4)
+    else:
+        store.create("f", 4)
+
+
 @pytest.mark.parametrize("mount", ABIS.values(), ids=lambda abi: abi.name)
 def test_a_file_of_one_abi_never_mixes_with_a_vm_of_another(mount: Abi, tmp_path: Path) -> None:
     with opened_store(tmp_path, 16, abi=mount) as store:
-        store.create("f", 4)
+        a_file_of(store, mount)
         for vm in ABIS.values():
             if vm is mount:
                 continue
@@ -45,6 +52,7 @@ def test_a_file_of_one_abi_never_mixes_with_a_vm_of_another(mount: Abi, tmp_path
 
 def test_hello_says_the_abi_of_both(tmp_path: Path) -> None:
     with opened_store(tmp_path, 16, abi=ABIS["gmem-7.2"]) as store, Wire(store) as wire:
+        a_file_of(store, ABIS["gmem-7.2"])
         assert wire.hello() == "EINVAL", "a guest that says nothing else speaks the thread's"
         reply = wire.hello(abi="gmem-7.2")
         assert isinstance(reply, m.HelloReply)
@@ -53,4 +61,5 @@ def test_hello_says_the_abi_of_both(tmp_path: Path) -> None:
 
 def test_an_observer_speaks_to_any_mount(tmp_path: Path) -> None:
     with opened_store(tmp_path, 16, abi=ABIS["gmem-6.18"]) as store, Wire(store) as wire:
+        a_file_of(store, ABIS["gmem-6.18"])
         assert isinstance(wire.hello(role=m.Role.OBSERVER), m.HelloReply)
