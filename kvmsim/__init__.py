@@ -7,14 +7,8 @@
     vmm/        user space: exits under a policy, the designs of conversion, the host address space
     machine     one virtual machine put together
     shell/      the script language of `kvmsim run`, and what its commands do
-    monitor/    QMP on a socket of each process, and `kvmsim monitor`
     api/        what a program gets that says `import kvmsim`: docs/api.md
-    journal/    `kvmsim journal`, and a KVM that records
-    views/      `kvmsim top`: what people look at
-    tracing/    `kvmsim trace`, `stat` and `perf`: what reads traces
-    compare/    `kvmsim compare`: the same guests over all designs, measured
-    vmms/       `kvmsim vmms`: models of real VMMs through conversions that fail; `kvmsim abi`
-    race/       `kvmsim race`: both sides under a scheduler
+    instruments/    what looks at VMs: journal, monitor, tracing, views, compare, vmms, race
     cli         the command
     pytest_plugin   fixtures: a mount, and a VM
 

@@ -15,7 +15,7 @@ from memfsd.common.stdio import fill_standard_fds, with_stdout
 from memfsd.common.version import VERSION
 
 if TYPE_CHECKING:
-    from .monitor.listening import Listening
+    from .instruments.monitor.listening import Listening
     from .shell.execute import Executor
 
 _NO_MEMORY = "out of memory: raise the limit (ulimit -v), or give the host more"
@@ -131,7 +131,7 @@ Adder = Callable[[Any], Load]
 
 
 def _run(parser: argparse.ArgumentParser) -> Load:
-    from .monitor.arguments import add_arguments as add_monitor
+    from .instruments.monitor.arguments import add_arguments as add_monitor
     from .shell.arguments import add_run_arguments
 
     add_run_arguments(parser)
@@ -144,7 +144,7 @@ def _run(parser: argparse.ArgumentParser) -> Load:
         def execute(asked: argparse.Namespace) -> int:
             if asked.report is None:
                 return run(asked, _monitored)
-            from .views.report_command import reported
+            from .instruments.views.report_command import reported
 
             return reported(asked, lambda: run(asked, _monitored))
 
@@ -154,7 +154,7 @@ def _run(parser: argparse.ArgumentParser) -> Load:
 
 
 def _attach(parser: argparse.ArgumentParser) -> Load:
-    from .monitor.arguments import add_arguments as add_monitor
+    from .instruments.monitor.arguments import add_arguments as add_monitor
     from .shell.arguments import add_attach_arguments
 
     add_attach_arguments(parser)
@@ -169,7 +169,7 @@ def _attach(parser: argparse.ArgumentParser) -> Load:
 
 
 def _shell(parser: argparse.ArgumentParser) -> Load:
-    from .monitor.arguments import add_arguments as add_monitor
+    from .instruments.monitor.arguments import add_arguments as add_monitor
     from .shell.arguments import add_shell_arguments
 
     add_shell_arguments(parser)
@@ -184,26 +184,26 @@ def _shell(parser: argparse.ArgumentParser) -> Load:
 
 
 def _monitored(asked: argparse.Namespace, executor: "Executor") -> "Listening":
-    from .monitor.listening import Listening
-    from .monitor.places import listen
+    from .instruments.monitor.listening import Listening
+    from .instruments.monitor.places import listen
 
     return Listening(listen(asked.qmp), executor)
 
 
 def _monitor(parser: argparse.ArgumentParser) -> Load:
-    from .monitor import command
+    from .instruments.monitor import command
 
     command.add_arguments(parser)
     return lambda: command.monitor
 
 
 def _race(parser: argparse.ArgumentParser) -> Load:
-    from .race.arguments import add_arguments
+    from .instruments.race.arguments import add_arguments
 
     add_arguments(parser)
 
     def load() -> Callable[[argparse.Namespace], int]:
-        from .race import cli
+        from .instruments.race import cli
 
         return cli.main
 
@@ -211,60 +211,60 @@ def _race(parser: argparse.ArgumentParser) -> Load:
 
 
 def _journal(parser: argparse.ArgumentParser) -> Load:
-    from .journal import command
+    from .instruments.journal import command
 
     command.add_arguments(parser)
     return lambda: command.command
 
 
 def _trace(parser: argparse.ArgumentParser) -> Load:
-    from .tracing import command
+    from .instruments.tracing import command
 
     command.add_arguments(parser)
     return lambda: command.command
 
 
 def _stat(parser: argparse.ArgumentParser) -> Load:
-    from .tracing import stat_command
+    from .instruments.tracing import stat_command
 
     stat_command.add_arguments(parser)
     return lambda: stat_command.command
 
 
 def _perf(parser: argparse.ArgumentParser) -> Load:
-    from .tracing import perf_command
+    from .instruments.tracing import perf_command
 
     perf_command.add_arguments(parser)
     return lambda: perf_command.command
 
 
 def _top(parser: argparse.ArgumentParser) -> Load:
-    from .views import top_command
+    from .instruments.views import top_command
 
     top_command.add_arguments(parser)
     return lambda: top_command.command
 
 
 def _report(parser: argparse.ArgumentParser) -> Load:
-    from .views import report_command
+    from .instruments.views import report_command
 
     report_command.add_arguments(parser)
     return lambda: report_command.command
 
 
 def _compare(parser: argparse.ArgumentParser) -> Load:
-    from .compare.arguments import add_arguments
+    from .instruments.compare.arguments import add_arguments
 
     add_arguments(parser)
     parser.add_argument("--html", metavar="FILE.html", help="write the results as a page")
 
     def load() -> Callable[[argparse.Namespace], int]:
-        from .compare.command import compare
+        from .instruments.compare.command import compare
 
         def execute(asked: argparse.Namespace) -> int:
             if asked.html is None:
                 return compare(asked)
-            from .views.comparison import compared
+            from .instruments.views.comparison import compared
 
             return compared(asked.html, lambda finish: compare(asked, finish))
 
@@ -274,12 +274,12 @@ def _compare(parser: argparse.ArgumentParser) -> Load:
 
 
 def _vmms(parser: argparse.ArgumentParser) -> Load:
-    from .vmms.arguments import add_arguments
+    from .instruments.vmms.arguments import add_arguments
 
     add_arguments(parser)
 
     def load() -> Callable[[argparse.Namespace], int]:
-        from .vmms.command import vmms
+        from .instruments.vmms.command import vmms
 
         return vmms
 
@@ -287,18 +287,18 @@ def _vmms(parser: argparse.ArgumentParser) -> Load:
 
 
 def _abi(parser: argparse.ArgumentParser) -> Load:
-    from .vmms.abi.arguments import add_arguments
+    from .instruments.vmms.abi.arguments import add_arguments
 
     add_arguments(parser)
     parser.add_argument("--html", metavar="FILE.html", help="write the answers as a page")
 
     def load() -> Callable[[argparse.Namespace], int]:
-        from .vmms.abi.command import abi
+        from .instruments.vmms.abi.command import abi
 
         def execute(asked: argparse.Namespace) -> int:
             if asked.html is None:
                 return abi(asked)
-            from .views.answers import answered
+            from .instruments.views.answers import answered
 
             return answered(asked.html, lambda finish: abi(asked, finish))
 

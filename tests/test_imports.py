@@ -18,7 +18,7 @@ KVMSIM = sorted(
     for path in ROOT.glob("kvmsim/**/*.py")
     if not {"race", "vmms"}.intersection(path.parts) and path.name != "pytest_plugin.py"
 )
-"""All but kvmsim/race and kvmsim/vmms, which run both sides in one process, and the fixtures, which mount a memfsd."""
+"""All but race and vmms of the instruments, which run both sides in one process, and the fixtures, which mount one."""
 CLOCKS_AND_WAITS = {"time", "datetime", "asyncio", "sched", "select", "selectors", "signal", "socket", "subprocess"}
 BORDER = {"exits", "hypercalls", "kvm", "kvm_run", "memory_use", "pairings", "region", "vcpu", "vmcall"}
 """Modules of kvmsim.kvm that user space and guests may know: the object that they ask, and the values they exchange."""

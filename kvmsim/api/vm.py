@@ -9,12 +9,12 @@ from contextlib import ExitStack
 from types import TracebackType
 from typing import Any, Literal, NamedTuple, Self
 
+from kvmsim.instruments.monitor.events import Events
 from kvmsim.kvm.alias import PRIVATE, SHARED, Alias
 from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.kvm.tampering import tamper
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import Memory, OpenWindow, WindowMemory, shared_memory
-from kvmsim.monitor.events import Events
 from kvmsim.shell import info
 from kvmsim.vmm.policies import POLICIES, UNDER
 from kvmsim.vmm.vmm import MakeDesign

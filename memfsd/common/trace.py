@@ -2,8 +2,8 @@
 
 An `Instrument` (after trio's) has a method for each point; `observed` attaches one to the store's points of this
 process, to the VM's, or to both. Who observes today: the journal (common/journal.py), the trace (common/tracefile.py),
-the monitor's events (kvmsim/monitor/events.py), and the race scheduler with the tests that kill a process at a point
-(kvmsim/race/points.py).
+the monitor's events (kvmsim/instruments/monitor/events.py), and the race scheduler with the tests that kill a process
+at a point (kvmsim/instruments/race/points.py).
 
 Most points are a call at the place, behind one test of a variable of this module:
 

@@ -4,7 +4,7 @@ from collections import Counter
 from collections.abc import Iterable
 from itertools import groupby
 
-from kvmsim.race import points
+from kvmsim.instruments.race import points
 from memfsd.uapi.messages import Kind
 
 from .model import Cell, Fault, Outcome

@@ -2,8 +2,8 @@
 
 A scenario may also hold threads at points until others have come to theirs, so that they meet by design.
 
-The names are those of the race scheduler's table (kvmsim.race.points). A board in shared memory, made before the
-processes are forked, tells which point is meant and counts how often each is reached.
+The names are those of the race scheduler's table (kvmsim.instruments.race.points). A board in shared memory,
+made before the processes are forked, tells which point is meant and counts how often each is reached.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from kvmsim.race import points
+from kvmsim.instruments.race import points
 from memfsd.common import sync
 
 NAMES: list[tuple[str, str]] = points.all_names()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.monitor import places
+from kvmsim.instruments.monitor import places
 from memfsd.peers.server import SOCKETS
 from memfsd.uapi import messages as m
 from memfsd.uapi.errors import Refused

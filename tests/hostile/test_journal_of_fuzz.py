@@ -5,7 +5,7 @@ Requests only: a reply that nobody asked for would break a rule, by the peer.
 
 from pathlib import Path
 
-from kvmsim.journal.check import check
+from kvmsim.instruments.journal.check import check
 from memfsd.uapi import messages as m
 from memfsd.uapi.messages import Kind
 from tests.hostile.packets import Hostile

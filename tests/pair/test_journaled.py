@@ -14,7 +14,7 @@ import pytest
 
 import memfsd.peers.session
 import memfsd.store.invalidator
-from kvmsim.journal.check import check
+from kvmsim.instruments.journal.check import check
 from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.mmu.ept import Ept
 from kvmsim.kvm.notifier import Notifier

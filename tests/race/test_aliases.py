@@ -4,9 +4,9 @@ import errno
 
 import pytest
 
-from kvmsim.race.aliases import Aliases
-from kvmsim.race.history import History
-from kvmsim.race.shown import SlotHistory
+from kvmsim.instruments.race.aliases import Aliases
+from kvmsim.instruments.race.history import History
+from kvmsim.instruments.race.shown import SlotHistory
 from memfsd.uapi.abi import GMEM_6_18, GMEM_INPLACE, THREAD
 from memfsd.uapi.errors import Refused
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from kvmsim.race import diagram, explore
-from kvmsim.race.scenario import ScenarioError, parse
+from kvmsim.instruments.race import diagram, explore
+from kvmsim.instruments.race.scenario import ScenarioError, parse
 
 
 def ends(text: str) -> list[str]:

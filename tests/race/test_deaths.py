@@ -5,10 +5,10 @@ import os
 
 import pytest
 
-from kvmsim.race import deaths, exhaustive, order
-from kvmsim.race.accesses import Access, Kind
-from kvmsim.race.scenario import load, parse
-from kvmsim.race.scheduler import Step, Task
+from kvmsim.instruments.race import deaths, exhaustive, order
+from kvmsim.instruments.race.accesses import Access, Kind
+from kvmsim.instruments.race.scenario import load, parse
+from kvmsim.instruments.race.scheduler import Step, Task
 
 QUIET = """\
 store frames=16

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from kvmsim.race import deaths, exhaustive, explore, order
-from kvmsim.race.runner import run_once
-from kvmsim.race.scenario import load, parse
+from kvmsim.instruments.race import deaths, exhaustive, explore, order
+from kvmsim.instruments.race.runner import run_once
+from kvmsim.instruments.race.scenario import load, parse
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))
 LONG_ONES = ("fault-x-bind", "fault-x-punch", "pair-x-pair", "punch-x-death")

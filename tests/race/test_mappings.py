@@ -3,7 +3,7 @@
 import mmap
 import os
 
-from kvmsim.race import mappings
+from kvmsim.instruments.race import mappings
 
 
 def test_the_fd_of_a_mapping_is_its_own_until_it_is_collected() -> None:

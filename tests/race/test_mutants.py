@@ -4,9 +4,9 @@ import itertools
 
 import pytest
 
-from kvmsim.race import exhaustive, explore, minimise
-from kvmsim.race.runner import Result
-from kvmsim.race.scenario import load
+from kvmsim.instruments.race import exhaustive, explore, minimise
+from kvmsim.instruments.race.runner import Result
+from kvmsim.instruments.race.scenario import load
 from tests.race.mutants import MUTANTS, Mutant, planted
 from tests.race.tally import NUMBERS
 

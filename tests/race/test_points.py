@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.race import explore, points
-from kvmsim.race.scenario import load, shipped
+from kvmsim.instruments.race import explore, points
+from kvmsim.instruments.race.scenario import load, shipped
 from memfsd.common import trace
 from memfsd.uapi.messages import KVM_OPERATIONS, STORE_OPERATIONS, WITHOUT_MESSAGE
 

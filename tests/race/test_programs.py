@@ -2,7 +2,7 @@
 
 import pytest
 
-from kvmsim.race.programs import PROGRAMS, Does
+from kvmsim.instruments.race.programs import PROGRAMS, Does
 
 TIMES = 3
 

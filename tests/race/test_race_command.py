@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvmsim.cli import run_command
-from kvmsim.race import explore, minimise, order, record
-from kvmsim.race.scenario import load
+from kvmsim.instruments.race import explore, minimise, order, record
+from kvmsim.instruments.race.scenario import load
 from tests.race.mutants import MUTANTS, planted
 from tests.support.threads import DEADLINE_S
 
@@ -182,5 +182,6 @@ def test_lists(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_the_other_commands_do_not_load_it() -> None:
-    code = "import kvmsim.cli, sys; sys.exit(any(m.startswith(('kvmsim.race', 'memfsd.core')) for m in sys.modules))"
+    apart = ("kvmsim.instruments.race", "memfsd.core")
+    code = f"import kvmsim.cli, sys; sys.exit(any(m.startswith({apart}) for m in sys.modules))"
     assert subprocess.run([sys.executable, "-c", code], timeout=DEADLINE_S, check=False).returncode == 0

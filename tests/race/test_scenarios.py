@@ -8,9 +8,9 @@ import os
 
 import pytest
 
-from kvmsim.race import diagram, exhaustive, explore, order
-from kvmsim.race.runner import Result, run_once
-from kvmsim.race.scenario import load, shipped
+from kvmsim.instruments.race import diagram, exhaustive, explore, order
+from kvmsim.instruments.race.runner import Result, run_once
+from kvmsim.instruments.race.scenario import load, shipped
 from tests.race.tally import NUMBERS
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))

@@ -6,9 +6,9 @@ from functools import partial
 
 import pytest
 
-from kvmsim.race.explore import Replay, default
-from kvmsim.race.primitives import Connections, Makers
-from kvmsim.race.scheduler import Scheduler, Step, Stuck, Task
+from kvmsim.instruments.race.explore import Replay, default
+from kvmsim.instruments.race.primitives import Connections, Makers
+from kvmsim.instruments.race.scheduler import Scheduler, Step, Stuck, Task
 from memfsd.common import sync
 from tests.support.threads import DEADLINE_S
 

@@ -2,10 +2,10 @@
 
 import pytest
 
-from kvmsim.race import diagram, explore
-from kvmsim.race.history import History
-from kvmsim.race.scenario import parse
-from kvmsim.race.shown import SlotHistory
+from kvmsim.instruments.race import diagram, explore
+from kvmsim.instruments.race.history import History
+from kvmsim.instruments.race.scenario import parse
+from kvmsim.instruments.race.shown import SlotHistory
 
 
 def test_a_page_is_of_the_slot_that_is_there() -> None:

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.race import explore, points
-from kvmsim.race.history import ONE_MORE, History
-from kvmsim.race.runner import Result, run_once
-from kvmsim.race.scenario import Scenario, load, parse
+from kvmsim.instruments.race import explore, points
+from kvmsim.instruments.race.history import ONE_MORE, History
+from kvmsim.instruments.race.runner import Result, run_once
+from kvmsim.instruments.race.scenario import Scenario, load, parse
 from tests.support.threads import DEADLINE_S
 
 ROOT = Path(__file__).parents[2]

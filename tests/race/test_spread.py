@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from kvmsim.race import exhaustive, explore, order, spread, workers
-from kvmsim.race.runner import Result
-from kvmsim.race.scenario import load, parse
+from kvmsim.instruments.race import exhaustive, explore, order, spread, workers
+from kvmsim.instruments.race.runner import Result
+from kvmsim.instruments.race.scenario import load, parse
 from tests.race.mutants import MUTANTS, planted
 from tests.race.test_explore import SMALL
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.race import explore, record
-from kvmsim.race.history import History
-from kvmsim.race.scenario import ScenarioError, load, parse
+from kvmsim.instruments.race import explore, record
+from kvmsim.instruments.race.history import History
+from kvmsim.instruments.race.scenario import ScenarioError, load, parse
 
 GOOD = """\
 # what it is about

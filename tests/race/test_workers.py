@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from kvmsim.race import exhaustive, order, spread, workers
-from kvmsim.race.scenario import load
+from kvmsim.instruments.race import exhaustive, order, spread, workers
+from kvmsim.instruments.race.scenario import load
 from tests.support.threads import DEADLINE_S
 
 COMMAND = [sys.executable, "-m", "kvmsim", "race", "fault-x-unbind", "--exhaustive", "--workers", "2", "--json"]

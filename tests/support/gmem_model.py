@@ -12,13 +12,13 @@ import errno
 import os
 from dataclasses import dataclass, field
 
+from kvmsim.instruments.vmms.abi.store import AbiStore, File
 from kvmsim.kvm.exits import Exit, FailedExit, MemoryFaultExit, MmioExit
 from kvmsim.kvm.mmu.eptentry import MAX_GFN_EPT
 from kvmsim.kvm.region import ATTRIBUTE_PRIVATE, AttributesRange, Region2, SlotFlag, Userspace
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.store.link import FileId, StoreLink
-from kvmsim.vmms.abi.store import AbiStore, File
 from memfsd.uapi.abi import Abi, Attributes, GmemFlag
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.gmem_ioctls import MemoryAttributes2

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from kvmsim.race import points
+from kvmsim.instruments.race import points
 from memfsd.common import sync
 
 DOCUMENT = Path(__file__).parents[2] / "docs/architecture.md"

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from kvmsim.monitor.schema import COMMANDS, EVENTS, Argument, Command, Event
+from kvmsim.instruments.monitor.schema import COMMANDS, EVENTS, Argument, Command, Event
 
 FILE = Path(__file__).parents[2] / "docs/monitor.md"
 _BEGIN, _END = "<!-- reference: rendered -->\n", "<!-- end -->\n"

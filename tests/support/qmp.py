@@ -7,9 +7,9 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from kvmsim.monitor.listening import Listening
-from kvmsim.monitor.monitor import Monitor
-from kvmsim.monitor.places import Listener
+from kvmsim.instruments.monitor.listening import Listening
+from kvmsim.instruments.monitor.monitor import Monitor
+from kvmsim.instruments.monitor.places import Listener
 from kvmsim.shell.execute import Executor
 from memfsd.common.rundir import MONITORS
 

@@ -88,7 +88,7 @@ def test_a_mutation_names_its_function_and_shows_whole_lines() -> None:
 
 
 def test_every_mutation_of_the_tree_is_python_and_the_instruments_have_none() -> None:
-    texts = sources(ROOT, ["memfsd/core/private/bindings.py", "kvmsim/kvm/mmu/physmap.py", "kvmsim/race"])
+    texts = sources(ROOT, ["memfsd/core/private/bindings.py", "kvmsim/kvm/mmu/physmap.py", "kvmsim/instruments/race"])
     assert list(texts) == ["memfsd/core/private/bindings.py", "kvmsim/kvm/mmu/physmap.py"]
     for each in catalogue(texts):
         compile(each.apply(texts[each.path]), each.path, "exec")

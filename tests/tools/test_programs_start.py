@@ -55,7 +55,16 @@ def test_ctrl_c_while_a_program_is_loading_is_no_traceback(command: list[str], m
             os.close(fd)
 
 
-HEAVY = {"numpy", "trio", "pyfuse3", "matplotlib", "rich", "unicorn", "kvmsim.compare.command", "kvmsim.race.cli"}
+HEAVY = {
+    "numpy",
+    "trio",
+    "pyfuse3",
+    "matplotlib",
+    "rich",
+    "unicorn",
+    "kvmsim.instruments.compare.command",
+    "kvmsim.instruments.race.cli",
+}
 """What takes the time to start is mostly what is imported."""
 KVMSIM = [
     "run",

@@ -5,8 +5,8 @@ import os
 from statistics import median
 from time import perf_counter
 
-from kvmsim.race import exhaustive, order, spread, workers
-from kvmsim.race.scenario import load
+from kvmsim.instruments.race import exhaustive, order, spread, workers
+from kvmsim.instruments.race.scenario import load
 
 from .figure import Figure, Progress
 

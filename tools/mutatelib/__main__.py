@@ -20,7 +20,7 @@ from mutatelib.workplace import Workplace
 
 ROOT = Path(__file__).resolve().parents[2]
 _HELP = """\
-A fault is one changed operator, number, condition, call or statement of memfsd or kvmsim, instruments (kvmsim/race,
+A fault is one changed operator, number, condition, call or statement of memfsd or kvmsim, some instruments (race,
 journal, compare) left out. Each is tried in a copy of the checkout with the tests that execute the function it is in
 (tests of single modules, of a mount, models, pairs and races), up to the first that fails. What is tried depends
 on the seed and the code only.

@@ -9,7 +9,7 @@ from pathlib import Path
 from mutatelib.mutations import Mutation, mutations_of
 
 PACKAGES = ("memfsd", "kvmsim")
-INSTRUMENTS = ("kvmsim/race/", "kvmsim/journal/", "kvmsim/compare/")
+INSTRUMENTS = ("kvmsim/instruments/race/", "kvmsim/instruments/journal/", "kvmsim/instruments/compare/")
 EQUIVALENT = Path(__file__).with_name("equivalent.toml")
 
 
