@@ -11,7 +11,7 @@ from kvmsim.kvm.exits import Exit, MemoryErrorExit, MemoryFaultExit
 from kvmsim.machine import VirtualMachine
 from kvmsim.shell.info import stats
 from kvmsim.vmm.policies import NEEDED
-from memfsd.uapi.abi import ABIS, Abi
+from memfsd.uapi.abi import ABIS, Abi, Attributes
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import ORDER_4K, PAGE_SIZE, order_of_page_size
 
@@ -83,6 +83,8 @@ class Rig:
 
     def __init__(self, directory: Path, abi: Abi, design: Design, page_bytes: int, max_slots: int) -> None:
         self.max_slots = max_slots
+        self.spends_slots = abi.attributes is Attributes.NONE
+        """A page that is shared takes a slot: the cap on slots will stop the guest."""
         self._machine = VirtualMachine("compare", max_slots, abi=abi)
         self._fd: int | None = None
         self.measured = Measured()

@@ -56,7 +56,7 @@ def misbehave(rig: Rig) -> None:
     """The thread's misbehaving guest: it uses its memory, and shares every second page until the cap on slots stops it.
     Where that costs no slots: as many pages."""
     for gpa in range(0, RAM_BYTES, 2 * PAGE_SIZE):
-        if rig.conversion_count == rig.max_slots:
+        if rig.conversion_count == rig.max_slots and not rig.spends_slots:
             return
         rig.stamp(gpa)
         rig.stamp(gpa + PAGE_SIZE)
