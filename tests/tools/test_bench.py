@@ -67,7 +67,6 @@ def test_json_is_one_object_with_each_figure_and_the_machine(figures: dict[str, 
         "P9",
         "P10",
         "P11",
-        "P12",
         "C1",
         "C2",
         "C3",
@@ -81,6 +80,7 @@ def test_json_is_one_object_with_each_figure_and_the_machine(figures: dict[str, 
         "S2",
         "S3",
         "S4",
+        "P12",
     ]
     assert list(figures) == [*names, "machine"]
     for name in names:
@@ -203,6 +203,21 @@ def test_a_failure_to_measure_names_the_figure_and_the_others_are_still_shown(
 
 
 # how it is shown
+
+
+def test_ctrl_c_prints_what_was_measured_until_then(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def measured(name: str, progress: Progress, *, quick: bool) -> Figure:
+        if name == "P2":
+            raise KeyboardInterrupt
+        return Figure(f"that is {name}", "ratio", 2.0, True, 1.0)
+
+    monkeypatch.setattr(bench, "measure", measured)
+    monkeypatch.setattr(sys, "argv", ["bench", "--only", "P1,P2,P3"])
+    assert bench.main() == 130
+    shown = capsys.readouterr().out
+    assert "that is P1" in shown and "P3" not in shown
 
 
 def test_the_table_says_what_does_not_hold_and_what_was_not_measured() -> None:

@@ -1,6 +1,7 @@
 """tools/bench: measure the figures asked for, print them, say whether each holds.
 
-Exit status: 0 measured (held or not), 1 a figure could not be measured, 2 usage.
+Exit status: 0 measured (held or not), 1 a figure could not be measured, 2 usage, 130 interrupted: what was measured
+until then is printed.
 """
 
 import argparse
@@ -29,7 +30,6 @@ FIGURES: dict[str, tuple[str, dict[str, object]]] = {
     "P9": ("starting.measure", {"rounds": 1}),
     "P10": ("random_touch.measure", {"rounds": 1, "size_bytes": 4 << 20}),
     "P11": ("blocked_stat.measure", {"rounds": 1, "count": 20, "extents": 64}),
-    "P12": ("lock_holds.measure", {"extents": 64, "names": 64, "vms": 4, "tib_pages": 1 << 20}),
     "C1": ("code_speed.registers", {"rounds": 1, "count": 1000}),
     "C2": ("code_speed.memory", {"rounds": 1, "count": 1000}),
     "C3": ("code_speed.chase", {"rounds": 1, "size_bytes": 4 << 20}),
@@ -43,6 +43,7 @@ FIGURES: dict[str, tuple[str, dict[str, object]]] = {
     "S2": ("sinks.measure_statistics", {"rounds": 1, "count": 10}),
     "S3": ("sinks.measure_trace", {"rounds": 1, "count": 10}),
     "S4": ("sinks.measure_journal", {"rounds": 1, "count": 10}),
+    "P12": ("lock_holds.measure", {"extents": 64, "names": 64, "vms": 4, "tib_pages": 1 << 20}),
 }
 """The module's function, loaded when it is wanted; and what makes it so small that the value means nothing, for tests
 of this program."""
@@ -62,12 +63,16 @@ def main() -> int:
     progress = Progress()
     figures: dict[str, Figure] = {}
     failures: dict[str, str] = {}
+    interrupted = False
     for name in asked.only:
         progress.figure(name)
         try:
             figures[name] = measure(name, progress, quick=asked.quick)
         except (OSError, RuntimeError, Refused, PeerLost) as error:
             failures[name] = str(error)
+        except KeyboardInterrupt:
+            interrupted = True
+            break
         finally:
             progress.clear()
     machine = describe(datetime.date.today().isoformat())
@@ -78,14 +83,15 @@ def main() -> int:
         print(table(figures, machine))
     for name, why in failures.items():
         print(f"bench: {name} could not be measured: {why}", file=sys.stderr)
-    return 1 if failures else 0
+    return 130 if interrupted else 1 if failures else 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser(
         prog="tools/bench",
         description="Measure speed, each figure against its peer in the same run.",
-        epilog="exit status: 0 measured (also when a figure does not hold), 1 one could not be measured, 2 usage",
+        epilog="exit status: 0 measured (also when a figure does not hold), 1 one could not be measured, "
+        "2 usage, 130 interrupted: what was measured until then is printed",
     )
     names = ",".join(FIGURES)
     parser.add_argument("--only", type=_names, default=list(FIGURES), metavar="P1,P2", help=f"which of {names}")
