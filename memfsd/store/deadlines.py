@@ -7,6 +7,7 @@ from memfsd.uapi.limits import (
     CHECK_BRACKETS_DEADLINE_S,
     CHECK_REPORTS_DEADLINE_S,
     CHECK_TURN_DEADLINE_S,
+    GRANT_DEADLINE_S,
     MOVE_DEADLINE_S,
     NODES_DEADLINE_S,
     PROOF_DEADLINE_S,
@@ -21,6 +22,7 @@ class Deadlines:
     proof_s: float = PROOF_DEADLINE_S
     invalidate_lock_s: float = BRACKET_DEADLINE_S
     reclaim_s: float = RECLAIM_DEADLINE_S
+    grant_s: float = GRANT_DEADLINE_S
     move_s: float = MOVE_DEADLINE_S
     nodes_s: float = NODES_DEADLINE_S
     check_turn_s: float = CHECK_TURN_DEADLINE_S

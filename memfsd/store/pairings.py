@@ -3,6 +3,7 @@
 import errno
 import logging
 import os
+import time
 from collections.abc import Callable
 
 from memfsd.core.files.inodes import Regular
@@ -83,9 +84,12 @@ class PairedFile:
 
     def _get_pfn_after(self, refused: Refused, pgoff: int, max_pages: int, order: int) -> GetPfnReply:
         file, pairings = self.file, self._pairings
+        until = time.monotonic() + pairings.deadlines.grant_s
         with self._lock:
             swaps = self._gmem.swaps(file)
         for attempt in range(_ATTEMPTS if swaps else 1):
+            if attempt and time.monotonic() >= until:
+                break
             # What is free may be on other nodes than the file's: from the second time on pages leave anyway.
             wanted = None if file.order or attempt else 1
             if isinstance(refused, SwappedOut):

@@ -113,6 +113,9 @@ TURN_DEADLINE_S = 10.0
 """Patience of a system call that has to wait for a VM, for its turn among those of its user."""
 RECLAIM_DEADLINE_S = 3.0
 """The pool is full: patience for all VMs together that are asked for pages they never touched."""
+GRANT_DEADLINE_S = 10.0
+"""The pool is full: a grant takes back and swaps out again and again, but begins no more later. Its VM must have the
+answer, if only ENOSPC, before ANSWER_DEADLINE_S."""
 MOVE_DEADLINE_S = 10.0
 """fmove_pages: no MOVE begins later; the last one may take ACK_DEADLINE_S more."""
 NODES_DEADLINE_S = 3.0

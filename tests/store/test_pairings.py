@@ -2,6 +2,8 @@
 
 import os
 
+import pytest
+
 from memfsd.core.gmem import guest_of
 from memfsd.core.private.gmem_file import Pairing, PairState
 from memfsd.store.peer import Peer
@@ -52,6 +54,31 @@ def test_a_pairing_that_fails_leaves_no_window_and_no_peer(store: CoreStore) -> 
     assert len(os.listdir("/proc/self/fd")) <= fds
     assert guest_of(file).pairing is None
     assert store.store.pairings.peers() == []
+
+
+@pytest.mark.parametrize("grant_s", [0.0, 1000.0])
+def test_a_grant_that_others_take_first_gives_up_before_its_vm_does(
+    grant_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = CoreStore(pages=16)
+    greedy, _ = store.bound_file("greedy", 64)
+    pgoff = 0
+    while store.pool.free_count:
+        pgoff += store.fault(greedy, pgoff, 64).page_count
+    paired = store.paired(store.guest_file("file", 8), "vm1")
+    paired.bind(1, 0x100, 0, 8)
+    pairings, tries = store.store.pairings, 0
+
+    def taken_by_others(*_: object, **_named: object) -> bool:
+        nonlocal tries
+        tries += 1
+        return True
+
+    monkeypatch.setattr(pairings.reclaimer, "reclaim", taken_by_others)
+    monkeypatch.setattr(pairings.deadlines, "grant_s", grant_s)
+    with refused("ENOSPC"):
+        paired.get_pfn(0, 1)
+    assert tries == (1 if grant_s == 0.0 else 16)
 
 
 def test_get_pfn_of_a_full_pool_takes_back_what_nobody_touched() -> None:
