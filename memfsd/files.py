@@ -3,6 +3,7 @@
 import os
 from dataclasses import dataclass
 
+from memfsd.common.fields import counted
 from memfsd.common.linux import fallocate, punch_hole
 from memfsd.common.mounts import mount_of
 from memfsd.common.quote import quoted
@@ -104,17 +105,6 @@ def allocate(path: Path, offset: int, length: int) -> None:
     """fallocate(KEEP_SIZE), bytes: frames for the range. OSError: ENOSPC the pool is full; as punch()."""
     with _opened(path) as fd:
         fallocate(fd, FALLOC_FL_KEEP_SIZE, offset, length)
-
-
-def fields(line: str) -> dict[str, int | str]:
-    """An attribute of the form "private=0 pending=0"."""
-    pairs = (word.partition("=") for word in line.split())
-    return {key: int(value) if value.isdigit() else value for key, _, value in pairs}
-
-
-def counted(line: str) -> dict[str, int]:
-    """What of such an attribute is a number."""
-    return {key: value for key, value in fields(line).items() if isinstance(value, int)}
 
 
 def on_a_mount(path: Path) -> None:

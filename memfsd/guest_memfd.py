@@ -5,6 +5,7 @@ import fcntl
 import os
 import secrets
 
+from memfsd.common.mounts import abi_of_mount
 from memfsd.uapi import names
 from memfsd.uapi.abi import ABIS, GmemFlag
 from memfsd.uapi.errors import Refused
@@ -39,21 +40,12 @@ def create_guest_memfd(size: int, flags: int = 0, *, mount: str | None = None) -
     return fd
 
 
-def abi_of_mount(path: str) -> str:
-    """The name of the ABI that the mount of this path speaks. OSError."""
-    root = os.path.dirname(os.path.abspath(path))
-    while not os.path.ismount(root):
-        root = os.path.dirname(root)
-    line = os.getxattr(root, names.XATTR_POOL).decode()
-    return dict(word.split("=", 1) for word in line.split() if "=" in word).get("abi", "thread")
-
-
 def create_guest_memfd_at(path: str, *, size: int, flags: GmemFlag, abi: str | None) -> str:
     """A guest_memfd with a name; the ABI that it is of. abi: the one that the mount must speak.
 
     If it is refused, no file is left.
     """
-    is_of = abi_of_mount(path)
+    is_of = abi_of_mount(os.path.dirname(path))
     if abi is not None and abi != is_of:
         raise Refused(errno.EINVAL, f"{path}: this mount is of abi={is_of}: make the file on one with abi={abi}")
     if not ABIS[is_of].is_sized_at_creation:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Iterator
 
 from memfsd import files
+from memfsd.common.fields import counted
 from memfsd.common.mounts import memfsd_mounts
 from memfsd.common.quote import quoted
 from memfsd.uapi import names
@@ -64,9 +65,7 @@ class Mount:
 
     def pool(self) -> dict[str, int]:
         """Frames (4 KiB) of the pool, by state; and what memfsd holds: as `memfs stat MOUNTPOINT`. OSError."""
-        return files.counted(
-            " ".join(os.getxattr(self.path, n).decode() for n in (names.XATTR_POOL, names.XATTR_COUNTS))
-        )
+        return counted(" ".join(os.getxattr(self.path, n).decode() for n in (names.XATTR_POOL, names.XATTR_COUNTS)))
 
     def check(self) -> list[tuple[str, str]]:
         """Do the rules R1 to R8 hold now, on both sides? (rule, text) of each that is broken.

@@ -9,13 +9,14 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from memfsd.common.arguments import Parser
+from memfsd.common.arguments import Parser, count, seconds
+from memfsd.common.fields import fields
 from memfsd.common.linux import fallocate
 from memfsd.common.observer import Observer, Store, store_of
 from memfsd.common.quote import printable, quoted
 from memfsd.common.stdio import fill_standard_fds, with_stdout
 from memfsd.common.version import VERSION
-from memfsd.files import create_file, fields
+from memfsd.files import create_file
 from memfsd.files import stat as file_stat
 from memfsd.guest_memfd import create_guest_memfd_at
 from memfsd.uapi import names
@@ -117,8 +118,9 @@ def _add_those_of_a_mount(command: Callable[[str, Callable[[Any], int], str], ar
     check.add_argument("target", type=_path, metavar="MOUNTPOINT")
     view = command("top", _top, "a live view of pool, sealed files, owners, faults and invalidations per second")
     view.add_argument("target", type=_path, metavar="MOUNTPOINT")
-    view.add_argument("-d", "--delay", type=_delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
-    view.add_argument("-n", "--count", type=_count, default=0, metavar="N", help="stop after N views (default: never)")
+    delay = seconds("is not a delay")
+    view.add_argument("-d", "--delay", type=delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
+    view.add_argument("-n", "--count", type=count, default=0, metavar="N", help="stop after N views (default: never)")
     view.add_argument("--once", dest="count", action="store_const", const=1, help="one view")
     vms_ = command("vms", _vms, "list the VMs of a mount, with their processes and monitors")
     vms_.add_argument("target", type=_path, metavar="MOUNTPOINT")
@@ -183,22 +185,6 @@ def _path(text: str) -> str:
     if not text:
         raise argparse.ArgumentTypeError("the name is empty: give a path")
     return text
-
-
-def _delay(text: str) -> float:
-    try:
-        delay = float(text)
-    except ValueError:
-        delay = 0.0
-    if not 0.1 <= delay <= 3600:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a delay: choose 0.1 to 3600 seconds")
-    return delay
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1 << 31:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a count: choose 1 or more")
-    return int(text)
 
 
 def _size(text: str) -> int:

@@ -12,6 +12,7 @@ rundir       where a program listens: a directory that is ours, and a socket in 
 sockets      connections between processes of one mount
 observer     a tool's connection to a store
 fileioctls   ioctls on files of a mount
+fields       attributes that are words of the form "private=0"
 mounts       which mount of memfsd a path is on
 collecting   the garbage collector where very much lives long
 logqueue     logging that waits for nobody

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from .quote import printable
@@ -21,3 +22,25 @@ class Parser(argparse.ArgumentParser):
     def _print_message(self, message: str, file: Any = None) -> None:
         """argparse makes nothing of a standard output that cannot be written; the program's exit status says it."""
         (file or sys.stderr).write(message)
+
+
+def seconds(wrong: str) -> Callable[[str], float]:
+    """The type of an option: 0.1 to 3600. wrong: of another text, as in "is not a delay"."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = 0.0
+        if not 0.1 <= value <= 3600:
+            raise argparse.ArgumentTypeError(f"'{text}' {wrong}: choose 0.1 to 3600 seconds")
+        return value
+
+    return parse
+
+
+def count(text: str) -> int:
+    """The type of an option: 1 to 2^31."""
+    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1 << 31:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a count: choose 1 or more")
+    return int(text)

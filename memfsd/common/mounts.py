@@ -10,9 +10,11 @@ import re
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from memfsd.uapi.abi import THREAD
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.names import FSTYPE
+from memfsd.uapi.names import FSTYPE, XATTR_POOL
 
+from .fields import fields
 from .quote import quoted
 
 _MOUNTINFO = "/proc/self/mountinfo"
@@ -29,6 +31,14 @@ class Mount(NamedTuple):
     def serves(self, uid: int) -> bool:
         """Whether a process of this user may be the memfsd of this mount."""
         return uid in (0, self.owner)
+
+
+def abi_of_mount(directory: str) -> str:
+    """The name of the ABI that the mount of this directory speaks. OSError: it is on no memfsd mount."""
+    root = os.path.realpath(directory)
+    while not os.path.ismount(root):
+        root = os.path.dirname(root)
+    return str(fields(os.getxattr(root, XATTR_POOL).decode()).get("abi", THREAD.name))
 
 
 def memfsd_mounts() -> list[Mount]:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from memfsd.common.fields import counted
 from memfsd.common.observer import Observer, store_of
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind, MemoryFailure, MemoryFailureReply, PageOut, PageOutReply
@@ -106,8 +107,7 @@ class Daemon:
 
     def pool(self) -> dict[str, int]:
         """Frames by state, and in all."""
-        words = (word.partition("=") for word in os.getxattr(self.path, XATTR_POOL).decode().split())
-        return {key: int(value) for key, _, value in words if value.isdigit()}
+        return counted(os.getxattr(self.path, XATTR_POOL).decode())
 
     def newly_swapped(self) -> dict[str, int]:
         """Pages that have left, and that have come back, since it was asked last."""

@@ -8,14 +8,14 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+from memfsd.common.mounts import abi_of_mount
 from memfsd.common.quote import printable, quoted
-from memfsd.uapi.abi import Abi
+from memfsd.uapi.abi import Abi, abi_of
 from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.units import format_size
 
 from .costs import POOL_BYTES, SIZE_BYTES, costs
 from .plot import check_plot, draw
-from .ram import abi_of_mount
 from .rig import DESIGNS, Design, Rig
 from .store import mounted
 from .table import Results, Row, cost_facts, cost_text, facts, text
@@ -25,11 +25,19 @@ _DESIGN_OPTIONS = "size=4G,split=on,abi={abi}"
 _COST_OPTIONS = f"size={POOL_BYTES},split=on,nodes=2"
 
 
+def _abi_of(directory: str) -> Abi | None:
+    """None: it is on no memfsd mount, which is said when a file is made there."""
+    try:
+        return abi_of(abi_of_mount(directory))
+    except OSError:
+        return None
+
+
 def compare(asked: argparse.Namespace, finish: Callable[[Results], None] = lambda results: None) -> int:
     """Exit status. finish gets the results when all are measured."""
     results = Results()
     try:
-        abi = None if asked.directory is None else abi_of_mount(Path(asked.directory))
+        abi = None if asked.directory is None else _abi_of(asked.directory)
         has_seals = abi is None or not abi.is_sized_at_creation
         workloads = asked.workloads or [*WORKLOADS, *([COSTS] if has_seals else [])]
         designs = [name for name in workloads if name != COSTS]

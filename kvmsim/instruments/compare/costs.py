@@ -13,6 +13,7 @@ from typing import NamedTuple
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import OpenWindow, WindowMemory
+from memfsd.common.fields import fields
 from memfsd.common.fileioctls import move_pages
 from memfsd.common.observer import Observer, store_of
 from memfsd.uapi.errors import Refused
@@ -70,12 +71,11 @@ def costs(directory: Path, page_sizes: list[int], skipped: Callable[[str], None]
 def _possible(directory: Path, has_cipher: bool, skipped: Callable[[str], None]) -> set[str]:
     """What this mount can do, by its attribute."""
     try:
-        words = os.getxattr(directory, XATTR_POOL).decode().split()
+        pool = fields(os.getxattr(directory, XATTR_POOL).decode())
     except OSError:
         raise Refused(errno.EOPNOTSUPP, f"{directory}: not on a memfsd mount") from None
-    pool = dict(word.split("=", 1) for word in words if "=" in word)
     found = set[str]()
-    if "," in pool.get("node_free", ""):
+    if "," in str(pool.get("node_free", "")):
         found.add("move")
     else:
         skipped("not measured: moves, since the mount has one node: mount with nodes=2")

@@ -10,28 +10,16 @@ from kvmsim.kvm.region import ATTRIBUTE_PRIVATE, AttributesRange, GmemFd, Memory
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.mapped import MappedFile
 from kvmsim.memory.memory import AnonymousMemory
-from memfsd.uapi.abi import THREAD, Abi, Attributes, GmemFlag, abi_of
+from memfsd.uapi.abi import THREAD, Abi, Attributes, GmemFlag
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.gmem_ioctls import CreateGuestMemfd
-from memfsd.uapi.names import IOC_CREATE_GUEST_MEMFD, XATTR_PAGE_SIZE, XATTR_POOL, XATTR_SEALS, XATTR_SOCKET
+from memfsd.uapi.names import IOC_CREATE_GUEST_MEMFD, XATTR_PAGE_SIZE, XATTR_SEALS, XATTR_SOCKET
 from memfsd.uapi.units import format_size
 
 RAM_BYTES = 1 << 30
 """A whole number of pages of every size."""
 _POOL_BYTES = 2 * RAM_BYTES
 _names = itertools.count()
-
-
-def abi_of_mount(directory: Path) -> Abi | None:
-    """None: it is on no memfsd mount, which is said when a file is made there."""
-    root = directory.resolve()
-    while not root.is_mount():
-        root = root.parent
-    try:
-        line = os.getxattr(root, XATTR_POOL).decode()
-    except OSError:
-        return None
-    return abi_of(dict(word.split("=", 1) for word in line.split() if "=" in word).get("abi", "thread"))
 
 
 def set_ram(machine: VirtualMachine, directory: Path, page_bytes: int) -> int | None:

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
+from memfsd.common.arguments import seconds
 from memfsd.common.quote import printable
 from memfsd.common.traceevents import EVENTS
 from memfsd.uapi.errors import PeerLost
@@ -32,7 +33,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     how = parser.add_mutually_exclusive_group()
     how.add_argument("-1", "--once", action="store_true", help="what is in the files now (default without a terminal)")
     how.add_argument("-l", "--log", action="store_true", help="a line each interval, with what came in it")
-    parser.add_argument("-s", dest="delay", type=_seconds, default=1.0, metavar="SECONDS", help="interval (default 1)")
+    interval = seconds("is no interval")
+    parser.add_argument("-s", dest="delay", type=interval, default=1.0, metavar="SECONDS", help="interval (default 1)")
     parser.add_argument("-f", "--fields", type=_pattern, metavar="REGEX", help="only names in which it is found")
     parser.add_argument("-g", "--guest", default="", metavar="VM", help="only events of this VM")
     parser.add_argument("-b", "--by-vm", action="store_true", help="count all events of each VM")
@@ -99,16 +101,6 @@ def _monitor(asked: argparse.Namespace, ending: contextlib.ExitStack) -> Look:
         }
 
     return look
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"'{text}' is no interval: choose 0.1 to 3600 seconds")
-    return value
 
 
 def _pattern(text: str) -> re.Pattern[str]:

@@ -8,6 +8,7 @@ import time
 
 from kvmsim.instruments.monitor.command import path_of, running_vms
 from memfsd.common import fullscreen
+from memfsd.common.arguments import count, seconds
 from memfsd.common.lines import plain
 from memfsd.common.qmp import Client, Facts, QmpError
 from memfsd.common.quote import printable, quoted
@@ -40,9 +41,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.epilog = _EPILOG
     parser.add_argument("vm", nargs="?", metavar="VM", help="a pid, a VM's name, or a socket's path")
     parser.add_argument(
-        "-d", "--delay", type=_seconds, default=1.0, metavar="SECONDS", help="between views (default 1)"
+        "-d", "--delay", type=seconds("is no delay"), default=1.0, metavar="SECONDS", help="between views (default 1)"
     )
-    parser.add_argument("-n", "--count", type=_count, default=0, metavar="N", help="stop after N views")
+    parser.add_argument("-n", "--count", type=count, default=0, metavar="N", help="stop after N views")
     parser.add_argument("--once", dest="count", action="store_const", const=1, help="one view")
     parser.add_argument("--json", action="store_true", help="a JSON object for each view")
 
@@ -109,19 +110,3 @@ def _watch(asked: argparse.Namespace, watched: Watched, seen: list[str]) -> None
         if len(seen) == asked.count:
             return
         time.sleep(asked.delay)
-
-
-def _seconds(text: str) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = 0
-    if not 0.1 <= value <= 3600:
-        raise argparse.ArgumentTypeError(f"'{text}' is no delay: choose 0.1 to 3600 seconds")
-    return value
-
-
-def _count(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1 << 31:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a count: choose 1 or more")
-    return int(text)

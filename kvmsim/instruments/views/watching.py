@@ -5,6 +5,7 @@ import os
 import time
 from typing import Any
 
+from memfsd.common.fields import counted
 from memfsd.common.mounts import mount_of
 from memfsd.common.qmp import Client
 from memfsd.uapi.errors import Refused
@@ -90,14 +91,10 @@ class Watched:
 
 
 def _pool(mountpoint: str) -> Facts:
-    line = os.getxattr(mountpoint, XATTR_POOL).decode()
-    pool = {key: int(value) for key, _, value in (word.partition("=") for word in line.split()) if value.isdigit()}
+    pool = counted(os.getxattr(mountpoint, XATTR_POOL).decode())
     nodes = [
-        {"total": int(fields["total"]), "free": int(fields["free"])}
-        for fields in (
-            dict(word.split("=", 1) for word in text.split())
-            for text in os.getxattr(mountpoint, XATTR_NUMASTAT).decode().splitlines()
-        )
-        if "node" in fields
+        {"total": node["total"], "free": node["free"]}
+        for node in map(counted, os.getxattr(mountpoint, XATTR_NUMASTAT).decode().splitlines())
+        if "node" in node
     ]
     return {"mount": mountpoint, "pool": pool, "nodes": nodes}
