@@ -201,6 +201,7 @@ def test_a_vcpu_that_does_not_come_out_is_named_and_stays_out_later(
 def test_a_client_that_waits_sees_the_end(do: Lines, path: Path) -> None:
     with monitored(do.executor, path) as monitor, client(path) as raw, closing(Raw(path)) as unready:
         waiting = Beside(raw.receive)
+        until(lambda: monitor.client_count == 2, "both are served")
         monitor.end("host-ui")
         said = waiting.result()
         assert said is not None and said["event"] == "SHUTDOWN"
