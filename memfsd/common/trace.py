@@ -298,7 +298,7 @@ class _Several(Instrument):
 
     @property
     def sees_packets(self) -> bool:  # type: ignore[override]
-        """A trace can be told to, and no more to."""
+        """Asked each time: a trace can switch its packet events on and off."""
         return any(one.sees_packets for one in self._instruments)
 
 

@@ -3,7 +3,7 @@
 A scenario may also hold threads at points until others have come to theirs, so that they meet by design.
 
 The names are those of the race scheduler's table (kvmsim.instruments.race.points). A board in shared memory,
-made before the processes are forked, tells which point is meant and counts how often each is reached.
+made before the processes are forked, says which point is armed and counts how often each is reached.
 """
 
 import contextlib

@@ -119,7 +119,7 @@ OPERATIONS = ("first touch", "move", "swap out", "swap in")
 
 
 def test_what_is_done_to_a_page_is_measured_beside_its_first_touch(tmp_path: Path) -> None:
-    """On a mount of its own, with a second node and a swap file; in the page, too."""
+    """On its own mount, with a second node and a swap file; also on the HTML page."""
     page = tmp_path / "costs.html"
     done = compare("--workloads", "page", "--page-sizes", "4K", "--json", "--html", page)
     assert (done.returncode, done.stderr) == (0, "")

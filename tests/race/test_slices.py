@@ -56,7 +56,7 @@ def test_each_slice_is_so_many_instructions_and_begins_with_a_point(slice_: int,
 
 
 def test_what_it_counted_is_read_afterwards() -> None:
-    """The history knows the exact number; what else is wrong is told."""
+    """The history knows the exact sum, and reports any other value."""
     assert next(explore.seeded(alone("count", 5, 2), 1, 1)).failures == []
     history = History()
     history.end(history.begin([PAGE], bytes(8)))

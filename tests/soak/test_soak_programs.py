@@ -16,7 +16,7 @@ TOUCH, LOOPING = PROGRAMS[0], GuestProgram("looping", "")
 
 
 class FakeVm:
-    """Prints what it was told, and ends as it was told."""
+    """Prints the given lines, and exits as given."""
 
     def __init__(self, printed: str, trouble: Trouble | None = None, *, loops: bool = False) -> None:
         self.lost = ""

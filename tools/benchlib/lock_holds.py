@@ -267,7 +267,7 @@ def _fault_all(paired: PairedFile, pages: int) -> None:
 
 
 def _sparse(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
-    """As many extents, in 1 TiB: each in a node of its own."""
+    """As many extents, in 1 TiB: each in a separate node."""
     yield from _sealed(timer, sizes, sizes.tib_pages // sizes.extents)
 
 

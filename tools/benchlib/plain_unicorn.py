@@ -1,4 +1,4 @@
-"""C1's to C3's peer: the same loop in unicorn with memory of its own, and no hook."""
+"""C1's to C3's peer: the same loop in unicorn with its own memory and no hook."""
 
 import ctypes
 import mmap

@@ -67,7 +67,7 @@ static uint8_t *site_of(uint8_t *end, const void *uc)
     return NULL;
 }
 
-/* Does the code let itself be written to? What it is told to write there is there already. */
+/* Whether translated code can be patched: writes back the bytes that are there, and gets an error instead of SIGSEGV. */
 static bool is_writable(uint8_t *start)
 {
     uint8_t same[MOV_64];

@@ -33,7 +33,7 @@ class Conversions:
     # -- user space of a VM
 
     def set_slot(self, vm: SimulatedVm, id_: int, name: str, gfn: int, pgoff: int, pages: int) -> None:
-        """KVM_SET_USER_MEMORY_REGION2, with memory of its own at userspace_addr."""
+        """KVM_SET_USER_MEMORY_REGION2, with its own memory at userspace_addr."""
         region = Region2(id_, SlotFlag.GUEST_MEMFD, gfn << PAGE_SHIFT, pages << PAGE_SHIFT, offset=pgoff << PAGE_SHIFT)
         space = Userspace(AnonymousMemory(pages << PAGE_SHIFT), 0, "user space", owned=True)
         vm.vmm.memory.set_region2(region, space, GmemFd(self._world.stand_ins[name], name))

@@ -10,8 +10,8 @@ from .calls import Calls, Facts, Model, Region, VmEnded, pages, size_of
 
 
 class Qemu(Model):
-    """An error in handling the exit is RUN_STATE_INTERNAL_ERROR: the VM stops, whatever the guest was to be told. Both
-    exits are handled without the big lock, and the bitmap has none of its own."""
+    """An error in handling the exit is RUN_STATE_INTERNAL_ERROR: the VM stops, and the guest gets no status. Both exits
+    are handled without the big lock, and the bitmap has no lock."""
 
     name = "qemu"
     facts = Facts(
