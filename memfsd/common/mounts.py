@@ -33,12 +33,17 @@ class Mount(NamedTuple):
         return uid in (0, self.owner)
 
 
-def abi_of_mount(directory: str) -> str:
-    """The name of the ABI that the mount of this directory speaks. OSError: it is on no memfsd mount."""
+def pool_of(directory: str) -> dict[str, int | str]:
+    """What the root of the mount that a directory is on says of its pool. OSError: that is no memfsd mount."""
     root = os.path.realpath(directory)
     while not os.path.ismount(root):
         root = os.path.dirname(root)
-    return str(fields(os.getxattr(root, XATTR_POOL).decode()).get("abi", THREAD.name))
+    return fields(os.getxattr(root, XATTR_POOL).decode())
+
+
+def abi_of_mount(directory: str) -> str:
+    """The name of the ABI that the mount of this directory speaks. OSError as pool_of."""
+    return str(pool_of(directory).get("abi", THREAD.name))
 
 
 def memfsd_mounts() -> list[Mount]:

@@ -98,6 +98,16 @@ def test_linuxs_designs_cost_no_slots_lose_nothing_and_hold_nothing_twice(tmp_pa
     assert all(design in page.read_text() for design in LINUX)
 
 
+def test_pages_are_measured_in_any_directory_of_a_mount_of_sealed_files(shared_mount: MountFactory) -> None:
+    below = shared_mount("size=64M").path / "below"
+    below.mkdir()
+    measured = compare(below, "--workloads", "page", "--page-sizes", "4K")
+    assert measured.returncode == 0 and "first touch" in measured.stdout
+    refused = compare(shared_mount("size=64M,abi=gmem-7.2").path, "--workloads", "page")
+    assert (refused.returncode, refused.stdout, refused.stderr.count("\n")) == (1, "", 1)
+    assert "on abi=thread alone, and this is abi=gmem-7.2" in refused.stderr
+
+
 def test_a_mount_has_the_designs_of_its_abi(large: Path, shared_mount: MountFactory) -> None:
     refused = compare(large, "--designs", "punch,inplace", "--page-sizes", "4K")
     assert (refused.returncode, refused.stdout) == (1, "")

@@ -13,13 +13,13 @@ from typing import NamedTuple
 from kvmsim.kvm.region import MemoryRegion
 from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import OpenWindow, WindowMemory
-from memfsd.common.fields import fields
 from memfsd.common.fileioctls import move_pages
+from memfsd.common.mounts import pool_of
 from memfsd.common.observer import Observer, store_of
+from memfsd.uapi.abi import THREAD
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.messages import Kind, PageOut, PageOutReply
-from memfsd.uapi.names import XATTR_POOL
 from memfsd.uapi.units import PAGE_SHIFT, Pgoff, format_size
 
 from .ram import make_file
@@ -71,9 +71,12 @@ def costs(directory: Path, page_sizes: list[int], skipped: Callable[[str], None]
 def _possible(directory: Path, has_cipher: bool, skipped: Callable[[str], None]) -> set[str]:
     """What this mount can do, by its attribute."""
     try:
-        pool = fields(os.getxattr(directory, XATTR_POOL).decode())
+        pool = pool_of(str(directory))
     except OSError:
         raise Refused(errno.EOPNOTSUPP, f"{directory}: not on a memfsd mount") from None
+    if pool.get("abi", THREAD.name) != THREAD.name:
+        why = f"pages are measured with sealed files, on abi=thread alone, and this is abi={pool['abi']}"
+        raise Refused(errno.EOPNOTSUPP, f"{directory}: {why}")
     found = set[str]()
     if "," in str(pool.get("node_free", "")):
         found.add("move")
