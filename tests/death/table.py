@@ -23,7 +23,6 @@ UNREACHABLE = {
     "attributes stored": _NO_ATTRIBUTES,
     "pages converted": _NO_ATTRIBUTES,
     "Debugger.lock taken": "no scenario here executes machine code",
-    "Model.lock taken": "no scenario here runs a model of another VMM",
     "VCPU.running taken": "no scenario here is written in Python",
     "VM.names taken": "no scenario here is written in Python",
     "Debugger.changed waited for": "no scenario here executes machine code",

@@ -187,7 +187,6 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("FileMemory.using", "vm"),
     ("Turns.lock", "vm"),
     ("Debugger.lock", "vm"),
-    ("Model.lock", "vm"),
     ("VCPU.running", "vm"),
     ("VM.names", "vm"),
 )

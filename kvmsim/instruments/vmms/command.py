@@ -11,7 +11,7 @@ from kvmsim.vmm.models.reference import Reference
 from memfsd.uapi.errors import NO_RESOURCES, Refused, errno_name
 
 from . import table
-from .rig import Result, run, runs_in
+from .rig import Result, run, why_not
 from .scenarios import SCENARIOS
 
 
@@ -24,7 +24,7 @@ def vmms(asked: argparse.Namespace) -> int:
     try:
         for scenario in asked.scenarios:
             for model in asked.models:
-                for abi in asked.abi if runs_in(model, scenario) else ():
+                for abi in () if why_not(model, scenario) else asked.abi:
                     _say(f"\r\033[Kkvmsim: {scenario.name}, {model.name}, {abi.name}")
                     results.append(run(model, scenario, abi))
                     if asked.json:
@@ -41,7 +41,7 @@ def vmms(asked: argparse.Namespace) -> int:
     if asked.markdown:
         print(table.markdown(results, asked.models, asked.scenarios), end="")
     elif not asked.json:
-        print(table.text(results, asked.scenarios))
+        print(table.text(results, asked.models, asked.scenarios))
     return int(any(result.verdict != "ok" for result in results if result.model == Reference.name))
 
 

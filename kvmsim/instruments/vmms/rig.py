@@ -83,7 +83,7 @@ class Rig:
         self.border.recorded_shared = self._recorded_shared
         self.vcpus = [self.machine.vm.vcpu(0), self.machine.vm.create_vcpu(1), self.machine.vm.create_vcpu(2)]
         """The last one looks at what is left, whatever became of the others."""
-        if self.model.takes_hypercalls:
+        if self.model.converts:
             self.machine.vm.exit_hypercalls = 1 << KVM_HC_MAP_GPA_RANGE
         self._data: dict[tuple[Gfn, bool], bytes] = {}
         """What the guest has written, by page and alias (True: shared)."""
@@ -175,8 +175,7 @@ class Rig:
             case Event.ZAP_BUSY:
                 raise ZapBusy
             case Event.OTHER_VCPU:
-                lock = self.model.lock
-                if lock is not None and lock.locked():
+                if self.model.serialized:
                     self._later = self._convert_back
                 else:
                     self._convert_back()
@@ -223,7 +222,7 @@ class Rig:
             self._later()
         elif border.hooks and scenario.meanwhile is not None:
             notes.append(f"it makes no such call: {scenario.meanwhile.call} {scenario.meanwhile.nth}")
-            if scenario.meanwhile.event is Event.OTHER_VCPU and self.model.takes_hypercalls:
+            if scenario.meanwhile.event is Event.OTHER_VCPU and self.model.converts:
                 self._convert_back()
         if border.busy_zaps:
             notes.append(f"KVM got every vCPU out and zapped again, {border.busy_zaps} time(s)")
@@ -237,7 +236,7 @@ class Rig:
         reached, until = reached_meanwhile(history, belief.ram)
         if reached:
             notes.append(f"the device could reach the shared copy of {reached} pages that were private, until {until}")
-        converts = self._was_shared and (self.model.takes_hypercalls or reply.outcome != "refused")
+        converts = self._was_shared and self.model.converts
         lost = self._lost(belief)
         findings = disagreements(history, belief) + lost + (self._of_reply(reply) if converts else [])
         requested = self._requested()
@@ -342,9 +341,8 @@ class Rig:
         return [Gfn(page >> PAGE_SHIFT) for page in pages(scenario.gpa, scenario.size)]
 
     def _requested_of_regions(self) -> list[tuple[Region, int, int]]:
-        first, last = self._scenario.gpa, self._scenario.gpa + self._scenario.size
-        parts = [(region, max(first, region.gpa), min(last, region.end)) for region in _RAM]
-        return [(region, start, end) for region, start, end in parts if start < end]
+        parts = [(region, *region.part(self._scenario.gpa, self._scenario.size)) for region in _RAM]
+        return [(region, start, start + size) for region, start, size in parts if size]
 
 
 def run(kind: type[Model], scenario: Scenario, abi: Abi = THREAD) -> Result:
@@ -354,9 +352,11 @@ def run(kind: type[Model], scenario: Scenario, abi: Abi = THREAD) -> Result:
         return rig.run()
 
 
-def runs_in(kind: type[Model], scenario: Scenario) -> bool:
-    """The VMM has what the scenario is about."""
-    return kind.takes_devices or not scenario.device
+def why_not(kind: type[Model], scenario: Scenario) -> str:
+    """What the VMM lacks that the scenario is about; "": nothing."""
+    if scenario.device and not kind.takes_devices:
+        return "no device"
+    return "" if kind.converts or scenario.via is Via.HYPERCALL else "no such exit"
 
 
 def _wait_until(is_so: Callable[[], bool]) -> None:

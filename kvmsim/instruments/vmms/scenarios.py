@@ -37,7 +37,7 @@ class Via(Enum):
 
     HYPERCALL = "KVM_HC_MAP_GPA_RANGE"
     FAULT = "an access to the other alias"
-    UNCHECKED = "an exit that KVM has not checked"
+    UNCHECKED = "an exit that KVM's own check of the request prevents"
 
 
 class Event(Enum):
@@ -213,6 +213,13 @@ SCENARIOS = (
         "the third page cannot be pinned for the device",
         *(*_PART, False, _REFUSED),
         meanwhile=_refuse("dma_map", 3, errno.ENOMEM),
+        device=True,
+    ),
+    Scenario(
+        "dma-unmap-fails",
+        "what becomes private cannot be unmapped for the device",
+        *(*_PART, True, _REFUSED),
+        meanwhile=_refuse("dma_unmap", 1, errno.EIO),
         device=True,
     ),
 )

@@ -1,5 +1,6 @@
 """The results: for people, for programs, and as docs/vmms.md."""
 
+from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from typing import Any
@@ -8,12 +9,13 @@ from kvmsim.vmm.models import Model
 from memfsd.uapi.units import format_size
 
 from .judge import Finding
-from .rig import Result
+from .rig import Result, why_not
 from .scenarios import Scenario, Via
 
 LEGEND = """\
 ok: everything is as the guest was told; fails: it is not, or a request of the guest ended the VM; -: the VMM does not
-convert. TWICE is memory held by both sides in all of the VM, LOST pages of the guest's data that nobody converted."""
+convert, or cannot meet this. TWICE is memory held by both sides in all of the VM, LOST pages of the guest's data that
+nobody converted."""
 
 _INTRODUCTION = """\
 # How VMMs convert memory
@@ -48,11 +50,12 @@ def joined(results: Sequence[Result]) -> list[Result]:
     return rows
 
 
-def text(results: Sequence[Result], scenarios: Sequence[Scenario]) -> str:
+def text(results: Sequence[Result], models: Sequence[type[Model]], scenarios: Sequence[Scenario]) -> str:
     """By scenario; at the end what each model came to."""
     lines, rows = list[str](), joined(results)
     for scenario in scenarios:
         lines.append(f"{scenario.name}: {scenario.about}")
+        lines += [f"  {model.name:17} -      {why}" for model in models if (why := why_not(model, scenario))]
         for result in rows:
             if result.scenario == scenario.name:
                 lines += _of(result)
@@ -118,30 +121,31 @@ def _model(model: type[Model]) -> str:
 
 
 def _verdicts(results: Sequence[Result], models: Sequence[type[Model]], scenarios: Sequence[Scenario]) -> str:
-    verdicts: dict[tuple[str, str], list[Result]] = {}
+    verdicts: dict[tuple[str, str], list[Result]] = defaultdict(list)
     for result in results:
-        verdicts.setdefault((result.model, result.scenario), []).append(result)
-    names = [model.name for model in models]
-    lines = [_row(["scenario", *names]), _row(["---"] * (len(names) + 1))]
+        verdicts[result.model, result.scenario].append(result)
+    lines = [_row(["scenario", *(model.name for model in models)]), _row(["---"] * (len(models) + 1))]
     lines += [
-        _row([scenario.name, *(_verdict(verdicts.get((name, scenario.name), [])) for name in names)])
+        _row([scenario.name, *(_verdict(verdicts[model.name, scenario.name], model, scenario) for model in models)])
         for scenario in scenarios
     ]
     return "\n".join(lines)
 
 
-def _verdict(rows: Sequence[Result]) -> str:
+def _verdict(rows: Sequence[Result], model: type[Model], scenario: Scenario) -> str:
     verdicts = {row.verdict for row in rows}
     if len(verdicts) > 1:
         return "; ".join(f"{row.verdict} on {row.abi}" for row in rows)
-    return verdicts.pop() if verdicts else "no device"
+    return verdicts.pop() if verdicts else why_not(model, scenario)
 
 
 def _failures(results: Sequence[Result], model: type[Model]) -> str:
     failed = [result for result in results if result.model == model.name and result.verdict == "fails"]
     if not failed:
         return f"### {model.name}\n\nNothing.\n"
-    lines = dict.fromkeys(f"* `{row.scenario}`: {'; '.join(map(in_words, row.findings))}." for row in failed)
+    lines = dict.fromkeys(
+        f"* `{row.scenario}`: {'; '.join([*map(in_words, row.findings), *row.notes])}." for row in failed
+    )
     return "\n".join([f"### {model.name}\n", *lines, ""])
 
 

@@ -1,11 +1,11 @@
 """What the conversion code of a VMM calls, and what a model of it answers. Addresses and sizes are bytes."""
 
 import abc
-import threading
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
+from kvmsim.kvm.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from memfsd.uapi.units import PAGE_SIZE
 
 
@@ -27,6 +27,11 @@ class Region(NamedTuple):
 
     def overlaps(self, gpa: int, end: int) -> bool:
         return self.gpa < end and gpa < self.end
+
+    def part(self, gpa: int, size: int) -> tuple[int, int]:
+        """What the region has of [gpa, gpa + size): where it begins, and its size, which is 0 if there is none."""
+        start = max(gpa, self.gpa)
+        return start, max(0, min(gpa + size, self.end) - start)
 
 
 class Calls(Protocol):
@@ -55,7 +60,7 @@ class Calls(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Facts:
-    """What a model is a model of, and where its order of calls can be read."""
+    """What a model is a model of: the version that was read, the files and functions, and the order of calls there."""
 
     version: str
     sources: tuple[str, ...]
@@ -67,15 +72,15 @@ class Model(abc.ABC):
 
     name: ClassVar[str]
     facts: ClassVar[Facts]
-    takes_hypercalls: ClassVar[bool] = True
-    """It asks KVM for KVM_EXIT_HYPERCALL of KVM_HC_MAP_GPA_RANGE."""
+    converts: ClassVar[bool] = True
+    """It has private memory, and asks KVM for KVM_EXIT_HYPERCALL of KVM_HC_MAP_GPA_RANGE."""
     takes_devices: ClassVar[bool] = True
     """It can assign a device with DMA to a VM."""
+    serialized: ClassVar[bool] = False
+    """One lock is held while an exit is handled, so that another vCPU's waits; else they run side by side."""
 
     def __init__(self, calls: Calls) -> None:
         self.calls = calls
-        self.lock: threading.Lock | None = None
-        """Held while one exit is handled, so that another vCPU's waits; None: they run side by side."""
         self.replies: list[bool] = []
         """What a worker has answered to the exit that was handled last, where there is a worker."""
 
@@ -106,3 +111,8 @@ def pages(gpa: int, size: int) -> range:
 def size_of(page_count: int) -> int:
     """In bytes, as a VMM computes it: 64 bits are kept."""
     return page_count * PAGE_SIZE & (1 << 64) - 1
+
+
+def is_private(attributes: int) -> bool:
+    """What KVM_HC_MAP_GPA_RANGE asks for; the low bits are a hint of the page size."""
+    return bool(attributes & MAP_GPA_RANGE_ENCRYPTED)

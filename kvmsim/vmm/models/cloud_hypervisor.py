@@ -2,10 +2,9 @@
 
 import contextlib
 
-from kvmsim.kvm.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from memfsd.uapi.errors import Refused, errno_name
 
-from .calls import Facts, Model, VmEnded, size_of
+from .calls import Facts, Model, VmEnded, is_private, size_of
 
 
 class CloudHypervisor(Model):
@@ -17,21 +16,22 @@ class CloudHypervisor(Model):
         (
             "hypervisor/src/kvm/mod.rs: KvmVcpu::run(), punch_holes_in_guest_memfd()",
             "vmm/src/cpu.rs: the vCPU thread",
-            "vmm/src/device_manager.rs: all RAM is mapped for VFIO when a device is added",
+            "vmm/src/device_manager.rs: add_vfio_device()",
         ),
-        "attributes of the range; to shared by a hypercall, a punch for each slot, whose failure is logged; no discard "
-        "of the shared side; none at all for a memory fault",
+        "with the feature sev_snp: attributes of the range, in one call; to shared by a hypercall, a punch in each "
+        "slot, whose failure is logged; no discard of the shared side; none at all for a memory fault. All RAM but "
+        "virtio-mem's is mapped for VFIO when a device is added",
     )
 
     def hypercall(self, gpa: int, page_count: int, attributes: int) -> int:
-        private, size = bool(attributes & MAP_GPA_RANGE_ENCRYPTED), size_of(page_count)
+        private, size = is_private(attributes), size_of(page_count)
         self._set_attributes(gpa, size, private)
         if not private:
-            for region in self.calls.regions:
-                if region.is_ram and region.overlaps(gpa, gpa + size):
-                    start, end = max(gpa, region.gpa), min(gpa + size, region.end)
+            for region in self.calls.regions:  # those of a HashMap, in any order
+                start, length = region.part(gpa, size)
+                if region.is_ram and length:
                     with contextlib.suppress(Refused):  # it is logged
-                        self.calls.punch(region, start - region.gpa, end - start)
+                        self.calls.punch(region, start - region.gpa, length)
         return 0
 
     def memory_fault(self, gpa: int, size: int, *, private: bool) -> None:

@@ -1,29 +1,31 @@
 """QEMU."""
 
+import contextlib
 import errno
 
-from kvmsim.kvm.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import PAGE_SIZE
 
-from .calls import Calls, Facts, Model, Region, VmEnded, pages, size_of
+from .calls import Calls, Facts, Model, Region, VmEnded, is_private, pages, size_of
 
 
 class Qemu(Model):
     """An error in handling the exit is RUN_STATE_INTERNAL_ERROR: the VM stops, and the guest gets no status. Both exits
-    are handled without the big lock, and the bitmap has no lock."""
+    are handled without the big lock, and the bitmap has no lock. Each region here is a RAMBlock of its own."""
 
     name = "qemu"
     facts = Facts(
-        "10.1",
+        "10.1.3",
         (
             "accel/kvm/kvm-all.c: kvm_convert_memory(), kvm_cpu_exec()",
             "system/ram-block-attributes.c: ram_block_attributes_state_change()",
-            "hw/vfio/listener.c: vfio_ram_discard_notify_populate()",
+            "system/physmem.c: ram_block_discard_range(), ram_block_discard_guest_memfd_range()",
+            "hw/vfio/listener.c: vfio_ram_discard_notify_populate(), vfio_ram_discard_notify_discard()",
             "target/i386/kvm/kvm.c: kvm_handle_hc_map_gpa_range()",
         ),
-        "first region that overlaps the range; attributes of the range; bitmap, then VFIO; one discard of one side "
-        "(none of shared memory on huge pages); no lock over them",
+        "first region that overlaps the range; attributes of the range; bitmap, then VFIO, whose failure to unmap is "
+        "logged; one discard of one side (none of shared memory on huge pages); no lock over them. Left out: "
+        "KVM_PRE_FAULT_MEMORY of the range after a hypercall, whose failure is ignored",
     )
 
     def __init__(self, calls: Calls) -> None:
@@ -39,7 +41,7 @@ class Qemu(Model):
         return gpa in self._bitmap
 
     def hypercall(self, gpa: int, page_count: int, attributes: int) -> int:
-        self._run(gpa, size_of(page_count), bool(attributes & MAP_GPA_RANGE_ENCRYPTED))
+        self._run(gpa, size_of(page_count), is_private(attributes))
         return 0
 
     def memory_fault(self, gpa: int, size: int, *, private: bool) -> None:
@@ -78,21 +80,28 @@ class Qemu(Model):
         for at, length in steps:
             if private:
                 self._bitmap.difference_update(pages(at, length))
-                if self.calls.has_device:
-                    self.calls.dma_unmap(at, length)
+                self._discard_notified(at, length)
             else:
                 self._bitmap.update(pages(at, length))
-                if self.calls.has_device and (error := self._populate(at, length)):
+                if error := self._populate_notified(at, length):
                     return error
         return 0
 
-    def _populate(self, gpa: int, size: int) -> int:
+    def _populate_notified(self, gpa: int, size: int) -> int:
         """VFIO's listener: a mapping for each page, so that each can go alone; what was mapped goes again if one
         fails."""
+        if not self.calls.has_device:
+            return 0
         try:
             for page in pages(gpa, size):
                 self.calls.dma_map(page, PAGE_SIZE)
         except Refused as refused:
-            self.calls.dma_unmap(gpa, size)
+            self._discard_notified(gpa, size)
             return refused.errno
         return 0
+
+    def _discard_notified(self, gpa: int, size: int) -> None:
+        """VFIO's listener, which can only log a failure."""
+        if self.calls.has_device:
+            with contextlib.suppress(Refused):
+                self.calls.dma_unmap(gpa, size)

@@ -3,13 +3,11 @@
 import contextlib
 import errno
 
-from kvmsim.kvm.hypercalls import MAP_GPA_RANGE_ENCRYPTED
 from kvmsim.vmm.conversion.transaction import Transaction
-from memfsd.common import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE
 
-from .calls import Calls, Facts, Model, Region, pages
+from .calls import Calls, Facts, Model, Region, is_private, pages
 
 _U64 = 1 << 64
 
@@ -27,9 +25,10 @@ class Reference(Model):
         "in every region",
     )
 
+    serialized = True
+
     def __init__(self, calls: Calls) -> None:
         super().__init__(calls)
-        self.lock = sync.lock("Model.lock")
         self._shared: set[int] = set()
         self._owed: list[tuple[Region, int, int, bool]] = []
 
@@ -42,7 +41,7 @@ class Reference(Model):
 
     def hypercall(self, gpa: int, page_count: int, attributes: int) -> int:
         try:
-            self._convert(gpa, page_count * PAGE_SIZE, bool(attributes & MAP_GPA_RANGE_ENCRYPTED))
+            self._convert(gpa, page_count * PAGE_SIZE, is_private(attributes))
         except Refused as refused:
             return -refused.errno
         return 0
@@ -52,19 +51,17 @@ class Reference(Model):
 
     def _convert(self, gpa: int, size: int, private: bool) -> None:
         """Refused: nothing has changed."""
-        assert self.lock is not None
-        with self.lock:
-            parts = self._parts(gpa, size, private)
-            self._pay()
-            with Transaction() as transaction:
-                for part in parts:
-                    self._switch(*part, private, transaction)
-                self._destroy(parts, private)
-            for _, start, length in parts:
-                if private:
-                    self._shared.difference_update(pages(start, length))
-                else:
-                    self._shared.update(pages(start, length))
+        parts = self._parts(gpa, size, private)
+        self._pay()
+        with Transaction() as transaction:
+            for part in parts:
+                self._switch(*part, private, transaction)
+            self._destroy(parts, private)
+        for _, start, length in parts:
+            if private:
+                self._shared.difference_update(pages(start, length))
+            else:
+                self._shared.update(pages(start, length))
 
     def _parts(self, gpa: int, size: int, private: bool) -> list[tuple[Region, int, int]]:
         """What changes, as (region, GPA, size). EINVAL where the range can be no request, or asks for private memory
@@ -74,11 +71,11 @@ class Reference(Model):
         parts: list[tuple[Region, int, int]] = []
         covered = 0
         for region in self.calls.regions:
-            if not region.is_ram or not region.overlaps(gpa, gpa + size):
+            start, length = region.part(gpa, size)
+            if not region.is_ram:
                 continue
-            start, end = max(gpa, region.gpa), min(gpa + size, region.end)
-            covered += end - start
-            for page in pages(start, end - start):
+            covered += length
+            for page in pages(start, length):
                 if (page in self._shared) != private:
                     continue
                 if parts and parts[-1][0] is region and parts[-1][1] + parts[-1][2] == page:
