@@ -99,7 +99,7 @@ _kvmsim() {
         options='-h --help --workloads --designs --page-sizes --max-slots --json --plot --html'
     fi
     [[ ${COMP_WORDS[1]} == abi ]] && options='-h --help --situations --list --json --markdown --html'
-    [[ ${COMP_WORDS[1]} == vmms ]] && options='-h --help --models --scenarios --abi --list --json --markdown'
+    [[ ${COMP_WORDS[1]} == vmms ]] && options='-h --help --models --model --scenarios --abi --list --json --markdown'
     if [[ ${COMP_WORDS[1]} == race ]]; then
         options='-h --help --seed --count --exhaustive --bound --limit --workers --cluster --replay --record --list --points --show --json'
     fi
@@ -115,7 +115,7 @@ _kvmsim() {
         --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
         --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
-        --max-slots | --gpa | --gdb | --journal | --trace | --scenarios | --situations | -e | -f | --filter | --seed | --count | --bound | --limit | --workers | --cluster | --replay | --record | --plot) ;;
+        --max-slots | --gpa | --gdb | --journal | --trace | --scenarios | --situations | --model | -e | -f | --filter | --seed | --count | --bound | --limit | --workers | --cluster | --replay | --record | --plot) ;;
         *)
             if [[ $word == -* ]]; then
                 _memfsd_words "$options" "$word"

@@ -31,6 +31,7 @@ MODULES = (
     "kvmsim.kvm.kvm_run",
     "kvmsim.kvm.vcpu",
     "kvmsim.machine",
+    "kvmsim.vmm.models",
     "kvmsim.vmm.policies",
     "kvmsim.vmm.vmm",
 )

@@ -10,6 +10,7 @@ rig        one model through one scenario
 judge      where the VMM's belief and the state of memory part
 table      the results, for people, for programs and for docs/vmms.md
 arguments  what --help loads
+model_file  a model of one's own
 command    the command line
 abi        `kvmsim abi`: what each ABI answers in the same situations
 

@@ -28,6 +28,7 @@ from .store import LocalStore
 _POOL_FRAMES = 128
 _SLOTS = 64
 _SIGN = 1 << 63
+_MAX_ERRNO = 4095
 _LOOK_AGAIN_S = 0.001
 _TRIES = 4
 """Exits of one request that a VMM may handle: one that comes back more often makes no progress."""
@@ -140,18 +141,27 @@ class Rig:
         count = size // PAGE_SIZE if page_count is None else page_count
         try:
             if via is Via.UNCHECKED:
-                answer = self.model.hypercall(gpa, count, attributes)
-                return _reply(negative(-answer))
+                return _reply(self._answer(gpa, count, attributes))
             if via is Via.FAULT:
                 return self._touch(vcpu, Gfn(gpa >> PAGE_SHIFT), private)
             result = self.machine.guest.vmcall(vcpu, KVM_HC_MAP_GPA_RANGE, (gpa, count, attributes))
             if isinstance(result, HypercallExit):
-                vcpu.run.hypercall.ret = negative(-self.model.hypercall(*result.args[:3]))
+                vcpu.run.hypercall.ret = self._answer(*result.args[:3])
                 result = vcpu.kvm_run()  # type: ignore[assignment]
             assert isinstance(result, int), result
             return _reply(result)
         except VmEnded as ended:
             return Reply("ended", str(ended))
+
+    def _answer(self, gpa: int, page_count: int, attributes: int) -> int:
+        """The model's to a hypercall, as a register holds it. TypeError: it is none."""
+        try:
+            answer: object = self.model.hypercall(gpa, page_count, attributes)
+        except Refused as refused:
+            raise VmEnded(f"nobody handled {errno_name(refused.errno)}: {refused.reason}") from None
+        if not isinstance(answer, int) or not -_MAX_ERRNO <= answer <= 0:
+            raise TypeError(f"{type(self.model).__name__}.hypercall() returned {answer!r}: it must be 0 or -errno")
+        return negative(-answer)
 
     def _touch(self, vcpu: Vcpu, gfn: Gfn, private: bool) -> Reply:
         data = f"touched {gfn:x} {private}".encode()

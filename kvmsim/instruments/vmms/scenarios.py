@@ -126,11 +126,11 @@ SCENARIOS = (
     Scenario("unassigned-to-shared", "nothing is there", *_at(NOWHERE, 0, 2), False, _DONE),
     Scenario("unassigned-to-private", "nothing is there", *_at(NOWHERE, 0, 2), True, _REFUSED),
     Scenario("size-0", "no page", LOW.gpa, 0, False, _REFUSED),
-    Scenario("size-0-unchecked", "no page, past KVM's own check", LOW.gpa, 0, False, _REFUSED, Via.UNCHECKED),
+    Scenario("size-0-unchecked", "no page", LOW.gpa, 0, False, _REFUSED, Via.UNCHECKED),
     Scenario("unaligned", "half a page in", LOW.gpa + 0x800, PAGE_SIZE, False, _REFUSED),
     Scenario(
         "unaligned-unchecked",
-        "half a page in, past KVM's own check",
+        "half a page in",
         *(LOW.gpa + 0x800, PAGE_SIZE, False, _REFUSED, Via.UNCHECKED),
     ),
     Scenario(

@@ -31,6 +31,10 @@ came to the same, there is one row.
 A row is judged by what the guest was told. "done": all of the range is in the wanted alias, and the other side holds
 nothing of it. Anything else: nothing has changed. A finding names the call after which it is so, and stays so.
 
+A model of another VMM is a class of some 30 lines: `kvmsim vmms --model FILE` runs it, and exits with status 1 if it
+fails a scenario; with `--models qemu` beside a shipped one. [examples/vmm_model.py](examples/vmm_model.py) is one, and
+[api.md](api.md#models-of-vmms) says what it is made of.
+
 Guest memory is three regions of 16 pages, each with its own private file and shared memory: two touch, a hole of 8
 pages lies before the third. The guest has written to every page. A range that is to be private has been converted to
 shared before, and written to.

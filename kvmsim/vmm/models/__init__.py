@@ -8,11 +8,12 @@ alioth             attributes of each region, and no discard
 firecracker        the secret-free branch: one copy, and no conversion
 reference          all or nothing, over several regions, with discards on both sides
 
-No text is theirs: each model says which version and which source file the order is read from.
+No text is theirs: each model says which version and which source file the order is read from. `kvmsim vmms --model`
+runs a model of your own: what it needs is importable from here.
 """
 
 from .alioth import Alioth
-from .calls import Model
+from .calls import Calls, Facts, Model, Region, VmEnded, is_private, pages, size_of
 from .cloud_hypervisor import CloudHypervisor
 from .firecracker import Firecracker
 from .libkrun import Libkrun
@@ -21,4 +22,20 @@ from .reference import Reference
 
 MODELS: tuple[type[Model], ...] = (Qemu, CloudHypervisor, Libkrun, Alioth, Firecracker, Reference)
 
-__all__ = ["MODELS", "Model"]
+__all__ = [
+    "MODELS",
+    "Alioth",
+    "Calls",
+    "CloudHypervisor",
+    "Facts",
+    "Firecracker",
+    "Libkrun",
+    "Model",
+    "Qemu",
+    "Reference",
+    "Region",
+    "VmEnded",
+    "is_private",
+    "pages",
+    "size_of",
+]

@@ -96,11 +96,13 @@ class Model(abc.ABC):
 
     @abc.abstractmethod
     def hypercall(self, gpa: int, page_count: int, attributes: int) -> int:
-        """KVM_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE; the guest's answer, 0 or -errno. VmEnded."""
+        """KVM_EXIT_HYPERCALL for KVM_HC_MAP_GPA_RANGE; the guest's answer, 0 or -errno. VmEnded; a call's Refused that
+        nobody handles ends the VM, too."""
 
     @abc.abstractmethod
     def memory_fault(self, gpa: int, size: int, *, private: bool) -> None:
-        """KVM_EXIT_MEMORY_FAULT: back in KVM_RUN when it returns. VmEnded."""
+        """KVM_EXIT_MEMORY_FAULT: back in KVM_RUN when it returns. VmEnded; Refused: nothing has changed, and the access
+        is not tried again."""
 
 
 def pages(gpa: int, size: int) -> range:

@@ -371,6 +371,12 @@ def test_a_name_that_does_not_exist_is_refused_in_one_line(capsys: pytest.Captur
     assert "'xen' does not exist: choose from qemu, cloud-hypervisor" in capsys.readouterr().err
 
 
+def test_an_abi_without_a_second_copy_is_refused_with_that_reason(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        said("--abi", "thread,gmem-inplace")
+    assert "gmem-inplace keeps one copy of a page, which no VMM here converts" in capsys.readouterr().err
+
+
 def test_it_leaves_nothing_and_says_nothing_beside() -> None:
     """As a person runs it: a store that dies is no news."""
     program = Path(sys.executable).with_name("kvmsim")
