@@ -34,8 +34,9 @@ b'shared memory works on'
 punch  held twice:  0 pages, private frames: 208, rules broken: []
 parked held twice: 16 pages, private frames: 224, rules broken: []
 """,
+    "vmm_model.py": "",
 }
-"""Standard output of each program."""
+"""Standard output of each program. A model of a VMM says nothing: `kvmsim vmms --model` runs it."""
 
 
 def python(*arguments: str | Path, **more: str) -> subprocess.CompletedProcess[str]:
