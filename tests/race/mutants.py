@@ -207,19 +207,19 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "TLB of machine code kept over a kick",
         f"{_ENGINE}.enter",
-        ("            self.flush_code()\n", "            pass\n"),
+        ("            self.flush()\n", "            pass\n"),
         at="code-x-punch",
     ),
     _mutant(
         "TLB of machine code kept when its data moves",
         f"{_ENGINE}.enter",
-        ("            self.flush_code()\n", "            pass\n"),
+        ("            self.flush()\n", "            pass\n"),
         at="code-x-move",
     ),
     _mutant(
         "translated code kept over a kick",
         f"{_ENGINE}.enter",
-        ("            self.flush_code()\n", "            self.flush_tlb()\n"),
+        ("            self.flush()\n", "            self.flush_tlb()\n"),
         at="code-x-punch",
     ),
     _mutant(

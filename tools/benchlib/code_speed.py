@@ -1,8 +1,8 @@
 """C1 to C3: machine code behind our EPTs against the same loop in plain unicorn, and under the real /dev/kvm.
 
 C1 computes in registers (xorshift and a hash: 16 instructions), C2 loads, stores and adds to memory, C3 follows
-pointers from page to page of a gibibyte in random order, so that each load misses every TLB. The time is CPU time of
-the thread. KVM's figure is a part, not a peer.
+pointers from page to page of a gibibyte in random order, to a random place in each, so that each load misses every
+TLB. The time is CPU time of the thread. KVM's figure is a part, not a peer.
 """
 
 import mmap
@@ -23,7 +23,7 @@ from kvmsim.kvm.exits import HltExit
 from kvmsim.machine import VirtualMachine
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_ACCESS_BYTES
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
 
 Run = Callable[[], float]
 Prepare = Callable[[mmap.mmap], None]
@@ -67,13 +67,16 @@ def chase(progress: Progress, rounds: int = 7, size_bytes: int = 1 << 30) -> Fig
     while size_bytes > _SMALL_BYTES and _COPIES * size_bytes > _available_bytes():
         size_bytes //= 2
     pages = size_bytes // PAGE_SIZE
-    order = np.random.default_rng(1).permutation(pages)
-    follows = np.empty(pages, np.uint64)
-    follows[order] = np.roll(order, -1) * PAGE_SIZE
+    random = np.random.default_rng(1)
+    order = random.permutation(pages)
+    pointers = (np.arange(pages) << PAGE_SHIFT) + random.integers(0, PAGE_SIZE // 8, pages) * 8
+    pointers[0] = 0
+    follows = np.empty_like(pointers)
+    follows[order] = pointers[np.roll(order, -1)]
 
     def prepare(memory: mmap.mmap) -> None:
         with memoryview(memory) as view:
-            np.frombuffer(view, np.uint64)[:: PAGE_SIZE // 8] = follows
+            np.frombuffer(view, np.int64)[pointers >> 3] = follows
 
     what = f"a pointer chase over {size_bytes >> 20} MiB behind our EPTs / in plain unicorn"
     return _measure(progress, what, _CHASE, _CHASE_LENGTH, rounds, pages, size_bytes, prepare)

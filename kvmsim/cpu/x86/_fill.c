@@ -31,6 +31,9 @@ enum { NONE, VIOLATION, NOT_MAPPED, NOT_COPIED, UNREACHABLE, GATE_CLOSED, PAGE_F
 #define MAX_REGIONS 256
 #define MAX_COPIES 64
 #define MAX_SCRATCH 8
+#define GUESSES 512
+#define GUESS_SHIFT 21
+#define CONFIDENT 4
 #define EXECUTED 4096
 #define SPINS 4096
 
@@ -77,6 +80,7 @@ struct vcpu {
     struct scratch scratch[MAX_SCRATCH];
     uint64_t fills, sites; /* since the start; sites: blocks that count by themselves */
     uint64_t va, gpa, pfn; /* of the refusal */
+    uint64_t guesses[GUESSES]; /* from a GPA to its address in this process, by 2 MiB, hashed */
     uint32_t of_table; /* the gpa is of an entry of the guest's page tables */
     uint32_t refusal, access, error_code;
     uint32_t stopped; /* by the block hook */
@@ -84,7 +88,7 @@ struct vcpu {
     uint32_t ran_copies; /* code was fetched from a copy */
     uint32_t walking;
     uint32_t wants_window; /* an interrupt is to come as soon as the guest allows it */
-    uint32_t padding;
+    uint32_t confidence; /* guesses that were right in a row, up to CONFIDENT */
     uint32_t until_look; /* blocks; counted down in translated code */
 };
 
@@ -283,6 +287,30 @@ static bool guest_walk(struct vcpu *vcpu, uint64_t cr3, uint64_t va, int access,
     }
 }
 
+static uint64_t *guess_of(struct vcpu *vcpu, uint64_t gpa)
+{
+    return &vcpu->guesses[gpa >> GUESS_SHIFT & (GUESSES - 1)];
+}
+
+/* Pages mostly have their frames in order. While they do, the processor's own TLB miss on the page is under way when
+   the walk misses the caches on the leaf, which comes before. It is a prefetch: a wrong guess only takes time. */
+static void guess(struct vcpu *vcpu, uint64_t gpa)
+{
+    if (vcpu->confidence == CONFIDENT)
+        __builtin_prefetch((void *)(uintptr_t)(gpa + *guess_of(vcpu, gpa)));
+}
+
+static void learn(struct vcpu *vcpu, uint64_t gpa, const uint8_t *host)
+{
+    uint64_t *known = guess_of(vcpu, gpa), offset = (uint64_t)(uintptr_t)host - gpa;
+
+    if (*known != offset)
+        vcpu->confidence = 0;
+    else if (vcpu->confidence < CONFIDENT)
+        vcpu->confidence++;
+    *known = offset;
+}
+
 static bool walk(struct vcpu *vcpu, uint64_t va, int access, uint64_t *gpa, uint64_t *paddr, uint8_t **host, int *rights)
 {
     uint64_t cr3 = 0;
@@ -295,8 +323,11 @@ static bool walk(struct vcpu *vcpu, uint64_t va, int access, uint64_t *gpa, uint
         return refuse(vcpu, GATE_CLOSED, 0);
     vcpu->reg_read(vcpu->uc, vcpu->cr3_id, &cr3);
     *gpa = va;
-    bool done = (!(cr3 & PTE_ADDRESS) || guest_walk(vcpu, cr3, va, access, gpa, &allowed)) &&
-                reach(vcpu, *gpa, access, paddr, host, rights);
+    bool done = !(cr3 & PTE_ADDRESS) || guest_walk(vcpu, cr3, va, access, gpa, &allowed);
+    guess(vcpu, *gpa);
+    done = done && reach(vcpu, *gpa, access, paddr, host, rights);
+    if (done)
+        learn(vcpu, *gpa, *host);
     leave_walk(vcpu);
     *rights &= allowed;
     return done;

@@ -32,6 +32,7 @@ _RESET_CR4 = 0x6A0
 GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}" for number in range(8, 16)))
 """In the order of gdb's packets."""
 REGISTERS = (*GENERAL, "rip", "rflags", "cr0", "cr2", "cr3", "cr4")
+_PAGING = frozenset(("cr0", "cr3", "cr4"))
 SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 _IDS = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*REGISTERS, *SEGMENTS)}
 _TABLES = {"idtr": x86.UC_X86_REG_IDTR, "gdtr": x86.UC_X86_REG_GDTR}
@@ -109,7 +110,7 @@ class Engine:
     def reset(self) -> None:
         """Long mode at CPL 0 with flat segments; CR3 0: virtual addresses are guest physical ones."""
         self.uc.context_restore(self._as_reset)
-        self.flush_code()
+        self.flush()
 
     def read(self, name: str) -> int:
         value: int = self.uc.reg_read(_IDS[name])
@@ -117,6 +118,8 @@ class Engine:
 
     def write(self, name: str, value: int) -> None:
         self.uc.reg_write(_IDS[name], value)
+        if name in _PAGING:
+            self.flush_tlb()
 
     def registers(self) -> dict[str, int]:
         return {name: self.read(name) for name in REGISTERS}
@@ -160,6 +163,10 @@ class Engine:
         self.state.flush_tlb = 1
 
     def flush_code(self) -> None:
+        """What is translated, not the TLB: what the code was read from may have changed, not where it is."""
+        self.state.flush_code = 1
+
+    def flush(self) -> None:
         self.state.flush_tlb = self.state.flush_code = 1
 
     def enter(self) -> None:
@@ -168,7 +175,7 @@ class Engine:
         flushes = tlb.flush_count + tlb.ranged_flush_count + self._vcpu.kick_count
         if flushes != self._seen_flushes:
             self._seen_flushes = flushes
-            self.flush_code()
+            self.flush()
         self.map_regions()
         self.state.blocks = 0
 
@@ -182,7 +189,7 @@ class Engine:
         for first, end, host in wanted - self._mapped:
             self.uc.mem_map_ptr(first << 12, end - first << 12, uc_const.UC_PROT_ALL, host)
         self._mapped = wanted
-        self.flush_code()
+        self.flush()
 
     def run(self, count: int = 0) -> Stop:
         """A stretch; count: of so many instructions at most."""
@@ -214,7 +221,7 @@ class Engine:
         state = self.state
         if state.flush_code:
             self.uc.ctl_flush_tb()
-            state.flush_code, state.flush_tlb = 0, 1
+            state.flush_code = 0
         if state.flush_tlb:
             self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
             state.flush_tlb = 0

@@ -11,6 +11,7 @@ MAX_REGIONS = 256
 MAX_COPIES = 64
 MAX_SCRATCH = 8
 _EXECUTED = 4096
+_GUESSES = 512
 
 
 class Access(IntEnum):
@@ -110,6 +111,7 @@ class VcpuState(ctypes.Structure):
         ("va", c_uint64),
         ("gpa", c_uint64),
         ("pfn", c_uint64),
+        ("guesses", c_uint64 * _GUESSES),
         ("of_table", c_uint32),
         ("refusal", c_uint32),
         ("access", c_uint32),
@@ -120,7 +122,7 @@ class VcpuState(ctypes.Structure):
         ("ran_copies", c_uint32),
         ("walking", c_uint32),
         ("wants_window", c_uint32),
-        ("padding", c_uint32),
+        ("confidence", c_uint32),
         ("until_look", c_uint32),
     )
 

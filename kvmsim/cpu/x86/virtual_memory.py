@@ -38,7 +38,7 @@ class VirtualMemory:
             if gpa is None:
                 return False
             yield from self._guest.writing(vcpu, gpa, data[at - va : at - va + size])
-        engine.flush_code()
+        engine.flush()
         return True
 
     def translate(

@@ -78,6 +78,30 @@ def test_a_stop_is_between_two_blocks_also_where_blocks_count(vm: LocalVm, memor
         assert (code.get("rip"), code.get("rax")) == (CODE, word(memory))
 
 
+def test_the_next_run_finds_its_translations_and_reads_its_code_again(vm: LocalVm, memory: AnonymousMemory) -> None:
+    code = Code(vm).place("mov (%rbx), %rax; mov $1, %cl; hlt", CODE, rbx=DATA)
+    assert code.run() == HltExit()
+    filled = code.engine.state.fills
+    memory.write(page(1), assemble("mov (%rbx), %rax; mov $2, %cl; hlt"))
+    memory.write(page(8), b"A")
+    code.set(rip=CODE, rcx=0)
+    assert code.run() == HltExit()
+    assert (code.get("rax"), code.get("rcx"), code.engine.state.fills) == (ord("A"), 2, filled)
+
+
+def test_a_fill_guesses_where_a_page_is_while_frames_are_in_order(vm: LocalVm, memory: AnonymousMemory) -> None:
+    other = vm.shared_slot(1, page(64), page(8))
+    other.write(0, b"B")
+    loop = "1: add (%rbx), %rax; add $0x1000, %rbx; dec %rcx; jnz 1b; hlt"
+    code = Code(vm).place(loop, CODE, rax=0, rbx=DATA, rcx=10)
+    assert code.run() == HltExit()
+    assert code.engine.state.confidence == 4, "all are in one memory"
+    code.set(rip=CODE, rbx=alias(page(64)), rcx=1)
+    assert code.run() == HltExit()
+    assert code.engine.state.confidence == 0, "this one is elsewhere"
+    assert code.get("rax") == ord("B"), "and found nevertheless"
+
+
 def test_a_kick_before_the_run_is_not_lost(vm: LocalVm, memory: AnonymousMemory) -> None:
     code = Code(vm).place("1: inc %rax; jmp 1b", CODE)
     code.vcpu.request_exit()

@@ -118,6 +118,21 @@ def test_a_load_of_cr3_takes_effect_at_once(paged: Paged) -> None:
     assert code.get("rax") == int.from_bytes(b"AB", "little")
 
 
+def test_a_cr3_that_the_host_sets_takes_effect_at_the_next_run(paged: Paged) -> None:
+    paged.vm.write(page(20) + page(3), struct.pack("<2Q", CODE | P, page(10) | P | W))
+    for level in range(3):
+        at = page(20) + page(level) + (HIGH >> 39 - 9 * level & 511) * 8
+        paged.vm.write(at, struct.pack("<Q", page(20) + page(level + 1) | 3))
+    paged.vm.write(DATA, b"A")
+    paged.vm.write(page(10), b"B")
+    code = paged.begin("mov (%rbx), %al", DATA | P | W, rax=0)
+    assert code.run() == HltExit()
+    assert code.get("rax") == ord("A")
+    code.set(cr3=page(20), rip=CODE_VA)
+    assert code.run() == HltExit()
+    assert code.get("rax") == ord("B")
+
+
 def test_invlpg_takes_effect_at_once(paged: Paged) -> None:
     paged.vm.write(DATA, b"A")
     paged.vm.write(page(10), b"B")
