@@ -50,8 +50,8 @@ class VirtualMachine:
         return self._cpus
 
     def console(self, vcpu: Vcpu) -> str:
-        """What machine code on this vCPU has printed since the last time."""
-        return "" if self._cpus is None else self._cpus.console(vcpu)
+        """What the guest on this vCPU has printed since the last time."""
+        return self.vmm.ports.console(vcpu)
 
     def close(self) -> None:
         self.kvm.close()

@@ -3,8 +3,10 @@
 from collections.abc import Callable
 
 from kvmsim.cpu.accesses import Guest
+from kvmsim.cpu.port_io import port_in, port_out
 from kvmsim.kvm.hypercalls import Registers
 from kvmsim.kvm.vcpu import Program, Vcpu
+from memfsd.uapi.limits import PORTS
 
 
 class Cpu:
@@ -61,6 +63,16 @@ class Cpu:
         """A hypercall of KVM; RAX, unsigned: an error is 2^64 - errno."""
         return self._guest.calling_kvm(self._vcpu, nr, args)
 
+    def port_in(self, port: int, size: int = 1) -> Program[int]:
+        """IN of 1, 2 or 4 bytes: KVM_EXIT_IO, and what user space answers. ValueError for another size or port."""
+        _check_port(port, size)
+        return int.from_bytes((yield from port_in(self._vcpu, port, size)), "little")
+
+    def port_out(self, port: int, value: int, size: int = 1) -> Program[None]:
+        """OUT: KVM_EXIT_IO. ValueError as port_in, and for a value that does not fit."""
+        _check_port(port, size)
+        return port_out(self._vcpu, port, size, value.to_bytes(size, "little"))
+
     def hlt(self) -> Program[None]:
         """KVM_EXIT_HLT; the next KVM_RUN goes on after it."""
         return self._guest.halting(self._vcpu)
@@ -68,6 +80,11 @@ class Cpu:
     def shutdown(self) -> Program[None]:
         """A triple fault: KVM_EXIT_SHUTDOWN, again with each KVM_RUN."""
         return self._guest.faulting_thrice(self._vcpu)
+
+
+def _check_port(port: int, size: int) -> None:
+    if not 0 <= port < PORTS or size not in (1, 2, 4):
+        raise ValueError(f"no port {port:#x}, or no access of {size} bytes: ports are 0 to 0xffff, sizes 1, 2 and 4")
 
 
 GuestCode = Callable[[Cpu], Program[object]]

@@ -9,7 +9,7 @@ from kvmsim.kvm.exits import INTR, Exit, HltExit
 from kvmsim.kvm.kvm_run import KvmRun
 from kvmsim.kvm.vcpu import Program, Vcpu
 from kvmsim.machine import VirtualMachine
-from kvmsim.vmm.answers import answer_hypercall, answer_mmio
+from kvmsim.vmm.answers import answer_hypercall, answer_read
 from memfsd.common import sync
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import ANSWER_DEADLINE_S
@@ -85,8 +85,8 @@ class VCPU:
             return self._ran(kvm_run)
 
     def run(self) -> Exit:
-        """KVM_RUN in a loop: exits that the VM's policy handles (conversions) are handled, and the first other one
-        comes back. With policy "none" this is kvm_run().
+        """KVM_RUN in a loop: port I/O is served (a console at 0x3f8 and 0xe9; other ports read all ones), exits that
+        the VM's policy handles (conversions) are handled, and the first other one comes back.
 
         Refused as kvm_run(), and with the errno of a conversion that failed and changed nothing.
         """
@@ -94,15 +94,21 @@ class VCPU:
             return self._ran(lambda: self._vmm.run(self._vcpu, begin, self._wanted_back))
 
     def handle(self, exit_: Exit) -> bool:
-        """Let the policy handle the exit that kvm_run() has just returned. True: run the vCPU again. Refused: the
-        conversion failed, and changed nothing."""
+        """Let the ports or the policy handle the exit that kvm_run() has just returned. True: run the vCPU again.
+        Refused: the conversion failed, and changed nothing."""
         return self._vmm.handle(self._vcpu, exit_)
 
+    def console(self) -> str:
+        """What the guest has printed since the last time: its OUTs to a console port, as `run` and `handle` serve
+        them."""
+        return self._vmm.ports.console(self._vcpu)
+
     def answer(self, *, data: bytes | None = None, ret: int | None = None) -> None:
-        """For the next KVM_RUN: data is what an MMIO read returns, ret what a hypercall does (or 0 to a map request
-        where there is no memory). EINVAL: the vCPU is at no such exit, or data has not the length that it asks for."""
+        """For the next KVM_RUN: data is what an MMIO read or an IN returns, ret what a hypercall does (or 0 to a map
+        request where there is no memory). EINVAL: the vCPU is at no such exit, or data has not the length that it asks
+        for."""
         if data is not None:
-            answer_mmio(self._vcpu, data)
+            answer_read(self._vcpu, data)
         if ret is not None:
             answer_hypercall(self._vcpu, ret)
 

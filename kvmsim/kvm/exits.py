@@ -11,6 +11,7 @@ class ExitReason(IntEnum):
     reaches user space there as SIGBUS, or as the end of the TD."""
 
     UNKNOWN = 0
+    IO = 2
     HYPERCALL = 3
     HLT = 5
     MMIO = 6
@@ -29,6 +30,8 @@ MEMORY_EXIT_FLAG_PRIVATE = 1 << 3
 """KVM_MEMORY_EXIT_FLAG_PRIVATE: the private alias was wanted, else the shared one."""
 MMIO_BYTES = 8
 """What one MMIO exit carries at most: kvm_run.mmio.data."""
+IO_DATA_BYTES = 4096
+"""What one IO exit carries at most: the page after kvm_run's."""
 HYPERCALL_ARGS = 6
 HYPERCALL_LONG_MODE = 1
 """KVM_EXIT_HYPERCALL_LONG_MODE: the guest called from 64-bit code, as it always does here."""
@@ -54,6 +57,43 @@ class MmioExit:
     def fields(self) -> Fields:
         shown: Fields = {"phys_addr": self.phys_addr, "len": self.length, "is_write": self.is_write}
         return {**shown, "data": self.data.hex()} if self.is_write else shown
+
+
+class IoDirection(IntEnum):
+    """KVM_EXIT_IO_IN and KVM_EXIT_IO_OUT."""
+
+    IN = 0
+    OUT = 1
+
+
+@dataclass(frozen=True, slots=True)
+class IoExit:
+    """kvm_run.io: `count` transfers of `size` bytes (1, 2 or 4) with a port. The answer to an IN is taken by the next
+    KVM_RUN, and only that KVM_RUN completes the instruction: until then RIP is at it.
+
+    data: what the guest writes, size * count bytes.
+    """
+
+    direction: IoDirection
+    size: int
+    port: int
+    count: int = 1
+    data: bytes = b""
+
+    reason = ExitReason.IO
+
+    @property
+    def is_in(self) -> bool:
+        return self.direction is IoDirection.IN
+
+    def fields(self) -> Fields:
+        shown: Fields = {
+            "direction": int(self.direction),
+            "size": self.size,
+            "port": self.port,
+            "count": self.count,
+        }
+        return shown if self.is_in else {**shown, "data": self.data.hex()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +251,7 @@ class MachineCheckExit:
 Exit = (
     MachineCheckExit
     | MmioExit
+    | IoExit
     | MemoryErrorExit
     | MemoryFaultExit
     | FailedExit

@@ -5,14 +5,17 @@
            32       the union: what its exit reason says is valid
           288       the rest of the kernel's struct, unused here
 
-User space answers in mmio.data (a read), hypercall.ret, and memory_error.answered (it has seen to the range of an
-explicit request, which no one slot covers); the next KVM_RUN takes it. `memory_error` is laid out as
+User space answers in mmio.data (a read), at io.data_offset (an IN: in the page after this one), hypercall.ret, and
+memory_error.answered (it has seen to the range of an explicit request, which no one slot covers); the next KVM_RUN
+takes it. `memory_error` is laid out as
 memory_fault, which the thread's KVM_EXIT_MEMORY_ERROR became upstream: its PRIVATE bit is upstream's, EXPLICIT and
 ILLEGAL are ours, and so are `error` and `answered` behind it. KVM_EXIT_MEMORY_FAULT itself lies there, too.
 """
 
 import ctypes
 from ctypes import c_char, c_uint8, c_uint16, c_uint32, c_uint64
+
+from memfsd.uapi.units import PAGE_SIZE
 
 from .exits import (
     EMULATION_FLAG_INSTRUCTION_BYTES,
@@ -21,6 +24,7 @@ from .exits import (
     INSN_BYTES,
     INTERNAL_ERROR_EMULATION,
     INTR,
+    IO_DATA_BYTES,
     MCI_STATUS,
     MEMORY_EXIT_FLAG_PRIVATE,
     MMIO_BYTES,
@@ -29,6 +33,8 @@ from .exits import (
     HltExit,
     HypercallExit,
     InternalErrorExit,
+    IoDirection,
+    IoExit,
     IrqWindowOpenExit,
     MachineCheckExit,
     MemoryErrorExit,
@@ -55,6 +61,18 @@ class Mmio(ctypes.Structure):
         ("data", c_uint8 * MMIO_BYTES),
         ("len", c_uint32),
         ("is_write", c_uint8),
+    )
+
+
+class Io(ctypes.Structure):
+    """KVM_EXIT_IO. The data is in the page after that of struct kvm_run."""
+
+    _fields_ = (
+        ("direction", c_uint8),
+        ("size", c_uint8),
+        ("port", c_uint16),
+        ("count", c_uint32),
+        ("data_offset", c_uint64),
     )
 
 
@@ -115,6 +133,7 @@ class EmulationFailure(ctypes.Structure):
 class _Union(ctypes.Union):
     _fields_ = (
         ("mmio", Mmio),
+        ("io", Io),
         ("hypercall", Hypercall),
         ("memory_error", MemoryFault),
         ("machine_check", MachineCheck),
@@ -150,6 +169,16 @@ class KvmRun(ctypes.Structure):
     )
 
 
+class KvmRunMapping(ctypes.Structure):
+    """What mmap(2) of a vCPU's fd shows: struct kvm_run, and the data of port I/O from the next page on."""
+
+    _fields_ = (
+        ("run", KvmRun),
+        ("padding", c_char * (PAGE_SIZE - ctypes.sizeof(KvmRun))),
+        ("io_data", c_uint8 * IO_DATA_BYTES),
+    )
+
+
 def fill(run: KvmRun, exit_: Exit) -> None:
     """The exit into the struct, over what the last one left there."""
     run.exit_reason = exit_.reason
@@ -159,6 +188,11 @@ def fill(run: KvmRun, exit_: Exit) -> None:
             mmio = run.mmio
             mmio.phys_addr, mmio.len, mmio.is_write = exit_.phys_addr, exit_.length, exit_.is_write
             mmio.data[: len(exit_.data)] = list(exit_.data)
+        case IoExit():
+            io = run.io
+            io.direction, io.size, io.port, io.count = exit_.direction, exit_.size, exit_.port, exit_.count
+            io.data_offset = KvmRunMapping.io_data.offset
+            set_io_data(run, exit_.data or bytes(exit_.size * exit_.count))
         case HypercallExit():
             run.hypercall.nr, run.hypercall.flags = exit_.nr, HYPERCALL_LONG_MODE
             run.hypercall.args[: len(exit_.args)] = exit_.args
@@ -191,6 +225,10 @@ def exit_of(run: KvmRun) -> Exit | None:
         case ExitReason.MMIO:
             data = mmio_data(run, run.mmio.len) if run.mmio.is_write else b""
             return MmioExit(run.mmio.phys_addr, run.mmio.len, bool(run.mmio.is_write), data)
+        case ExitReason.IO:
+            io, direction = run.io, IoDirection(run.io.direction)
+            data = b"" if direction is IoDirection.IN else io_data(run, io.size * io.count)
+            return IoExit(direction, io.size, io.port, io.count, data)
         case ExitReason.HYPERCALL:
             return HypercallExit(run.hypercall.nr, tuple(run.hypercall.args))
         case ExitReason.MEMORY_ERROR:
@@ -225,3 +263,18 @@ def exit_of(run: KvmRun) -> Exit | None:
 def mmio_data(run: KvmRun, length: int) -> bytes:
     """The bytes of mmio.data: what the guest wrote to a device, or what user space answers."""
     return bytes(run.mmio.data[:length])
+
+
+def io_data(run: KvmRun, length: int) -> bytes:
+    """What the guest wrote to a port, or what user space answers. The struct is that of a KvmRunMapping."""
+    return bytes(_mapping(run).io_data[:length])
+
+
+def set_io_data(run: KvmRun, data: bytes) -> None:
+    _mapping(run).io_data[: len(data)] = list(data)
+
+
+def _mapping(run: KvmRun) -> KvmRunMapping:
+    mapping = run._b_base_
+    assert isinstance(mapping, KvmRunMapping), "a struct kvm_run without the page after it"
+    return mapping

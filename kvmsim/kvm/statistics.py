@@ -13,6 +13,7 @@ LEAF_SIZES = ("4k", "2m", "1g")
 
 _COUNTED_AS_EXITS = (
     ExitReason.HLT,
+    ExitReason.IO,
     ExitReason.SHUTDOWN,
     ExitReason.INTR,
     ExitReason.MACHINE_CHECK,
@@ -50,6 +51,7 @@ def vcpu_statistics(vcpu: Vcpu) -> dict[str, int]:
         "pf_taken": vcpu.pf_taken,
         "tlb_flush": vcpu.tlb.flush_count,
         "exits": vcpu.pf_taken + vcpu.hypercall_count + sum(exits.get(reason, 0) for reason in _COUNTED_AS_EXITS),
+        "io_exits": exits.get(ExitReason.IO, 0),
         "mmio_exits": exits.get(ExitReason.MMIO, 0),
         "signal_exits": exits.get(ExitReason.INTR, 0),
         "halt_exits": exits.get(ExitReason.HLT, 0),

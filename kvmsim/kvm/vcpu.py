@@ -9,8 +9,8 @@ from typing import TypeVar
 from memfsd.common import sync, trace
 from memfsd.uapi.errors import Refused
 
-from .exits import INTR, Exit, ExitReason, IntrExit, MmioExit
-from .kvm_run import KvmRun, exit_of, fill, mmio_data
+from .exits import INTR, Exit, ExitReason, IntrExit, IoExit, MmioExit
+from .kvm_run import KvmRun, KvmRunMapping, exit_of, fill, io_data, mmio_data
 from .mmu.tlb import Tlb, Translation
 
 R = TypeVar("R")
@@ -35,7 +35,7 @@ class Vcpu:
         self.id = id_
         self._vm = vm
         self._reported = reported
-        self.run = KvmRun()
+        self.run: KvmRun = KvmRunMapping().run
         """Shared with user space; valid after an exit."""
         self.pf_taken = 0
         """Faults, since the start. This and the next two are counted in KVM_RUN, so by one thread at a time."""
@@ -136,7 +136,7 @@ class Vcpu:
             if self.program is None:
                 raise Refused(errno.EINVAL, f"nothing is under way on vCPU {self.id}: let its guest do something first")
             if trace.vm is not None:
-                trace.vm.run_resumed(self._vm, self.id, self._mmio_read())
+                self._trace_answer(trace.vm)
             return self.step(self.program)
         finally:
             self.release()
@@ -156,11 +156,13 @@ class Vcpu:
         immediate_exit. What waits for the store first hears from it, within its deadline."""
         self.run.immediate_exit = 1
 
-    def _mmio_read(self) -> tuple[int, bytes] | None:
+    def _trace_answer(self, to: trace.Instrument) -> None:
         exit_ = exit_of(self.run)
-        if not isinstance(exit_, MmioExit) or exit_.is_write:
-            return None
-        return exit_.phys_addr, mmio_data(self.run, exit_.length)
+        if isinstance(exit_, MmioExit) and not exit_.is_write:
+            to.mmio_read(self._vm, self.id, exit_.phys_addr, mmio_data(self.run, exit_.length))
+        elif isinstance(exit_, IoExit) and exit_.is_in:
+            data = io_data(self.run, exit_.size * exit_.count)
+            to.port_read(self._vm, self.id, exit_.port, exit_.size, exit_.count, data)
 
     def _busy(self) -> Refused:
         return Refused(errno.EBUSY, f"another thread runs vCPU {self.id}: wait for it, or kick it")

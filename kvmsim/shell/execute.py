@@ -81,6 +81,7 @@ class Executor:
             c.Kick: self._kick,
             c.CpuRegs: self._cpu_regs,
             c.CpuIrq: self._cpu_irq,
+            c.Ioport: self._ioport,
             c.CpuDisasm: self._cpu_disasm,
             c.CapExitHypercall: self._cap_exit_hypercall,
             c.HostRead: self._host_read,
@@ -249,6 +250,10 @@ class Executor:
         vcpu = self._target.vm.vcpu(command.vcpu)
         facts, text = info.disassembly(self._target.cpus.disassemble(vcpu, command.address, command.count))
         return Outcome(ok=True, info=facts, text=text)
+
+    def _ioport(self, command: c.Ioport) -> Outcome:
+        self._target.vmm.ports.leave(command.port, command.count, left=command.to == "exit")
+        return Outcome(ok=True)
 
     def _cap_exit_hypercall(self, command: c.CapExitHypercall) -> Outcome:
         self._target.vm.exit_hypercalls = command.mask

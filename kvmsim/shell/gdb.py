@@ -93,6 +93,7 @@ class Debugged:
         self._int, self._trap = SIGINT, SIGTRAP
         self._vm = machine.vm
         self._cpus = machine.cpus
+        self._vmm = machine.vmm
         self._packets = Packets(connection, MAX_GDB_PACKET_BYTES)
         self._connection = connection
         self._ends = ends
@@ -233,7 +234,7 @@ class Debugged:
         # It is in no KVM_RUN: this is one.
         self._cpus.debugger = None
         try:
-            self._cpus.run(self._vcpu, 1)
+            self._vmm.run(self._vcpu, lambda: self._cpus.run(self._vcpu, 1))
         finally:
             self._cpus.debugger = self._debugger
         return self._stopped(self._current, self._trap)

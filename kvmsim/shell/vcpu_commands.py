@@ -17,7 +17,7 @@ from kvmsim.kvm.exits import Exit, FailedExit, MemoryErrorExit, MemoryFaultExit,
 from kvmsim.kvm.hypercalls import STATUS_NAMES, SUCCESS, Registers
 from kvmsim.kvm.vcpu import Vcpu
 from kvmsim.machine import VirtualMachine
-from kvmsim.vmm.answers import answer_hypercall, answer_mmio
+from kvmsim.vmm.answers import answer_hypercall, answer_read
 from memfsd.common import sync
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.limits import MAX_ACCESS_BYTES
@@ -216,7 +216,7 @@ class VcpuCommands:
     def _resume(self, vcpu: Vcpu, command: c.Resume) -> tuple[Begin, Tell]:
         """The answers are written before KVM_RUN, as user space does. EINVAL for one that the exit does not ask for."""
         if command.data is not None:
-            answer_mmio(vcpu, command.data)
+            answer_read(vcpu, command.data)
         if command.ret is not None:
             answer_hypercall(vcpu, command.ret)
         return vcpu.kvm_run, self._under_way.get(vcpu.id, _done)

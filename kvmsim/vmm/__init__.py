@@ -1,6 +1,7 @@
 """User space: what a VMM does.
 
 vmm            exits under a policy
+ports          the console and other I/O ports
 policies       their names
 ram            the RAM map: which memory user space has set, and where
 guest_memory   the calls that change it, made and recorded

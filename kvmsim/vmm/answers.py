@@ -2,20 +2,27 @@
 
 import errno
 
-from kvmsim.kvm.exits import ExitReason
-from kvmsim.kvm.kvm_run import MEMORY_ERROR_EXPLICIT
+from kvmsim.kvm.exits import ExitReason, IoDirection
+from kvmsim.kvm.kvm_run import MEMORY_ERROR_EXPLICIT, set_io_data
 from kvmsim.kvm.vcpu import Vcpu
 from memfsd.uapi.errors import Refused
 
 
-def answer_mmio(vcpu: Vcpu, data: bytes) -> None:
-    """What the device returns. EINVAL: the vCPU is at no MMIO read, or at one of another length."""
+def answer_read(vcpu: Vcpu, data: bytes) -> None:
+    """What the device returns. EINVAL: the vCPU is at no MMIO read and no IN, or at one of another length."""
     run = vcpu.run
-    if run.exit_reason != ExitReason.MMIO or run.mmio.is_write:
-        raise Refused(errno.EINVAL, f"data= answers an MMIO read, and vCPU {vcpu.id} is at none: see info run")
-    if len(data) != run.mmio.len:
-        raise Refused(errno.EINVAL, f"the MMIO read is of {run.mmio.len} bytes: give as many in data=, not {len(data)}")
-    run.mmio.data[: len(data)] = list(data)
+    is_in = run.exit_reason == ExitReason.IO and run.io.direction == IoDirection.IN
+    if not is_in and (run.exit_reason != ExitReason.MMIO or run.mmio.is_write):
+        raise Refused(
+            errno.EINVAL, f"data= answers an MMIO read or an IN, and vCPU {vcpu.id} is at neither: see info run"
+        )
+    what, length = ("IN", run.io.size * run.io.count) if is_in else ("MMIO read", run.mmio.len)
+    if len(data) != length:
+        raise Refused(errno.EINVAL, f"the {what} is of {length} bytes: give as many in data=, not {len(data)}")
+    if is_in:
+        set_io_data(run, data)
+    else:
+        run.mmio.data[:length] = list(data)
 
 
 def answer_hypercall(vcpu: Vcpu, ret: int) -> None:

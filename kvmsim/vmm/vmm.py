@@ -1,6 +1,7 @@
 """The VMM side: user space that handles exits under a policy, and keeps the shared copy of memory.
 
-Policy `none` handles nothing. The others convert what the guest asks for, each by a design of `kvmsim.vmm.conversion`.
+Port I/O is served by `ports`. Policy `none` handles no other exit. The others convert what the guest asks for, each by
+a design of `kvmsim.vmm.conversion`.
 """
 
 import errno
@@ -9,7 +10,7 @@ from contextlib import contextmanager
 from itertools import chain, repeat
 from typing import Any, NamedTuple, TypeVar
 
-from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit, MemoryFaultExit
+from kvmsim.kvm.exits import Exit, HypercallExit, IoExit, MemoryErrorExit, MemoryFaultExit
 from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.memory_use import MemoryUse
@@ -28,6 +29,7 @@ from .conversion.shared_copy import SharedCopy
 from .guest_memory import GuestMemory
 from .inhibit import Inhibitor
 from .policies import POLICIES, UNDER, check_policy
+from .ports import Ports
 
 R = TypeVar("R")
 Handled = MemoryErrorExit | MemoryFaultExit | HypercallExit
@@ -56,6 +58,7 @@ class Vmm:
         self._recreate = Recreate(self.memory, self._copy, self.tally)
         self._own_design: Design | None = None
         self.inhibitor = Inhibitor()
+        self.ports = Ports()
 
     def set_policy(self, name: str, under: str = "kept") -> None:
         """One of POLICIES and UNDER. The slots that the policy before has made stay. EINVAL: a VM of this ABI converts
@@ -99,6 +102,8 @@ class Vmm:
         while True:
             before = self.converted_count
             result: R | Exit = kvm_run()
+            if isinstance(result, IoExit) and self.ports.serve(vcpu, result):
+                continue
             if not isinstance(result, Handled) or self.policy == "none":
                 return result
             with self._without_vcpus():
@@ -141,8 +146,10 @@ class Vmm:
     # -- without the loop: for user space that has its own
 
     def handle(self, vcpu: Vcpu, exit_: Exit) -> bool:
-        """Let the policy handle the exit that the vCPU has just come back with: True when the vCPU can run on. Refused
-        as `run`."""
+        """Let the ports or the policy handle the exit that the vCPU has just come back with: True when the vCPU can run
+        on. Refused as `run`."""
+        if isinstance(exit_, IoExit):
+            return self.ports.serve(vcpu, exit_)
         if not isinstance(exit_, Handled) or self.policy == "none":
             return False
         with self._without_vcpus():

@@ -189,8 +189,11 @@ class Instrument:
     def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: Mapping[str, int | str]) -> None:
         """KVM_RUN is about to return with this exit, by its number, and what kvm_run says of it."""
 
-    def run_resumed(self, vm: str, vcpu: int, mmio_read: tuple[int, bytes] | None) -> None:
-        """KVM_RUN again. mmio_read: what user space answers, and for which GPA."""
+    def mmio_read(self, vm: str, vcpu: int, gpa: int, data: bytes) -> None:
+        """KVM_RUN again, with what user space answers."""
+
+    def port_read(self, vm: str, vcpu: int, port: int, size: int, count: int, data: bytes) -> None:
+        """Likewise, for `count` transfers of `size` bytes."""
 
     def run_done(self, vm: str, vcpu: int) -> None:
         """What the guest was doing is done: it would go on with something else."""

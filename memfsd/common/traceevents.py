@@ -87,6 +87,9 @@ PAGE_FAULT = _event(
     "vcpu %u rip 0x%x address 0x%016x error_code 0x%x",
 )
 MMIO = _event("kvm", "kvm_mmio", "type len gpa val", "mmio %s len %u gpa 0x%x val 0x%x")
+PIO = _event(
+    "kvm", "kvm_pio", "rw port size count val more", "pio_%s at 0x%x size %d count %d val 0x%x %s", repeats=True
+)
 HYPERCALL = _event("kvm", "kvm_hypercall", "nr a0 a1 a2 a3", "nr 0x%x a0 0x%x a1 0x%x a2 0x%x a3 0x%x")
 USERSPACE_EXIT = _event("kvm", "kvm_userspace_exit", "reason number", "reason %s (%d)", repeats=True)
 UNMAP = _event("kvm", "kvm_unmap_hva_range", "start end", "mmu notifier unmap range: 0x%x -- 0x%x")

@@ -23,6 +23,7 @@ from .tracefile import TraceFile, word
 _READ, _WRITE, _PRIVATE = 0x1_0000_0004, 0x1_0000_0002, 1 << 49
 """PFERR_ bits of a page fault: GUEST_FINAL with USER or WRITE, and PRIVATE_ACCESS."""
 _EXITS = {
+    "IO": "IO_INSTRUCTION",
     "HYPERCALL": "VMCALL",
     "HLT": "HLT",
     "SHUTDOWN": "TRIPLE_FAULT",
@@ -273,18 +274,22 @@ class Tracing(trace.Instrument):
 
     def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: Mapping[str, Value]) -> None:
         task = self._tasks.get((vm, vcpu)) or self._new_task(vm, vcpu)
-        self._left(task, _EXITS.get(reason, "EPT_VIOLATION"))
+        self._left(task, _EXITS.get(reason, "EPT_VIOLATION"), _io_qualification(fields) if reason == "IO" else 0)
         if reason == "MMIO":
             data = int.from_bytes(bytes.fromhex(str(fields.get("data", ""))), "little")
             way = "write" if fields["is_write"] else "unsatisfied-read"
             self._put(e.MMIO, task.name, (way, fields["len"], fields["phys_addr"], data))
+        elif reason == "IO" and "data" in fields:
+            port, size, count = int(fields["port"]), int(fields["size"]), int(fields["count"])
+            self._pio(task.name, "write", port, size, count, bytes.fromhex(str(fields["data"])))
         shown = ("restart", errno.EINTR) if reason == "INTR" else (f"KVM_EXIT_{reason}", number)
         self._put(e.USERSPACE_EXIT, task.name, shown)
 
-    def run_resumed(self, vm: str, vcpu: int, mmio_read: tuple[int, bytes] | None) -> None:
-        if mmio_read is not None:
-            gpa, data = mmio_read
-            self._put(e.MMIO, f"{vm}/{vcpu}", ("read", len(data), gpa, int.from_bytes(data, "little")))
+    def mmio_read(self, vm: str, vcpu: int, gpa: int, data: bytes) -> None:
+        self._put(e.MMIO, f"{vm}/{vcpu}", ("read", len(data), gpa, int.from_bytes(data, "little")))
+
+    def port_read(self, vm: str, vcpu: int, port: int, size: int, count: int, data: bytes) -> None:
+        self._pio(f"{vm}/{vcpu}", "read", port, size, count, data)
 
     def ioctl_begun(self, vm: str, vcpu: int) -> None:
         """On hardware it is out of the guest; where from, no event says."""
@@ -292,6 +297,11 @@ class Tracing(trace.Instrument):
 
     def ioctl_ended(self, vm: str, vcpu: int) -> None:
         self._new_task(vm, vcpu)
+
+    def _pio(self, task: str, way: str, port: int, size: int, count: int, data: bytes) -> None:
+        """As the kernel: the first item of several."""
+        value = int.from_bytes(data[:size], "little")
+        self._put(e.PIO, task, (way, port, size, count, value, "(...)" if count > 1 else ""))
 
     def _new_task(self, vm: str, vcpu: int) -> _Task:
         """It, as if it had not entered the guest."""
@@ -312,6 +322,11 @@ class Tracing(trace.Instrument):
         task = "memfsd" if self._side == "memfsd" else connection.vm or "kvmsim"
         values = channel, header.kind.name, header.id, int(header.is_reply), header.errno
         self._put(event, task, (*values, word(connection.vm), connection.ino, connection.peer, fds))
+
+
+def _io_qualification(fields: Mapping[str, Value]) -> int:
+    """Exit qualification of I/O instructions (SDM, table 27-5), as far as kvm_run has it."""
+    return int(fields["size"]) - 1 | (not fields["direction"]) << 3 | int(fields["port"]) << 16
 
 
 def _learn(connection: Connection, header: Header, packet: bytes) -> None:

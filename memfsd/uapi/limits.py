@@ -167,6 +167,8 @@ MAX_DISASM = 1000
 """Instructions that one `cpu disasm` shows."""
 MAX_VECTOR = 255
 """Of an interrupt."""
+PORTS = 1 << 16
+"""Of I/O."""
 MAX_GMEM_NAMES = 1024
 """Open guest_memfds of one kvmsim: RLIMIT_NOFILE of most programs."""
 MAX_VMAS = 65530

@@ -50,7 +50,7 @@ def test_a_program_does_its_work_under_moves_and_punches(
         store.punch("mem", at, 3)
         round_ += 1
     assert [one.result() for one in running] == [HltExit()] * vcpu_count
-    assert "".join(code.cpus.console(code.vcpu) for code in codes) == f"{name}: ok\n"
+    assert "".join(code.console() for code in codes) == f"{name}: ok\n"
     assert moved
 
 

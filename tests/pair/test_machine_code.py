@@ -49,7 +49,7 @@ def guest(vm: LocalVm, name: str, vcpu: int = 0) -> Code:
 def run(code: Code) -> tuple[object, str]:
     """Under user space's policy, which converts."""
     result = code.vm.vmm.run(code.vcpu, code.run)
-    return result, code.cpus.console(code.vcpu)
+    return result, code.console()
 
 
 def test_hello(mem: LocalVm) -> None:
@@ -104,7 +104,7 @@ def test_code_that_is_punched_under_it_is_gone(store: LocalStore, mem: LocalVm) 
     """What was executed and has changed hands is not executed again, from whatever cache."""
     code = guest(mem, "punched")
     running = Beside(lambda: run(code))
-    until(lambda: code.cpus.has_printed(code.vcpu), "it runs")
+    until(lambda: code.has_printed(), "it runs")
     store.punch("mem", 512, 1)
     assert running.result() == (HltExit(), "punched: running\npunched: gone\n")
 

@@ -71,6 +71,16 @@ def test_what_it_counted_is_read_afterwards() -> None:
     assert history.check(PAGE, bytes(8), history.tick()) == "", "taken back, and nothing was added since"
 
 
+@pytest.mark.parametrize("slice_", [1, 2, 3, 100])
+def test_port_io_leaves_the_guest_in_the_middle_of_a_slice(slice_: int) -> None:
+    scenario = alone("print", 3, slice_)
+    result = run_once(scenario, explore.Random(1, 1))
+    assert result.failures == []
+    assert any(step.note.endswith("ran to its end") for step in result.steps)
+    assert sum(step.name == points.MACHINE_CODE for step in result.steps) >= 6, "each OUT ends a slice and a stay"
+    assert trace_of(run_once(scenario, explore.Replay(result.schedule))) == trace_of(result)
+
+
 HIDE = """
 import importlib.abc, sys
 class Hidden(importlib.abc.MetaPathFinder):

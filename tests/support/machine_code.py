@@ -67,8 +67,18 @@ class Code:
     def run(self) -> Exit | None:
         return self.cpus.run(self.vcpu)
 
+    def serve(self) -> Exit | None:
+        """Under user space's loop: with its ports."""
+        return self.vm.vmm.run(self.vcpu, self.run)
+
     def step(self, count: int = 1) -> Exit | None:
         return self.cpus.run(self.vcpu, count)
+
+    def console(self) -> str:
+        return self.vm.vmm.ports.console(self.vcpu)
+
+    def has_printed(self) -> bool:
+        return self.vm.vmm.ports.has_printed(self.vcpu)
 
     def resume(self) -> object:
         return self.vcpu.kvm_run()

@@ -113,7 +113,7 @@ class Vm:
         return self._machine.console(self._machine.vm.vcpu(vcpu))
 
     def has_printed(self, vcpu: int) -> bool:
-        return self._machine.cpus.has_printed(self._machine.vm.vcpu(vcpu))
+        return self._machine.vmm.ports.has_printed(self._machine.vm.vcpu(vcpu))
 
     def want_back(self) -> None:
         """Every vCPU comes out with EINTR, until `let_go_on`."""

@@ -13,7 +13,8 @@ debugger        what a debugger wants of the vCPUs
 decode          operands and text of an instruction
 calls           VMCALL and TDCALL
 interrupts      delivery of exceptions
-ports           the console's port, CPUID leaves
+port_insns      IN, OUT, INS and OUTS
+cpuid           CPUID leaves
 layout          the structures of _fill.c
 _fill           the TLB fill and the look at kicks, in C
 

@@ -35,6 +35,7 @@ enum { NONE, VIOLATION, NOT_MAPPED, NOT_COPIED, UNREACHABLE, GATE_CLOSED, PAGE_F
 #define GUESS_SHIFT 21
 #define CONFIDENT 4
 #define EXECUTED 4096
+#define SEEN 4096
 #define SPINS 4096
 
 struct region {
@@ -83,14 +84,21 @@ struct vcpu {
     uint64_t guesses[GUESSES]; /* from a GPA to its address in this process, by 2 MiB, hashed */
     uint32_t of_table; /* the gpa is of an entry of the guest's page tables */
     uint32_t refusal, access, error_code;
-    uint32_t stopped; /* by the block hook */
+    uint32_t stopped; /* by a hook */
     uint32_t flush_tlb, flush_code; /* before it runs again */
     uint32_t ran_copies; /* code was fetched from a copy */
     uint32_t walking;
     uint32_t wants_window; /* an interrupt is to come as soon as the guest allows it */
     uint32_t confidence; /* guesses that were right in a row, up to CONFIDENT */
+    uint32_t looks_for_ports; /* in blocks that it has not seen */
     uint32_t until_look; /* blocks; counted down in translated code */
+    uint32_t block_bytes;
+    uint64_t block; /* not seen yet */
+    uint64_t seen_count;
+    uint64_t seen[SEEN]; /* blocks without port instructions, or that stop before each; by their bytes and address */
 };
+
+enum { GOES_ON, KICKED, UNSEEN, AT_STOP }; /* vcpu.stopped */
 
 static bool enter_walk(struct vcpu *vcpu)
 {
@@ -382,9 +390,56 @@ static void look_up(struct vcpu *vcpu)
     vcpu->blocks += vcpu->until_look;
     if (__atomic_load_n(vcpu->kicked, __ATOMIC_RELAXED) || __atomic_load_n(vcpu->immediate_exit, __ATOMIC_RELAXED) ||
         vcpu->blocks > (shares ? vcpu->slice : SLICES_ALONE * vcpu->slice) || window_is_open(vcpu)) {
-        vcpu->stopped = 1;
+        vcpu->stopped = KICKED;
         vcpu->emu_stop(vcpu->uc);
     }
+}
+
+/* FNV-1a. */
+static uint64_t hashed(uint64_t hash, const uint8_t *bytes, uint64_t size)
+{
+    for (uint64_t i = 0; i < size; i++)
+        hash = (hash ^ bytes[i]) * 0x100000001b3ull;
+    return hash;
+}
+
+static uint64_t block_hash(uint64_t address)
+{
+    return hashed(0xcbf29ce484222325ull, (const uint8_t *)&address, sizeof address);
+}
+
+static uint64_t *seen_at(struct vcpu *vcpu, uint64_t hash)
+{
+    uint64_t at = hash % SEEN;
+
+    while (vcpu->seen[at] && vcpu->seen[at] != (hash | 1))
+        at = (at + 1) % SEEN;
+    return &vcpu->seen[at];
+}
+
+/* IN and OUT are e4 to e7 and ec to ef, INS and OUTS 6c to 6f; other instructions have these bytes, too. */
+static bool may_be_port(uint8_t byte)
+{
+    return (byte & 0xf4) == 0xe4 || (byte & 0xfc) == 0x6c;
+}
+
+/* unicorn cannot stop at an IN or OUT, so it must not come to one: each block with such a byte is looked at first. */
+static bool is_seen(struct vcpu *vcpu, uint64_t address, uint32_t size)
+{
+    uint64_t hash = block_hash(address), gpa, paddr;
+    bool may_be = false;
+    int rights = 0;
+    uint8_t *host;
+
+    for (uint64_t at = address, left = size, part; left; at += part, left -= part) {
+        part = PAGE - at % PAGE < left ? PAGE - at % PAGE : left;
+        if (!walk(vcpu, at, UC_FETCH, &gpa, &paddr, &host, &rights))
+            return false;
+        hash = hashed(hash, host, part);
+        for (uint64_t i = 0; i < part; i++)
+            may_be |= may_be_port(host[i]);
+    }
+    return !may_be || *seen_at(vcpu, hash);
 }
 
 bool count_at_call_site(void *return_address, const void *uc, const void *hook, uint32_t *counter);
@@ -394,15 +449,31 @@ bool count_at_call_site(void *return_address, const void *uc, const void *hook, 
 static void block(void *uc, uint64_t address, uint32_t size, void *data)
 {
     struct vcpu *vcpu = data;
+    bool counts_by_itself = uc == &vcpu->until_look;
 
-    (void)address;
-    (void)size;
-    if (vcpu->until_look > 1) {
+    if (!counts_by_itself && vcpu->looks_for_ports && !is_seen(vcpu, address, size)) {
+        vcpu->stopped = UNSEEN;
+        vcpu->block = address;
+        vcpu->block_bytes = size;
+        vcpu->emu_stop(vcpu->uc);
+    } else if (vcpu->until_look > 1) {
         vcpu->until_look--;
-        vcpu->sites += count_at_call_site(__builtin_return_address(0), uc, block, &vcpu->until_look);
+        if (vcpu->looks_for_ports)
+            vcpu->sites += count_at_call_site(__builtin_return_address(0), uc, block, &vcpu->until_look);
     } else {
         look_up(vcpu);
     }
+}
+
+/* UC_HOOK_CODE of one address: the instruction there is not executed. */
+static void stop(void *uc, uint64_t address, uint32_t size, void *data)
+{
+    struct vcpu *vcpu = data;
+
+    (void)address;
+    (void)size;
+    vcpu->stopped = AT_STOP;
+    vcpu->emu_stop(uc);
 }
 
 static PyObject *close_gate(PyObject *module, PyObject *argument)
@@ -446,9 +517,31 @@ static PyObject *look(PyObject *module, PyObject *arguments)
     return Py_BuildValue("KK", (unsigned long long)gpa, (unsigned long long)(uintptr_t)host);
 }
 
+/* see(vcpu, address, bytes): this block may be run from now on. */
+static PyObject *see(PyObject *module, PyObject *arguments)
+{
+    unsigned long long vcpu_address, address;
+    Py_buffer code;
+
+    (void)module;
+    if (!PyArg_ParseTuple(arguments, "KKy*", &vcpu_address, &address, &code))
+        return NULL;
+    struct vcpu *vcpu = (struct vcpu *)(uintptr_t)vcpu_address;
+    uint64_t hash = hashed(block_hash(address), code.buf, code.len);
+    PyBuffer_Release(&code);
+    if (vcpu->seen_count >= SEEN * 3 / 4) {
+        memset(vcpu->seen, 0, sizeof vcpu->seen);
+        vcpu->seen_count = 0;
+    }
+    vcpu->seen_count += !*seen_at(vcpu, hash);
+    *seen_at(vcpu, hash) = hash | 1;
+    Py_RETURN_NONE;
+}
+
 static PyMethodDef methods[] = {
     {"close_gate", close_gate, METH_O, "No walk of this VM is under way from now on, until open_gate."},
     {"open_gate", open_gate, METH_O, "The inverse; they nest."},
+    {"see", see, METH_VARARGS, "A block that stops before each of its port instructions, if it has any."},
     {"look", look, METH_VARARGS, "Where a vCPU finds a virtual address."},
     {NULL, NULL, 0, NULL},
 };
@@ -464,6 +557,7 @@ PyMODINIT_FUNC PyInit__fill(void)
         return NULL;
     if (PyModule_AddObject(made, "FILL", PyLong_FromVoidPtr((void *)(uintptr_t)fill)) < 0 ||
         PyModule_AddObject(made, "BLOCK", PyLong_FromVoidPtr((void *)(uintptr_t)block)) < 0 ||
+        PyModule_AddObject(made, "STOP", PyLong_FromVoidPtr((void *)(uintptr_t)stop)) < 0 ||
         PyModule_AddIntConstant(made, "VM_BYTES", sizeof(struct vm)) < 0 ||
         PyModule_AddIntConstant(made, "VCPU_BYTES", sizeof(struct vcpu)) < 0) {
         Py_DECREF(made);

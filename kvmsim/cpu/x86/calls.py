@@ -8,9 +8,9 @@ from kvmsim.kvm.vcpu import Program, Vcpu
 from kvmsim.kvm.vmcall import tdvmcall, vmcall
 from memfsd.uapi.units import PAGE_SIZE
 
+from .cpuid import GPA_BITS
 from .decode import TDCALL, VMCALL
 from .engine import Engine
-from .ports import GPA_BITS
 
 _VP_VMCALL, _VP_INFO, _PAGE_ACCEPT = 0, 1, 6
 _OPERAND_INVALID = 0xC000_0100_0000_0000

@@ -4,6 +4,7 @@ running -> turn -> stay in guest mode -> why it ended:
     EPT violation    the fault path of every access; mapped: again; MMIO: the operand is bounced; else the exit
     VMCALL, TDCALL   the hypercall, then on behind it
     HLT, #vector     an exit; the guest's handler, or a triple fault
+    IN, OUT          found before they run: the exit, and what they do with its answer
 """
 
 import errno
@@ -26,8 +27,9 @@ from kvmsim.kvm.vcpu import Program, Vcpu
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Gfn
 
-from . import decode, interrupts, ports
+from . import decode, interrupts, port_insns
 from .calls import call
+from .cpuid import cpuid
 from .debugger import Debugger
 from .engine import Engine, Stop, Why
 from .layout import Access, Refusal
@@ -51,7 +53,6 @@ class Cpus:
         self._guest = guest
         self._machine = Machine(kvm)
         self._engines: dict[int, Engine] = {}
-        self._consoles: dict[int, ports.Console] = {}
         self.memory = VirtualMemory(kvm, guest, self._machine)
         self.debugger: Debugger | None = None
         """Whom each vCPU asks before it runs."""
@@ -61,22 +62,10 @@ class Cpus:
             engine = self._engines.get(vcpu.id)
             if engine is None:
                 engine = self._make_engine(self._machine, vcpu)
-                console = self._consoles[vcpu.id] = ports.Console()
-                engine.port_hooks(console.read, console.write)
-                engine.cpuid_hook(ports.cpuid)
+                engine.cpuid_hook(cpuid)
                 self._machine.add(engine.state)
                 self._engines[vcpu.id] = engine
             return engine
-
-    def console(self, vcpu: Vcpu) -> str:
-        """What it has printed since the last time."""
-        console = self._consoles.get(vcpu.id)
-        return console.take() if console else ""
-
-    def has_printed(self, vcpu: Vcpu) -> bool:
-        """Something that nobody has taken yet; from any thread."""
-        console = self._consoles.get(vcpu.id)
-        return console is not None and console.is_waiting
 
     def boot(self, vcpu: Vcpu, image: Image) -> Exit | None:
         """The image into memory by the vCPU, whose registers are reset: RIP its entry, RDI the vCPU's number.
@@ -139,8 +128,9 @@ class Cpus:
 
     def _reporting(self, vcpu: Vcpu, running: Program[None]) -> Program[None]:
         """What kvm_run says of interrupts at each exit."""
+        engine = self.engine(vcpu)
         for exit_ in running:
-            flags = self.engine(vcpu).read("rflags")
+            flags = engine.read("rflags")
             vcpu.run.if_flag = bool(flags & interrupts.INTERRUPTS)
             vcpu.run.ready_for_interrupt_injection = vcpu.run.if_flag and vcpu.interrupt is None
             yield exit_
@@ -159,13 +149,16 @@ class Cpus:
                 steps = steps or len(debugger.breakpoints)  # each instruction is looked at
             if vcpu.interrupt is not None or vcpu.run.request_interrupt_window or engine.state.wants_window:
                 steps = (yield from self._interrupting(vcpu, engine)) or steps
-            is_hlt = steps and (yield from self._code(vcpu, engine)).startswith(_HLT)
-            stop = self._stretch(vcpu, engine, 1 if steps else 0)
-            done = 1
+            code = (yield from self._code(vcpu, engine)) if steps else b""
+            is_hlt, done = code.startswith(_HLT), 1
+            if steps and (decode.port(code) or decode.is_invalid(code)):
+                stop = Stop(Why.STOP, code=code)
+            else:
+                stop = self._stretch(vcpu, engine, 1 if steps else 0)
             if stop.why is Why.COUNTED and is_hlt:
                 yield from self._halting(vcpu, engine)
             elif stop.why is not Why.COUNTED:
-                done = yield from self._handle(vcpu, engine, stop)
+                done = yield from self._handle(vcpu, engine, stop, is_stepped=bool(steps))
             rip = engine.read("rip") if debugger else 0
             if debugger and done and (rip in debugger.breakpoints or debugger.is_stepping(vcpu)):
                 debugger.reached(vcpu, rip)
@@ -197,12 +190,14 @@ class Cpus:
         with self._machine.turns.turn():
             return stay(self._machine, vcpu, engine, lambda: engine.run(count))
 
-    def _handle(self, vcpu: Vcpu, engine: Engine, stop: Stop) -> Program[int]:
+    def _handle(self, vcpu: Vcpu, engine: Engine, stop: Stop, *, is_stepped: bool = True) -> Program[int]:
         """What ended a stretch; how many instructions it has done by itself."""
         match stop.why:
             case Why.HALTED:
                 yield from self._halting(vcpu, engine)
                 return 1
+            case Why.STOP:
+                return (yield from self._stopped(vcpu, engine, stop.code, is_stepped=is_stepped))
             case Why.INVALID:
                 code = yield from self._code(vcpu, engine)
                 if (yield from call(self._kvm, self._guest, vcpu, engine, code)):
@@ -215,6 +210,29 @@ class Cpus:
             case Why.REFUSED:
                 return (yield from self._refused(vcpu, engine, stop))
         return 0
+
+    def _stopped(self, vcpu: Vcpu, engine: Engine, code: bytes, *, is_stepped: bool) -> Program[int]:
+        """Before an instruction that unicorn must not come to."""
+        insn = decode.port(code)
+        if insn is None:
+            code = yield from self._code(vcpu, engine)  # it may be on two pages
+            insn = decode.port(code)
+        if insn is None:
+            if decode.is_invalid(code):
+                return (yield from self._handle(vcpu, engine, Stop(Why.INVALID)))
+            engine.forget_stops()  # the code has changed
+            return 0
+        try:
+            yield from port_insns.transfer(self.memory, self._guest, vcpu, engine, insn, is_stepped=is_stepped)
+        except port_insns.NoMemory as missing:
+            yield from self._no_memory(vcpu, engine, missing.va, missing.access)
+            return 0
+        return 1
+
+    def _no_memory(self, vcpu: Vcpu, engine: Engine, va: int, access: Access) -> Program[None]:
+        """An operand that is reached by hand."""
+        engine.write("cr2", va)
+        yield from self._exception(vcpu, engine, interrupts.PAGE_FAULT, (access is Access.WRITE) << 1, va)
 
     def _refused(self, vcpu: Vcpu, engine: Engine, stop: Stop) -> Program[int]:
         match stop.refusal:
@@ -276,9 +294,7 @@ class Cpus:
             while (page := bounced.next_page()) is not None:
                 gpa = yield from self.memory.translate(vcpu, engine, page, stop.access, devices=True)
                 if gpa is None:
-                    engine.write("cr2", page)
-                    error = (stop.access is Access.WRITE) << 1
-                    yield from self._exception(vcpu, engine, interrupts.PAGE_FAULT, error, page)
+                    yield from self._no_memory(vcpu, engine, page, stop.access)
                     return 0
                 bounced.add(page, gpa)
             stop = yield from self._step(vcpu, engine, bounced)

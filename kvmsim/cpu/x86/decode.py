@@ -1,5 +1,6 @@
-"""Instructions: their memory operands, for those that a device or a file answers, and their text."""
+"""Instructions: their memory operands, for those that a device or a file answers, port instructions, and their text."""
 
+import functools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -12,6 +13,9 @@ _READS = {iced.OpAccess.READ, iced.OpAccess.COND_READ, iced.OpAccess.READ_WRITE,
 _WRITES = {iced.OpAccess.WRITE, iced.OpAccess.COND_WRITE, iced.OpAccess.READ_WRITE, iced.OpAccess.READ_COND_WRITE}
 _REGISTER_NAMES = {
     getattr(iced.Register, name): name.lower() for name in vars(iced.Register) if name.isupper() and name != "NONE"
+}
+_PORT_MNEMONICS = {
+    getattr(iced.Mnemonic, name) for name in ("IN", "OUT", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD")
 }
 _U64 = (1 << 64) - 1
 
@@ -45,6 +49,71 @@ def operands(code: bytes, rip: int, register: Callable[[str], int]) -> list[Oper
         va &= 0xFFFFFFFF if used.address_size == iced.CodeSize.CODE32 else _U64
         found.append(Operand(va, length, used.access in _READS, used.access in _WRITES))
     return found
+
+
+_PREFIXES = bytes.fromhex("26 2e 36 3e 64 65 66 67 f0 f2 f3") + bytes(range(0x40, 0x50))
+_SEGMENTS = {0x26: None, 0x2E: None, 0x36: None, 0x3E: None, 0x64: "fs", 0x65: "gs"}
+_IN_OUT_IMMEDIATE, _IN_OUT, _STRING = range(0xE4, 0xE8), range(0xEC, 0xF0), range(0x6C, 0x70)
+
+
+@dataclass(frozen=True, slots=True)
+class Port:
+    """IN, OUT, INS or OUTS."""
+
+    is_in: bool
+    size: int
+    """Bytes of one transfer."""
+    length: int
+    """Of the instruction."""
+    number: int | None = None
+    """Of the port; None: DX has it."""
+    is_string: bool = False
+    repeats: bool = False
+    address_mask: int = _U64
+    """Of RCX, RSI and RDI."""
+    segment: str | None = None
+    """Whose base is added to RSI."""
+
+
+@functools.lru_cache(1024)
+def port(code: bytes) -> Port | None:
+    """The port instruction that the code begins with; None: another one."""
+    after = code.lstrip(_PREFIXES)
+    at = len(code) - len(after)
+    opcode = after[0] if after else 0
+    is_string, has_immediate = opcode in _STRING, opcode in _IN_OUT_IMMEDIATE
+    length = at + 1 + has_immediate
+    if not (is_string or has_immediate or opcode in _IN_OUT) or 0xF0 in code[:at]:
+        return None
+    if length > min(len(code), MAX_INSN_BYTES):
+        return None
+    legacy = [prefix for prefix in code[:at] if not 0x40 <= prefix < 0x50]
+    is_wide = bool(at and code[at - 1] & 0xF8 == 0x48)
+    segments = [_SEGMENTS[prefix] for prefix in legacy if prefix in _SEGMENTS]
+    return Port(
+        is_in=not opcode & 2,
+        size=1 if not opcode & 1 else 2 if 0x66 in legacy and not is_wide else 4,
+        length=length,
+        number=after[1] if has_immediate else None,
+        is_string=is_string,
+        repeats=is_string and (0xF2 in legacy or 0xF3 in legacy),
+        address_mask=0xFFFFFFFF if 0x67 in legacy else _U64,
+        segment=segments[-1] if segments else None,
+    )
+
+
+def is_invalid(code: bytes) -> bool:
+    """No instruction begins here, though the bytes of one are there."""
+    decoder = iced.Decoder(64, code)
+    return bool(decoder.decode().is_invalid and decoder.last_error != iced.DecoderError.NO_MORE_BYTES)
+
+
+def first_stop(code: bytes, va: int) -> int | None:
+    """The address of the first instruction that uses a port, or is none."""
+    for instruction in iced.Decoder(64, code, ip=va):
+        if instruction.is_invalid or instruction.mnemonic in _PORT_MNEMONICS:
+            return int(instruction.ip)
+    return None
 
 
 def _value(number: int, register: Callable[[str], int]) -> int:

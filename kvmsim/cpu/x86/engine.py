@@ -1,7 +1,8 @@
 """unicorn as the CPU of one vCPU: registers, a stretch of guest mode, and why it ended.
 
 A stretch ends precisely, at an instruction: refused accesses leave everything as it was, and kicks take effect between
-two blocks. unicorn's TLB and translated code are flushed before the next stretch when something says so.
+two blocks. unicorn's TLB and translated code are flushed before the next stretch when something says so. A block that
+may have port instructions is looked at before it runs the first time, and gets a hook that stops before the first one.
 """
 
 import ctypes
@@ -16,14 +17,17 @@ from unicorn.unicorn_py3.unicorn import uclib
 
 from kvmsim.kvm.kvm_run import KvmRun
 from kvmsim.kvm.vcpu import Vcpu
+from memfsd.uapi.units import PAGE_SIZE
 
-from . import _fill
+from . import _fill, decode
 from .decrypted import Copies
-from .layout import Access, Refusal, VcpuState
+from .layout import Access, Refusal, Stopped, VcpuState
 from .machine import Machine
 
 SLICE_BLOCKS = 20_000
 """Blocks of a turn while another vCPU waits for its own, or while code runs on decrypted copies."""
+MAX_STOPS = 256
+"""Instructions with a hook before them; when there would be more, all are forgotten, and found again."""
 _TCG_BYTES = 32 << 20
 _RESET_CR0 = 0x80050033
 _RESET_CR4 = 0x6A0
@@ -35,6 +39,7 @@ REGISTERS = (*GENERAL, "rip", "rflags", "cr0", "cr2", "cr3", "cr4")
 _PAGING = frozenset(("cr0", "cr3", "cr4"))
 SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 _IDS = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*REGISTERS, *SEGMENTS)}
+_BASES = {"fs": x86.UC_X86_REG_FS_BASE, "gs": x86.UC_X86_REG_GS_BASE}
 _TABLES = {"idtr": x86.UC_X86_REG_IDTR, "gdtr": x86.UC_X86_REG_GDTR}
 
 
@@ -50,6 +55,8 @@ class Why(Enum):
     """A fill: the state says which."""
     INVALID = auto()
     """An instruction that unicorn does not know, those that exit to a VMM among them."""
+    STOP = auto()
+    """Before a port instruction, or one that cannot be decoded."""
     EXCEPTION = auto()
     """The vector is in `Stop.vector`."""
     MACHINE_CHECK = auto()
@@ -70,6 +77,8 @@ class Stop:
     """gpa is of an entry of the guest's page tables."""
     error_code: int = 0
     vector: int = -1
+    code: bytes = b""
+    """From RIP to the end of its page, at most an instruction's; of a stop before it."""
 
 
 class Engine:
@@ -100,6 +109,10 @@ class Engine:
         self._vector = -1
         self._mapped: set[tuple[int, int, int]] = set()
         """(first, end, host) of the machine's regions that unicorn has."""
+        self._uch, self._value = uc._uch, ctypes.c_uint64()
+        self._value_at = ctypes.addressof(self._value)
+        self._stops: dict[int, ctypes.c_size_t] = {}
+        """Hooks by the address of their instruction."""
         self._counts = False
         self._seen_version = 0
         self._seen_flushes = -1
@@ -113,8 +126,11 @@ class Engine:
         self.flush()
 
     def read(self, name: str) -> int:
-        value: int = self.uc.reg_read(_IDS[name])
-        return value
+        """As uc.reg_read, which takes five times as long."""
+        self._value.value = 0
+        if uclib.uc_reg_read(self._uch, _IDS[name], self._value_at):
+            raise KeyError(name)
+        return self._value.value
 
     def write(self, name: str, value: int) -> None:
         self.uc.reg_write(_IDS[name], value)
@@ -128,18 +144,10 @@ class Engine:
         """Selectors."""
         return {name: self.read(name) for name in SEGMENTS}
 
-    def port_hooks(self, read: Callable[[int, int], int], write: Callable[[int, int, int], None]) -> None:
-        """(port, bytes) to the value of an IN; (port, bytes, value) of an OUT: they are done when these return."""
-        uc = self.uc
-        uc.hook_add(uc_const.UC_HOOK_INSN, lambda _, port, size, __: read(port, size), None, 1, 0, x86.UC_X86_INS_IN)
-        uc.hook_add(
-            uc_const.UC_HOOK_INSN,
-            lambda _, port, size, value, __: write(port, size, value),
-            None,
-            1,
-            0,
-            x86.UC_X86_INS_OUT,
-        )
+    def segment_base(self, name: str) -> int:
+        """Of FS or GS."""
+        value: int = self.uc.reg_read(_BASES[name])
+        return value
 
     def cpuid_hook(self, answer: Callable[[int, int], tuple[int, int, int, int] | None]) -> None:
         """(leaf, subleaf) to EAX, EBX, ECX, EDX; None leaves it to unicorn."""
@@ -197,8 +205,19 @@ class Engine:
         if bool(count) is not self._counts:  # what is translated already does not count
             self._counts = bool(count)
             self.flush_code()
-        self._flush()
-        state.stopped, state.refusal, state.until_look = 0, Refusal.NONE, 1
+        state.looks_for_ports = count != 1  # of one that is stepped the caller knows
+        while True:
+            self._flush()
+            state.stopped, state.refusal, state.until_look = Stopped.GOES_ON, Refusal.NONE, 1
+            stop = self._emulate(count)
+            if state.stopped != Stopped.UNSEEN:
+                return stop
+            refused = self._see(state.block, state.block_bytes)
+            if refused is not None or count:
+                return refused or Stop(Why.KICKED)
+
+    def _emulate(self, count: int) -> Stop:
+        state = self.state
         self._vector = -1
         try:
             self.uc.emu_start(self.read("rip"), 0, 0, count)
@@ -211,6 +230,8 @@ class Engine:
                 raise
         if self._vector >= 0:
             return Stop(Why.EXCEPTION, vector=self._vector)
+        if state.stopped == Stopped.AT_STOP:
+            return self._stop()
         if state.stopped:
             return Stop(Why.KICKED)
         if count:
@@ -225,6 +246,43 @@ class Engine:
         if state.flush_tlb:
             self.uc.ctl(uc_const.UC_CTL_TLB_FLUSH, uc_const.UC_CTL_IO_WRITE)
             state.flush_tlb = 0
+
+    # -- port instructions
+
+    def _see(self, va: int, length: int) -> Stop | None:
+        """A hook for a block before it runs; what follows it is another block. The refusal if it cannot be read."""
+        code = b""
+        while len(code) < length:
+            at = va + len(code)
+            found = self.look(at, Access.FETCH)
+            if isinstance(found, Stop):
+                return found
+            code += ctypes.string_at(found[1], min(length - len(code), PAGE_SIZE - at % PAGE_SIZE))
+        first = decode.first_stop(code, va)
+        if first is not None and first not in self._stops:
+            if len(self._stops) == MAX_STOPS:
+                self.forget_stops()
+            self._stops[first] = _hook(self.uc, uc_const.UC_HOOK_CODE, _fill.STOP, self.state, first, first)
+            self.flush_code()
+        _fill.see(ctypes.addressof(self.state), va, code)
+        return None
+
+    def _stop(self) -> Stop:
+        rip = self.read("rip")
+        found = self.look(rip, Access.FETCH)
+        if isinstance(found, Stop):
+            return found
+        length = min(decode.MAX_INSN_BYTES, PAGE_SIZE - rip % PAGE_SIZE)
+        return Stop(Why.STOP, code=ctypes.string_at(found[1], length))
+
+    def forget_stops(self) -> None:
+        """Also those of code that has changed."""
+        for hook in self._stops.values():
+            uclib.uc_hook_del(self.uc._uch, hook)
+        self._stops.clear()
+        ctypes.memset(ctypes.addressof(self.state) + VcpuState.seen.offset, 0, VcpuState.seen.size)
+        self.state.seen_count = 0
+        self.flush_code()
 
     def look(self, va: int, access: Access) -> tuple[int, int] | Stop:
         """(guest physical address, address in this process) of a virtual address; what a fill would be refused for."""
@@ -256,10 +314,17 @@ def _address(function: object) -> int:
     return value
 
 
-def _hook(uc: unicorn.Uc, kind: int, function: int, state: VcpuState) -> ctypes.c_size_t:
+def _hook(uc: unicorn.Uc, kind: int, function: int, state: VcpuState, first: int = 1, last: int = 0) -> ctypes.c_size_t:
+    """Everywhere, or at addresses from first to last."""
     handle = ctypes.c_size_t()
     status = uclib.uc_hook_add(
-        uc._uch, ctypes.byref(handle), kind, ctypes.c_void_p(function), ctypes.c_void_p(ctypes.addressof(state)), 1, 0
+        uc._uch,
+        ctypes.byref(handle),
+        kind,
+        ctypes.c_void_p(function),
+        ctypes.c_void_p(ctypes.addressof(state)),
+        ctypes.c_uint64(first),
+        ctypes.c_uint64(last),
     )
     if status != uc_const.UC_ERR_OK:
         raise unicorn.UcError(status)

@@ -12,6 +12,7 @@ MAX_COPIES = 64
 MAX_SCRATCH = 8
 _EXECUTED = 4096
 _GUESSES = 512
+_SEEN = 4096
 
 
 class Access(IntEnum):
@@ -41,6 +42,17 @@ class Refusal(IntEnum):
     NOT_CANONICAL = 7
     BEYOND = 8
     """Past the guest's physical addresses."""
+
+
+class Stopped(IntEnum):
+    """By which hook, and why."""
+
+    GOES_ON = 0
+    KICKED = 1
+    UNSEEN = 2
+    """Before a block that may have port instructions."""
+    AT_STOP = 3
+    """Before an instruction that must not be executed."""
 
 
 class RegionKind(IntEnum):
@@ -123,7 +135,12 @@ class VcpuState(ctypes.Structure):
         ("walking", c_uint32),
         ("wants_window", c_uint32),
         ("confidence", c_uint32),
+        ("looks_for_ports", c_uint32),
         ("until_look", c_uint32),
+        ("block_bytes", c_uint32),
+        ("block", c_uint64),
+        ("seen_count", c_uint64),
+        ("seen", c_uint64 * _SEEN),
     )
 
 

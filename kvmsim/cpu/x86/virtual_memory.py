@@ -24,7 +24,7 @@ class VirtualMemory:
     def read(self, vcpu: Vcpu, engine: Engine, va: int, length: int) -> Program[bytes]:
         """Fewer bytes where the guest's own tables end, or its memory."""
         data = b""
-        for at, size in _pages(va, length):
+        for at, size in self.pages(va, length):
             gpa = yield from self.translate(vcpu, engine, at, Access.READ)
             if gpa is None:
                 break
@@ -33,7 +33,7 @@ class VirtualMemory:
 
     def write(self, vcpu: Vcpu, engine: Engine, va: int, data: bytes) -> Program[bool]:
         """False: the guest's own tables do not let it."""
-        for at, size in _pages(va, len(data)):
+        for at, size in self.pages(va, len(data)):
             gpa = yield from self.translate(vcpu, engine, at, Access.WRITE)
             if gpa is None:
                 return False
@@ -66,6 +66,16 @@ class VirtualMemory:
                 return None
             yield from vcpu.entry()
 
+    @staticmethod
+    def pages(va: int, length: int) -> list[tuple[int, int]]:
+        """(address, bytes) of each part that lies in one page."""
+        parts = []
+        while length:
+            size = min(length, PAGE_SIZE - va % PAGE_SIZE)
+            parts.append((va, size))
+            va, length = (va + size) % (1 << 64), length - size
+        return parts
+
 
 def fault(kvm: Kvm, vcpu: Vcpu, stop: Stop, length: int = 1) -> Exit | None:
     """The EPT violation, handled as that of any access: None when the page is mapped, else the exit."""
@@ -78,13 +88,3 @@ def fault(kvm: Kvm, vcpu: Vcpu, stop: Stop, length: int = 1) -> Exit | None:
         offset=gpa % PAGE_SIZE,
         length=length,
     )
-
-
-def _pages(va: int, length: int) -> list[tuple[int, int]]:
-    """(address, bytes) of each part that lies in one page."""
-    parts = []
-    while length:
-        size = min(length, PAGE_SIZE - va % PAGE_SIZE)
-        parts.append((va, size))
-        va, length = (va + size) % (1 << 64), length - size
-    return parts

@@ -100,4 +100,7 @@ PROGRAMS = {
         "stores its name and loads it again", ((b"\x48\x89\x33", Does.STORE), (b"\x48\x8b\x13", Does.LOAD))
     ),
     "count": Program("adds 1, with LOCK", ((b"\xf0\x48\xff\x03", Does.ADD),)),
+    "print": Program(
+        "adds 1, with LOCK, and exits for an OUT", ((b"\xf0\x48\xff\x03", Does.ADD), (b"\xe6\xe9", Does.NOTHING))
+    ),
 }

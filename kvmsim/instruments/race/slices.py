@@ -13,7 +13,7 @@ from kvmsim.cpu.x86.engine import Engine, Stop, Why
 from kvmsim.cpu.x86.layout import Refusal
 from kvmsim.cpu.x86.machine import Machine
 from kvmsim.kvm.alias import PRIVATE
-from kvmsim.kvm.exits import Exit, HltExit, ShutdownExit
+from kvmsim.kvm.exits import Exit, HltExit, IoExit, ShutdownExit
 from kvmsim.kvm.kvm import Kvm
 from kvmsim.kvm.mmu.ept import entry_pfn
 from kvmsim.kvm.vcpu import Vcpu
@@ -146,6 +146,8 @@ class MachineCode:
         engine.work = work
         try:
             exit_ = self._cpus.run(vcpu)
+            while isinstance(exit_, IoExit):  # user space has no device: OUT is ignored
+                exit_ = vcpu.kvm_run()  # type: ignore[assignment]
         finally:
             engine.work = None
         assert exit_ is not None

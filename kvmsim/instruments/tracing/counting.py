@@ -9,6 +9,7 @@ _ABOUT = {
     "kvm_exit": "exit_reason",
     "kvm_userspace_exit": "reason",
     "kvm_mmio": "type",
+    "kvm_pio": "rw",
     "memfsd_receive": "kind",
     "kvmsim_receive": "kind",
 }
@@ -56,6 +57,8 @@ def _names(it: Happening) -> list[str]:
     names = [_STATISTICS[it.name]] if it.name in _STATISTICS else []
     if it.name == "kvm_mmio" and it.values.get("type") != "read":
         names.append("mmio_exits")
+    if it.name == "kvm_userspace_exit" and it.values.get("reason") == "KVM_EXIT_IO":
+        names.append("io_exits")
     if it.name == "kvm_userspace_exit":
         names.append("signal_exits" if it.values.get("reason") == "restart" else "userspace_exits")
     names.append(it.name)

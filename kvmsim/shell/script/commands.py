@@ -282,6 +282,14 @@ class Kick(Command, frozen=True):
     vcpu: int
 
 
+class Ioport(Command, frozen=True):
+    """Ports [port, port + count): whose their exits are."""
+
+    port: int
+    to: str
+    count: int
+
+
 class CapExitHypercall(Command, frozen=True):
     """KVM_ENABLE_CAP of KVM_CAP_EXIT_HYPERCALL."""
 

@@ -304,7 +304,8 @@ FORMS: tuple[Form, ...] = (
             Term("data", "DATA", values.data, option=True, required=False),
             Term("ret", "N", values.register, option=True, required=False),
         ),
-        "KVM_RUN again: goes on after the last exit, with data= for an MMIO read, ret= for a hypercall, or 0 for a map",
+        "KVM_RUN again: goes on after the last exit, with data= for an MMIO read or an IN, ret= for a hypercall, or 0 "
+        "for a map",
     ),
     Form(
         "start",
@@ -314,6 +315,17 @@ FORMS: tuple[Form, ...] = (
     ),
     Form("join", commands.Join, (_VCPU,), "wait for the started command of a vCPU: its result"),
     Form("kick", commands.Kick, (_VCPU,), "user space asks a vCPU to leave: it ends with EINTR; resume goes on"),
+    Form(
+        "ioport",
+        commands.Ioport,
+        (
+            Term("port", "PORT", values.port),
+            Term("to", "exit|serve", values.choice("word", ("exit", "serve"))),
+            Term("count", "N", values.port, option=True, required=False, default=1),
+        ),
+        "exit: KVM_EXIT_IO of N ports from PORT on comes back to the script, and resume data= answers an IN; serve: "
+        "user space answers, as at first",
+    ),
     Form(
         "cap exit_hypercall",
         commands.CapExitHypercall,

@@ -7,7 +7,7 @@ from memfsd.uapi.errors import Refused, errno_name
 
 from .commands import Command
 
-_ADDRESSES = ("gpa", "phys_addr", "addr")
+_ADDRESSES = ("gpa", "phys_addr", "addr", "port")
 
 
 @dataclass(frozen=True, slots=True)

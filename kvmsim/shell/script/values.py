@@ -69,6 +69,13 @@ def vector(word: Word) -> int:
     return value
 
 
+def port(word: Word) -> int:
+    value = number(word)
+    if value >= limits.PORTS:
+        raise ValueError(f"{shown(word.text)}: ports are 0 to {limits.PORTS - 1:#x}")
+    return value
+
+
 def disasm_count(word: Word) -> int:
     return _count(word, limits.MAX_DISASM, "instructions are shown")
 

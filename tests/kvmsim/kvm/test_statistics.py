@@ -9,7 +9,8 @@ from tests.support.both_sides import LocalStore, page
 from tests.support.script_lines import Lines
 
 NAMES_OF_THE_KERNEL = {
-    *("pf_taken", "pf_fixed", "tlb_flush", "exits", "mmio_exits", "signal_exits", "halt_exits", "hypercalls"),
+    *("pf_taken", "pf_fixed", "tlb_flush", "exits", "io_exits", "mmio_exits", "signal_exits"),
+    *("halt_exits", "hypercalls"),
     *("remote_tlb_flush", "remote_tlb_flush_requests", "pages_4k", "pages_2m", "pages_1g"),
 }
 

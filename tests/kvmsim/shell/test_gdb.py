@@ -83,6 +83,26 @@ def test_gdb_debugs_what_does_not_run_yet(code: Code, server: GdbServer) -> None
     assert code.cpus.debugger is None
 
 
+@pytest.mark.parametrize("runs", [False, True])
+def test_gdb_steps_over_port_io(code: Code, server: GdbServer, *, runs: bool) -> None:
+    """Which user space serves, whoever calls KVM_RUN."""
+    at = CODE | SHARED
+    code.place("1: out %al, $0xe9; in $0x80, %al; jmp 1b", at, rax=ord("x"))
+    running: Beside[object] | None = None
+    if runs:
+        running = Beside(lambda: code.vm.vmm.run(code.vcpu, code.run, lambda _: True))
+        until(code.has_printed, "it prints")
+    steps = ["stepi", 'printf "at %#lx\n", $rip'] * 3
+    said = gdb(server, f"set var $rip = {at:#x}", "set var $rax = 0x79", *steps, 'printf "rax %#lx\n", $rax', "detach")
+    for place in (at + 2, at + 4, at):
+        assert f"at {place:#x}" in said, said
+    assert "rax 0xff" in said
+    if running:
+        code.vcpu.request_exit()
+        assert errno_of(running.result) == "EINTR"
+    assert "y" in code.console()
+
+
 class Raw:
     """A client that may do anything."""
 

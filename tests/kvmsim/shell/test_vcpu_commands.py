@@ -1,7 +1,7 @@
 """Script commands that run vCPUs: exits and resume, hypercalls, and several vCPUs at once."""
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -12,7 +12,8 @@ from kvmsim.shell.script.commands import GuestCommand
 from kvmsim.shell.script.grammar import FORMS
 from kvmsim.shell.vcpu_commands import GUEST_COMMANDS
 from memfsd.uapi.units import Gfn
-from tests.support.both_sides import LocalStore
+from tests.support.both_sides import LocalStore, alias
+from tests.support.machine_code import assemble
 from tests.support.script_lines import Lines
 from tests.support.threads import Beside, Gate, until
 
@@ -116,6 +117,58 @@ def test_hlt_shutdown_and_internal_error(do: Lines) -> None:
         "KVM_EXIT_INTERNAL_ERROR",
         {"suberror": 1, "insn": "0f38cc06", "gpa": 0x5000},
     )
+
+
+@pytest.fixture
+def booted(do: Lines, tmp_path: Path) -> Callable[[str], Lines]:
+    """With a program in shared memory on vCPU 0."""
+
+    def boot(source: str) -> Lines:
+        program = tmp_path / "program"
+        program.write_bytes(assemble(source, alias(0x1000)))
+        do.ok("slot set 0 shared gpa=0 size=64K", f"boot {program} at={alias(0x1000):#x}")
+        return do
+
+    return boot
+
+
+def test_port_io_is_user_spaces_to_serve(booted: Callable[[str], Lines]) -> None:
+    do = booted("mov $'o', %al; out %al, $0xe9; in $0x80, %eax; mov %eax, %ebx; mov $'k', %al; out %al, $0xe9; hlt")
+    done = do("cpu run")
+    assert (done.exit, done.text) == ("KVM_EXIT_HLT", "ok")
+    assert do.ok("cpu regs").info["rbx"] == 0xFFFFFFFF  # type: ignore[index]
+    counted = do.ok("info stats").info
+    assert (counted["io_exits"], counted["userspace_exits"]) == (3, 4)  # type: ignore[index]
+
+
+def test_port_io_that_is_left_to_the_script(booted: Callable[[str], Lines]) -> None:
+    do = booted("mov $'a', %al; out %al, $0xe9; mov $0x7f1, %dx; in %dx, %ax; out %al, $0xe9; hlt")
+    do.ok("ioport 0x7f0 exit count=8")
+    reached = do("cpu run")
+    assert (reached.exit, reached.text) == ("KVM_EXIT_IO", "a")
+    assert reached.exit_fields == {"direction": 0, "size": 2, "port": 0x7F1, "count": 1}
+    assert do("resume ret=0").errno == "EINVAL"
+    short = do("resume data=62")
+    assert (short.errno, short.reason) == ("EINVAL", "the IN is of 2 bytes: give as many in data=, not 1")
+    do.ok("ioport 0xe9 exit")
+    assert do("resume data=6263").exit_fields == {"direction": 1, "size": 1, "port": 0xE9, "count": 1, "data": "62"}
+    assert do("resume data=00").errno == "EINVAL", "an OUT has no answer"
+    assert do("resume").exit == "KVM_EXIT_HLT"
+
+
+def test_a_step_over_port_io(booted: Callable[[str], Lines]) -> None:
+    do = booted("out %al, $0x80; in $0x80, %al; hlt")
+    do.ok("cpu step", "cpu step 1")
+    assert do.ok("cpu regs").info["rip"] == alias(0x1004)  # type: ignore[index]
+    assert do("cpu step").exit == "KVM_EXIT_HLT"
+
+
+def test_a_kick_ends_a_loop_of_port_io(booted: Callable[[str], Lines]) -> None:
+    do = booted("1: out %al, $0xe9; jmp 1b")
+    do.ok("start cpu run")
+    until(lambda: do.executor.current.vmm.ports.has_printed(do.executor.current.vm.vcpu(0)), "it prints")
+    do.ok("kick")
+    assert do("join").errno == "EINTR"
 
 
 def test_tdvmcall_tells_both_registers(do: Lines) -> None:

@@ -87,6 +87,8 @@ CONTRACT: list[tuple[str, c.Command]] = [
     ("join vcpu=1", c.Join(1)),
     ("kick", c.Kick(0)),
     ("cap exit_hypercall 0x1000", c.CapExitHypercall(0x1000)),
+    ("ioport 0x500 exit count=8", c.Ioport(0x500, "exit", 8)),
+    ("ioport 0x3f8 serve", c.Ioport(0x3F8, "serve", 1)),
     ("host read 0x1000 4", c.HostRead(0x1000, 4)),
     ("host write 0x1000 01020304", c.HostWrite(0x1000, b"\1\2\3\4")),
     ("slot set 0 private gpa=0 size=64M hva=0x1000", c.SlotSet(0, True, 0, 64 << 20, None, 0, 0, 0x1000)),
