@@ -2,6 +2,7 @@
 
 from typing import TYPE_CHECKING
 
+from memfsd.common import sync
 from memfsd.uapi.abi import THREAD, Abi
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind
 
@@ -38,16 +39,21 @@ class VirtualMachine:
         self.guest = Guest(self.kvm)
         self.vmm = Vmm(self.kvm)
         self._cpus: Cpus | None = None
+        self._cpus_lock = sync.lock("VirtualMachine.cpus")
+        """One Cpus walks the page tables of a VM: gdb, and any vCPU, may be the first to ask for it."""
 
     @property
     def cpus(self) -> "Cpus":
         """vCPUs that run machine code, made when first asked for. ENOSYS (Refused) without the extra `cpu`."""
-        if self._cpus is None:
-            check()
-            from .cpu.x86.cpus import Cpus
+        if self._cpus is not None:
+            return self._cpus
+        check()
+        from .cpu.x86.cpus import Cpus
 
-            self._cpus = Cpus(self.kvm, self.guest)
-        return self._cpus
+        with self._cpus_lock:
+            if self._cpus is None:
+                self._cpus = Cpus(self.kvm, self.guest)
+            return self._cpus
 
     def console(self, vcpu: Vcpu) -> str:
         """What the guest on this vCPU has printed since the last time."""

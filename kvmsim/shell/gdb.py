@@ -50,6 +50,8 @@ class GdbServer:
     def __init__(self, address: str, machine: Callable[[], VirtualMachine]) -> None:
         """EADDRINUSE and others (Refused); ENOSYS without the extra `cpu`."""
         check()
+        import kvmsim.cpu.x86.cpus  # noqa: F401  (loaded before gdb comes, which waits two seconds for an answer)
+
         host, port = parse_address(address)
         self._machine = machine
         self._listening = socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET, socket.SOCK_STREAM)

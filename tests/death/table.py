@@ -23,6 +23,7 @@ UNREACHABLE = {
     "attributes stored": _NO_ATTRIBUTES,
     "pages converted": _NO_ATTRIBUTES,
     "Debugger.lock taken": "no scenario here executes machine code",
+    "VirtualMachine.cpus taken": "no scenario here executes machine code",
     "VCPU.running taken": "no scenario here is written in Python",
     "VM.names taken": "no scenario here is written in Python",
     "Debugger.changed waited for": "no scenario here executes machine code",

@@ -187,6 +187,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("FileMemory.using", "vm"),
     ("Turns.lock", "vm"),
     ("Debugger.lock", "vm"),
+    ("VirtualMachine.cpus", "vm"),
     ("VCPU.running", "vm"),
     ("VM.names", "vm"),
 )

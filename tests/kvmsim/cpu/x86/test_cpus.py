@@ -5,6 +5,7 @@ import platform
 import pytest
 
 from kvmsim.kvm.exits import HltExit, MemoryErrorExit, ShutdownExit
+from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import AnonymousMemory
 from tests.support.both_sides import LocalVm, alias, errno_of, page
 from tests.support.machine_code import Code, assemble
@@ -188,3 +189,21 @@ def test_fetch_from_where_nothing_is_private(vm: LocalVm, memory: AnonymousMemor
     code = Code(vm).place("jmp *%rbx", CODE, rbx=page(2))
     assert code.run() == MemoryErrorExit(page(2), page(1), private=True)
     assert code.resume() == MemoryErrorExit(page(2), page(1), private=True)
+
+
+def test_a_vm_has_one_whoever_asks_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    """gdb and a vCPU, at the same time: of two, one would walk the page tables without a gate."""
+    asked, made = list[None](), list[object]()
+
+    class Slow:
+        def __init__(self, kvm: object, guest: object) -> None:
+            made.append(self)
+            until(lambda: len(asked) == 2, "the other thread asks, too")
+
+    monkeypatch.setattr("kvmsim.machine.check", lambda: asked.append(None))
+    monkeypatch.setattr("kvmsim.cpu.x86.cpus.Cpus", Slow)
+    machine = VirtualMachine("vm", 4)
+    first, second = Beside(lambda: machine.cpus), Beside(lambda: machine.cpus)
+    assert first.result() is second.result()
+    assert len(made) == 1
+    machine.close()
