@@ -13,7 +13,7 @@ from tests.support.both_sides import opened_store
 from tests.support.vm_pair import LARGE, SMALL, SPLIT, SWAPPING, Shape, World
 from tests.support.vm_steps import Steps
 
-STEPS = int(os.environ.get("KVMSIM_MODEL_STEPS", "8000"))
+STEPS = int(os.environ.get("KVMSIM_MODEL_STEPS", "4000"))
 SEED = int(os.environ.get("KVMSIM_MODEL_SEED", "0"))
 STEPS_PER_WORLD = 400
 PARTS = 10

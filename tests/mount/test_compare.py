@@ -12,7 +12,7 @@ from tests.support.real_mount import BIN, ENVIRONMENT, MountFactory
 from tests.support.threads import until
 
 DEADLINE_S = 280
-CAP = 600
+CAP = 300
 Row = dict[str, object]
 
 
@@ -159,7 +159,7 @@ def test_what_a_named_mount_or_this_python_cannot_do_is_left_out_in_a_line(large
 
 def test_larger_pages_are_compared_on_a_mount_of_its_own(tmp_path: Path) -> None:
     picture = tmp_path / "slots.png"
-    done = compare("--page-sizes", "2M,1G", "--workloads", "misbehave", "--max-slots", 200, "--plot", picture)
+    done = compare("--page-sizes", "2M,1G", "--workloads", "misbehave", "--max-slots", 60, "--plot", picture)
     assert done.returncode == 0, done.stderr
     lines = [line.split()[:3] for line in done.stdout.splitlines() if line.startswith("misbehave")]
     assert [tuple(line[1:]) for line in lines] == [(design, size) for size in ("2M", "1G") for design in DESIGNS]

@@ -15,8 +15,8 @@ from tests.race.tally import NUMBERS
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))
 SCALE = int(os.environ.get("RACE_SCALE", "1"))
-RANDOM_RUNS = 20 * SCALE
-EXHAUSTIVE_RUNS = 50 * SCALE
+RANDOM_RUNS = 15 * SCALE
+EXHAUSTIVE_RUNS = 30 * SCALE
 NEEDED = {
     "fault-x-punch",
     "fault-x-fault",
