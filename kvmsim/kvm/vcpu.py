@@ -20,6 +20,10 @@ Program = Generator[Exit, None, R]
 It holds no lock while it waits at an exit, and may be abandoned there."""
 
 
+MAX_NMIS = 2
+"""That wait: the one that is taken next, and one latched behind it (process_nmi() of KVM)."""
+
+
 class Vcpu:
     """Guest mode is holding `guest_lock`. A kick makes the vCPU leave, and lets it go on.
 
@@ -46,6 +50,10 @@ class Vcpu:
         """What is under way: it came back with the exit in `run`. Guarded by the KVM_RUN."""
         self.interrupt: int | None = None
         """The vector that machine code takes when it can. Guarded by the KVM_RUN."""
+        self.nmi_count = 0
+        """NMIs that machine code has not taken. Guarded by the KVM_RUN, as the next one."""
+        self.is_in_nmi = False
+        """It has taken one, and no IRET was executed since."""
         self._mutex = sync.lock("Vcpu.mutex")
         self._try_to_take = self._mutex.acquire
         self.release = self._mutex.release
@@ -90,6 +98,11 @@ class Vcpu:
                 why = f"vCPU {self.id} has not taken interrupt {self.interrupt:#x} yet: run it until IRQ_WINDOW_OPEN"
                 raise Refused(errno.EEXIST, why)
             self.interrupt = vector
+
+    def queue_nmi(self) -> None:
+        """KVM_NMI. Two wait at most, one while the guest handles one, and a further one is lost. EBUSY: it runs."""
+        with self.held():
+            self.nmi_count = min(self.nmi_count + 1, MAX_NMIS - self.is_in_nmi)
 
     def step(self, program: Program[R]) -> R | Exit:
         """Run a program on, between take and release, to its next exit or its end.

@@ -81,6 +81,7 @@ class Executor:
             c.Kick: self._kick,
             c.CpuRegs: self._cpu_regs,
             c.CpuIrq: self._cpu_irq,
+            c.CpuNmi: self._cpu_nmi,
             c.Ioport: self._ioport,
             c.CpuDisasm: self._cpu_disasm,
             c.CapExitHypercall: self._cap_exit_hypercall,
@@ -244,6 +245,10 @@ class Executor:
 
     def _cpu_irq(self, command: c.CpuIrq) -> Outcome:
         self._target.vm.vcpu(command.vcpu).queue_interrupt(command.vector)
+        return Outcome(ok=True)
+
+    def _cpu_nmi(self, command: c.CpuNmi) -> Outcome:
+        self._target.vm.vcpu(command.vcpu).queue_nmi()
         return Outcome(ok=True)
 
     def _cpu_disasm(self, command: c.CpuDisasm) -> Outcome:

@@ -90,9 +90,11 @@ struct vcpu {
     uint32_t walking;
     uint32_t wants_window; /* an interrupt is to come as soon as the guest allows it */
     uint32_t confidence; /* guesses that were right in a row, up to CONFIDENT */
-    uint32_t looks_for_ports; /* in blocks that it has not seen */
+    uint32_t looks_for_ports; /* in blocks that it has not seen; else stops do not stop */
+    uint32_t looks_for_irets; /* likewise */
     uint32_t until_look; /* blocks; counted down in translated code */
     uint32_t block_bytes;
+    uint32_t padding;
     uint64_t block; /* not seen yet */
     uint64_t seen_count;
     uint64_t seen[SEEN]; /* blocks without port instructions, or that stop before each; by their bytes and address */
@@ -417,10 +419,10 @@ static uint64_t *seen_at(struct vcpu *vcpu, uint64_t hash)
     return &vcpu->seen[at];
 }
 
-/* IN and OUT are e4 to e7 and ec to ef, INS and OUTS 6c to 6f; other instructions have these bytes, too. */
-static bool may_be_port(uint8_t byte)
+/* IN and OUT are e4 to e7 and ec to ef, INS and OUTS 6c to 6f, IRET cf; other instructions have these bytes, too. */
+static bool may_stop(const struct vcpu *vcpu, uint8_t byte)
 {
-    return (byte & 0xf4) == 0xe4 || (byte & 0xfc) == 0x6c;
+    return (byte & 0xf4) == 0xe4 || (byte & 0xfc) == 0x6c || (byte == 0xcf && vcpu->looks_for_irets);
 }
 
 /* unicorn cannot stop at an IN or OUT, so it must not come to one: each block with such a byte is looked at first. */
@@ -437,7 +439,7 @@ static bool is_seen(struct vcpu *vcpu, uint64_t address, uint32_t size)
             return false;
         hash = hashed(hash, host, part);
         for (uint64_t i = 0; i < part; i++)
-            may_be |= may_be_port(host[i]);
+            may_be |= may_stop(vcpu, host[i]);
     }
     return !may_be || *seen_at(vcpu, hash);
 }
@@ -472,6 +474,8 @@ static void stop(void *uc, uint64_t address, uint32_t size, void *data)
 
     (void)address;
     (void)size;
+    if (!vcpu->looks_for_ports)
+        return;
     vcpu->stopped = AT_STOP;
     vcpu->emu_stop(uc);
 }

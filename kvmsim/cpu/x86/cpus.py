@@ -90,6 +90,7 @@ class Cpus:
             data = segment.data + bytes(segment.size - len(segment.data))
             yield from self._guest.writing(vcpu, segment.gpa, data)
         engine.reset()
+        engine.block_nmis(on=False)
         engine.write("rip", image.entry)
         engine.write("rdi", vcpu.id)
 
@@ -147,11 +148,13 @@ class Cpus:
                 if vcpu.run.immediate_exit:
                     continue
                 steps = steps or len(debugger.breakpoints)  # each instruction is looked at
-            if vcpu.interrupt is not None or vcpu.run.request_interrupt_window or engine.state.wants_window:
+            is_asked = vcpu.interrupt is not None or vcpu.run.request_interrupt_window
+            if is_asked or vcpu.nmi_count or engine.state.wants_window:
                 steps = (yield from self._interrupting(vcpu, engine)) or steps
             code = (yield from self._code(vcpu, engine)) if steps else b""
             is_hlt, done = code.startswith(_HLT), 1
-            if steps and (decode.port(code) or decode.is_invalid(code)):
+            is_iret = vcpu.is_in_nmi and decode.is_iret(code)
+            if steps and (is_iret or decode.port(code) or decode.is_invalid(code)):
                 stop = Stop(Why.STOP, code=code)
             else:
                 stop = self._stretch(vcpu, engine, 1 if steps else 0)
@@ -167,23 +170,35 @@ class Cpus:
                 return
 
     def _interrupting(self, vcpu: Vcpu, engine: Engine) -> Program[int]:
-        """Before a stretch: the interrupt that is queued, if the guest takes it. 1: it does after one instruction."""
-        is_open = yield from interrupts.is_window_open(self.memory, vcpu, engine)
-        if is_open and vcpu.interrupt is not None:
-            vector, vcpu.interrupt = vcpu.interrupt, None
-            yield from self._exception(vcpu, engine, vector)
-            is_open = False
-        while is_open and vcpu.run.request_interrupt_window and vcpu.interrupt is None:
-            yield IrqWindowOpenExit()
+        """Before a stretch: what is queued, if the guest takes it. 1: it does after one instruction."""
+        while True:
+            takes_nmi = vcpu.nmi_count and not vcpu.is_in_nmi
+            is_set = bool(engine.read("rflags") & interrupts.INTERRUPTS)
+            wants = vcpu.interrupt is not None or bool(vcpu.run.request_interrupt_window)
+            waits = takes_nmi or (is_set and wants)
+            if not waits or (yield from interrupts.is_in_shadow(self.memory, vcpu, engine)):
+                engine.state.wants_window = wants and not waits
+                return int(waits)
+            if takes_nmi:
+                vcpu.nmi_count -= 1
+                engine.block_nmis(on=True)
+                yield from self._external(vcpu, engine, interrupts.NMI)
+            elif vcpu.interrupt is not None:
+                vector, vcpu.interrupt = vcpu.interrupt, None
+                yield from self._external(vcpu, engine, vector)
+            else:
+                yield IrqWindowOpenExit()
+                yield from vcpu.entry()
+
+    def _external(self, vcpu: Vcpu, engine: Engine, vector: int) -> Program[None]:
+        """No instruction does it again: a triple fault lasts."""
+        while not (yield from self._delivered(vcpu, engine, vector)):
             yield from vcpu.entry()
-        wants = vcpu.interrupt is not None or bool(vcpu.run.request_interrupt_window)
-        is_in_shadow = wants and bool(engine.read("rflags") & interrupts.INTERRUPTS)
-        engine.state.wants_window = wants and not is_in_shadow
-        return int(is_in_shadow)
 
     def _halting(self, vcpu: Vcpu, engine: Engine) -> Program[None]:
         """An interrupt that can come wakes it at once."""
-        if vcpu.interrupt is None or not engine.read("rflags") & interrupts.INTERRUPTS:
+        takes_irq = vcpu.interrupt is not None and engine.read("rflags") & interrupts.INTERRUPTS
+        if not takes_irq and (not vcpu.nmi_count or vcpu.is_in_nmi):
             yield HltExit()
 
     def _stretch(self, vcpu: Vcpu, engine: Engine, count: int) -> Stop:
@@ -218,6 +233,8 @@ class Cpus:
             code = yield from self._code(vcpu, engine)  # it may be on two pages
             insn = decode.port(code)
         if insn is None:
+            if vcpu.is_in_nmi and decode.is_iret(code):
+                return (yield from self._iret(vcpu, engine))
             if decode.is_invalid(code):
                 return (yield from self._handle(vcpu, engine, Stop(Why.INVALID)))
             engine.forget_stops()  # the code has changed
@@ -228,6 +245,13 @@ class Cpus:
             yield from self._no_memory(vcpu, engine, missing.va, missing.access)
             return 0
         return 1
+
+    def _iret(self, vcpu: Vcpu, engine: Engine) -> Program[int]:
+        """It ends the blocking of NMIs, also if it faults."""
+        stop = self._stretch(vcpu, engine, 1)
+        if stop.why is not Why.KICKED and stop.refusal in (Refusal.NONE, Refusal.PAGE_FAULT, Refusal.NOT_CANONICAL):
+            engine.block_nmis(on=False)
+        return 1 if stop.why is Why.COUNTED else (yield from self._handle(vcpu, engine, stop))
 
     def _no_memory(self, vcpu: Vcpu, engine: Engine, va: int, access: Access) -> Program[None]:
         """An operand that is reached by hand."""
@@ -256,10 +280,17 @@ class Cpus:
     def _exception(
         self, vcpu: Vcpu, engine: Engine, vector: int, error_code: int = 0, va: int | None = None
     ) -> Program[None]:
-        if not (yield from interrupts.deliver(self.memory, vcpu, engine, vector, error_code)):
-            name = interrupts.NAMES.get(vector, f"vector {vector:#x}")
-            at = "" if va is None else f", address {va:#x}"
-            yield ShutdownExit(f"triple fault: {name} at rip {engine.read('rip'):#x}{at}, and the guest has no handler")
+        yield from self._delivered(vcpu, engine, vector, error_code, va)
+
+    def _delivered(
+        self, vcpu: Vcpu, engine: Engine, vector: int, error_code: int = 0, va: int | None = None
+    ) -> Program[bool]:
+        if (yield from interrupts.deliver(self.memory, vcpu, engine, vector, error_code)):
+            return True
+        name = interrupts.NAMES.get(vector, f"vector {vector:#x}")
+        at = "" if va is None else f", address {va:#x}"
+        yield ShutdownExit(f"triple fault: {name} at rip {engine.read('rip'):#x}{at}, and the guest has no handler")
+        return False
 
     def _code(self, vcpu: Vcpu, engine: Engine) -> Program[bytes]:
         """The bytes at RIP, as many as there are."""

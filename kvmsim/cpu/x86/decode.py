@@ -17,6 +17,7 @@ _REGISTER_NAMES = {
 _PORT_MNEMONICS = {
     getattr(iced.Mnemonic, name) for name in ("IN", "OUT", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD")
 }
+_IRET_MNEMONICS = {iced.Mnemonic.IRET, iced.Mnemonic.IRETD, iced.Mnemonic.IRETQ}
 _U64 = (1 << 64) - 1
 
 
@@ -108,10 +109,28 @@ def is_invalid(code: bytes) -> bool:
     return bool(decoder.decode().is_invalid and decoder.last_error != iced.DecoderError.NO_MORE_BYTES)
 
 
-def first_stop(code: bytes, va: int) -> int | None:
-    """The address of the first instruction that uses a port, or is none."""
+def is_iret(code: bytes) -> bool:
+    return code.lstrip(_PREFIXES).startswith(b"\xcf")
+
+
+def is_in_shadow(before: bytes) -> bool:
+    """An instruction after which interrupts wait for another one, STI or MOV SS, may end these bytes."""
+    return before.endswith(b"\xfb") or any(_is_mov_ss(before[at:]) for at in range(len(before)))
+
+
+def _is_mov_ss(code: bytes) -> bool:
+    if 0x8E not in code:
+        return False
+    instruction = iced.Decoder(64, code).decode()
+    loads_ss = instruction.mnemonic == iced.Mnemonic.MOV and instruction.op0_register == iced.Register.SS
+    return bool(loads_ss and instruction.len == len(code))
+
+
+def first_stop(code: bytes, va: int, *, irets: bool) -> int | None:
+    """The address of the first instruction that uses a port, is none, or is IRET (if asked for)."""
+    wanted = _PORT_MNEMONICS | _IRET_MNEMONICS if irets else _PORT_MNEMONICS
     for instruction in iced.Decoder(64, code, ip=va):
-        if instruction.is_invalid or instruction.mnemonic in _PORT_MNEMONICS:
+        if instruction.is_invalid or instruction.mnemonic in wanted:
             return int(instruction.ip)
     return None
 

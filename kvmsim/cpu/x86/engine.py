@@ -40,7 +40,7 @@ _PAGING = frozenset(("cr0", "cr3", "cr4"))
 SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 _IDS = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*REGISTERS, *SEGMENTS)}
 _BASES = {"fs": x86.UC_X86_REG_FS_BASE, "gs": x86.UC_X86_REG_GS_BASE}
-_TABLES = {"idtr": x86.UC_X86_REG_IDTR, "gdtr": x86.UC_X86_REG_GDTR}
+_TABLES = {"idtr": x86.UC_X86_REG_IDTR, "gdtr": x86.UC_X86_REG_GDTR, "tr": x86.UC_X86_REG_TR}
 
 
 class Why(Enum):
@@ -163,7 +163,7 @@ class Engine:
         self.uc.hook_add(uc_const.UC_HOOK_INSN, on_cpuid, None, 1, 0, x86.UC_X86_INS_CPUID)
 
     def table(self, name: str) -> tuple[int, int, int, int]:
-        """selector, base, limit, flags of IDTR or GDTR."""
+        """selector, base, limit, flags of IDTR, GDTR or TR."""
         value: tuple[int, int, int, int] = self.uc.reg_read(_TABLES[name])
         return value
 
@@ -258,7 +258,7 @@ class Engine:
             if isinstance(found, Stop):
                 return found
             code += ctypes.string_at(found[1], min(length - len(code), PAGE_SIZE - at % PAGE_SIZE))
-        first = decode.first_stop(code, va)
+        first = decode.first_stop(code, va, irets=self._vcpu.is_in_nmi)
         if first is not None and first not in self._stops:
             if len(self._stops) == MAX_STOPS:
                 self.forget_stops()
@@ -283,6 +283,13 @@ class Engine:
         ctypes.memset(ctypes.addressof(self.state) + VcpuState.seen.offset, 0, VcpuState.seen.size)
         self.state.seen_count = 0
         self.flush_code()
+
+    def block_nmis(self, *, on: bool) -> None:
+        """Meanwhile each IRET is a stop."""
+        if on != self._vcpu.is_in_nmi:
+            self._vcpu.is_in_nmi = on
+            self.state.looks_for_irets = on
+            self.forget_stops()
 
     def look(self, va: int, access: Access) -> tuple[int, int] | Stop:
         """(guest physical address, address in this process) of a virtual address; what a fill would be refused for."""

@@ -251,6 +251,12 @@ class CpuIrq(Command, frozen=True):
     vector: int
 
 
+class CpuNmi(Command, frozen=True):
+    """KVM_NMI."""
+
+    vcpu: int
+
+
 class CpuDisasm(Command, frozen=True):
     vcpu: int
     address: int | None

@@ -284,6 +284,7 @@ FORMS: tuple[Form, ...] = (
         (_VCPU, Term("vector", "VECTOR", values.vector)),
         "KVM_INTERRUPT: machine code takes it at its next KVM_RUN, once IF is set; it wakes a HLT",
     ),
+    Form("cpu nmi", commands.CpuNmi, (_VCPU,), "KVM_NMI: taken whatever IF says, but not until the IRET of one before"),
     Form("cpu regs", commands.CpuRegs, (_VCPU,), "registers of a vCPU"),
     Form(
         "cpu disasm",

@@ -137,3 +137,109 @@ def test_an_interrupt_without_a_gate_is_a_triple_fault(vm: LocalVm) -> None:
     code = with_irq(vm, "sti; nop; 1: jmp 1b")
     code.vcpu.queue_interrupt(0x21)
     assert code.run() == ShutdownExit()
+
+
+# -- shadows, NMIs, and stacks of the TSS
+
+
+@pytest.mark.parametrize(
+    "loads", ["mov %edi, %ss", "mov %r8, %ss", "mov (%rsi), %ss", "mov 0x1234567(%rsi, %r9, 8), %ss"]
+)
+def test_an_interrupt_waits_for_the_instruction_after_mov_ss(vm: LocalVm, loads: str) -> None:
+    before = f"{LOAD_GDT} {LOAD_IDT} cli; sti; nop; nop"
+    code = with_irq(vm, f"cli; sti; nop; nop; {loads}\ninc %rcx; hlt", "mov %rcx, %rdx; mov $1, %ebx; cli; hlt")
+    at = CODE + len(assemble(before, CODE))
+    while code.get("rip") != at:
+        assert code.step() is None
+    code.set(rsi=alias(page(8)) - (0x1234567 if "(%rsi," in loads else 0), rdi=0, r8=0, r9=0)
+    assert code.step() is None
+    code.vcpu.queue_interrupt(0x20)
+    assert code.run() == HltExit()
+    assert (code.get("rbx"), code.get("rdx")) == (1, 1), "one instruction behind it"
+
+
+def with_nmi(vm: LocalVm, source: str, handler: str) -> Code:
+    code = with_irq(vm, source)
+    at = alias(page(5))
+    vm.write(at, assemble(handler, at))
+    vm.write(IDT + 16 * 2, struct.pack("<HHBBHII", at & 0xFFFF, 8, 0, 0x8E, at >> 16 & 0xFFFF, at >> 32, 0))
+    return code
+
+
+def test_an_nmi_comes_whatever_if_says_and_wakes_a_halted_vcpu(vm: LocalVm) -> None:
+    code = with_nmi(vm, "cli; hlt; inc %rcx; hlt", "inc %rbx; iretq")
+    assert code.run() == HltExit()
+    code.vcpu.queue_nmi()
+    assert code.resume() == HltExit()
+    assert (code.get("rbx"), code.get("rcx"), code.get("rsp"), code.vcpu.is_in_nmi) == (1, 1, STACK, False)
+
+
+@pytest.mark.parametrize("steps", [False, True])
+def test_an_nmi_waits_for_the_iret_of_the_one_before(vm: LocalVm, *, steps: bool) -> None:
+    """The handler halts in its middle; of three that come there one is taken after its IRETQ, the others are lost."""
+    code = with_nmi(vm, "cli; hlt; inc %rcx; hlt", "inc %rbx; mov %rcx, %rdx; hlt; iretq")
+    assert code.run() == HltExit()
+    code.vcpu.queue_nmi()
+    assert code.resume() == HltExit()
+    for _ in range(3):
+        code.vcpu.queue_nmi()
+    assert (code.get("rbx"), code.vcpu.nmi_count, code.vcpu.is_in_nmi) == (1, 1, True)
+    if steps:
+        assert code.step() is None, "the IRETQ"
+        assert (code.vcpu.is_in_nmi, code.get("rsp")) == (False, STACK)
+    assert (code.run() if steps else code.resume()) == HltExit()
+    assert (code.get("rbx"), code.get("rcx"), code.vcpu.nmi_count) == (2, 0, 0)
+    assert code.resume() == HltExit()
+    assert (code.get("rbx"), code.get("rcx"), code.get("rsp")) == (2, 1, STACK)
+
+
+def test_two_nmis_at_most_wait(vm: LocalVm) -> None:
+    code = with_nmi(vm, "cli; hlt; hlt", "inc %rbx; iretq")
+    assert code.run() == HltExit()
+    for _ in range(3):
+        code.vcpu.queue_nmi()
+    assert code.resume() == HltExit()
+    assert (code.get("rbx"), code.vcpu.nmi_count) == (2, 0)
+
+
+def test_an_nmi_before_an_interrupt(vm: LocalVm) -> None:
+    code = with_nmi(vm, "cli; hlt; sti; nop; nop; cli; hlt", "mov %rbx, %rdx; inc %rcx; iretq")
+    assert code.run() == HltExit()
+    code.vcpu.queue_interrupt(0x20)
+    code.vcpu.queue_nmi()
+    assert code.resume() == HltExit()
+    assert (code.get("rcx"), code.get("rdx"), code.get("rbx")) == (1, 0, 1)
+
+
+def test_an_nmi_without_a_gate_is_a_triple_fault_that_lasts(vm: LocalVm) -> None:
+    code = with_irq(vm, "cli; hlt; hlt")
+    assert code.run() == HltExit()
+    code.vcpu.queue_nmi()
+    got = code.resume()
+    assert isinstance(got, ShutdownExit)
+    assert "NMI" in got.why
+    assert code.resume() == ShutdownExit()
+
+
+TSS, IST = alias(page(9)), alias(page(12))
+TSS_BYTES = 104
+
+
+@pytest.mark.parametrize("number", [1, 7])
+@pytest.mark.parametrize("limit", [TSS_BYTES - 1, 0x24])
+def test_a_gate_with_a_stack_of_the_tss(vm: LocalVm, number: int, limit: int) -> None:
+    """RSP is out of memory, so only that stack can take the frame; IRETQ brings RSP back."""
+    source = "mov $16, %eax; ltr %ax; cli; movabs $0x1234567890, %rsp; hlt; hlt"
+    code = with_nmi(vm, source, "mov %rsp, %rbx; iretq")
+    vm.write(TSS + 0x24 + 8 * (number - 1), struct.pack("<Q", IST + 8))
+    vm.write(IDT + 16 * 2 + 4, bytes([number]))
+    descriptor = limit | (TSS & 0xFFFFFF) << 16 | 0x89 << 40 | (TSS >> 24 & 0xFF) << 56
+    vm.write(GDT + 16, struct.pack("<QQ", descriptor, TSS >> 32))
+    vm.write(CODE + assemble(LOAD_GDT, CODE).index(struct.pack("<HQ", 15, 0)), struct.pack("<H", 31))
+    assert code.run() == HltExit()
+    code.vcpu.queue_nmi()
+    if limit < TSS_BYTES - 1:
+        assert isinstance(code.resume(), ShutdownExit), "the TSS is too short"
+        return
+    assert code.resume() == HltExit()
+    assert (code.get("rbx"), code.get("rsp")) == (IST - 40, 0x1234567890)

@@ -67,6 +67,7 @@ CONTRACT: list[tuple[str, c.Command]] = [
     ("cpu step 100 vcpu=1", c.CpuStep(1, 100)),
     ("cpu regs vcpu=1", c.CpuRegs(1)),
     ("cpu irq 0x20 vcpu=1", c.CpuIrq(1, 0x20)),
+    ("cpu nmi", c.CpuNmi(0)),
     ("cpu disasm", c.CpuDisasm(0, None, 8)),
     ("cpu disasm 0x1000 3", c.CpuDisasm(0, 0x1000, 3)),
     ("load 0 'a=b'", c.Load(0, 0, "a=b")),
