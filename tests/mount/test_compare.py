@@ -12,7 +12,7 @@ from tests.support.real_mount import BIN, ENVIRONMENT, MountFactory
 from tests.support.threads import until
 
 DEADLINE_S = 280
-CAP = 300
+CAP = 600
 Row = dict[str, object]
 
 
