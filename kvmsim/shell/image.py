@@ -56,7 +56,7 @@ def open_image(path: str) -> Iterator[Image]:
 
 
 def read_program(path: str, at: int | None, entry: int | None) -> Program:
-    """guest:NAME is one that comes along. ENOEXEC, EINVAL, EFBIG: no program that fits."""
+    """guest:NAME is a shipped one. ENOEXEC, EINVAL, EFBIG: no program that fits."""
     if path.startswith(COMES_ALONG):
         path = _guest(path.removeprefix(COMES_ALONG))
     fd, name = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK), quoted(path)

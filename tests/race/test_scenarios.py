@@ -1,4 +1,4 @@
-"""Every scenario that comes along holds: under random schedules, and under every order as far as there is time.
+"""Every shipped scenario holds: under random schedules, and under every order as far as there is time.
 
 RACE_SCALE=20 explores that many times more.
 """

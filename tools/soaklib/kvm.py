@@ -89,7 +89,7 @@ class Vm:
     # -- machine code
 
     def boot(self, vcpu: int, name: str) -> Trouble | None:
-        """A guest program that comes along."""
+        """A shipped guest program."""
         cpu, program = self._machine.vm.vcpu(vcpu), read_program(f"guest:{name}", None, None)
         done = self._run(cpu, lambda: self._machine.cpus.boot(cpu, program))
         assert not isinstance(done, bytes)

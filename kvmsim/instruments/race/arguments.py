@@ -12,7 +12,7 @@ MAX_WORKERS = 64
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "Run the real code of both sides under chosen schedules and check R1 to R8."
     parser.epilog = _epilog()
-    parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="one that comes along (--list), or a file")
+    parser.add_argument("scenario", nargs="?", metavar="SCENARIO", help="a shipped scenario (--list), or a file")
     parser.add_argument("--seed", type=_seed, metavar="N", help="of the random schedules (default 0)")
     parser.add_argument("--count", type=_positive, metavar="K", help=f"random schedules (default {RANDOM_RUNS})")
     parser.add_argument("--exhaustive", action="store_true", help="every order of dependent steps, one schedule each")
@@ -24,7 +24,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--cluster", metavar="ADDRESS", help="explore on the workers of this Dask scheduler")
     parser.add_argument("--replay", type=_path, metavar="FILE", help="run a recorded schedule again")
     parser.add_argument("--record", type=_path, metavar="FILE", help="where a failure goes (default SCENARIO.replay)")
-    parser.add_argument("--list", action="store_true", help="the scenarios that come along")
+    parser.add_argument("--list", action="store_true", help="the shipped scenarios")
     parser.add_argument("--points", action="store_true", help="the named points")
     parser.add_argument("--show", action="store_true", help="draw the schedule of --replay also when it held")
     parser.add_argument("--json", action="store_true", help="one JSON object")

@@ -231,14 +231,14 @@ def _text_of(name: str) -> str:
 
 
 def shipped() -> list[str]:
-    """Names of the scenarios that come along and can be run here: some need the extra `cpu`."""
+    """Names of the shipped scenarios that can be run here: some need the extra `cpu`."""
     if not library.missing():
         return _names()
     return [name for name in _names() if not _parse(name, _text_of(name), name).code_vms]
 
 
 def load(name: str) -> Scenario:
-    """One that comes along, or a path. OSError, ScenarioError."""
+    """A shipped one, or a path. OSError, ScenarioError."""
     if name in _names():
         return parse(name, _text_of(name))
     path = Path(name)

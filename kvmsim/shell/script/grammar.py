@@ -268,8 +268,8 @@ FORMS: tuple[Form, ...] = (
             Term("at", "GPA", values.address, option=True, required=False),
             Term("entry", "GPA", values.address, option=True, required=False),
         ),
-        "a flat binary (to 0x1000, or at=), an ELF program, or guest:NAME that comes along, into private memory; the "
-        "vCPU to its entry",
+        "a flat binary (to 0x1000, or at=), an ELF program, or a shipped one, into private memory; the vCPU to its "
+        "entry. guest:hello, touch, convert, misbehave, punched; on vCPUs 0 and 1: guest:ring, spinlock",
     ),
     Form("cpu run", commands.CpuRun, (_VCPU,), "the vCPU runs machine code until it exits; what it prints is shown"),
     Form(

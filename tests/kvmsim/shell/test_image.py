@@ -5,8 +5,10 @@ from pathlib import Path
 
 import pytest
 
+import kvmsim.cpu.guests
 from kvmsim.kvm.measurement import Measurement
 from kvmsim.shell.image import open_image
+from kvmsim.shell.script.grammar import FORMS
 from tests.support.both_sides import LocalStore, errno_of
 from tests.support.script_lines import Lines
 
@@ -85,3 +87,9 @@ def test_errors_name_what_is_wrong(private: Lines, tmp_path: Path, image: Path) 
     assert private(f"populate 0 {image}").errno == "EINTR"
     private.ok(f"populate 0 {image}")
     assert private(f"populate 0 {image}").errno == "EEXIST"
+
+
+def test_the_help_of_boot_names_every_shipped_guest() -> None:
+    about = next(form.help for form in FORMS if form.name == "boot")
+    guests = {path.stem for path in Path(kvmsim.cpu.guests.__path__[0]).glob("*.c")}
+    assert {name for name in guests if name not in about} == set()
