@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable
 from typing import Any, NoReturn, Protocol
 
+from kvmsim.cpu.x86.library import check
 from kvmsim.kvm.alias import Alias
 from kvmsim.kvm.pairings import Pair
 from kvmsim.kvm.region import MemoryRegion
@@ -244,10 +245,12 @@ class Executor:
         return Outcome(ok=True, info=facts, text=text)
 
     def _cpu_irq(self, command: c.CpuIrq) -> Outcome:
+        check()
         self._target.vm.vcpu(command.vcpu).queue_interrupt(command.vector)
         return Outcome(ok=True)
 
     def _cpu_nmi(self, command: c.CpuNmi) -> Outcome:
+        check()
         self._target.vm.vcpu(command.vcpu).queue_nmi()
         return Outcome(ok=True)
 

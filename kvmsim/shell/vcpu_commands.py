@@ -131,6 +131,11 @@ class VcpuCommands:
         before = vcpu.program
         try:
             result = self._vmm.run(vcpu, begin, self._wanted_back)
+        except Refused as refused:
+            printed = self._machine.console(vcpu)
+            if not printed:
+                raise
+            return replace(Outcome.refused(refused), text=printed)
         finally:
             if vcpu.program is not before:  # else it was refused before it began: what was under way still is
                 self._under_way[vcpu.id] = tell

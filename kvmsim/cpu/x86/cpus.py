@@ -80,7 +80,8 @@ class Cpus:
                 alias = "private" if private else "shared"
                 raise Refused(
                     errno.EFAULT,
-                    f"no {alias} slot holds gpa {gpa:#x}+{segment.size:#x}: set one that does, or choose another at=",
+                    f"no {alias} slot holds gpa {gpa:#x}+{segment.size:#x}: set one that does, or "
+                    "choose another address (at= of a flat binary)",
                 )
         return vcpu.start(self._booting(vcpu, image))
 

@@ -17,6 +17,7 @@ _REGISTER_NAMES = {
 _PORT_MNEMONICS = {
     getattr(iced.Mnemonic, name) for name in ("IN", "OUT", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD")
 }
+_SEGMENT_BASES = {iced.Register.FS: "fs_base", iced.Register.GS: "gs_base"}
 _IRET_MNEMONICS = {iced.Mnemonic.IRET, iced.Mnemonic.IRETD, iced.Mnemonic.IRETQ}
 _U64 = (1 << 64) - 1
 
@@ -48,6 +49,8 @@ def operands(code: bytes, rip: int, register: Callable[[str], int]) -> list[Oper
             continue
         va = used.displacement + _value(used.base, register) + _value(used.index, register) * used.scale
         va &= 0xFFFFFFFF if used.address_size == iced.CodeSize.CODE32 else _U64
+        if used.segment in _SEGMENT_BASES:
+            va = va + register(_SEGMENT_BASES[used.segment]) & _U64
         found.append(Operand(va, length, used.access in _READS, used.access in _WRITES))
     return found
 

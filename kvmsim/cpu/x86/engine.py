@@ -38,8 +38,8 @@ GENERAL = ("rax", "rbx", "rcx", "rdx", "rsi", "rdi", "rbp", "rsp", *(f"r{number}
 REGISTERS = (*GENERAL, "rip", "rflags", "cr0", "cr2", "cr3", "cr4")
 _PAGING = frozenset(("cr0", "cr3", "cr4"))
 SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
-_IDS = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*REGISTERS, *SEGMENTS)}
-_BASES = {"fs": x86.UC_X86_REG_FS_BASE, "gs": x86.UC_X86_REG_GS_BASE}
+BASES = ("fs_base", "gs_base")
+_IDS = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*REGISTERS, *SEGMENTS, *BASES)}
 _TABLES = {"idtr": x86.UC_X86_REG_IDTR, "gdtr": x86.UC_X86_REG_GDTR, "tr": x86.UC_X86_REG_TR}
 
 
@@ -143,11 +143,6 @@ class Engine:
     def segments(self) -> dict[str, int]:
         """Selectors."""
         return {name: self.read(name) for name in SEGMENTS}
-
-    def segment_base(self, name: str) -> int:
-        """Of FS or GS."""
-        value: int = self.uc.reg_read(_BASES[name])
-        return value
 
     def cpuid_hook(self, answer: Callable[[int, int], tuple[int, int, int, int] | None]) -> None:
         """(leaf, subleaf) to EAX, EBX, ECX, EDX; None leaves it to unicorn."""

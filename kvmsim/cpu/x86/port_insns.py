@@ -82,7 +82,7 @@ def _string(
             done += length
         engine.flush_code()
     else:
-        count, base = 1, engine.segment_base(insn.segment) if insn.segment else 0
+        count, base = 1, engine.read(f"{insn.segment}_base") if insn.segment else 0
         data = b""
         for piece, length in memory.pages(base + at & _U64, size):
             gpa = yield from _reach(memory, vcpu, engine, piece, Access.READ)

@@ -68,7 +68,8 @@ def _elf(name: str, content: bytes, entry: int | None) -> Image:
         content
     )
     if class_ != _CLASS_64 or order != _LITTLE or machine != _X86_64:
-        what = _MACHINES.get(machine, f"machine {machine}") if machine != _X86_64 else "32-bit code"
+        what = "32-bit code" if class_ != _CLASS_64 else "a big-endian processor"
+        what = _MACHINES.get(machine, f"machine {machine}") if machine != _X86_64 else what
         raise Refused(errno.ENOEXEC, f"{name}: it is a program for {what}: build it for x86-64 (gcc -m64)")
     if kind != _EXECUTABLE:
         raise Refused(errno.ENOEXEC, f"{name}: it is not linked to addresses: link it with -static -no-pie -Ttext=")

@@ -322,7 +322,7 @@ FORMS: tuple[Form, ...] = (
         (
             Term("port", "PORT", values.port),
             Term("to", "exit|serve", values.choice("word", ("exit", "serve"))),
-            Term("count", "N", values.port, option=True, required=False, default=1),
+            Term("count", "N", values.port_count, option=True, required=False, default=1),
         ),
         "exit: KVM_EXIT_IO of N ports from PORT on comes back to the script, and resume data= answers an IN; serve: "
         "user space answers, as at first",

@@ -76,6 +76,10 @@ def port(word: Word) -> int:
     return value
 
 
+def port_count(word: Word) -> int:
+    return _count(word, limits.PORTS, "ports")
+
+
 def disasm_count(word: Word) -> int:
     return _count(word, limits.MAX_DISASM, "instructions are shown")
 

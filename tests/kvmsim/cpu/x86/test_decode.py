@@ -6,6 +6,7 @@ from kvmsim.cpu.x86.decode import TDCALL, Operand, is_cut, lines, operands
 from tests.support.machine_code import assemble
 
 REGISTERS = {"rax": 0x1010, "rbx": 0x2000, "rsi": 0x3000, "rdi": 0x4000, "rsp": 0x8000, "rcx": 5, "rip": 0}
+REGISTERS |= {"fs_base": 0x100, "gs_base": 0x200}
 RIP = 0x100
 
 
@@ -24,6 +25,8 @@ RIP = 0x100
         ("mov (%ebx), %eax", [Operand(0x2000, 4, True, False)]),
         ("mov 0x50(%rip), %ax", [Operand(RIP + 7 + 0x50, 2, True, False)]),
         ("xlatb", [Operand(0x2010, 1, True, False)]),
+        ("mov %fs:(%rbx), %eax", [Operand(0x2100, 4, True, False)]),
+        ("gs lodsb", [Operand(0x3200, 1, True, False)]),
         ("lea (%rbx), %rax", []),
         ("nop", []),
     ],

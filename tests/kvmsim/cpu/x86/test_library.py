@@ -17,6 +17,10 @@ cpu run
 expect errno ENOSYS
 cpu regs
 expect errno ENOSYS
+cpu irq 3
+expect errno ENOSYS
+cpu nmi
+expect errno ENOSYS
 read 0 1 shared
 expect data f4
 """
@@ -49,7 +53,7 @@ main()
     )
     assert done.returncode == 0, done.stdout + done.stderr
     lines = [line.strip() for line in done.stdout.splitlines() if "ENOSYS:" in line]
-    assert len(lines) == 3
+    assert len(lines) == 5
     assert all("pip install 'memfsd[cpu]'" in line for line in lines)
 
 

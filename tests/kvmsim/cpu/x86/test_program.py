@@ -15,6 +15,7 @@ CODE = b"\x90\xf4"
 def elf(
     *,
     class_: int = 2,
+    order: int = 1,
     machine: int = 62,
     kind: int = 2,
     entry: int = 0x100000,
@@ -24,7 +25,7 @@ def elf(
     """(type, gpa, bytes, size in memory) of each segment."""
     header = struct.pack(
         "<4sBBBBB7xHHIQQQIHHHHHH",
-        *(b"\x7fELF", class_, 1, 1, 0, 0, kind, machine, 1, entry, 64, 0, 0, 64, 56, len(segments), 0, 0, 0),
+        *(b"\x7fELF", class_, order, 1, 0, 0, kind, machine, 1, entry, 64, 0, 0, 64, 56, len(segments), 0, 0, 0),
     )
     offset, table, data = 64 + 56 * len(segments), b"", b""
     for type_, gpa, content, size in segments:
@@ -55,6 +56,7 @@ def test_an_elf_program_says_where_it_lies() -> None:
         (elf(machine=183), None, None, "ENOEXEC"),
         (elf(machine=9999), None, None, "ENOEXEC"),
         (elf(class_=1), None, None, "ENOEXEC"),
+        (elf(order=2), None, None, "ENOEXEC"),
         (elf(kind=3), None, None, "ENOEXEC"),
         (elf(cut=100), None, None, "ENOEXEC"),
         (elf(cut=-1), None, None, "ENOEXEC"),
