@@ -34,7 +34,8 @@ class Libkrun(Model):
         self.replies = []
         self._convert(gpa, size, private)
         if not self.replies[0]:
-            raise VmEnded("the vCPU ends: unable to convert memory")
+            panics = "; the worker may panic: its second reply has no receiver" if len(self.replies) > 1 else ""
+            raise VmEnded(f"the vCPU ends: unable to convert memory{panics}")
 
     def _convert(self, gpa: int, size: int, private: bool) -> None:
         ram = (region for region in self.calls.regions if region.is_ram)

@@ -141,6 +141,8 @@ def test_libkrun_takes_a_size_hint_for_private(results: Results) -> None:
 def test_libkrun_replies_twice(results: Results) -> None:
     for scenario in ("punch-fails", "discard-fails"):
         assert "more than one reply: no, then yes" in kinds(results["libkrun", scenario])
+        assert "the worker may panic" in results["libkrun", scenario].reply.why, "which a guest can bring about"
+    assert "panic" not in results["libkrun", "attribute-fails"].reply.why
 
 
 def test_alioth_discards_nothing(results: Results) -> None:
