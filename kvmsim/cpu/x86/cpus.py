@@ -58,7 +58,7 @@ class Cpus:
         """Whom each vCPU asks before it runs."""
 
     def engine(self, vcpu: Vcpu) -> Engine:
-        with self._machine.turns.turn():
+        with self._machine.turns:
             engine = self._engines.get(vcpu.id)
             if engine is None:
                 engine = self._make_engine(self._machine, vcpu)
@@ -203,7 +203,7 @@ class Cpus:
             yield HltExit()
 
     def _stretch(self, vcpu: Vcpu, engine: Engine, count: int) -> Stop:
-        with self._machine.turns.turn():
+        with self._machine.turns:
             return stay(self._machine, vcpu, engine, lambda: engine.run(count))
 
     def _handle(self, vcpu: Vcpu, engine: Engine, stop: Stop, *, is_stepped: bool = True) -> Program[int]:
@@ -308,7 +308,7 @@ class Cpus:
         """In the vCPU's turn from the reads to the writes, but for exits: LOCK is atomic in a file, too."""
         body = self._bouncing(vcpu, engine, stop)
         while True:
-            with self._machine.turns.turn():
+            with self._machine.turns:
                 try:
                     exit_ = next(body)
                 except StopIteration as end:

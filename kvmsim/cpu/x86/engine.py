@@ -40,6 +40,8 @@ _PAGING = frozenset(("cr0", "cr3", "cr4"))
 SEGMENTS = ("cs", "ss", "ds", "es", "fs", "gs")
 BASES = ("fs_base", "gs_base")
 _IDS = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in (*REGISTERS, *SEGMENTS, *BASES)}
+_REFUSALS = {int(refusal): refusal for refusal in Refusal}
+_ACCESSES = {int(access): access for access in Access}
 _TABLES = {"idtr": x86.UC_X86_REG_IDTR, "gdtr": x86.UC_X86_REG_GDTR, "tr": x86.UC_X86_REG_TR}
 
 
@@ -63,9 +65,9 @@ class Why(Enum):
     """A page of encrypted memory does not verify: its gpa, and in `va` the frame's place in its window."""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stop:
-    """The end of a stretch. From refusal on: of a refused fill."""
+    """The end of a stretch. From refusal on: of a refused fill. Not frozen, which would make it four times as slow."""
 
     why: Why
     refusal: Refusal = Refusal.NONE
@@ -94,7 +96,10 @@ class Engine:
         self.state = state = VcpuState()
         state.emu_stop = _address(uclib.uc_emu_stop)
         state.reg_read = _address(uclib.uc_reg_read)
-        state.uc = uc._uch.value if hasattr(uc._uch, "value") else uc._uch
+        self._handle = uc._uch
+        state.uc = self._handle.value if hasattr(self._handle, "value") else self._handle
+        self._register = ctypes.c_uint64()
+        self._to_register = ctypes.byref(self._register)
         state.kicked = ctypes.addressof(vcpu.kicked)
         state.immediate_exit = ctypes.addressof(vcpu.run) + KvmRun.immediate_exit.offset
         state.cr0_id, state.cr3_id, state.rflags_id = _IDS["cr0"], _IDS["cr3"], _IDS["rflags"]
@@ -109,8 +114,6 @@ class Engine:
         self._vector = -1
         self._mapped: set[tuple[int, int, int]] = set()
         """(first, end, host) of the machine's regions that unicorn has."""
-        self._uch, self._value = uc._uch, ctypes.c_uint64()
-        self._value_at = ctypes.addressof(self._value)
         self._stops: dict[int, ctypes.c_size_t] = {}
         """Hooks by the address of their instruction."""
         self._counts = False
@@ -126,14 +129,14 @@ class Engine:
         self.flush()
 
     def read(self, name: str) -> int:
-        """As uc.reg_read, which takes five times as long."""
-        self._value.value = 0
-        if uclib.uc_reg_read(self._uch, _IDS[name], self._value_at):
-            raise KeyError(name)
-        return self._value.value
+        """unicorn's own function takes ten times as long to find out how wide it is."""
+        self._register.value = 0
+        _check(uclib.uc_reg_read(self._handle, _IDS[name], self._to_register))
+        return self._register.value
 
     def write(self, name: str, value: int) -> None:
-        self.uc.reg_write(_IDS[name], value)
+        self._register.value = value
+        _check(uclib.uc_reg_write(self._handle, _IDS[name], self._to_register))
         if name in _PAGING:
             self.flush_tlb()
 
@@ -183,9 +186,10 @@ class Engine:
         self.state.blocks = 0
 
     def map_regions(self) -> None:
-        wanted = {(ram.first, ram.end, ram.host) for ram in self._machine.ram() if ram.host}
+        known = self._machine.ram()
         if self._seen_version == self._machine.version:
             return
+        wanted = {(ram.first, ram.end, ram.host) for ram in known if ram.host}
         self._seen_version = self._machine.version
         for first, end, _ in self._mapped - wanted:
             self.uc.mem_unmap(first << 12, end - first << 12)
@@ -296,8 +300,8 @@ class Engine:
         state = self.state
         return Stop(
             Why.REFUSED,
-            Refusal(state.refusal),
-            Access(state.access),
+            _REFUSALS[state.refusal],
+            _ACCESSES[state.access],
             state.va,
             state.gpa,
             state.pfn,
@@ -319,15 +323,12 @@ def _address(function: object) -> int:
 def _hook(uc: unicorn.Uc, kind: int, function: int, state: VcpuState, first: int = 1, last: int = 0) -> ctypes.c_size_t:
     """Everywhere, or at addresses from first to last."""
     handle = ctypes.c_size_t()
-    status = uclib.uc_hook_add(
-        uc._uch,
-        ctypes.byref(handle),
-        kind,
-        ctypes.c_void_p(function),
-        ctypes.c_void_p(ctypes.addressof(state)),
-        ctypes.c_uint64(first),
-        ctypes.c_uint64(last),
-    )
+    data = ctypes.c_void_p(ctypes.addressof(state))
+    bounds = ctypes.c_uint64(first), ctypes.c_uint64(last)
+    _check(uclib.uc_hook_add(uc._uch, ctypes.byref(handle), kind, ctypes.c_void_p(function), data, *bounds))
+    return handle
+
+
+def _check(status: int) -> None:
     if status != uc_const.UC_ERR_OK:
         raise unicorn.UcError(status)
-    return handle

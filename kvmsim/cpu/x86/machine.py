@@ -3,8 +3,6 @@
 import ctypes
 import threading
 from collections import deque
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 from kvmsim.kvm.kvm import Kvm
@@ -105,7 +103,7 @@ class Machine:
 class Turns:
     """One vCPU at a time runs machine code, so that LOCK is atomic; in the order in which they came.
 
-    Whose turn it is may take it again inside.
+    `with turns` is a turn; whose turn it is may take it again inside.
     """
 
     def __init__(self, state: VmState) -> None:
@@ -115,22 +113,23 @@ class Turns:
         """Threads; the first one has the turn."""
         self._depth = 0
 
-    @contextmanager
-    def turn(self) -> Iterator[None]:
-        me = threading.get_ident()
+    def __enter__(self) -> None:
+        me, queue = threading.get_ident(), self._queue
         with self._changed:
-            if not self._depth or self._queue[0] != me:
-                self._queue.append(me)
-                self._state.waiting = len(self._queue) - 1
-                while self._queue[0] != me:
-                    self._changed.wait()
+            if not self._depth or queue[0] != me:
+                queue.append(me)
+                if len(queue) > 1:
+                    self._state.waiting = len(queue) - 1
+                    while queue[0] != me:
+                        self._changed.wait()
             self._depth += 1
-        try:
-            yield
-        finally:
-            with self._changed:
-                self._depth -= 1
-                if not self._depth:
-                    self._queue.popleft()
-                    self._state.waiting = max(0, len(self._queue) - 1)
+
+    def __exit__(self, *_: object) -> None:
+        queue = self._queue
+        with self._changed:
+            self._depth -= 1
+            if not self._depth:
+                queue.popleft()
+                if queue:
+                    self._state.waiting = len(queue) - 1
                     self._changed.notify_all()

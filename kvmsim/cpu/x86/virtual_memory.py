@@ -46,7 +46,7 @@ class VirtualMemory:
     ) -> Program[int | None]:
         """The guest physical address; None where the guest's tables have none or, unless `devices`, no memory is."""
         while True:
-            with self._machine.turns.turn():
+            with self._machine.turns:
                 found = stay(self._machine, vcpu, engine, lambda: engine.look(va, access))
             if not isinstance(found, Stop):
                 return found[0]

@@ -56,7 +56,7 @@ class SlicedEngine(Engine):
         if self.work is None or count:
             return super().run(count)
         for _ in range(SLICES_OF_A_STAY):
-            if self.state.flush_tlb or self.state.flush_code:
+            if self.state.flush_tlb:
                 self._held.clear()
             self._point()
             stop = self._slice(self.work)

@@ -16,10 +16,10 @@ def test_turns_are_taken_in_order() -> None:
     turns, order = Turns(state), list[int]()
 
     def take(number: int) -> None:
-        with turns.turn():
+        with turns:
             order.append(number)
 
-    with turns.turn(), turns.turn():
+    with turns, turns:
         waiting = []
         for number in range(3):
             waiting.append(Beside(partial(take, number)))
