@@ -22,8 +22,7 @@ from .files.inodes import Regular
 from .gmem import guest_of
 from .memory.page_table import FilePages
 from .memory.state_copy import Pfns
-from .moment import PRIVATE_STATES, Holding, Moment
-from .private.absent import Swapped
+from .moment import PRIVATE_STATES, Moment, Pages
 from .private.bindings import Binding
 from .private.gmem_file import GmemFile, PairState
 from .service import Service
@@ -76,8 +75,12 @@ def audit(moment: Moment, facts: Facts) -> list[Finding]:
     """Broken rules, each with what was found; empty when all hold."""
     findings: list[Finding] = []
     owner = np.zeros(moment.frame_count, dtype=np.uint32)
+    for pages in moment.small:
+        findings += _own_frames(moment, pages, [FrameState.SHARED], "R2", owner)
     for holding in moment.holdings:
-        findings += _own_frames(moment, holding, owner)
+        for pgoffs, pfns in holding.pages.frames():
+            part = np.full(len(pfns), holding.ino, np.uint64), pgoffs, pfns
+            findings += _own_frames(moment, part, [*holding.legal], holding.rule, owner)
     findings += _pool_sums(moment, owner)
     findings += _swap(moment)
     for start, _ in misplaced(moment, facts.populated):
@@ -132,26 +135,26 @@ def _runs(pfns: Pfns) -> list[FrameRange]:
     return [(int(run[0]), int(run[-1]) + 1) for run in np.split(pfns, edges) if len(run)]
 
 
-def _own_frames(moment: Moment, holding: Holding, owner: Owners) -> Iterator[Finding]:
+def _own_frames(moment: Moment, pages: Pages, legal: list[FrameState], rule: str, owner: Owners) -> Iterator[Finding]:
     """R1, R2 and R6: a frame is in one file, in a state that fits the file."""
-    ino, legal = holding.ino, list(holding.legal)
-    for pgoffs, pfns in holding.pages.frames():
-        taken = owner[pfns]
-        again = np.zeros(0, np.int64)
-        if np.any(np.diff(pfns) <= 0):
-            frames, counts = np.unique(pfns, return_counts=True)
-            again = frames[counts > 1]
-        for at in [*pfns[taken != 0][:MAX_FINDINGS].tolist(), *again[:MAX_FINDINGS].tolist()]:
-            yield "R1", f"frame {at:#x} belongs to inodes {owner[at] or ino} and {_whose(holding)}"
-        owner[pfns] = ino & 0xFFFFFFFF
-        states = moment.states.of(pfns)
-        for index in np.flatnonzero(~np.isin(states, legal))[:MAX_FINDINGS].tolist():
-            state = FrameState(states[index]).name.lower()
-            yield holding.rule, f"frame {pfns[index]:#x} of {_whose(holding)} (page {pgoffs[index]:#x}) is {state}"
+    inos, pgoffs, pfns = pages
+    taken = owner[pfns]
+    for index in np.flatnonzero(taken != 0)[:MAX_FINDINGS].tolist():
+        yield "R1", f"frame {pfns[index]:#x} belongs to inodes {taken[index]} and {_whose(inos[index], rule)}"
+    if np.any(np.diff(pfns) <= 0):
+        order = np.argsort(pfns, kind="stable")
+        for at in np.flatnonzero(np.diff(pfns[order]) == 0)[:MAX_FINDINGS].tolist():
+            first, again = order[at : at + 2]
+            yield "R1", f"frame {pfns[again]:#x} belongs to inodes {inos[first]} and {_whose(inos[again], rule)}"
+    owner[pfns] = inos & np.uint64(0xFFFFFFFF)
+    states = moment.states.of(pfns)
+    for index in np.flatnonzero(~np.isin(states, legal))[:MAX_FINDINGS].tolist():
+        state, whose = FrameState(states[index]).name.lower(), _whose(inos[index], rule)
+        yield rule, f"frame {pfns[index]:#x} of {whose} (page {pgoffs[index]:#x}) is {state}"
 
 
-def _whose(holding: Holding) -> str:
-    return f"the quarantine or a move of inode {holding.ino}" if holding.rule == "R6" else f"inode {holding.ino}"
+def _whose(ino: int, rule: str) -> str:
+    return f"the quarantine or a move of inode {ino}" if rule == "R6" else f"inode {ino}"
 
 
 def _leaked_windows(moment: Moment, held: list[Ino]) -> Iterator[Finding]:
@@ -167,14 +170,14 @@ def _leaked_windows(moment: Moment, held: list[Ino]) -> Iterator[Finding]:
 
 def _pool_sums(moment: Moment, owner: Owners) -> Iterator[Finding]:
     """R6: every frame that is not free is owned, and the counts agree."""
-    count = moment.states.count
+    count, everyone = moment.states.count, [*moment.sealed, *moment.unsettled]
     owned = int(np.count_nonzero(owner))
     held = sum(map(count, _OWNED))
-    held += sum(_count(moment, guest_of(file).moving, FrameState.MOVING) for file in moment.sealed)
+    held += sum(_count(moment, guest_of(file).moving, FrameState.MOVING) for file in everyone)
     if owned != held:
         yield "R6", f"files own {owned} frames but {held} are shared, private, pending, moving or quarantined"
-    kept = sum(guest_of(file).quarantine.page_count for file in moment.sealed)
-    kept += sum(_count(moment, guest_of(file).moving, FrameState.QUARANTINED) for file in moment.sealed)
+    kept = sum(guest_of(file).quarantine.page_count for file in everyone)
+    kept += sum(_count(moment, guest_of(file).moving, FrameState.QUARANTINED) for file in everyone)
     kept += sum(_count(moment, discard.pages, FrameState.QUARANTINED) for discard in moment.discards)
     if kept != count(FrameState.QUARANTINED):
         yield "R6", f"files keep {kept} frames in quarantine but {count(FrameState.QUARANTINED)} are quarantined"
@@ -186,18 +189,16 @@ def _pool_sums(moment: Moment, owner: Owners) -> Iterator[Finding]:
 def _swap(moment: Moment) -> Iterator[Finding]:
     """R1, R6: each slot that is in use holds one page of one file, and nothing else has its place."""
     owners: dict[int, Ino] = {}
-    for file in moment.sealed:
-        absent, swapped = guest_of(file).absent, 0
-        for entry in absent.values():
-            if isinstance(entry, Swapped):
-                swapped += 1
-                if entry.slot in owners:
-                    yield "R1", f"swap slot {entry.slot} belongs to inodes {owners[entry.slot]} and {file.ino}"
-                owners[entry.slot] = file.ino
-        if swapped != absent.swapped_count:
-            yield "R6", f"inode {file.ino} counts {absent.swapped_count} pages in the swap file and has {swapped}"
-    if len(owners) != moment.swap_used:
-        yield "R6", f"files own {len(owners)} swap slots but {moment.swap_used} are in use"
+    for file in [*moment.sealed, *moment.unsettled]:
+        for _, parts in guest_of(file).absent.swapped.frames():
+            slots = parts.tolist()
+            for slot in slots:
+                if slot in owners:
+                    yield "R1", f"swap slot {slot} belongs to inodes {owners[slot]} and {file.ino}"
+            owners.update(dict.fromkeys(slots, file.ino))
+    count = len(owners) + sum(table.page_count for table in moment.returned)
+    if count != moment.swap_used:
+        yield "R6", f"files own {count} swap slots but {moment.swap_used} are in use"
 
 
 def _count(moment: Moment, pages: FilePages, state: FrameState) -> int:
@@ -227,9 +228,9 @@ def _sealed_file(moment: Moment, file: Regular, guest: GmemFile) -> Iterator[Fin
         yield "R6", f"inode {file.ino} keeps quarantined frames though its VM is not cut off"
     if guest.bindings and guest.active is None:
         yield "R6", f"inode {file.ino} has bindings without a live VM"
-    for pgoff in itertools.islice(guest.absent, MAX_FINDINGS):
-        if file.pages.lookup(pgoff) is not None:
-            yield "R6", f"inode {file.ino}: page {pgoff:#x} is absent and has a frame"
+    for low, high, _ in guest.absent.runs(0, PGOFF_END):
+        if (both := file.pages.first_mapped(low, high)) is not None:
+            yield "R6", f"inode {file.ino}: page {both:#x} is absent and has a frame"
     pending = _count(moment, file.pages, FrameState.PENDING)
     if pending != guest.pending:
         yield "R6", f"inode {file.ino} counts {guest.pending} pending frames and has {pending}"

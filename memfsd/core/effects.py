@@ -47,12 +47,27 @@ class Quarantine:
     pages: FilePages
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ReturnSlots:
+    """Slots of the swap file, as frames of a table, too many to free at once: ``Service.return_slots`` frees some."""
+
+    pages: FilePages
+
+
 @dataclass(slots=True, eq=False)
 class Fill:
     """Holes of a file, too many to fill at once: ``Service.fill`` fills some more, until they are or it is refused."""
 
     ino: Ino
     refused: Refused | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Cut:
+    """Pages that an ordinary file is to lose, and its new size, too many to take at once: ``Service.cut`` gives the
+    Scrubs of some more."""
+
+    ino: Ino
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -96,4 +111,6 @@ class ForgetCache:
     end: Pgoff | None = None
 
 
-Effect = Scrub | Discard | Quarantine | Fill | Export | ZeroBytes | DropWindow | DropDevice | ForgetCache
+Effect = (
+    Scrub | Discard | Quarantine | ReturnSlots | Cut | Fill | Export | ZeroBytes | DropWindow | DropDevice | ForgetCache
+)

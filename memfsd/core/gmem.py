@@ -22,7 +22,6 @@ from memfsd.uapi.units import (
     ORDER_4K,
     PAGE_SHIFT,
     PAGE_SIZE,
-    PGOFF_END,
     Gfn,
     Ino,
     Pfn,
@@ -32,7 +31,7 @@ from memfsd.uapi.units import (
     page_aligned,
 )
 
-from .effects import DropDevice, DropWindow, Effect, Quarantine, Runs, Scrub
+from .effects import DropDevice, DropWindow, Effect, Quarantine, ReturnSlots, Runs, Scrub
 from .files.inodes import InodeTable, Regular
 from .files.ordinary import OrdinaryData
 from .memory.frames import FramePool
@@ -40,7 +39,7 @@ from .memory.large import count_cut, is_empty, place_of, whole_order
 from .memory.published_map import PageMap
 from .memory.swap_slots import SwapSlots
 from .options import StoreOptions
-from .private.absent import AbsentPages, Lost, Swapped
+from .private.absent import AbsentPages, give_back
 from .private.bindings import Binding
 from .private.device_memory import Device
 from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
@@ -87,6 +86,8 @@ class GuestMemory:
         self._options = options
         self.quarantines: list[Quarantine] = []
         """Pages that files have lost, and that are not in quarantine yet."""
+        self.slot_returns: list[ReturnSlots] = []
+        """Slots that no file has any more, and that are not free yet."""
 
     def seal(self, file: Regular) -> None:
         """One-way: from now on the file is guest private memory. It must be empty."""
@@ -312,7 +313,7 @@ class GuestMemory:
             return self._device_run(file, guest.device, pgoff, min(max_pages, bound_until - pgoff))
         if order and self._options.split:
             self._check_leaf(file, guest, pgoff, order)
-        if guest.absent:
+        if guest.absent.count:
             max_pages = self._until_absent(guest, pgoff, min(max_pages, max(_NEAR_ABSENT_PAGES, 1 << order)))
         wish = readahead.wish(pgoff) if pages.lookup(pgoff) is None else 0
         if wish == 1 and not file.order and file.policies is None:  # the usual fault
@@ -362,12 +363,12 @@ class GuestMemory:
 
     def _until_absent(self, guest: GmemFile, pgoff: int, max_pages: int) -> int:
         """How many of these pages may be granted. SwappedOut: the first one; EHWPOISON: its frame failed."""
-        entry = guest.absent.get(pgoff)
-        if entry is Lost.POISONED:
+        absent = guest.absent
+        if absent.is_poisoned(pgoff):
             raise Refused(EHWPOISON, f"file page {pgoff:#x} is poisoned: its frame failed; punch it to get another one")
-        if entry is not None:
+        if absent.slot(pgoff) is not None:
             raise SwappedOut(pgoff)
-        return guest.absent.first(pgoff, pgoff + max_pages) - pgoff
+        return absent.first(pgoff, pgoff + max_pages) - pgoff
 
     def check_poison(self, file: Regular, pgoff: int, *, whole: bool) -> PgoffRange:
         """The pages that fail with this one: more than one in a file of large pages, unless they may be split. whole:
@@ -380,7 +381,7 @@ class GuestMemory:
             raise Refused(errno.EOPNOTSUPP, f"inode {file.ino} is a device, whose memory is not the pool's")
         if pgoff << PAGE_SHIFT >= file.size:
             raise Refused(errno.EINVAL, f"page {pgoff:#x} is past the end of inode {file.ino} ({file.size} bytes)")
-        if guest.absent and guest.absent.get(pgoff) is Lost.POISONED:
+        if guest.absent.is_poisoned(pgoff):
             raise Refused(EHWPOISON, f"page {pgoff:#x} of inode {file.ino} has failed already: punch it")
         if file.pages.lookup(pgoff) is None:
             raise Refused(
@@ -466,7 +467,7 @@ class GuestMemory:
         if closing.cuts and closing.taken_to == closing.start:
             self._count_splits(file, guest, closing)
         start = closing.taken_to
-        part, reached = file.pages.part(start, closing.end)
+        part, reached = file.pages.part(start, guest.absent.reach(start, closing.end) if guest.absent else closing.end)
         if not part and not guest.absent and guest.device is None and not closing.strategy.takes_holes:
             closing.taken_to = closing.end
             return None
@@ -529,7 +530,7 @@ class GuestMemory:
             else:
                 runs.append((pfn, 1))
         for (pgoff, _), slot in zip(pages, slots, strict=True):
-            guest.absent.put(pgoff, Swapped(slot))
+            guest.absent.put_swapped(pgoff, slot)
         self._slots.out_count += len(pages)
         return Scrub(file.ino, runs)
 
@@ -598,14 +599,14 @@ class GuestMemory:
         guest.pairing.state = PairState.DISCONNECTED
         guest.bindings.clear()
         guest.pending = 0
-        guest.absent.take(0, PGOFF_END)
+        returned = self._return_all(guest)
         MovingPages(self._pool, file.pages, guest).quarantine()
         file.pages.published = None
         if guest.page_map is not None:
             guest.page_map.close_for_good()
-        effect = Quarantine(file.ino, file.pages.detach(0, PGOFF_END))
+        effect = Quarantine(file.ino, file.pages.detach())
         self.quarantines.append(effect)
-        return [effect] if self.quarantine(effect) else []
+        return [*returned, effect] if self.quarantine(effect) else returned
 
     def quarantine(self, effect: Quarantine) -> bool:
         """The next part of it; False when all is done."""
@@ -631,7 +632,7 @@ class GuestMemory:
         quarantined = [
             effect
             for pages in (guest.quarantine, guest.moving)
-            for effect in self._data.give_back(file.ino, pages, 0, PGOFF_END, file.ino)
+            for effect in self._data.give_back(file.ino, pages, file.ino)
         ]
         if guest.memfd is not None:  # its memory lives as long as the file
             return quarantined
@@ -656,5 +657,19 @@ class GuestMemory:
 
     def _give_back_all(self, file: Regular, guest: GmemFile) -> list[Effect]:
         guest.pending = 0
-        guest.absent.take(0, PGOFF_END)
-        return list(self._data.give_back(file.ino, file.pages, 0, PGOFF_END, file.ino))
+        return [*self._return_all(guest), *self._data.give_back(file.ino, file.pages, file.ino)]
+
+    def _return_all(self, guest: GmemFile) -> list[Effect]:
+        """Nothing of the file is absent any more."""
+        if not guest.absent.count:
+            return []
+        effect = ReturnSlots(guest.absent.detach())
+        self.slot_returns.append(effect)
+        return [effect] if self.return_slots(effect) else []
+
+    def return_slots(self, effect: ReturnSlots) -> bool:
+        """The next part of it; False when all is done."""
+        if give_back(self._slots, effect.pages):
+            return True
+        self.slot_returns.remove(effect)
+        return False

@@ -37,7 +37,7 @@ class HostAccess:
         first, end = offset >> PAGE_SHIFT, _page_after(offset + size)
         if not memfd.is_shared(first, end):
             raise Refused(errno.EIO, f"pages {first:#x}-{end:#x} of inode {file.ino} are private: convert them first")
-        if guest.absent and guest.absent.within(first, end):
+        if guest.absent and guest.absent.first(first, end) < end:
             raise Refused(errno.EIO, f"memory of inode {file.ino} has failed there: punch these pages")
         if end - first == 1:
             self._touch(file, guest, Pgoff(first))

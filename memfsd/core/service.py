@@ -18,7 +18,7 @@ from memfsd.uapi.proof import ID_BYTES, Token, ino_of, key_of, make_token
 from memfsd.uapi.seals import Seal, parse_seals
 from memfsd.uapi.units import PAGE_SHIFT, Ino, PgoffRange
 
-from .effects import Discard, Effect, Fill, ForgetCache, Quarantine, Scrub
+from .effects import Cut, Discard, Effect, Fill, ForgetCache, Quarantine, ReturnSlots, Scrub
 from .files.handles import HandleTable, handle_shares, listed_shares
 from .files.inodes import Changes, Directory, Inode, InodeTable, Regular, Symlink
 from .files.namespace import Creds, Namespace
@@ -286,13 +286,11 @@ class Service:
     def place_write(self, handle: int, offset: int, size: int, now_ns: int) -> int | None:
         """The plan of a write that is one run in a file without seals, as most are. None: ask `write`.
 
-        EPERM on a sealed file, whoever asks.
+        Below 0 it is refused: -EPERM on a sealed file, whoever asks. An exception takes longer than all else here.
         """
         file = self.handles.file(handle).file
-        if file.guest is not None and file.guest.memfd is not None:
-            return None
-        if file.guest is not None:
-            raise Refused(errno.EPERM, f"inode {file.ino} is guest private memory: only its VM may access it")
+        if (guest := file.guest) is not None:
+            return None if guest.memfd is not None else -errno.EPERM
         if file.seals:
             return None
         at = self.data.place(file, offset, size)
@@ -348,6 +346,8 @@ class Service:
         if own_handle is not None and not self.handles.file(own_handle).writable:
             raise Refused(errno.EPERM, "seals need a writable handle: open the file for writing")
         check_abi(file, seals, self.options.abi)
+        if seals & ~file.seals & (Seal.WRITE | Seal.FUTURE_WRITE | Seal.SHRINK) and self.data.is_cutting(file):
+            raise Refused(errno.EBUSY, f"inode {file.ino} is being truncated or punched: try again")
         drop = check_add(file, seals, truncate=truncate or self.options.truncate_nonempty)
         effects: list[Effect] = self.data.drop_all(file) if drop else []
         if seals & ~file.seals & (Seal.GUEST | Seal.WRITE):
@@ -426,6 +426,14 @@ class Service:
     def fill(self, effect: Fill) -> Sequence[Effect]:
         """Some more of a file's holes. Then: the effect itself, while there are more."""
         return self.data.fill(effect)
+
+    def cut(self, effect: Cut) -> list[Scrub] | None:
+        """The next part of the pages that an ordinary file is to lose; None when it has."""
+        return self.data.cut(effect)
+
+    def return_slots(self, effect: ReturnSlots) -> bool:
+        """Some more slots of the swap file; False when there are no more."""
+        return self.gmem.return_slots(effect)
 
     def scrubbed(self, effect: Scrub) -> None:
         """The frames are zero in their window: now, and only now, they are free (R6, R8), or out of service."""

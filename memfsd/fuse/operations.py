@@ -20,7 +20,7 @@ from memfsd.common.linux import dirty_bytes
 from memfsd.core.files.inodes import Changes
 from memfsd.core.files.namespace import Creds
 from memfsd.store.attributes import Attributes
-from memfsd.store.files import Opened
+from memfsd.store.files import Opened, SealedState
 from memfsd.store.guest_memfds import AttributesRefused
 from memfsd.store.invalidator import VmWork
 from memfsd.store.seeking import Hole
@@ -97,7 +97,7 @@ class Operations(pyfuse3.Operations):
         self._waiters = Waiters(owner_uid)
         self._background = 0
         """Requests under way that the kernel sends behind its callers' backs, and only some at a time."""
-        self._sealed: dict[Ino, tuple[Attributes, EntryAttributes]] = {}
+        self._sealed: dict[int, tuple[SealedState, EntryAttributes]] = {}
         """Sealed files that were looked at: what they showed, and that made for the kernel."""
 
     async def _finish(self, work: Work) -> None:
@@ -203,12 +203,14 @@ class Operations(pyfuse3.Operations):
     async def getattr(self, inode: int, ctx: Any = None) -> EntryAttributes:
         # Not wrapped by @_door: every stat(2) of a sealed file would pay for a second coroutine.
         try:
-            by_handle = is_by_handle()
+            made = self._sealed.get(inode)
+            if made is not None and made[0] == self._files.sealed_state(inode):
+                return made[1]
             shown = self._files.getattr(inode)
-            if shown.is_memfd and by_handle:
+            if shown.is_memfd and is_by_handle():
                 raise Refused(errno.EINVAL, f"inode {inode} is a guest_memfd, which has no read(2): map it")
             if shown.is_sealed:
-                return self._sealed_entry(shown)
+                return self._sealed_entry(inode)
             if not shown.seems_empty:
                 return _entry(shown)
             is_known = await self._write_back(inode, 0, shown.size)
@@ -220,14 +222,15 @@ class Operations(pyfuse3.Operations):
         except Exception as error:
             raise _fuse_error("getattr", error) from None
 
-    def _sealed_entry(self, shown: Attributes) -> EntryAttributes:
+    def _sealed_entry(self, inode: int) -> EntryAttributes:
         """The kernel asks for these at each stat(2), and making them again takes longer than all else here."""
-        made = self._sealed.get(shown.ino)
-        if made is None or made[0] != shown:
+        state = self._files.sealed_state(inode)
+        entry = _entry(self._files.getattr(inode))  # it shows what has changed since, and is then made again
+        if state is not None:
             if len(self._sealed) >= _MAX_SEALED:
                 self._sealed.clear()
-            made = self._sealed[shown.ino] = shown, _entry(shown)
-        return made[1]
+            self._sealed[inode] = state, entry
+        return entry
 
     @_door
     async def setattr(self, inode: int, attr: Any, fields: Any, fh: int | None, ctx: Any) -> EntryAttributes:

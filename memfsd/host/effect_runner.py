@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Sequence
 
 from memfsd.core.effects import (
+    Cut,
     Discard,
     DropDevice,
     DropWindow,
@@ -12,6 +13,7 @@ from memfsd.core.effects import (
     Export,
     Fill,
     Quarantine,
+    ReturnSlots,
     Scrub,
     ZeroBytes,
 )
@@ -58,6 +60,14 @@ class EffectRunner:
         with self._service.lock:
             return self._service.quarantine(effect)
 
+    def _return_slots(self, effect: ReturnSlots) -> bool:
+        with self._service.lock:
+            return self._service.return_slots(effect)
+
+    def _cut(self, effect: Cut) -> list[Scrub] | None:
+        with self._service.lock:
+            return self._service.cut(effect)
+
     def _fill(self, effect: Fill) -> Sequence[Effect]:
         with self._service.lock:
             return self._service.fill(effect)
@@ -83,19 +93,8 @@ class EffectRunner:
         for effect in effects:
             if isinstance(effect, Scrub):
                 self._scrub(effect)
-            elif isinstance(effect, Discard):
-                while scrubs := self._next_of(effect):
-                    self.perform(scrubs)
-                    time.sleep(PAUSE_S)
-            elif isinstance(effect, Quarantine):
-                while self._quarantine(effect):
-                    time.sleep(PAUSE_S)
-            elif isinstance(effect, Fill):
-                while (following := self._fill(effect)) == [effect]:
-                    time.sleep(PAUSE_S)
-                self.perform(following)
-                if effect.refused is not None:
-                    raise effect.refused
+            elif isinstance(effect, Discard | Quarantine | ReturnSlots | Cut | Fill):
+                self._in_parts(effect)
             elif isinstance(effect, Export):
                 self.export(effect)
             elif isinstance(effect, ZeroBytes):
@@ -107,3 +106,25 @@ class EffectRunner:
             else:
                 start, end = effect.start, effect.start if effect.end is None else effect.end
                 self.forget_cache(effect.ino, start << PAGE_SHIFT, end - start << PAGE_SHIFT)
+
+    def _in_parts(self, effect: Discard | Quarantine | ReturnSlots | Cut | Fill) -> None:
+        if isinstance(effect, Discard):
+            while scrubs := self._next_of(effect):
+                self.perform(scrubs)
+                time.sleep(PAUSE_S)
+        elif isinstance(effect, Quarantine):
+            while self._quarantine(effect):
+                time.sleep(PAUSE_S)
+        elif isinstance(effect, ReturnSlots):
+            while self._return_slots(effect):
+                time.sleep(PAUSE_S)
+        elif isinstance(effect, Cut):
+            while (cut := self._cut(effect)) is not None:
+                self.perform(cut)
+                time.sleep(PAUSE_S)
+        else:
+            while (following := self._fill(effect)) == [effect]:
+                time.sleep(PAUSE_S)
+            self.perform(following)
+            if effect.refused is not None:
+                raise effect.refused

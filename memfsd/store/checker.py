@@ -13,7 +13,7 @@ from memfsd.core.files.xattrs import owner_line
 from memfsd.core.gmem import guest_of
 from memfsd.core.memory.large import whole_order
 from memfsd.core.moment import Moment
-from memfsd.core.private.absent import AbsentPages, Lost
+from memfsd.core.private.absent import AbsentPages
 from memfsd.core.private.device_memory import Device
 from memfsd.core.service import Service
 from memfsd.host.effect_runner import PAUSE_S
@@ -39,7 +39,7 @@ from .peer import Peer, PeerGone, PeerSilent
 
 _Run = tuple[int, int, int, int, int, int, int]
 """Of a map: as MapReply has them."""
-_RUNS_AT_ONCE = 64
+_RUNS_AT_ONCE = 32
 _PAGES_AT_ONCE = 1 << 22
 """Of a map, in one step."""
 _FRAMES_AT_ONCE = 1024
@@ -87,7 +87,7 @@ class Checker:
                 with service.lock:
                     is_whole = not moment.copy_some()
                 time.sleep(0 if is_whole else PAUSE_S)
-        facts.moving = {file.ino for file in moment.sealed} - ours
+        facts.moving = {file.ino for file in moment.unsettled}
         # One that is about to be dropped is so under its invalidate_lock.
         unheld = {file.ino for file in files} - ours | facts.moving
         facts.held_windows = [ino for ino in there if ino in windows - unheld]
@@ -265,13 +265,18 @@ def page_map(service: Service, file: Regular, pgoff: int, most: int) -> MapReply
 
 def _append(runs: list[_Run], more: list[_Run]) -> None:
     """Where a step ended in the middle of a run it goes on."""
-    if runs and more:
-        (at, pfn, length, gfn, *alike), (next_at, next_pfn, longer, next_gfn, *others) = runs[-1], more[0]
-        moved = [pfn if pfn < 0 else pfn + length, gfn if gfn < 0 else gfn + length]
-        if next_at == at + length and [next_pfn, next_gfn, *others] == [*moved, *alike]:
-            runs[-1] = (*runs[-1][:2], length + longer, *runs[-1][3:])
-            del more[0]
-    runs += more
+    for run in more:
+        if runs and _goes_on(runs[-1], run):
+            runs[-1] = (*runs[-1][:2], runs[-1][2] + run[2], *runs[-1][3:])
+        else:
+            runs.append(run)
+
+
+def _goes_on(run: _Run, following: _Run) -> bool:
+    at, pfn, length, gfn, *alike = run
+    moved = [at + length, pfn if pfn < 0 else pfn + length, gfn if gfn < 0 else gfn + length]
+    next_at, next_pfn, _, next_gfn, *others = following
+    return [next_at, next_pfn, next_gfn, *others] == [*moved, *alike]
 
 
 def _shared_until(file: Regular, at: int, stop: int) -> tuple[bool, int]:
@@ -315,17 +320,8 @@ def _first_page(entry: _Entry) -> int:
 
 
 def _absent_runs(absent: AbsentPages, pgoff: int) -> Iterator[_Entry]:
-    start, count, state = 0, 0, 0
-    for page in absent.within(pgoff, PGOFF_END):
-        its = int(FrameState.POISONED) if absent[page] is Lost.POISONED else SWAPPED
-        if count and (page, its) == (start + count, state):
-            count += 1
-            continue
-        if count:
-            yield start, None, count, state
-        start, count, state = page, 1, its
-    if count:
-        yield start, None, count, state
+    for start, end, why in absent.runs(pgoff, PGOFF_END):
+        yield start, None, end - start, SWAPPED if why is None else int(FrameState.POISONED)
 
 
 def _large_pages(file: Regular, at: int, end: int) -> tuple[int, int]:

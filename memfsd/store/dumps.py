@@ -7,19 +7,33 @@ guest's bytes are in its window, which is another memfd.
 
 import errno
 import itertools
+import time
 
+from memfsd.core.memory.state_copy import StateCopy
 from memfsd.core.service import Service
+from memfsd.host.effect_runner import PAUSE_S
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
 from memfsd.uapi.messages import KcoreReply
+
+
+def states_of(service: Service) -> StateCopy:
+    """Of all frames at one moment, copied in parts. Call without Service.lock."""
+    with service.lock:
+        states = service.pool.copy_states()
+    goes_on = True
+    while goes_on:
+        with service.lock:
+            goes_on = states.copy_some()
+        time.sleep(PAUSE_S if goes_on else 0)
+    return states
 
 
 class Dump:
     """The states of all frames at the moment when it was made, given out part by part."""
 
     def __init__(self, service: Service) -> None:
-        with service.lock:
-            states, self._frame_count = service.pool.copy_states(), service.pool.frame_count
+        states, self._frame_count = states_of(service), service.pool.frame_count
         self._runs = states.runs(self._frame_count)
         self._next_pfn = 0
 

@@ -23,6 +23,7 @@ from memfsd.uapi.messages import CompactReply, SetNodeReply
 from memfsd.uapi.units import ORDER_1G, ORDER_2M, PGOFF_END, Pfn, Pgoff
 
 from .deadlines import Deadlines
+from .dumps import states_of
 from .mover import Mover
 
 _BLOCK = 1 << ORDER_2M
@@ -147,7 +148,7 @@ class Nodes:
         """First frames of blocks whose pages may all move and fit into what is free in the others, emptiest first."""
         with self._service.lock:
             start, end = self._service.pool.node_range(node)
-            blocks, frames = self._service.pool.copy_states().mixed()
+        blocks, frames = states_of(self._service).mixed()
         inside = (blocks * _BLOCK >= start) & (blocks * _BLOCK + _BLOCK <= end)
         blocks, frames = blocks[inside], frames[inside]
         free = np.count_nonzero(frames == FrameState.FREE, axis=1)

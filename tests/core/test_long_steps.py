@@ -3,11 +3,13 @@
 Time is not measured here: what a step costs is counted, in runs of frames that it looks at, moves or maps.
 """
 
+import gc
 import os
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import pytest
 
 from memfsd.common import sync
@@ -17,6 +19,7 @@ from memfsd.core.files.inodes import Regular
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, TablesThen
 from memfsd.core.memory.published_map import PageMap
+from memfsd.core.memory.swap_slots import SwapSlots
 from memfsd.core.moment import Moment, moment_of
 from memfsd.core.private import strategies
 from memfsd.store import checker
@@ -437,14 +440,20 @@ def test_a_moment_of_many_files_is_copied_in_parts(monkeypatch: pytest.MonkeyPat
     for file in [*files, *sealed]:
         store.fallocate(file, 1, 0, PAGE_SIZE)
     copied = 0
-    real = FilePages.keep_in
+    real, real_few = FilePages.keep_in, FilePages.few
 
     def keep_in(table: FilePages, then: TablesThen) -> FilePages:
         nonlocal copied
         copied += 1
         return real(table, then)
 
+    def few(table: FilePages) -> object:
+        nonlocal copied
+        copied += 1
+        return real_few(table)
+
     monkeypatch.setattr(FilePages, "keep_in", keep_in)
+    monkeypatch.setattr(FilePages, "few", few)
     moment = Moment(store.service, {file.ino for file in sealed})
     assert copied == 0
     step = 0
@@ -458,7 +467,120 @@ def test_a_moment_of_many_files_is_copied_in_parts(monkeypatch: pytest.MonkeyPat
         copied = 0
     assert step > 4
     assert audit(moment, Facts()) == []
-    assert len(moment.holdings) == 640
+    assert len(moment.holdings) + sum(len(np.unique(inos)) for inos, _, _ in moment.small) == 640
+
+
+def test_sealed_files_that_nobody_holds_are_copied_in_parts_too() -> None:
+    """As they were sealed while VMs were being asked, or have a bracket that does not end."""
+    store = CoreStore(4096)
+    files = [store.bound_file(f"sealed{number}", 8)[0] for number in range(100)]
+    for file in files:
+        store.fault(file, 0, 4)
+    store.gmem.invalidate_begin(files[70], 0, 8, strategies.PUNCH)
+    moment, step = Moment(store.service, {files[0].ino}), 0
+    assert (moment.sealed, moment.unsettled) == ([], [])
+    while moment.copy_some():
+        assert len(moment.sealed) + len(moment.unsettled) <= 8 * step + 8
+        step += 1
+        store.fault(files[99 - step], 4)
+        store.fallocate(files[40 - step], PUNCH, 0, PAGE_SIZE)
+        if step == 2:
+            store.unlink("sealed98")
+            store.release_guest(files[98])
+    assert step > 10
+    assert [len(moment.sealed), len(moment.unsettled)] == [1, 99]
+    assert audit(moment, Facts()) == []
+
+
+def test_a_moment_of_many_small_files_is_nothing_for_the_collector_of_garbage() -> None:
+    """It goes through whatever has references, with all threads stopped."""
+    store = CoreStore(4096)
+    for number in range(2000):
+        store.fallocate(store.make(f"file{number}"), 0, 0, PAGE_SIZE)
+    gc.collect()
+    before = len(gc.get_objects())
+    moment = moment_of(store.service)
+    gc.collect()
+    assert len(gc.get_objects()) - before < 200
+    assert sum(len(pfns) for _, _, pfns in moment.small) == 2000
+
+
+def test_frames_in_many_states_are_copied_in_parts() -> None:
+    """As after a punch of a page in every 2 MiB: 512 bytes for each."""
+    pool = FramePool(4000 * 512)
+    pool.alloc(pool.frame_count, FrameState.PRIVATE)
+    for block in range(4000):
+        pool.set_state(block * 512, 1, FrameState.CLOSING)
+    copied, before, steps = pool.copy_states(), 0, 1
+    goes_on = True
+    while goes_on:
+        goes_on = copied.copy_some()
+        after = int(copied._is_copied.sum())
+        assert before < after <= before + 1024
+        before, steps = after, steps + 1
+    assert (before, steps > 3) == (4000, True)
+
+
+# -- swap
+
+
+class CountedSlots(SwapSlots):
+    """most: that were given back in one hold of Service.lock."""
+
+    def __init__(self, total: int) -> None:
+        super().__init__(total)
+        self.held = self.most = 0
+
+    def free(self, slots: Iterable[int]) -> None:
+        freed = list(slots)
+        super().free(freed)
+        self.held += len(freed)
+        self.most = max(self.most, self.held)
+
+
+@pytest.mark.parametrize("how", ["release", "disconnect", "punch"])
+def test_pages_that_are_swapped_out_end_in_parts(how: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    slots = CountedSlots(20_000)
+
+    class Counted:
+        def __enter__(self) -> None:
+            slots.held = 0
+
+        def __exit__(self, *_: object) -> None: ...
+
+    monkeypatch.setattr(sync._PLAIN, "lock", lambda name: Counted() if name == "Service.lock" else threading.Lock())
+    store = CoreStore(64)
+    store.service.slots = store.service.gmem._slots = slots
+    file, guest = store.bound_file("file", 20_000)
+    for page in reversed(range(20_000)):
+        guest.absent.put_swapped(page, slots.alloc())
+    assert store.audit() == []
+    if how == "punch":
+        store.fallocate(file, PUNCH, 0, 20_000 * PAGE_SIZE)
+    elif how == "release":
+        store.release_guest(file)
+    else:
+        store.perform(store.gmem.disconnect(file))
+    assert (slots.used, guest.absent.count, store.gmem.slot_returns) == (0, 0, [])
+    assert slots.most <= 1024
+    assert store.audit() == []
+
+
+def test_slots_on_their_way_back_are_accounted_for() -> None:
+    store, slots = CoreStore(64), SwapSlots(20_000)
+    store.service.slots = store.service.gmem._slots = slots
+    file, guest = store.bound_file("file", 20_000)
+    for page in range(20_000):
+        guest.absent.put_swapped(page, slots.alloc())
+    before = Moment(store.service, {file.ino})
+    effects = store.gmem.disconnect(file)
+    assert 0 < slots.used < 20_000
+    assert store.audit() == []
+    while before.copy_some():
+        pass
+    assert audit(before, Facts()) == []
+    store.perform(effects)
+    assert slots.used == 0
 
 
 def test_a_name_is_found_without_looking_everywhere(monkeypatch: pytest.MonkeyPatch) -> None:

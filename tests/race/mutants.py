@@ -378,7 +378,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a page whose frame failed gets another one",
         f"{_GMEM}.get_pfn",
-        ("if guest.absent:", "if False:"),
+        ("if guest.absent.count:", "if False:"),
         at="poison-x-fault",
     ),
     _mutant(

@@ -261,7 +261,7 @@ class LocalStore:
         peer = self.invalidator.peers[self._inos[name]]
         peer.hang_up()
         peer.up.shut()
-        until(lambda: self.guest(name).active is None, "the VM is cut off")
+        until(lambda: not self.invalidator.has_vm(self._inos[name]), "the VM is cut off")
 
     def unmount(self) -> None:
         """Revoke every pairing, end every session."""

@@ -2,11 +2,11 @@
 
 import os
 
-from memfsd.core.private.absent import Swapped
+from memfsd.core.private.absent import AbsentPages
 from memfsd.uapi import messages as m
 from memfsd.uapi.limits import SWAP_BLOB_BYTES
 from memfsd.uapi.messages import Kind
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, PGOFF_END
 from tests.support.both_sides import LocalStore, LocalVm, page
 
 PAGES = 16
@@ -37,10 +37,14 @@ def assert_intact(local: LocalVm, pages: int = PAGES) -> None:
         assert local.read(page(number), PAGE_SIZE) == content(number), number
 
 
+def absent_pages(absent: AbsentPages) -> list[int]:
+    return [page for low, high, _ in absent.runs(0, PGOFF_END) for page in range(low, high)]
+
+
 def slot_of(store: LocalStore, pgoff: int, name: str = "file") -> int:
-    entry = store.guest(name).absent[pgoff]
-    assert isinstance(entry, Swapped)
-    return entry.slot
+    slot = store.guest(name).absent.slot(pgoff)
+    assert slot is not None
+    return slot
 
 
 def blob(store: LocalStore, slot: int) -> bytes:

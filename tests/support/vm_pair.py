@@ -29,6 +29,7 @@ from memfsd.uapi.units import PAGE_SIZE, Gfn, Pgoff
 
 from .both_sides import LocalStore, errno_of
 from .ram import in_step
+from .swapped import absent_pages
 from .threads import until
 from .vm_model import Home, Stopped, VmModel, runs_of
 
@@ -316,7 +317,7 @@ class ModelledVm:
         copy = self.model.copy
         homes = [(gfn, self._home(gfn)) for gfn in copy]
         held = sum(self._store.file(home.file).pages.lookup(Pgoff(gfn - home.gfn)) is not None for gfn, home in homes)
-        out = sum(gfn - home.gfn in self._store.guest(home.file).absent for gfn, home in homes)
+        out = sum(gfn - home.gfn in absent_pages(self._store.guest(home.file).absent) for gfn, home in homes)
         return len(self.model.touched & copy.keys()) - out, held
 
     def read_everything(self) -> None:
@@ -436,7 +437,7 @@ class World:
             self._fail(file, start, min(start + count, self.homes[file].count))
             return
         pages = self.store.file(file).pages
-        out = self.store.guest(file).absent
+        out = absent_pages(self.store.guest(file).absent)
         wanted = sum(pages.lookup(Pgoff(page)) is None and page not in out for page in range(start, start + count))
         past_end = start + count > self.homes[file].count
         expected = "EINVAL" if past_end else FULL if wanted > self.store.free_count else None

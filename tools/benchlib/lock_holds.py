@@ -22,13 +22,17 @@ from memfsd.common import sync
 from memfsd.common.collecting import freeze_survivors
 from memfsd.core.files.inodes import ROOT_INO, Regular
 from memfsd.core.files.namespace import Creds
+from memfsd.core.gmem import guest_of
+from memfsd.core.memory.swap_slots import SwapSlots
 from memfsd.core.options import StoreOptions
+from memfsd.core.private.absent import AbsentPages
 from memfsd.core.private.gmem_file import Pairing
 from memfsd.store.dumps import Dump
 from memfsd.store.pairings import PairedFile
 from memfsd.store.peer import Peer, PeerGone
 from memfsd.store.store import Store, build_store
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import (
     KVM_OPERATIONS,
     Body,
@@ -173,11 +177,17 @@ Step = tuple[str, Callable[[], object]]
 
 
 def _comb(bed: _Bed, name: str, extents: int, apart: int, *, sealed: bool) -> Regular:
-    """A file of which a page in `apart` is allocated."""
+    """A file of which a page in `apart` is allocated. Not by fallocate(2), since that takes minutes."""
     file = bed.file(name, extents * apart, sealed=sealed)
     for number in range(extents):
-        bed.store.files.allocate(file.ino, number * apart * PAGE_SIZE, PAGE_SIZE).run()
+        _allocate(bed, file, number * apart)
     return file
+
+
+def _allocate(bed: _Bed, file: Regular, pgoff: int) -> None:
+    state = FrameState.SHARED if file.guest is None else FrameState.PRIVATE
+    with bed.store.service.lock:
+        file.pages.map_page(pgoff, bed.store.service.pool.alloc_one(state))
 
 
 def _ordinary(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
@@ -192,6 +202,7 @@ def _ordinary(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
     yield from _seen(bed, file)
     yield "punch a half", lambda: files.punch(file.ino, PAGE_SIZE, pages // 2 * PAGE_SIZE).run()
     yield "fill", lambda: files.allocate(file.ino, 0, pages * PAGE_SIZE).run()
+    yield "fill again", lambda: files.allocate(file.ino, 0, pages * PAGE_SIZE).run()
     yield "truncate", lambda: files.truncate(file.ino, PAGE_SIZE).run()
     files.release(opened.handle).run()
     other = _comb(bed, "other", sizes.extents, 2, sealed=False)
@@ -245,7 +256,7 @@ def _sealed(timer: HoldTimer, sizes: Sizes, apart: int = 2) -> Iterator[Step]:
         yield "ask for all", lambda: _fault_all(vms[0][0], pages)
     yield "list", store.checker.files
     yield "reclaim", lambda: store.reclaimer.reclaim(swap=False)
-    for number in range(0, pages, 8):
+    for number in range(0, pages, 4 * apart):
         with contextlib.suppress(Refused):
             vms[0][0].get_pfn(number, 1)
     yield "cut", lambda: store.invalidator.disconnect(vms[0][0].peer, "bench")
@@ -269,6 +280,48 @@ def _fault_all(paired: PairedFile, pages: int) -> None:
 def _sparse(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
     """As many extents, in 1 TiB: each in a separate node."""
     yield from _sealed(timer, sizes, sizes.tib_pages // sizes.extents)
+
+
+def _scattered(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
+    """An ordinary file of as many extents in 1 TiB, in a pool of which every fourth 2 MiB has frames in two states."""
+    apart = sizes.tib_pages // sizes.extents
+    bed = _Bed(timer, sizes.tib_pages)
+    store, pool = bed.store, bed.store.service.pool
+    file = _comb(bed, "comb", sizes.extents, apart, sealed=False)
+    hog = bed.file("hog", sizes.tib_pages, sealed=False)
+    with store.service.lock:
+        for pfn, count in pool.alloc(pool.free_count, FrameState.SHARED):
+            hog.pages.map_run(pfn, pfn, count)
+        for pgoff in range(sizes.extents // 512 * 512 + 512, sizes.tib_pages, 2048):
+            ((_, frame, count),) = hog.pages.unmap(pgoff, pgoff + 1)
+            pool.set_state(frame, count, FrameState.CLOSING)
+            pool.free(frame, count)
+    yield from _seen(bed, file)
+    yield "punch", lambda: store.files.punch(file.ino, PAGE_SIZE, sizes.tib_pages // 2 * PAGE_SIZE).run()
+    yield "truncate", lambda: store.files.truncate(file.ino, PAGE_SIZE).run()
+
+
+def _swapped(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
+    """As many pages in the swap file, one in two, of files that end in different ways."""
+    bed, pages = _Bed(timer, 2048), 2 * sizes.extents
+    store, slots = bed.store, SwapSlots(3 * sizes.extents)
+    store.service.slots = store.service.gmem._slots = slots
+    (first, _), (second, _), (third, vm) = (_swapped_file(bed, name, sizes.extents, slots) for name in "abc")
+    yield "check", store.checker.check
+    yield "map", lambda: _whole_map(store, first.file)
+    yield "punch", lambda: store.files.punch(first.file.ino, 0, pages * PAGE_SIZE).run()
+    yield "cut", lambda: store.invalidator.disconnect(second.peer, "bench")
+    vm.is_dead = True
+    yield "the VM dies", lambda: third.connection_lost("bench", -1)
+
+
+def _swapped_file(bed: _Bed, name: str, count: int, slots: SwapSlots) -> tuple[PairedFile, _Vm]:
+    file = bed.file(name, 2 * count)
+    paired, vm = bed.pair(file, bind=2 * count)
+    absent = guest_of(file).absent = AbsentPages(slots)
+    for number in reversed(range(count)):
+        absent.put_swapped(2 * number, slots.alloc())
+    return paired, vm
 
 
 def _huge(timer: HoldTimer, sizes: Sizes, order: int = 0) -> Iterator[Step]:
@@ -297,8 +350,7 @@ def _names(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
     store, names = bed.store, bed.store.names
     directory = names.mkdir(ROOT_INO, b"dir", 0o755, _ME).ino
     for number in range(sizes.names):
-        file = bed.file(f"f{number}", 1, sealed=False, parent=directory)
-        store.files.allocate(file.ino, 0, PAGE_SIZE).run()
+        _allocate(bed, bed.file(f"f{number}", 1, sealed=False, parent=directory), 0)
     sealed = bed.file("z", 4, parent=directory)
     handle = names.opendir(directory, _ME.uid)
     yield "readdir", lambda: _read_directory(store, handle)
@@ -353,6 +405,8 @@ CASES: dict[str, Callable[[HoldTimer, Sizes], Iterator[Step]]] = {
     "ordinary": _ordinary,
     "sealed": _sealed,
     "sparse": _sparse,
+    "scattered": _scattered,
+    "swapped": _swapped,
     "1T": _huge,
     "1T large": _huge_large,
     "names": _names,

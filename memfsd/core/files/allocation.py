@@ -5,9 +5,8 @@ others may fill holes of the range, punch new ones, and seal or shrink the file.
 """
 
 import errno
-from collections.abc import Iterator
-from itertools import islice
 
+from memfsd.common.intervals import subtract
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.large import place_of
 from memfsd.core.memory.page_table import FilePages
@@ -74,8 +73,9 @@ class Allocation:
 
     def _map(self, room: int) -> bool:
         self._check_seal()
-        pages, used, is_whole, left = self.file.pages, self._used, True, self._room_in_pages()
-        for low, high in list(islice(self._holes(self._at), room)):
+        pages, used, left = self.file.pages, self._used, self._room_in_pages()
+        holes, reached = self._some_holes(self._at, room)
+        for low, high in holes:
             self._at = int(low)
             while self._at < high and room and (run := self.supply.run_at(self._used, min(high - self._at, left))):
                 pages.map_run(self._at, *run)
@@ -84,44 +84,43 @@ class Allocation:
                 left -= run[1]
                 room = room - 1 if left else 0
             if self._at < high:
-                is_whole = False
                 break
+        else:
+            self._at = reached
         self.supply.unmap(used, self._used)
-        if not is_whole and self._used == self._stocked:  # there are new holes
+        if self._at < reached and self._used == self._stocked:  # there are new holes
             self._counted = self._at
-        if not is_whole or not room:
-            return False
-        self._set_size()
-        return True
+        return self._at >= self._end and self._set_size()
 
     def _room_in_pages(self) -> int:
         return _STEP_PAGES - self._at % (1 << ORDER_1G)
 
     def _count_missing(self) -> None:
         """Some more of them. Where others fill holes meanwhile, or punch new ones, it turns out later."""
-        mapped, reached = self.file.pages.count_some(self._counted, self._end, _STEP_NODES)
-        self._wanted += reached - self._counted - mapped - len(self._absent(self._counted, reached))
+        start, reached = self._counted, self._end
+        absent = None if self.file.guest is None else self.file.guest.absent
+        if absent:
+            _, reached = absent.count_some(start, reached, _STEP_NODES)
+        mapped, reached = self.file.pages.count_some(start, reached, _STEP_NODES)
+        lost = absent.count_some(start, reached, _STEP_NODES)[0] if absent else len(self._failed(start, reached))
+        self._wanted += reached - start - mapped - lost
         self._counted = reached
 
-    def _absent(self, start: int, end: int) -> list[int]:
-        """Pages of [start, end) without a frame that get none, in order."""
-        guest, failed = self.file.guest, self.file.failed
-        if guest is not None:
-            return guest.absent.within(start, end) if guest.absent else []
-        return sorted(pgoff for pgoff in failed if start <= pgoff < end) if failed else []
+    def _failed(self, start: int, end: int) -> list[int]:
+        """Pages of an ordinary file that have no frame and get none."""
+        return [pgoff for pgoff in self.file.failed if start <= pgoff < end]
 
-    def _holes(self, start: int) -> Iterator[tuple[int, int]]:
-        """Of the pages that are still to be filled, from start on: what has no frame, and may get one."""
-        holes = self.file.pages.holes(start, self._end)
-        if not self._absent(start, self._end):
-            yield from holes
-            return
-        for low, high in holes:
-            at: int = low
-            for absent in [*self._absent(low, high), high]:
-                if at < absent:
-                    yield at, absent
-                at = absent + 1
+    def _some_holes(self, start: int, most: int) -> tuple[list[tuple[int, int]], int]:
+        """Of the pages that are still to be filled, from start on: what has no frame, and may get one, as far as one
+        step should look; and how far that is."""
+        absent = None if self.file.guest is None else self.file.guest.absent
+        end = absent.reach(start, self._end) if absent else self._end
+        holes, reached = self.file.pages.some_holes(start, end, most)
+        if absent:
+            return [gap for hole in holes for gap in absent.gaps(*hole)], reached
+        if failed := [(pgoff, pgoff + 1) for pgoff in self._failed(start, reached)]:
+            return [gap for low, high in holes for gap in subtract(int(low), int(high), failed)], reached
+        return list(holes), reached
 
     def _check_seal(self) -> None:
         file = self.file
@@ -130,12 +129,14 @@ class Allocation:
         if self._is_sealed:
             self._end = min(self._end, file.size >> PAGE_SHIFT)
 
-    def _set_size(self) -> None:
+    def _set_size(self) -> bool:
+        """True: it is done."""
         file = self.file
         if self._size is not None and self._size > file.size:
             if Seal.GROW in file.seals:
                 raise Refused(errno.EPERM, f"inode {file.ino} was sealed against growing while it was being filled")
             file.size = self._size
+        return True
 
 
 class PlacedAllocation(Allocation):
@@ -144,11 +145,15 @@ class PlacedAllocation(Allocation):
 
     def _stock(self, room: int) -> int:
         while room and self._wanted:
-            gap = self._gap()
+            holes, reached = self._some_holes(max(self._at, self._stocked), 1)
+            gap = next((gap for hole in holes for gap in self.supply.holes(*hole)), None)
             if gap is None:
+                self._stocked = reached
+                if reached < self._end:
+                    return 0
                 self._wanted = 0
                 break
-            at, end = gap
+            at, end = int(gap[0]), gap[1]
             for pfn, found in self._alloc(at, end, room):
                 self.supply.map_run(at, pfn, found)
                 at += found
@@ -166,18 +171,15 @@ class PlacedAllocation(Allocation):
         count = max(count & -unit, unit)
         return self._pool.alloc(count, self._state, order=file.order, zones=zones, max_runs=max_runs)
 
-    def _gap(self) -> tuple[int, int] | None:
-        """The next pages that have no frame, neither in the file nor in the supply."""
-        for low, high in self._holes(max(self._at, self._stocked)):
-            for start, end in self.supply.holes(low, high):
-                return start, end
-        return None
-
     def _map(self, room: int) -> bool:
         self._check_seal()
         pages, left = self.file.pages, self._room_in_pages()
-        while room and (hole := next(self._holes(self._at), None)) is not None:
-            low, high = hole
+        while room and self._at < self._end:
+            holes, reached = self._some_holes(self._at, 1)
+            if not holes:
+                self._at = reached
+                return reached >= self._end and self._set_size()
+            low, high = holes[0]
             self._at = int(low)
             run = self.supply.run_at(low, min(high - low, left))
             if run is None:  # it was punched since
@@ -190,7 +192,4 @@ class PlacedAllocation(Allocation):
             room = room - 1 if left else 0
             if self.file.guest is not None and run[1] < 1 << self.file.order:
                 merge(self._pool, pages, self.file.guest, low, self.file.order)
-        if not room:
-            return False
-        self._set_size()
-        return True
+        return self._at >= self._end and self._set_size()

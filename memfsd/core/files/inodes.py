@@ -6,6 +6,7 @@ with the last name, handle and pairing, whatever the kernel still remembers.
 
 import errno
 import stat
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 from memfsd.core.memory.nodes import Zones
@@ -20,6 +21,7 @@ from memfsd.uapi.units import ORDER_4K, PAGE_SIZE, Ino
 from .shares import Shares
 
 ROOT_INO = Ino(1)
+_GROUP = 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,6 +136,13 @@ class Special(Inode):
     """Fifos, sockets, devices: the kernel does all the work."""
 
 
+class Dropped:
+    """Inodes that have left the table, as long as somebody watches."""
+
+    def __init__(self) -> None:
+        self.inodes: list[Inode] = []
+
+
 class InodeTable:
     """Inodes by number. Numbers are never used twice.
 
@@ -144,7 +153,11 @@ class InodeTable:
         total = inode_count * INODE_BYTES
         self._shares = Shares(total, total // INODE_SHARES_PER_UID, total // INODE_SHARES_RESERVED, owner_uid)
         self._inodes: dict[int, Inode] = {}
+        self.find: Callable[[int], Inode | None] = self._inodes.get
         self._sealed: dict[int, Regular] = {}
+        self._groups: dict[int, int] = {}
+        """How many inodes there are of each _GROUP numbers in a row, if any."""
+        self._watchers: list[Dropped] = []
         self.lookup_count = 0
         """Of all inodes."""
         self._next = int(ROOT_INO)
@@ -170,6 +183,23 @@ class InodeTable:
     def add(self, inode: Inode) -> None:
         assert inode.ino not in self._inodes
         self._inodes[inode.ino] = inode
+        group = inode.ino // _GROUP
+        self._groups[group] = self._groups.get(group, 0) + 1
+
+    def numbers(self) -> Iterator[int]:
+        """Of all inodes that there are now, in order and with others among them: for who looks at some, and at more
+        later, while inodes come and go."""
+        last, groups = self._next, list(self._groups)
+        return (ino for group in groups for ino in range(group * _GROUP, min(group * _GROUP + _GROUP, last)))
+
+    def watch(self) -> Dropped:
+        """What is dropped from now on, until `unwatch`."""
+        dropped = Dropped()
+        self._watchers.append(dropped)
+        return dropped
+
+    def unwatch(self, dropped: Dropped) -> None:
+        self._watchers.remove(dropped)
 
     def charge(self, inode: Inode, amount: int) -> None:
         """For one more name or attribute; ENOSPC when its owner has no more room. A negative amount gives back."""
@@ -199,9 +229,6 @@ class InodeTable:
         if inode is None:
             raise Refused(errno.ESTALE, f"inode {ino} is gone")
         return inode
-
-    def find(self, ino: int) -> Inode | None:
-        return self._inodes.get(ino)
 
     def regular(self, ino: int) -> Regular:
         inode = self.get(ino)
@@ -240,6 +267,12 @@ class InodeTable:
         if self._inodes.pop(inode.ino, None) is None:
             return False
         self._sealed.pop(inode.ino, None)
+        group = inode.ino // _GROUP
+        self._groups[group] -= 1
+        if not self._groups[group]:
+            del self._groups[group]
+        for watcher in self._watchers:
+            watcher.inodes.append(inode)
         self._shares.give(inode.uid, inode.charge)
         return True
 

@@ -7,7 +7,7 @@ the adapter reads and writes there. A fresh frame is a hole in that memfd and so
 import errno
 from collections.abc import Sequence
 
-from memfsd.core.effects import Discard, Effect, Fill, ForgetCache, Scrub, ZeroBytes
+from memfsd.core.effects import Cut, Discard, Effect, Fill, ForgetCache, Scrub, ZeroBytes
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.uapi.errors import EHWPOISON, Refused
@@ -18,6 +18,7 @@ from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Ino, Pfn, Pgoff
 
 from .allocation import Allocation, PlacedAllocation
+from .cutting import Cutting
 from .inodes import Regular
 
 IoVec = list[tuple[int, int]]
@@ -48,6 +49,8 @@ class OrdinaryData:
         """Pages that no file has any more, and that are not free yet."""
         self.allocations: dict[Fill, Allocation] = {}
         """Frames that no file has yet, and that are not free any more."""
+        self.cuts: dict[Cut, Cutting] = {}
+        """Pages that files are about to lose."""
 
     def read(self, file: Regular, offset: int, size: int) -> IoVec:
         """Where the bytes [offset, offset + size) are, ending at end of file. EIO when the frame of one failed."""
@@ -118,8 +121,9 @@ class OrdinaryData:
         effects: list[Effect] = []
         if size <= file.size:
             effects += self._zero(file, size, min(file.size, _page_after(size) << PAGE_SHIFT))
-            effects += self._drop(file, _page_after(size), PGOFF_END)
-        file.size = size
+            effects += self._drop(file, _page_after(size), PGOFF_END, size)
+        if not effects or not isinstance(effects[-1], Cut):
+            file.size = size
         file.is_cached_only = file.is_cached_only and size > 0
         return effects
 
@@ -172,7 +176,7 @@ class OrdinaryData:
         except Refused as refused:
             effect.refused = refused
         del self.allocations[effect]
-        return self.give_back(effect.ino, allocation.supply, 0, PGOFF_END, None)
+        return self.give_back(effect.ino, allocation.supply, None)
 
     def drop_all(self, file: Regular) -> list[Effect]:
         """The last name and handle are gone: give every frame back."""
@@ -259,18 +263,37 @@ class OrdinaryData:
             return []
         return [ZeroBytes((pfn << PAGE_SHIFT) + (start & (PAGE_SIZE - 1)), end - start)]
 
-    def _drop(self, file: Regular, start: int, end: int) -> Sequence[Effect]:
+    def _drop(self, file: Regular, start: int, end: int, size: int | None = None) -> Sequence[Effect]:
+        """Pages [start, end) leave the file: now, or by a Cut, which then sets the size, too."""
         if file.failed and start < end:
             file.failed = frozenset(pgoff for pgoff in file.failed if not start <= pgoff < end)
         if start >= end or file.pages.page_count == 0:
             return []
-        return self.give_back(file.ino, file.pages, start, end, None)
+        if start == 0 and end == PGOFF_END:
+            return self.give_back(file.ino, file.pages, None)
+        if not file.pages.is_long(start, end):
+            return self._scrub(file.pages.unmap(Pgoff(start), Pgoff(end)), None)
+        cut = Cut(file.ino)
+        self.cuts[cut] = Cutting(file, start, end, size)
+        return [cut]
 
-    def give_back(self, ino: Ino, pages: FilePages, start: int, end: int, window: Ino | None) -> Sequence[Effect]:
-        """Pages [start, end) of this table leave it, and are to be scrubbed in the window."""
-        if not pages.is_long(start, end):
-            return self._scrub(pages.unmap(Pgoff(start), Pgoff(end)), window)
-        discard = Discard(ino, pages.detach(start, end), window)
+    def is_cutting(self, file: Regular) -> bool:
+        """Pages of it are still to leave."""
+        return any(cutting.file is file for cutting in self.cuts.values())
+
+    def cut(self, effect: Cut) -> list[Scrub] | None:
+        """The next part of it; None when all is done."""
+        runs = self.cuts[effect].step()
+        if runs is None:
+            del self.cuts[effect]
+            return None
+        return self._scrub(runs, None)
+
+    def give_back(self, ino: Ino, pages: FilePages, window: Ino | None) -> Sequence[Effect]:
+        """All pages of this table leave it, and are to be scrubbed in the window."""
+        if not pages.is_long(0, PGOFF_END):
+            return self._scrub(pages.unmap(Pgoff(0), PGOFF_END), window)
+        discard = Discard(ino, pages.detach(), window)
         self.discards.append(discard)
         return [discard]
 

@@ -8,6 +8,7 @@ The states and the arrays that hold them are one thing: hence the length.
 
 import errno
 import sys
+import weakref
 from bisect import bisect_right
 
 import numpy as np
@@ -33,6 +34,8 @@ _FREE = int(FrameState.FREE)
 _FREE_BIT = 1 << _FREE
 _BLOCK = 1 << ORDER_2M
 _MIXED = 255
+_UNCOPIED = 254
+"""As MIXED, but a StateCopy may still lack it: before it changes, it goes through `_break`."""
 _UNIFORM = [bytes([state]) * _BLOCK for state in _STATES]
 _BLOCKS_AT_ONCE = 256
 """Mixed blocks counted in one step: numpy makes eight bytes of each frame's one."""
@@ -79,6 +82,7 @@ class FramePool:
         self._frames = self._frame_array.data
         self.aside = IntervalSet()
         """Frames that go OFFLINE where they would be free: core.memory.isolation."""
+        self._copies: list[weakref.ref[StateCopy]] = []
         self._counts = [0] * len(_STATES)
         self._counts[FrameState.FREE] = frame_count
 
@@ -241,7 +245,7 @@ class FramePool:
     def state(self, pfn: int) -> FrameState:
         assert 0 <= pfn < self.frame_count
         state = self._blocks[pfn >> ORDER_2M]
-        return _STATES[self._frames[pfn] if state == _MIXED else state]
+        return _STATES[self._frames[pfn] if state >= _UNCOPIED else state]
 
     def states(self, pfn: int, count: int) -> NDArray[np.uint8]:
         """A copy of the states, one byte a frame: ask for long runs in parts, or ask `tally`."""
@@ -254,7 +258,7 @@ class FramePool:
             return self._frame_array[pfn : pfn + count].copy()
         blocks = self._block_array[first:last]
         found = np.repeat(blocks, _BLOCK)
-        mixed = np.flatnonzero(blocks == _MIXED)
+        mixed = np.flatnonzero(blocks >= _UNCOPIED)
         if len(mixed):
             frames = self._frame_array[first << ORDER_2M : last << ORDER_2M]
             found.reshape(-1, _BLOCK)[mixed] = frames.reshape(-1, _BLOCK)[mixed]
@@ -278,7 +282,12 @@ class FramePool:
         return state, end - pfn
 
     def copy_states(self) -> StateCopy:
-        return StateCopy(self._block_array, self._frame_array, _MIXED, self._counts)
+        """Of now. It is complete once its `copy_some` says so."""
+        mixed = np.flatnonzero(self._block_array >= _UNCOPIED)
+        copied = StateCopy(self._block_array, self._frame_array, mixed, self._counts)
+        self._block_array[mixed] = _UNCOPIED
+        self._copies = [other for other in self._copies if other() is not None] + [weakref.ref(copied)]
+        return copied
 
     def tally(self, pfn: int, count: int) -> list[int]:
         """How many of the frames are in each state, indexed by state. Cheap for runs of any length."""
@@ -291,7 +300,7 @@ class FramePool:
         for start, stop in ((pfn, inner_start), (inner_end, end)):
             if start < stop:
                 state = self._blocks[start >> ORDER_2M]
-                if state == _MIXED:
+                if state >= _UNCOPIED:
                     _add(tally, self._frame_array[start:stop])
                 else:
                     tally[state] += stop - start
@@ -300,9 +309,9 @@ class FramePool:
             values = np.bincount(blocks, minlength=_MIXED + 1)
             for known in _STATES:
                 tally[known] += int(values[known]) << ORDER_2M
-            if values[_MIXED]:
+            if values[_MIXED] or values[_UNCOPIED]:
                 frames = self._frame_array[inner_start:inner_end].reshape(-1, _BLOCK)
-                mixed = np.flatnonzero(blocks == _MIXED)
+                mixed = np.flatnonzero(blocks >= _UNCOPIED)
                 for part in range(0, len(mixed), _BLOCKS_AT_ONCE):
                     _add(tally, frames[mixed[part : part + _BLOCKS_AT_ONCE]].reshape(-1))
         return tally
@@ -357,8 +366,12 @@ class FramePool:
         self._frames[start:end] = _UNIFORM[state][: end - start]
 
     def _break(self, block: int) -> None:
-        start = block << ORDER_2M
-        self._frames[start : start + _BLOCK] = _UNIFORM[self._blocks[block]]
+        for copied in self._copies:
+            if (lacking := copied()) is not None:
+                lacking.keep(block)
+        if self._blocks[block] != _UNCOPIED:
+            start = block << ORDER_2M
+            self._frames[start : start + _BLOCK] = _UNIFORM[self._blocks[block]]
         self._blocks[block] = _MIXED
 
     def _count(self, node: int, count: int, zones: Zones) -> None:

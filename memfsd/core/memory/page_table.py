@@ -43,10 +43,14 @@ _GIG = 1 << ORDER_1G
 _LAST = _CHUNK - 1
 _SHORT = 1
 """Arrays, of up to 256 runs each, whose pages are unmapped at once."""
+_GIGS = 64
 _MANY = 256
 """Nodes that are unmapped, or shown, at once."""
+_FEW = 4
+"""Nodes that are copied as numbers: some microseconds, and nothing for the collector of garbage."""
 _TAKEN = 64
 _PART_EXTENTS = 64
+_PART_PIECES = 512
 _PART_PAGES = 1 << 22
 """What one step looks at: less than a millisecond with Service.lock held."""
 _NOTHING = array("I", bytes(4 * _CHUNK))
@@ -76,6 +80,17 @@ class TablesThen:
     def has(self, table: "FilePages") -> bool:
         return table in self._kept
 
+    def seen(self, table: "FilePages") -> None:
+        """It has been looked at, as it was then: it need not be kept."""
+        if _open == [self]:
+            table.kept_until = self.number
+        elif table not in self._kept:
+            self._kept[table] = FilePages()
+
+    def peek(self, table: "FilePages") -> "FilePages":
+        """As it was then, for a look with the lock held."""
+        return self._kept.get(table, table)
+
     def close(self) -> None:
         """Also without the lock."""
         _open.remove(self)
@@ -90,7 +105,7 @@ class FilePages:
     The table must not change while an iterator of it is in use.
     """
 
-    __slots__ = ("_chunks", "_gigs", "_kept_until", "_node_counts", "_places", "page_count", "published")
+    __slots__ = ("_chunks", "_gigs", "_node_counts", "_places", "kept_until", "page_count", "published")
 
     def __init__(self) -> None:
         self.page_count = 0
@@ -103,7 +118,7 @@ class FilePages:
         """By the number of a gig: its nodes, if it has any."""
         self._places: list[int] = []
         """The numbers of these gigs, sorted."""
-        self._kept_until = TablesThen.made
+        self.kept_until = TablesThen.made
         """The last TablesThen that has it, or that was there before it."""
 
     def keep_in(self, then: TablesThen) -> "FilePages":
@@ -111,16 +126,16 @@ class FilePages:
         other = FilePages.__new__(FilePages)  # made once for each of very many files
         other._chunks, other._gigs, other.page_count = self._chunks.copy(), self._gigs.copy(), self.page_count
         other._node_counts, other._places = self._node_counts.copy(), self._places[:]
-        other.published, other._kept_until = None, TablesThen.made
+        other.published, other.kept_until = None, TablesThen.made
         then.keep(self, other)
         return other
 
     def _keep(self) -> None:
         """Before it changes, while anybody looks at the tables as they were."""
         for then in _open[:]:
-            if then.number > self._kept_until and not then.has(self):
+            if then.number > self.kept_until and not then.has(self):
                 self.keep_in(then)
-        self._kept_until = TablesThen.made
+        self.kept_until = TablesThen.made
 
     def _replace(self, number: int, chunk: Entries) -> Entries:
         """A chunk that may be changed: others have the one that was there."""
@@ -170,7 +185,7 @@ class FilePages:
 
     def part(self, start: int, end: int) -> tuple[list[Run], Pgoff]:
         """The first extents of [start, end) that one step should look at, and up to where these are all."""
-        first = self._first_mapped(start, end)
+        first = self.first_mapped(start, end)
         if first is None:
             return [], Pgoff(end)
         stop = min(end, (first & -_GIG) + _PART_PAGES)  # where no gig has to be broken up
@@ -191,6 +206,17 @@ class FilePages:
         if pfns:
             yield np.concatenate(pgoffs), np.concatenate(pfns)
 
+    def few(self) -> tuple[NDArray[np.int64], NDArray[np.int64]] | None:
+        """(pages, frames) of all that is mapped, if these are some chunks only."""
+        if self._gigs or len(self._chunks) > _FEW:
+            return None
+        pgoffs, pfns = list[NDArray[np.int64]](), list[NDArray[np.int64]]()
+        for number, node in sorted(self._chunks.items()):
+            mapped = np.arange(_CHUNK) if isinstance(node, int) else np.flatnonzero(_view(node))
+            pgoffs.append(mapped + (number << 9))
+            pfns.append(mapped + node if isinstance(node, int) else _view(node)[mapped].astype(np.int64) - 1)
+        return np.concatenate(pgoffs), np.concatenate(pfns)
+
     def holes(self, start: int, end: int) -> Iterator[tuple[Pgoff, Pgoff]]:
         """Unmapped ranges of [start, end) in order, as long as they can be."""
         at = start
@@ -200,6 +226,20 @@ class FilePages:
             at = pgoff + count
         if at < end:
             yield Pgoff(at), Pgoff(end)
+
+    def some_holes(self, start: int, end: int, max_holes: int) -> tuple[list[tuple[Pgoff, Pgoff]], Pgoff]:
+        """The first holes of [start, end) that one step finds, and up to where these are all."""
+        found: list[tuple[Pgoff, Pgoff]] = []
+        at = start
+        for pgoff, _, count in islice(self._pieces(start, end), _PART_PIECES):
+            if at < pgoff:
+                found.append((Pgoff(at), pgoff))
+                if len(found) == max_holes:
+                    return found, pgoff
+            at = pgoff + count
+        if at < end and self.first_mapped(at, end) is None:
+            return [*found, (Pgoff(at), Pgoff(end))], Pgoff(end)
+        return found, Pgoff(at)
 
     def hole_at(self, pgoff: int, max_pages: int) -> int:
         """How many pages from pgoff on are unmapped, at most max_pages; 0 if it is mapped."""
@@ -212,7 +252,7 @@ class FilePages:
             if chunk is None or chunk[index:last] == _NOTHING[:max_pages]:
                 return max_pages
             return next(offset for offset in range(max_pages) if chunk[index + offset])
-        found = self._first_mapped(pgoff, pgoff + max_pages) if max_pages > 1 else None
+        found = self.first_mapped(pgoff, pgoff + max_pages) if max_pages > 1 else None
         return max_pages if found is None else found - pgoff
 
     def gap_at(self, pgoff: int, max_pages: int) -> tuple[int, Pfn | None]:
@@ -225,9 +265,20 @@ class FilePages:
         before = self.lookup(pgoff - 1) if pgoff else None
         return self.hole_at(pgoff, max_pages), None if before is None else Pfn(before + 1)
 
+    def first_mapped(self, start: int, end: int) -> Pgoff | None:
+        """The first mapped page of [start, end)."""
+        for first, size, node in self._nodes(start, end):
+            low, high = max(start, first), min(end, first + size)
+            if isinstance(node, int):
+                return Pgoff(low)
+            mapped = np.flatnonzero(_view(node)[low - first : high - first])
+            if len(mapped):
+                return Pgoff(low + int(mapped[0]))
+        return None
+
     def next_data(self, pgoff: int) -> Pgoff | None:
         """The first mapped page from pgoff on (SEEK_DATA)."""
-        return self._first_mapped(pgoff, PGOFF_END)
+        return self.first_mapped(pgoff, PGOFF_END)
 
     def next_hole(self, pgoff: int) -> Pgoff:
         """The first unmapped page from pgoff on (SEEK_HOLE); it may lie past the end of the file."""
@@ -304,7 +355,10 @@ class FilePages:
         return runs
 
     def is_long(self, start: int, end: int) -> bool:
-        """Whether to unmap [start, end) could take more than some milliseconds: then `detach`, and `take` in parts."""
+        """Whether to unmap [start, end) could take more than some milliseconds: then `detach` all, and `take` in parts;
+        or `part` by part."""
+        if self._gigs_in(start, end) > _GIGS:
+            return True
         arrays = 0
         for index, (_, _, node) in enumerate(self._nodes(start, end)):
             arrays += not isinstance(node, int)
@@ -312,42 +366,19 @@ class FilePages:
                 return True
         return False
 
-    def detach(self, start: int, end: int) -> "FilePages":
-        """Take the pages of [start, end) out, as a table of their own. A step for each node, not for each run; one if
-        that is all of them.
-        """
+    def _gigs_in(self, start: int, end: int) -> int:
+        """Gigs of [start, end) that have nodes."""
+        return bisect_left(self._places, end - 1 >> 18) - bisect_left(self._places, start >> 18)
+
+    def detach(self) -> "FilePages":
+        """Take all pages out, as a table of their own."""
         assert self.published is None
         if _open:
             self._keep()
         other = FilePages()
-        if start <= 0 and end >= PGOFF_END:
-            other._chunks, other._gigs, other.page_count = self._chunks, self._gigs, self.page_count
-            other._node_counts, other._places = self._node_counts, self._places
-            self._chunks, self._gigs, self._node_counts, self._places, self.page_count = {}, {}, {}, [], 0
-            return other
-        for first, size, node in list(self._nodes(start, end)):
-            low, high = max(start, first), min(end, first + size)
-            if high - low == size:
-                self._remove(first, size)
-                other._put(first, size, node)
-            elif isinstance(node, int):
-                self._remove(first, size)
-                if first < low:
-                    self._map(first, node, low - first)
-                if high < first + size:
-                    self._map(high, node + high - first, first + size - high)
-                other._map(low, node + low - first, high - low)
-            else:
-                node = self._replace(first >> 9, node) if _open else node
-                part = _NOTHING[:]
-                part[low - first : high - first] = node[low - first : high - first]
-                _view(node)[low - first : high - first] = 0
-                if node == _NOTHING:
-                    self._remove(first, size)
-                if part != _NOTHING:
-                    other._put(first, _CHUNK, part)
-        other.page_count = other.count_mapped(start, end)
-        self.page_count -= other.page_count
+        other._chunks, other._gigs, other.page_count = self._chunks, self._gigs, self.page_count
+        other._node_counts, other._places = self._node_counts, self._places
+        self._chunks, self._gigs, self._node_counts, self._places, self.page_count = {}, {}, {}, [], 0
         return other
 
     def take(self) -> list[Run]:
@@ -507,16 +538,6 @@ class FilePages:
             else:
                 yield from _array_runs(node, low - first, high - first, first)
 
-    def _first_mapped(self, start: int, end: int) -> Pgoff | None:
-        for first, size, node in self._nodes(start, end):
-            low, high = max(start, first), min(end, first + size)
-            if isinstance(node, int):
-                return Pgoff(low)
-            mapped = np.flatnonzero(_view(node)[low - first : high - first])
-            if len(mapped):
-                return Pgoff(low + int(mapped[0]))
-        return None
-
 
 def _view(chunk: Entries) -> NDArray[np.uint32]:
     return np.frombuffer(chunk, np.uint32)
@@ -539,13 +560,17 @@ def _array_runs(chunk: Entries, low: int, high: int, first: int) -> Iterator[Run
             yield Pgoff(first + low), Pfn(chunk[low] - 1), 1
         return
     entries = _view(chunk)[low:high]
-    # A run ends at a hole (also before frame 0, whose entry is 1) and where the frames jump.
-    ends = np.flatnonzero((entries[1:] != entries[:-1] + 1) | (entries[:-1] == 0)) + 1
-    edges = [0, *ends.tolist(), high - low]
-    for start, end in pairwise(edges):
-        entry = chunk[low + start]
-        if entry:
-            yield Pgoff(first + low + start), Pfn(entry - 1), end - start
+    mapped = entries.nonzero()[0]
+    if len(mapped) < 2:
+        for index in mapped.tolist():
+            yield Pgoff(first + low + index), Pfn(int(entries[index]) - 1), 1
+        return
+    found = entries[mapped]
+    ends = ((mapped[1:] != mapped[:-1] + 1) | (found[1:] != found[:-1] + 1)).nonzero()[0] + 1
+    edges = [0, *ends.tolist(), len(mapped)]
+    at, pfn = mapped[edges[:-1]].tolist(), found[edges[:-1]].tolist()
+    for run, (start, end) in enumerate(pairwise(edges)):
+        yield Pgoff(first + low + at[run]), Pfn(pfn[run] - 1), end - start
 
 
 def _merged(pieces: Iterator[Run]) -> Iterator[Run]:

@@ -14,18 +14,52 @@ Run = tuple[int, int, int]
 Pfns = NDArray[np.int64]
 
 _BLOCK = 1 << ORDER_2M
+_MIXED = 255
+_STEP_ROWS = 1024
+"""Of 512 bytes, copied at once."""
 
 
 class StateCopy:
-    """Copied as the pool keeps them: a byte for each block, and the frames of those blocks whose frames differ."""
+    """Copied as the pool keeps them: a byte for each block, and the frames of those blocks whose frames differ.
 
-    def __init__(self, blocks: NDArray[np.uint8], frames: NDArray[np.uint8], mixed: int, counts: list[int]) -> None:
-        """blocks, frames: the pool's arrays; mixed: what a block is whose states are in `frames`."""
+    Make it with Service.lock held, and with that held again `copy_some` until there is no more. Then it needs none.
+    """
+
+    def __init__(
+        self, blocks: NDArray[np.uint8], frames: NDArray[np.uint8], mixed: NDArray[np.int64], counts: list[int]
+    ) -> None:
+        """blocks, frames: the pool's arrays; mixed: the numbers of the blocks whose states are in `frames`."""
         self._blocks = blocks.copy()
-        self._mixed_value = mixed
-        self._mixed = np.flatnonzero(self._blocks == mixed)
-        self._frames = frames.reshape(-1, _BLOCK)[self._mixed]
+        self._blocks[mixed] = _MIXED
+        self._mixed = mixed
+        self._source: NDArray[np.uint8] | None = frames.reshape(-1, _BLOCK)
+        """Until all is copied."""
+        self._frames = np.empty((len(mixed), _BLOCK), np.uint8)
+        self._is_copied = np.zeros(len(mixed), np.bool_)
+        self._row = 0
         self._counts = list(counts)
+
+    def copy_some(self) -> bool:
+        """Some more blocks; False when that were all."""
+        rows = slice(self._row, self._row + _STEP_ROWS)
+        lacking = self._row + np.flatnonzero(~self._is_copied[rows])
+        if len(lacking):
+            assert self._source is not None
+            self._frames[lacking] = self._source[self._mixed[lacking]]
+            self._is_copied[lacking] = True
+        self._row = rows.stop
+        if self._row < len(self._mixed):
+            return True
+        self._source = None
+        return False
+
+    def keep(self, block: int) -> None:
+        """This block is about to change."""
+        if self._source is not None:
+            row = int(np.searchsorted(self._mixed, block))
+            if row < len(self._mixed) and self._mixed[row] == block and not self._is_copied[row]:
+                self._frames[row] = self._source[block]
+                self._is_copied[row] = True
 
     def count(self, state: FrameState) -> int:
         """As the pool counts them."""
@@ -60,7 +94,7 @@ class StateCopy:
         edges = [0, *(np.flatnonzero(np.diff(self._blocks)) + 1).tolist(), len(self._blocks)]
         row = 0
         for first, last in itertools.pairwise(edges):
-            if int(self._blocks[first]) != self._mixed_value:
+            if int(self._blocks[first]) != _MIXED:
                 yield first << ORDER_2M, int(self._blocks[first])
                 continue
             for block in range(first, last):

@@ -21,7 +21,6 @@ from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Body, InvalidateBegin, InvalidateBeginReply, Kind, MoveReply, Reason
 from memfsd.uapi.units import Ino, Pfn, Pgoff
 
-from .absent import Lost
 from .moving import MovingPages, PageMove
 from .pending import PendingFrames, Touched
 
@@ -154,8 +153,7 @@ class Poison(Strategy):
     def take(self, taking: Taking) -> list[Effect]:
         runs = taking.close(taking.start, taking.end)
         for first, _, count in taking.extents:
-            for pgoff in range(first, first + count):
-                taking.guest.absent.put(pgoff, Lost.POISONED)
+            taking.guest.absent.put_poisoned(first, first + count)
         return [Scrub(taking.ino, runs, FrameState.POISONED)]
 
 

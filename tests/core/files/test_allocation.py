@@ -106,7 +106,7 @@ def test_holes_punched_meanwhile_get_frames_of_their_policy() -> None:
     store.fallocate(file, 1, 650 * P, 3 * P)
     while not filling.step():
         pass
-    store.perform(store.service.data.give_back(file.ino, filling.supply, 0, 1 << 51, None))
+    store.perform(store.service.data.give_back(file.ino, filling.supply, None))
     assert nodes_of(store, file, 700) == [None, None, None] + [page % 2 for page in range(3, 700)]
     assert store.audit() == []
 

@@ -248,18 +248,14 @@ def _unmap_some(pages: FilePages) -> None:
 
 
 def _detach(pages: FilePages) -> None:
-    pages.detach(0, PGOFF_END)
-
-
-def _detach_some(pages: FilePages) -> None:
-    pages.detach(6, 8)
+    pages.detach()
 
 
 def _take(pages: FilePages) -> None:
     pages.take()
 
 
-@pytest.mark.parametrize("change", [_map_page, _unmap_page, _unmap_some, _detach, _detach_some, _take])
+@pytest.mark.parametrize("change", [_map_page, _unmap_page, _unmap_some, _detach, _take])
 @pytest.mark.parametrize("is_copied", [False, True])
 def test_a_table_is_seen_as_it_was_whatever_changes_it(
     pages: FilePages, change: Callable[[FilePages], None], is_copied: bool
@@ -278,6 +274,58 @@ def test_a_table_is_seen_as_it_was_whatever_changes_it(
         assert pages.page_count != 3
     finally:
         then.close()
+
+
+def test_what_was_looked_at_is_not_kept(pages: FilePages) -> None:
+    pages.map_run(4, 40, 2)
+    then = TablesThen()
+    try:
+        assert then.peek(pages) is pages
+        then.seen(pages)
+        pages.map_page(6, 60)
+        assert not then.has(pages)
+    finally:
+        then.close()
+
+
+def test_what_one_has_looked_at_is_kept_for_another(pages: FilePages) -> None:
+    pages.map_run(4, 40, 2)
+    first, second = TablesThen(), TablesThen()
+    try:
+        second.seen(pages)
+        pages.map_page(6, 60)
+        assert first.peek(pages).page_count == 2
+    finally:
+        first.close()
+        second.close()
+
+
+def test_a_few_nodes_are_given_as_numbers(pages: FilePages) -> None:
+    pages.map_run(3, 30, 2)
+    pages.map_run(9 * CHUNK, 8 * CHUNK, CHUNK)
+    found = pages.few()
+    assert found is not None
+    pgoffs, pfns = (numbers.tolist() for numbers in found)
+    assert pgoffs == [3, 4, *range(9 * CHUNK, 10 * CHUNK)]
+    assert pfns == [30, 31, *range(8 * CHUNK, 9 * CHUNK)]
+    for number in range(20, 24):
+        pages.map_run(number * CHUNK, number, 1)
+    assert pages.few() is None
+
+
+def test_holes_are_found_a_step_at_a_time(pages: FilePages) -> None:
+    for page in range(0, 4000, 2):
+        pages.map_run(page, 5000 + page, 1)
+    found, at = list[tuple[int, int]](), 0
+    while at < 4001:
+        some, reached = pages.some_holes(at, 4001, 40)
+        assert at < reached and len(some) <= 40
+        found, at = [*found, *some], int(reached)
+    assert found == list(pages.holes(0, 4001))
+    for page in range(1, 4000, 2):
+        pages.map_run(page, 20000 - page, 1)
+    some, reached = pages.some_holes(0, 4001, 40)
+    assert some == [] and reached < 1000, "pieces are bounded where there is no hole"
 
 
 def test_two_may_look_and_each_sees_its_own_moment(pages: FilePages) -> None:

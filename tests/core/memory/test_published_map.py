@@ -115,4 +115,4 @@ def test_a_dropped_map_is_not_written_any_more() -> None:
 def test_a_table_that_is_published_is_not_detached() -> None:
     shown = Shown(4)
     with pytest.raises(AssertionError):
-        shown.pages.detach(0, 4)
+        shown.pages.detach()

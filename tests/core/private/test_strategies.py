@@ -45,7 +45,7 @@ def test_poison_leaves_pages_that_a_punch_makes_holes_again(store: CoreStore) ->
     file, guest = store.bound_file("file", 16)
     store.fault(file, 3, 1)
     store.invalidate(file, 3, 4, strategies.POISON)
-    assert dict(guest.absent) == {3: Lost.POISONED}
+    assert list(guest.absent.runs(0, 16)) == [(3, 4, Lost.POISONED)]
     with refused("EHWPOISON", match="page 0x3"):
         store.fault(file, 3)
     store.invalidate(file, 0, 16, strategies.PUNCH)
