@@ -105,7 +105,6 @@ class Files:
                 file.nlink,
                 file.uid,
                 file.gid,
-                file.gid,
                 file.size,
                 file.pages.page_count,
                 file.atime_ns,

@@ -1,10 +1,11 @@
 """The use cases of files: what changes together, and what is left to be done outside the lock."""
 
+import errno
 import os
 
 import pytest
 
-from memfsd.core.files.inodes import Changes
+from memfsd.core.files.inodes import ROOT_INO, Changes
 from memfsd.store.invalidator import VmWork
 from memfsd.store.seeking import Hole
 from memfsd.uapi.messages import Kind
@@ -165,3 +166,37 @@ def test_what_a_mapping_stored_is_surely_taken_only_as_far_as_any_node_has_room(
     store.setfattr(file, "numa", "bind:1")
     store.fallocate(file, 0, 0, 6 * P)
     assert store.store.files.room_to_write_back(file.ino) == P
+
+
+def test_whatever_stat_shows_of_a_sealed_file_changes_its_state(store: CoreStore) -> None:
+    """What was made for the kernel before is shown again while the state is the same."""
+    file, files = store.guest_file("file", 8), store.store.files
+    before = files.sealed_state(file.ino), files.getattr(file.ino)
+    for change in (
+        lambda: files.setattr(file.ino, Changes(mode=0o640), 0),
+        lambda: files.setattr(file.ino, Changes(uid=7), 0),
+        lambda: files.setattr(file.ino, Changes(gid=8), 0),
+        lambda: files.setattr(file.ino, Changes(atime_ns=9, ctime_ns=file.ctime_ns), 0),
+        lambda: files.setattr(file.ino, Changes(mtime_ns=9, ctime_ns=file.ctime_ns), 0),
+        lambda: store.store.names.link(file.ino, ROOT_INO, b"other", 7),
+        lambda: files.allocate(file.ino, 0, P).run(),
+        lambda: files.punch(file.ino, 0, P).run(),
+    ):
+        change()
+        after = files.sealed_state(file.ino), files.getattr(file.ino)
+        assert before[0] != after[0]
+        assert before[1] != after[1]
+        before = after
+    assert before == (files.sealed_state(file.ino), files.getattr(file.ino))
+    assert files.sealed_state(store.make("ordinary").ino) is None
+    assert files.sealed_state(ROOT_INO) is files.sealed_state(99) is None
+
+
+def test_a_write_to_a_sealed_file_is_refused_where_it_is_placed(store: CoreStore) -> None:
+    file = store.guest_file("file", 8)
+    handle = store.open(file, os.O_WRONLY)
+    assert store.store.files.place_write(handle, 0, P) == errno.EPERM
+    with refused("EPERM"):
+        store.store.files.write(handle, 0, b"x")
+    with refused("EBADF"):
+        store.store.files.place_write(99, 0, P)
