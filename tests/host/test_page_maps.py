@@ -79,11 +79,11 @@ def test_the_map_of_a_huge_file_is_of_its_first_pages() -> None:
 
 def test_it_goes_with_its_last_reference_and_leaves_no_descriptor() -> None:
     before = len(os.listdir("/proc/self/fd"))
-    made = make_page_map(Ino(10), PAGES)
+    made = make_page_map(Ino(987_654), PAGES)
     os.close(made.fd)
     assert len(os.listdir("/proc/self/fd")) == before
     with open("/proc/self/maps", encoding="ascii") as maps:
-        assert "memfsd-page-map-10" in maps.read()
+        assert "memfsd-page-map-987654" in maps.read()
     del made
     with open("/proc/self/maps", encoding="ascii") as maps:
-        assert "memfsd-page-map-10" not in maps.read()
+        assert "memfsd-page-map-987654" not in maps.read()
