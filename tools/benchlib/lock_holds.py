@@ -283,7 +283,7 @@ def _sparse(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
 
 
 def _scattered(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
-    """An ordinary file of as many extents in 1 TiB, in a pool of which every fourth 2 MiB has frames in two states."""
+    """An ordinary file of as many extents in 1 TiB, in a pool of which each 2 MiB has frames in two states."""
     apart = sizes.tib_pages // sizes.extents
     bed = _Bed(timer, sizes.tib_pages)
     store, pool = bed.store, bed.store.service.pool
@@ -292,10 +292,8 @@ def _scattered(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
     with store.service.lock:
         for pfn, count in pool.alloc(pool.free_count, FrameState.SHARED):
             hog.pages.map_run(pfn, pfn, count)
-        for pgoff in range(sizes.extents // 512 * 512 + 512, sizes.tib_pages, 2048):
-            ((_, frame, count),) = hog.pages.unmap(pgoff, pgoff + 1)
-            pool.set_state(frame, count, FrameState.CLOSING)
-            pool.free(frame, count)
+        for frame in range(sizes.extents // 512 * 512 + 512, sizes.tib_pages, 512):
+            pool.set_state(frame, 1, FrameState.CLOSING)  # as if it were about to be punched
     yield from _seen(bed, file)
     yield "punch", lambda: store.files.punch(file.ino, PAGE_SIZE, sizes.tib_pages // 2 * PAGE_SIZE).run()
     yield "truncate", lambda: store.files.truncate(file.ino, PAGE_SIZE).run()
