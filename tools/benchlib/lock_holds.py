@@ -288,9 +288,9 @@ def _scattered(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
     bed = _Bed(timer, sizes.tib_pages)
     store, pool = bed.store, bed.store.service.pool
     file = _comb(bed, "comb", sizes.extents, apart, sealed=False)
-    hog = bed.file("hog", sizes.tib_pages, sealed=False)
+    hog = bed.file("hog", sizes.tib_pages)
     with store.service.lock:
-        for pfn, count in pool.alloc(pool.free_count, FrameState.SHARED):
+        for pfn, count in pool.alloc(pool.free_count, FrameState.PRIVATE):
             hog.pages.map_run(pfn, pfn, count)
         for frame in range(sizes.extents // 512 * 512 + 512, sizes.tib_pages, 512):
             pool.set_state(frame, 1, FrameState.CLOSING)  # as if it were about to be punched
