@@ -42,6 +42,7 @@ class Border:
         files: dict[Region, File],
     ) -> None:
         self._kvm = machine.kvm
+        self._vcpu = machine.vm.vcpu(0)
         self._store = store
         self.memory = memory
         self.regions = regions
@@ -95,6 +96,15 @@ class Border:
             self.memory.discard(start, end)
         if offset + size > region.size:
             raise Refused(errno.ENOMEM, f"nothing is mapped past the region that ends at {region.end:#x}")
+
+    def pre_fault(self, gpa: int, size: int, *, private: bool) -> int:
+        left = [size]
+
+        def fault_in() -> None:
+            left[0] = self._kvm.pre_fault(self._vcpu, gpa, size, shared=not private)
+
+        self._call("pre_fault", f"{gpa:#x}+{size:#x}", fault_in)
+        return left[0]
 
     def dma_map(self, gpa: int, size: int) -> None:
         self._call("dma_map", f"{gpa:#x}+{size:#x}", lambda: self._each(self._iommu.map, gpa, size))

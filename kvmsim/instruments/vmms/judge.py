@@ -5,6 +5,7 @@ nothing of it; anything else, nothing has changed.
 """
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 from memfsd.uapi.units import Gfn
@@ -105,14 +106,14 @@ def reached_meanwhile(history: Sequence[Snapshot], ram: frozenset[Gfn]) -> tuple
 
 
 def gone_after(history: Sequence[Snapshot], pages: Iterable[Gfn], kind: str) -> list[Finding]:
-    """For private pages that should have stayed: the call that took each. Those that have a frame are left out."""
+    """For private pages that should have stayed: the last call that took each while its attribute was private. It may
+    have a frame again, of zeros."""
     found = []
     for gfn in pages:
-        last = len(history) - 1
-        if gfn in history[last].held_private:
-            continue
-        while last and gfn not in history[last - 1].held_private:
-            last -= 1
-        if last:
-            found.append((kind, history[last].call))
+        taken = [
+            now.call
+            for before, now in pairwise(history)
+            if gfn in before.held_private - now.held_private and gfn not in now.shared_attribute
+        ]
+        found += [(kind, call) for call in taken[-1:]]
     return grouped(found)

@@ -51,6 +51,10 @@ class Calls(Protocol):
     def discard(self, region: Region, offset: int, size: int) -> None:
         """madvise(MADV_DONTNEED) of the region's shared memory. ENOMEM past its end: what is inside is discarded."""
 
+    def pre_fault(self, gpa: int, size: int, *, private: bool) -> int:
+        """KVM_PRE_FAULT_MEMORY of the vCPU that asks: the bytes at the end of the range that are still to do. private:
+        which side, on an ABI without memory attributes."""
+
     def dma_map(self, gpa: int, size: int) -> None:
         """VFIO_IOMMU_MAP_DMA: the shared pages are allocated, pinned, and mapped for the device."""
 

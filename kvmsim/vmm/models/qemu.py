@@ -24,8 +24,8 @@ class Qemu(Model):
             "target/i386/kvm/kvm.c: kvm_handle_hc_map_gpa_range()",
         ),
         "first region that overlaps the range; attributes of the range; bitmap, then VFIO, whose failure to unmap is "
-        "logged; one discard of one side (none of shared memory on huge pages); no lock over them. Left out: "
-        "KVM_PRE_FAULT_MEMORY of the range after a hypercall, whose failure is ignored",
+        "logged; one discard of one side (none of shared memory on huge pages); after a hypercall, the range is "
+        "faulted in, and a failure ignored; no lock over them",
     )
 
     def __init__(self, calls: Calls) -> None:
@@ -41,7 +41,12 @@ class Qemu(Model):
         return gpa in self._bitmap
 
     def hypercall(self, gpa: int, page_count: int, attributes: int) -> int:
-        self._run(gpa, size_of(page_count), is_private(attributes))
+        size, private = size_of(page_count), is_private(attributes)
+        self._run(gpa, size, private)
+        with contextlib.suppress(Refused):
+            end = gpa + size
+            while size:
+                size = self.calls.pre_fault(end - size, size, private=private)
         return 0
 
     def memory_fault(self, gpa: int, size: int, *, private: bool) -> None:

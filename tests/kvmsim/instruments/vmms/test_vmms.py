@@ -112,6 +112,14 @@ def test_qemu_discards_from_where_the_region_begins_when_the_range_begins_in_a_h
     assert row.lost_pages == 2
 
 
+def test_qemu_faults_in_what_a_hypercall_has_converted(results: Results) -> None:
+    assert results["qemu", "to-private"].calls[-1] == "pre_fault 0x104000+0x4000"
+    assert results["qemu", "to-private"].private_copy == "4 held"
+    assert not any(call.startswith("pre_fault") for call in results["qemu", "fault-to-private"].calls)
+    row = results["qemu", "two-vcpus"]
+    assert row.lost_pages == 1, f"also where it has a frame again: {row.private_copy}"
+
+
 def test_cloud_hypervisor_discards_only_one_side_and_only_by_hypercall(results: Results) -> None:
     assert results["cloud-hypervisor", "to-shared"].verdict == "ok"
     assert kinds(results["cloud-hypervisor", "to-private"]) == {judge.SHARED_LEFT}
