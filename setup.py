@@ -35,6 +35,12 @@ setup(
             extra_compile_args=[*fuse3("--cflags"), "-Wall", "-Wextra"],
             extra_link_args=fuse3("--libs"),
         ),
+        Extension(
+            "memfsd.common._ring",
+            sources=["memfsd/common/_ring.c"],
+            define_macros=[("_GNU_SOURCE", None)],
+            extra_compile_args=["-O2", "-Wall", "-Wextra"],
+        ),
         # Needs nothing of unicorn, which calls it: built whether or not the extra is wanted.
         Extension(
             "kvmsim.cpu.x86._fill",

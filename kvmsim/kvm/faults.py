@@ -39,8 +39,11 @@ class Faults:
 
     @trace.hot(
         trace.Side.VM,
-        lambda to, faults, vcpu, gfn, *, shared, write, want=1, offset=0, length=1: to.fault_begun(
-            faults._vm.name, vcpu.id, gfn, offset, shared, write
+        before=(
+            trace.Instrument.fault_begun,
+            lambda to, faults, vcpu, gfn, *, shared, write, want=1, offset=0, length=1: to.fault_begun(
+                faults._vm.name, vcpu.id, gfn, offset, shared, write
+            ),
         ),
     )
     def fault(
@@ -182,7 +185,13 @@ class Faults:
             trace.vm.fault_waited(page_fault.gfn)
         return is_over
 
-    @trace.hot(trace.Side.VM, lambda to, _, vcpu, page, *, shared, write: to.translating(vcpu.tlb, page, shared))
+    @trace.hot(
+        trace.Side.VM,
+        before=(
+            trace.Instrument.translating,
+            lambda to, _, vcpu, page, *, shared, write: to.translating(vcpu.tlb, page, shared),
+        ),
+    )
     def translate(self, vcpu: Vcpu, page: int, *, shared: bool, write: bool) -> Translation | None:
         """TLB, then a walk that marks the leaf accessed and fills the TLB; None is an EPT violation. In guest mode.
 

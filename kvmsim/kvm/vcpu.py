@@ -186,7 +186,9 @@ class Vcpu:
 
     # -- guest mode
 
-    @trace.hot(trace.Side.VM, after=lambda to, _, vcpu: to.guest_entered(vcpu._vm, vcpu.id))
+    @trace.hot(
+        trace.Side.VM, after=(trace.Instrument.guest_entered, lambda to, _, vcpu: to.guest_entered(vcpu._vm, vcpu.id))
+    )
     def enter(self) -> None:
         """Into guest mode; waits while the vCPU is being kicked."""
         while self._kickers:

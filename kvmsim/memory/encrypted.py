@@ -84,7 +84,13 @@ class EncryptedMemory(WindowMemory):
 
     # -- the guest's accesses
 
-    @trace.hot(trace.Side.VM, lambda to, memory, offset, length: to.guest_reads(memory, offset, length))
+    @trace.hot(
+        trace.Side.VM,
+        before=(
+            trace.Instrument.guest_reads,
+            lambda to, memory, offset, length: to.guest_reads(memory, offset, length),
+        ),
+    )
     def read(self, offset: int, length: int) -> bytes:
         frame, skip = offset >> PAGE_SHIFT, offset % PAGE_SIZE
         if skip + length <= PAGE_SIZE:
@@ -93,7 +99,13 @@ class EncryptedMemory(WindowMemory):
         pages = b"".join(map(self._read, range(frame, last + 1)))
         return pages[skip : skip + length]
 
-    @trace.hot(trace.Side.VM, lambda to, memory, offset, data: to.guest_writes(memory, offset, len(data)))
+    @trace.hot(
+        trace.Side.VM,
+        before=(
+            trace.Instrument.guest_writes,
+            lambda to, memory, offset, data: to.guest_writes(memory, offset, len(data)),
+        ),
+    )
     def write(self, offset: int, data: bytes) -> None:
         at = 0
         while at < len(data):

@@ -85,11 +85,23 @@ class _Mapped:
         self._view = memoryview(self._map)
         self._bytes: np.ndarray[tuple[int], np.dtype[np.uint8]] = np.frombuffer(self._map, dtype=np.uint8)
 
-    @trace.hot(trace.Side.VM, lambda to, memory, offset, length: to.guest_reads(memory, offset, length))
+    @trace.hot(
+        trace.Side.VM,
+        before=(
+            trace.Instrument.guest_reads,
+            lambda to, memory, offset, length: to.guest_reads(memory, offset, length),
+        ),
+    )
     def read(self, offset: int, length: int) -> bytes:
         return self._view[offset : offset + length].tobytes()
 
-    @trace.hot(trace.Side.VM, lambda to, memory, offset, data: to.guest_writes(memory, offset, len(data)))
+    @trace.hot(
+        trace.Side.VM,
+        before=(
+            trace.Instrument.guest_writes,
+            lambda to, memory, offset, data: to.guest_writes(memory, offset, len(data)),
+        ),
+    )
     def write(self, offset: int, data: bytes) -> None:
         self._view[offset : offset + len(data)] = data
 

@@ -187,8 +187,12 @@ class StoreLink:
 
     @trace.hot(
         trace.Side.VM,
-        after=lambda to, found, link, pgoff, max_pages, order=0: (
-            found and to.frames_found(link._vm_name, link.ino, link.conn, pgoff, found.pfn, found.page_count, found.seq)
+        after=(
+            trace.Instrument.frames_found,
+            lambda to, found, link, pgoff, max_pages, order=0: (
+                found
+                and to.frames_found(link._vm_name, link.ino, link.conn, pgoff, found.pfn, found.page_count, found.seq)
+            ),
         ),
     )
     def find(self, pgoff: Pgoff, max_pages: int) -> m.GetPfnReply | None:

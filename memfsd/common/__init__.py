@@ -6,7 +6,8 @@ intervals    half-open intervals with values, and sets of them
 trace        what happens on either side, reported to whoever observes it; packets: what is sent and received
 journal      an observer: a line of JSON for each message; journalfile: the file it is written to
 tracing      an observer: events in the kernel's text form; traceevents: which there are; tracefilter: which are wanted;
-             tracefile: the file they are written to; traceoptions: of a command line
+             tracefile: the file they are written to; _ring: where they wait for it; traceoptions: of a command line
+ratelimit    what is dear, done for a small share of the time
 qmp          a client of QMP, kvmsim's monitor
 rundir       where a program listens: a directory that is ours, and a socket in it
 sockets      connections between processes of one mount

@@ -26,10 +26,10 @@ from memfsd.uapi.messages import Body, Hello, PairReply
 from memfsd.uapi.units import Gfn, GfnRange, Pfn, Pgoff
 
 from . import sync, trace
+from .ratelimit import Ratelimit
 from .trace import Connection
 
 FORMAT_VERSION = 1
-_HELD_EACH_NS = 10_000_000
 _END_ROOM = 256
 """Bytes kept for the last record."""
 
@@ -114,7 +114,7 @@ class Recording(trace.Instrument):
         self._room = room_bytes
         self._lock = sync.lock("Recording.lock")
         self._numbers = itertools.count(1)
-        self._held_at_ns = -_HELD_EACH_NS
+        self._counting = Ratelimit()
         self._flushing: dict[str, int] = {}
         """By VM: when the flush of the TLBs began that follows its last zap. Guarded by its Mmu.lock."""
         with self._lock:
@@ -190,11 +190,11 @@ class Recording(trace.Instrument):
 
     def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, held: Callable[[], tuple[int, int]]) -> None:
         """What is held takes a look at all memory: now and then is enough."""
-        memory = {}
-        if self._now_ns() - self._held_at_ns > _HELD_EACH_NS:
+        memory, now = {}, self._now_ns()
+        if self._counting.allows(now):
             shared, doubled = held()
             memory = {"shared": shared, "doubled": doubled}
-            self._held_at_ns = self._now_ns()
+            self._counting.spent(self._now_ns() - now)
         self.note("converted", vm=vm, start=start, end=end, private=private, **memory)
 
     def _packet(self, channel: str, connection: Connection, packet: bytes, fds: int, *, sent: bool) -> None:

@@ -42,43 +42,67 @@ class ObservedSocket:
         self.connection = connection
         self._sock = sock
         self._channel = channel
+        # A fault makes these two calls. They use no attribute of this object: __getattr__ makes all of them slow.
+        self.send = self._sending(sock.send, to.packet_sent)
+        self.recv_into = self._receiving(sock.recv_into, to.packet_received)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._sock, name)
 
-    def send(self, packet: bytes, *flags: int) -> int:
-        return self._sending(packet, 0, lambda: self._sock.send(packet, *flags))
+    def _sending(self, send: Callable[..., int], sent: Callable[..., None]) -> Callable[..., int]:
+        channel, connection, unsent = self._channel, self.connection, self._unsent
+
+        def observed(packet: bytes, *flags: int) -> int:
+            sent(channel, connection, packet, 0)
+            try:
+                return send(packet, *flags)
+            except OSError as error:
+                unsent(error)
+                raise
+
+        return observed
+
+    def _receiving(self, receive: Callable[..., int], received: Callable[..., None]) -> Callable[..., int]:
+        channel, connection, failed, ended = self._channel, self.connection, self._not_received, self._received
+
+        def observed(buffer: bytearray, nbytes: int = 0, flags: int = 0) -> int:
+            try:
+                size = receive(buffer, nbytes, flags)
+            except OSError as error:
+                failed(error)
+                raise
+            if size:
+                received(channel, connection, bytes(memoryview(buffer)[:size]), 0)
+            else:
+                ended(b"", 0)
+            return size
+
+        return observed
 
     def sendmsg(self, buffers: list[bytes], ancillary: Any = (), *more: Any) -> int:
         fds = sum(len(data) for _, _, data in ancillary)
-        return self._sending(b"".join(buffers), fds, lambda: self._sock.sendmsg(buffers, ancillary, *more))
-
-    def recv_into(self, buffer: bytearray, nbytes: int = 0, flags: int = 0) -> int:
-        size = self._receiving(lambda: self._sock.recv_into(buffer, nbytes, flags))
-        self._received(bytes(memoryview(buffer)[:size]), 0)
-        return cast(int, size)
+        self.to.packet_sent(self._channel, self.connection, b"".join(buffers), fds)
+        try:
+            return cast(int, self._sock.sendmsg(buffers, ancillary, *more))
+        except OSError as error:
+            self._unsent(error)
+            raise
 
     def recvmsg(self, bufsize: int, *more: Any) -> Any:
-        received = self._receiving(lambda: self._sock.recvmsg(bufsize, *more))
+        try:
+            received = self._sock.recvmsg(bufsize, *more)
+        except OSError as error:
+            self._not_received(error)
+            raise
         self._received(received[0], sum(len(data) // 4 for _, _, data in received[1]))
         return received
 
-    def _sending(self, packet: bytes, fds: int, send: Callable[[], int]) -> int:
-        self.to.packet_sent(self._channel, self.connection, packet, fds)
-        try:
-            return send()
-        except OSError as error:
-            self.to.packet_unsent(self._channel, self.connection, error.strerror or str(error))
-            raise
+    def _unsent(self, error: OSError) -> None:
+        self.to.packet_unsent(self._channel, self.connection, error.strerror or str(error))
 
-    def _receiving(self, receive: Callable[[], Any]) -> Any:
-        try:
-            return receive()
-        except BlockingIOError:
-            raise
-        except OSError:
+    def _not_received(self, error: OSError) -> None:
+        if not isinstance(error, BlockingIOError):
             self.to.channel_closed(self._channel, self.connection)
-            raise
 
     def _received(self, packet: bytes, fds: int) -> None:
         if packet:

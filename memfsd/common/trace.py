@@ -50,8 +50,6 @@ class Instrument:
 
     sees_packets = False
     """Packets, too: only then are the sockets of connections observed."""
-    sees_hot_points = True
-    """False: those that are hot are never reported to it, nor paid for because of it."""
 
     # -- packets, of both sides: down is the channel on which the VM asks, up that on which the store calls
 
@@ -282,22 +280,27 @@ def observed(*, store: Instrument | None = None, vm: Instrument | None = None) -
 
 
 def _switch(side: Side) -> None:
-    observers = _observers[side]
-    globals()[side.value] = None if not observers else observers[0] if len(observers) == 1 else _Several(observers)
+    globals()[side.value] = _as_one(_observers[side]) if _observers[side] else None
     for method in _hot:
         if method.side is side:
-            method.switch(on=_is_hot(side))
+            method.switch()
 
 
-def _is_hot(side: Side) -> bool:
-    return any(one.sees_hot_points for one in _observers[side])
+def _as_one(observers: list[Instrument]) -> Instrument:
+    return observers[0] if len(observers) == 1 else _Several(observers)
+
+
+def _sees(observer: Instrument, point: Callable[..., None]) -> bool:
+    """It has a method for the point, and not Instrument's that does nothing."""
+    return getattr(getattr(observer, point.__name__), "__func__", None) is not point
 
 
 class _Several(Instrument):
     def __init__(self, instruments: list[Instrument]) -> None:
         self._instruments = list(instruments)
         for name in POINTS:
-            vars(self)[name] = _each([getattr(one, name) for one in instruments])
+            seeing = [one for one in instruments if _sees(one, getattr(Instrument, name))]
+            vars(self)[name] = _each([getattr(one, name) for one in seeing])
 
     @property
     def sees_packets(self) -> bool:  # type: ignore[override]
@@ -313,12 +316,15 @@ def _each(calls: list[Callable[..., None]]) -> Callable[..., None]:
     return call
 
 
-def hot(
-    side: Side, before: Callable[..., None] | None = None, after: Callable[..., None] | None = None
-) -> Callable[[F], F]:
-    """The decorated method has points that cost nothing while nobody observes.
+HotPoint = tuple[Callable[..., None], Callable[..., None]]
+"""A method of Instrument, and what calls it."""
 
-    before gets the instrument and the method's arguments, self first; after gets the instrument, the result and those.
+
+def hot(side: Side, *, before: HotPoint | None = None, after: HotPoint | None = None) -> Callable[[F], F]:
+    """The decorated method has points that cost nothing while nobody observes, or who does has no method for them.
+
+    before's function gets the instrument and the method's arguments, self first; after's gets the instrument, the
+    result and those.
     """
 
     def mark(method: F) -> F:
@@ -330,49 +336,53 @@ def hot(
 class _Hot:
     """In place of the method until its class is made."""
 
-    def __init__(
-        self,
-        method: Callable[..., Any],
-        side: Side,
-        before: Callable[..., None] | None,
-        after: Callable[..., None] | None,
-    ) -> None:
+    def __init__(self, method: Callable[..., Any], side: Side, before: HotPoint | None, after: HotPoint | None) -> None:
         self.side = side
         self._plain = method
-        self._before = before
-        self._after = after
-        self._is_on = False
+        self._points = before, after
+        self._seeing: tuple[list[Instrument], list[Instrument]] = [], []
 
     def __set_name__(self, owner: type, name: str) -> None:
         self._owner, self._name = owner, name
         setattr(owner, name, self._plain)
         _hot.append(self)
-        self.switch(on=_is_hot(self.side))
+        self.switch()
 
-    def switch(self, *, on: bool) -> None:
-        if on is self._is_on:
+    def switch(self) -> None:
+        """For those who observe now: the method as it is, unless one of them sees a point of it."""
+        before, after = self._points
+        seeing = self._who_sees(before), self._who_sees(after)
+        if seeing == self._seeing:
             return
-        self._is_on = on
-        if on:
+        if self._seeing == ([], []):
             self._plain = vars(self._owner)[self._name]
-            setattr(self._owner, self._name, self._traced(self._plain))
-        else:
-            setattr(self._owner, self._name, self._plain)
+        self._seeing = seeing
+        method = self._plain
+        if after is not None and seeing[1]:
+            method = _followed(method, after[1], _as_one(seeing[1]))
+        if before is not None and seeing[0]:
+            method = _preceded(method, before[1], _as_one(seeing[0]))
+        setattr(self._owner, self._name, method)
 
-    def _traced(self, method: Callable[..., Any]) -> Callable[..., Any]:
-        before, after = self._before, self._after
-        side = self.side.value
+    def _who_sees(self, point: HotPoint | None) -> list[Instrument]:
+        return [] if point is None else [one for one in _observers[self.side] if _sees(one, point[0])]
 
-        def traced(*arguments: Any, **named: Any) -> Any:
-            to = globals()[side]
-            if before is not None and to is not None:
-                before(to, *arguments, **named)
-            result = method(*arguments, **named)
-            if after is not None and to is not None:
-                after(to, result, *arguments, **named)
-            return result
 
-        return traced
+def _preceded(method: Callable[..., Any], say: Callable[..., None], to: Instrument) -> Callable[..., Any]:
+    def traced(*arguments: Any, **named: Any) -> Any:
+        say(to, *arguments, **named)
+        return method(*arguments, **named)
+
+    return traced
+
+
+def _followed(method: Callable[..., Any], say: Callable[..., None], to: Instrument) -> Callable[..., Any]:
+    def traced(*arguments: Any, **named: Any) -> Any:
+        result = method(*arguments, **named)
+        say(to, result, *arguments, **named)
+        return result
+
+    return traced
 
 
 _hot: list[_Hot] = []

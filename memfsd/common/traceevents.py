@@ -18,15 +18,13 @@ Value = int | str
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Event:
-    """fields: in the order of the text, which is a %-format. repeats: few different values, so texts are worth keeping.
-    line: from the name to the end."""
+    """fields: in the order of the text, a %-format of what _ring.c knows. line: from the name to the end."""
 
     system: str
     name: str
     fields: tuple[str, ...]
     text: str
     pattern: re.Pattern[str]
-    repeats: bool
     line: str
 
     def is_text(self, field: int) -> bool:
@@ -58,12 +56,12 @@ _ALSO = {
 }
 
 
-def _event(system: str, name: str, fields: str, text: str, *, repeats: bool = False) -> Event:
+def _event(system: str, name: str, fields: str, text: str) -> Event:
     literals, specs = _CONVERSIONS.split(text), _CONVERSIONS.findall(text)
     assert len(specs) == len(fields.split()), name
     pattern = "".join(re.escape(a) + _PATTERNS[b[-1]] for a, b in zip(literals, specs, strict=False))
     compiled = re.compile(pattern + re.escape(literals[-1]))
-    return Event(system, name, tuple(fields.split()), text, compiled, repeats, f": {name}: {text}\n")
+    return Event(system, name, tuple(fields.split()), text, compiled, f": {name}: {text}\n")
 
 
 POOL_STATES = tuple(state.name.lower() for state in FrameState)
@@ -72,13 +70,12 @@ _MESSAGE = (
     "channel %s kind %s id %u reply %u errno %d vm %s ino %d peer %d fds %u",
 )
 
-ENTRY = _event("kvm", "kvm_entry", "vcpu_id rip", "vcpu %u, rip 0x%x", repeats=True)
+ENTRY = _event("kvm", "kvm_entry", "vcpu_id rip", "vcpu %u, rip 0x%x")
 EXIT = _event(
     "kvm",
     "kvm_exit",
     "vcpu_id exit_reason guest_rip info1 info2 intr_info error_code",
     "vcpu %u reason %s rip 0x%x info1 0x%016x info2 0x%016x intr_info 0x%08x error_code 0x%08x",
-    repeats=True,
 )
 PAGE_FAULT = _event(
     "kvm",
@@ -87,11 +84,9 @@ PAGE_FAULT = _event(
     "vcpu %u rip 0x%x address 0x%016x error_code 0x%x",
 )
 MMIO = _event("kvm", "kvm_mmio", "type len gpa val", "mmio %s len %u gpa 0x%x val 0x%x")
-PIO = _event(
-    "kvm", "kvm_pio", "rw port size count val more", "pio_%s at 0x%x size %d count %d val 0x%x %s", repeats=True
-)
+PIO = _event("kvm", "kvm_pio", "rw port size count val more", "pio_%s at 0x%x size %d count %d val 0x%x %s")
 HYPERCALL = _event("kvm", "kvm_hypercall", "nr a0 a1 a2 a3", "nr 0x%x a0 0x%x a1 0x%x a2 0x%x a3 0x%x")
-USERSPACE_EXIT = _event("kvm", "kvm_userspace_exit", "reason number", "reason %s (%d)", repeats=True)
+USERSPACE_EXIT = _event("kvm", "kvm_userspace_exit", "reason number", "reason %s (%d)")
 UNMAP = _event("kvm", "kvm_unmap_hva_range", "start end", "mmu notifier unmap range: 0x%x -- 0x%x")
 CONVERT = _event("qemu", "kvm_convert_memory", "start size direction", "start 0x%x size 0x%x %s")
 MEMORY = _event("kvmsim", "kvmsim_memory", "shared doubled", "shared %u doubled %u")

@@ -5,8 +5,8 @@
                vm0/0-4711    [001] .....  8712.003417: kvm_exit: vcpu 0 reason EPT_VIOLATION rip 0x0 ...
 
 The number after the task is the thread's id; the clock is CLOCK_MONOTONIC, one for all processes of a machine. An event
-costs its thread a tuple in a queue; a thread of the trace makes text of it. So a slow disk or a FIFO that nobody reads
-delays nobody: what finds no room is lost, and counted as the kernel does.
+costs its thread a record in a ring (_ring.c), as in the kernel; a thread of the trace makes text of it. So a slow disk
+or a FIFO that nobody reads delays nobody: what finds no room is lost, and counted as the kernel does.
 """
 
 import contextlib
@@ -15,16 +15,15 @@ import functools
 import os
 import select
 import stat
-import threading
-import time
-from collections import deque
-from collections.abc import Callable, Iterable, Mapping
-from typing import TypeVar
+import struct
+from collections.abc import Callable, Iterable
 
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.framing import unpack_header
 from memfsd.uapi.limits import MAX_TRACE_BYTES, MAX_TRACE_QUEUE
+from memfsd.uapi.messages import REPLY, Kind
 
-from . import sync
+from . import _ring, sync
 from . import traceevents as e
 from .journalfile import appending, open_record, read_at
 from .quote import printable, quoted
@@ -33,24 +32,16 @@ from .tracefilter import BadFilter, Predicate, parse
 
 _FLUSH_S = 0.05
 _END_DEADLINE_S = 1.0
-_BATCH = 256
-"""Events between two writes: each write lets other threads have the GIL."""
-_MAX_TEXTS = 4096
-"""Texts that are kept, of what comes again and again."""
+_BATCH = 512
+"""Events between two writes: their text is made without letting other threads have the GIL, in 0.2 ms."""
 
-K = TypeVar("K")
-
-Wanted = Mapping[Event, Predicate | None]
+Wanted = dict[Event, Predicate | None]
 """Events, with their filter."""
-Put = Callable[[Event, str, tuple[Value, ...]], None]
-"""An event of a task, with its values: from any thread, with whatever lock held. It waits for nothing."""
-_Queued = tuple[int, int, int, str, Event, tuple[Value, ...]]
-"""Time, thread, CPU, task, event, values."""
 
 
 def wanted(chosen: Iterable[tuple[str, str]]) -> Wanted:
     """-e and -f, in pairs; all events when there are none. EINVAL (Refused): names no event, or a bad filter."""
-    found: dict[Event, Predicate | None] = {}
+    found: Wanted = {}
     for pattern, text in chosen:
         for event in e.chosen(pattern):
             try:
@@ -76,14 +67,12 @@ class TraceFile:
     """
 
     def __init__(self, fd: int, side: str, wanted: Wanted, warn: Callable[[str], None]) -> None:
-        self._fd, self._filters, self._warn = fd, wanted, warn
+        self._fd, self._warn = fd, warn
         self.wanted = set(wanted)
         """Events that are on. A filter stays an event's when it is off, and on again."""
-        self._queue: deque[_Queued] = deque()
-        self.put = self._putting()
-        self._lost = 0
-        self._heads: dict[tuple[str, int, int], str] = {}
-        self._texts: dict[tuple[Event, tuple[Value, ...]], str] = {}
+        self._ring = _ring.Ring(MAX_TRACE_QUEUE, self.wanted, wanted, word, _DECODERS)
+        self.put = self._ring.put
+        """An event of a task, with its values: from any thread, with whatever lock held. It waits for nothing."""
         status = os.fstat(fd)
         is_regular = stat.S_ISREG(status.st_mode)
         self._room = MAX_TRACE_BYTES - status.st_size
@@ -113,25 +102,6 @@ class TraceFile:
         else:
             os.close(self._fd)
 
-    def _putting(self) -> Put:
-        """A function with everything at hand, since faults wait for it."""
-        wanted, queue, local = self.wanted, self._queue, threading.local()
-        add, now, cpu = queue.append, time.monotonic_ns, _cpu_of_this_thread()
-
-        def put(event: Event, task: str, values: tuple[Value, ...]) -> None:
-            if event not in wanted:
-                return
-            if len(queue) >= MAX_TRACE_QUEUE or self._ended:
-                self._lost += 1
-                return
-            try:
-                tid = local.tid
-            except AttributeError:
-                tid = local.tid = threading.get_native_id()
-            add((now(), tid, cpu(), task, event, values))
-
-        return put
-
     def _pass_on(self) -> None:
         try:
             while not self._stop.wait(_FLUSH_S):
@@ -141,31 +111,11 @@ class TraceFile:
             self._end(error.strerror or str(error))
 
     def _drain(self) -> None:
-        while self._queue and not self._ended:
-            if self._lost:
-                lost, self._lost = self._lost, 0
+        while self._ring and not self._ended:
+            lost = self._ring.take_lost()
+            if lost:
                 self._write(f"CPU:0 [LOST {lost} EVENTS]\n".encode())
-            self._write(self._text(min(len(self._queue), _BATCH)).encode(errors="backslashreplace"))
-
-    def _text(self, count: int) -> str:
-        """The lines of so many events. One loop with everything at hand: most of what an event costs is here."""
-        take, filters, heads, texts = self._queue.popleft, self._filters, self._heads, self._texts
-        lines = []
-        for _ in range(count):
-            t, tid, cpu, task, event, values = take()
-            matches = filters.get(event)
-            if matches is not None and not matches((*values, tid, task, cpu)):
-                continue
-            head = heads.get((task, tid, cpu))
-            if head is None:
-                head = _remember(heads, (task, tid, cpu), f"{word(task):>16}-{tid:<7} [{cpu:03}] ..... ")
-            if event.repeats:
-                text = texts.get((event, values)) or _remember(texts, (event, values), event.line % values)
-            else:
-                text = event.line % values
-            us = str(t // 1000).rjust(11)
-            lines.append(f"{head}{us[:-6]}.{us[-6:]}{text}")
-        return "".join(lines)
+            self._write(self._ring.text(_BATCH))
 
     def _write(self, data: bytes) -> None:
         """OSError when it cannot be written to the end."""
@@ -190,26 +140,26 @@ class TraceFile:
     def _end(self, why: str) -> None:
         if not self._ended:
             self._ended = True
-            self._queue.clear()
+            self._ring.end()
             self._warn(f"the trace cannot be written and has ended: {why}")
 
 
-def _remember(known: dict[K, str], key: K, text: str) -> str:
-    if len(known) >= _MAX_TEXTS:
-        known.clear()
-    known[key] = text
-    return text
+def _packet(channel: str, packet: bytes, vm: str, ino: int, peer: int, fds: int) -> tuple[Value, ...] | None:
+    """The fields of a packet's event, by its header."""
+    try:
+        id_, kind, number = unpack_header(packet)
+        name, is_reply = _KINDS[kind]
+    except (struct.error, KeyError):
+        return None
+    return channel, name, id_, is_reply, number, word(vm), ino, peer, fds
+
+
+_KINDS = {kind | reply: (kind.name, int(reply > 0)) for kind in Kind for reply in (0, REPLY)}
+_DECODERS = dict.fromkeys((e.VM_SEND, e.VM_RECEIVE, e.STORE_SEND, e.STORE_RECEIVE), _packet)
+"""Of events whose values are raw when they happen."""
 
 
 @functools.lru_cache(1024)
 def word(text: str) -> str:
     """A name in one word, and not empty."""
     return "_".join(printable(text).split()) or "-"
-
-
-def _cpu_of_this_thread() -> Callable[[], int]:
-    """sched_getcpu(3). A PyDLL keeps the GIL: letting it go would take longer than the call."""
-    import ctypes
-
-    found: Callable[[], int] = ctypes.PyDLL(None).sched_getcpu
-    return found

@@ -9,13 +9,14 @@ import errno
 import time
 from collections.abc import Callable, Mapping, Sequence
 
-from memfsd.uapi.framing import BadBody, BadPacket, Header, decode_header, decode_reply, decode_request
+from memfsd.uapi.framing import HEADER_BYTES, BadBody, BadPacket, decode_header, decode_reply, decode_request
 from memfsd.uapi.messages import Hello, Kind, PairReply
 from memfsd.uapi.units import PAGE_SHIFT, Gfn, GfnRange, Pfn, Pgoff
 
 from . import trace
 from . import traceevents as e
 from .quote import printable
+from .ratelimit import Ratelimit
 from .trace import Connection
 from .traceevents import Event, Value
 from .tracefile import TraceFile, word
@@ -47,10 +48,13 @@ class Tracing(trace.Instrument):
     """side: memfsd or kvmsim."""
 
     def __init__(self, file: TraceFile, side: str) -> None:
-        self._side, self._put = side, file.put
+        self._put = file.put
+        self._task = "memfsd" if side == "memfsd" else ""
+        """Of its packets; a VM's are their VM's."""
         self._send, self._receive = e.EVENTS[f"{side}_send"], e.EVENTS[f"{side}_receive"]
         self._wanted = file.wanted
         self.sees_packets = not self._wanted.isdisjoint((self._send, self._receive))
+        self._counting = Ratelimit()
         self._tasks: dict[tuple[str, int], _Task] = {}
         self.close = file.close
 
@@ -241,11 +245,10 @@ class Tracing(trace.Instrument):
                 way,
             ),
         )
-        self._put(
-            e.MEMORY,
-            vm,
-            held(),
-        )
+        now = time.monotonic_ns()
+        if e.MEMORY in self._wanted and self._counting.allows(now):
+            self._put(e.MEMORY, vm, held())
+            self._counting.spent(time.monotonic_ns() - now)
 
     # -- its vCPUs
 
@@ -314,14 +317,10 @@ class Tracing(trace.Instrument):
             self._put(e.EXIT, task.name, (task.id, reason, 0, info1, 0, 0, 0))
 
     def _message(self, event: Event, channel: str, connection: Connection, packet: bytes, fds: int) -> None:
-        try:
-            header = decode_header(packet)
-        except BadPacket:
-            return
-        _learn(connection, header, packet)
-        task = "memfsd" if self._side == "memfsd" else connection.vm or "kvmsim"
-        values = channel, header.kind.name, header.id, int(header.is_reply), header.errno
-        self._put(event, task, (*values, word(connection.vm), connection.ino, connection.peer, fds))
+        if connection.ino < 0:
+            _learn(connection, packet)
+        vm, ino, peer = connection.vm, connection.ino, connection.peer
+        self._put(event, self._task or vm or "kvmsim", (channel, packet[:HEADER_BYTES], vm, ino, peer, fds))
 
 
 def _io_qualification(fields: Mapping[str, Value]) -> int:
@@ -329,9 +328,10 @@ def _io_qualification(fields: Mapping[str, Value]) -> int:
     return int(fields["size"]) - 1 | (not fields["direction"]) << 3 | int(fields["port"]) << 16
 
 
-def _learn(connection: Connection, header: Header, packet: bytes) -> None:
+def _learn(connection: Connection, packet: bytes) -> None:
     """As the journal does, which may not be there."""
-    with contextlib.suppress(BadBody):
+    with contextlib.suppress(BadPacket, BadBody):
+        header = decode_header(packet)
         if header.kind is Kind.HELLO and not header.is_reply:
             body = decode_request(header.kind, packet)
             connection.vm = body.vm if isinstance(body, Hello) else ""

@@ -288,9 +288,15 @@ class GuestMemory:
 
     @trace.hot(
         trace.Side.STORE,
-        lambda to, _, file, pgoff, pages, order=0: to.run_granted(file.ino, pgoff, pages),
-        lambda to, granted, gmem, file, pgoff, pages, order=0: to.run_was_granted(
-            file.ino, pgoff, granted.pfn, granted.page_count, gmem._pool.by_state
+        before=(
+            trace.Instrument.run_granted,
+            lambda to, _, file, pgoff, pages, order=0: to.run_granted(file.ino, pgoff, pages),
+        ),
+        after=(
+            trace.Instrument.run_was_granted,
+            lambda to, granted, gmem, file, pgoff, pages, order=0: to.run_was_granted(
+                file.ino, pgoff, granted.pfn, granted.page_count, gmem._pool.by_state
+            ),
         ),
     )
     def get_pfn(self, file: Regular, pgoff: int, max_pages: int, order: int = ORDER_4K) -> GetPfnReply:

@@ -20,7 +20,8 @@ Packet = bytes | bytearray | memoryview
 _HEADER = struct.Struct("<IHH")
 HEADER_BYTES = _HEADER.size
 _pack_header = _HEADER.pack
-_unpack_header = _HEADER.unpack_from
+unpack_header = _HEADER.unpack_from
+"""Id, kind with REPLY or without, errno: as they are, of at least HEADER_BYTES."""
 request_words = struct.Struct("<II").unpack_from
 """Id and kind of a request. Of anything else, the second word is no kind: `decode_request_header` says what it is.
 Of at least HEADER_BYTES."""
@@ -76,7 +77,7 @@ def decode_header(packet: Packet) -> Header:
     """BadPacket when it is too short, too long, of no known kind, or a request with an errno."""
     if not HEADER_BYTES <= len(packet) <= MAX_PACKET_BYTES:
         raise BadPacket(f"a packet of {len(packet)} bytes: {HEADER_BYTES} to {MAX_PACKET_BYTES} exist")
-    id_, word, errno = _unpack_header(packet)
+    id_, word, errno = unpack_header(packet)
     is_reply = word >= REPLY
     kind = _KINDS.get(word - REPLY if is_reply else word)
     if kind is None:

@@ -28,6 +28,14 @@ class Notebook(trace.Instrument):
         self._said.append(f"{self._name}: filled {key}")
 
 
+class All(trace.Instrument):
+    """Sees every point."""
+
+    def __init__(self) -> None:
+        for name in trace.POINTS:
+            vars(self)[name] = lambda *_: None
+
+
 HOT: list[Callable[..., object]] = [
     GuestMemory.get_pfn,
     Mmu.install,
@@ -52,7 +60,9 @@ def test_the_methods_of_the_fault_path_are_the_plain_ones_while_nobody_observes(
 
     assert current() is method
     assert "trace" not in method.__code__.co_names, "no test on the way"
-    with trace.observed(store=trace.Instrument(), vm=trace.Instrument()):
+    with trace.observed(store=trace.Instrument(), vm=Notebook("cold", [])):
+        assert (current() is method) is (owner != "Tlb"), "nor while those who observe have no method for its points"
+    with trace.observed(store=All(), vm=All()):
         assert current() is not method
     assert current() is method
 
@@ -112,7 +122,7 @@ def test_a_class_that_is_made_while_somebody_observes_is_observed() -> None:
     with trace.observed(vm=Notebook("late", said)):
 
         class Late:
-            @trace.hot(trace.Side.VM, lambda to, _, key: to.tlb_filled(None, key))
+            @trace.hot(trace.Side.VM, before=(trace.Instrument.tlb_filled, lambda to, _, key: to.tlb_filled(None, key)))
             def fill(self, key: int) -> int:
                 return key
 

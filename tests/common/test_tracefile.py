@@ -1,13 +1,16 @@
 """A trace: what is written, what a full or stuck place does to it, and that nothing else stops."""
 
 import os
+import re
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from memfsd.common import tracefile
+from memfsd.common import _ring, tracefile
+from memfsd.common.traceevents import EVENTS, FAULT_WAITED, KICKED, Event
 from memfsd.common.tracefile import TraceFile, open_trace, wanted
 from memfsd.uapi.errors import Refused
 from tests.support.threads import until
@@ -40,6 +43,72 @@ def test_only_what_is_chosen_and_passes_its_filter(tmp_path: Path) -> None:
 def test_a_filter_of_several_events_must_fit_each() -> None:
     with pytest.raises(Refused, match="filter 'gpa > 1': column 1: kvm_entry has no field 'gpa'"):
         wanted([("kvm:*", "gpa > 1")])
+
+
+VALUES = {
+    "u": (0, 7, 1 << 63, (1 << 64) - 1, 1 << 70, True),
+    "d": (0, -1, -(1 << 63), 1 << 70, -(1 << 70)),
+    "x": (0, 0xABCDEF, (1 << 64) - 1, 1 << 70, -5),
+    "s": ("word", "", "two words", "\u00e9\udc80"),
+}
+
+
+@pytest.mark.parametrize("event", EVENTS.values(), ids=lambda event: event.name)
+def test_the_text_of_an_event_is_what_percent_makes_of_its_format(event: Event) -> None:
+    ring = _ring.Ring(10, {event}, {}, str, {})
+    kinds = [spec[-1] for spec in re.findall("%[0-9]*[usdx]", event.text)]
+    for turn in range(6):
+        values = tuple(VALUES[kind][turn % len(VALUES[kind])] for kind in kinds)
+        ring.put(event, "vm0", values)
+        assert ring.text(1).split(b": ", 1)[1] == (event.line % values)[2:].encode(errors="backslashreplace")
+
+
+def test_a_ring_keeps_the_oldest_and_counts_what_it_loses() -> None:
+    ring = _ring.Ring(3, {FAULT_WAITED}, {FAULT_WAITED: lambda values: values[0] != 2}, str, {})
+    for turn in range(3):
+        for gfn in range(5):
+            ring.put(FAULT_WAITED, "vm0", (gfn,))
+            ring.put(KICKED, "vm0", (gfn,))
+        assert (len(ring), ring.take_lost(), ring.take_lost()) == (3, 2, 0), turn
+        assert [line.split()[-1] for line in (ring.text(2) + ring.text(2)).splitlines()] == [b"0x0", b"0x1"]
+    ring.put(FAULT_WAITED, "vm0", (1,))
+    ring.end()
+    ring.put(FAULT_WAITED, "vm0", (1,))
+    assert (len(ring), ring.text(9), ring.take_lost()) == (0, b"", 1)
+
+
+@pytest.mark.parametrize("values", [(), ("text",), (1.5,)], ids=["too few", "text", "no integer"])
+def test_values_that_are_not_the_events_are_an_error_and_leave_the_ring(values: tuple[Any, ...]) -> None:
+    ring = _ring.Ring(3, {FAULT_WAITED}, {}, str, {})
+    ring.put(FAULT_WAITED, "vm0", values)
+    with pytest.raises(TypeError):
+        ring.text(1)
+    ring.put(FAULT_WAITED, "vm0", (1,))
+    assert ring.text(1).endswith(b": kvmsim_fault_waited: gfn 0x1\n")
+
+
+def test_threads_that_put_while_text_is_made_lose_nothing(tmp_path: Path) -> None:
+    """Also where a filter lets them in between."""
+    count = 3000
+    with tracing(tmp_path / "trace", ("kvm_page_fault", "gpa >= 0"), ("kvm_exit", ""), ("kvm_entry", "")) as to:
+
+        def run(vcpu: int) -> None:
+            to.guest_entered("vm0", vcpu)
+            for gfn in range(count):
+                fault(to, gfn, vcpu)
+
+        threads = [threading.Thread(target=run, args=(vcpu,)) for vcpu in range(3)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    lines = (tmp_path / "trace").read_text().splitlines()[2:]
+    times = [float(line.split()[3].rstrip(":")) for line in lines]
+    assert times == sorted(times)
+    for vcpu in range(3):
+        mine = [line.split()[4:] for line in lines if line.split()[0].startswith(f"vm0/{vcpu}-")]
+        assert [words[0] for words in mine] == ["kvm_entry:"] + ["kvm_exit:", "kvm_page_fault:", "kvm_entry:"] * count
+        assert [int(words[6], 16) >> 12 for words in mine if words[0] == "kvm_page_fault:"] == list(range(count))
 
 
 def test_names_cannot_break_a_line(tmp_path: Path) -> None:

@@ -15,8 +15,6 @@ Emit = Callable[[str, dict[str, Any]], None]
 class Events(Instrument):
     """Attached when the first client comes. Points of the fault path are none of its business."""
 
-    sees_hot_points = False
-
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
 

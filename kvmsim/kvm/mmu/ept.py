@@ -155,7 +155,9 @@ class Ept(EptTables):
             self._map_pages(gfn, pfn, count, flags)
             self.mark_range(gfn, gfn + accessed, ACCESSED)
 
-    @trace.hot(trace.Side.VM, lambda to, _, gfn, pfn, **__: to.page_mapped(gfn, pfn))
+    @trace.hot(
+        trace.Side.VM, before=(trace.Instrument.page_mapped, lambda to, _, gfn, pfn, **__: to.page_mapped(gfn, pfn))
+    )
     def map_page(self, gfn: Gfn, pfn: HostPfn, *, writable: bool = True, uncached: bool = False) -> None:
         """`map_run` of one page that is demanded: the usual fault."""
         assert 0 <= pfn < MAX_PFN, pfn

@@ -102,9 +102,15 @@ class Mmu:
 
     @trace.hot(
         trace.Side.VM,
-        lambda to, _, page_fault, pfn, count: to.install_begun(page_fault.gfn, pfn, count),
-        lambda to, is_mapped, mmu, page_fault, pfn, count: (
-            mmu.trace_installed(to, page_fault, pfn, min(count, page_fault.limit)) if is_mapped else None
+        before=(
+            trace.Instrument.install_begun,
+            lambda to, _, page_fault, pfn, count: to.install_begun(page_fault.gfn, pfn, count),
+        ),
+        after=(
+            trace.Instrument.installed,
+            lambda to, is_mapped, mmu, page_fault, pfn, count: (
+                mmu.trace_installed(to, page_fault, pfn, min(count, page_fault.limit)) if is_mapped else None
+            ),
         ),
     )
     def install(self, page_fault: PageFault, pfn: HostPfn, count: int) -> bool:

@@ -46,7 +46,7 @@ class Tlb(Generic[V]):
     def __len__(self) -> int:
         return len(self._entries)
 
-    @trace.hot(trace.Side.VM, lambda to, tlb, key, _: to.tlb_filled(tlb, key))
+    @trace.hot(trace.Side.VM, before=(trace.Instrument.tlb_filled, lambda to, tlb, key, _: to.tlb_filled(tlb, key)))
     def insert(self, key: int, value: V) -> None:
         if len(self._entries) >= self._capacity:
             self.flush()

@@ -58,7 +58,13 @@ class PageMap:
 
     # -- entries
 
-    @trace.hot(trace.Side.STORE, lambda to, page_map, pgoff, pfn, count: to.page_map_written(page_map.ino))
+    @trace.hot(
+        trace.Side.STORE,
+        before=(
+            trace.Instrument.page_map_written,
+            lambda to, page_map, pgoff, pfn, count: to.page_map_written(page_map.ino),
+        ),
+    )
     def show(self, pgoff: int, pfn: int, count: int) -> None:
         """Pages that were holes are in these frames."""
         if count == 1:
@@ -78,7 +84,13 @@ class PageMap:
                 np.add(_RAMP[: stop - at], np.uint64(entry(at + delta, 0)), out=self._part(at, stop))
                 at = stop
 
-    @trace.hot(trace.Side.STORE, lambda to, page_map, pgoff, count: to.page_map_written(page_map.ino))
+    @trace.hot(
+        trace.Side.STORE,
+        before=(
+            trace.Instrument.page_map_written,
+            lambda to, page_map, pgoff, count: to.page_map_written(page_map.ino),
+        ),
+    )
     def hide(self, pgoff: int, count: int) -> None:
         """Pages that were shown are holes."""
         at, end = pgoff, min(pgoff + count, self.page_count)
@@ -121,7 +133,10 @@ class PageMap:
     def _part(self, start: int, end: int) -> NDArray[np.uint64]:
         return self._array[FIRST_WORD + start : FIRST_WORD + end]
 
-    @trace.hot(trace.Side.STORE, lambda to, page_map, index, word: to.page_map_written(page_map.ino))
+    @trace.hot(
+        trace.Side.STORE,
+        before=(trace.Instrument.page_map_written, lambda to, page_map, index, word: to.page_map_written(page_map.ino)),
+    )
     def _put(self, index: int, word: int) -> None:
         self._words[index] = word
 
