@@ -11,7 +11,7 @@ from .calls import Calls, Facts, Model, Region, VmEnded, is_private, pages, size
 
 class Qemu(Model):
     """An error in handling the exit is RUN_STATE_INTERNAL_ERROR: the VM stops, and the guest gets no status. Both exits
-    are handled without the big lock, and the bitmap has no lock. Each region here is a RAMBlock of its own."""
+    are handled without the big lock, and the bitmap has no lock."""
 
     name = "qemu"
     facts = Facts(
@@ -25,7 +25,8 @@ class Qemu(Model):
         ),
         "first region that overlaps the range; attributes of the range; bitmap, then VFIO, whose failure to unmap is "
         "logged; one discard of one side (none of shared memory on huge pages); after a hypercall, the range is "
-        "faulted in, and a failure ignored; no lock over them",
+        "faulted in, and a failure ignored; no lock over them. A region is a RAMBlock of its own here; a PC's RAM "
+        "below and above 4 GiB is one",
     )
 
     def __init__(self, calls: Calls) -> None:
