@@ -101,7 +101,7 @@ _kvmsim() {
     [[ ${COMP_WORDS[1]} == abi ]] && options='-h --help --situations --list --json --markdown --html'
     [[ ${COMP_WORDS[1]} == vmms ]] && options='-h --help --models --model --scenarios --abi --list --json --markdown'
     if [[ ${COMP_WORDS[1]} == race ]]; then
-        options='-h --help --seed --count --exhaustive --bound --limit --workers --cluster --replay --record --list --points --show --json'
+        options='-h --help --seed --count --exhaustive --bound --limit --page-map --workers --cluster --replay --record --list --points --show --json'
     fi
     case $before in
         --qmp) _memfsd_words 'unix: none' "$word" && compopt -o nospace 2>/dev/null ;;
@@ -116,6 +116,7 @@ _kvmsim() {
         --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
         --max-slots | --gpa | --gdb | --journal | --trace | --scenarios | --situations | --model | -e | -f | --filter | --seed | --count | --bound | --limit | --workers | --cluster | --replay | --record | --plot) ;;
+        --page-map) _memfsd_words 'on off' "$word" ;;
         *)
             if [[ $word == -* ]]; then
                 _memfsd_words "$options" "$word"

@@ -36,8 +36,9 @@ def must(condition: bool, what: str) -> None:
 class Bench:
     """Starts the store when there is none."""
 
-    def __init__(self, base: Path) -> None:
+    def __init__(self, base: Path, *, page_map: bool = True) -> None:
         self.base = base
+        self._switches = [] if page_map else ["--no-op", "page-map"]
         self.mount = base / "mnt"
         self.mount.mkdir()
         self.socket = base / "store.sock"
@@ -57,7 +58,7 @@ class Bench:
         options = f"size={POOL_PAGES * PAGE},resize=any,open=rw,socket={self.socket}{self.options}"
         journal = self.base / "journal"
         journal.unlink(missing_ok=True)
-        arguments = ["-f", "--journal", str(journal), "-o", options, str(self.mount)]
+        arguments = ["-f", "--journal", str(journal), *self._switches, "-o", options, str(self.mount)]
         self.store = launch("memfsd", arguments, self.base, self.board)
         until(lambda: self.is_live() or self.ended(), "memfsd mounts", SETTLE_S)
         must(not self.ended(), f"memfsd ended with {self.store.status}: {self.store.err}")

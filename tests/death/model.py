@@ -6,6 +6,8 @@ from enum import Enum
 DEADLINES = "MEMFSD_DEATH_DEADLINES"
 """In the environment of a worker and of what it starts: SHORT, or nothing."""
 SHORT = "short"
+PAGE_MAP = "page-map"
+"""A worker's argument: its memfsd publishes page maps."""
 
 NO_CONNECTION, NO_PEER, NO_MORE = "no connection then", "no peer then", "ended before it could stop"
 NOBODY = {NO_CONNECTION, NO_PEER, NO_MORE}

@@ -16,7 +16,7 @@ from typing import Any
 
 from tests.support.real_mount import remove_mount
 
-from .model import DEADLINES, SHORT, Cell, Outcome
+from .model import DEADLINES, PAGE_MAP, SHORT, Cell, Outcome
 from .scenarios import SCENARIOS
 from .table import Census, Results, merge, outlasts
 
@@ -30,9 +30,9 @@ _ROOT = Path(__file__).parents[2]
 class Workers:
     """Each has its own mount. Used as a context: afterwards nothing of them is left."""
 
-    def __init__(self, count: int = 2, defect: str = "") -> None:
+    def __init__(self, count: int = 2, defect: str = "", *, page_map: bool = True) -> None:
         self._count = count
-        self._defect = defect
+        self._arguments = [defect, PAGE_MAP if page_map else ""]
 
     def census(self) -> Census:
         parts: list[tuple[str, dict[str, int]]] = []
@@ -65,7 +65,7 @@ class Workers:
 
         def serve() -> None:
             try:
-                with _Worker(self._defect, short=short) as worker:
+                with _Worker(self._arguments, short=short) as worker:
                     while not errors:
                         try:
                             index, request = waiting.get_nowait()
@@ -93,11 +93,11 @@ def _show(shown: Callable[[Cell, Outcome], None], group: list[Cell], done: tuple
 
 
 class _Worker:
-    def __init__(self, defect: str, *, short: bool) -> None:
+    def __init__(self, arguments: list[str], *, short: bool) -> None:
         self._directory = tempfile.TemporaryDirectory(prefix="death-")
         self._base = Path(self._directory.name)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.death.worker", self._base, defect],
+            [sys.executable, "-m", "tests.death.worker", self._base, *arguments],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

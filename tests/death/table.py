@@ -34,6 +34,9 @@ UNREACHABLE = {
 }
 """Points that no real process comes to, and why."""
 
+_MAP_POINTS = ("page map written", f"{points.PAGE_MAP.shown} read", f"{points.PAGE_MAP.shown} written")
+NO_PAGE_MAP = dict.fromkeys(_MAP_POINTS, "there are no page maps with --no-op page-map")
+
 WITHOUT_CONNECTION = {"FileMemory.using taken"}
 """kvmsim comes there when it has ended its pairings: there is nothing to cut."""
 
@@ -64,9 +67,15 @@ def merge(parts: Iterable[tuple[str, dict[str, int]]]) -> Census:
     return census
 
 
-def unexplained(census: Census) -> list[str]:
+def unreachable(*, page_map: bool) -> dict[str, str]:
+    """Points that no real process comes to, and why."""
+    return UNREACHABLE if page_map else UNREACHABLE | NO_PAGE_MAP
+
+
+def unexplained(census: Census, *, page_map: bool) -> list[str]:
     """Points that were not reached without a reason, or reached in spite of it."""
-    return [name for name, _ in NAMES if (name in census) == (name in UNREACHABLE)]
+    reasons = unreachable(page_map=page_map)
+    return [name for name, _ in NAMES if (name in census) == (name in reasons)]
 
 
 def cells(census: Census, *, everything: bool) -> list[Cell]:

@@ -10,7 +10,7 @@ import pytest
 
 from .__main__ import describe, main
 from .defects import DEFECTS
-from .model import Fault
+from .model import Cell, Fault
 from .pool import Workers
 from .report import SUMMARY
 from .scenarios import SCENARIOS
@@ -20,10 +20,20 @@ from .traps import NAMES
 LONG = bool(os.environ.get("MEMFSD_LONG"))
 TIMEOUT_S = 2 * 3600 if LONG else 3600
 
+_ASKED = (
+    # (point, side, fault, victim): where a fault of the guest is a message without page maps, too.
+    ("vm down send GET_PFN", "vm", Fault.KILL, "store"),
+    ("store down receive GET_PFN", "store", Fault.CUT, "store"),
+    ("store down send answer to GET_PFN", "store", Fault.KILL, "vm"),
+    ("vm down receive answer to GET_PFN", "vm", Fault.STOP, "vm"),
+)
+
 pytestmark = pytest.mark.minutes
 
 
-@pytest.mark.parametrize("words", ["--only NOSUCH", "--only BEGIN --docs", "--all --docs", "--workers 0"])
+@pytest.mark.parametrize(
+    "words", ["--only NOSUCH", "--only BEGIN --docs", "--all --docs", "--no-page-map --docs", "--workers 0"]
+)
 def test_a_table_of_nothing_is_refused(words: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("sys.argv", ["tests.death", *words.split()])
     with pytest.raises(SystemExit) as ended:
@@ -57,7 +67,7 @@ def census() -> Census:
 
 @pytest.mark.timeout(TIMEOUT_S)
 def test_every_point_is_reached_or_it_is_said_why_not(census: Census) -> None:
-    assert unexplained(census) == []
+    assert unexplained(census, page_map=True) == []
 
 
 @pytest.mark.parametrize("defect", DEFECTS)
@@ -78,3 +88,20 @@ def test_every_cell_holds(census: Census) -> None:
     assert broken == [], "\n".join(broken)
     unharmed = {c.point for c, outcome in results.items() if not outcome.harmed and c.fault in (Fault.KILL, Fault.CUT)}
     assert LONG or unharmed <= WITHOUT_CONNECTION
+
+
+@pytest.mark.timeout(TIMEOUT_S)
+def test_cells_hold_without_page_maps() -> None:
+    """A few; every cell with MEMFSD_LONG=1."""
+    workers = Workers(page_map=False)
+    if LONG:
+        census = workers.census()
+        assert unexplained(census, page_map=False) == []
+        wanted = cells(census, everything=True)
+    else:
+        wanted = [Cell(point, side, "punch", 2, fault, victim) for point, side, fault, victim in _ASKED]
+    results = workers.run(wanted)
+    SUMMARY.append(f"{summary(results)}, without page maps")
+    broken = [f"{describe(cell)}: {outcome.text}" for cell, outcome in results.items() if not outcome.ok]
+    assert broken == [], "\n".join(broken)
+    assert LONG or all(outcome.harmed for outcome in results.values())

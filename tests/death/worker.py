@@ -12,7 +12,7 @@ from .bench import SETTLE_S, Bench
 from .cell import NOT_REACHED, census, run_cell
 from .defects import DEFECTS
 from .launcher import TooLate, until
-from .model import Cell, Fault
+from .model import PAGE_MAP, Cell, Fault
 
 _PR_SET_CHILD_SUBREAPER = 36
 NEVER_S = 10.0
@@ -23,12 +23,12 @@ _TRIES = 3
 than in the census, and the second time of a point did not come."""
 
 
-def main(base: Path, defect: str) -> None:
+def main(base: Path, defect: str, *, page_map: bool) -> None:
     if defect:
         DEFECTS[defect][0]()
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
     (base / "tools").mkdir()
-    bench = Bench(base)
+    bench = Bench(base, page_map=page_map)
     if defect:
         bench.settle_s = NEVER_S
     for line in sys.stdin:
@@ -65,4 +65,4 @@ def start_over(bench: Bench) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2])
+    main(Path(sys.argv[1]), sys.argv[2], page_map=sys.argv[3] == PAGE_MAP)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from kvmsim.cli import run_command
-from kvmsim.instruments.race import explore, minimise, order, record
-from kvmsim.instruments.race.scenario import load
+from kvmsim.instruments.race import cli, explore, minimise, order, record
+from kvmsim.instruments.race.scenario import Scenario, load
 from tests.race.mutants import MUTANTS, planted
 from tests.support.threads import DEADLINE_S
 
@@ -62,6 +62,7 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
         (["fault-x-fault", "--workers", "2", "--cluster", "x"], "--workers does not go with --cluster"),
         (["fault-x-fault", "--workers", "2", "--exhaustive", "--bound", "1"], "--bound runs in one process"),
         (["fault-x-fault", "--show"], "--show belongs to --replay"),
+        (["--page-map", "off", "--replay", "x"], "--page-map does not go with --replay"),
         (["fault-x-fault", "--replay", "x"], "SCENARIO does not go with --replay"),
         (["fault-x-fault", "--record", "/nowhere/x"], "cannot be written"),
         (["fault-x-fault", "--record", "/tmp"], "is a directory"),
@@ -70,6 +71,30 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
 def test_usage(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert run_command(["race", *arguments]) == 2
     assert why in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("scenario", "said", "reads"),
+    [
+        ("two-vms", [], set()),
+        ("two-vms", ["--page-map", "off"], set()),
+        ("two-vms", ["--page-map", "on"], {"vm0", "vm1"}),
+        ("map-x-punch", [], {"vm0"}),
+        ("map-x-punch", ["--page-map", "off"], set()),
+    ],
+)
+def test_page_maps_are_read_by_every_vm_or_by_none(
+    scenario: str, said: list[str], reads: set[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    raced: list[set[str]] = []
+
+    def explored(_: object, scenario: Scenario) -> int:
+        raced.append(scenario.page_maps)
+        return 0
+
+    monkeypatch.setattr(cli, "_explore", explored)
+    assert run_command(["race", scenario, *said]) == 0
+    assert raced == [reads]
 
 
 def test_a_number_of_workers(capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,6 @@
 """Every shipped scenario holds: under random schedules, and under every order as far as there is time.
 
-RACE_SCALE=20 explores that many times more.
+RACE_SCALE=20 explores that many times more; RACE_PAGE_MAP=on or off gives every VM page maps, or none.
 """
 
 import itertools
@@ -10,7 +10,8 @@ import pytest
 
 from kvmsim.instruments.race import diagram, exhaustive, explore, order
 from kvmsim.instruments.race.runner import Result, run_once
-from kvmsim.instruments.race.scenario import load, shipped
+from kvmsim.instruments.race.scenario import shipped
+from tests.race.choice import chosen
 from tests.race.tally import NUMBERS
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))
@@ -85,7 +86,7 @@ def test_the_scenarios_that_are_promised_are_there() -> None:
 @pytest.mark.timeout(120 * SCALE)
 @pytest.mark.parametrize("name", shipped())
 def test_a_scenario_holds(name: str) -> None:
-    scenario = load(name)
+    scenario = chosen(name)
     assert scenario.about, "the first comment says what it is about"
     classes = held(list(explore.seeded(scenario, 1, RANDOM_RUNS)), name)
     every = list(itertools.islice(exhaustive.every(scenario), EXHAUSTIVE_RUNS + 1))
@@ -99,7 +100,7 @@ def test_a_scenario_holds(name: str) -> None:
 @pytest.mark.timeout(3600 if LONG else 300)
 def test_every_order_of_one_punch_and_one_death_holds() -> None:
     """With MEMFSD_LONG=1 of two vCPUs."""
-    scenario = load("punch-x-death-two-vcpus" if LONG else "punch-x-death")
+    scenario = chosen("punch-x-death-two-vcpus" if LONG else "punch-x-death")
     results = list(exhaustive.every(scenario))
     classes = held(results, scenario.name)
     rare = []

@@ -8,7 +8,7 @@ import pytest
 
 from kvmsim.instruments.race import explore, record
 from kvmsim.instruments.race.history import History
-from kvmsim.instruments.race.scenario import ScenarioError, load, parse
+from kvmsim.instruments.race.scenario import ScenarioError, load, parse, with_page_maps
 
 GOOD = """\
 # what it is about
@@ -66,6 +66,14 @@ def test_a_scenario_says_what_there_is_and_who_acts() -> None:
 def test_a_line_that_can_not_be_understood_is_named(line: str, why: str) -> None:
     with pytest.raises(ScenarioError, match=r"line 10: .*" + why):
         parse("bad", GOOD + line + "\n")
+
+
+def test_page_maps_are_in_the_text_so_that_a_record_has_them() -> None:
+    plain = parse("plain", "file mem 8\n  vm vm0 vcpus=2 # two\nvm vm1 page-map\nvcpu0: read 0\n")
+    every, none = with_page_maps(plain, on=True), with_page_maps(plain, on=False)
+    assert (every.page_maps, none.page_maps) == ({"vm0", "vm1"}, set())
+    assert parse("again", every.text).page_maps == {"vm0", "vm1"}
+    assert every.vms == none.vms == {"vm0": 2, "vm1": 1}
 
 
 def test_a_scenario_that_is_not_there_names_those_that_are(tmp_path: Path) -> None:

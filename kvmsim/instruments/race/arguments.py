@@ -20,6 +20,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--bound", type=_bound, metavar="N", help="with --exhaustive: every schedule with at most N preemptions instead"
     )
     parser.add_argument("--limit", type=_positive, metavar="K", help="with --exhaustive: end after K runs")
+    parser.add_argument(
+        "--page-map", choices=["on", "off"], help="every VM reads page maps, or none, whatever the scenario says"
+    )
     parser.add_argument("--workers", type=_workers, metavar="N", help="explore in N processes: the same runs, sooner")
     parser.add_argument("--cluster", metavar="ADDRESS", help="explore on the workers of this Dask scheduler")
     parser.add_argument("--replay", type=_path, metavar="FILE", help="run a recorded schedule again")

@@ -14,7 +14,7 @@ from pathlib import Path
 from . import diagram, exhaustive, explore, minimise, order, points, record, spread, workers
 from .arguments import RANDOM_RUNS
 from .runner import Result, run_once
-from .scenario import Scenario, ScenarioError, load, shipped
+from .scenario import Scenario, ScenarioError, load, shipped, with_page_maps
 
 HELD, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
 _TELL_EVERY_S = 5.0
@@ -30,7 +30,10 @@ def main(asked: argparse.Namespace) -> int:
         _refuse_what_does_not_fit(asked)
         if asked.replay is not None:
             return _replay(asked)
-        return _explore(asked, load(asked.scenario))
+        scenario = load(asked.scenario)
+        if asked.page_map is not None:
+            scenario = with_page_maps(scenario, on=asked.page_map == "on")
+        return _explore(asked, scenario)
     except (ScenarioError, workers.WorkersLost) as error:
         print(f"kvmsim: {error}", file=sys.stderr)
     except OSError as error:
@@ -49,6 +52,7 @@ def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
         "--exhaustive": asked.exhaustive,
         "--bound": asked.bound is not None,
         "--limit": asked.limit is not None,
+        "--page-map": asked.page_map is not None,
         "--workers": asked.workers is not None,
         "--cluster": asked.cluster is not None,
         "--record": asked.record is not None,

@@ -265,6 +265,17 @@ def parse(name: str, text: str, where: str = "") -> Scenario:
     return scenario
 
 
+def with_page_maps(scenario: Scenario, *, on: bool) -> Scenario:
+    """The same, but that every VM reads page maps, or none does."""
+    lines = []
+    for line in scenario.text.splitlines():
+        if line.strip().partition(" ")[0] == "vm":
+            words = [word for word in line.partition("#")[0].split() if word != "page-map"]
+            line = " ".join([*words, "page-map"] if on else words)
+        lines.append(line)
+    return parse(scenario.name, "\n".join(lines) + "\n")
+
+
 def _parse(name: str, text: str, where: str) -> Scenario:
     scenario = Scenario(name, text=text)
     for number, line in enumerate(text.splitlines(), 1):
