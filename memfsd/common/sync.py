@@ -1,6 +1,7 @@
 """Everything at which two threads or two processes can meet is made here: locks, threads, the ends of sockets.
 
     lock condition event thread      what threads of one process meet at
+    current                          which of them this is
     channel                          one end of the connection of two processes
     poll                             a wait for the end of a process
 
@@ -37,6 +38,9 @@ class Makers:
 
     def thread(self, target: Callable[..., object], name: str, args: tuple[Any, ...]) -> threading.Thread:
         return threading.Thread(target=target, name=name, args=args, daemon=True)
+
+    def current(self) -> int:
+        return threading.get_ident()
 
     def channel(self, sock: S, name: str) -> S:
         return sock
@@ -76,6 +80,11 @@ def event(name: str) -> threading.Event:
 def thread(target: Callable[..., object], name: str, args: tuple[Any, ...] = ()) -> threading.Thread:
     """Not started yet; a daemon thread."""
     return _makers.thread(target, name, args)
+
+
+def current() -> int:
+    """The calling thread, by a number that no other one has meanwhile."""
+    return _makers.current()
 
 
 def channel(sock: S, name: str) -> S:

@@ -10,7 +10,6 @@ from kvmsim.instruments.race.explore import Replay, default
 from kvmsim.instruments.race.primitives import Connections, Makers
 from kvmsim.instruments.race.scheduler import Scheduler, Step, Stuck, Task
 from memfsd.common import sync
-from tests.support.threads import DEADLINE_S
 
 
 class First:
@@ -138,46 +137,42 @@ def test_names_do_not_depend_on_who_was_first() -> None:
     for schedule in (["a", "b", "a", "b"], ["a", "b", "b", "a"]):
         scheduler = raced(makes, makes, schedule=schedule)
         names.append(sorted(task.name for task in scheduler.tasks))
-        for task in scheduler.tasks:
-            task.done = task.done or task.worker is None
         scheduler.end()
     assert names[0] == names[1]
 
 
-class Interrupted:
-    """The main task's gate: Ctrl-C comes as soon as it waits there."""
+def test_ctrl_c_while_a_task_runs_is_the_main_tasks() -> None:
+    """The signal is Python's to deliver, wherever its thread is just then."""
+    unwound: list[str] = []
 
-    def acquire(self) -> bool:
+    def waits(scheduler: Scheduler) -> None:
+        try:
+            scheduler.reach("point", lambda: False)
+        finally:
+            unwound.append("who waited")
+
+    def interrupted(scheduler: Scheduler) -> None:
+        scheduler.reach("point")
         raise KeyboardInterrupt
 
-    def release(self) -> None: ...
-
-
-def test_ctrl_c_between_a_gate_that_opens_and_who_goes_through(monkeypatch: pytest.MonkeyPatch) -> None:
-    scheduler, ends, real = Scheduler(First()), threading.Event(), threading.Lock()
-
-    class Late:
-        """Who waits here takes its time."""
-
-        locked, release = staticmethod(real.locked), staticmethod(real.release)
-
-        def acquire(self) -> bool:
-            return ends.wait(DEADLINE_S) and real.acquire()
-
-    task = scheduler.add("a", "a", actor=True)
-    task.gate = Late()  # type: ignore[assignment]
-    real.acquire()
-    scheduler.start(task, lambda: None)
-    scheduler.main.gate = Interrupted()  # type: ignore[assignment]
+    scheduler = Scheduler(First())
+    for name, body in (("a", waits), ("b", interrupted)):
+        scheduler.start(scheduler.add(name, name, actor=True), partial(body, scheduler))
     with pytest.raises(KeyboardInterrupt):
         scheduler.race()
-    assert task.worker is not None
-    is_free = task.worker.is_free
-
-    def let_go(timeout_s: float) -> bool:
-        ends.set()
-        return is_free(timeout_s)
-
-    monkeypatch.setattr(task.worker, "is_free", let_go)
+    assert unwound == []
     scheduler.end()
+    assert unwound == ["who waited"]
     assert scheduler.failures == []
+
+
+def test_each_task_is_a_thread_of_its_own_to_the_code_that_runs() -> None:
+    seen: list[int] = []
+    scheduler = Scheduler(First())
+    with sync.use(makers(scheduler)):
+        for name in "ab":
+            scheduler.start(scheduler.add(name, name, actor=True), lambda: seen.append(sync.current()))
+        scheduler.race()
+        scheduler.end()
+        seen.append(sync.current())
+    assert len(set(seen)) == 3

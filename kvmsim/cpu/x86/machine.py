@@ -1,7 +1,6 @@
 """What the vCPUs of a VM that run machine code have in common: page tables, memory by frame, whose turn it is."""
 
 import ctypes
-import threading
 from collections import deque
 from dataclasses import dataclass
 
@@ -114,7 +113,7 @@ class Turns:
         self._depth = 0
 
     def __enter__(self) -> None:
-        me, queue = threading.get_ident(), self._queue
+        me, queue = sync.current(), self._queue
         with self._changed:
             if not self._depth or queue[0] != me:
                 queue.append(me)

@@ -2,7 +2,7 @@
 
 import functools
 import hashlib
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Container, Iterable
 
 from .accesses import Access, Key, Kind, can_race, commute
 from .scheduler import Step
@@ -11,6 +11,7 @@ Accesses = dict[Access, None]
 MASK = (1 << 64) - 1
 
 Clock = dict[str, int]
+_NOTHING: dict[Kind, dict[str, tuple[int, Clock]]] = {}
 
 
 class Order:
@@ -18,7 +19,8 @@ class Order:
 
     def __init__(self) -> None:
         self._tasks: dict[str, Clock] = {}
-        self._last: dict[Key, dict[Kind, Clock]] = {}
+        self._last: dict[Key, dict[Kind, dict[str, tuple[int, Clock]]]] = {}
+        """By task the last step that did this, and its clock; one task where all before are ordered before it."""
         self._sent: dict[Key, list[tuple[int, Clock]]] = {}
         self._cleared: dict[Key, int] = {}
         self._received: dict[Key, int] = {}
@@ -64,6 +66,13 @@ class Order:
         if sent and key[0] != "event":
             join(clock, sent[0][1])
 
+    def _join_dependent(self, clock: Clock, key: Key, kind: Kind) -> None:
+        for other_kind, latest in self._last.get(key, _NOTHING).items():
+            if not commute(other_kind, kind):
+                for task, (at, other) in latest.items():
+                    if clock.get(task, -1) < at:  # else all that was before that step is in it
+                        join(clock, other)
+
     def add(self, index: int, step: Step) -> Clock:
         """The step's clock: for each task, its last step that is before this one (its own: itself)."""
         name = step.task.name
@@ -72,9 +81,7 @@ class Order:
             for other in self._tasks.values():
                 join(clock, other)
         for key, kind in step.accesses:
-            for other_kind, other in self._last.get(key, {}).items():
-                if not commute(other_kind, kind):
-                    join(clock, other)
+            self._join_dependent(clock, key, kind)
             if kind is Kind.RECEIVE:
                 self._join_sender(clock, key, clock.get(name, -1))
         clock[name] = index
@@ -86,9 +93,10 @@ class Order:
             elif kind is Kind.RECEIVE:
                 self._received[key] = self._received.get(key, 0) + 1
             kinds = self._last.setdefault(key, {})
-            merged = dict(kinds.get(kind, {}))
-            join(merged, clock)
-            kinds[kind] = merged
+            if commute(kind, kind):
+                kinds.setdefault(kind, {})[name] = index, clock
+            else:
+                kinds[kind] = {name: (index, clock)}
             if kind not in (Kind.RELEASE, Kind.UNLOOK):
                 self._racing.setdefault(key, []).append((index, name, kind))
         self._tasks[name] = clock
@@ -97,15 +105,21 @@ class Order:
         self.state = (self.state + part_of(step, self.numbered(clock))) & MASK
         return clock
 
-    def numbered(self, clock: Clock) -> Iterator[tuple[str, int]]:
+    def numbered(self, clock: Clock) -> list[tuple[str, int]]:
         """A clock by the how many-th of its task each step is: the same in every schedule that has them."""
-        return ((task, self._numbers[at]) for task, at in clock.items())
+        numbers = self._numbers
+        return [(task, numbers[at]) for task, at in clock.items()]
 
 
 def part_of(step: Step, past: Iterable[tuple[str, int]]) -> int:
     """What a step adds to its run's state."""
-    before = frozenset((number_of(name.encode()), number) for name, number in past)
-    return hash((number_of(step.task.name.encode()), number_of(step.name.encode()), number_of(step.said), before))
+    before = frozenset([(number_of_name(name), number) for name, number in past])
+    return hash((number_of_name(step.task.name), number_of_name(step.name), number_of(step.said), before))
+
+
+@functools.lru_cache(1 << 14)
+def number_of_name(name: str) -> int:
+    return number_of(name.encode())
 
 
 @functools.lru_cache(1 << 14)

@@ -353,6 +353,9 @@ class Makers(sync.Makers):
         # Not the whole name: an inode's number is another one in each run.
         return cast(threading.Thread, Thread(self._scheduler, target, name.partition("-")[0], args))
 
+    def current(self) -> int:
+        return self._scheduler.me().id
+
     def channel(self, sock: S, name: str) -> S:
         assert isinstance(sock, socket.socket)
         return cast(S, self._connections.channel(sock, name))

@@ -1,7 +1,8 @@
 """One thread at a time: who goes on is decided at each point, by a chooser.
 
-A *task* is a thread under the scheduler. It runs from one point to the next (a *step*) while all others stand still
-at theirs. A task is enabled when what its point waits for is there: the lock is free, a packet has come, the event
+A *task* stands for a thread. It runs from one point to the next (a *step*) while all others stand still at theirs:
+so all of them are greenlets of one thread, since handing over to another thread takes as long as several steps.
+A task is enabled when what its point waits for is there: the lock is free, a packet has come, the event
 is set. Waits with a deadline fire when nobody is enabled, the earliest first: time is virtual. Nobody enabled, nobody
 with a deadline and an actor not at its end: that is a deadlock.
 
@@ -11,6 +12,8 @@ A run depends on its choices alone, so that the list of choices replays it.
 import threading
 from collections.abc import Callable
 from typing import Any, Protocol
+
+from greenlet import getcurrent, greenlet
 
 from .accesses import Access, Key, Kind
 
@@ -33,34 +36,6 @@ class Stuck(Exception):
     """The main task waits for what nobody will do."""
 
 
-class _Worker:
-    """A thread that bodies of tasks run on, one after the other: to make one takes as long as a dozen steps."""
-
-    def __init__(self) -> None:
-        self._wanted = threading.Semaphore(0)
-        self._free = threading.Semaphore(0)
-        self._body: Callable[[], None] = lambda: None
-        threading.Thread(target=self._work, name="race", daemon=True).start()
-
-    def do(self, body: Callable[[], None]) -> None:
-        self._body = body
-        self._wanted.release()
-
-    def is_free(self, timeout_s: float) -> bool:
-        """Wait for the end of what it does."""
-        return self._free.acquire(timeout=timeout_s)
-
-    def _work(self) -> None:
-        while True:
-            self._wanted.acquire()
-            self._body()
-            self._body = lambda: None
-            self._free.release()
-
-
-_idle: list[_Worker] = []
-
-
 class Task:
     """One thread of one process."""
 
@@ -79,8 +54,8 @@ class Task:
         self.done = False
         self.dead = False
         self.error: BaseException | None = None
-        self.gate = threading.Lock()
-        self.gate.acquire()
+        self.fiber: greenlet | None = None
+        """What runs it; None before it is started."""
         self.fired = False
         self.serves = False
         """Does what another task asks for, and nothing by itself."""
@@ -94,7 +69,6 @@ class Task:
         """The step at which it began what it may have to ask again."""
         self.yields = False
         """Goes on when the answer may be another one, or nobody else can go on."""
-        self.worker: _Worker | None = None
 
     def __repr__(self) -> str:
         return self.name
@@ -140,7 +114,7 @@ class Chooser(Protocol):
 
 
 class Scheduler:
-    """All tasks of one run. The thread that makes it is its first task, `main`."""
+    """All tasks of one run, in the thread that makes it: what runs there already is the first of them, `main`."""
 
     def __init__(self, chooser: Chooser) -> None:
         self._chooser = chooser
@@ -156,17 +130,21 @@ class Scheduler:
         self.frozen: set[str] = set()
         """Processes that are stopped."""
         self.failures: list[str] = []
-        self._by_thread: dict[int, Task] = {threading.get_ident(): self.main}
+        self._thread = threading.get_ident()
+        self.main.fiber = getcurrent()
+        self._running = self.main
+        self._interrupt: BaseException | None = None
+        """Ctrl-C, or the end of a test's time, which came while another task than main ran."""
         self._step: Step | None = None
         self._named: dict[str, int] = {}
         self._step_count = 0
         self._limit = MAX_STEPS
 
     def me(self) -> Task:
-        return self._by_thread[threading.get_ident()]
+        return self._running
 
     def runs_this_thread(self) -> bool:
-        return threading.get_ident() in self._by_thread
+        return threading.get_ident() == self._thread
 
     def fail(self, what: str) -> None:
         self.failures.append(what)
@@ -253,12 +231,20 @@ class Scheduler:
     def _hand_over(self, task: Task) -> None:
         following = self._pick(task)
         if following is not task:
-            following.gate.release()
-            task.gate.acquire()
+            self._switch(task, following)
         if self.is_over or task.dead:
             raise Killed
         if task is self.main and not self.racing and not task.fired and task.ready is not None and not task.ready():
             raise Stuck(f"nobody ends the wait at '{task.point}'")
+
+    def _switch(self, task: Task, following: Task) -> None:
+        """Back when somebody goes on with `task`."""
+        assert following.fiber is not None
+        following.fiber.switch()
+        self._running = task
+        if self._interrupt is not None and task is self.main:
+            interrupt, self._interrupt = self._interrupt, None
+            raise interrupt
 
     def _pick(self, current: Task | None) -> Task:
         self._step = None
@@ -270,7 +256,7 @@ class Scheduler:
         if main_can and current is main:
             enabled = [main]
         else:
-            enabled = [task for task in self.tasks if task is not main and self._can_go(task)]
+            enabled = self._able()
             if main_can and not enabled:
                 enabled = [main]
         busy = [task for task in enabled if not task.yields or self._may_ask(task)]
@@ -308,10 +294,16 @@ class Scheduler:
         chosen.fired = fired
         return chosen
 
-    def _can_go(self, task: Task) -> bool:
-        return (
-            not task.done and not task.dead and task.process not in self.frozen and (task.ready is None or task.ready())
-        )
+    def _able(self) -> list[Task]:
+        """Tasks other than main whose wait is over."""
+        frozen, found = self.frozen, []
+        for task in self.tasks:
+            if task.done or task.dead or task.process in frozen or task is self.main:
+                continue
+            ready = task.ready
+            if ready is None or ready():
+                found.append(task)
+        return found
 
     # -- threads
 
@@ -326,30 +318,33 @@ class Scheduler:
     def start(self, task: Task, run: Callable[[], Any]) -> None:
         """The task is enabled from now on."""
 
-        def body() -> None:
-            self._by_thread[threading.get_ident()] = task
-            task.gate.acquire()
+        def body(*_: object) -> None:
+            self._running = task
             try:
                 if not self.is_over and not task.dead:
                     run()
             except Killed:
                 pass
-            except BaseException as error:
+            except Exception as error:
                 task.error = error
+            except BaseException as interrupt:
+                self._interrupt = interrupt
             self._end(task)
 
-        task.worker = _idle.pop() if _idle else _Worker()
+        task.fiber = greenlet(body, self.main.fiber)
         task.ready = None
         if task.process != self.me().process:
             self.is_seen()
-        task.worker.do(body)
 
     def _end(self, task: Task) -> None:
+        """Whoever is the parent of a greenlet goes on when it has ended."""
         task.done = True
         if self._step is not None:
             self._step.accesses[("end", task.name), Kind.SEND] = None
-        if not self.is_over:
-            self._pick(None).gate.release()
+        assert task.fiber is not None
+        if not self.is_over and self._interrupt is None:
+            task.fiber.parent = self._pick(None).fiber
+        task.fiber = None
 
     # -- phases, called by the main task
 
@@ -367,8 +362,7 @@ class Scheduler:
         main.point, main.ready, main.deadline = "waits for the end", lambda: False, None
         following = self._pick(None)
         if following is not main:
-            following.gate.release()
-            main.gate.acquire()
+            self._switch(main, following)
         main.ready = None
 
     def kill(self, process: str) -> None:
@@ -380,14 +374,8 @@ class Scheduler:
             self._step.killed = process
 
     def end(self) -> None:
-        """Unwind every thread that is left, one after the other."""
+        """Unwind every task that is left, one after the other."""
         self.is_over = True
         for task in self.tasks:
-            if task.worker is None:
-                continue
-            if not task.done and task.gate.locked():  # else Ctrl-C came before it went through
-                task.gate.release()
-            if task.worker.is_free(10):
-                _idle.append(task.worker)
-            else:
-                self.fail(f"{task.name} does not end: it hangs outside the scheduler at '{task.point}'")
+            if task is not self.main and task.fiber is not None:
+                self._switch(self.main, task)
