@@ -124,7 +124,7 @@ class Vcpu:
         fill(self.run, exit_)
         self.exit_counts[exit_.reason] = self.exit_counts.get(exit_.reason, 0) + 1
         if trace.vm is not None:
-            trace.vm.userspace_exit(self._vm, self.id, exit_.reason.name, exit_.reason, exit_.fields())
+            trace.vm.userspace_exit(self._vm, self.id, exit_.reason.name, exit_.reason, exit_.fields)
         if isinstance(exit_, IntrExit):
             raise Refused(errno.EINTR, f"vCPU {self.id} was kicked: run it again to go on")
         return exit_
@@ -170,6 +170,8 @@ class Vcpu:
         self.run.immediate_exit = 1
 
     def _trace_answer(self, to: trace.Instrument) -> None:
+        if self.run.exit_reason not in (ExitReason.MMIO, ExitReason.IO):
+            return
         exit_ = exit_of(self.run)
         if isinstance(exit_, MmioExit) and not exit_.is_write:
             to.mmio_read(self._vm, self.id, exit_.phys_addr, mmio_data(self.run, exit_.length))

@@ -137,8 +137,10 @@ class GuestMemory:
     def _report(self, id_: int, *, private: bool) -> None:
         if trace.vm is None:
             return
-        shown = _shown(self.ram.private, id_) if private else _shown(self.ram.shared, id_)
-        trace.vm.slot_changed(self._kvm.vm.name, private, id_, shown)
+        ram = self.ram
+        trace.vm.slot_changed(
+            self._kvm.vm.name, private, id_, lambda: _shown(ram.private, id_) if private else _shown(ram.shared, id_)
+        )
 
     # -- KVM_GET_DIRTY_LOG
 

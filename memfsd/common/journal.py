@@ -176,10 +176,10 @@ class Recording(trace.Instrument):
     def kicked_out(self, vm: str, since_ns: int) -> None:
         self.note("out", vm=vm, since=since_ns)
 
-    def slot_changed(self, vm: str, private: bool, slot: int, segments: list[GfnRange]) -> None:
-        self.note("slot", vm=vm, private=private, slot=slot, segments=segments[:MAX_RUNS_PER_REPORT])
+    def slot_changed(self, vm: str, private: bool, slot: int, segments: Callable[[], list[GfnRange]]) -> None:
+        self.note("slot", vm=vm, private=private, slot=slot, segments=segments()[:MAX_RUNS_PER_REPORT])
 
-    def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: Mapping[str, int | str]) -> None:
+    def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: trace.Fields) -> None:
         self.note("exit", vm=vm, vcpu=vcpu, reason=reason)
 
     def memory_error(self, vm: str, vcpu: int, fields: Mapping[str, int | str | bool], why: str) -> None:

@@ -40,6 +40,10 @@ class Connection:
     ino: int = -1
 
 
+Fields = Callable[[], Mapping[str, int | str]]
+"""What kvm_run says of an exit, for those who want to know."""
+
+
 class Instrument:
     """Every point, doing nothing: a subclass has those that it wants.
 
@@ -184,7 +188,7 @@ class Instrument:
     def hypercall(self, vm: str, vcpu: int, nr: int, args: Sequence[int], is_tdcall: bool) -> None:
         """A guest calls KVM, the TDX way or its own."""
 
-    def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: Mapping[str, int | str]) -> None:
+    def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: Fields) -> None:
         """KVM_RUN is about to return with this exit, by its number, and what kvm_run says of it."""
 
     def mmio_read(self, vm: str, vcpu: int, gpa: int, data: bytes) -> None:
@@ -236,7 +240,7 @@ class Instrument:
 
     # -- user space of a VM
 
-    def slot_changed(self, vm: str, private: bool, slot: int, segments: list[GfnRange]) -> None:
+    def slot_changed(self, vm: str, private: bool, slot: int, segments: Callable[[], list[GfnRange]]) -> None:
         """After user space made, changed or deleted a slot: the GFNs that it shows now. GuestMemory.lock is held."""
 
     def converted(self, vm: str, start: Gfn, end: Gfn, private: bool, held: Callable[[], tuple[int, int]]) -> None:

@@ -275,16 +275,17 @@ class Tracing(trace.Instrument):
         self._left(task, "TDCALL" if is_tdcall else "VMCALL")
         self._put(e.HYPERCALL, task.name, (nr, *[*args, 0, 0, 0, 0][:4]))
 
-    def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: Mapping[str, Value]) -> None:
+    def userspace_exit(self, vm: str, vcpu: int, reason: str, number: int, fields: trace.Fields) -> None:
         task = self._tasks.get((vm, vcpu)) or self._new_task(vm, vcpu)
-        self._left(task, _EXITS.get(reason, "EPT_VIOLATION"), _io_qualification(fields) if reason == "IO" else 0)
+        said = fields() if reason in ("MMIO", "IO") else {}
+        self._left(task, _EXITS.get(reason, "EPT_VIOLATION"), _io_qualification(said) if reason == "IO" else 0)
         if reason == "MMIO":
-            data = int.from_bytes(bytes.fromhex(str(fields.get("data", ""))), "little")
-            way = "write" if fields["is_write"] else "unsatisfied-read"
-            self._put(e.MMIO, task.name, (way, fields["len"], fields["phys_addr"], data))
-        elif reason == "IO" and "data" in fields:
-            port, size, count = int(fields["port"]), int(fields["size"]), int(fields["count"])
-            self._pio(task.name, "write", port, size, count, bytes.fromhex(str(fields["data"])))
+            data = int.from_bytes(bytes.fromhex(str(said.get("data", ""))), "little")
+            way = "write" if said["is_write"] else "unsatisfied-read"
+            self._put(e.MMIO, task.name, (way, said["len"], said["phys_addr"], data))
+        elif reason == "IO" and "data" in said:
+            port, size, count = int(said["port"]), int(said["size"]), int(said["count"])
+            self._pio(task.name, "write", port, size, count, bytes.fromhex(str(said["data"])))
         shown = ("restart", errno.EINTR) if reason == "INTR" else (f"KVM_EXIT_{reason}", number)
         self._put(e.USERSPACE_EXIT, task.name, shown)
 

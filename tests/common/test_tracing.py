@@ -24,12 +24,12 @@ def test_a_vcpu_is_in_the_guest_from_entry_to_exit(tmp_path: Path) -> None:
         to.guest_entered("vm0", 0)
         fault(to, 1)
         to.fault_begun("vm0", 0, Gfn(9), 4, True, False)
-        to.userspace_exit("vm0", 0, "MMIO", 6, {"is_write": False, "len": 4, "phys_addr": 0x9004})
+        to.userspace_exit("vm0", 0, "MMIO", 6, {"is_write": False, "len": 4, "phys_addr": 0x9004}.copy)
         to.mmio_read("vm0", 0, 0x9004, b"\x34\x12\0\0")
         to.run_done("vm0", 0)
         to.hypercall("vm0", 0, 12, (1, 2), False)
         to.run_done("vm0", 0)
-        to.userspace_exit("vm0", 0, "INTR", 10, {})
+        to.userspace_exit("vm0", 0, "INTR", 10, {}.copy)
     assert [line.split()[0] for line in events(path)] == [
         "kvm_entry:",
         *("kvm_exit:", "kvm_page_fault:", "kvm_entry:"),
@@ -47,9 +47,9 @@ def test_port_io(tmp_path: Path) -> None:
     with tracing(path, ("kvm", "")) as to:
         to.guest_entered("vm0", 0)
         out: dict[str, int | str] = {"direction": 1, "size": 2, "port": 0x3F8, "count": 1, "data": "4161"}
-        to.userspace_exit("vm0", 0, "IO", 2, out)
+        to.userspace_exit("vm0", 0, "IO", 2, out.copy)
         to.guest_entered("vm0", 0)
-        to.userspace_exit("vm0", 0, "IO", 2, {"direction": 0, "size": 1, "port": 0x80, "count": 3})
+        to.userspace_exit("vm0", 0, "IO", 2, {"direction": 0, "size": 1, "port": 0x80, "count": 3}.copy)
         to.port_read("vm0", 0, 0x80, 1, 3, b"\x07\x08\x09")
     left = "rip 0x0 info1 {:#018x} info2 0x0000000000000000 intr_info 0x00000000 error_code 0x00000000"
     assert events(path) == [
@@ -76,7 +76,7 @@ def test_faults_of_an_ioctl_are_no_exits_of_a_guest(tmp_path: Path) -> None:
 def test_a_call_after_an_exit_that_was_abandoned_comes_from_the_guest(tmp_path: Path) -> None:
     with tracing(tmp_path / "trace", ("kvm", "")) as to:
         to.guest_entered("vm0", 0)
-        to.userspace_exit("vm0", 0, "HLT", 5, {})
+        to.userspace_exit("vm0", 0, "HLT", 5, {}.copy)
         to.hypercall("vm0", 0, 12, (), True)
     names = [line.split()[0] for line in events(tmp_path / "trace")]
     assert names == ["kvm_entry:", "kvm_exit:", "kvm_userspace_exit:", "kvm_entry:", "kvm_exit:", "kvm_hypercall:"]
