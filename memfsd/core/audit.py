@@ -79,7 +79,7 @@ def audit(moment: Moment, facts: Facts) -> list[Finding]:
         findings += _own_frames(moment, pages, [FrameState.SHARED], "R2", owner)
     for holding in moment.holdings:
         for pgoffs, pfns in holding.pages.frames():
-            part = np.full(len(pfns), holding.ino, np.uint64), pgoffs, pfns
+            part = np.broadcast_to(np.uint64(holding.ino), len(pfns)), pgoffs, pfns
             findings += _own_frames(moment, part, [*holding.legal], holding.rule, owner)
     findings += _pool_sums(moment, owner)
     findings += _swap(moment)

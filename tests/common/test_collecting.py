@@ -25,7 +25,7 @@ def frozen_of(count: int) -> int:
 
 
 def test_what_survives_a_long_collection_is_left_out_of_the_next() -> None:
-    assert frozen_of(1_000_000) > 1_000_000
+    assert frozen_of(1_000_000) > 800_000, "but for those of the last, short one"
 
 
 def test_after_a_short_one_garbage_is_still_found() -> None:

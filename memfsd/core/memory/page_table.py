@@ -72,7 +72,12 @@ class TablesThen:
 
     def of(self, table: "FilePages") -> "FilePages":
         """A copy that stays as it was then, until `close`."""
-        return self._kept[table] if table in self._kept else table.keep_in(self)
+        if table in self._kept:
+            return self._kept[table]
+        if not table.page_count:  # as a rule of the three or four that a sealed file has
+            self._kept[table] = _EMPTY
+            return _EMPTY
+        return table.keep_in(self)
 
     def keep(self, table: "FilePages", copy: "FilePages") -> None:
         self._kept[table] = copy
@@ -85,7 +90,7 @@ class TablesThen:
         if _open == [self]:
             table.kept_until = self.number
         elif table not in self._kept:
-            self._kept[table] = FilePages()
+            self._kept[table] = _EMPTY
 
     def peek(self, table: "FilePages") -> "FilePages":
         """As it was then, for a look with the lock held."""
@@ -468,23 +473,29 @@ class FilePages:
 
     def _map_chunks(self, pgoff: int, pfn: int, count: int) -> None:
         """Whole chunks of one gig."""
-        assert pgoff >> 18 not in self._gigs
-        for base in range(pfn, pfn + count, _CHUNK):
-            first = pgoff + base - pfn
-            assert first >> 9 not in self._chunks, f"page {first:#x} is mapped"
-            self._put(first, _CHUNK, base)
+        place, first, number = pgoff >> 18, pgoff >> 9, count >> 9
+        assert place not in self._gigs
+        numbers = range(first, first + number)
+        assert self._chunks.keys().isdisjoint(numbers), f"pages of {pgoff:#x}+{count:#x} are mapped"
+        self._chunks.update(zip(numbers, range(pfn, pfn + count, _CHUNK), strict=True))
+        self._add_nodes(place, number)
 
     def _put(self, first: int, size: int, node: Node) -> None:
         """A node where there is none."""
-        place, counts = first >> 18, self._node_counts
+        place = first >> 18
         if size == _GIG and isinstance(node, int):
             self._gigs[place] = node
         else:
             self._chunks[first >> 9] = node
+        self._add_nodes(place, 1)
+
+    def _add_nodes(self, place: int, count: int) -> None:
+        """A gig has so many more."""
+        counts = self._node_counts
         if place in counts:
-            counts[place] += 1
+            counts[place] += count
         else:
-            counts[place] = 1
+            counts[place] = count
             insort(self._places, place)
 
     def _remove(self, first: int, size: int) -> None:
@@ -537,6 +548,10 @@ class FilePages:
                 yield Pgoff(low), Pfn(node + low - first), high - low
             else:
                 yield from _array_runs(node, low - first, high - first, first)
+
+
+_EMPTY = FilePages()
+"""A copy of any table that was."""
 
 
 def _view(chunk: Entries) -> NDArray[np.uint32]:
