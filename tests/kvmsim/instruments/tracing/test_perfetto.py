@@ -71,3 +71,11 @@ def test_without_the_package_it_says_what_to_install(
     assert run_command(["trace", "convert", str(store), "-o", str(tmp_path / "out")]) == 2
     assert "pip install perfetto" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_viewers_axis_is_the_clock_of_the_events(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Perfetto's viewer drops, as an import error, each event whose clock it cannot convert."""
+    trace = convert(tmp_path / "out", *write_traces(tmp_path))
+    snapshot = trace.packet[0].clock_snapshot
+    assert {p.timestamp_clock_id for p in trace.packet if p.HasField("track_event")} == {snapshot.primary_trace_clock}
+    assert snapshot.primary_trace_clock in {clock.clock_id for clock in snapshot.clocks}
