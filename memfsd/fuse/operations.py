@@ -380,10 +380,13 @@ class Operations(pyfuse3.Operations):
 
     def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:
         try:
-            return self._files.place_write(fh, offset, size)
+            place = self._files.place_write(fh, offset, size)
         except Refused as refused:
             log.debug("write: %s", refused)
             return refused.errno
+        if isinstance(place, int) and log.isEnabledFor(logging.DEBUG):
+            return None  # `write` refuses it, too, and logs why
+        return place
 
     async def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
         """What mappings stored is data, also before the kernel writes it back: holes are answered after it did."""

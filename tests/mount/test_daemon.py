@@ -347,3 +347,19 @@ def test_a_log_that_nobody_reads_holds_up_neither_the_mount_nor_its_end(mnt: Pat
         daemon.kill()
         daemon.wait()
         os.close(read_end)
+
+
+def test_a_refused_write_is_logged_with_its_reason(mnt: Path) -> None:
+    log = mnt.parent / "log"
+    with log.open("wb") as out:
+        daemon = subprocess.Popen([*WITH_US, BIN / "memfsd", "-d", "-o", "size=1M", str(mnt)], stdout=out, stderr=out)
+    try:
+        until(lambda: mount_minor(mnt) is not None, "it is mounted")
+        sh("touch file; setfattr -n user.memfsd.seals -v guest file; truncate -s 4K file", mnt)
+        assert "Operation not permitted" in sh("echo x >>file", mnt, status=1)
+        daemon.send_signal(signal.SIGTERM)
+        assert daemon.wait(DEADLINE_S) == 0
+    finally:
+        daemon.kill()
+        daemon.wait()
+    assert "write: " in log.read_text() and "is guest private memory: only its VM may access it" in log.read_text()
