@@ -26,6 +26,9 @@ from soaklib.plan import Plan
 VCPUS = 2
 FILE_BYTES = 16 << 20
 _DEADLINE_S = 60.0
+"""Without one more fault."""
+_SWAPPING_S = 300.0
+"""In all. Where pool and swap file are full each fault asks all VMs, which takes half a minute on an idle machine."""
 _TAKEN_S = 0.5
 """A program that lost memory is ended after so long."""
 _CODE = (256, 32)
@@ -133,14 +136,18 @@ class Programs:
 
     def _await(self, threads: list[threading.Thread], takings: list[Over], troubles: list[Trouble]) -> bool:
         """Until all have ended, by themselves or because they must; whether one had to be got out for no reason."""
-        begin = met = time.monotonic()
+        begin = met = faulted = time.monotonic()
+        faults = self._vm.fault_count
         excused = False
         while any(thread.is_alive() for thread in threads):
             now = time.monotonic()
             if not excused:
                 excused = bool(troubles or self._vm.lost or any(taking.met_any() for taking in takings))
                 met = now
-            if self._ledger.must_stop or (excused and now > met + _TAKEN_S) or now > begin + _DEADLINE_S:
+            if faults != self._vm.fault_count:
+                faults, faulted = self._vm.fault_count, now
+            is_late = now > faulted + _DEADLINE_S or now > begin + _SWAPPING_S
+            if self._ledger.must_stop or (excused and now > met + _TAKEN_S) or is_late:
                 excused = excused or self._ledger.must_stop
                 self._vm.want_back()
                 for thread in threads:
