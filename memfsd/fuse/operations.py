@@ -95,6 +95,8 @@ class Operations(pyfuse3.Operations):
         self._reclaiming: trio.Event | None = None
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._waiters = Waiters(owner_uid)
+        self._releases: set[trio.Event] = set()
+        """Of handles whose frames are being freed: close(2) waits for none of them."""
         self._background = 0
         """Requests under way that the kernel sends behind its callers' backs, and only some at a time."""
         self._sealed: dict[int, tuple[SealedState, EntryAttributes]] = {}
@@ -126,16 +128,33 @@ class Operations(pyfuse3.Operations):
             self._background -= 1
 
     async def _with_room(self, call: Callable[[], R]) -> R:
-        """Run a use case that allocates; when the pool is full, once more after taking back untouched grants.
+        """Run a use case that allocates; when the pool is full, once more when files that were closed have given their
+        frames back, and once more after taking back untouched grants.
 
-        PairedFile.get_pfn does the same for a VM: on the VM's own thread, and without a call around its first try.
+        PairedFile.get_pfn does the like for a VM: on the VM's own thread, and without a call around its first try.
         """
         try:
             return call()
         except Refused as refused:
-            if refused.errno != errno.ENOSPC or not await self._made_room():
+            if refused.errno != errno.ENOSPC:
                 raise
-        return call()
+            full = refused
+        for make_room in (self._released, self._made_room):
+            if await make_room():
+                try:
+                    return call()
+                except Refused as refused:
+                    if refused.errno != errno.ENOSPC:
+                        raise
+                    full = refused
+        raise full
+
+    async def _released(self) -> bool:
+        """After the handles that were being released when the pool was full; False: there was none."""
+        releases = list(self._releases)
+        for release in releases:
+            await release.wait()
+        return bool(releases)
 
     async def _without_the_closed(self, add_seals: Callable[[], R]) -> R:
         """Add seals; EBUSY only for handles that are still open, not for those whose RELEASE is under way."""
@@ -320,8 +339,14 @@ class Operations(pyfuse3.Operations):
     @_door
     async def release(self, fh: int) -> None:
         work = self._files.release(fh)
-        with self._in_background():
-            await self._finish(work)
+        over = trio.Event()
+        self._releases.add(over)
+        try:
+            with self._in_background():
+                await self._finish(work)
+        finally:
+            self._releases.discard(over)
+            over.set()
 
     @_door
     async def read(self, fh: int, off: int, size: int) -> bytes:
@@ -342,9 +367,9 @@ class Operations(pyfuse3.Operations):
         if written == size:
             return written
         with self._in_background():
-            made_room = await self._made_room()
-        if made_room:
-            written = self._files.write(fh, off, buf, stored=stored)
+            for make_room in (self._released, self._made_room):
+                if written < size and await make_room():
+                    written = self._files.write(fh, off, buf, stored=stored)
         if stored and written < size:
             self._files.keep_cached(fh)
         if written == 0 and size:

@@ -580,3 +580,25 @@ def test_random_operations_leave_the_same_bytes_as_on_tmpfs(place: Path, tmpfs: 
                         mapping[start : start + length] = data
     assert here.read_bytes() == there.read_bytes()
     sh(f"cp --sparse=never {here} {here}.copy && cmp {here}.copy {there}", place)
+
+
+@pytest.mark.parametrize("way", ["fallocate", "write"])
+def test_a_file_that_was_closed_just_now_makes_room(shared_mount: MountFactory, way: str) -> None:
+    """close(2) does not wait for RELEASE, and what has many extents is freed in parts."""
+    place = shared_mount("size=16M").path
+    for name in ("first", "second"):
+        fd = os.open(place / name, os.O_RDWR | os.O_CREAT)
+        for offset in range(0, 16 << 20, 2 * PAGE):
+            os.pwrite(fd, b"x", offset)
+        os.unlink(place / name)
+        os.close(fd)
+    fd = os.open(place / "next", os.O_RDWR | os.O_CREAT)
+    try:
+        if way == "fallocate":
+            os.posix_fallocate(fd, 0, 15 << 20)
+        else:
+            for offset in range(0, 15 << 20, 1 << 20):
+                assert os.pwrite(fd, bytes(1 << 20), offset) == 1 << 20
+    finally:
+        os.unlink(place / "next")
+        os.close(fd)

@@ -20,6 +20,7 @@ class FakeVm:
 
     def __init__(self, printed: str, trouble: Trouble | None = None, *, loops: bool = False) -> None:
         self.lost = ""
+        self.fault_count = 0
         self._printed = ["", printed]
         self._trouble = trouble
         self._loops = loops
