@@ -11,7 +11,7 @@ import functools
 import logging
 import os
 import struct
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import trio
@@ -54,6 +54,17 @@ FUSEError = pyfuse3.FUSEError
 
 P = ParamSpec("P")
 R = TypeVar("R")
+
+Ways = Iterator[Callable[[], Awaitable[bool]]]
+"""To make room in a full pool; True: another try may do better."""
+
+
+async def _one_works(ways: Ways) -> bool:
+    """Tries the rest of them until one works."""
+    for way in ways:
+        if await way():
+            return True
+    return False
 
 
 def _door(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
@@ -133,21 +144,17 @@ class Operations(pyfuse3.Operations):
 
         PairedFile.get_pfn does the like for a VM: on the VM's own thread, and without a call around its first try.
         """
-        try:
-            return call()
-        except Refused as refused:
-            if refused.errno != errno.ENOSPC:
-                raise
-            full = refused
-        for make_room in (self._released, self._made_room):
-            if await make_room():
-                try:
-                    return call()
-                except Refused as refused:
-                    if refused.errno != errno.ENOSPC:
-                        raise
-                    full = refused
-        raise full
+        ways: Ways | None = None
+        while True:
+            try:
+                return call()
+            except Refused as refused:
+                ways = ways or self._ways_to_room()
+                if refused.errno != errno.ENOSPC or not await _one_works(ways):
+                    raise
+
+    def _ways_to_room(self) -> Ways:
+        return iter((self._released, self._made_room))
 
     async def _released(self) -> bool:
         """After the handles that were being released when the pool was full; False: there was none."""
@@ -367,9 +374,9 @@ class Operations(pyfuse3.Operations):
         if written == size:
             return written
         with self._in_background():
-            for make_room in (self._released, self._made_room):
-                if written < size and await make_room():
-                    written = self._files.write(fh, off, buf, stored=stored)
+            ways = self._ways_to_room()
+            while written < size and await _one_works(ways):
+                written = self._files.write(fh, off, buf, stored=stored)
         if stored and written < size:
             self._files.keep_cached(fh)
         if written == 0 and size:

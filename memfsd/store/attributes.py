@@ -5,8 +5,6 @@ from typing import NamedTuple
 from memfsd.core.files.inodes import Inode, Regular
 from memfsd.uapi.units import Ino
 
-_new = tuple.__new__
-
 
 class Attributes(NamedTuple):
     """Blocks of 512 bytes; times in nanoseconds since the epoch."""
@@ -31,27 +29,24 @@ class Attributes(NamedTuple):
 
 
 def attributes_of(inode: Inode) -> Attributes:
-    """Call with Service.lock held. Asked for at each stat(2) of a sealed file: without Attributes.__new__, which is in
-    Python."""
-    guest = inode.guest if isinstance(inode, Regular) else None
-    return _new(
-        Attributes,
-        (
-            inode.ino,
-            inode.mode,
-            inode.nlink,
-            inode.uid,
-            inode.gid,
-            inode.rdev,
-            inode.size,
-            inode.block_count,
-            inode.atime_ns,
-            inode.mtime_ns,
-            inode.ctime_ns,
-            guest is not None,
-            guest is not None and guest.memfd is not None,
-            guest is None and seems_empty(inode),
-        ),
+    """Call with Service.lock held."""
+    is_sealed = isinstance(inode, Regular) and inode.guest is not None
+    is_memfd = isinstance(inode, Regular) and inode.guest is not None and inode.guest.memfd is not None
+    return Attributes(
+        inode.ino,
+        inode.mode,
+        inode.nlink,
+        inode.uid,
+        inode.gid,
+        inode.rdev,
+        inode.size,
+        inode.block_count,
+        inode.atime_ns,
+        inode.mtime_ns,
+        inode.ctime_ns,
+        is_sealed,
+        is_memfd,
+        not is_sealed and seems_empty(inode),
     )
 
 

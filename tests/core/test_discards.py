@@ -26,16 +26,6 @@ def store() -> CoreStore:
     return CoreStore(PAGES)
 
 
-def comb(store: CoreStore) -> Regular:
-    """Every second page: as many extents as can be."""
-    file = store.make("comb")
-    for page in range(0, PAGES, 2):
-        store.service.fallocate(file.ino, KEEP_SIZE, page * PAGE_SIZE, PAGE_SIZE, store.tick())
-    file.size = PAGES * PAGE_SIZE
-    assert len(list(file.pages.extents(0, PAGES))) == PAGES // 2
-    return file
-
-
 def parts_of(store: CoreStore, effects: list[Effect]) -> list[int]:
     """Frees them part by part; how many runs each had. At each moment every frame is accounted for."""
     (discard,) = effects
@@ -49,7 +39,7 @@ def parts_of(store: CoreStore, effects: list[Effect]) -> list[int]:
 
 
 def test_the_end_of_a_file_of_many_extents_is_done_in_parts(store: CoreStore) -> None:
-    file = comb(store)
+    file = store.comb(PAGES)
     effects = store.service.unlink(ROOT_INO, b"comb", store.tick())
     effects += store.service.forget(file.ino, file.lookups)
     assert store.pool.count(FrameState.SHARED) == PAGES // 2, "nothing was done yet"

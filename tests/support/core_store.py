@@ -254,6 +254,15 @@ class CoreStore:
         shown = self.store.names.mknod(parent, name.encode(), stat.S_IFREG | mode, 0, ME)
         return self.service.inodes.regular(shown.ino)
 
+    def comb(self, page_count: int) -> Regular:
+        """Every second page of a new file: as many extents as can be."""
+        file = self.make("comb")
+        for page in range(0, page_count, 2):
+            self.fallocate(file, KEEP_SIZE, page * PAGE_SIZE, PAGE_SIZE)
+        file.size = page_count * PAGE_SIZE
+        assert len(list(file.pages.extents(0, page_count))) == page_count // 2
+        return file
+
     def open(self, file: Regular, flags: int = RDWR, uid: int = ME.uid) -> int:
         opened, work = self.store.files.open(file.ino, flags, uid)
         work.run()

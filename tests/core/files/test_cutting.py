@@ -20,15 +20,6 @@ def store() -> CoreStore:
     return CoreStore(PAGES)
 
 
-def comb(store: CoreStore) -> Regular:
-    """Every second page: as many extents as can be."""
-    file = store.make("comb")
-    for page in range(0, PAGES, 2):
-        store.fallocate(file, KEEP_SIZE, page * PAGE_SIZE, PAGE_SIZE)
-    file.size = PAGES * PAGE_SIZE
-    return file
-
-
 def begun(store: CoreStore, file: Regular, what: str) -> Cut:
     effects: list[Effect]
     if what == "truncate":
@@ -53,7 +44,7 @@ def step(store: CoreStore, cut: Cut) -> int:
 
 @pytest.mark.parametrize("what", ["truncate", "punch"])
 def test_pages_leave_in_parts_and_then_the_size_changes(store: CoreStore, what: str) -> None:
-    file = comb(store)
+    file = store.comb(PAGES)
     cut = begun(store, file, what)
     parts = list[int]()
     while (runs := step(store, cut)) >= 0:
@@ -69,7 +60,7 @@ def test_pages_leave_in_parts_and_then_the_size_changes(store: CoreStore, what: 
 
 def test_what_is_stored_meanwhile_is_truncated_too(store: CoreStore) -> None:
     """Nothing of it may show up when the file grows again."""
-    file = comb(store)
+    file = store.comb(PAGES)
     cut = begun(store, file, "truncate")
     handle = store.open(file)
     for _ in range(3):
@@ -82,7 +73,7 @@ def test_what_is_stored_meanwhile_is_truncated_too(store: CoreStore) -> None:
 
 
 def test_a_file_that_is_sealed_meanwhile_is_left_alone(store: CoreStore) -> None:
-    file = comb(store)
+    file = store.comb(PAGES)
     cut = begun(store, file, "truncate")
     step(store, cut)
     store.seal(file, Seal.GUEST, truncate=True)
@@ -96,7 +87,7 @@ def test_a_file_that_is_sealed_meanwhile_is_left_alone(store: CoreStore) -> None
 @pytest.mark.parametrize("seal", [Seal.WRITE, Seal.SHRINK])
 def test_a_seal_waits_until_the_pages_are_gone(store: CoreStore, seal: Seal) -> None:
     """Nothing may change once it is there."""
-    file = comb(store)
+    file = store.comb(PAGES)
     cut = begun(store, file, "truncate")
     step(store, cut)
     with refused("EBUSY", "being truncated"):
@@ -107,7 +98,7 @@ def test_a_seal_waits_until_the_pages_are_gone(store: CoreStore, seal: Seal) -> 
 
 
 def test_a_file_that_is_removed_meanwhile_has_nothing_to_lose(store: CoreStore) -> None:
-    file = comb(store)
+    file = store.comb(PAGES)
     cut = begun(store, file, "punch")
     step(store, cut)
     store.unlink("comb")
@@ -117,7 +108,7 @@ def test_a_file_that_is_removed_meanwhile_has_nothing_to_lose(store: CoreStore) 
 
 
 def test_a_truncation_to_nothing_is_one_step(store: CoreStore) -> None:
-    file = comb(store)
+    file = store.comb(PAGES)
     effects, _ = store.service.resize(file.ino, 0, store.tick())
     assert (file.size, file.pages.page_count, file.pages.next_data(0)) == (0, 0, None)
     store.perform(effects)
