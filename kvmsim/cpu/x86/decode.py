@@ -14,9 +14,9 @@ _WRITES = {iced.OpAccess.WRITE, iced.OpAccess.COND_WRITE, iced.OpAccess.READ_WRI
 _REGISTER_NAMES = {
     getattr(iced.Register, name): name.lower() for name in vars(iced.Register) if name.isupper() and name != "NONE"
 }
-_PORT_MNEMONICS = {
-    getattr(iced.Mnemonic, name) for name in ("IN", "OUT", "INSB", "INSW", "INSD", "OUTSB", "OUTSW", "OUTSD")
-}
+_IN_MNEMONICS = {iced.Mnemonic.IN, iced.Mnemonic.INSB, iced.Mnemonic.INSW, iced.Mnemonic.INSD}
+_OUT_MNEMONICS = {iced.Mnemonic.OUT, iced.Mnemonic.OUTSB, iced.Mnemonic.OUTSW, iced.Mnemonic.OUTSD}
+_PORT_MNEMONICS = _IN_MNEMONICS | _OUT_MNEMONICS
 _SEGMENT_BASES = {iced.Register.FS: "fs_base", iced.Register.GS: "gs_base"}
 _IRET_MNEMONICS = {iced.Mnemonic.IRET, iced.Mnemonic.IRETD, iced.Mnemonic.IRETQ}
 _U64 = (1 << 64) - 1
@@ -55,9 +55,8 @@ def operands(code: bytes, rip: int, register: Callable[[str], int]) -> list[Oper
     return found
 
 
-_PREFIXES = bytes.fromhex("26 2e 36 3e 64 65 66 67 f0 f2 f3") + bytes(range(0x40, 0x50))
-_SEGMENTS = {0x26: None, 0x2E: None, 0x36: None, 0x3E: None, 0x64: "fs", 0x65: "gs"}
-_IN_OUT_IMMEDIATE, _IN_OUT, _STRING = range(0xE4, 0xE8), range(0xEC, 0xF0), range(0x6C, 0x70)
+_SEGMENTS = {iced.Register.FS: "fs", iced.Register.GS: "gs"}
+_ADDRESSES_OF_32_BITS = {iced.OpKind.MEMORY_ESEDI, iced.OpKind.MEMORY_SEG_ESI}
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,27 +81,21 @@ class Port:
 @functools.lru_cache(1024)
 def port(code: bytes) -> Port | None:
     """The port instruction that the code begins with; None: another one."""
-    after = code.lstrip(_PREFIXES)
-    at = len(code) - len(after)
-    opcode = after[0] if after else 0
-    is_string, has_immediate = opcode in _STRING, opcode in _IN_OUT_IMMEDIATE
-    length = at + 1 + has_immediate
-    if not (is_string or has_immediate or opcode in _IN_OUT) or 0xF0 in code[:at]:
+    insn = iced.Decoder(64, code).decode()
+    if insn.mnemonic not in _PORT_MNEMONICS:
         return None
-    if length > min(len(code), MAX_INSN_BYTES):
-        return None
-    legacy = [prefix for prefix in code[:at] if not 0x40 <= prefix < 0x50]
-    is_wide = bool(at and code[at - 1] & 0xF8 == 0x48)
-    segments = [_SEGMENTS[prefix] for prefix in legacy if prefix in _SEGMENTS]
+    is_in, is_string = insn.mnemonic in _IN_MNEMONICS, insn.is_string_instruction
+    kinds = {insn.op_kind(operand) for operand in range(insn.op_count)}
+    accumulator = insn.op_register(0 if is_in else 1)
     return Port(
-        is_in=not opcode & 2,
-        size=1 if not opcode & 1 else 2 if 0x66 in legacy and not is_wide else 4,
-        length=length,
-        number=after[1] if has_immediate else None,
+        is_in=is_in,
+        size=iced.MemorySizeInfo(insn.memory_size).size if is_string else iced.RegisterInfo(accumulator).size,
+        length=insn.len,
+        number=insn.immediate8 if iced.OpKind.IMMEDIATE8 in kinds else None,
         is_string=is_string,
-        repeats=is_string and (0xF2 in legacy or 0xF3 in legacy),
-        address_mask=0xFFFFFFFF if 0x67 in legacy else _U64,
-        segment=segments[-1] if segments else None,
+        repeats=is_string and (insn.has_rep_prefix or insn.has_repne_prefix),
+        address_mask=0xFFFFFFFF if kinds & _ADDRESSES_OF_32_BITS else _U64,
+        segment=_SEGMENTS.get(insn.segment_prefix),
     )
 
 
@@ -113,7 +106,7 @@ def is_invalid(code: bytes) -> bool:
 
 
 def is_iret(code: bytes) -> bool:
-    return code.lstrip(_PREFIXES).startswith(b"\xcf")
+    return iced.Decoder(64, code).decode().mnemonic in _IRET_MNEMONICS
 
 
 def is_in_shadow(before: bytes) -> bool:
