@@ -25,8 +25,8 @@ class Qemu(Model):
         ),
         "first region that overlaps the range; attributes of the range; bitmap, then VFIO, whose failure to unmap is "
         "logged; one discard of one side (none of shared memory on huge pages); after a hypercall, the range is "
-        "faulted in, and a failure ignored; no lock over them. A region is a RAMBlock of its own here; a PC's RAM "
-        "below and above 4 GiB is one",
+        "faulted in, and a failure ignored; no lock held across them. Each region here is a separate RAMBlock; a "
+        "PC's RAM below and above 4 GiB is one",
     )
 
     def __init__(self, calls: Calls) -> None:
