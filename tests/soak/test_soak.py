@@ -67,10 +67,9 @@ def test_the_soak(tmp_path: Path) -> None:
 @pytest.mark.timeout(1000)
 def test_an_injected_leak_is_found_out(tmp_path: Path) -> None:
     """By the curves, after two epochs."""
+    short = ("--rounds", "2", "--actions", "4", "--code", "0")
     settle = ("--settle", "20")  # it would wait for what never comes: idle threads end after ten
-    status, report = soak(
-        tmp_path, "--rounds", "2", "--code", "0", *settle, "--memfsd", str(sick_program(tmp_path)), MEMFSD_SICK="leak"
-    )
+    status, report = soak(tmp_path, *short, *settle, "--memfsd", str(sick_program(tmp_path)), MEMFSD_SICK="leak")
     failures = report["failures"]
     assert status == 1 and isinstance(failures, list)
     assert [failure.split(" rose")[0] for failure in failures[:-1]] == ["not flat: rss_kib", "not flat: fds"]

@@ -28,7 +28,7 @@ _HELP = """\
 Each round starts VMMs, real processes with three vCPUs each, on new sealed files: policies none, punch, overlay (kept
 and freed) and recreate, frames of 4K and 2M. While they write, convert and verify, the host punches, shrinks and grows,
 allocates, moves pages to another node, swaps them out, lets frames fail, fills the pool (so that more leave), uses
-ordinary files, stops and kills VMMs. Every fourth round memfsd itself is killed, and ended under running guests. A page
+ordinary files, stops and kills VMMs. Every third round memfsd itself is killed, and ended under running guests. A page
 must hold what its guest wrote last, or zeros if the host took it since. One more VM runs guest programs: machine code,
 two vCPUs (touch, convert, spinlock, ring, punched): each must do its work unless something was taken from it. After
 each round no frame may be missing but those that failed, and `memfs check` must be clean; memory, fds and threads of
@@ -55,7 +55,7 @@ def main() -> int:
     print(f"soak: --seed {seed}", file=sys.stderr, flush=True)
     report, failures = Report(), []
     base = Path(tempfile.mkdtemp(prefix="memfsd-soak.")).resolve()
-    soak = Soak(base, seed, asked.memfsd, report, asked.settle, code_vms)
+    soak = Soak(base, seed, asked.memfsd, report, asked.settle, code_vms, asked.actions)
     progress = Progress(lambda: report.line(soak.levels()))
     begin = time.monotonic()
     try:
@@ -118,7 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_minutes,
         default=2.0,
         metavar="N",
-        help="go on so long, and for 4 rounds at least (default 2)",
+        help="go on so long, and for 3 rounds at least (default 2)",
     )
     parser.add_argument(
         "--seed", type=int, metavar="N", help="what is done, in which order (default: drawn, and printed)"
@@ -138,6 +138,13 @@ def _parser() -> argparse.ArgumentParser:
         type=_count,
         metavar="N",
         help="VMs of each round whose vCPUs run guest programs, machine code (default 1; 0 without the extra cpu)",
+    )
+    parser.add_argument(
+        "--actions",
+        type=_positive,
+        default=40,
+        metavar="N",
+        help="what the host does in a round (default 40: each of its actions at least once)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument(
@@ -173,7 +180,7 @@ def _count(text: str) -> int:
 def _positive(text: str) -> int:
     count = _count(text)
     if not count:
-        raise argparse.ArgumentTypeError("no round shows nothing: choose 1 or more")
+        raise argparse.ArgumentTypeError("0 shows nothing: choose 1 or more")
     return count
 
 

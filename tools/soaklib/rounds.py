@@ -25,16 +25,26 @@ PAGE_BYTES = (4096, 2 << 20)
 DESIGNS = tuple(itertools.product(POLICIES, PAGE_BYTES))
 VMS, VCPUS = 4, 3
 STEADY_ACTIONS, LOSS_ACTIONS = 40, 10
-KINDS = 4
-"""Of four rounds one is a loss, and in one of the others a VM is cut off."""
+KINDS = 3
+"""Of three rounds one is a loss, and in one of the others a VM is cut off."""
 _STUCK_S = 150.0
 _FILES_PER_ROUND = 1000
 
 
 class Soak:
-    def __init__(self, base: Path, seed: int, program: Path, report: Report, settling_s: float, code_vms: int) -> None:
-        """code_vms: in each round, besides the others."""
+    def __init__(
+        self,
+        base: Path,
+        seed: int,
+        program: Path,
+        report: Report,
+        settling_s: float,
+        code_vms: int,
+        actions: int = STEADY_ACTIONS,
+    ) -> None:
+        """code_vms: in each round, besides the others. actions: of the host in a steady round."""
         self._code_vms = code_vms
+        self._actions = actions
         self._base = base
         self._seed = seed
         self._program = program
@@ -61,7 +71,7 @@ class Soak:
         self.round = number
         self._alive_s = time.monotonic()
         try:
-            if number % KINDS == 3:
+            if number % KINDS == KINDS - 1:
                 self._loss(number)
             else:
                 self._steady(number, cuts_off=number % KINDS == 1)
@@ -90,8 +100,8 @@ class Soak:
         host = Host(daemon, fleet, self._report, rng, start)
         try:
             fleet.wait_ready()
-            for action in range(STEADY_ACTIONS):
-                if cuts_off and action == STEADY_ACTIONS // 2:
+            for action in range(self._actions):
+                if cuts_off and action == self._actions // 2:
                     host.cut_off()
                 host.act()
                 self._alive_s = time.monotonic()
