@@ -39,8 +39,8 @@ from .peer import Peer, PeerGone, PeerSilent
 
 _Run = tuple[int, int, int, int, int, int, int]
 """Of a map: as MapReply has them."""
-_RUNS_AT_ONCE = 32
-_PAGES_AT_ONCE = 1 << 22
+_RUNS_AT_ONCE = 16
+_PAGES_AT_ONCE = 1 << 20
 """Of a map, in one step."""
 _FRAMES_AT_ONCE = 1024
 """Looked at again in one step: a lseek(2) of a microsecond for every second one at most."""
@@ -237,7 +237,8 @@ def page_map(service: Service, file: Regular, pgoff: int, most: int) -> MapReply
     runs: list[_Run] = []
     if file.guest is not None and file.guest.device is not None:
         return _device_map(file, file.guest.device, pgoff, most)
-    for start, first, count, state in _entries(file, pgoff):
+    end = _step_end(file, pgoff)
+    for start, first, count, state in _entries(file, pgoff, end):
         at = start
         while at < start + count:
             if len(runs) >= most:
@@ -254,13 +255,18 @@ def page_map(service: Service, file: Regular, pgoff: int, most: int) -> MapReply
             stop = min(stop, at + node_end - pfn)
             order, stop = _large_pages(file, at, stop)
             is_shared, stop = _shared_until(file, at, stop)
-            state, length = service.pool.state_run(pfn, min(stop - at, _PAGES_AT_ONCE))
+            state, length = service.pool.state_run(pfn, stop - at)
             state = FrameState.SHARED if is_shared and state is FrameState.PRIVATE else state
             runs.append((at, pfn, length, gfn, int(state), node, order))
             at += length
-            if length >= _PAGES_AT_ONCE and at < start + count:
-                return MapReply(runs, at)
-    return MapReply(runs, -1)
+    may_be_more = file.pages.next_data(end) is not None or (file.guest is not None and bool(file.guest.absent))
+    return MapReply(runs, end if end < PGOFF_END and may_be_more else -1)
+
+
+def _step_end(file: Regular, pgoff: int) -> int:
+    """Up to where one step looks, from its first page with a frame; PGOFF_END: there is none."""
+    first = file.pages.next_data(pgoff)
+    return max(PGOFF_END, pgoff) if first is None else min(first + _PAGES_AT_ONCE, PGOFF_END)
 
 
 def _append(runs: list[_Run], more: list[_Run]) -> None:
@@ -305,23 +311,21 @@ _Entry = tuple[int, Pfn | None, int, int]
 """(first page, first frame, pages, state) of a run; without a frame, what it is instead."""
 
 
-def _entries(file: Regular, pgoff: int) -> Iterator[_Entry]:
-    """What is no hole, from pgoff on and in order."""
-    mapped: Iterator[_Entry] = (
-        (int(start), pfn, count, 0) for start, pfn, count in file.pages.extents(pgoff, max(PGOFF_END, pgoff))
-    )
+def _entries(file: Regular, pgoff: int, end: int) -> Iterator[_Entry]:
+    """What is no hole of [pgoff, end), in order."""
+    mapped: Iterator[_Entry] = ((int(start), pfn, count, 0) for start, pfn, count in file.pages.extents(pgoff, end))
     if file.guest is None or not file.guest.absent:
         return mapped
-    return heapq.merge(mapped, _absent_runs(file.guest.absent, pgoff), key=_first_page)
+    return heapq.merge(mapped, _absent_runs(file.guest.absent, pgoff, end), key=_first_page)
 
 
 def _first_page(entry: _Entry) -> int:
     return entry[0]
 
 
-def _absent_runs(absent: AbsentPages, pgoff: int) -> Iterator[_Entry]:
-    for start, end, why in absent.runs(pgoff, PGOFF_END):
-        yield start, None, end - start, SWAPPED if why is None else int(FrameState.POISONED)
+def _absent_runs(absent: AbsentPages, pgoff: int, end: int) -> Iterator[_Entry]:
+    for low, high, why in absent.runs(pgoff, end):
+        yield low, None, high - low, SWAPPED if why is None else int(FrameState.POISONED)
 
 
 def _large_pages(file: Regular, at: int, end: int) -> tuple[int, int]:

@@ -1,6 +1,7 @@
 """The full screen: drawn again, resized, quit by key and by signal, and the terminal is as it was."""
 
 import os
+import re
 import shlex
 import sys
 
@@ -30,10 +31,16 @@ def program(interval_s: float, end_at: int = 0) -> str:
     return f"{shlex.quote(sys.executable)} -c {shlex.quote(PROGRAM)} {interval_s} {end_at}"
 
 
+def drawn_again(shown: str) -> bool:
+    """Whichever look it is by now: they come faster than a busy machine can read them."""
+    found = re.search(r"look (\d+) on", shown)
+    return found is not None and int(found[1]) > 2
+
+
 def test_it_is_drawn_again_has_the_screens_size_and_q_quits() -> None:
     with Screen(program(0.1)) as screen:
-        screen.until("look 1 on 80 x 24")
-        screen.until("look 3 on 80 x 24")
+        screen.until("on 80 x 24")
+        screen.until(drawn_again)
         screen.resize(50, 10)
         assert len(screen.until("on 50 x 10").rstrip().splitlines()) == 10
         screen.press("Up")  # an escape and more: not Escape
@@ -55,9 +62,9 @@ def test_a_new_size_shows_before_the_next_look() -> None:
 def test_the_terminal_is_as_it_was_however_it_ends(end: str, status: str) -> None:
     with Screen(program(0.1, 3 if end == "look" else 0)) as screen:
         if end == "C-c":
-            screen.until("look 2")
+            screen.until(drawn_again)
             screen.press(end)
         elif end == "TERM":
-            pid = int(screen.until("look 2").split("of ")[1].split(".")[0])
+            pid = int(screen.until(drawn_again).split("of ")[1].split(".")[0])
             os.kill(pid, 15)
         assert screen.ended() == status

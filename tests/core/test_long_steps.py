@@ -409,6 +409,10 @@ def test_a_tebibyte_is_allocated_mapped_and_punched_in_parts(gigs: list[int], pa
     # The stock of frames is 1024 gigs that are one run; a gig at each end of the punch becomes 511 chunks.
     assert max(gigs) < 1200
     assert sum(nodes > 200 for nodes in gigs) <= 4
+    gigs[:] = [0]
+    store.fallocate(file, 1, 0, TIB * PAGE_SIZE)
+    assert file.pages.page_count == TIB
+    assert sum(nodes > 700 for nodes in gigs) <= 1, "the stock, again"
 
 
 def test_a_map_of_many_extents_is_made_in_parts(steps: Steps, monkeypatch: pytest.MonkeyPatch) -> None:

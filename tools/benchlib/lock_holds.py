@@ -5,6 +5,7 @@ thread that has the lock, so that neither a neighbour of the machine nor another
 """
 
 import contextlib
+import gc
 import os
 import resource
 import stat
@@ -67,8 +68,16 @@ class HoldTimer(sync.Makers):
     """Makes Service.lock one that remembers its longest hold, and who had it."""
 
     def __init__(self) -> None:
-        self.longest_ns = 0
+        self.longest_ns = self.collecting_ns = 0
         self.where = ""
+        gc.callbacks.append(self._collecting)
+
+    def close(self) -> None:
+        gc.callbacks.remove(self._collecting)
+
+    def _collecting(self, phase: str, _: object) -> None:
+        """What the collector takes so far: less before, more after."""
+        self.collecting_ns += time.thread_time_ns() * (-1 if phase == "start" else 1)
 
     def reset(self) -> None:
         self.longest_ns, self.where = 0, ""
@@ -80,12 +89,13 @@ class HoldTimer(sync.Makers):
 
 class _Timed:
     def __init__(self, timer: HoldTimer, lock: threading.Lock) -> None:
-        self._timer, self._lock, self._since_ns = timer, lock, 0
+        self._timer, self._lock, self._since_ns, self._collected_ns = timer, lock, 0, 0
         self.locked = lock.locked
 
     def acquire(self, blocking: bool = True, timeout: float = -1) -> bool:
         taken = self._lock.acquire(blocking, timeout)
         if taken:
+            self._collected_ns = self._timer.collecting_ns
             self._since_ns = time.thread_time_ns()
         return taken
 
@@ -93,7 +103,8 @@ class _Timed:
         held_ns, timer = time.thread_time_ns() - self._since_ns, self._timer
         if held_ns > timer.longest_ns:
             timer.longest_ns = held_ns
-            timer.where = _caller()
+            collected_ns = timer.collecting_ns - self._collected_ns
+            timer.where = _caller() + (f", collector {collected_ns / 1e6:.1f}" if collected_ns > 100_000 else "")
         self._lock.release()
 
     def __enter__(self) -> bool:
@@ -439,6 +450,7 @@ def measure(
             step()
             longest[f"{name}: {what}"] = timer.longest_ns / 1e6, timer.where
             timer.reset()
+        timer.close()
     worst = sorted(longest.items(), key=lambda item: -item[1][0])
     return Figure(
         what="longest hold of Service.lock, CPU time of its thread, in stores of the largest sizes",

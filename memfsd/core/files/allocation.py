@@ -18,11 +18,13 @@ from memfsd.uapi.units import ORDER_1G, PAGE_SHIFT, Pfn
 
 from .inodes import Regular
 
-_STEP_RUNS = 64
+_STEP_RUNS = 32
 """Runs of frames taken from the pool, or mapped: a millisecond at most."""
-_STEP_PAGES = 1 << 22
-"""Mapped in a step, up to where a gig of the file ends: 16 nodes of a page table at least."""
-_STEP_NODES = 1024
+_GIG = 1 << ORDER_1G
+_STEP_PAGES = 2 * _GIG
+_STEP_PAGES_OF_A_GIG = _GIG // 4
+"""Mapped in a step, as whole gigs of the file and within one: some nodes of a page table, up to 128."""
+_STEP_NODES = 256
 """Of a page table, counted in a step."""
 
 
@@ -41,8 +43,10 @@ class Allocation:
         """Up to where it is known how many pages lack a frame."""
         self._wanted = 0
         """Frames that are still to be taken for these."""
-        self._stocked = self._used = 0
-        """Of `supply`: pages [used, stocked)."""
+        holes, _ = file.pages.some_holes(start, end, 1)
+        self._stocked = self._used = holes[0][0] % _GIG if holes else 0
+        """Of `supply`: pages [used, stocked). In one hole its gigs end where those of the file do, and none is broken
+        up."""
 
     def step(self) -> bool:
         """True when it is done. ENOSPC; EPERM when a seal came in between."""
@@ -73,15 +77,15 @@ class Allocation:
 
     def _map(self, room: int) -> bool:
         self._check_seal()
-        pages, used, left = self.file.pages, self._used, self._room_in_pages()
+        pages, used, left = self.file.pages, self._used, _STEP_PAGES
         holes, reached = self._some_holes(self._at, room)
         for low, high in holes:
             self._at = int(low)
-            while self._at < high and room and (run := self.supply.run_at(self._used, min(high - self._at, left))):
+            while self._at < high and room and (run := self._run_at(self._used, min(high - self._at, left))):
                 pages.map_run(self._at, *run)
                 self._at += run[1]
                 self._used += run[1]
-                left -= run[1]
+                left = self._left(left, run[1])
                 room = room - 1 if left else 0
             if self._at < high:
                 break
@@ -92,8 +96,20 @@ class Allocation:
             self._counted = self._at
         return self._at >= self._end and self._set_size()
 
-    def _room_in_pages(self) -> int:
-        return _STEP_PAGES - self._at % (1 << ORDER_1G)
+    def _run_at(self, at: int, most: int) -> tuple[Pfn, int] | None:
+        """From that page of `supply` on, for whole gigs of the file or for a part of one. None: it has none there."""
+        within = self._at % _GIG
+        run = self.supply.run_at(at, min(most, _GIG - within) if within else most)
+        if run is None:
+            return None
+        pfn, count = run
+        return pfn, count & -_GIG or min(count, _STEP_PAGES_OF_A_GIG)
+
+    def _left(self, left: int, mapped: int) -> int:
+        """Pages that a step has left once these are mapped, up to `_at`: whole gigs begin a step."""
+        if mapped >= _GIG:
+            return left - mapped
+        return max(min(left, _STEP_PAGES_OF_A_GIG) - mapped, 0) if self._at % _GIG else 0
 
     def _count_missing(self) -> None:
         """Some more of them. Where others fill holes meanwhile, or punch new ones, it turns out later."""
@@ -173,7 +189,7 @@ class PlacedAllocation(Allocation):
 
     def _map(self, room: int) -> bool:
         self._check_seal()
-        pages, left = self.file.pages, self._room_in_pages()
+        pages, left = self.file.pages, _STEP_PAGES
         while room and self._at < self._end:
             holes, reached = self._some_holes(self._at, 1)
             if not holes:
@@ -181,14 +197,14 @@ class PlacedAllocation(Allocation):
                 return reached >= self._end and self._set_size()
             low, high = holes[0]
             self._at = int(low)
-            run = self.supply.run_at(low, min(high - low, left))
+            run = self._run_at(low, min(high - low, left))
             if run is None:  # it was punched since
                 self._stocked, self._wanted = self._at, high - low
                 return False
             pages.map_run(low, *run)
             self.supply.unmap(low, low + run[1])
             self._at += run[1]
-            left -= run[1]
+            left = self._left(left, run[1])
             room = room - 1 if left else 0
             if self.file.guest is not None and run[1] < 1 << self.file.order:
                 merge(self._pool, pages, self.file.guest, low, self.file.order)

@@ -49,9 +49,9 @@ _MANY = 256
 _FEW = 4
 """Nodes that are copied as numbers: some microseconds, and nothing for the collector of garbage."""
 _TAKEN = 64
-_PART_EXTENTS = 64
-_PART_PIECES = 512
-_PART_PAGES = 1 << 22
+_PART_EXTENTS = 32
+_PART_PIECES = 128
+_PART_PAGES = 1 << 20
 """What one step looks at: less than a millisecond with Service.lock held."""
 _NOTHING = array("I", bytes(4 * _CHUNK))
 _COUNTING = np.arange(_CHUNK, dtype=np.uint32)
@@ -194,8 +194,10 @@ class FilePages:
         if first is None:
             return [], Pgoff(end)
         stop = min(end, (first & -_GIG) + _PART_PAGES)  # where no gig has to be broken up
-        runs = list(islice(self.extents(first, stop), _PART_EXTENTS))
-        return runs, Pgoff(runs[-1][0] + runs[-1][2] if len(runs) == _PART_EXTENTS else stop)
+        pieces = list(islice(self._pieces(first, stop), _PART_PIECES))
+        runs = list(islice(_merged(iter(pieces)), _PART_EXTENTS))
+        is_all = len(pieces) < _PART_PIECES and len(runs) < _PART_EXTENTS
+        return runs, Pgoff(stop if is_all else runs[-1][0] + runs[-1][2])
 
     def frames(self) -> Iterator[tuple[NDArray[np.int64], NDArray[np.int64]]]:
         """(pages, frames) of all that is mapped, in order and in parts of bounded length."""
