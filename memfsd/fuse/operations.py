@@ -108,6 +108,7 @@ class Operations(pyfuse3.Operations):
         self._waiters = Waiters(owner_uid)
         self._releases: set[trio.Event] = set()
         """Of handles whose frames are being freed: close(2) waits for none of them."""
+        store.reclaimer.has_releases = lambda: bool(self._releases) or has_pending()
         self._background = 0
         """Requests under way that the kernel sends behind its callers' backs, and only some at a time."""
         self._sealed: dict[int, tuple[SealedState, EntryAttributes]] = {}

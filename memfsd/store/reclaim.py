@@ -6,6 +6,7 @@ last time first, and after Deadlines.reclaim_s the asker goes on with what came 
 
 import logging
 import time
+from collections.abc import Callable
 
 from memfsd.common import sync
 from memfsd.core.files.shares import Shares
@@ -27,6 +28,11 @@ _Question = tuple[Peer, Pgoff, Pgoff]
 """Which VM is asked for which pages of its file."""
 
 
+_RELEASES_S = 1.0
+"""On a mount that is never idle: how long a fault waits for files that were closed."""
+_STEP_S = 0.0005
+
+
 class Reclaimer:
     """`_lock` guards `_asking` and `_shares`; it is taken before Service.lock."""
 
@@ -42,6 +48,8 @@ class Reclaimer:
         self._asking: set[Ino] = set()
         self._shares = Shares(MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RESERVED_RECLAIMS, owner_uid)
         """Of threads, by the user whose VM is asked."""
+        self.has_releases: Callable[[], bool] | None = None
+        """Of who serves the kernel: whether requests are queued or under way that may end a file. None: nobody does."""
 
     def reclaim(self, ino: Ino | None = None, frame_count: int | None = None, *, swap: bool = True) -> bool:
         """True when any frame came free, before the deadline; no need to go on after frame_count of them. When none
@@ -58,6 +66,23 @@ class Reclaimer:
             with self._lock:
                 self._ask_all(questions, before, frame_count)
         return self.free_count() > before or (swap and self._swapper.evict(frame_count))
+
+    def await_releases(self) -> bool:
+        """After files that were closed have given their frames back, which close(2) does not wait for: True when a
+        frame is free. A request that was received and is not yet under way shows when it is looked for again."""
+        until, idle = time.monotonic() + _RELEASES_S, 0
+        with self._lock:
+            while not self.free_count() and time.monotonic() < until:
+                idle = 0 if self._has_releases() else idle + 1
+                if idle > (self.has_releases is not None):
+                    break
+                self._progress.wait(_STEP_S)
+        return self.free_count() > 0
+
+    def _has_releases(self) -> bool:
+        with self._service.lock:
+            discards = bool(self._service.data.discards)
+        return discards or (self.has_releases is not None and self.has_releases())
 
     def may_help(self) -> bool:
         """Any page was granted and not touched yet, or may be swapped out."""

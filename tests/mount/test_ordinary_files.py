@@ -16,6 +16,8 @@ from pathlib import Path
 
 import pytest
 
+import kvmsim
+import memfsd
 from tests.support.real_mount import (
     KEEP_SIZE,
     PAGE,
@@ -582,6 +584,20 @@ def test_random_operations_leave_the_same_bytes_as_on_tmpfs(place: Path, tmpfs: 
     sh(f"cp --sparse=never {here} {here}.copy && cmp {here}.copy {there}", place)
 
 
+def fill_and_close(path: Path) -> None:
+    """The pool was full, and will not be when RELEASE is over."""
+    fd = os.open(path, os.O_RDWR | os.O_CREAT)
+    os.unlink(path)
+    size, step = 0, 16 << 20
+    while step >= PAGE:
+        try:
+            os.posix_fallocate(fd, size, step)
+            size += step
+        except OSError:
+            step //= 2
+    os.close(fd)
+
+
 @pytest.mark.parametrize("way", ["fallocate", "write"])
 def test_a_file_that_was_closed_just_now_makes_room(shared_mount: MountFactory, way: str) -> None:
     """close(2) does not wait for RELEASE, and what has many extents is freed in parts."""
@@ -602,3 +618,15 @@ def test_a_file_that_was_closed_just_now_makes_room(shared_mount: MountFactory, 
     finally:
         os.unlink(place / "next")
         os.close(fd)
+
+
+def test_a_file_that_was_closed_just_now_makes_room_for_a_guest(shared_mount: MountFactory) -> None:
+    place = shared_mount("size=16M").path
+    memory = memfsd.create(place / "vm.mem", 1 << 20)
+    with kvmsim.VM() as vm:
+        vm.set_user_memory_region(0, 0, 1 << 20, guest_memfd=memory)
+        vcpu = vm.create_vcpu()
+        for page in range(0, 32, 2):
+            fill_and_close(place / "filler")
+            vcpu.write(page * PAGE, b"there is room")
+    os.unlink(memory)

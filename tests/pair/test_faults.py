@@ -189,6 +189,41 @@ def test_a_full_pool_exits_as_enospc_and_the_access_goes_on_when_there_is_room(s
     assert local.touch(0, page(8)) is None
 
 
+def test_a_full_pool_waits_for_files_that_were_closed_just_now(small_store: LocalStore) -> None:
+    small_store.create("hog", 32)
+    small_store.allocate("hog", 0, 32)
+    small_store.create("file", 8)
+    local = small_store.vm()
+    local.private_slot(0, 0, page(8), "file")
+    looks = 0
+
+    def has_releases() -> bool:
+        """Received and not yet under way; under way twice; over."""
+        nonlocal looks
+        looks += 1
+        if looks == 4:
+            small_store.punch("hog", 0, 6)
+        return looks in (2, 3)
+
+    small_store.store.reclaimer.has_releases = has_releases
+    assert local.touch(0, page(1)) is None
+
+
+@pytest.mark.parametrize("is_busy", [False, True])
+def test_a_mount_that_is_never_idle_holds_up_no_fault(
+    small_store: LocalStore, is_busy: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("memfsd.store.reclaim._RELEASES_S", 0.05)
+    small_store.create("hog", 32)
+    small_store.allocate("hog", 0, 32)
+    small_store.create("file", 8)
+    local = small_store.vm()
+    local.private_slot(0, 0, page(8), "file")
+    small_store.store.reclaimer.has_releases = lambda: is_busy
+    exit_ = local.touch(0, page(1))
+    assert isinstance(exit_, MemoryErrorExit) and exit_.errno == errno.ENOSPC
+
+
 def grow_stream(local: LocalVm, first: int, pages: int) -> None:
     """Touch pages in order, so that the store grants ahead."""
     for number in range(first, first + pages):
