@@ -34,7 +34,7 @@ from memfsd.uapi.limits import NAME_MAX
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Ino
 
-from .closing import after_closing
+from .closing import after_closing, until_closed
 from .hook import IoctlReply, clears_setid, has_pending, is_by_handle, is_writeback, pyfuse3, write_back
 from .waiters import Waiters
 
@@ -164,9 +164,16 @@ class Operations(pyfuse3.Operations):
             await release.wait()
         return bool(releases)
 
-    async def _without_the_closed(self, add_seals: Callable[[], R]) -> R:
-        """Add seals; EBUSY only for handles that are still open, not for those whose RELEASE is under way."""
-        return await after_closing(add_seals, lambda: self._background > 0 or has_pending())
+    async def _without_the_closed(self, refusal: int, call: Callable[[], R]) -> R:
+        """The call; refused with this errno for what is still open, not for what was closed and is still on its way."""
+        return await after_closing(call, refusal, self._may_close)
+
+    def _may_close(self) -> bool:
+        """Requests are queued or under way that may be a RELEASE or a FORGET, or end in one."""
+        return self._background > 0 or has_pending()
+
+    async def _new_entry(self, make: Callable[[], Attributes]) -> EntryAttributes:
+        return _entry(await self._without_the_closed(errno.ENOSPC, make))
 
     async def _made_room(self) -> bool:
         if self._reclaiming is None:
@@ -190,24 +197,25 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        for ino, count in inode_list:
-            await self._finish(self._names.forget(ino, count))
+        with self._in_background():
+            for ino, count in inode_list:
+                await self._finish(self._names.forget(ino, count))
 
     @_door
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> EntryAttributes:
-        return _entry(self._names.mknod(parent, name, mode, rdev, _creds(ctx)))
+        return await self._new_entry(lambda: self._names.mknod(parent, name, mode, rdev, _creds(ctx)))
 
     @_door
     async def mkdir(self, parent: int, name: bytes, mode: int, ctx: Any) -> EntryAttributes:
-        return _entry(self._names.mkdir(parent, name, mode, _creds(ctx)))
+        return await self._new_entry(lambda: self._names.mkdir(parent, name, mode, _creds(ctx)))
 
     @_door
     async def symlink(self, parent: int, name: bytes, target: bytes, ctx: Any) -> EntryAttributes:
-        return _entry(self._names.symlink(parent, name, target, _creds(ctx)))
+        return await self._new_entry(lambda: self._names.symlink(parent, name, target, _creds(ctx)))
 
     @_door
     async def link(self, inode: int, new_parent: int, new_name: bytes, ctx: Any) -> EntryAttributes:
-        return _entry(self._names.link(inode, new_parent, new_name, ctx.uid))
+        return await self._new_entry(lambda: self._names.link(inode, new_parent, new_name, ctx.uid))
 
     @_door
     async def unlink(self, parent: int, name: bytes, ctx: Any) -> None:
@@ -297,6 +305,7 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def statfs(self, ctx: Any) -> Any:
+        await until_closed(self._may_close)
         data, space = pyfuse3.StatvfsData(), self._files.space()
         data.f_bsize = data.f_frsize = PAGE_SIZE
         data.f_blocks = space.frame_count
@@ -319,7 +328,9 @@ class Operations(pyfuse3.Operations):
     @_door
     async def setxattr(self, inode: int, name: bytes, value: bytes, ctx: Any) -> None:
         value = bytes(value)
-        await self._finish(await self._without_the_closed(lambda: self._files.setxattr(inode, name, value)))
+        await self._finish(
+            await self._without_the_closed(errno.EBUSY, lambda: self._files.setxattr(inode, name, value))
+        )
 
     @_door
     async def removexattr(self, inode: int, name: bytes, ctx: Any) -> None:
@@ -331,7 +342,9 @@ class Operations(pyfuse3.Operations):
     async def create(
         self, parent: int, name: bytes, mode: int, flags: int, ctx: Any
     ) -> tuple[FileInfo, EntryAttributes]:
-        opened, shown = self._files.create(parent, name, mode, flags, _creds(ctx))
+        opened, shown = await self._without_the_closed(
+            errno.ENOSPC, lambda: self._files.create(parent, name, mode, flags, _creds(ctx))
+        )
         return _file_info(opened, flags), _entry(shown)
 
     @_door
@@ -466,12 +479,14 @@ class Operations(pyfuse3.Operations):
         if cmd != names.IOC_ADD_SEALS:
             raise Refused(errno.ENOTTY, f"ioctl {cmd:#x} does not exist: see memfsd.uapi.names")
         new = Seal(int.from_bytes(data, "little"))
-        await self._finish(await self._without_the_closed(lambda: self._files.add_seals(ino, new, own_handle=fh)))
+        await self._finish(
+            await self._without_the_closed(errno.EBUSY, lambda: self._files.add_seals(ino, new, own_handle=fh))
+        )
         self._forget_attributes(ino)  # the kernel does not know that an ioctl changes any
         return IoctlReply()
 
     async def _create_guest_memfd(self, ino: int, fh: int, asked: CreateGuestMemfd) -> IoctlReply:
-        await self._without_the_closed(lambda: self._guest_memfds.create(ino, fh, asked))
+        await self._without_the_closed(errno.EBUSY, lambda: self._guest_memfds.create(ino, fh, asked))
         self._forget_attributes(ino)
         return IoctlReply()
 

@@ -1,4 +1,5 @@
-"""Sealing waits for the RELEASE of what was closed, however busy the machine is, and not for what stays open."""
+"""Sealing waits for the RELEASE of what was closed, however busy the machine is, and not for what stays open. So does
+who needs an inode, for FORGET."""
 
 import errno
 import itertools
@@ -7,7 +8,7 @@ import pytest
 import trio
 import trio.testing
 
-from memfsd.fuse.closing import after_closing
+from memfsd.fuse.closing import after_closing, until_closed
 from memfsd.uapi.errors import Refused
 
 
@@ -30,7 +31,7 @@ class Sealing:
 def seal(sealing: Sealing, *, pending: bool = True, step_s: float = 0.0) -> str:
     served = itertools.count()
     return trio.run(
-        lambda: after_closing(sealing, lambda: pending, lambda: next(served) * step_s),
+        lambda: after_closing(sealing, errno.EBUSY, lambda: pending, lambda: next(served) * step_s),
         clock=sealing.clock,
     )
 
@@ -61,3 +62,15 @@ def test_other_refusals_are_answered_at_once() -> None:
     with pytest.raises(Refused):
         seal(sealing)
     assert sealing.asked == 1
+
+
+@pytest.mark.parametrize(("looks", "waited_s"), [(0, 0.0), (3, 0.0015), (10_000, 0.05)])
+def test_who_only_looks_waits_for_a_moment(looks: int, waited_s: float) -> None:
+    left = iter(range(looks))
+
+    async def wait() -> float:
+        began = trio.current_time()
+        await until_closed(lambda: next(left, None) is not None)
+        return trio.current_time() - began
+
+    assert trio.run(wait, clock=trio.testing.MockClock(autojump_threshold=0)) == pytest.approx(waited_s)

@@ -630,3 +630,39 @@ def test_a_file_that_was_closed_just_now_makes_room_for_a_guest(shared_mount: Mo
             fill_and_close(place / "filler")
             vcpu.write(page * PAGE, b"there is room")
     os.unlink(memory)
+
+
+@pytest.mark.parametrize("make", ["open", "mkdir", "symlink", "mknod"])
+def test_a_file_that_was_closed_just_now_makes_room_for_another_inode(mount: MountFactory, make: str) -> None:
+    """The kernel sends FORGET after other requests. tmpfs never refuses this."""
+    path = mount("nr_inodes=3").path / "name"
+    for _ in range(200):
+        if make == "mkdir":
+            path.mkdir()
+            path.rmdir()
+        elif make == "symlink":
+            path.symlink_to("target")
+            path.unlink()
+        elif make == "mknod":
+            os.mknod(path)
+            path.unlink()
+        else:
+            fd = os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY)
+            os.unlink(path)
+            os.close(fd)
+    path.touch()
+    path.with_name("second").touch()
+    with refused(errno.ENOSPC):
+        path.with_name("third").touch()
+
+
+def test_what_was_closed_just_now_is_free_in_statfs(mount: MountFactory) -> None:
+    path = mount("size=16M").path / "file"
+    before = os.statvfs(path.parent)
+    for _ in range(30):
+        fd = os.open(path, os.O_CREAT | os.O_WRONLY)
+        os.posix_fallocate(fd, 0, 8 << 20)
+        os.unlink(path)
+        os.close(fd)
+        now = os.statvfs(path.parent)
+        assert (now.f_bfree, now.f_ffree) == (before.f_bfree, before.f_ffree)
