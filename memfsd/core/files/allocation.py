@@ -59,9 +59,10 @@ class Allocation:
 
     def give_up(self) -> None:
         """After a first step that was refused: nobody has had these frames, so they need no scrubbing."""
-        for _, pfn, count in self.supply.take():
-            self._pool.set_state(pfn, count, FrameState.CLOSING)
-            self._pool.free(pfn, count)
+        while runs := self.supply.take():
+            for _, pfn, count in runs:
+                self._pool.set_state(pfn, count, FrameState.CLOSING)
+                self._pool.free(pfn, count)
 
     def _stock(self, room: int) -> int:
         """How much of the step's room is left; 0 also while frames are wanted."""

@@ -95,6 +95,19 @@ def test_a_policys_full_nodes_change_nothing_in_the_file() -> None:
         store.write(store.open(file), 34 * P, b"x")
 
 
+def test_a_first_step_that_is_refused_gives_all_its_frames_back() -> None:
+    """More of them than one part of a page table has."""
+    chunks, chunk = 200, 512
+    store = CoreStore(2 * chunks * chunk, nodes=2)
+    file = store.make("file")
+    low, high = chunks // 2 * chunk, chunks * chunk + 1
+    store.setfattr(file, "numa", f"bind:0@0+{low * P} bind:1@{low * P}+{high * P}")
+    with refused("ENOSPC", "where policy bind:1 has them"):
+        store.fallocate(file, 0, 0, (low + high) * P)
+    assert store.pool.node_free_counts() == [chunks * chunk] * 2
+    assert store.audit() == []
+
+
 def test_holes_punched_meanwhile_get_frames_of_their_policy() -> None:
     store = CoreStore(2048, nodes=2)
     file = store.make("file")
