@@ -17,7 +17,7 @@ from typing import Any, ParamSpec, TypeVar
 import trio
 
 from memfsd.common.linux import dirty_bytes
-from memfsd.core.files.inodes import Changes
+from memfsd.core.files.inodes import ROOT_INO, Changes
 from memfsd.core.files.namespace import Creds
 from memfsd.store.attributes import Attributes
 from memfsd.store.files import Opened, SealedState
@@ -106,9 +106,9 @@ class Operations(pyfuse3.Operations):
         self._reclaiming: trio.Event | None = None
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._waiters = Waiters(owner_uid)
-        self._releases: set[trio.Event] = set()
-        """Of handles whose frames are being freed: close(2) waits for none of them."""
-        store.reclaimer.has_releases = lambda: bool(self._releases) or has_pending()
+        self._endings: set[trio.Event] = set()
+        """Of handles and inodes whose frames are being freed: close(2) waits for none of them."""
+        store.reclaimer.has_releases = self._is_closing
         self._background = 0
         """Requests under way that the kernel sends behind its callers' backs, and only some at a time."""
         self._sealed: dict[int, tuple[SealedState, EntryAttributes]] = {}
@@ -139,6 +139,16 @@ class Operations(pyfuse3.Operations):
         finally:
             self._background -= 1
 
+    @contextlib.contextmanager
+    def _ending(self) -> Iterator[None]:
+        over = trio.Event()
+        self._endings.add(over)
+        try:
+            yield
+        finally:
+            self._endings.discard(over)
+            over.set()
+
     async def _with_room(self, call: Callable[[], R]) -> R:
         """Run a use case that allocates; when the pool is full, once more when files that were closed have given their
         frames back, and once more after taking back untouched grants.
@@ -158,11 +168,11 @@ class Operations(pyfuse3.Operations):
         return iter((self._released, self._made_room))
 
     async def _released(self) -> bool:
-        """After the handles that were being released when the pool was full; False: there was none."""
-        releases = list(self._releases)
-        for release in releases:
-            await release.wait()
-        return bool(releases)
+        """After what was ending when the pool was full; False: there was none."""
+        endings = list(self._endings)
+        for over in endings:
+            await over.wait()
+        return bool(endings)
 
     async def _without_the_closed(self, refusal: int, call: Callable[[], R]) -> R:
         """The call; refused with this errno for what is still open, not for what was closed and is still on its way."""
@@ -170,7 +180,11 @@ class Operations(pyfuse3.Operations):
 
     def _may_close(self) -> bool:
         """Requests are queued or under way that may be a RELEASE or a FORGET, or end in one."""
-        return self._background > 0 or has_pending()
+        return self._background > 0 or self._is_closing()
+
+    def _is_closing(self) -> bool:
+        """Requests are queued or under way that may be a RELEASE or a FORGET: none that waits for a VM."""
+        return bool(self._endings) or has_pending()
 
     async def _new_entry(self, make: Callable[[], Attributes]) -> EntryAttributes:
         return _entry(await self._without_the_closed(errno.ENOSPC, make))
@@ -197,7 +211,7 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
-        with self._in_background():
+        with self._ending():
             for ino, count in inode_list:
                 await self._finish(self._names.forget(ino, count))
 
@@ -305,7 +319,7 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def statfs(self, ctx: Any) -> Any:
-        await until_closed(self._may_close)
+        await until_closed(self._is_closing)
         data, space = pyfuse3.StatvfsData(), self._files.space()
         data.f_bsize = data.f_frsize = PAGE_SIZE
         data.f_blocks = space.frame_count
@@ -317,6 +331,8 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def getxattr(self, inode: int, name: bytes, ctx: Any) -> bytes:
+        if inode == ROOT_INO:
+            await until_closed(self._is_closing)  # as statfs: there are the pool's counts
         return self._files.getxattr(inode, name)
 
     @_door
@@ -359,15 +375,8 @@ class Operations(pyfuse3.Operations):
 
     @_door
     async def release(self, fh: int) -> None:
-        work = self._files.release(fh)
-        over = trio.Event()
-        self._releases.add(over)
-        try:
-            with self._in_background():
-                await self._finish(work)
-        finally:
-            self._releases.discard(over)
-            over.set()
+        with self._in_background(), self._ending():
+            await self._finish(self._files.release(fh))
 
     @_door
     async def read(self, fh: int, off: int, size: int) -> bytes:
