@@ -165,7 +165,7 @@ class Operations(pyfuse3.Operations):
                     raise
 
     def _ways_to_room(self) -> Ways:
-        return iter((self._released, self._made_room))
+        return iter((self._released, self._made_room, self._ended))
 
     async def _released(self) -> bool:
         """After what was ending when the pool was full; False: there was none."""
@@ -173,6 +173,12 @@ class Operations(pyfuse3.Operations):
         for over in endings:
             await over.wait()
         return bool(endings)
+
+    async def _ended(self) -> bool:
+        """After VMs that have ended: who killed one has waited for its process, not for us."""
+        if not self._reclaimer.has_endings():
+            return False
+        return await trio.to_thread.run_sync(self._reclaimer.await_endings, limiter=self._workers)
 
     async def _without_the_closed(self, refusal: int, call: Callable[[], R]) -> R:
         """The call; refused with this errno for what is still open, not for what was closed and is still on its way."""

@@ -71,8 +71,8 @@ class PairedFile:
 
     def get_pfn(self, pgoff: int, max_pages: int, order: int = 0) -> GetPfnReply:
         """GuestMemory.get_pfn. Once more when the page was swapped out, and is back; and when the pool is full, after
-        taking back what no guest has touched, or has used lately, or else after files that were closed have given
-        their frames back: only then it blocks."""
+        taking back what no guest has touched, or has used lately, or else after what has ended has given its frames
+        back: only then it blocks."""
         file = self.file
         try:
             self._lock.acquire()  # not `with`, which would take twice as long on the fault path
@@ -100,7 +100,10 @@ class PairedFile:
                     refused = failed
             if not isinstance(refused, SwappedOut) and not (
                 refused.errno == errno.ENOSPC
-                and (pairings.reclaimer.reclaim(file.ino, wanted, swap=swaps) or pairings.reclaimer.await_releases())
+                and (
+                    pairings.reclaimer.reclaim(file.ino, wanted, swap=swaps)
+                    or pairings.reclaimer.await_endings(1 << file.order, queued=True)
+                )
             ):
                 raise self._with_swap(refused)
             try:

@@ -28,8 +28,8 @@ _Question = tuple[Peer, Pgoff, Pgoff]
 """Which VM is asked for which pages of its file."""
 
 
-_RELEASES_S = 1.0
-"""On a mount that is never idle: how long a fault waits for files that were closed."""
+_ENDINGS_S = 1.0
+"""On a mount that is never idle: how long who needs a frame waits for what has ended."""
 _STEP_S = 0.0005
 
 
@@ -67,22 +67,29 @@ class Reclaimer:
                 self._ask_all(questions, before, frame_count)
         return self.free_count() > before or (swap and self._swapper.evict(frame_count))
 
-    def await_releases(self) -> bool:
-        """After files that were closed have given their frames back, which close(2) does not wait for: True when a
-        frame is free. A request that was received and is not yet under way shows when it is looked for again."""
-        until, idle = time.monotonic() + _RELEASES_S, 0
-        with self._lock:
-            while not self.free_count() and time.monotonic() < until:
-                idle = 0 if self._has_releases() else idle + 1
-                if idle > (self.has_releases is not None):
-                    break
+    def await_endings(self, enough: int | None = None, *, queued: bool = False) -> bool:
+        """After files that were closed and VMs that have ended have given their frames back, which neither close(2) nor
+        wait(2) waits for, or so many that it is enough: True when frames are free. queued: also those whose request the
+        kernel has still to hand over; one that was received and is not yet under way shows when it is looked for again.
+        """
+        until, idle = time.monotonic() + _ENDINGS_S, 0
+        looks = 2 if queued and self.has_releases is not None else 1
+        while time.monotonic() < until and (enough is None or self.free_count() < enough):
+            idle = 0 if self.has_endings(queued=queued) else idle + 1
+            if idle == looks:
+                break
+            with self._lock:
                 self._progress.wait(_STEP_S)
-        return self.free_count() > 0
+        return self.free_count() >= (enough or 1)
 
-    def _has_releases(self) -> bool:
+    def has_endings(self, *, queued: bool = False) -> bool:
+        """Frames are on their way back, from files or from VMs that are no more."""
         with self._service.lock:
-            discards = bool(self._service.data.discards)
-        return discards or (self.has_releases is not None and self.has_releases())
+            is_closing = bool(self._service.data.discards or self._service.pool.count(FrameState.CLOSING))
+            peers = list(self._invalidator.peers.values())
+        if is_closing or any(peer.process.wait_dead(0) for peer in peers):
+            return True
+        return queued and self.has_releases is not None and self.has_releases()
 
     def may_help(self) -> bool:
         """Any page was granted and not touched yet, or may be swapped out."""

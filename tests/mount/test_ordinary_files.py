@@ -666,3 +666,34 @@ def test_what_was_closed_just_now_is_free_in_statfs(mount: MountFactory) -> None
         os.close(fd)
         now = os.statvfs(path.parent)
         assert (now.f_bfree, now.f_ffree) == (before.f_bfree, before.f_ffree)
+
+
+_HOG = """
+import sys, kvmsim
+vm = kvmsim.VM()
+vm.set_user_memory_region(0, 0, 12 << 20, guest_memfd=sys.argv[1])
+vcpu = vm.create_vcpu()
+for page in range(0, 12 << 20, 4096):
+    vcpu.write(page, b"x")
+print("full", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_vm_that_was_killed_just_now_makes_room(mount: MountFactory) -> None:
+    """wait(2) does not wait until memfsd has noticed."""
+    place = mount("size=16M").path
+    for _ in range(4):
+        memory = memfsd.create(place / "vm.mem", 12 << 20)
+        hog = subprocess.Popen(
+            [sys.executable, "-c", _HOG, memory], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        )
+        with hog:
+            assert hog.stdout is not None
+            assert hog.stdout.readline() == "full\n"
+            hog.kill()
+            hog.wait(DEADLINE_S)
+            with opened(place / "file", os.O_CREAT | os.O_WRONLY) as fd:
+                os.posix_fallocate(fd, 0, 14 << 20)
+        os.unlink(place / "file")
+        os.unlink(memory)

@@ -209,11 +209,34 @@ def test_a_full_pool_waits_for_files_that_were_closed_just_now(small_store: Loca
     assert local.touch(0, page(1)) is None
 
 
+def test_a_full_pool_waits_for_vms_that_have_ended(small_store: LocalStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    small_store.create("hog", 32)
+    small_store.create("file", 8)
+    local, other = small_store.vm(), small_store.vm("other")
+    other.private_slot(0, 0, page(32), "hog")
+    assert other.touch(0, page(32)) is None
+    local.private_slot(0, 0, page(8), "file")
+    looks = 0
+
+    def wait_dead(process: object, timeout_s: float | None, stop_fd: int | None = None) -> bool:
+        nonlocal looks
+        looks += timeout_s == 0
+        if looks == 4:
+            small_store.punch("hog", 0, 6)  # as if its end had come to that
+        return 0 < looks < 4
+
+    monkeypatch.setattr("memfsd.peers.process.PeerProcess.wait_dead", wait_dead)
+    assert small_store.store.reclaimer.has_endings()
+    assert local.touch(0, page(1)) is None
+    assert not small_store.store.reclaimer.has_endings()
+    monkeypatch.undo()
+
+
 @pytest.mark.parametrize("is_busy", [False, True])
 def test_a_mount_that_is_never_idle_holds_up_no_fault(
     small_store: LocalStore, is_busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("memfsd.store.reclaim._RELEASES_S", 0.05)
+    monkeypatch.setattr("memfsd.store.reclaim._ENDINGS_S", 0.05)
     small_store.create("hog", 32)
     small_store.allocate("hog", 0, 32)
     small_store.create("file", 8)
