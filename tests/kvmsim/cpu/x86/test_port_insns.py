@@ -350,7 +350,7 @@ def test_a_kick_ends_a_loop_of_outs(vm: LocalVm, memory: AnonymousMemory) -> Non
         printed += code.console()
         assert len(code.console()) == 0
     shown = bytes(at & 0x7F for at in range(len(printed)))
-    assert len(printed) > 3
+    assert len(printed) >= 3
     assert printed[:100] == shown.decode()[:100], "each byte once"
 
 
