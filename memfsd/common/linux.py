@@ -60,11 +60,17 @@ def dirty_bytes() -> int:
     return known + _COUNTED_LATE_BYTES * (os.cpu_count() or 1)
 
 
+_PUNCHED_IN_A_ROW = 1000
+"""Pages that were there, and a moment later were not, before a search gives up."""
+
+
 def data_ranges(memfd: int, first: int = 0, last: int | None = None) -> list[PageRange]:
-    """Pages [first, last) that hold memory, in order, by SEEK_DATA and SEEK_HOLE. EIO when the descriptor was
-    overwritten by one that does not lead to a memfd, where the search would never end."""
+    """Pages [first, last) that hold memory, in order, by SEEK_DATA and SEEK_HOLE; of what others punch meanwhile some
+    may be among them. EIO when the descriptor was overwritten by one that does not lead to a memfd, where the search
+    would never end."""
     ranges: list[PageRange] = []
     at, stop = first << PAGE_SHIFT, None if last is None else last << PAGE_SHIFT
+    punched = 0
     while stop is None or at < stop:
         try:
             start = os.lseek(memfd, at, os.SEEK_DATA)
@@ -73,7 +79,8 @@ def data_ranges(memfd: int, first: int = 0, last: int | None = None) -> list[Pag
                 return ranges
             raise
         end = os.lseek(memfd, start, os.SEEK_HOLE)
-        if not at <= start < end:
+        punched = punched + 1 if start == end else 0  # between the two: then the next data is elsewhere
+        if not at <= start <= end or punched > _PUNCHED_IN_A_ROW:
             raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
         at = end
         if stop is not None and end > stop:

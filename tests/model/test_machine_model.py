@@ -1,4 +1,4 @@
-"""A store and its VMs against dictionaries: 2,400 random steps, and after each everything that can be compared is.
+"""A store and its VMs against dictionaries: 2,000 random steps, and after each everything that can be compared is.
 
 KVMSIM_MODEL_STEPS=N takes N steps, KVMSIM_MODEL_SEED=N begins elsewhere. A failure is cut down to the steps it needs.
 """
@@ -13,7 +13,7 @@ from tests.support.both_sides import opened_store
 from tests.support.vm_pair import LARGE, SMALL, SPLIT, SWAPPING, Shape, World
 from tests.support.vm_steps import Steps
 
-STEPS = int(os.environ.get("KVMSIM_MODEL_STEPS", "2400"))
+STEPS = int(os.environ.get("KVMSIM_MODEL_STEPS", "2000"))
 SEED = int(os.environ.get("KVMSIM_MODEL_SEED", "0"))
 STEPS_PER_WORLD = 400
 PARTS = 10

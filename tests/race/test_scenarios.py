@@ -16,8 +16,8 @@ from tests.race.tally import NUMBERS
 
 LONG = bool(os.environ.get("MEMFSD_LONG"))
 SCALE = int(os.environ.get("RACE_SCALE", "1"))
-RANDOM_RUNS = 15 * SCALE
-EXHAUSTIVE_RUNS = 30 * SCALE
+RANDOM_RUNS = 12 * SCALE
+EXHAUSTIVE_RUNS = 24 * SCALE
 NEEDED = {
     "fault-x-punch",
     "fault-x-fault",
