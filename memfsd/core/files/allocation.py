@@ -21,7 +21,7 @@ from .inodes import Regular
 _STEP_RUNS = 32
 """Runs of frames taken from the pool, or mapped: a millisecond at most."""
 _GIG = 1 << ORDER_1G
-_STEP_PAGES = 2 * _GIG
+_STEP_PAGES = 16 * _GIG
 _STEP_PAGES_OF_A_GIG = _GIG // 4
 """Mapped in a step, as whole gigs of the file and within one: some nodes of a page table, up to 128."""
 _STEP_NODES = 256

@@ -51,7 +51,7 @@ _FEW = 4
 _TAKEN = 64
 _PART_EXTENTS = 32
 _PART_PIECES = 128
-_PART_PAGES = 1 << 20
+_PART_PAGES = 1 << 22
 """What one step looks at: less than a millisecond with Service.lock held."""
 _NOTHING = array("I", bytes(4 * _CHUNK))
 _COUNTING = np.arange(_CHUNK, dtype=np.uint32)
