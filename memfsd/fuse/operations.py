@@ -103,7 +103,8 @@ class Operations(pyfuse3.Operations):
         self._mover = store.mover
         self._guest_memfds = store.guest_memfds
         self._has_guest_memfds = store.service.options.abi.is_sized_at_creation
-        self._reclaiming: trio.Event | None = None
+        self._making_room: dict[Callable[[], bool], trio.Event] = {}
+        """What makes room just now, and when it is over."""
         self._workers = trio.CapacityLimiter(_WORKERS)
         self._waiters = Waiters(owner_uid)
         self._endings: set[trio.Event] = set()
@@ -174,12 +175,6 @@ class Operations(pyfuse3.Operations):
             await over.wait()
         return bool(endings)
 
-    async def _ended(self) -> bool:
-        """After VMs that have ended: who killed one has waited for its process, not for us."""
-        if not self._reclaimer.has_endings():
-            return False
-        return await trio.to_thread.run_sync(self._reclaimer.await_endings, limiter=self._workers)
-
     async def _without_the_closed(self, refusal: int, call: Callable[[], R]) -> R:
         """The call; refused with this errno for what is still open, not for what was closed and is still on its way."""
         return await after_closing(call, refusal, self._may_close)
@@ -196,17 +191,24 @@ class Operations(pyfuse3.Operations):
         return _entry(await self._without_the_closed(errno.ENOSPC, make))
 
     async def _made_room(self) -> bool:
-        if self._reclaiming is None:
-            if not self._reclaimer.may_help():
+        return await self._for_all(self._reclaimer.may_help, self._reclaimer.reclaim)
+
+    async def _ended(self) -> bool:
+        """After VMs that have ended: who killed one has waited for its process, not for us."""
+        return await self._for_all(self._reclaimer.has_endings, self._reclaimer.await_endings)
+
+    async def _for_all(self, may_help: Callable[[], bool], make_room: Callable[[], bool]) -> bool:
+        """All who find the pool full wait for the same: one thread, however many they are."""
+        if make_room not in self._making_room:
+            if not may_help():
                 return False
-            self._reclaiming = trio.Event()
+            over = self._making_room[make_room] = trio.Event()
             try:
-                return await trio.to_thread.run_sync(self._reclaimer.reclaim, limiter=trio.CapacityLimiter(1))
+                return await trio.to_thread.run_sync(make_room, limiter=trio.CapacityLimiter(1))
             finally:
-                self._reclaiming.set()
-                self._reclaiming = None
-        # All who find the pool full wait for the same: one thread, however many they are.
-        await self._reclaiming.wait()
+                del self._making_room[make_room]
+                over.set()
+        await self._making_room[make_room].wait()
         return self._reclaimer.free_count() > 0
 
     # -- names

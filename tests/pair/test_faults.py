@@ -176,12 +176,18 @@ def test_a_run_takes_what_there_is(small_store: LocalStore) -> None:
         wire.ask(Kind.BYE)
 
 
-def test_a_full_pool_exits_as_enospc_and_the_access_goes_on_when_there_is_room(small_store: LocalStore) -> None:
-    small_store.create("hog", 30)
-    small_store.allocate("hog", 0, 30)
-    small_store.create("file", 8)
-    local = small_store.vm()
+def beside_a_hog(store: LocalStore, pages: int) -> LocalVm:
+    """A VM with 8 pages, in a pool of which another file has so many frames."""
+    store.create("hog", pages)
+    store.allocate("hog", 0, pages)
+    store.create("file", 8)
+    local = store.vm()
     local.private_slot(0, 0, page(8), "file")
+    return local
+
+
+def test_a_full_pool_exits_as_enospc_and_the_access_goes_on_when_there_is_room(small_store: LocalStore) -> None:
+    local = beside_a_hog(small_store, 30)
     exit_ = local.touch(0, page(8))
     assert isinstance(exit_, MemoryErrorExit)
     assert (exit_.gpa, exit_.size, exit_.private, exit_.errno) == (page(2), PAGE_SIZE, True, errno.ENOSPC)
@@ -190,11 +196,7 @@ def test_a_full_pool_exits_as_enospc_and_the_access_goes_on_when_there_is_room(s
 
 
 def test_a_full_pool_waits_for_files_that_were_closed_just_now(small_store: LocalStore) -> None:
-    small_store.create("hog", 32)
-    small_store.allocate("hog", 0, 32)
-    small_store.create("file", 8)
-    local = small_store.vm()
-    local.private_slot(0, 0, page(8), "file")
+    local = beside_a_hog(small_store, 32)
     looks = 0
 
     def has_releases() -> bool:
@@ -237,11 +239,7 @@ def test_a_mount_that_is_never_idle_holds_up_no_fault(
     small_store: LocalStore, is_busy: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("memfsd.store.reclaim._ENDINGS_S", 0.05)
-    small_store.create("hog", 32)
-    small_store.allocate("hog", 0, 32)
-    small_store.create("file", 8)
-    local = small_store.vm()
-    local.private_slot(0, 0, page(8), "file")
+    local = beside_a_hog(small_store, 32)
     small_store.store.reclaimer.has_releases = lambda: is_busy
     exit_ = local.touch(0, page(1))
     assert isinstance(exit_, MemoryErrorExit) and exit_.errno == errno.ENOSPC

@@ -144,7 +144,7 @@ def _parser() -> argparse.ArgumentParser:
         type=_positive,
         default=40,
         metavar="N",
-        help="what the host does in a round (default 40: each of its actions at least once)",
+        help="what the host does in a round that keeps its store (default 40: each of its actions at least once)",
     )
     parser.add_argument("--json", action="store_true", help="one JSON object instead of a table")
     parser.add_argument(

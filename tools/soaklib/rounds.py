@@ -24,7 +24,7 @@ POLICIES = (("none", "kept"), ("punch", "kept"), ("overlay", "kept"), ("overlay"
 PAGE_BYTES = (4096, 2 << 20)
 DESIGNS = tuple(itertools.product(POLICIES, PAGE_BYTES))
 VMS, VCPUS = 4, 3
-STEADY_ACTIONS, LOSS_ACTIONS = 40, 10
+LOSS_ACTIONS = 10
 KINDS = 3
 """Of three rounds one is a loss, and in one of the others a VM is cut off."""
 _STUCK_S = 150.0
@@ -40,7 +40,7 @@ class Soak:
         report: Report,
         settling_s: float,
         code_vms: int,
-        actions: int = STEADY_ACTIONS,
+        actions: int,
     ) -> None:
         """code_vms: in each round, besides the others. actions: of the host in a steady round."""
         self._code_vms = code_vms
