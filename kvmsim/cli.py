@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any
 
-from memfsd.common.arguments import Parser
+from memfsd.common.arguments import Parser, command_of
 from memfsd.common.quote import printable, quoted
 from memfsd.common.starting import INTERRUPTED, be_quiet_when_interrupted, take_interrupts
 from memfsd.common.stdio import fill_standard_fds, with_stdout
@@ -88,7 +88,7 @@ def _close_to_inspection() -> None:
 
 def run_command(arguments: list[str]) -> int:
     with _small_numpy():
-        parser = _parser(arguments[0] if arguments else "")
+        parser = _parser(command_of(arguments))
         asked, unknown = parser.parse_known_args(arguments)
     if unknown:
         asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")

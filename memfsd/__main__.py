@@ -1,6 +1,6 @@
 """python -m memfsd, and the commands memfsd and memfs."""
 
-from memfsd.common.starting import be_quiet_when_interrupted, take_interrupts
+from memfsd.common.starting import be_quiet_when_interrupted
 
 
 def main() -> None:
@@ -12,10 +12,9 @@ def main() -> None:
 
 def memfs() -> None:
     be_quiet_when_interrupted()
-    from .commands import memfs
+    from .commands import memfs as cli
 
-    take_interrupts()
-    memfs.main()
+    cli.main()
 
 
 if __name__ == "__main__":

@@ -72,7 +72,8 @@ class Mount:
 
         Refused, PeerLost: memfsd does not answer, or one of its VMs.
         """
-        from memfsd.common.observer import Observer, store_of
+        from memfsd.common.observer import Observer
+        from memfsd.common.stores import store_of
 
         with Observer(store_of(self.path)) as observer:
             return [(rule, text) for rule, text in observer.ask(Kind.CHECK, Empty(), CheckReply).findings]

@@ -46,6 +46,12 @@ NO_BEHAVIOUR = {
 
 ELSEWHERE = {
     "memfsd/commands/memfs_help.py": "mount/test_memfs.py",
+    "memfsd/commands/arguments.py": "mount/test_memfs.py",
+    "memfsd/commands/check.py": "mount/test_memfs.py",
+    "memfsd/commands/facts.py": "mount/test_memfs.py",
+    "memfsd/commands/files.py": "mount/test_memfs.py",
+    "memfsd/commands/pages.py": "mount/test_memfs.py",
+    "memfsd/commands/status.py": "mount/test_memfs.py",
     "kvmsim/api/vm.py": "kvmsim/api/test_api_vm.py",
     "kvmsim/api/vcpu.py": "kvmsim/api/test_api_vcpu.py",
     "kvmsim/pytest_plugin.py": "mount/test_examples.py",

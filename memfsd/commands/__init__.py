@@ -1,7 +1,12 @@
 """The two commands. Each answers --help and refuses bad options before it loads what it needs.
 
 memfsd      mount
-memfs       what has no standard command: create, seal, stat, map, fallocate, check ...; memfs_help: its texts
+memfs       what has no standard command: its names; memfs_help: its texts
+arguments   types of arguments; facts: what a command says at its end
+files       memfs create, seal, fallocate
+status      memfs stat
+pages       memfs map
+check       memfs check
 top         memfs top; top_view: what it shows
 usage       what VMs say of their memory, through their monitors
 vms         memfs vms

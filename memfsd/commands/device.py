@@ -1,17 +1,49 @@
 """memfs device: sealed files whose memory is a device's."""
 
+import argparse
 import errno
 import os
 
-from memfsd.common.observer import Observer, Store
+from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
+from memfsd.common.stores import Store, store_of
 from memfsd.files import create_file
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import DeviceFile, Empty, Kind
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, format_size
+
+from . import arguments
+from .facts import show
 
 
-def add(mountpoint: str, store: Store, name: str, size: int, page_size: int | None) -> str:
+def _add_actions(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(dest="action", metavar="add|remove", required=True)
+    for name, help_ in (("add", "add memory of a device"), ("remove", "remove a device from under its VM")):
+        action = actions.add_parser(name, help=help_, description=help_[0].upper() + help_[1:] + ".")
+        action.add_argument("--json", action="store_true", default=argparse.SUPPRESS, help="print one JSON object")
+        action.add_argument("target", type=arguments.path, metavar="MOUNTPOINT")
+        action.add_argument("name", metavar="NAME", help="of the file, in the root directory")
+        if name == "add":
+            action.add_argument("--size", type=arguments.size, required=True, help="bytes, or with K, M, G, T")
+            action.add_argument(
+                "--page-size", type=arguments.page_size, metavar="4K|2M|1G", help="the largest leaf to map it by"
+            )
+    parser.set_defaults(run=_device)
+
+
+def _device(asked: argparse.Namespace) -> int:
+    store = store_of(asked.target)
+    if asked.action == "remove":
+        path = _remove(asked.target, store, asked.name)
+        show(asked, {"file": path}, f"{quoted(path)}: removed")
+        return 0
+    path = _add(asked.target, store, asked.name, asked.size, asked.page_size)
+    facts = {"file": path, "size": asked.size, "page_size": asked.page_size or PAGE_SIZE}
+    show(asked, facts, f"{quoted(path)}: device, {format_size(asked.size)}")
+    return 0
+
+
+def _add(mountpoint: str, store: Store, name: str, size: int, page_size: int | None) -> str:
     """Its path. Nothing of it is left when it is refused."""
     path = _path(mountpoint, name)
     unit = page_size or PAGE_SIZE
@@ -26,7 +58,7 @@ def add(mountpoint: str, store: Store, name: str, size: int, page_size: int | No
     return path
 
 
-def remove(mountpoint: str, store: Store, name: str) -> str:
+def _remove(mountpoint: str, store: Store, name: str) -> str:
     """Its path, where nothing is left. Revoked first; a VM that does not let go of it is cut off: ETIMEDOUT.
 
     Goes on where one that was interrupted ended.
@@ -54,3 +86,6 @@ def _path(mountpoint: str, name: str) -> str:
     if "/" in name or name in ("", ".", ".."):
         raise Refused(errno.EINVAL, f"{quoted(name)} is not a name: a device is a file in the root directory")
     return os.path.join(mountpoint, name)
+
+
+COMMANDS: arguments.Adders = {"device": _add_actions}

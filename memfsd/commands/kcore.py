@@ -1,5 +1,6 @@
 """memfs kcore: an ELF core of the pool as the host may see it."""
 
+import argparse
 import contextlib
 import errno
 import os
@@ -7,26 +8,49 @@ import sys
 import time
 from collections.abc import Iterator
 
-from memfsd.common.observer import Observer, Store
+from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
+from memfsd.common.stores import Store, store_of
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState, state_name
 from memfsd.uapi.messages import Kcore, KcoreReply, Kind
-from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, format_size
 
+from . import arguments
 from .elfcore import NT_LEFT_OUT, NT_POOL, Head, Segment, head
+from .facts import show
 
-STDOUT = "-"
+_STDOUT = "-"
 _PARTIAL = ".partial"
 _CHUNK_BYTES = 1 << 20
 Run = tuple[int, int, int]
 
 
-def dump(mountpoint: str, store: Store, target: str) -> dict[str, int]:
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=arguments.path, metavar="MOUNTPOINT")
+    parser.add_argument(
+        "-o", "--output", type=arguments.path, required=True, metavar="FILE", help="a new file; - is stdout"
+    )
+    parser.set_defaults(run=_kcore)
+
+
+def _kcore(asked: argparse.Namespace) -> int:
+    if asked.json and asked.output == _STDOUT:
+        raise Refused(errno.EINVAL, "--json prints on standard output, where the core goes: choose -o FILE")
+    counts = _dump(asked.target, store_of(asked.target), asked.output)
+    if asked.output != _STDOUT:
+        facts = {"mount": asked.target, "file": asked.output, "frames": counts}
+        sizes = {state: format_size(count * PAGE_SIZE) for state, count in counts.items()}
+        text = f"{quoted(asked.output)}: {sizes.pop('shared', '0')} of ordinary files; left out: "
+        show(asked, facts, text + (", ".join(f"{state} {size}" for state, size in sizes.items()) or "nothing"))
+    return 0
+
+
+def _dump(mountpoint: str, store: Store, target: str) -> dict[str, int]:
     """Write it; frames in each state. EEXIST when target is there already. What fails leaves no file."""
-    if target == STDOUT and sys.stdout.isatty():
+    if target == _STDOUT and sys.stdout.isatty():
         raise Refused(errno.EINVAL, "standard output is a terminal: send it elsewhere, or choose -o FILE")
-    if target != STDOUT and os.path.lexists(target):
+    if target != _STDOUT and os.path.lexists(target):
         raise Refused(errno.EEXIST, f"{quoted(target)} is there already: choose another name, or remove it")
     runs, pool_fd = _ask(store)
     try:
@@ -34,7 +58,7 @@ def dump(mountpoint: str, store: Store, target: str) -> dict[str, int]:
             Segment(pfn, count, state == FrameState.SHARED) for pfn, count, state in runs if state != FrameState.FREE
         ]
         first = head(segments, _notes(mountpoint, runs))
-        if target == STDOUT:
+        if target == _STDOUT:
             sys.stdout.flush()
             _write_all(1, first.data)
             for length, data in _contents(pool_fd, segments):
@@ -159,3 +183,6 @@ def _rename(partial: str, target: str) -> None:
                 error.errno or errno.EIO, f"{quoted(target)}: {error.strerror}: choose another name"
             ) from None
         os.rename(partial, target)
+
+
+COMMANDS: arguments.Adders = {"kcore": _add}

@@ -7,13 +7,16 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 
-from memfsd.common.observer import Observer, store_of
+from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
+from memfsd.common.stores import store_of
 from memfsd.numa import fmove_pages
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.messages import Kind, Map, MapReply
 from memfsd.uapi.names import XATTR_PAGE_SIZE
 from memfsd.uapi.units import ORDER_1G, PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Pgoff
+
+from . import arguments
 
 _AT_ONCE = 4096
 _WHY = {
@@ -23,14 +26,14 @@ _WHY = {
 }
 
 
-def node(text: str) -> int:
-    """An argument of argparse."""
-    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 31:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a node: choose 0 or more")
-    return int(text)
+def _add(parser: argparse.ArgumentParser) -> None:
+    arguments.add_rest(parser)
+    parser.add_argument("target", type=arguments.path, metavar="FILE")
+    parser.add_argument("node", type=arguments.node, metavar="NODE")
+    parser.set_defaults(run=_move)
 
 
-def move(asked: argparse.Namespace) -> int:
+def _move(asked: argparse.Namespace) -> int:
     """1 when a page has not moved."""
     if asked.offset % PAGE_SIZE:
         raise Refused(errno.EINVAL, f"offset {asked.offset} is within a page: give a multiple of {PAGE_SIZE}")
@@ -76,3 +79,6 @@ def _runs(path: str, first: Pgoff, end: Pgoff) -> list[tuple[int, int]]:
                 found.append((low, start + count))
             at = reply.next_pgoff
     return [(max(low, first), min(high, end)) for low, high in found if low < end and first < high]
+
+
+COMMANDS: arguments.Adders = {"move": _add}

@@ -4,12 +4,35 @@ import argparse
 import json
 from collections.abc import Iterator
 
-from memfsd.common.observer import Observer, store_of
+from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
+from memfsd.common.stores import store_of
 from memfsd.uapi.messages import CompactReply, Empty, Kind, SetNode, SetNodeReply
 
+from . import arguments
 
-def offline(asked: argparse.Namespace) -> int:
+
+def _add_node(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=arguments.path, metavar="MOUNTPOINT")
+    parser.add_argument("node", type=arguments.node, metavar="NODE")
+
+
+def _add_offline(parser: argparse.ArgumentParser) -> None:
+    _add_node(parser)
+    parser.set_defaults(run=_offline)
+
+
+def _add_online(parser: argparse.ArgumentParser) -> None:
+    _add_node(parser)
+    parser.set_defaults(run=_online)
+
+
+def _add_compact(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=arguments.path, metavar="MOUNTPOINT")
+    parser.set_defaults(run=_compact)
+
+
+def _offline(asked: argparse.Namespace) -> int:
     """1 when something could not leave the node."""
     moved = 0
     with Observer(store_of(asked.target)) as observer:
@@ -33,7 +56,7 @@ def _steps(observer: Observer, node: int) -> Iterator[SetNodeReply]:
             return
 
 
-def online(asked: argparse.Namespace) -> int:
+def _online(asked: argparse.Namespace) -> int:
     with Observer(store_of(asked.target)) as observer:
         observer.ask(Kind.SET_NODE, SetNode(asked.node, online=1), SetNodeReply)
     if asked.json:
@@ -43,7 +66,7 @@ def online(asked: argparse.Namespace) -> int:
     return 0
 
 
-def compact(asked: argparse.Namespace) -> int:
+def _compact(asked: argparse.Namespace) -> int:
     moved = 0
     with Observer(store_of(asked.target)) as observer:
         first = step = observer.ask(Kind.COMPACT, Empty(), CompactReply)
@@ -60,3 +83,6 @@ def compact(asked: argparse.Namespace) -> int:
         print(f"free blocks of 2M: {first.blocks_2m_before} before, {step.blocks_2m_after} now")
         print(f"free blocks of 1G: {first.blocks_1g_before} before, {step.blocks_1g_after} now")
     return 0
+
+
+COMMANDS: arguments.Adders = {"offline": _add_offline, "online": _add_online, "compact": _add_compact}

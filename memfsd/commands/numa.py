@@ -6,20 +6,36 @@ import json
 import os
 from typing import Any
 
-from memfsd.common.observer import store_of
 from memfsd.common.quote import quoted
+from memfsd.common.stores import store_of
 from memfsd.numa import set_policies
 from memfsd.uapi import names
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.policy import parse_policy
 from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END
 
+from . import arguments
+
 _COUNTS = ("numa_hit", "numa_miss", "numa_foreign", "interleave_hit", "local_node", "other_node")
 _SIZES = ("total", "used", "free")
 
 
-def policy(text: str) -> str:
-    """An argument of argparse."""
+def _add_bind(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("-o", "--offset", type=arguments.size, default=None, help="where the range begins (default 0)")
+    parser.add_argument(
+        "-l", "--length", type=arguments.size, default=None, help="how long it is (default: to the end)"
+    )
+    parser.add_argument("target", type=arguments.path, metavar="FILE")
+    parser.add_argument("policy", type=_policy, metavar="POLICY[:NODES]")
+    parser.set_defaults(run=_bind)
+
+
+def _add_numastat(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=arguments.path, metavar="MOUNTPOINT")
+    parser.set_defaults(run=_numastat)
+
+
+def _policy(text: str) -> str:
     try:
         parse_policy(text)
     except Refused as refused:
@@ -27,7 +43,7 @@ def policy(text: str) -> str:
     return text
 
 
-def bind(asked: argparse.Namespace) -> int:
+def _bind(asked: argparse.Namespace) -> int:
     store_of(asked.target)
     where = ""
     if asked.offset is not None or asked.length is not None:
@@ -46,7 +62,7 @@ def bind(asked: argparse.Namespace) -> int:
     return 0
 
 
-def numastat(asked: argparse.Namespace) -> int:
+def _numastat(asked: argparse.Namespace) -> int:
     store_of(asked.target)
     *lines, last = os.getxattr(asked.target, names.XATTR_NUMASTAT).decode().splitlines()
     nodes: list[dict[str, Any]] = []
@@ -67,3 +83,6 @@ def numastat(asked: argparse.Namespace) -> int:
 
 def _print(name: str, cells: list[Any]) -> None:
     print(f"{name:<20}", *(f"{cell:>15}" for cell in cells))
+
+
+COMMANDS: arguments.Adders = {"bind": _add_bind, "numastat": _add_numastat}

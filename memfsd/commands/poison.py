@@ -1,5 +1,6 @@
 """memfs poison: the memory of a page fails."""
 
+import argparse
 import errno
 import os
 import random
@@ -7,12 +8,16 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from memfsd.common.observer import Observer, Store
+from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
+from memfsd.common.stores import Store, store_of
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import Empty, Kind, ListReply, Map, MapReply, MemoryFailure, MemoryFailureReply
-from memfsd.uapi.units import PAGE_SHIFT, PGOFF_END
+from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, format_size
+
+from . import arguments
+from .facts import show
 
 _WITH_FRAME = (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING)
 
@@ -26,7 +31,35 @@ class Poisoned(NamedTuple):
     frame_count: int
 
 
-def poison(path: str, store: Store, offset: int) -> Poisoned:
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=arguments.path, metavar="FILE|MOUNTPOINT")
+    where = parser.add_mutually_exclusive_group(required=True)
+    where.add_argument("offset", type=arguments.size, nargs="?", metavar="OFFSET", help="in the file")
+    where.add_argument("--random", action="store_true", help="a page by lot, of FILE or of all sealed files")
+    parser.add_argument("--seed", type=_seed, metavar="N", help="of the lot: the same page of the same pages again")
+    parser.set_defaults(run=_poison)
+
+
+def _seed(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 64:
+        raise argparse.ArgumentTypeError(f"'{text}' is not a seed: choose 0 to 2^64 - 1")
+    return int(text)
+
+
+def _poison(asked: argparse.Namespace) -> int:
+    store = store_of(asked.target)
+    if asked.random:
+        gone = _poison_any(asked.target, store, asked.seed)
+    else:
+        gone = _poison_at(asked.target, store, asked.offset)
+    facts = {"target": asked.target, "inode": gone.ino, "offset": gone.offset, "pfn": gone.pfn}
+    size = format_size(gone.frame_count * PAGE_SIZE)
+    text = f"frame {gone.pfn:#x} ({size}) of inode {gone.ino} at {gone.offset:#x} is out of service"
+    show(asked, {**facts, "frames": gone.frame_count}, f"{quoted(asked.target)}: {text}")
+    return 0
+
+
+def _poison_at(path: str, store: Store, offset: int) -> Poisoned:
     """The frame of the page at this byte offset."""
     status = os.stat(path)
     if not stat.S_ISREG(status.st_mode):
@@ -38,7 +71,7 @@ def poison(path: str, store: Store, offset: int) -> Poisoned:
         return _fail(observer, status.st_ino, offset >> PAGE_SHIFT)
 
 
-def poison_any(path: str, store: Store, seed: int | None) -> Poisoned:
+def _poison_any(path: str, store: Store, seed: int | None) -> Poisoned:
     """A page by lot: of this file, or, when it is no regular file, of all sealed files of the mount. ENXIO: none has a
     frame. The same seed takes the same one of the same pages."""
     status = os.stat(path)
@@ -74,3 +107,6 @@ def _runs(observer: Observer, ino: int) -> Iterator[tuple[int, int]]:
             if state in _WITH_FRAME:
                 yield first, count
         pgoff = reply.next_pgoff
+
+
+COMMANDS: arguments.Adders = {"poison": _add}

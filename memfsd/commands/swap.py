@@ -8,17 +8,31 @@ import stat
 from collections import Counter
 from dataclasses import dataclass, field
 
-from memfsd.common.observer import Observer, store_of
+from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
+from memfsd.common.stores import store_of
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind, PageOut, PageOutReply, SwapOff, SwapOffReply
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Pgoff, format_size
+
+from . import arguments
 
 _MAX_NAMED = 4
 """Files that one line names."""
 
 
-def swap_out(asked: argparse.Namespace) -> int:
+def _add_swap_out(parser: argparse.ArgumentParser) -> None:
+    arguments.add_rest(parser)
+    parser.add_argument("target", type=arguments.path, metavar="FILE")
+    parser.set_defaults(run=_swap_out)
+
+
+def _add_swap_off(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=arguments.path, metavar="MOUNTPOINT")
+    parser.set_defaults(run=_swap_off)
+
+
+def _swap_out(asked: argparse.Namespace) -> int:
     """Refused at the end when a page could not leave, with what did."""
     store, status = store_of(asked.target), os.stat(asked.target)
     if not stat.S_ISREG(status.st_mode):
@@ -55,7 +69,7 @@ def swap_out(asked: argparse.Namespace) -> int:
     return 0
 
 
-def swap_off(asked: argparse.Namespace) -> int:
+def _swap_off(asked: argparse.Namespace) -> int:
     """Refused at the end when a page could not come back, with what did."""
     page_count = 0
     with Observer(store_of(asked.target)) as observer:
@@ -104,3 +118,6 @@ def _bring_back(observer: Observer) -> tuple[int, int, _Stay]:
 
 def _pages(count: int) -> str:
     return f"{count} page{'' if count == 1 else 's'}"
+
+
+COMMANDS: arguments.Adders = {"swapout": _add_swap_out, "swapoff": _add_swap_off}

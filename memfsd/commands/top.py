@@ -1,5 +1,7 @@
 """memfs top: the pool, the sealed files and their VMs, with faults and invalidations per second."""
 
+import argparse
+import contextlib
 import errno
 import json
 import os
@@ -10,20 +12,37 @@ from collections.abc import Callable
 from typing import Any
 
 from memfsd.common import fullscreen
-from memfsd.common.observer import Observer, Store
+from memfsd.common.arguments import count, seconds
+from memfsd.common.observer import Observer
+from memfsd.common.stores import Store, store_of
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Empty, FileReport, Kind, ListReply
 from memfsd.uapi.names import XATTR_NUMASTAT
 
-from . import top_view
+from . import arguments, top_view
 from .usage import Usage, file_facts
 
 Facts = dict[str, Any]
 
 
-def run(mountpoint: str, store: Store, *, interval_s: float, count: int, as_json: bool) -> int:
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=arguments.path, metavar="MOUNTPOINT")
+    delay = seconds("is not a delay")
+    parser.add_argument("-d", "--delay", type=delay, default=1.0, metavar="SECONDS", help="between views (default 1)")
+    parser.add_argument("-n", "--count", type=count, default=0, metavar="N", help="stop after N views (default: never)")
+    parser.add_argument("--once", dest="count", action="store_const", const=1, help="one view")
+    parser.set_defaults(run=_top)
+
+
+def _top(asked: argparse.Namespace) -> int:
+    samples = Samples(asked.target, store_of(asked.target), asked.delay)
+    with contextlib.suppress(KeyboardInterrupt):  # how it is meant to end
+        _show(samples, asked.delay, asked.count, as_json=asked.json)
+    return 0
+
+
+def _show(samples: "Samples", interval_s: float, count: int, *, as_json: bool) -> None:
     """A view each interval_s: on a full screen, or one after the other. 0 counts: forever."""
-    samples = Samples(mountpoint, store, interval_s)
     if not as_json and count != 1 and fullscreen.is_possible():
 
         def look() -> fullscreen.Draw:
@@ -31,9 +50,8 @@ def run(mountpoint: str, store: Store, *, interval_s: float, count: int, as_json
             return lambda columns, rows: top_view.view(facts, columns, rows)
 
         fullscreen.show(look, interval_s, count)
-        return 0
-    _print(samples.take, interval_s, count, as_json=as_json)
-    return 0
+    else:
+        _print(samples.take, interval_s, count, as_json=as_json)
 
 
 def _print(take: Callable[[], Facts], interval_s: float, count: int, *, as_json: bool) -> None:
@@ -98,3 +116,6 @@ def _nodes(path: str) -> list[Facts]:
         raise Refused(error.errno or errno.EIO, f"{path}: {error.strerror}") from None
     lines = [dict(word.split("=", 1) for word in line.split()) for line in text.splitlines()]
     return [{"total": int(line["total"]), "free": int(line["free"])} for line in lines if "node" in line]
+
+
+COMMANDS: arguments.Adders = {"top": _add}

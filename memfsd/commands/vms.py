@@ -1,13 +1,16 @@
 """memfs vms: the VMs that hold files of a mount, and where their monitors listen."""
 
+import argparse
 import json
 from typing import Any
 
-from memfsd.common.observer import Observer, Store
+from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
+from memfsd.common.stores import store_of
 from memfsd.uapi.messages import Empty, Kind, ListReply
 from memfsd.uapi.units import PAGE_SIZE, format_size
 
+from . import arguments
 from .usage import Usage, file_facts, monitor_of
 
 _HEAD = ("PID", "UID", "STATE", "FILES", "HELD", "PUNCHED", "LEAKED", "SHARED", "TWICE", "VM", "MONITOR")
@@ -15,13 +18,18 @@ _NUMBERS = 9
 """Columns before those of names."""
 
 
-def run(mountpoint: str, store: Store, *, as_json: bool) -> int:
-    with Observer(store) as observer:
+def _add(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("target", type=arguments.path, metavar="MOUNTPOINT")
+    parser.set_defaults(run=_vms)
+
+
+def _vms(asked: argparse.Namespace) -> int:
+    with Observer(store_of(asked.target)) as observer:
         reply = observer.ask(Kind.LIST, Empty(), ListReply)
     vms = vms_of(reply)
     left_out = reply.file_count - len(reply.files)
-    if as_json:
-        print(json.dumps({"mount": mountpoint, "vms": vms, "files_left_out": left_out}))
+    if asked.json:
+        print(json.dumps({"mount": asked.target, "vms": vms, "files_left_out": left_out}))
         return 0
     rows = [_HEAD, *(_row(vm) for vm in vms)]
     widths = [max(len(row[at]) for row in rows) for at in range(len(_HEAD))]
@@ -53,3 +61,6 @@ def _row(vm: dict[str, Any]) -> tuple[str, ...]:
 
 def _size(pages: int | None) -> str:
     return "-" if pages is None else format_size(pages * PAGE_SIZE)
+
+
+COMMANDS: arguments.Adders = {"vms": _add}

@@ -11,7 +11,7 @@ ratelimit    what is dear, done for a small share of the time
 qmp          a client of QMP, kvmsim's monitor
 rundir       where a program listens: a directory that is ours, and a socket in it
 sockets      connections between processes of one mount
-observer     a tool's connection to a store
+observer     a tool's connection to a store; stores: which store a path has
 fileioctls   ioctls on files of a mount
 fields       attributes that are words of the form "private=0"
 mounts       which mount of memfsd a path is on

@@ -24,6 +24,11 @@ class Parser(argparse.ArgumentParser):
         (file or sys.stderr).write(message)
 
 
+def command_of(arguments: list[str]) -> str:
+    """The command, of a program whose own options take no value; "" where there is none."""
+    return next((argument for argument in arguments if not argument.startswith("-")), "")
+
+
 def seconds(wrong: str) -> Callable[[str], float]:
     """The type of an option: 0.1 to 3600. wrong: of another text, as in "is not a delay"."""
 

@@ -5,38 +5,19 @@ import errno
 import os
 import socket
 from types import TracebackType
-from typing import NamedTuple, TypeVar, cast
+from typing import TypeVar, cast
 
-from memfsd.common.mounts import Mount, check_serves, mount_of
+from memfsd.common.mounts import check_serves
 from memfsd.common.quote import quoted
 from memfsd.common.sockets import peer_of, receive_with_fds
+from memfsd.common.stores import Store
 from memfsd.uapi.errors import PeerLost, Refused
 from memfsd.uapi.framing import BadBody, decode_failure, decode_header, decode_reply, encode_request
 from memfsd.uapi.limits import ANSWER_DEADLINE_S, MAX_PACKET_BYTES
 from memfsd.uapi.messages import PROTOCOL_VERSION, Body, Hello, HelloReply, Kind, Role
-from memfsd.uapi.names import XATTR_SOCKET
 from memfsd.uapi.proof import NONCE_BYTES
 
 _Reply = TypeVar("_Reply", bound=Body)
-
-
-class Store(NamedTuple):
-    """The memfsd that serves a mount, and where it listens."""
-
-    mount: Mount
-    socket: str
-
-
-def store_of(path: str) -> Store:
-    """The memfsd that serves this path. Refused when none does."""
-    try:
-        return Store(mount_of(path), os.fsdecode(os.getxattr(path, XATTR_SOCKET)))
-    except OSError as error:
-        raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}") from None
-    except Refused:
-        raise Refused(
-            errno.EOPNOTSUPP, f"{quoted(path)} is not on a memfsd mount: name a file or directory on one"
-        ) from None
 
 
 class Observer:

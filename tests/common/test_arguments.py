@@ -2,7 +2,7 @@
 
 import pytest
 
-from memfsd.common.arguments import Parser
+from memfsd.common.arguments import Parser, command_of
 
 
 @pytest.fixture
@@ -43,3 +43,11 @@ def test_help_that_cannot_be_written_is_an_error(parser: Parser, monkeypatch: py
         monkeypatch.undo()
         with pytest.raises(OSError, match="No space left"):
             full.close()
+
+
+@pytest.mark.parametrize(
+    ("words", "command"),
+    [([], ""), (["--version"], ""), (["run", "x"], "run"), (["-x", "run", "stat"], "run"), (["--", "run"], "run")],
+)
+def test_the_command_is_found_behind_options_that_there_are_not(words: list[str], command: str) -> None:
+    assert command_of(words) == command

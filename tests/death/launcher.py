@@ -17,8 +17,10 @@ import trio._core._thread_cache as thread_cache
 
 import kvmsim.cli
 import kvmsim.shell.script_command  # which kvmsim imports only when it runs a script
+import memfsd.commands.check  # as of memfs' commands: these two are what cells ask most
 import memfsd.commands.memfs
 import memfsd.commands.memfsd
+import memfsd.commands.pages
 import memfsd.daemon
 
 from .traps import Board, Hold, Trap

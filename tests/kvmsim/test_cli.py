@@ -142,6 +142,8 @@ def test_bytes_that_are_not_text_exit_2(here: Callable[..., Done]) -> None:
         ["run", "-", "--max-slots", "many"],
         ["attach"],
         ["attach", "file", "--gpa", "high"],
+        ["--nonsense", "run", "-"],
+        ["--", "run", "-"],
     ],
     ids=" ".join,
 )

@@ -5,7 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from memfsd.common.observer import Observer, store_of
+from memfsd.common.observer import Observer
+from memfsd.common.stores import store_of
 from memfsd.uapi.messages import DeviceFile, Empty, Kind
 from tests.support.real_mount import Mount, MountFactory, run, sh
 

@@ -8,7 +8,8 @@ import threading
 import time
 from pathlib import Path
 
-from memfsd.common.observer import Observer, store_of
+from memfsd.common.observer import Observer
+from memfsd.common.stores import store_of
 from memfsd.uapi.messages import Empty, Kind, ListReply
 from tests.support.real_mount import MountFactory, seal
 

@@ -329,6 +329,8 @@ def test_a_missing_file_is_one_line(place: Path, command: str) -> None:
         ("check . more", "more"),
         ("stat f --jsn", "--jsn"),
         ("nonsense", "nonsense"),
+        ("-x stat f", "-x"),
+        ("-- stat f", "--"),
         ("", "COMMAND"),
     ],
 )

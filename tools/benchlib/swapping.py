@@ -11,7 +11,8 @@ from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from benchlib import our_mount
 from benchlib.figure import Figure, Progress, spread
 from kvmsim.machine import VirtualMachine
-from memfsd.common.observer import Observer, store_of
+from memfsd.common.observer import Observer
+from memfsd.common.stores import store_of
 from memfsd.uapi.messages import Kind, PageOut, PageOutReply
 from memfsd.uapi.units import PAGE_SIZE, Pgoff
 

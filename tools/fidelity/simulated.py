@@ -4,7 +4,8 @@ import errno
 import os
 
 from kvmsim.kvm.region import SlotFlag
-from memfsd.common.observer import Observer, store_of
+from memfsd.common.observer import Observer
+from memfsd.common.stores import store_of
 from memfsd.guest_memfd import create_guest_memfd
 from memfsd.uapi.abi import GmemFlag
 from memfsd.uapi.errors import Refused

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from memfsd.common.fields import counted
-from memfsd.common.observer import Observer, store_of
+from memfsd.common.observer import Observer
+from memfsd.common.stores import store_of
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.messages import Kind, MemoryFailure, MemoryFailureReply, PageOut, PageOutReply
 from memfsd.uapi.names import FSTYPE, XATTR_POOL

@@ -15,7 +15,8 @@ from kvmsim.machine import VirtualMachine
 from kvmsim.memory.memory import OpenWindow, WindowMemory
 from memfsd.common.fileioctls import move_pages
 from memfsd.common.mounts import pool_of
-from memfsd.common.observer import Observer, store_of
+from memfsd.common.observer import Observer
+from memfsd.common.stores import store_of
 from memfsd.uapi.abi import THREAD
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
