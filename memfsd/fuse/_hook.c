@@ -12,8 +12,8 @@
  * costs a second request, GETXATTR of security.capability. In return the kernel leaves clearing setuid and
  * setgid bits to us and says when, in bits that libfuse drops; `clears_setid` reports them.
  *
- * A write into one run of frames, as most are, is done here as well, from libfuse's buffer: Python only says where.
- * pyfuse3 would copy the bytes first and make three coroutines.
+ * A write into one run of frames, as most are, goes on from here at once, from libfuse's buffer. pyfuse3 would copy the
+ * bytes first and make three coroutines.
  *
  * A request is a number that is never used twice. `pending` maps it to libfuse's fuse_req_t until it is
  * answered, and so every request is answered once and a stale number cannot reach freed memory.
@@ -289,27 +289,32 @@ static ssize_t receive(int fd, void *buf, size_t size, void *userdata)
 static void (*their_write_buf)(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *bufv, off_t offset,
                                struct fuse_file_info *fi);
 
-/* Where the handler wants these bytes: a descriptor and an offset. Not now, or not in one place: 0. Not at all: 0,
-   and *refusal is the errno. */
-static int find_place(unsigned long long fh, off_t offset, size_t size, int *fd, long long *at, int *refusal)
+/* The handler writes these bytes now, and *done is how many, or an errno below 0. Else 0: it leaves them to pyfuse3. */
+static int written_in_place(unsigned long long fh, off_t offset, const struct fuse_buf *buf, long long *done)
 {
-    PyObject *handler = handlers[WRITE];
-    if (handler == NULL)
+    PyObject *handler = handlers[WRITE], *data;
+    if (handler == NULL || (data = PyMemoryView_FromMemory(buf->mem, (Py_ssize_t)buf->size, PyBUF_READ)) == NULL) {
+        PyErr_Clear();
         return 0;
+    }
     Py_INCREF(handler);
-    PyObject *place = PyObject_CallFunction(handler, "KLn", fh, (long long)offset, (Py_ssize_t)size);
-    int found = 0;
-    if (place != NULL && PyLong_Check(place)) {
-        long error = PyLong_AsLong(place);
-        *refusal = error > 0 && error <= MAX_ERRNO ? (int)error : EIO;
-    } else if (place != NULL && place != Py_None) {
-        found = PyArg_ParseTuple(place, "iL", fd, at);
+    PyObject *answer = PyObject_CallFunction(handler, "KLO", fh, (long long)offset, data);
+    int is_done = answer != NULL && PyLong_Check(answer);
+    if (is_done) {
+        *done = PyLong_AsLongLong(answer);
+        if (*done < -MAX_ERRNO || *done > (long long)buf->size)
+            *done = -EIO;
     }
     if (PyErr_Occurred())
         PyErr_WriteUnraisable(handler);
-    Py_XDECREF(place);
+    PyObject *released = PyObject_CallMethod(data, "release", NULL); /* the next request comes to the same memory */
+    if (released == NULL)
+        PyErr_WriteUnraisable(handler);
+    Py_XDECREF(released);
+    Py_DECREF(data);
+    Py_XDECREF(answer);
     Py_DECREF(handler);
-    return found;
+    return is_done;
 }
 
 /*
@@ -342,25 +347,15 @@ static void on_write_buf(fuse_req_t req, fuse_ino_t ino, struct fuse_bufvec *buf
                          struct fuse_file_info *fi)
 {
     const struct fuse_buf *buf = &bufv->buf[0];
-    int fd, in_memory = bufv->count == 1 && bufv->idx == 0 && bufv->off == 0 && !(buf->flags & FUSE_BUF_IS_FD);
-    int refusal = 0;
-    long long at;
+    int in_memory = bufv->count == 1 && bufv->idx == 0 && bufv->off == 0 && !(buf->flags & FUSE_BUF_IS_FD);
+    long long done;
     PyGILState_STATE gil = PyGILState_Ensure();
-    if (!in_memory || kill_suidgid || !find_place(handle_of(fi), offset, buf->size, &fd, &at, &refusal)) {
-        if (refusal)
-            fuse_reply_err(req, refusal);
-        else
-            their_write_buf(req, ino, bufv, offset, fi);
+    if (!in_memory || kill_suidgid || !written_in_place(handle_of(fi), offset, buf, &done)) {
+        their_write_buf(req, ino, bufv, offset, fi);
+    } else if (done < 0) {
+        fuse_reply_err(req, (int)-done);
     } else {
-        ssize_t done;
-        /* Other threads may run, but not the loop that we are called from: nothing moves these frames. */
-        Py_BEGIN_ALLOW_THREADS
-        done = pwrite(fd, buf->mem, buf->size, (off_t)at);
-        Py_END_ALLOW_THREADS
-        if (done < 0)
-            fuse_reply_err(req, errno);
-        else
-            fuse_reply_write(req, (size_t)done);
+        fuse_reply_write(req, (size_t)done);
         wrote = 1;
         if (!in_burst)
             take_what_follows();

@@ -4,7 +4,7 @@ def set_handlers(
     fallocate: Callable[[int, int, int, int, int, int], None] | None,
     lseek: Callable[[int, int, int, int, int], None] | None,
     ioctl: Callable[[int, int, int, int, int, bytes, int], None] | None,
-    write: Callable[[int, int, int], tuple[int, int] | int | None] | None = None,
+    write: Callable[[int, int, memoryview], int | None] | None = None,
     /,
 ) -> None: ...
 def reply_err(request: int, errno: int, /) -> None: ...

@@ -67,10 +67,10 @@ class Handlers(Protocol):
         flags are the kernel's FUSE_IOCTL_*: COMPAT 1, DIR 16 (ino is a directory).
         """
 
-    def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:
-        """Where a write(2) goes as a whole, now: a descriptor and the offset there. Then it is done and answered.
+    def write_in_place(self, fh: int, offset: int, data: memoryview) -> int | None:
+        """A write(2), now: bytes written, or below 0 an errno that refuses it. data is libfuse's, until it returns.
 
-        An errno refuses it. None leaves it to pyfuse3's handler `write`, and so do exceptions.
+        None leaves it to pyfuse3's handler `write`, and so do exceptions.
         """
 
 
@@ -125,7 +125,7 @@ async def serving(handlers: Handlers) -> AsyncIterator[None]:
     """Serve the three operations for the body of the `async with`; leave it before pyfuse3.close()."""
     async with trio.open_nursery() as nursery:
         server = _Server(handlers, nursery)
-        _hook.set_handlers(server.fallocate, server.lseek, server.ioctl, handlers.place_write)
+        _hook.set_handlers(server.fallocate, server.lseek, server.ioctl, handlers.write_in_place)
         try:
             yield
         finally:

@@ -441,15 +441,15 @@ class Operations(pyfuse3.Operations):
             raise self._files.out_of_room(ino, refused) from None
         await self._finish_for(uid, work)
 
-    def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:
+    def write_in_place(self, fh: int, offset: int, data: memoryview) -> int | None:
         try:
-            place = self._files.place_write(fh, offset, size)
+            done = self._files.write_in_place(fh, offset, data)
         except Refused as refused:
             log.debug("write: %s", refused)
-            return refused.errno
-        if isinstance(place, int) and log.isEnabledFor(logging.DEBUG):
+            return -refused.errno
+        if done is not None and done < 0 and log.isEnabledFor(logging.DEBUG):
             return None  # `write` refuses it, too, and logs why
-        return place
+        return done
 
     async def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
         """What mappings stored is data, also before the kernel writes it back: holes are answered after it did."""

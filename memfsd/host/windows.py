@@ -64,7 +64,7 @@ class Windows:
             done += length
         return done
 
-    def write(self, plan: IoVec, data: bytes) -> int:
+    def write(self, plan: IoVec, data: bytes | memoryview) -> int:
         """Bytes written: those the plan has room for."""
         if len(plan) == 1 and plan[0][1] == len(data):
             return os.pwrite(self._pool, data, plan[0][0])

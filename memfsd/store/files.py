@@ -229,17 +229,17 @@ class Files:
         file = self._service.handles.file(handle).file
         return None if file.guest is None else file.ino
 
-    def place_write(self, handle: int, offset: int, size: int) -> tuple[int, int] | int | None:
-        """Where a write goes as a whole, now: a descriptor and the offset there. An errno refuses it; None: ask
+    def write_in_place(self, handle: int, offset: int, data: memoryview) -> int | None:
+        """A write into one run of frames, as most are: bytes written, or below 0 the errno that refuses it. None: ask
         `write`."""
+        size = len(data)
         self._lock.acquire()
         try:
+            # Planned and written in one go, as in `write`.
             at = self._service.place_write(handle, offset, size, self._now_ns())
+            return at if at is None or at < 0 else self._windows.write([(at, size)], data)
         finally:
             self._lock.release()
-        if at is None:
-            return None
-        return (self._windows.pool_fd, at) if at >= 0 else -at
 
     def write(self, handle: int, offset: int, data: bytes, *, stored: bool = False) -> int:
         """Bytes written: fewer, and 0, when the pool gets full. stored: the kernel writes what a mapping stored."""

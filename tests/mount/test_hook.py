@@ -19,7 +19,7 @@ from tests.support.real_mount import DEADLINE_S, WITH_US
 
 ROOT = Path(__file__).parents[2]
 KEEP_SIZE, PUNCH_HOLE = 1, 2
-OUT_OF_SPACE, TOO_BIG, BROKEN, WAITS, NO_ERRNO, PLACED, NO_DESCRIPTOR = (number << 20 for number in range(1, 8))
+OUT_OF_SPACE, TOO_BIG, BROKEN, WAITS, NO_ERRNO, PLACED, MORE_THAN_ASKED = (number << 20 for number in range(1, 8))
 """Offsets at which the tiny file system misbehaves."""
 FOUND, FOUND_HOLE = 12345, (1 << 62) + 1
 ECHO = 3 << 30 | 8 << 16 | 0xB7 << 8 | 1
@@ -225,19 +225,17 @@ def test_an_ioctl_that_fails_may_say_more_than_its_errno(served: Mounted, fd: in
     assert data[:4] == b"said"
 
 
-def test_a_write_goes_where_it_is_placed_and_pyfuse3_is_not_asked(served: Mounted, fd: int) -> None:
+def test_a_write_in_place_is_done_and_pyfuse3_is_not_asked(served: Mounted, fd: int) -> None:
     for number in range(40):  # more than are taken in one go
         assert os.pwrite(fd, b"%04d" % number, PLACED + number) == 4
     os.lseek(fd, 5, os.SEEK_DATA)
-    before = b""
     for number in range(40):
-        assert served.line() == f"place fh=7 {PLACED + number}+4 behind {before!r}"
-        before = b"%04d" % number
+        assert served.line() == f"place fh=7 {PLACED + number} {b'%04d' % number!r} last=False"
     assert served.line().startswith("lseek"), "what is no write is served as ever"
     assert served.finish() == ""
 
 
-def test_a_write_that_is_not_placed_goes_to_pyfuse3(served: Mounted, fd: int) -> None:
+def test_a_write_that_is_not_in_place_goes_to_pyfuse3(served: Mounted, fd: int) -> None:
     assert os.pwrite(fd, b"elsewhere", 0) == 9
     assert served.line() == "write fh=7 0 b'elsewhere'"
     assert os.pwrite(fd, b"placed", PLACED) == 6
@@ -246,15 +244,16 @@ def test_a_write_that_is_not_placed_goes_to_pyfuse3(served: Mounted, fd: int) ->
     assert served.line() == "write fh=7 0 b'elsewhere'"
 
 
-def test_a_write_that_can_not_be_placed_is_refused_at_once(served: Mounted, fd: int) -> None:
+def test_a_write_in_place_is_refused_at_once(served: Mounted, fd: int) -> None:
     with refuses(errno.ENOSPC):
         os.pwrite(fd, b"refused", OUT_OF_SPACE)
-    with refuses(errno.EBADF):
-        os.pwrite(fd, b"bad descriptor", NO_DESCRIPTOR)
+    for wrong in (MORE_THAN_ASKED, NO_ERRNO):
+        with refuses(errno.EIO):
+            os.pwrite(fd, b"wrong answer", wrong)
     assert served.finish() == ""
 
 
-def test_a_place_that_raises_leaves_the_write_to_pyfuse3(served: Mounted, fd: int) -> None:
+def test_a_write_in_place_that_raises_leaves_the_write_to_pyfuse3(served: Mounted, fd: int) -> None:
     assert os.pwrite(fd, b"kept", BROKEN) == 4
     assert served.line() == f"write fh=7 {BROKEN} b'kept'"
     assert "ZeroDivisionError: broken" in served.finish()
@@ -410,7 +409,14 @@ def daemon(mountpoint: str, mode: str) -> None:
         if offset == BROKEN:
             raise ZeroDivisionError("broken")
 
-    placed = os.memfd_create("placed")
+    kept = memoryview(b"")
+    kept.release()
+
+    def is_readable(data: memoryview) -> bool:
+        try:
+            return data.nbytes > 0
+        except ValueError:
+            return False
 
     class Handlers:
         async def fallocate(self, ino: int, fh: int, mode: int, offset: int, length: int, clears_setid: bool) -> None:
@@ -419,17 +425,21 @@ def daemon(mountpoint: str, mode: str) -> None:
             if offset == WAITS:
                 await trio.sleep_forever()
 
-        def place_write(self, fh: int, offset: int, size: int) -> tuple[int, int] | int | None:
+        def write_in_place(self, fh: int, offset: int, data: memoryview) -> int | None:
+            nonlocal kept
             if offset in (OUT_OF_SPACE, BROKEN):
                 if offset == OUT_OF_SPACE:
-                    return errno.ENOSPC
+                    return -errno.ENOSPC
                 raise ZeroDivisionError("broken")
-            if offset == NO_DESCRIPTOR:
-                return 1 << 20, 0
+            if offset == MORE_THAN_ASKED:
+                return len(data) + 1
+            if offset == NO_ERRNO:
+                return -600
             if offset < PLACED:
                 return None
-            say(f"place {fh=} {offset}+{size} behind {os.pread(placed, 4, 100)!r}")
-            return placed, 100
+            say(f"place {fh=} {offset} {bytes(data)!r} last={is_readable(kept)}")
+            kept = data
+            return len(data)
 
         async def lseek(self, ino: int, fh: int, offset: int, whence: int) -> int:
             misbehave(offset)

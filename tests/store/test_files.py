@@ -6,6 +6,7 @@ import os
 import pytest
 
 from memfsd.core.files.inodes import ROOT_INO, Changes
+from memfsd.core.files.ordinary import IoVec
 from memfsd.store.invalidator import VmWork
 from memfsd.store.seeking import Hole
 from memfsd.uapi.messages import Kind
@@ -192,11 +193,29 @@ def test_whatever_stat_shows_of_a_sealed_file_changes_its_state(store: CoreStore
     assert files.sealed_state(ROOT_INO) is files.sealed_state(99) is None
 
 
-def test_a_write_to_a_sealed_file_is_refused_where_it_is_placed(store: CoreStore) -> None:
+def test_a_write_in_place_is_over_before_its_frames_can_be_freed(
+    store: CoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A large punch frees frames on another thread: what is written after that, the next owner would read."""
+    files, write, held = store.store.files, store.windows.write, list[bool]()
+
+    def watched(plan: IoVec, data: bytes | memoryview) -> int:
+        held.append(store.service.lock.locked())
+        return write(plan, data)
+
+    monkeypatch.setattr(store.windows, "write", watched)
+    handle = store.open(store.make("file"), os.O_RDWR)
+    assert files.write(handle, 0, b"first") == 5
+    assert files.write_in_place(handle, 0, memoryview(b"again")) == 5
+    assert files.read(handle, 0, 5) == b"again"
+    assert held == [True, True]
+
+
+def test_a_write_in_place_to_a_sealed_file_is_refused(store: CoreStore) -> None:
     file = store.guest_file("file", 8)
     handle = store.open(file, os.O_WRONLY)
-    assert store.store.files.place_write(handle, 0, P) == errno.EPERM
+    assert store.store.files.write_in_place(handle, 0, memoryview(bytes(P))) == -errno.EPERM
     with refused("EPERM"):
         store.store.files.write(handle, 0, b"x")
     with refused("EBADF"):
-        store.store.files.place_write(99, 0, P)
+        store.store.files.write_in_place(99, 0, memoryview(b"x"))

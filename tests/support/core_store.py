@@ -72,11 +72,11 @@ class DictWindows(Windows):
             done += length
         return done
 
-    def write(self, plan: IoVec, data: bytes) -> int:
+    def write(self, plan: IoVec, data: bytes | memoryview) -> int:
         done = 0
         for at, length in plan:
             assert at >= 0, "a write plan has no holes"
-            self._store(at, data[done : done + length])
+            self._store(at, bytes(data[done : done + length]))
             done += length
         return done
 
