@@ -11,6 +11,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from memfsd.common.linux import dirty_bytes
 from tests.reference import operations as op
 from tests.reference.operations import Operation
 from tests.reference.world import Outcome, Seen
@@ -44,6 +45,18 @@ def _keeps_locking(ours: Seen, theirs: Seen) -> bool:
     return mode & (stat.S_ISGID | stat.S_IXGRP) == stat.S_ISGID and theirs.get("mode") == oct(mode & ~stat.S_ISGID)
 
 
+_ROOM_BYTES = 32 << 20
+"""Of what mappings stored a pool of 64 MiB has at most so much room (`Files.room_to_write_back`)."""
+_PARTS = 64
+"""In which a range is written back at most."""
+
+
+def _is_in_doubt(seen: Seen) -> bool:
+    """A file that is too large to be written back in parts, while the host has much to write back: what others wrote,
+    and so more or less from one moment to the next."""
+    return seen.get("size", 0) > _ROOM_BYTES * _PARTS // 4 and dirty_bytes() > _ROOM_BYTES // 4
+
+
 ATTRIBUTES = (
     Attribute(
         ("mode",),
@@ -75,6 +88,12 @@ ATTRIBUTES = (
         "tmpfs allocates a page when a mapping touches it, also for reading; FUSE reads a hole into the kernel's cache"
         " and tells memfsd of what was stored there when it writes back (msync, munmap, fsync, close, memory pressure)",
         lambda ours, theirs: ours.get("mapped", False),
+    ),
+    Attribute(
+        ("blocks", "data", "bytes"),
+        "holes of a file that is much larger than the pool are data, perhaps, while the host has more to write back"
+        " than the pool has room for (docs/semantics.md)",
+        lambda ours, theirs: _is_in_doubt(theirs),
     ),
     Attribute(
         ("data", "bytes"),
@@ -111,8 +130,10 @@ RESULTS = (
     ),
     Result(
         op.Lseek,
-        "SEEK_DATA and SEEK_HOLE in a file that was mapped: see its blocks",
-        lambda operation, ours, theirs, seen: bool(seen.get("mapped")) and _seeks_contents(operation),
+        "SEEK_DATA and SEEK_HOLE in a file that was mapped, or is in doubt: see its blocks",
+        lambda operation, ours, theirs, seen: (
+            (bool(seen.get("mapped")) or _is_in_doubt(seen)) and _seeks_contents(operation)
+        ),
     ),
 )
 
