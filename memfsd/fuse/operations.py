@@ -67,6 +67,13 @@ async def _one_works(ways: Ways) -> bool:
     return False
 
 
+async def _run(work: Work, limiter: trio.CapacityLimiter) -> None:
+    if work.is_quick:
+        work.run()
+    else:
+        await trio.to_thread.run_sync(work.run, limiter=limiter)
+
+
 def _door(handler: Callable[P, Coroutine[Any, Any, R]]) -> Callable[P, Coroutine[Any, Any, R]]:
     """Errors to errnos. Anything unexpected is EIO and one logged traceback: no exception ends the daemon."""
 
@@ -106,6 +113,8 @@ class Operations(pyfuse3.Operations):
         self._making_room: dict[Callable[[], bool], trio.Event] = {}
         """What makes room just now, and when it is over."""
         self._workers = trio.CapacityLimiter(_WORKERS)
+        self._enders = trio.CapacityLimiter(_WORKERS)
+        """Of releases alone: a write waits for them in a full pool, and a worker, in the kernel, for a write."""
         self._waiters = Waiters(owner_uid)
         self._endings: set[trio.Event] = set()
         """Of handles and inodes whose frames are being freed: close(2) waits for none of them."""
@@ -117,10 +126,7 @@ class Operations(pyfuse3.Operations):
 
     async def _finish(self, work: Work) -> None:
         """What waits for no VM."""
-        if work.is_quick:
-            work.run()
-        else:
-            await trio.to_thread.run_sync(work.run, limiter=self._workers)
+        await _run(work, self._workers)
 
     async def _finish_for(self, uid: int, work: Work) -> None:
         """Also what may wait for a VM, on behalf of the user uid. What does not queues with no such waiters."""
@@ -221,7 +227,7 @@ class Operations(pyfuse3.Operations):
     async def forget(self, inode_list: Sequence[tuple[int, int]]) -> None:
         with self._ending():
             for ino, count in inode_list:
-                await self._finish(self._names.forget(ino, count))
+                await _run(self._names.forget(ino, count), self._enders)
 
     @_door
     async def mknod(self, parent: int, name: bytes, mode: int, rdev: int, ctx: Any) -> EntryAttributes:
@@ -384,7 +390,7 @@ class Operations(pyfuse3.Operations):
     @_door
     async def release(self, fh: int) -> None:
         with self._in_background(), self._ending():
-            await self._finish(self._files.release(fh))
+            await _run(self._files.release(fh), self._enders)
 
     @_door
     async def read(self, fh: int, off: int, size: int) -> bytes:

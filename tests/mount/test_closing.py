@@ -3,13 +3,20 @@ who needs an inode, for FORGET."""
 
 import errno
 import itertools
+import os
+import threading
 
 import pytest
 import trio
 import trio.testing
 
+from memfsd.core.files.inodes import ROOT_INO
 from memfsd.fuse.closing import after_closing, until_closed
+from memfsd.fuse.operations import Operations
 from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import PAGE_SIZE
+from tests.support.core_store import ME, CoreStore
+from tests.support.threads import DEADLINE_S
 
 
 class Sealing:
@@ -74,3 +81,34 @@ def test_who_only_looks_waits_for_a_moment(looks: int, waited_s: float) -> None:
         return trio.current_time() - began
 
     assert trio.run(wait, clock=trio.testing.MockClock(autojump_threshold=0)) == pytest.approx(waited_s)
+
+
+def test_a_release_goes_on_while_every_worker_waits_for_the_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel writes back for them, and in a full pool those writes wait for what is being released."""
+    store = CoreStore(pages=(16 << 20) // PAGE_SIZE).store
+    operations = Operations(store, 0)
+    written_back = threading.Event()
+    monkeypatch.setattr("trio._core._thread_cache.IDLE_TIMEOUT", 0.02)  # else they stay for ten seconds
+    monkeypatch.setattr("memfsd.fuse.operations.write_back", lambda *_: written_back.wait(DEADLINE_S))
+    sparse = [store.files.create(ROOT_INO, b"%d" % number, 0o644, os.O_RDWR, ME)[1].ino for number in range(40)]
+    for ino in sparse:
+        store.files.truncate(ino, PAGE_SIZE).run()
+    large, shown = store.files.create(ROOT_INO, b"large", 0o644, os.O_RDWR, ME)
+    store.files.fallocate(shown.ino, 0, 0, 8 << 20).run()
+    store.names.unlink(ROOT_INO, b"large").run()
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            for ino in sparse:
+                nursery.start_soon(operations.getattr, ino)
+            await trio.testing.wait_all_tasks_blocked()
+            with trio.fail_after(DEADLINE_S):
+                await operations.release(large.handle)
+                await operations.forget([(shown.ino, 1)])
+            assert store.service.pool.free_count == store.service.pool.frame_count
+            written_back.set()
+
+    try:
+        trio.run(main)
+    finally:
+        written_back.set()
