@@ -228,23 +228,24 @@ class GuestMemory:
         guest_of(file).pairing = pairing
 
     def publish(self, file: Regular, page_map: PageMap) -> None:
-        """After `pair`. What changes from now on is in the map; what is there already: `publish_more`."""
+        """After `pair`. The map shows nothing yet: `publish_more`."""
         guest = guest_of(file)
+        page_map.end = 0
         guest.page_map = file.pages.published = page_map
         if guest.open_invalidation is None:
             page_map.open(guest.seq)
         else:
             page_map.close(guest.seq)
 
-    def publish_more(self, file: Regular, start: Pgoff) -> Pgoff | None:
-        """Pages that the file had when it was paired, from start on, some at a time; where to go on, or None."""
+    def publish_more(self, file: Regular) -> bool:
+        """Some more of the file's pages, and from now on what changes there; whether there are others to come."""
         page_map = guest_of(file).page_map
         if page_map is None:
-            return None
-        part, reached = file.pages.part(start, page_map.page_count)
+            return False
+        part, page_map.end = file.pages.part(page_map.end, page_map.page_count)
         for pgoff, pfn, count in part:
             page_map.show(pgoff, pfn, count)
-        return reached if reached < page_map.page_count else None
+        return page_map.end < page_map.page_count
 
     def check_owner(self, file: Regular, pairing: Pairing) -> None:
         """EPERM, or as the ABI has it, when the file has or had another owner: one VM for life (R1), which may come

@@ -269,10 +269,10 @@ class Pairings:
         except Refused:
             _close_unused(-1 if has_window else window, mapped)
             raise
-        more: Pgoff | None = None if mapped is None else Pgoff(0)
-        while more is not None:
+        more = mapped is not None
+        while more:
             with service.lock:
-                more = service.gmem.publish_more(file, more)
+                more = service.gmem.publish_more(file)
         log.info("inode %d is paired with VM %s of process %d", file.ino, pairing.vm, pairing.pid)
         return PairedFile(self, file, peer, window, seq, mapped)
 

@@ -126,6 +126,30 @@ def test_what_a_file_has_is_published_in_parts(steps: Steps) -> None:
     assert [guest.page_map.lookup(page) for page in range(PAGES)] == [file.pages.lookup(page) for page in range(PAGES)]
 
 
+def test_what_is_allocated_anew_while_a_file_is_published_is_shown_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry below one that covers its page would stay when that goes, and its frame is another's then."""
+    store = CoreStore(3 * PAGES)
+    file = comb(store, FrameState.PRIVATE)
+    publish, parts = store.gmem.publish_more, 0
+
+    def others_come_between(file: Regular) -> bool:
+        nonlocal parts
+        more, parts = publish(file), parts + 1
+        if parts == 1:
+            store.service.lock.release()
+            store.fallocate(file, PUNCH, 0, 512 * PAGE_SIZE)
+            store.fallocate(file, 0, 0, 512 * PAGE_SIZE)
+            store.service.lock.acquire()
+        return more
+
+    monkeypatch.setattr(store.gmem, "publish_more", others_come_between)
+    page_map = store.pair(file).page_map
+    assert page_map is not None and parts > 2
+    assert [page_map.lookup(page) for page in range(PAGES)] == [file.pages.lookup(page) for page in range(PAGES)]
+    store.fallocate(file, PUNCH, 0, 512 * PAGE_SIZE)
+    assert not any(page_map.lookup(page) for page in range(512))
+
+
 def test_the_end_of_a_vm(steps: Steps) -> None:
     store = steps.store
     file = comb(store, FrameState.PRIVATE, vm=True)

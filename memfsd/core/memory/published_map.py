@@ -30,9 +30,10 @@ _NOTHING = np.uint64(0)
 
 
 class PageMap:
-    """page_count: of the file when it was paired. Pages after them are asked for."""
+    """page_count: of the file when it was paired. Pages from `end` on are not shown, and asked for: as a map is filled
+    bit by bit, no page may be shown before its turn, or an entry could come to lie below one that covers it already."""
 
-    __slots__ = ("_array", "_words", "ino", "page_count")
+    __slots__ = ("_array", "_words", "end", "ino", "page_count")
 
     def __init__(self, ino: Ino, words: NDArray[np.uint64]) -> None:
         """words: of the map, all zero, in memory that the VM reads."""
@@ -40,7 +41,7 @@ class PageMap:
         self._array = words
         self._words = words.data
         """One word at a time is faster by it."""
-        self.page_count = len(words) - FIRST_WORD
+        self.page_count = self.end = len(words) - FIRST_WORD
 
     # -- the gate
 
@@ -68,10 +69,10 @@ class PageMap:
     def show(self, pgoff: int, pfn: int, count: int) -> None:
         """Pages that were holes are in these frames."""
         if count == 1:
-            if pgoff < self.page_count:
+            if pgoff < self.end:
                 self._words[FIRST_WORD + pgoff] = PRESENT | pfn
             return
-        at, end, delta = pgoff, min(pgoff + count, self.page_count), pfn - pgoff
+        at, end, delta = pgoff, min(pgoff + count, self.end), pfn - pgoff
         while at < end:
             order = next((order for order in ORDERS_DOWN if not at & (1 << order) - 1 and at + (1 << order) <= end), 0)
             if order:
@@ -93,7 +94,7 @@ class PageMap:
     )
     def hide(self, pgoff: int, count: int) -> None:
         """Pages that were shown are holes."""
-        at, end = pgoff, min(pgoff + count, self.page_count)
+        at, end = pgoff, min(pgoff + count, self.end)
         if at < end:
             self._cut(at)
             self._cut(end)
@@ -112,7 +113,7 @@ class PageMap:
         """The frame of a page; None at a hole."""
         for order in (0, *ORDERS_DOWN):
             head = pgoff >> order << order
-            word = self._words[FIRST_WORD + head] if pgoff < self.page_count else 0
+            word = self._words[FIRST_WORD + head] if pgoff < self.end else 0
             if word and word >> ORDER_SHIFT & ORDER_MASK >= order:
                 return (word & FRAME_MASK) + pgoff - head
         return None
@@ -121,7 +122,7 @@ class PageMap:
         """No entry covers pages on both sides of it from now on."""
         for order in ORDERS_DOWN:
             head = edge >> order << order
-            if head == edge or head >= self.page_count:
+            if head == edge or head >= self.end:
                 continue
             word = self._words[FIRST_WORD + head]
             if word >> ORDER_SHIFT & ORDER_MASK >= order:
