@@ -8,6 +8,7 @@ never wait on a VM.
 import contextlib
 import errno
 import functools
+import itertools
 import logging
 import os
 import struct
@@ -174,6 +175,10 @@ class Operations(pyfuse3.Operations):
     def _ways_to_room(self) -> Ways:
         return iter((self._released, self._made_room, self._ended))
 
+    async def _has_room(self) -> bool:
+        """For who was refused in a later step: what came free since may be enough."""
+        return self._reclaimer.free_count() > 0
+
     async def _released(self) -> bool:
         """After what was ending when the pool was full; False: there was none."""
         endings = list(self._endings)
@@ -215,7 +220,7 @@ class Operations(pyfuse3.Operations):
                 del self._making_room[make_room]
                 over.set()
         await self._making_room[make_room].wait()
-        return self._reclaimer.free_count() > 0
+        return True
 
     # -- names
 
@@ -441,11 +446,14 @@ class Operations(pyfuse3.Operations):
         if killing:
             self._clear_setid(ino)
         _, uid = self._files.opener(fh)
-        try:
-            work = await self._with_room(lambda: self._files.fallocate(ino, mode, offset, length))
-        except Refused as refused:
-            raise self._files.out_of_room(ino, refused) from None
-        await self._finish_for(uid, work)
+        ways: Ways = itertools.chain((self._has_room,), self._ways_to_room())
+        while True:
+            try:
+                await self._finish_for(uid, self._files.fallocate(ino, mode, offset, length))
+                return
+            except Refused as refused:
+                if refused.errno != errno.ENOSPC or not await _one_works(ways):
+                    raise self._files.out_of_room(ino, refused) from None
 
     def write_in_place(self, fh: int, offset: int, data: memoryview) -> int | None:
         try:

@@ -69,25 +69,28 @@ class Reclaimer:
 
     def await_endings(self, enough: int | None = None, *, queued: bool = False) -> bool:
         """After files that were closed and VMs that have ended have given their frames back, which neither close(2) nor
-        wait(2) waits for, or so many that it is enough: True when frames are free. queued: also those whose request the
-        kernel has still to hand over; one that was received and is not yet under way shows when it is looked for again.
+        wait(2) waits for, and allocations under way have theirs, or so many are free that it is enough: True when
+        another try may do better. queued: also those whose request the kernel has still to hand over; one that was
+        received and is not yet under way shows when it is looked for again.
         """
-        until, idle = time.monotonic() + _ENDINGS_S, 0
+        until, idle, has_waited = time.monotonic() + _ENDINGS_S, 0, False
         looks = 2 if queued and self.has_releases is not None else 1
         while time.monotonic() < until and (enough is None or self.free_count() < enough):
             idle = 0 if self.has_endings(queued=queued) else idle + 1
             if idle == looks:
                 break
+            has_waited = has_waited or not idle
             with self._lock:
                 self._progress.wait(_STEP_S)
-        return self.free_count() >= (enough or 1)
+        return has_waited or self.free_count() >= (enough or 1)
 
     def has_endings(self, *, queued: bool = False) -> bool:
-        """Frames are on their way back, from files or from VMs that are no more."""
+        """Frames are on their way: back, from files or from VMs that are no more, or to the pages of an allocation."""
         with self._service.lock:
-            is_closing = bool(self._service.data.discards or self._service.pool.count(FrameState.CLOSING))
+            data = self._service.data
+            is_moving = bool(data.discards or data.allocations or self._service.pool.count(FrameState.CLOSING))
             peers = list(self._invalidator.peers.values())
-        if is_closing or any(peer.process.wait_dead(0) for peer in peers):
+        if is_moving or any(peer.process.wait_dead(0) for peer in peers):
             return True
         return queued and self.has_releases is not None and self.has_releases()
 

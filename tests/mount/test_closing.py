@@ -10,11 +10,14 @@ import pytest
 import trio
 import trio.testing
 
+from memfsd.core.effects import Runs
 from memfsd.core.files.inodes import ROOT_INO
 from memfsd.fuse.closing import after_closing, until_closed
 from memfsd.fuse.operations import Operations
+from memfsd.store.work import Work
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.names import XATTR_NUMA
+from memfsd.uapi.units import PAGE_SIZE, Ino
 from tests.support.core_store import ME, CoreStore
 from tests.support.threads import DEADLINE_S
 
@@ -112,3 +115,47 @@ def test_a_release_goes_on_while_every_worker_waits_for_the_kernel(monkeypatch: 
         trio.run(main)
     finally:
         written_back.set()
+
+
+def test_an_allocation_that_was_refused_late_waits_for_what_was_closed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With a policy each run of frames is looked for by itself, and the first steps find theirs."""
+    made = CoreStore(pages=8192, nodes=2)
+    store, operations, punched = made.store, Operations(made.store, 0), threading.Event()
+    monkeypatch.setattr("trio._core._thread_cache.IDLE_TIMEOUT", 0.02)
+    old = made.make("old")
+    handle = made.open(old, os.O_RDWR)
+    made.fallocate(old, 0, 0, 8000 * PAGE_SIZE)
+    made.unlink("old")
+    new = made.make("new")
+    writer = made.open(new, os.O_RDWR)
+    store.files.setxattr(new.ino, XATTR_NUMA, b"interleave:0-1").run()
+    punch = made.windows.punch
+
+    def held(window: Ino | None, runs: Runs) -> None:
+        if sum(count for _, count in runs) == 8000:
+            punched.wait(DEADLINE_S)
+        punch(window, runs)
+
+    tries, fallocate = 0, store.files.fallocate
+
+    def counted(ino: int, mode: int, offset: int, length: int) -> Work:
+        nonlocal tries
+        tries += 1
+        if tries > 1:
+            punched.set()
+        return fallocate(ino, mode, offset, length)
+
+    monkeypatch.setattr(made.windows, "punch", held)
+    monkeypatch.setattr(store.files, "fallocate", counted)
+
+    async def main() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(operations.release, handle)
+            await trio.testing.wait_all_tasks_blocked()
+            await operations.fallocate(new.ino, writer, 0, 0, 4096 * PAGE_SIZE, False)
+
+    try:
+        trio.run(main)
+    finally:
+        punched.set()
+    assert new.pages.page_count == 4096

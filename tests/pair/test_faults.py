@@ -234,6 +234,30 @@ def test_a_full_pool_waits_for_vms_that_have_ended(small_store: LocalStore, monk
     monkeypatch.undo()
 
 
+def test_a_fault_in_a_range_that_is_being_allocated_gets_its_frame(
+    small_store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocation has all that are free, and maps some at a time."""
+    monkeypatch.setattr("memfsd.core.files.allocation._STEP_PAGES_OF_A_GIG", 4)
+    reclaimer = small_store.store.reclaimer
+    whole = reclaimer.free_count()
+    file = small_store.create("file", whole)
+    local = small_store.vm()
+    local.private_slot(0, 0, page(whole), "file")
+    work = small_store.store.files.fallocate(file.ino, 0, 0, page(whole))
+    assert (reclaimer.free_count(), file.pages.page_count) == (0, 4)
+    look = reclaimer.has_endings
+
+    def meanwhile(*, queued: bool = False) -> bool:
+        if found := look(queued=queued):
+            work.run()
+        return found
+
+    monkeypatch.setattr(reclaimer, "has_endings", meanwhile)
+    assert local.touch(page(whole - 1), page(1)) is None
+    assert file.pages.page_count == whole
+
+
 @pytest.mark.parametrize("is_busy", [False, True])
 def test_a_mount_that_is_never_idle_holds_up_no_fault(
     small_store: LocalStore, is_busy: bool, monkeypatch: pytest.MonkeyPatch
