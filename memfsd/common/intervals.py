@@ -3,12 +3,13 @@
     IntervalMap   disjoint intervals, each with a value
     IntervalSet   a set of integers
     subtract      an interval less some others
+    within        those of some intervals that meet another one
 
 A step takes log(n) to find its place, and what it returns, joins or splits; n is the number of intervals.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=int)
@@ -50,6 +51,11 @@ class IntervalMap(Generic[V]):
         if index >= 0 and at < self._ends[index]:
             return self._starts[index], self._ends[index], self._values[index]
         return None
+
+    def first(self, start: K, end: K) -> tuple[K, K, V] | None:
+        """The first interval that meets [start, end), whole."""
+        first, last = self._meeting(start, end)
+        return (self._starts[first], self._ends[first], self._values[first]) if first < last else None
 
     def overlapping(self, start: K, end: K) -> list[tuple[K, K, V]]:
         """Intervals that meet [start, end), whole."""
@@ -184,3 +190,17 @@ def subtract(start: K, end: K, taken: Iterable[tuple[K, K]]) -> list[tuple[K, K]
     if at < end:
         rest.append((at, end))
     return rest
+
+
+def within(intervals: Sequence[tuple[K, K]], start: K, end: K) -> Sequence[tuple[K, K]]:
+    """Those that meet [start, end), whole. The intervals are disjoint, and in order."""
+    first = bisect_right(intervals, start, key=_end_of)
+    return intervals[first : bisect_left(intervals, end, first, key=_start_of)]
+
+
+def _start_of(interval: tuple[K, K]) -> K:
+    return interval[0]
+
+
+def _end_of(interval: tuple[K, K]) -> K:
+    return interval[1]

@@ -451,8 +451,7 @@ class GuestMemory:
         guest = guest_of(file)
         assert guest.open_invalidation is None, "one invalidation of a file at a time"
         assert start < end
-        bound = bool(guest.bindings.overlapping(start, end))
-        upcall = bound and guest.active is not None
+        upcall = guest.bindings.first(start, end) is not None and guest.active is not None
         cuts = not page_aligned(start << PAGE_SHIFT | end << PAGE_SHIFT, file.order) and strategy.may_cut
         guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), strategy, upcall, guest.seq, cuts)
         if guest.page_map is not None and guest.active is not None:

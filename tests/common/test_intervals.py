@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfsd.common.intervals import IntervalMap, IntervalSet, subtract
+from memfsd.common.intervals import IntervalMap, IntervalSet, subtract, within
 
 SPACE = 30
 spans = st.tuples(st.integers(0, SPACE - 1), st.integers(1, 8)).map(lambda span: (span[0], span[0] + span[1]))
@@ -79,6 +79,7 @@ def test_what_was_added_keeps_its_identity(steps: list[tuple[bool, Span]], asked
             assert real.previous_end(at) == max((end for _, end, _ in model.values() if end <= at), default=None)
     inside = sorted(found for found in model.values() if found[0] < asked[1] and found[1] > asked[0])
     assert real.overlapping(*asked) == inside
+    assert real.first(*asked) == (inside[0] if inside else None)
 
 
 def test_removing_what_is_not_there_is_a_mistake() -> None:
@@ -98,3 +99,10 @@ def test_what_is_left_of_an_interval(whole: Span, taken: list[Span]) -> None:
 def test_nothing_is_left_of_nothing_and_nonsense_takes_nothing() -> None:
     assert subtract(5, 5, []) == []
     assert subtract(0, 10, [(7, 3)]) == [(0, 10)]
+
+
+@given(taken=st.lists(spans, max_size=8), asked=spans)
+def test_the_intervals_that_meet_another_one(taken: list[Span], asked: Span) -> None:
+    ordered = subtract(-1, SPACE + 20, taken)
+    met = [(low, high) for low, high in ordered if low < asked[1] and high > asked[0]]
+    assert list(within(ordered, *asked)) == (met if asked[0] < asked[1] else [])

@@ -66,6 +66,15 @@ class Bindings:
         self._last_found = found[0], found[1]
         return found[1]
 
+    def next_start(self, pgoff: int) -> int | None:
+        """Where the first binding after this page begins."""
+        return self._pages.next_start(pgoff)
+
+    def first(self, start: int, end: int) -> Binding | None:
+        """The first binding with a page in [start, end), whole."""
+        found = self._pages.first(start, end)
+        return None if found is None else _binding(*found)
+
     def overlapping(self, start: int, end: int) -> list[Binding]:
         """Bindings with a page in [start, end), whole."""
         return [_binding(*found) for found in self._pages.overlapping(start, end)]
@@ -74,12 +83,12 @@ class Bindings:
         """bound_twice (an errno) when a page is bound already; EEXIST when a GFN maps another page; EINVAL when a
         page was bound at another GFN before (R4)."""
         start, end, delta = binding.start, binding.end, binding.gfn - binding.start
-        taken = self.overlapping(start, end)
-        if taken:
+        taken = self.first(start, end)
+        if taken is not None:
             raise Refused(
                 bound_twice,
-                f"file pages {start:#x}-{end:#x} overlap pages {taken[0].start:#x}-"
-                f"{taken[0].end:#x} bound to slot {taken[0].slot}: delete that slot first",
+                f"file pages {start:#x}-{end:#x} overlap pages {taken.start:#x}-"
+                f"{taken.end:#x} bound to slot {taken.slot}: delete that slot first",
             )
         for gfn, _ in self._gfns.within(binding.gfn, end + delta):
             raise Refused(

@@ -7,12 +7,15 @@ frames. Most have no state: what differs from one invalidation to the next is in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from memfsd.common import trace
-from memfsd.common.intervals import subtract
+from memfsd.common.intervals import subtract, within
 from memfsd.core.effects import DropDevice, Effect, Export, ForgetCache, Runs, Scrub
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
@@ -134,13 +137,22 @@ class SwapOut(Strategy):
         pool, pending = taking.pool, PendingFrames(taking.pool, taking.pages, taking.guest)
         pending.settle_touched(taking.touched, taking.start, taking.end)
         leaving: list[tuple[Pgoff, Pfn]] = []
-        for binding in taking.guest.bindings.overlapping(taking.start, taking.end):
-            low, high = max(binding.start, taking.start), min(binding.end, taking.end)
-            for start, end in subtract(low, high, taking.answer.kept):
-                for pgoff, pfn, count in taking.pages.extents(start, end):
-                    touched = (pool.states(pfn, count) == FrameState.PRIVATE).nonzero()[0].tolist()
-                    leaving += [(Pgoff(pgoff + index), Pfn(pfn + index)) for index in touched]
+        blocked = subtract(taking.start, taking.end, taking.answer.kept)
+        for pgoff, pfn, count in taking.extents:
+            end = Pgoff(pgoff + count)
+            bound = [(binding.start, binding.end) for binding in taking.guest.bindings.overlapping(pgoff, end)]
+            leaves = pool.states(pfn, count) == FrameState.PRIVATE
+            leaves &= _members(bound, pgoff, end) & _members(within(blocked, pgoff, end), pgoff, end)
+            leaving += [(Pgoff(pgoff + index), Pfn(pfn + index)) for index in leaves.nonzero()[0].tolist()]
         return [Export(taking.ino, leaving)] if leaving else []
+
+
+def _members(intervals: Iterable[tuple[int, int]], start: int, end: int) -> NDArray[np.bool_]:
+    """Which pages of [start, end) are in one of them."""
+    found = np.zeros(end - start, np.bool_)
+    for low, high in intervals:
+        found[max(low - start, 0) : high - start] = True
+    return found
 
 
 class Poison(Strategy):
