@@ -31,7 +31,9 @@ def test_a_set_is_kept_in_intervals_that_never_touch(steps: list[tuple[bool, Spa
         assert members(held) == model
         assert len(real) == len(held)
         assert all(end < start for (_, end), (start, _) in itertools.pairwise(held)), "touching intervals are joined"
-    assert members(real.within(*asked)) == model & set(range(*asked))
+    inside = real.within(*asked)
+    assert members(inside) == model & set(range(*asked))
+    assert real.first(*asked) == (inside[0] if inside else None)
     real.clear()
     assert len(real) == 0
 
@@ -52,6 +54,10 @@ def test_put_and_cut_are_those_of_a_dict(steps: list[tuple[int | None, Span]], a
         assert all(a[1] < b[0] or a[2] != b[2] for a, b in itertools.pairwise(whole)), "joined where they meet"
     part = {at: was for low, high, was in real.within(*asked) for at in range(low, high)}
     assert part == {at: was for at, was in model.items() if asked[0] <= at < asked[1]}
+    assert real.covers(*asked) == (len(part) == asked[1] - asked[0])
+    met = real.overlapping(*asked)
+    assert real.first_other(*asked, 1) == next((found for found in met if found[2] != 1), None)
+    assert real.reach(*asked, 1) == (min(met[0][1], asked[1]) if len(met) > 1 else asked[1])
     real.clear()
     assert len(real) == 0
     assert list(real) == []

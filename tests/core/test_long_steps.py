@@ -17,6 +17,7 @@ from memfsd.common.intervals import IntervalMap
 from memfsd.core.audit import Facts, audit
 from memfsd.core.effects import Effect, Export, Fill
 from memfsd.core.files.inodes import ROOT_INO, Inode, Regular
+from memfsd.core.gmem import guest_of
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, TablesThen
 from memfsd.core.memory.published_map import PageMap
@@ -184,6 +185,54 @@ def test_a_reclaim_that_keeps_half_of_the_pages(steps: Steps) -> None:
     store.gmem.invalidate_end(file)
     steps.assert_short()
     assert (store.pool.count(FrameState.PRIVATE), store.pool.count(FrameState.PENDING)) == (PAGES // 4, 0)
+
+
+def ahead(store: CoreStore) -> Regular:
+    """All pages were granted in one run, and none is touched."""
+    file = store.guest_file("ahead", PAGES)
+    store.pair(file)
+    store.gmem.bind(file, 1, 0x100, 0, PAGES)
+    ((pfn, count),) = store.pool.alloc(PAGES, FrameState.PENDING)
+    file.pages.map_run(0, pfn, count)
+    guest = guest_of(file)
+    guest.pending, guest.pending_end = PAGES, Pgoff(PAGES)
+    return file
+
+
+def every_fourth(file: Regular) -> list[tuple[int, int]]:
+    first = file.pages.lookup(0)
+    assert first is not None
+    return [(pfn, pfn + 1) for pfn in range(first, first + PAGES, 4)]
+
+
+@pytest.mark.parametrize("says", ["window", "VM", "VM, again and again"])
+def test_a_reclaim_of_one_run_of_which_pieces_stay(steps: Steps, says: str) -> None:
+    store = steps.store
+    file = ahead(store)
+    kept = [(page, page + 1) for page in range(0, PAGES, 4)]
+    touched = every_fourth(file) if says == "window" else []
+    answer = InvalidateBeginReply([] if says == "window" else kept[::-1])
+    if says == "VM, again and again":
+        answer = InvalidateBeginReply([(0, PAGES)] * 1000)
+    store.gmem.invalidate_begin(file, 0, PAGES, strategies.RECLAIM)
+    while (scrubs := store.gmem.take(file, answer, touched)) is not None:
+        store.perform(scrubs)
+    store.gmem.invalidate_end(file)
+    stays = PAGES if says == "VM, again and again" else PAGES // 4
+    assert (store.pool.count(FrameState.PRIVATE), store.pool.count(FrameState.PENDING)) == (stays, 0)
+    assert store.audit() == []
+    steps.assert_short(1)
+
+
+def test_one_run_of_which_pieces_turn_out_to_be_touched(steps: Steps) -> None:
+    store = steps.store
+    file = ahead(store)
+    touched = every_fourth(file)
+    at: Pgoff | None = Pgoff(0)
+    while at is not None:
+        at = store.gmem.settle(file, touched, at)
+    steps.assert_short()
+    assert store.pool.count(FrameState.PRIVATE) == guest_of(file).pending // 3 == PAGES // 4
 
 
 @pytest.mark.parametrize("state", [FrameState.SHARED, FrameState.PRIVATE])
@@ -506,6 +555,17 @@ def test_a_punch_under_many_bindings_looks_at_one(monkeypatch: pytest.MonkeyPatc
     store.gmem.invalidate_end(file)
     with refused("EEXIST", "pages 0x0-0x1 bound to slot"):
         store.gmem.bind(file, 7, 0x9000, 0, 1000)
+    assert max(looks.looked_at, default=0) <= 1
+
+
+def test_a_bind_looks_at_no_list_of_what_was_bound_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = many_bindings(500)
+    for page in range(0, 1000, 2):
+        store.gmem.unbind(file, page, 1)
+    for page in range(0, 1000, 8):
+        guest_of(file).bindings._history.drop(page, page + 1)
+    looks = Looks(monkeypatch)
+    store.gmem.bind(file, 1, 0x100, 0, 1000)
     assert max(looks.looked_at, default=0) <= 1
 
 

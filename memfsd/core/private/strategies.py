@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -25,10 +25,13 @@ from memfsd.uapi.messages import Body, InvalidateBegin, InvalidateBeginReply, Ki
 from memfsd.uapi.units import Ino, Pfn, Pgoff
 
 from .moving import MovingPages, PageMove
-from .pending import PendingFrames, Touched
+from .pending import PendingFrames, Touched, touched_reach
 
 if TYPE_CHECKING:
     from .gmem_file import GmemFile, Invalidation
+
+_STEP_KEPT = 64
+"""Ranges that a VM keeps, for one step: what is between them leaves."""
 
 
 class UpCall(NamedTuple):
@@ -83,6 +86,10 @@ class Strategy(ABC):
         body = InvalidateBegin(closing.start, closing.end, closing.seq, self.reason)
         return UpCall(Kind.INVALIDATE_BEGIN, body, InvalidateBeginReply)
 
+    def narrow(self, taking: Taking) -> Taking:
+        """What of it one step should `take`."""
+        return taking
+
     @abstractmethod
     def take(self, taking: Taking) -> list[Effect]:
         """Before the next step begins its effects have been performed."""
@@ -110,16 +117,28 @@ class Reclaim(Strategy):
     reason = Reason.RECLAIM
     needs_touched = True
 
+    def narrow(self, taking: Taking) -> Taking:
+        kept, end = _kept(taking), touched_reach(taking.extents, taking.end, taking.touched)
+        if len(kept) > _STEP_KEPT:
+            end = min(end, Pgoff(kept[_STEP_KEPT][0]))
+        return replace(taking, end=end)
+
     def take(self, taking: Taking) -> list[Effect]:
         pending = PendingFrames(taking.pool, taking.pages, taking.guest)
-        if taking.extents and isinstance(taking.answer, InvalidateBeginReply):
-            last, _, count = taking.extents[-1]
-            pending.settle_kept(taking.answer.kept, taking.extents[0][0], last + count)
+        pending.settle_kept(_kept(taking), taking.start, taking.end)
         pending.settle_touched(taking.touched, taking.start, taking.end)
         runs: Runs = []
         for pgoff, _, count in pending.extents(taking.start, taking.end):
             runs += taking.close(pgoff, pgoff + count)
         return [Scrub(taking.ino, runs)]
+
+
+def _kept(taking: Taking) -> list[tuple[int, int]]:
+    """What the VM keeps of the pages that are taken, in order; it may say it in any order, and more than once."""
+    if not taking.extents or not isinstance(taking.answer, InvalidateBeginReply):
+        return []
+    start, end = int(taking.start), int(taking.end)
+    return subtract(start, end, subtract(start, end, taking.answer.kept))
 
 
 class SwapOut(Strategy):
