@@ -3,12 +3,14 @@
     IntervalMap   disjoint intervals, each with a value
     IntervalSet   a set of integers
     subtract      an interval less some others
+    within        those of some intervals that meet another one
 
 A step takes log(n) to find its place, and what it returns, joins or splits; n is the number of intervals.
 """
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import compress, count
 from typing import Any, Generic, TypeVar
 
 K = TypeVar("K", bound=int)
@@ -51,6 +53,11 @@ class IntervalMap(Generic[V]):
             return self._starts[index], self._ends[index], self._values[index]
         return None
 
+    def first(self, start: K, end: K) -> tuple[K, K, V] | None:
+        """The first interval that meets [start, end), whole."""
+        first, last = self._meeting(start, end)
+        return (self._starts[first], self._ends[first], self._values[first]) if first < last else None
+
     def overlapping(self, start: K, end: K) -> list[tuple[K, K, V]]:
         """Intervals that meet [start, end), whole."""
         first, last = self._meeting(start, end)
@@ -59,6 +66,27 @@ class IntervalMap(Generic[V]):
     def within(self, start: K, end: K) -> list[tuple[K, K, V]]:
         """The parts of [start, end) that have a value."""
         return [(max(low, start), min(high, end), value) for low, high, value in self.overlapping(start, end)]
+
+    def covers(self, start: K, end: K) -> bool:
+        """All of [start, end) has a value."""
+        first, last = self._meeting(start, end)
+        if first == last or self._starts[first] > start or self._ends[last - 1] < end:
+            return False
+        return self._ends[first : last - 1] == self._starts[first + 1 : last]
+
+    def reach(self, start: K, end: K, most: int) -> K:
+        """Up to where of [start, end) there are so many intervals at most."""
+        first, last = self._meeting(start, end)
+        return min(end, self._ends[first + most - 1]) if last - first > most else end
+
+    def first_other(self, start: K, end: K, value: V) -> tuple[K, K, V] | None:
+        """The first interval that meets [start, end) and has another value."""
+        first, last = self._meeting(start, end)
+        values = self._values[first:last]
+        if values.count(value) == len(values):
+            return None
+        index = first + next(compress(count(), (other != value for other in values)))
+        return self._starts[index], self._ends[index], self._values[index]
 
     def next_start(self, at: K) -> K | None:
         """Where the first interval after `at` begins."""
@@ -89,7 +117,7 @@ class IntervalMap(Generic[V]):
         """All of [start, end) has this value from now on."""
         if start >= end:
             return
-        self.cut(start, end)
+        self.drop(start, end)
         first = last = bisect_left(self._starts, start)
         if first and self._ends[first - 1] == start and self._values[first - 1] == value:
             first -= 1
@@ -101,14 +129,18 @@ class IntervalMap(Generic[V]):
 
     def cut(self, start: K, end: K) -> list[tuple[K, K, V]]:
         """Nothing in [start, end) has a value from now on; the parts that had one."""
+        gone = self.within(start, end)
+        self.drop(start, end)
+        return gone
+
+    def drop(self, start: K, end: K) -> None:
+        """Nothing in [start, end) has a value from now on."""
         first, last = self._meeting(start, end)
         if first == last:
-            return []
-        gone = self.within(start, end)
+            return
         head = (self._starts[first], start, self._values[first])
         tail = (end, self._ends[last - 1], self._values[last - 1])
         self._replace(first, last, [part for part in (head, tail) if part[0] < part[1]])
-        return gone
 
     def clear(self) -> None:
         self._replace(0, len(self), [])
@@ -149,7 +181,12 @@ class IntervalSet:
         self._map.put(start, end, None)
 
     def discard(self, start: int, end: int) -> None:
-        self._map.cut(start, end)
+        self._map.drop(start, end)
+
+    def first(self, start: K, end: K) -> tuple[K, K] | None:
+        """The first run of [start, end) that is in the set."""
+        found = self._map.first(start, end)
+        return None if found is None else (max(found[0], start), min(found[1], end))
 
     def within(self, start: K, end: K) -> list[tuple[K, K]]:
         """What of [start, end) is in the set, in order."""
@@ -184,3 +221,17 @@ def subtract(start: K, end: K, taken: Iterable[tuple[K, K]]) -> list[tuple[K, K]
     if at < end:
         rest.append((at, end))
     return rest
+
+
+def within(intervals: Sequence[tuple[K, K]], start: K, end: K) -> Sequence[tuple[K, K]]:
+    """Those that meet [start, end), whole. The intervals are disjoint, and in order."""
+    first = bisect_right(intervals, start, key=_end_of)
+    return intervals[first : bisect_left(intervals, end, first, key=_start_of)]
+
+
+def _start_of(interval: tuple[K, K]) -> K:
+    return interval[0]
+
+
+def _end_of(interval: tuple[K, K]) -> K:
+    return interval[1]

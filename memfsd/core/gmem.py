@@ -46,7 +46,7 @@ from .private.gmem_file import GmemFile, Invalidation, Pairing, PairState
 from .private.merging import merge
 from .private.moving import MovingPages
 from .private.page_attributes import born, check_attributes
-from .private.pending import PendingFrames, Touched
+from .private.pending import PendingFrames, Touched, touched_reach
 from .private.strategies import Strategy, Taking
 
 _GMEM_MODES = (FALLOC_FL_KEEP_SIZE, FALLOC_FL_KEEP_SIZE | FALLOC_FL_PUNCH_HOLE)
@@ -280,12 +280,13 @@ class GuestMemory:
         guest.bindings.bind(binding, fixed_gfn=self._options.keeps_gfn, bound_twice=twice)
         guest.bound_end = max(guest.bound_end, binding.end)
 
-    def unbind(self, file: Regular, pgoff: int, page_count: int) -> None:
+    def unbind(self, file: Regular, pgoff: int, page_count: int) -> int:
+        """One step of it: how many pages. EINVAL, and nothing is unbound, unless all of them are bound."""
+        guest, end = guest_of(file), pgoff + page_count
         if trace.store is not None:
-            trace.store.pages_unbound(file.ino, pgoff, page_count)
-        guest = guest_of(file)
+            trace.store.pages_unbound(file.ino, pgoff, guest.bindings.reach(pgoff, end) - pgoff)
         assert guest.open_invalidation is None, "the caller holds the invalidate_lock"
-        guest.bindings.unbind(pgoff, pgoff + page_count)
+        return guest.bindings.unbind(pgoff, end) - pgoff
 
     @trace.hot(
         trace.Side.STORE,
@@ -452,8 +453,7 @@ class GuestMemory:
         guest = guest_of(file)
         assert guest.open_invalidation is None, "one invalidation of a file at a time"
         assert start < end
-        bound = bool(guest.bindings.overlapping(start, end))
-        upcall = bound and guest.active is not None
+        upcall = guest.bindings.first(start, end) is not None and guest.active is not None
         cuts = not page_aligned(start << PAGE_SHIFT | end << PAGE_SHIFT, file.order) and strategy.may_cut
         guest.open_invalidation = Invalidation(Pgoff(start), Pgoff(end), strategy, upcall, guest.seq, cuts)
         if guest.page_map is not None and guest.active is not None:
@@ -478,10 +478,10 @@ class GuestMemory:
         if not part and not guest.absent and guest.device is None and not closing.strategy.takes_holes:
             closing.taken_to = closing.end
             return None
-        closing.taken_to = reached
-        return closing.strategy.take(
-            Taking(file.ino, self._pool, file.pages, guest, start, closing.taken_to, part, answer, touched)
-        )
+        taking = Taking(file.ino, self._pool, file.pages, guest, start, reached, part, answer, touched)
+        taking = closing.strategy.narrow(taking)
+        closing.taken_to = taking.end
+        return closing.strategy.take(taking)
 
     def _count_splits(self, file: Regular, guest: GmemFile, closing: Invalidation) -> None:
         splits = count_cut(file.pages, closing.start, closing.end, file.order)
@@ -592,6 +592,7 @@ class GuestMemory:
             return None
         part, reached = file.pages.part(start, guest.pending_end)
         if part:
+            reached = touched_reach(part, reached, touched)
             PendingFrames(self._pool, file.pages, guest).settle_touched(touched, start, reached)
         return reached if reached < guest.pending_end else None
 

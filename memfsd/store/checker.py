@@ -27,11 +27,10 @@ from memfsd.uapi.limits import (
     MAX_FINDINGS,
     MAX_LINE_CHARS,
     MAX_RUNS_PER_REPORT,
-    NAME_MAX,
     VMS_PER_CHECK_THREAD,
 )
 from memfsd.uapi.messages import CheckReply, FileReport, Kind, ListReply, MapReply, Report, ReportReply
-from memfsd.uapi.units import ORDER_2M, PAGE_SHIFT, PGOFF_END, Ino, Pfn, Pgoff
+from memfsd.uapi.units import ORDER_2M, ORDER_4K, PAGE_SHIFT, PGOFF_END, Ino, Pfn, Pgoff
 
 from .deadlines import Deadlines
 from .invalidator import Invalidator
@@ -238,13 +237,14 @@ def page_map(service: Service, file: Regular, pgoff: int, most: int) -> MapReply
     if file.guest is not None and file.guest.device is not None:
         return _device_map(file, file.guest.device, pgoff, most)
     end = _step_end(file, pgoff)
-    for start, first, count, state in _entries(file, pgoff, end):
-        at = start
-        while at < start + count:
+    for entry in _entries(file, pgoff, end):
+        start, first, count, state = entry
+        at, last = max(start, pgoff), min(start + count, end)
+        while at < last:
             if len(runs) >= most:
                 return MapReply(runs, at)
             binding = file.guest.bindings.find(at) if file.guest else None
-            stop = min(start + count, binding.end) if binding else _next_binding(file, at, start + count)
+            stop = min(last, binding.end) if binding else _next_binding(file, at, last)
             gfn = binding.gfn_of(at) if binding else -1
             if first is None:
                 runs.append((at, -1, stop - at, gfn, state, -1, 0))
@@ -253,7 +253,7 @@ def page_map(service: Service, file: Regular, pgoff: int, most: int) -> MapReply
             pfn = first + at - start
             node, node_end = service.pool.node_at(pfn)
             stop = min(stop, at + node_end - pfn)
-            order, stop = _large_pages(file, at, stop)
+            order, stop = _large_pages(entry, file.order, at, stop)
             is_shared, stop = _shared_until(file, at, stop)
             state, length = service.pool.state_run(pfn, stop - at)
             state = FrameState.SHARED if is_shared and state is FrameState.PRIVATE else state
@@ -312,8 +312,11 @@ _Entry = tuple[int, Pfn | None, int, int]
 
 
 def _entries(file: Regular, pgoff: int, end: int) -> Iterator[_Entry]:
-    """What is no hole of [pgoff, end), in order."""
-    mapped: Iterator[_Entry] = ((int(start), pfn, count, 0) for start, pfn, count in file.pages.extents(pgoff, end))
+    """What is no hole of [pgoff, end), in order; of what has frames, all of the whole pages at both ends."""
+    pages, order = file.pages, file.order
+    low = pgoff & -(1 << whole_order(pages, pgoff, order))
+    high = (end - 1 | (1 << whole_order(pages, end - 1, order)) - 1) + 1
+    mapped: Iterator[_Entry] = ((int(start), pfn, count, 0) for start, pfn, count in pages.extents(low, high))
     if file.guest is None or not file.guest.absent:
         return mapped
     return heapq.merge(mapped, _absent_runs(file.guest.absent, pgoff, end), key=_first_page)
@@ -328,15 +331,21 @@ def _absent_runs(absent: AbsentPages, pgoff: int, end: int) -> Iterator[_Entry]:
         yield low, None, high - low, SWAPPED if why is None else int(FrameState.POISONED)
 
 
-def _large_pages(file: Regular, at: int, end: int) -> tuple[int, int]:
-    """The order of the large page around a page, 0 if that is split; up to where, at most end, that is so."""
-    if not file.order:
-        return 0, end
-    order = whole_order(file.pages, at, file.order)
-    stop = at
-    while stop < end and whole_order(file.pages, stop, file.order) == order:
-        stop = (stop | (1 << (order or ORDER_2M)) - 1) + 1
-    return order, min(stop, end)
+def _large_pages(entry: _Entry, order: int, at: int, end: int) -> tuple[int, int]:
+    """Of a file with pages of `order`: that of the large page around a page, 0 if that is split; up to where, at most
+    end, that is so. As large.whole_order has it, without a look for each page."""
+    start, first, count, _ = entry
+    assert first is not None
+    while order:
+        size = 1 << order
+        low, high = start + size - 1 & -size, start + count & -size
+        if low < high and (first - start) & size - 1 == 0:
+            if low <= at < high:
+                return order, min(high, end)
+            if at < low:
+                end = min(low, end)
+        order = ORDER_2M if order > ORDER_2M else ORDER_4K
+    return ORDER_4K, end
 
 
 def file_list(service: Service, windows: Windows) -> ListReply:
@@ -369,7 +378,7 @@ def _file_report(service: Service, file: Regular, populated: int) -> FileReport:
     guest = guest_of(file)
     return FileReport(
         file.ino,
-        service.names.name_of(file)[-NAME_MAX:],
+        service.names.name_of(file),
         owner_line(file),
         file.size,
         file.pages.page_count,
@@ -387,5 +396,6 @@ def _file_report(service: Service, file: Regular, populated: int) -> FileReport:
 
 
 def _next_binding(file: Regular, at: int, end: int) -> int:
-    following = file.guest.bindings.overlapping(at, end) if file.guest else []
-    return following[0].start if following else end
+    """Where the next binding after a page that has none begins, or end."""
+    start = file.guest.bindings.next_start(at) if file.guest else None
+    return end if start is None else min(start, end)

@@ -65,9 +65,13 @@ class PairedFile:
             self._service.gmem.bind(file, slot, gfn, pgoff, page_count)
 
     def unbind(self, pgoff: int, page_count: int) -> None:
+        """In steps; whoever changes bindings waits for the last one. EBUSY as `bind`, EINVAL not all are bound."""
         file = self.file
-        with self._invalidator.hold(guest_of(file)), self._service.lock:
-            self._service.gmem.unbind(file, pgoff, page_count)
+        with self._invalidator.hold(guest_of(file)):
+            while page_count:
+                with self._service.lock:
+                    taken = self._service.gmem.unbind(file, pgoff, page_count)
+                pgoff, page_count = pgoff + taken, page_count - taken
 
     def get_pfn(self, pgoff: int, max_pages: int, order: int = 0) -> GetPfnReply:
         """GuestMemory.get_pfn. Once more when the page was swapped out, and is back; and when the pool is full, after

@@ -7,7 +7,7 @@ from memfsd.core.files.inodes import Regular
 from memfsd.core.gmem import guest_of
 from memfsd.core.service import Service
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import MAX_SWAP_PAGES, NAME_MAX, SWAP_WINDOW_PAGES
+from memfsd.uapi.limits import MAX_SWAP_PAGES, SWAP_WINDOW_PAGES
 from memfsd.uapi.units import Pgoff
 
 from .swapper import Swapper
@@ -70,7 +70,7 @@ class Swapoff:
                     break
                 stayed += 1
         with service.lock:
-            active, name = guest_of(file).active, service.names.name_of(file)[-NAME_MAX:]
+            active, name = guest_of(file).active, service.names.name_of(file)
             return SwappedOff(came, stayed, why, name, active.vm if active else "", slots.used, next_page)
 
     def _does_not_fit(self) -> Refused:

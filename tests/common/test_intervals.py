@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from memfsd.common.intervals import IntervalMap, IntervalSet, subtract
+from memfsd.common.intervals import IntervalMap, IntervalSet, subtract, within
 
 SPACE = 30
 spans = st.tuples(st.integers(0, SPACE - 1), st.integers(1, 8)).map(lambda span: (span[0], span[0] + span[1]))
@@ -31,7 +31,9 @@ def test_a_set_is_kept_in_intervals_that_never_touch(steps: list[tuple[bool, Spa
         assert members(held) == model
         assert len(real) == len(held)
         assert all(end < start for (_, end), (start, _) in itertools.pairwise(held)), "touching intervals are joined"
-    assert members(real.within(*asked)) == model & set(range(*asked))
+    inside = real.within(*asked)
+    assert members(inside) == model & set(range(*asked))
+    assert real.first(*asked) == (inside[0] if inside else None)
     real.clear()
     assert len(real) == 0
 
@@ -52,6 +54,10 @@ def test_put_and_cut_are_those_of_a_dict(steps: list[tuple[int | None, Span]], a
         assert all(a[1] < b[0] or a[2] != b[2] for a, b in itertools.pairwise(whole)), "joined where they meet"
     part = {at: was for low, high, was in real.within(*asked) for at in range(low, high)}
     assert part == {at: was for at, was in model.items() if asked[0] <= at < asked[1]}
+    assert real.covers(*asked) == (len(part) == asked[1] - asked[0])
+    met = real.overlapping(*asked)
+    assert real.first_other(*asked, 1) == next((found for found in met if found[2] != 1), None)
+    assert real.reach(*asked, 1) == (min(met[0][1], asked[1]) if len(met) > 1 else asked[1])
     real.clear()
     assert len(real) == 0
     assert list(real) == []
@@ -79,6 +85,7 @@ def test_what_was_added_keeps_its_identity(steps: list[tuple[bool, Span]], asked
             assert real.previous_end(at) == max((end for _, end, _ in model.values() if end <= at), default=None)
     inside = sorted(found for found in model.values() if found[0] < asked[1] and found[1] > asked[0])
     assert real.overlapping(*asked) == inside
+    assert real.first(*asked) == (inside[0] if inside else None)
 
 
 def test_removing_what_is_not_there_is_a_mistake() -> None:
@@ -98,3 +105,10 @@ def test_what_is_left_of_an_interval(whole: Span, taken: list[Span]) -> None:
 def test_nothing_is_left_of_nothing_and_nonsense_takes_nothing() -> None:
     assert subtract(5, 5, []) == []
     assert subtract(0, 10, [(7, 3)]) == [(0, 10)]
+
+
+@given(taken=st.lists(spans, max_size=8), asked=spans)
+def test_the_intervals_that_meet_another_one(taken: list[Span], asked: Span) -> None:
+    ordered = subtract(-1, SPACE + 20, taken)
+    met = [(low, high) for low, high in ordered if low < asked[1] and high > asked[0]]
+    assert list(within(ordered, *asked)) == (met if asked[0] < asked[1] else [])

@@ -12,10 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from memfsd.common import sync
+from memfsd.common import intervals, sync
+from memfsd.common.intervals import IntervalMap
 from memfsd.core.audit import Facts, audit
-from memfsd.core.effects import Effect, Fill
-from memfsd.core.files.inodes import Regular
+from memfsd.core.effects import Effect, Export, Fill
+from memfsd.core.files.inodes import ROOT_INO, Inode, Regular
+from memfsd.core.gmem import guest_of
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, TablesThen
 from memfsd.core.memory.published_map import PageMap
@@ -24,7 +26,7 @@ from memfsd.core.moment import Moment, moment_of
 from memfsd.core.private import strategies
 from memfsd.store import checker
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.limits import MAX_RUNS_PER_REPORT
+from memfsd.uapi.limits import MAX_RUNS_PER_REPORT, NAME_MAX
 from memfsd.uapi.messages import InvalidateBeginReply, MapReply
 from memfsd.uapi.seals import Seal
 from memfsd.uapi.units import PAGE_SIZE, Pfn, Pgoff
@@ -209,6 +211,54 @@ def test_a_reclaim_that_keeps_half_of_the_pages(steps: Steps) -> None:
     assert (store.pool.count(FrameState.PRIVATE), store.pool.count(FrameState.PENDING)) == (PAGES // 4, 0)
 
 
+def ahead(store: CoreStore) -> Regular:
+    """All pages were granted in one run, and none is touched."""
+    file = store.guest_file("ahead", PAGES)
+    store.pair(file)
+    store.gmem.bind(file, 1, 0x100, 0, PAGES)
+    ((pfn, count),) = store.pool.alloc(PAGES, FrameState.PENDING)
+    file.pages.map_run(0, pfn, count)
+    guest = guest_of(file)
+    guest.pending, guest.pending_end = PAGES, Pgoff(PAGES)
+    return file
+
+
+def every_fourth(file: Regular) -> list[tuple[int, int]]:
+    first = file.pages.lookup(0)
+    assert first is not None
+    return [(pfn, pfn + 1) for pfn in range(first, first + PAGES, 4)]
+
+
+@pytest.mark.parametrize("says", ["window", "VM", "VM, again and again"])
+def test_a_reclaim_of_one_run_of_which_pieces_stay(steps: Steps, says: str) -> None:
+    store = steps.store
+    file = ahead(store)
+    kept = [(page, page + 1) for page in range(0, PAGES, 4)]
+    touched = every_fourth(file) if says == "window" else []
+    answer = InvalidateBeginReply([] if says == "window" else kept[::-1])
+    if says == "VM, again and again":
+        answer = InvalidateBeginReply([(0, PAGES)] * 1000)
+    store.gmem.invalidate_begin(file, 0, PAGES, strategies.RECLAIM)
+    while (scrubs := store.gmem.take(file, answer, touched)) is not None:
+        store.perform(scrubs)
+    store.gmem.invalidate_end(file)
+    stays = PAGES if says == "VM, again and again" else PAGES // 4
+    assert (store.pool.count(FrameState.PRIVATE), store.pool.count(FrameState.PENDING)) == (stays, 0)
+    assert store.audit() == []
+    steps.assert_short(1)
+
+
+def test_one_run_of_which_pieces_turn_out_to_be_touched(steps: Steps) -> None:
+    store = steps.store
+    file = ahead(store)
+    touched = every_fourth(file)
+    at: Pgoff | None = Pgoff(0)
+    while at is not None:
+        at = store.gmem.settle(file, touched, at)
+    steps.assert_short()
+    assert store.pool.count(FrameState.PRIVATE) == guest_of(file).pending // 3 == PAGES // 4
+
+
 @pytest.mark.parametrize("state", [FrameState.SHARED, FrameState.PRIVATE])
 def test_holes_that_are_filled(steps: Steps, state: FrameState) -> None:
     store = steps.store
@@ -363,6 +413,32 @@ def test_a_seek_for_the_end_of_many_written_extents_is_done_in_steps() -> None:
     assert sought(store, file, os.SEEK_HOLE, contents) == PAGES // 2 * PAGE_SIZE
 
 
+def test_a_seek_through_very_many_large_pages_is_done_in_steps() -> None:
+    """Contiguous or not, as a guest touched them."""
+    store = CoreStore(PAGES)
+    for file in (store.guest_file("sealed"), store.make("plain")):
+        for chunk in range(2048):
+            file.pages.map_run(512 * chunk, 512 * chunk, 512)
+        file.pages.map_run(2048 * 512, 0, 7)
+        file.size = 4096 * 512 * PAGE_SIZE
+        seek, steps = store.service.seek(file.ino, 0, os.SEEK_HOLE), 1
+        while not seek.step(AllWritten()):
+            steps += 1
+        assert seek.answer() == (2048 * 512 + 7) * PAGE_SIZE
+        assert steps >= 4
+        seek = store.service.seek(file.ino, PAGE_SIZE, os.SEEK_DATA)
+        assert seek.step(AllWritten())
+        assert seek.answer() == PAGE_SIZE
+
+
+class AllWritten:
+    def first_written(self, pfn: Pfn, count: int) -> int | None:
+        return 0
+
+    def first_unwritten(self, pfn: Pfn, count: int) -> int:
+        return count
+
+
 def sought(store: CoreStore, file: Regular, whence: int, contents: CountedContents) -> int | None:
     seek = store.service.seek(file.ino, 0, whence)
     while not seek.step(contents):
@@ -455,6 +531,107 @@ def test_a_map_of_many_extents_is_made_in_parts(steps: Steps, monkeypatch: pytes
     assert [run[0] for run in reply.runs] == list(range(0, 2 * len(reply.runs), 2))
     assert (len(reply.runs), reply.next_pgoff) == (MAX_RUNS_PER_REPORT, 2 * MAX_RUNS_PER_REPORT - 2 + 2)
     assert max(counts) <= 64
+
+
+# -- many bindings
+
+
+class Looks:
+    """looked_at: how many intervals each question about a range returned."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.looked_at: list[int] = []
+        real = IntervalMap.overlapping
+
+        def overlapping(intervals: IntervalMap[Any], start: int, end: int) -> list[tuple[int, int, Any]]:
+            found = real(intervals, start, end)
+            self.looked_at.append(len(found))
+            return found
+
+        monkeypatch.setattr(IntervalMap, "overlapping", overlapping)
+
+
+def many_bindings(count: int) -> tuple[CoreStore, Regular]:
+    """Of one page each, with an unbound one after it, and all in one run of frames."""
+    store = CoreStore(2 * count)
+    file, _ = store.bound_file("file", 2 * count)
+    store.fallocate(file, 1, 0, 2 * count * PAGE_SIZE)
+    for page in range(1, 2 * count, 2):
+        store.gmem.unbind(file, page, 1)
+    return store, file
+
+
+def test_a_map_of_many_bindings_looks_no_further_than_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = many_bindings(500)
+    looks = Looks(monkeypatch)
+    runs = store.store.checker.map_of(file.ino, 0, 0).runs
+    assert [run[0] for run in runs] == list(range(1000))
+    assert [run[3] < 0 for run in runs] == [False, True] * 500
+    assert max(looks.looked_at, default=0) <= 1
+
+
+def test_a_punch_under_many_bindings_looks_at_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = many_bindings(500)
+    looks = Looks(monkeypatch)
+    closing = store.gmem.invalidate_begin(file, 0, 1000, strategies.PUNCH)
+    assert closing.upcall
+    assert max(looks.looked_at, default=0) <= 1
+    store.gmem.invalidate_end(file)
+    with refused("EEXIST", "pages 0x0-0x1 bound to slot"):
+        store.gmem.bind(file, 7, 0x9000, 0, 1000)
+    assert max(looks.looked_at, default=0) <= 1
+
+
+def test_a_bind_looks_at_no_list_of_what_was_bound_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = many_bindings(500)
+    for page in range(0, 1000, 2):
+        store.gmem.unbind(file, page, 1)
+    for page in range(0, 1000, 8):
+        guest_of(file).bindings._history.drop(page, page + 1)
+    looks = Looks(monkeypatch)
+    store.gmem.bind(file, 1, 0x100, 0, 1000)
+    assert max(looks.looked_at, default=0) <= 1
+
+
+def test_what_a_vm_keeps_is_sorted_once_in_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, file = many_bindings(200)
+    kept = [(page, page + 1) for page in range(0, 400, 8)][::-1]
+    sorted_count = 0
+
+    def subtract(*args: Any) -> list[tuple[int, int]]:
+        nonlocal sorted_count
+        sorted_count += 1
+        return intervals.subtract(*args)
+
+    monkeypatch.setattr(strategies, "subtract", subtract)
+    store.gmem.invalidate_begin(file, 0, 400, strategies.SWAP_OUT)
+    (export,) = store.gmem.take(file, InvalidateBeginReply(kept)) or []
+    assert isinstance(export, Export)
+    assert [page for page, _ in export.pages] == [page for page in range(0, 400, 2) if page % 8]
+    assert all(file.pages.lookup(page) == pfn for page, pfn in export.pages)
+    assert sorted_count == 1
+
+
+def test_a_map_of_split_gigs_looks_at_each_part_a_few_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    gig = 1 << 18
+    store = CoreStore(5 * gig, split=True)
+    file = store.guest_file("file")
+    store.setfattr(file, "page_size", "1G")
+    store.resize(file, 4 * gig * PAGE_SIZE)
+    store.fallocate(file, 1, 0, 4 * gig * PAGE_SIZE)
+    for last in range(gig - 1, 4 * gig, gig):
+        store.fallocate(file, PUNCH, last * PAGE_SIZE, PAGE_SIZE)
+    lookups, real = 0, FilePages.lookup
+
+    def lookup(table: FilePages, pgoff: int) -> Pfn | None:
+        nonlocal lookups
+        lookups += 1
+        return real(table, pgoff)
+
+    monkeypatch.setattr(FilePages, "lookup", lookup)
+    runs = store.store.checker.map_of(file.ino, 0, 0).runs
+    assert [(run[2], run[6]) for run in runs] == [(gig - 512, 9), (511, 0)] * 4
+    assert lookups <= 4 * 512
 
 
 # -- tables of all inodes
@@ -621,6 +798,28 @@ def test_a_name_is_found_without_looking_everywhere(monkeypatch: pytest.MonkeyPa
     assert store.names.name_of(file) == b"outer/inner/other"
     store.unlink("other", parent=inner)
     assert store.names.name_of(file) == b""
+
+
+def test_of_a_long_path_only_the_end_is_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Anyone may make one that is longer than Python's stack."""
+    store = CoreStore(64)
+    parent = ROOT_INO
+    for _ in range(2000):
+        parent = store.mkdir("d", parent=parent)
+    file = store.make("file", parent=parent)
+    store.seal(file)
+    looks, real = 0, store.service.inodes.find
+
+    def find(ino: int) -> Inode | None:
+        nonlocal looks
+        looks += 1
+        return real(ino)
+
+    monkeypatch.setattr(store.service.inodes, "find", find)
+    assert store.names.name_of(file) == (b"d/" * 2000 + b"file")[-NAME_MAX:]
+    assert looks <= NAME_MAX
+    (report,) = store.store.checker.files().files
+    assert report.name == store.names.name_of(file)
 
 
 def test_nobody_looks_at_every_inode_to_find_the_sealed_files(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -97,7 +97,7 @@ class FilePagesMachine(RuleBasedStateMachine):
         hole = start
         while hole in self.model:
             hole += 1
-        assert self.pages.next_hole(start) == hole
+        assert self.pages.mapped_until(start, 1 << 12) == hole
 
     @rule(start=PLACES, end=PLACES)
     def holes(self, start: int, end: int) -> None:
@@ -149,7 +149,7 @@ class GigMachine(RuleBasedStateMachine):
         assert self.pages.page_count == sum(count for _, _, count in self.model)
         for first, frame, count in self.model:
             assert self.pages.run_at(first, PGOFF_END) == (frame, count)
-            assert self.pages.next_hole(first) == first + count
+            assert self.pages.mapped_until(first, 1 << 12) == first + count
 
 
 TestFilePages = FilePagesMachine.TestCase

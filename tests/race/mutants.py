@@ -267,7 +267,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "bindings changed between BEGIN and END: unbind",
         f"{_PAIRED}.unbind",
-        ("with self._invalidator.hold(guest_of(file)), self._service.lock:", "with self._service.lock:"),
+        ("with self._invalidator.hold(guest_of(file)):", "if True:"),
         at="punch-x-unbind",
     ),
     _mutant(

@@ -3,15 +3,17 @@
 import contextlib
 import threading
 from collections.abc import Callable, Iterator
+from random import Random
 from typing import Any, cast
 
 import pytest
 
 from memfsd.core.audit import Facts, audit
 from memfsd.core.files.inodes import Regular
+from memfsd.core.memory.large import whole_order
 from memfsd.core.moment import Moment
 from memfsd.host.windows import Windows
-from memfsd.store.checker import Checker, file_list
+from memfsd.store.checker import Checker, file_list, page_map
 from memfsd.store.deadlines import Deadlines
 from memfsd.store.invalidator import Invalidator
 from memfsd.uapi.errors import PeerLost
@@ -26,7 +28,7 @@ from memfsd.uapi.limits import (
 from memfsd.uapi.messages import Kind, Report, ReportReply
 from memfsd.uapi.units import PAGE_SIZE, Pfn
 from tests.support.bodies import WIDEST
-from tests.support.core_store import CoreStore
+from tests.support.core_store import PUNCH, CoreStore
 from tests.support.threads import DEADLINE_S
 
 P = PAGE_SIZE
@@ -328,3 +330,25 @@ def test_a_long_map_goes_on_where_it_stopped(store: CoreStore) -> None:
     second = store.store.checker.map_of(file.ino, 0, first.next_pgoff)
     assert [run[0] for run in first.runs + second.runs] == list(range(0, 4096, 2))
     assert second.next_pgoff == -1
+
+
+@pytest.mark.parametrize("page_size", ["2M", "1G"])
+def test_a_map_tells_whole_pages_from_split_ones_wherever_it_begins(page_size: str) -> None:
+    gig, chosen = 1 << 18, Random(f"map {page_size}")
+    store = CoreStore(6 * gig, split=True)
+    file = store.guest_file("file")
+    store.setfattr(file, "page_size", page_size)
+    store.resize(file, 5 * gig * P)
+    store.fallocate(file, 1, 0, 5 * gig * P)
+    for first in (gig, 3 * gig, 4 * gig):
+        for _ in range(3):
+            store.fallocate(file, PUNCH, (first + chosen.randrange(gig)) * P, P)
+    store.fallocate(file, PUNCH, 0, 512 * P)
+    starts = [0, 1, 511, 512, gig - 1, gig, gig + 700, *(chosen.randrange(5 * gig) for _ in range(20))]
+    for start in starts:
+        with store.service.lock:
+            runs = page_map(store.service, file, start, 999).runs
+        assert runs[0][0] == file.pages.next_data(start)
+        for at, _, count, *_, order in runs:
+            for page in {at, at + count - 1, *range((at | 511) + 1, at + count, 512)}:
+                assert whole_order(file.pages, page, file.order) == order, (start, at, page)

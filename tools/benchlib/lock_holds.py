@@ -14,6 +14,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -28,12 +29,14 @@ from memfsd.core.memory.swap_slots import SwapSlots
 from memfsd.core.options import StoreOptions
 from memfsd.core.private.absent import AbsentPages
 from memfsd.core.private.gmem_file import Pairing
+from memfsd.host.swapfile import SwapSpace
 from memfsd.store.dumps import Dump
 from memfsd.store.pairings import PairedFile
 from memfsd.store.peer import Peer, PeerGone
 from memfsd.store.store import Store, build_store
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
+from memfsd.uapi.limits import MAX_BINDINGS_PER_FILE, MAX_RUNS_PER_REPORT
 from memfsd.uapi.messages import (
     KVM_OPERATIONS,
     Body,
@@ -43,6 +46,8 @@ from memfsd.uapi.messages import (
     MoveReply,
     Report,
     ReportReply,
+    SwapOut,
+    SwapOutReply,
 )
 from memfsd.uapi.names import XATTR_COUNTS, XATTR_FRAMES, XATTR_POOL, XATTR_TOKEN
 from memfsd.uapi.proof import split_token
@@ -130,11 +135,16 @@ class _Vm:
     pid, uid, last_call_s = os.getpid(), _ME.uid, 0.0
     is_dead = False
 
+    def __init__(self) -> None:
+        self.kept: list[tuple[int, int]] = []
+
     def call(self, kind: Kind, body: Body, reply: type[Any]) -> Any:
         if self.is_dead:
             raise PeerGone("it has ended")
         if kind is Kind.INVALIDATE_BEGIN:
-            return InvalidateBeginReply([])
+            return InvalidateBeginReply(self.kept)
+        if isinstance(body, SwapOut):
+            return SwapOutReply([b""] * len(body.pages), [])
         if kind is Kind.MOVE:
             return MoveReply([])
         if isinstance(body, Report):
@@ -149,16 +159,31 @@ class _Vm:
         return self.is_dead
 
 
+class _Nowhere:
+    """A swap file that keeps nothing."""
+
+    def __init__(self, slot_count: int) -> None:
+        self.slot_count = slot_count
+
+    def write(self, slot: int, blob: bytes) -> None: ...
+
+    def read(self, slot: int) -> bytes:
+        raise AssertionError
+
+    def close(self) -> None: ...
+
+
 class _Bed:
     """A store to be measured."""
 
-    def __init__(self, timer: HoldTimer, pages: int, **options: Any) -> None:
+    def __init__(self, timer: HoldTimer, pages: int, swap: SwapSpace | None = None, **options: Any) -> None:
         with sync.use(timer):
             self.store: Store = build_store(
                 replace(StoreOptions(pool_bytes=pages * PAGE_SIZE, inode_count=1 << 20), **options),
                 root_mode=0o755,
                 creds=_ME,
                 socket_path="/nowhere",
+                swap=swap,
             )
 
     def file(self, name: str, pages: int, *, sealed: bool = True, order: int = 0, parent: int = ROOT_INO) -> Regular:
@@ -333,6 +358,50 @@ def _swapped_file(bed: _Bed, name: str, count: int, slots: SwapSlots) -> tuple[P
     return paired, vm
 
 
+def _bound(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
+    """As many bindings as a file may have, of one page each, in one run of frames; and what its VM keeps."""
+    count = min(sizes.extents, MAX_BINDINGS_PER_FILE)
+    bed = _Bed(timer, 4 * count, _Nowhere(count))
+    store, files, pages = bed.store, bed.store.files, 2 * count
+    file = bed.file("bound", pages)
+    paired, vm = bed.pair(file)
+    files.allocate(file.ino, 0, pages * PAGE_SIZE).run()
+    for number in range(count):
+        paired.bind(number, 3 * number, number, 1)
+    yield "map", lambda: store.checker.map_of(file.ino, 0, 0)
+    vm.kept = [(page, page + 1) for page in range(count, count + MAX_RUNS_PER_REPORT)]
+    yield "page out", lambda: store.swapper.page_out(file.ino, 0, count, 0, 0)
+    yield "unbind all", lambda: paired.unbind(0, count)
+    yield "bind the others", lambda: paired.bind(0, 0, count, count)
+    yield "punch", lambda: files.punch(file.ino, 0, pages * PAGE_SIZE).run()
+    at = count
+    while at < pages:
+        at += paired.get_pfn(at, pages).page_count
+    vm.kept = [(page, page + 1) for page in range(count, pages, 2)][:MAX_RUNS_PER_REPORT]
+    yield "reclaim", lambda: store.reclaimer.reclaim(swap=False)
+
+
+def _split(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
+    """Pages of 1 GiB, each of which lacks its last page."""
+    gig = 1 << ORDER_1G
+    bed = _Bed(timer, 5 * gig, split=True)
+    file = bed.file("split", 4 * gig, order=ORDER_1G)
+    bed.store.files.allocate(file.ino, 0, 4 * gig * PAGE_SIZE).run()
+    for last in range(gig - 1, 4 * gig, gig):
+        bed.store.files.punch(file.ino, last * PAGE_SIZE, PAGE_SIZE).run()
+    yield "map", lambda: _whole_map(bed.store, file)
+
+
+def _chunks(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
+    """As much as there is, in nodes of 2 MiB, as a guest has touched it in order."""
+    bed = _Bed(timer, sizes.tib_pages)
+    for sealed in (True, False):
+        file = bed.file(f"chunks{sealed}", sizes.tib_pages, sealed=sealed)
+        for first in range(0, sizes.tib_pages, 512):
+            file.pages.map_run(first, first, 512)
+        yield f"SEEK_HOLE, {'sealed' if sealed else 'ordinary'}", partial(_seek, bed, file, os.SEEK_HOLE)
+
+
 def _huge(timer: HoldTimer, sizes: Sizes, order: int = 0) -> Iterator[Step]:
     """1 TiB that is allocated, in pages of this order."""
     bed = _Bed(timer, 2 * sizes.tib_pages, split=True)
@@ -416,6 +485,9 @@ CASES: dict[str, Callable[[HoldTimer, Sizes], Iterator[Step]]] = {
     "sparse": _sparse,
     "scattered": _scattered,
     "swapped": _swapped,
+    "bound": _bound,
+    "split": _split,
+    "chunks": _chunks,
     "1T": _huge,
     "1T large": _huge_large,
     "names": _names,

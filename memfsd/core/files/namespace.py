@@ -51,22 +51,28 @@ class Namespace:
         return found
 
     def name_of(self, inode: Inode) -> bytes:
-        """One path of an inode from the root; b"" when it has none. Found by looking everywhere if it has lost the name
-        that it got last, and has another one."""
+        """One path of an inode from the root, or its last NAME_MAX bytes; b"" when it has none. Found by looking
+        everywhere if it has lost the name that it got last, and has another one."""
+        place = self._place_of(inode)
+        path = place[1] if place else b""
+        while place is not None and place[0].ino != ROOT_INO and len(path) < NAME_MAX:
+            place = self._place_of(place[0])
+            path = (place[1] if place else b"") + b"/" + path
+        return path[-NAME_MAX:]
+
+    def _place_of(self, inode: Inode) -> tuple[Directory, bytes] | None:
+        """A directory that has the inode, and under which name."""
         last = self._inodes.find(inode.last_parent)
         if isinstance(last, Directory) and last.nlink > 0 and last.entries.get(inode.last_name) is inode:
-            return self._path(last, inode.last_name)
+            return last, inode.last_name
         if inode.nlink == 0:
-            return b""
+            return None
         for directory in self._inodes:
             if isinstance(directory, Directory) and directory.nlink > 0:
                 for name, entry in directory.entries.items():
                     if entry is inode:
-                        return self._path(directory, name)
-        return b""
-
-    def _path(self, directory: Directory, name: bytes) -> bytes:
-        return name if directory.ino == ROOT_INO else self.name_of(directory) + b"/" + name
+                        return directory, name
+        return None
 
     def create(self, parent: int, name: bytes, mode: int, creds: Creds, now_ns: int, rdev: int = 0) -> Inode:
         """A new regular file or special file of the type in mode."""

@@ -6,7 +6,6 @@ but the guest may know.
 
 import errno
 import os
-from itertools import islice
 from typing import Protocol
 
 from memfsd.core.memory.page_table import Run
@@ -15,8 +14,8 @@ from memfsd.uapi.units import PAGE_SHIFT, Pfn, Pgoff
 
 from .inodes import Regular
 
-_STEP_EXTENTS = 256
-"""Each is a system call or two: a millisecond."""
+_STEP_NODES = 512
+"""Of a page table: a millisecond."""
 
 
 class WrittenExtents(Protocol):
@@ -47,19 +46,28 @@ class Seek:
         """True when it is done."""
         file = self.file
         if file.guest is not None:
-            self._hole, self._data = file.pages.next_hole(self._at), file.pages.next_data(self._at)
-            return True
+            return self._step_of_sealed()
         end = -(-file.size >> PAGE_SHIFT)
         if file.failed:  # no copy that skips holes may miss the EIO of a page
             self._hole, self._data = Pgoff(end), self._at
             return True
-        part = list(islice(file.pages.extents(self._at, end), _STEP_EXTENTS))
+        part, reached = file.pages.part(self._at, end)
         if any(self._look_at(extent, contents) for extent in part):
             return True
-        if len(part) == _STEP_EXTENTS:
+        if part and reached < end:
             return False
         self._hole = self._at if self._hole is None else self._hole
         return True
+
+    def _step_of_sealed(self) -> bool:
+        pages = self.file.pages
+        if self.whence == os.SEEK_DATA:
+            self._data = pages.next_data(self._at)
+            return True
+        self._at = pages.mapped_until(self._at, _STEP_NODES)
+        if pages.lookup(self._at) is None:
+            self._hole = self._at
+        return self._hole is not None
 
     def _look_at(self, extent: Run, contents: WrittenExtents) -> bool:
         pgoff, pfn, count = extent

@@ -287,10 +287,10 @@ class FilePages:
         """The first mapped page from pgoff on (SEEK_DATA)."""
         return self.first_mapped(pgoff, PGOFF_END)
 
-    def next_hole(self, pgoff: int) -> Pgoff:
-        """The first unmapped page from pgoff on (SEEK_HOLE); it may lie past the end of the file."""
+    def mapped_until(self, pgoff: int, max_nodes: int) -> Pgoff:
+        """Up to where all pages from pgoff on are mapped (SEEK_HOLE), as far as so many nodes reach."""
         at = pgoff
-        while at < PGOFF_END:
+        for _ in range(max_nodes):
             chunk = self._chunks.get(at >> 9)
             if chunk is None:
                 if at >> 18 not in self._gigs:

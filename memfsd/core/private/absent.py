@@ -75,7 +75,8 @@ class AbsentPages:
         """The first absent page of [start, end), or end."""
         found = self.swapped.first_mapped(start, end)
         first: int = end if found is None else found
-        return min((low for low, _ in self.poisoned.within(start, first)), default=first)
+        failed = self.poisoned.first(start, first)
+        return first if failed is None else failed[0]
 
     def runs(self, start: int, end: int) -> Iterator[tuple[int, int, Lost | None]]:
         """Absent pages of [start, end) in order, as runs [low, high), and why they are: None, they are swapped out."""

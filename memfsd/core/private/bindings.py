@@ -9,6 +9,9 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_BINDINGS_PER_FILE
 from memfsd.uapi.units import Gfn, Pgoff
 
+_STEP_BINDINGS = 64
+"""Unbound in one step: two milliseconds where there are as many as there may be."""
+
 
 @dataclass(frozen=True, slots=True)
 class Binding:
@@ -66,6 +69,15 @@ class Bindings:
         self._last_found = found[0], found[1]
         return found[1]
 
+    def next_start(self, pgoff: int) -> int | None:
+        """Where the first binding after this page begins."""
+        return self._pages.next_start(pgoff)
+
+    def first(self, start: int, end: int) -> Binding | None:
+        """The first binding with a page in [start, end), whole."""
+        found = self._pages.first(start, end)
+        return None if found is None else _binding(*found)
+
     def overlapping(self, start: int, end: int) -> list[Binding]:
         """Bindings with a page in [start, end), whole."""
         return [_binding(*found) for found in self._pages.overlapping(start, end)]
@@ -74,16 +86,18 @@ class Bindings:
         """bound_twice (an errno) when a page is bound already; EEXIST when a GFN maps another page; EINVAL when a
         page was bound at another GFN before (R4)."""
         start, end, delta = binding.start, binding.end, binding.gfn - binding.start
-        taken = self.overlapping(start, end)
-        if taken:
+        taken = self.first(start, end)
+        if taken is not None:
             raise Refused(
                 bound_twice,
-                f"file pages {start:#x}-{end:#x} overlap pages {taken[0].start:#x}-"
-                f"{taken[0].end:#x} bound to slot {taken[0].slot}: delete that slot first",
+                f"file pages {start:#x}-{end:#x} overlap pages {taken.start:#x}-"
+                f"{taken.end:#x} bound to slot {taken.slot}: delete that slot first",
             )
-        for gfn, _ in self._gfns.within(binding.gfn, end + delta):
+        mapped = self._gfns.first(binding.gfn, end + delta)
+        if mapped is not None:
             raise Refused(
-                errno.EEXIST, f"GFN {gfn:#x} is bound to another page of this file already: delete that slot first"
+                errno.EEXIST,
+                f"GFN {mapped[0]:#x} is bound to another page of this file already: delete that slot first",
             )
         if len(self._pages) >= self._limit:
             raise Refused(errno.ENOSPC, f"{self._limit} bindings of one file are the limit: delete slots of it")
@@ -93,13 +107,20 @@ class Bindings:
         self._last_found = (0, 0)
         self._gfns.add(binding.gfn, end + delta)
 
-    def unbind(self, start: int, end: int) -> None:
-        """Take [start, end) out; what remains of a binding around it stays. EINVAL if any page is not bound."""
-        if sum(high - low for low, high, _ in self._pages.within(start, end)) != end - start:
+    def reach(self, start: int, end: int) -> int:
+        """Up to where of [start, end) one `unbind` goes."""
+        return self._pages.reach(start, end, _STEP_BINDINGS)
+
+    def unbind(self, start: int, end: int) -> int:
+        """Take [start, end) out, up to its `reach`; what remains of a binding around it stays. EINVAL if any page of
+        all of it is not bound."""
+        if not self._pages.covers(start, end):
             raise Refused(errno.EINVAL, f"file pages {start:#x}-{end:#x} are not all bound")
         self._last_found = (0, 0)
-        for low, high, (_, delta) in self._pages.cut(start, end):
+        reached = self.reach(start, end)
+        for low, high, (_, delta) in self._pages.cut(start, reached):
             self._gfns.discard(low + delta, high + delta)
+        return reached
 
     def clear(self) -> None:
         self._pages.clear()
@@ -116,14 +137,15 @@ class Bindings:
 
     def _fix(self, start: int, end: int, delta: int) -> None:
         """The pages keep their GFNs from now on."""
-        for page, _, fixed in self._history.within(start, end):
-            if fixed != delta:
-                raise Refused(
-                    errno.EINVAL,
-                    f"file page {page:#x} was bound at GFN {page + fixed:#x} before and cannot be bound "
-                    f"at {page + delta:#x} (fixed_gfn): use a new file, or mount with fixed_gfn=off",
-                )
-        if len(self._history) >= 4 * self._limit and not self._history.overlapping(start - 1, end + 1):
+        other = self._history.first_other(start, end, delta)
+        if other is not None:
+            page, fixed = max(other[0], start), other[2]
+            raise Refused(
+                errno.EINVAL,
+                f"file page {page:#x} was bound at GFN {page + fixed:#x} before and cannot be bound "
+                f"at {page + delta:#x} (fixed_gfn): use a new file, or mount with fixed_gfn=off",
+            )
+        if len(self._history) >= 4 * self._limit and self._history.first(start - 1, end + 1) is None:
             raise Refused(errno.ENOSPC, "this file's GFN history is full: use a new file")
         self._history.put(start, end, delta)
 

@@ -26,11 +26,11 @@ class GuestMemfd:
 
     def is_shared(self, start: int, end: int) -> bool:
         """All of these pages are."""
-        return self.shared.within(start, end) == [(start, end)]
+        return self.shared.first(start, end) == (start, end)
 
     def is_private(self, start: int, end: int) -> bool:
         """All of these pages are."""
-        return not self.shared.within(start, end)
+        return self.shared.first(start, end) is None
 
     def shared_until(self, pgoff: int) -> tuple[bool, int | None]:
         """Whether the page is shared, and up to which page the same holds; None: to the end of the file."""

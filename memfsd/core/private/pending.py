@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
+from memfsd.common.intervals import within
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
 from memfsd.core.memory.state_copy import runs_in
@@ -17,6 +18,8 @@ if TYPE_CHECKING:
 
 Touched = Sequence[tuple[int, int]]
 """Frames [start, end) that hold memory in the file's window, in order."""
+_STEP_TOUCHED = 64
+"""Runs of them for one step: a millisecond or two, since what is between them may have to leave."""
 
 _PRIVATE, _PENDING = FrameState.PRIVATE, FrameState.PENDING
 
@@ -72,6 +75,17 @@ class PendingFrames:
         if self._guest.pending:
             self._guest.pending -= self._pool.tally(pfn, count)[_PENDING]
             assert self._guest.pending >= 0
+
+
+def touched_reach(extents: Iterable[Run], end: Pgoff, touched: Touched) -> Pgoff:
+    """Up to where, at most end, one step should look at extents of which so much was touched."""
+    room = _STEP_TOUCHED
+    for pgoff, pfn, count in extents:
+        first = bisect_right(touched, int(pfn), key=_end_of)
+        if first + room < len(touched) and touched[first + room][0] < pfn + count:
+            return Pgoff(pgoff + max(touched[first + room][0] - pfn, 0))
+        room -= len(within(touched[first : first + room], pfn, pfn + count))
+    return end
 
 
 def _end_of(run: tuple[int, int]) -> int:

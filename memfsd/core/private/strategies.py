@@ -7,12 +7,15 @@ frames. Most have no state: what differs from one invalidation to the next is in
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
+import numpy as np
+from numpy.typing import NDArray
+
 from memfsd.common import trace
-from memfsd.common.intervals import subtract
+from memfsd.common.intervals import subtract, within
 from memfsd.core.effects import DropDevice, Effect, Export, ForgetCache, Runs, Scrub
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.memory.page_table import FilePages, Run
@@ -22,10 +25,13 @@ from memfsd.uapi.messages import Body, InvalidateBegin, InvalidateBeginReply, Ki
 from memfsd.uapi.units import Ino, Pfn, Pgoff
 
 from .moving import MovingPages, PageMove
-from .pending import PendingFrames, Touched
+from .pending import PendingFrames, Touched, touched_reach
 
 if TYPE_CHECKING:
     from .gmem_file import GmemFile, Invalidation
+
+_STEP_KEPT = 64
+"""Ranges that a VM keeps, for one step: what is between them leaves."""
 
 
 class UpCall(NamedTuple):
@@ -80,6 +86,10 @@ class Strategy(ABC):
         body = InvalidateBegin(closing.start, closing.end, closing.seq, self.reason)
         return UpCall(Kind.INVALIDATE_BEGIN, body, InvalidateBeginReply)
 
+    def narrow(self, taking: Taking) -> Taking:
+        """What of it one step should `take`."""
+        return taking
+
     @abstractmethod
     def take(self, taking: Taking) -> list[Effect]:
         """Before the next step begins its effects have been performed."""
@@ -107,16 +117,28 @@ class Reclaim(Strategy):
     reason = Reason.RECLAIM
     needs_touched = True
 
+    def narrow(self, taking: Taking) -> Taking:
+        kept, end = _kept(taking), touched_reach(taking.extents, taking.end, taking.touched)
+        if len(kept) > _STEP_KEPT:
+            end = min(end, Pgoff(kept[_STEP_KEPT][0]))
+        return replace(taking, end=end)
+
     def take(self, taking: Taking) -> list[Effect]:
         pending = PendingFrames(taking.pool, taking.pages, taking.guest)
-        if taking.extents and isinstance(taking.answer, InvalidateBeginReply):
-            last, _, count = taking.extents[-1]
-            pending.settle_kept(taking.answer.kept, taking.extents[0][0], last + count)
+        pending.settle_kept(_kept(taking), taking.start, taking.end)
         pending.settle_touched(taking.touched, taking.start, taking.end)
         runs: Runs = []
         for pgoff, _, count in pending.extents(taking.start, taking.end):
             runs += taking.close(pgoff, pgoff + count)
         return [Scrub(taking.ino, runs)]
+
+
+def _kept(taking: Taking) -> list[tuple[int, int]]:
+    """What the VM keeps of the pages that are taken, in order; it may say it in any order, and more than once."""
+    if not taking.extents or not isinstance(taking.answer, InvalidateBeginReply):
+        return []
+    start, end = int(taking.start), int(taking.end)
+    return subtract(start, end, subtract(start, end, taking.answer.kept))
 
 
 class SwapOut(Strategy):
@@ -134,13 +156,22 @@ class SwapOut(Strategy):
         pool, pending = taking.pool, PendingFrames(taking.pool, taking.pages, taking.guest)
         pending.settle_touched(taking.touched, taking.start, taking.end)
         leaving: list[tuple[Pgoff, Pfn]] = []
-        for binding in taking.guest.bindings.overlapping(taking.start, taking.end):
-            low, high = max(binding.start, taking.start), min(binding.end, taking.end)
-            for start, end in subtract(low, high, taking.answer.kept):
-                for pgoff, pfn, count in taking.pages.extents(start, end):
-                    touched = (pool.states(pfn, count) == FrameState.PRIVATE).nonzero()[0].tolist()
-                    leaving += [(Pgoff(pgoff + index), Pfn(pfn + index)) for index in touched]
+        blocked = subtract(taking.start, taking.end, taking.answer.kept)
+        for pgoff, pfn, count in taking.extents:
+            end = Pgoff(pgoff + count)
+            bound = [(binding.start, binding.end) for binding in taking.guest.bindings.overlapping(pgoff, end)]
+            leaves = pool.states(pfn, count) == FrameState.PRIVATE
+            leaves &= _members(bound, pgoff, end) & _members(within(blocked, pgoff, end), pgoff, end)
+            leaving += [(Pgoff(pgoff + index), Pfn(pfn + index)) for index in leaves.nonzero()[0].tolist()]
         return [Export(taking.ino, leaving)] if leaving else []
+
+
+def _members(intervals: Iterable[tuple[int, int]], start: int, end: int) -> NDArray[np.bool_]:
+    """Which pages of [start, end) are in one of them."""
+    found = np.zeros(end - start, np.bool_)
+    for low, high in intervals:
+        found[max(low - start, 0) : high - start] = True
+    return found
 
 
 class Poison(Strategy):

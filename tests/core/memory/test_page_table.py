@@ -27,7 +27,7 @@ def test_an_empty_file(pages: FilePages) -> None:
     assert list(pages.holes(7, 7)) == []
     assert pages.hole_at(3, 9) == 9
     assert pages.next_data(0) is None
-    assert pages.next_hole(4) == 4
+    assert pages.mapped_until(4, 8) == 4
     assert pages.unmap(0, PGOFF_END) == []
 
 
@@ -44,7 +44,7 @@ def test_the_last_frame_of_the_largest_pool(pages: FilePages) -> None:
     pages.map_run(1, last - 9, 10)
     assert pages.lookup(PGOFF_END - 1) == last
     assert pages.run_at(1, 99) == (last - 9, 10)
-    assert pages.next_hole(PGOFF_END - 1) == PGOFF_END
+    assert pages.mapped_until(PGOFF_END - 1, 8) == PGOFF_END
 
 
 @pytest.mark.parametrize("start", [0, 1, CHUNK - 1, CHUNK, GIG - 700, GIG, 3 * GIG + 5])
@@ -62,7 +62,7 @@ def test_one_run_is_one_run_in_every_form(pages: FilePages, start: int, count: i
     assert list(pages.extents(0, PGOFF_END)) == [(start, 77, count)]
     assert list(pages.holes(start, end + 1)) == [(end, end + 1)]
     assert pages.next_data(0) == start
-    assert pages.next_hole(start) == end
+    assert pages.mapped_until(start, 1 << 12) == end
     assert pages.unmap(0, PGOFF_END) == [(start, 77, count)]
     assert pages.page_count == 0
     assert list(pages.extents(0, PGOFF_END)) == []
@@ -79,7 +79,7 @@ def test_a_hole_in_large_frames_leaves_the_rest(pages: FilePages, hole: tuple[in
     assert list(pages.extents(0, PGOFF_END)) == [run for run in left if run[2]]
     assert list(pages.holes(0, total)) == [hole]
     assert pages.hole_at(low, PGOFF_END) == high - low
-    assert pages.next_hole(0) == low
+    assert pages.mapped_until(0, 1 << 12) == low
     assert pages.next_data(low) == high
 
 

@@ -52,6 +52,22 @@ def test_a_gfn_that_stands_for_another_page_is_eexist(gfn: int, count: int) -> N
     assert [(b.start, b.gfn) for b in table] == [(1000, 0x10A), (2000, 0x100)]
 
 
+def test_many_bindings_end_in_steps_and_all_of_them_or_none() -> None:
+    table = Bindings()
+    for page in range(200):
+        bind(table, page, page, 1, 0x1000 + 2 * page)
+    with refused("EINVAL", match="not all bound"):
+        table.unbind(0, 201)
+    assert len(table) == 200
+    at, steps = 0, 0
+    while at < 200:
+        assert table.reach(at, 200) <= at + 64
+        at, steps = table.unbind(at, 200), steps + 1
+        assert len(table) == 200 - at
+    assert steps == 4
+    bind(table, 1, 300, 1, 0x1000)
+
+
 def test_neighbours_are_no_overlap() -> None:
     table = Bindings()
     bind(table, 1, 10, 10, 0x1000)
