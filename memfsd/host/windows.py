@@ -162,15 +162,21 @@ class Windows:
         if trace.store is not None:
             trace.store.frames_zeroed(window, runs)
         if window is None:
-            fd = self._pool
-        else:
-            with self._lock:
-                found = self._windows.get(window)
-            if found is None:
+            _punch(self._pool, runs)
+            return
+        with self._lock:
+            fd = self._windows.get(window)
+            if fd is None:
                 return
-            fd = found
-        for pfn, count in runs:
-            punch_hole(fd, pfn << PAGE_SHIFT, count << PAGE_SHIFT)
+            try:
+                own = os.dup(fd)  # the window may be dropped meanwhile, and its number be another file's
+            except OSError:  # no descriptor is left: then it must not be
+                _punch(fd, runs)
+                return
+        try:
+            _punch(own, runs)
+        finally:
+            os.close(own)
 
     def window_count(self) -> int:
         with self._lock:
@@ -205,3 +211,8 @@ class Windows:
         for ino in list(self._devices):
             self.drop_device(ino)
         os.close(self._pool)
+
+
+def _punch(fd: int, runs: Runs) -> None:
+    for pfn, count in runs:
+        punch_hole(fd, pfn << PAGE_SHIFT, count << PAGE_SHIFT)

@@ -1,5 +1,6 @@
 """The memfds of the store, where the system calls on them do not do what they do on a memfd."""
 
+import errno
 import mmap
 import os
 from collections.abc import Callable
@@ -8,7 +9,7 @@ import pytest
 
 from kvmsim.memory.memory import SparseMemory
 from memfsd.host.windows import Windows
-from memfsd.uapi.units import Ino
+from memfsd.uapi.units import Ino, Pfn
 
 
 def overwrite_with_null(fd: int) -> None:
@@ -42,6 +43,42 @@ def test_the_pool_is_lent_for_reading_only() -> None:
     with pytest.raises(PermissionError):
         mmap.mmap(lent, 4096, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
     os.close(lent)
+    windows.close()
+
+
+def test_a_punch_stays_in_its_window_when_that_is_dropped_meanwhile(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of it would hit whatever got the number next."""
+    windows, ino = Windows(1 << 20), Ino(7)
+    window = windows.make_window(ino)
+    windows.adopt_window(ino, window)
+    same, others, hit = os.fstat(window).st_ino, list[int](), list[int]()
+
+    def punch(fd: int, offset: int, length: int) -> None:
+        windows.drop_window(ino)
+        others.append(os.open(os.devnull, os.O_RDONLY))
+        hit.append(os.fstat(fd).st_ino)
+
+    monkeypatch.setattr("memfsd.host.windows.punch_hole", punch)
+    windows.punch(ino, [(Pfn(0), 1), (Pfn(4), 1)])
+    assert window in others and hit == [same, same]
+    for fd in others:
+        os.close(fd)
+    windows.close()
+
+
+def test_a_punch_needs_no_descriptor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process that has no more could not give its frames back."""
+
+    def none_left(fd: int) -> int:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    windows, ino = Windows(1 << 20), Ino(7)
+    window = windows.make_window(ino)
+    windows.adopt_window(ino, window)
+    os.pwrite(window, b"guest", 4096)
+    monkeypatch.setattr(os, "dup", none_left)
+    windows.punch(ino, [(Pfn(1), 1)])
+    assert os.pread(window, 5, 4096) == bytes(5)
     windows.close()
 
 
