@@ -2,7 +2,7 @@
 
 A punch, out and back: check_punch -> invalidate_begin -> (INVALIDATE_BEGIN, acknowledged) -> (take ->
 Scrub) in parts -> invalidate_end -> (INVALIDATE_END). The store holds the file's invalidate_lock from begin to
-end, and takes it for bind, unbind and release too, so the set of bindings is the same at both ends.
+end, and takes it for pair, bind, unbind and release too, so the set of bindings is the same at both ends.
 """
 
 import errno
@@ -230,11 +230,9 @@ class GuestMemory:
     def publish(self, file: Regular, page_map: PageMap) -> None:
         """After `pair`. What changes from now on is in the map; what is there already: `publish_more`."""
         guest = guest_of(file)
+        assert guest.open_invalidation is None, "the caller holds the invalidate_lock"
         guest.page_map = file.pages.published = page_map
-        if guest.open_invalidation is None:
-            page_map.open(guest.seq)
-        else:
-            page_map.close(guest.seq)
+        page_map.open(guest.seq)
 
     def publish_more(self, file: Regular, start: Pgoff) -> Pgoff | None:
         """Pages that the file had when it was paired, from start on, some at a time; where to go on, or None."""
