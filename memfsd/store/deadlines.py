@@ -12,6 +12,7 @@ from memfsd.uapi.limits import (
     NODES_DEADLINE_S,
     PROOF_DEADLINE_S,
     RECLAIM_DEADLINE_S,
+    SWAP_OFF_DEADLINE_S,
     SWAP_OUT_DEADLINE_S,
 )
 
@@ -24,6 +25,7 @@ class Deadlines:
     invalidate_lock_s: float = BRACKET_DEADLINE_S
     reclaim_s: float = RECLAIM_DEADLINE_S
     swap_out_s: float = SWAP_OUT_DEADLINE_S
+    swap_off_s: float = SWAP_OFF_DEADLINE_S
     grant_s: float = GRANT_DEADLINE_S
     move_s: float = MOVE_DEADLINE_S
     nodes_s: float = NODES_DEADLINE_S

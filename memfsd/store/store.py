@@ -117,7 +117,7 @@ def build_store(
         guest_memfds=GuestMemfds(service, windows, invalidator, now_ns),
         failures=Failures(service, runner, invalidator),
         swapper=swapper,
-        swapoff=Swapoff(service, swapper),
+        swapoff=Swapoff(service, swapper, deadlines),
         mover=mover,
         nodes=Nodes(service, mover, deadlines),
         checker=Checker(service, windows, invalidator, deadlines),

@@ -121,9 +121,13 @@ GRANT_DEADLINE_S = 10.0
 """The pool is full: a grant takes back and swaps out again and again, but begins no more later. Its VM must have the
 answer, if only ENOSPC, before ANSWER_DEADLINE_S."""
 MOVE_DEADLINE_S = 10.0
-"""fmove_pages: no MOVE begins later; the last one may take ACK_DEADLINE_S more."""
+"""fmove_pages: no MOVE begins, and no wait for another invalidation ends, later; the last one may take ACK_DEADLINE_S
+more."""
 NODES_DEADLINE_S = 3.0
-"""memfs offline and compact: no MOVE of a step begins later; the command asks for another one."""
+"""memfs offline and compact: no MOVE of a step begins, and no wait for another invalidation ends, later; the command
+asks for another one."""
+SWAP_OFF_DEADLINE_S = 3.0
+"""memfs swapoff: no SWAP_IN of a step begins later; the command asks for another one."""
 REVOKE_DEADLINE_S = 3.0
 """The store ends: patience for all VMs together."""
 CHECK_TURN_DEADLINE_S = 4.0
