@@ -2,7 +2,7 @@
 
 A punch, out and back: check_punch -> invalidate_begin -> (INVALIDATE_BEGIN, acknowledged) -> (take ->
 Scrub) in parts -> invalidate_end -> (INVALIDATE_END). The store holds the file's invalidate_lock from begin to
-end, and takes it for bind, unbind and release too, so the set of bindings is the same at both ends.
+end, and takes it for pair, bind, unbind and release too, so the set of bindings is the same at both ends.
 """
 
 import errno
@@ -230,12 +230,10 @@ class GuestMemory:
     def publish(self, file: Regular, page_map: PageMap) -> None:
         """After `pair`. The map shows nothing yet: `publish_more`."""
         guest = guest_of(file)
+        assert guest.open_invalidation is None, "the caller holds the invalidate_lock"
         page_map.end = 0
         guest.page_map = file.pages.published = page_map
-        if guest.open_invalidation is None:
-            page_map.open(guest.seq)
-        else:
-            page_map.close(guest.seq)
+        page_map.open(guest.seq)
 
     def publish_more(self, file: Regular) -> bool:
         """Some more of the file's pages, and from now on what changes there; whether there are others to come."""

@@ -11,6 +11,7 @@ peer         the VM of one file, as the store sees it
 invalidator  invalidations: BEGIN, acknowledged, scrub, END
 mover        pages that move to other frames, fmove_pages
 evacuation   memfs offline, memfs online, memfs compact
+questions    VMs that are asked to give memory back, side by side
 reclaim      pages that were never touched, taken back when the pool is full
 checker      memfs check, memfs map and memfs top
 guest_memfds files that are guest_memfds: made, and converted in place

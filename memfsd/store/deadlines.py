@@ -12,6 +12,8 @@ from memfsd.uapi.limits import (
     NODES_DEADLINE_S,
     PROOF_DEADLINE_S,
     RECLAIM_DEADLINE_S,
+    SWAP_OFF_DEADLINE_S,
+    SWAP_OUT_DEADLINE_S,
 )
 
 
@@ -22,6 +24,8 @@ class Deadlines:
     proof_s: float = PROOF_DEADLINE_S
     invalidate_lock_s: float = BRACKET_DEADLINE_S
     reclaim_s: float = RECLAIM_DEADLINE_S
+    swap_out_s: float = SWAP_OUT_DEADLINE_S
+    swap_off_s: float = SWAP_OFF_DEADLINE_S
     grant_s: float = GRANT_DEADLINE_S
     move_s: float = MOVE_DEADLINE_S
     nodes_s: float = NODES_DEADLINE_S

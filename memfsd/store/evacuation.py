@@ -20,7 +20,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState, state_name
 from memfsd.uapi.limits import MAX_COMPACTED_BLOCKS, MAX_MOVE_PAGES
 from memfsd.uapi.messages import CompactReply, SetNodeReply
-from memfsd.uapi.units import ORDER_1G, ORDER_2M, PGOFF_END, Pfn, Pgoff
+from memfsd.uapi.units import ORDER_1G, ORDER_2M, PGOFF_END, Ino, Pfn, Pgoff
 
 from .deadlines import Deadlines
 from .dumps import states_of
@@ -36,7 +36,7 @@ class _Evacuated(NamedTuple):
 
 
 class Nodes:
-    """`_is_busy` is guarded by Service.lock."""
+    """`_is_busy` is guarded by Service.lock, `_last` by that."""
 
     def __init__(self, service: Service, mover: Mover, deadlines: Deadlines) -> None:
         self._service = service
@@ -44,6 +44,8 @@ class Nodes:
         self._deadlines = deadlines
         self._isolation = Isolation(service.pool)
         self._is_busy = False
+        self._last = Ino(0)
+        """The file at which a step has ended: the next one begins behind it, so that a slow VM is no barrier."""
 
     def offline(self, node: int) -> SetNodeReply:
         """No more frames of it, and the pages that can leave it do. ENODEV: no such node; EBUSY: the last one that is
@@ -166,14 +168,15 @@ class Nodes:
         page_count = 0
         with self._service.lock:
             files = self._service.inodes.sealed_files()
-        for file in files:
+        for file in sorted(files, key=lambda file: (file.ino <= self._last, file.ino)):
             at: Pgoff | None = Pgoff(0)
             while at is not None:
                 with self._service.lock:
                     pages, at = _pages_in(file, frames, at)
                 if pages:
-                    page_count += self._mover.relocate(file, pages, nodes, one_by_one=one_by_one).page_count
+                    page_count += self._mover.relocate(file, pages, nodes, until, one_by_one=one_by_one).page_count
                     if time.monotonic() > until:
+                        self._last = file.ino
                         return _Evacuated(page_count, goes_on=True)
         return _Evacuated(page_count, goes_on=False)
 

@@ -60,9 +60,12 @@ class Invalidator:
         self.peers: dict[Ino, Peer] = {}
 
     @contextlib.contextmanager
-    def hold(self, guest: GmemFile) -> Iterator[None]:
-        """The file's invalidate_lock. EBUSY when another invalidation does not end in time."""
-        if not guest.invalidate_lock.acquire(timeout=self._deadlines.invalidate_lock_s):
+    def hold(self, guest: GmemFile, until: float | None = None) -> Iterator[None]:
+        """The file's invalidate_lock. EBUSY when another invalidation does not end in time, or before `until`."""
+        patience = self._deadlines.invalidate_lock_s
+        if until is not None:
+            patience = min(patience, max(until - time.monotonic(), 0))
+        if not guest.invalidate_lock.acquire(timeout=patience):
             raise Refused(errno.EBUSY, "another invalidation of this file does not end: try again")
         try:
             yield

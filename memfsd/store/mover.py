@@ -76,7 +76,9 @@ class Mover:
         failed: dict[Pgoff, int] = {}
         if wanted:
             is_late = time.monotonic() > until
-            failed = dict.fromkeys(wanted, errno.EBUSY) if is_late else self.relocate(file, wanted, (node,)).failed
+            failed = (
+                dict.fromkeys(wanted, errno.EBUSY) if is_late else self.relocate(file, wanted, (node,), until).failed
+            )
         with self._service.lock:
             found = {page: self._status(file, page) for page in batch}
         return [-failed[page] if page in failed and found[page] >= 0 else found[page] for page in batch]
@@ -87,15 +89,24 @@ class Mover:
             return -errno.ENOENT if page << PAGE_SHIFT < file.size else -errno.EFAULT
         return self._service.pool.node_of(pfn)
 
-    def relocate(self, file: Regular, pages: Sequence[Pgoff], nodes: Nodes, *, one_by_one: bool = False) -> Moved:
+    def relocate(
+        self,
+        file: Regular,
+        pages: Sequence[Pgoff],
+        nodes: Nodes,
+        until: float | None = None,
+        *,
+        one_by_one: bool = False,
+    ) -> Moved:
         """Pages within MAX_MOVE_PAGES of each other go to other frames of these nodes, with those of the same frame.
 
-        one_by_one: into gaps between frames that are in use.
+        until: how long it waits for another invalidation of the file. one_by_one: into gaps between frames that are in
+        use.
         """
         if file.guest is None or file.guest.memfd is not None:
             return Moved(0, dict.fromkeys(pages, errno.EBUSY))
         try:
-            with self._invalidator.hold(file.guest):
+            with self._invalidator.hold(file.guest, until):
                 with self._service.lock:
                     whole = _whole_gigs(file, pages)
                 moves, failed, effects = self._begin(file, file.guest, pages, nodes, one_by_one)

@@ -234,7 +234,8 @@ class Pairings:
         return file, token
 
     def pair(self, token_id: bytes, pairing: Pairing, connect: Callable[[Ino], Peer]) -> PairedFile:
-        """The file of this token belongs to the VM for life: EPERM when it has another owner, EACCES as for `token`.
+        """The file of this token belongs to the VM for life: EPERM when it has another owner, EACCES as for `token`;
+        EBUSY when an invalidation, or the end of the VM's pairing before this one, does not end.
 
         connect makes what the VM is called through, and is left to its caller when the pairing is refused after all.
         """
@@ -259,7 +260,8 @@ class Pairings:
             number = error.errno or errno.EIO
             raise Refused(number, f"memfsd cannot make a window for inode {file.ino}: {error.strerror}") from None
         try:
-            with service.lock:
+            # A pairing that ends has the lock until its frames are free and its window is dropped.
+            with self.invalidator.hold(guest_of(file)), service.lock:
                 service.inodes.get(file.ino)  # who showed the token may have let go of the file since
                 if guest_of(file).device is not device:
                     raise Refused(errno.EAGAIN, f"inode {file.ino} has become a device meanwhile: pair again")

@@ -1,25 +1,23 @@
 """The pool is full: pages that were granted ahead and never touched are taken back, from many VMs at a time.
 
-Who needs them does not wait for one VM after the other: each is asked on its own thread, those that were quick
-last time first, and after Deadlines.reclaim_s the asker goes on with what came free. What is under way goes on.
+Who needs them does not wait for one VM after the other: those that were quick last time are asked first, and after
+Deadlines.reclaim_s the asker goes on with what came free. What is under way goes on.
 """
 
 import logging
 import time
 from collections.abc import Callable
 
-from memfsd.common import sync
-from memfsd.core.files.shares import Shares
 from memfsd.core.private.strategies import RECLAIM
 from memfsd.core.service import Service
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.limits import MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RESERVED_RECLAIMS
 from memfsd.uapi.units import Ino, Pgoff
 
 from .deadlines import Deadlines
 from .invalidator import InvalidateRange, Invalidator
 from .peer import Peer
+from .questions import Questions
 from .swapper import Swapper
 
 log = logging.getLogger("memfsd.peers")
@@ -34,7 +32,7 @@ _STEP_S = 0.0005
 
 
 class Reclaimer:
-    """`_lock` guards `_asking` and `_shares`; it is taken before Service.lock."""
+    """Safe from any thread."""
 
     def __init__(
         self, service: Service, invalidator: Invalidator, swapper: Swapper, deadlines: Deadlines, owner_uid: int
@@ -43,11 +41,7 @@ class Reclaimer:
         self._swapper = swapper
         self._invalidator = invalidator
         self._deadlines = deadlines
-        self._lock = sync.lock("Reclaimer.lock")
-        self._progress = sync.condition("Reclaimer.progress", self._lock)
-        self._asking: set[Ino] = set()
-        self._shares = Shares(MAX_RECLAIMS, MAX_RECLAIMS_PER_UID, RESERVED_RECLAIMS, owner_uid)
-        """Of threads, by the user whose VM is asked."""
+        self._questions = Questions("reclaim", owner_uid)
         self.has_releases: Callable[[], bool] | None = None
         """Of who serves the kernel: whether requests are queued or under way that may end a file. None: nobody does."""
 
@@ -59,11 +53,9 @@ class Reclaimer:
         """
         with self._service.lock:
             before = self._service.pool.free_count
-            questions = self._questions(ino)
-        if len(questions) == 1:
-            self._ask(*questions[0])
-        elif questions or self._asking:
-            with self._lock:
+            questions = self._to_ask(ino)
+        if questions or self._questions.asked:
+            with self._questions.lock:
                 self._ask_all(questions, before, frame_count)
         return self.free_count() > before or (swap and self._swapper.evict(frame_count))
 
@@ -80,8 +72,8 @@ class Reclaimer:
             if idle == looks:
                 break
             has_waited = has_waited or not idle
-            with self._lock:
-                self._progress.wait(_STEP_S)
+            with self._questions.lock:
+                self._questions.wait(_STEP_S)
         return has_waited or self.free_count() >= (enough or 1)
 
     def has_endings(self, *, queued: bool = False) -> bool:
@@ -105,49 +97,25 @@ class Reclaimer:
             return self._service.pool.free_count
 
     def _ask_all(self, questions: list[_Question], before: int, frame_count: int | None) -> None:
-        """Call with the lock held."""
+        """Call with the questions' lock held."""
         until = time.monotonic() + self._deadlines.reclaim_s
         while True:
-            questions = [question for question in questions if not self._start(*question)]
+            questions = [question for question in questions if not self._begin(*question)]
             enough = frame_count is not None and self.free_count() >= before + frame_count
             left = until - time.monotonic()
-            if not self._asking or enough or left <= 0:
+            if not self._questions.asked or enough or left <= 0:
                 return
-            self._progress.wait(left)
+            self._questions.wait(left)
 
-    def _questions(self, ino: Ino | None) -> list[_Question]:
+    def _to_ask(self, ino: Ino | None) -> list[_Question]:
         """Call with Service.lock held."""
         ranges = self._service.gmem.reclaimable(self._service.inodes.sealed_files())
         found = [(peer, start, end) for file, start, end in ranges if (peer := self._invalidator.peers.get(file))]
         return sorted(found, key=lambda question: (question[0].ino != ino, question[0].up.last_call_s))
 
-    def _start(self, peer: Peer, start: Pgoff, end: Pgoff) -> bool:
-        """False while there are too many under way, of this VM's user or of all."""
-        if peer.ino in self._asking:
-            return True
-        if not self._shares.take(peer.process.uid):
-            return False
-        self._asking.add(peer.ino)
-        try:
-            sync.thread(self._ask_beside, "reclaim", (peer, start, end)).start()
-        except RuntimeError:
-            self._settle(peer)
-            return False
-        return True
-
-    def _ask_beside(self, peer: Peer, start: Pgoff, end: Pgoff) -> None:
-        try:
-            self._ask(peer, start, end)
-        except Exception:
-            log.exception("reclaim from inode %d failed", peer.ino)
-        finally:
-            with self._lock:
-                self._settle(peer)
-                self._progress.notify_all()
-
-    def _settle(self, peer: Peer) -> None:
-        self._asking.remove(peer.ino)
-        self._shares.give(peer.process.uid)
+    def _begin(self, peer: Peer, start: Pgoff, end: Pgoff) -> bool:
+        """False while there are too many under way."""
+        return peer.ino in self._questions.asked or self._questions.begin(peer, lambda: self._ask(peer, start, end))
 
     def _ask(self, peer: Peer, start: Pgoff, end: Pgoff) -> None:
         try:

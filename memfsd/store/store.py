@@ -103,7 +103,7 @@ def build_store(
     deadlines = deadlines or Deadlines()
     runner = EffectRunner(service, windows)
     invalidator = Invalidator(service, windows, runner, deadlines)
-    swapper = Swapper(service, runner, invalidator, deadlines, swap)
+    swapper = Swapper(service, runner, invalidator, deadlines, creds.uid, swap)
     reclaimer = Reclaimer(service, invalidator, swapper, deadlines, creds.uid)
     mover = Mover(service, runner, invalidator, deadlines)
     return Store(
@@ -117,7 +117,7 @@ def build_store(
         guest_memfds=GuestMemfds(service, windows, invalidator, now_ns),
         failures=Failures(service, runner, invalidator),
         swapper=swapper,
-        swapoff=Swapoff(service, swapper),
+        swapoff=Swapoff(service, swapper, deadlines),
         mover=mover,
         nodes=Nodes(service, mover, deadlines),
         checker=Checker(service, windows, invalidator, deadlines),

@@ -1,6 +1,7 @@
 """swapoff: nothing leaves any more, and all that is out comes back, in steps."""
 
 import errno
+import time
 from typing import NamedTuple
 
 from memfsd.core.files.inodes import Regular
@@ -10,6 +11,7 @@ from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SWAP_PAGES, SWAP_WINDOW_PAGES
 from memfsd.uapi.units import Pgoff
 
+from .deadlines import Deadlines
 from .swapper import Swapper
 
 _OF_THE_WHOLE_FILE = frozenset({errno.ENOTCONN, errno.ETIMEDOUT, errno.EBUSY})
@@ -32,17 +34,19 @@ class SwappedOff(NamedTuple):
 class Swapoff:
     """Keeps nothing: where to go on is the caller's."""
 
-    def __init__(self, service: Service, swapper: Swapper) -> None:
+    def __init__(self, service: Service, swapper: Swapper, deadlines: Deadlines) -> None:
         self._service = service
         self._swapper = swapper
+        self._deadlines = deadlines
 
     def swap_off(self, ino: int = 0, pgoff: int = 0) -> SwappedOff:
-        """Nothing leaves any more; some pages of one file come back, of what is out from this page of this file on.
+        """Nothing leaves any more; some pages of one file come back, of what is out from this page of this file on: as
+        many as do before Deadlines.swap_off_s.
 
         A page that cannot come back stays out, as does the rest of a file whose VM does not answer: the others go on.
         ENOSPC: they do not fit, and swap is on again. EOPNOTSUPP: there is no swap file.
         """
-        service = self._service
+        service, until = self._service, time.monotonic() + self._deadlines.swap_off_s
         with service.lock:
             slots = service.slots
             if not slots.total:
@@ -56,6 +60,9 @@ class Swapoff:
         for page in pages:
             if page < back_to:
                 continue
+            if came + stayed and time.monotonic() >= until:
+                next_page = int(file.ino), page
+                break
             try:
                 count = self._swapper.swap_in(file, Pgoff(page), MAX_SWAP_PAGES)
                 came, back_to = came + count, page + count

@@ -6,6 +6,7 @@ are in these frames. Both with the file's invalidate_lock held. Contents never p
 """
 
 import errno
+import functools
 import logging
 import time
 from dataclasses import dataclass
@@ -28,7 +29,8 @@ from memfsd.uapi.units import ORDER_2M, PAGE_SHIFT, PAGE_SIZE, PGOFF_END, Ino, P
 
 from .deadlines import Deadlines
 from .invalidator import InvalidateRange, Invalidator
-from .peer import Peer, PeerRefused
+from .peer import Peer, PeerRefused, PeerSilent
+from .questions import Questions
 
 log = logging.getLogger("memfsd.peers")
 
@@ -41,6 +43,8 @@ _TURNS = 2
 """Of the clock: the first forgets what was used, the second finds what was not used since."""
 
 
+_VMS_IN_TURN = 16
+"""One eviction waits for each VM an even share of its time, so that a few slow ones leave time for others."""
 _MAX_REFUSALS = 64
 """By a VM, in one bracket: then what is left of it stays."""
 
@@ -77,7 +81,7 @@ class _Outcome:
 
 
 class Swapper:
-    """`_turn`: one eviction at a time, taken before any invalidate_lock. `_hand` is guarded by Service.lock,
+    """`_turn`: one eviction at a time, taken before the lock of the questions. `_hand` is guarded by Service.lock,
     an item of `_outcomes` by the invalidate_lock of its file."""
 
     def __init__(
@@ -86,6 +90,7 @@ class Swapper:
         runner: EffectRunner,
         invalidator: Invalidator,
         deadlines: Deadlines,
+        owner_uid: int,
         space: SwapSpace | None = None,
     ) -> None:
         self._service = service
@@ -94,6 +99,7 @@ class Swapper:
         self._deadlines = deadlines
         self._space = space
         self._turn = sync.lock("Swapper.turn")
+        self._questions = Questions("evict", owner_uid)
         self._outcomes: dict[Ino, _Outcome] = {}
         """Of files whose pages are leaving."""
         self._hand: tuple[int, int] = (0, 0)
@@ -108,20 +114,26 @@ class Swapper:
         return slots.is_on and slots.free_count > 0
 
     def evict(self, wanted: int | None) -> bool:
-        """The pool is full: pages that no vCPU has used lately leave. True when frames came free; wanted: when so many
-        are free, which may be another's doing.
+        """The pool is full: pages that no vCPU has used lately leave. True when frames came free, which may be
+        another's doing; wanted: no need to begin when so many are.
 
-        No VM is asked for longer than its deadline, and no more are begun after Deadlines.reclaim_s.
+        The wait for another's eviction, and this one, take Deadlines.reclaim_s each at most. What is under way then
+        goes on.
         """
-        if not self.may_help() or not self._turn.acquire(timeout=self._deadlines.reclaim_s):
+        if not self.may_help():
             return False
+        with self._service.lock:
+            before = self._service.pool.free_count
+        if not self._turn.acquire(timeout=self._deadlines.reclaim_s):
+            with self._service.lock:
+                return self._service.pool.free_count > before
         try:
             return self._evict(wanted)
         finally:
             self._turn.release()
 
     def _evict(self, wanted: int | None) -> bool:
-        service, until, seen = self._service, time.monotonic() + self._deadlines.reclaim_s, 0
+        service, until = self._service, time.monotonic() + self._deadlines.reclaim_s
         slots = service.slots
         with service.lock:
             before, out = service.pool.free_count, slots.out_count
@@ -129,21 +141,35 @@ class Swapper:
             most = _TURNS * sum(file.pages.page_count for file in self._swappable()) + batch
         if wanted is not None and before >= wanted:
             return True  # who had the turn before has made room
-        while seen < most and self.may_help() and time.monotonic() < until:
-            with service.lock:
-                window = self._next_window(batch)
-            if window is None:
-                break
-            self._take(window)
-            seen += window.page_count
-            if slots.out_count - out >= batch:
-                break
+        with self._questions.lock:
+            self._ask_in_turn(batch, most, until)
         with service.lock:
             return slots.out_count > out
 
-    def _next_window(self, most: int) -> _Window | None:
-        """Where the hand is; it moves past it. Call with Service.lock held."""
-        files = sorted(self._swappable(), key=lambda file: file.ino)
+    def _ask_in_turn(self, batch: int, most: int, until: float) -> None:
+        """Windows of so many pages leave, until that many are out, or `most` were looked at. Who is slow is left to
+        itself meanwhile. Call with the questions' lock held."""
+        slots, share = self._service.slots, self._deadlines.reclaim_s / _VMS_IN_TURN
+        out, seen, too_many = slots.out_count, 0, set[Ino]()
+        while (
+            slots.out_count - out < batch and seen < most and self.may_help() and (left := until - time.monotonic()) > 0
+        ):
+            with self._service.lock:
+                window = self._next_window(batch, self._questions.asked | too_many)
+                peer = None if window is None else self._invalidator.peers[window.ino]
+            if window is None or peer is None:
+                if not self._questions.asked or slots.out_count > out:
+                    break
+                self._questions.wait(left)
+            elif self._questions.begin(peer, functools.partial(self._take, window)):
+                seen += window.page_count
+                self._questions.wait(min(left, share), window.ino)
+            else:
+                too_many.add(window.ino)
+
+    def _next_window(self, most: int, but: set[Ino]) -> _Window | None:
+        """Where the hand is, but not of these files; it moves past it. Call with Service.lock held."""
+        files = sorted((file for file in self._swappable() if file.ino not in but), key=lambda file: file.ino)
         ino, pgoff = self._hand
         ahead = [(file, pgoff if file.ino == ino else 0) for file in files if file.ino >= ino]
         for file, at in [*ahead, *((file, 0) for file in files if file.ino <= ino)]:
@@ -244,12 +270,13 @@ class Swapper:
         return outcome
 
     def _export(self, effect: Export) -> None:
-        """Within the bracket that blocks these pages. What cannot leave stays where it is. A refused packet is
-        asked for again in halves, so that one bad page keeps no other in memory."""
+        """Within the bracket that blocks these pages. What cannot leave, or not before Deadlines.swap_out_s, stays
+        where it is. A refused packet is asked for again in halves, so that one bad page keeps no other in memory."""
         with self._service.lock:
             file, peer = self._service.inodes.regular(effect.ino), self._invalidator.peers.get(effect.ino)
         if peer is None:
             return
+        until = time.monotonic() + self._deadlines.swap_out_s
         outcome, refusals, pages = self._outcomes[effect.ino], 0, effect.pages
         todo = [pages[at : at + MAX_SWAP_PAGES] for at in range(0, len(pages), MAX_SWAP_PAGES)]
         todo.reverse()
@@ -263,8 +290,11 @@ class Swapper:
                 if goes_on and len(pages) > 1:
                     half = len(pages) // 2
                     todo += [pages[half:], pages[:half]]
-                    continue
-                outcome.stay(len(pages), Refused(refused.errno, f"page {pages[0][0]:#x}: {refused}"))
+                else:
+                    outcome.stay(len(pages), Refused(refused.errno, f"page {pages[0][0]:#x}: {refused}"))
+            if goes_on and todo and time.monotonic() >= until:
+                outcome.why = outcome.why or Refused(errno.ETIMEDOUT, f"VM {peer.vm} takes too long to give them out")
+                goes_on = False
             if not goes_on:
                 outcome.stayed += sum(map(len, todo))
                 break
@@ -281,8 +311,7 @@ class Swapper:
                 leaving, holes = self._blobs(peer, pages[: len(slots)])
             written, failure = self._write(slots[: len(leaving)], [blob for _, blob in leaving])
             staying, why = staying + len(leaving) - written, failure or why
-            for (pgoff, pfn), blob in leaving[written:]:
-                self._give_back(peer, pgoff, pfn, blob)
+            self._give_back(peer, leaving[written:])
         except PeerRefused:
             with service.lock:
                 service.slots.free(slots)
@@ -302,12 +331,16 @@ class Swapper:
             outcome.stay(staying, why)
         return not staying
 
-    def _give_back(self, peer: Peer, pgoff: Pgoff, pfn: Pfn, blob: bytes) -> None:
-        """To where it was."""
-        try:
-            peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, [blob]), Empty)
-        except PeerRefused as refused:
-            log.warning("VM %s does not take page %#x back: %s", peer.vm, pgoff, refused)
+    def _give_back(self, peer: Peer, leaving: list[tuple[tuple[Pgoff, Pfn], bytes]]) -> None:
+        """To where they were. PeerSilent: not before the deadline."""
+        until = time.monotonic() + self._deadlines.swap_out_s
+        for number, ((pgoff, pfn), blob) in enumerate(leaving):
+            if number and time.monotonic() >= until:
+                raise PeerSilent(f"it takes too long to take {len(leaving)} pages back")
+            try:
+                peer.up.call(Kind.SWAP_IN, SwapIn(pgoff, pfn, [blob]), Empty)
+            except PeerRefused as refused:
+                log.warning("VM %s does not take page %#x back: %s", peer.vm, pgoff, refused)
 
     def _blobs(
         self, peer: Peer, pages: list[tuple[Pgoff, Pfn]]

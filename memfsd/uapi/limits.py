@@ -82,7 +82,7 @@ MAX_CHECK_THREADS = 32
 VMS_PER_CHECK_THREAD = 4
 """memfs check asks this many VMs by itself, and has a thread more for each as many, up to MAX_CHECK_THREADS."""
 MAX_RECLAIMS = 64
-"""VMs that are asked at a time for pages they never touched."""
+"""VMs that are asked at a time for pages they never touched; and as many for pages that leave to the swap file."""
 MAX_RECLAIMS_PER_UID = 16
 """Of them, VMs of one user, but for root and the one who mounted."""
 RESERVED_RECLAIMS = 16
@@ -112,14 +112,22 @@ BRACKET_DEADLINE_S = 25.0
 TURN_DEADLINE_S = 10.0
 """Patience of a system call that has to wait for a VM, for its turn among those of its user."""
 RECLAIM_DEADLINE_S = 3.0
-"""The pool is full: patience for all VMs together that are asked for pages they never touched."""
+"""The pool is full: patience for all VMs together that are asked for pages they never touched; then for an eviction by
+another, and for one's own."""
+SWAP_OUT_DEADLINE_S = 3.0
+"""One bracket: no SWAP_OUT begins later, and no SWAP_IN of what the swap file did not take begins later than that after
+its packet; the last one may take ACK_DEADLINE_S more."""
 GRANT_DEADLINE_S = 10.0
 """The pool is full: a grant takes back and swaps out again and again, but begins no more later. Its VM must have the
 answer, if only ENOSPC, before ANSWER_DEADLINE_S."""
 MOVE_DEADLINE_S = 10.0
-"""fmove_pages: no MOVE begins later; the last one may take ACK_DEADLINE_S more."""
+"""fmove_pages: no MOVE begins, and no wait for another invalidation ends, later; the last one may take ACK_DEADLINE_S
+more."""
 NODES_DEADLINE_S = 3.0
-"""memfs offline and compact: no MOVE of a step begins later; the command asks for another one."""
+"""memfs offline and compact: no MOVE of a step begins, and no wait for another invalidation ends, later; the command
+asks for another one."""
+SWAP_OFF_DEADLINE_S = 3.0
+"""memfs swapoff: no SWAP_IN of a step begins later; the command asks for another one."""
 REVOKE_DEADLINE_S = 3.0
 """The store ends: patience for all VMs together."""
 CHECK_TURN_DEADLINE_S = 4.0

@@ -40,7 +40,7 @@ NO_PAGE_MAP = dict.fromkeys(_MAP_POINTS, "there are no page maps with --no-op pa
 WITHOUT_CONNECTION = {"FileMemory.using taken"}
 """kvmsim comes there when it has ended its pairings: there is nothing to cut."""
 
-FIRST = {"Reclaimer.progress waited for"}
+FIRST = {"Questions.answered waited for"}
 """Points that are surely reached once: who waits for the answers about two files is woken once, or twice."""
 
 MET = {hold.until: s.name for s in SCENARIOS for hold in s.holds if hold.until.endswith(" waited for")}

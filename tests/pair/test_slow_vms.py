@@ -1,21 +1,25 @@
 """VMs that answer late or never: who waits for one waits for it alone, and others not at all."""
 
 import contextlib
+import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
 import kvmsim.kvm.notifier
 import memfsd.peers.server
 from memfsd.core.files.shares import Shares
+from memfsd.store import swapper
 from memfsd.store.invalidator import VmWork
 from memfsd.uapi import messages as m
+from memfsd.uapi.errors import Refused
 from memfsd.uapi.frame_state import FrameState
-from memfsd.uapi.limits import MAX_FILE_BYTES
+from memfsd.uapi.limits import MAX_FILE_BYTES, MAX_SWAP_PAGES
 from memfsd.uapi.messages import Kind
 from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, errno_of, page
+from tests.support.swapped import PAGES, assert_intact, start
 from tests.support.threads import DEADLINE_S, Beside, until
 from tests.support.wire import Wire, is_readable
 
@@ -50,6 +54,17 @@ def give_back(wire: Wire) -> None:
     for body in (m.InvalidateBeginReply([]), m.Empty()):
         kind, id_, _ = wire.called()
         wire.answer(kind, id_, body)
+
+
+class Taken:
+    """A lock that does not come in time; meanwhile its owner does something."""
+
+    def __init__(self, meanwhile: Callable[[], object]) -> None:
+        self._meanwhile = meanwhile
+
+    def acquire(self, timeout: float) -> bool:
+        self._meanwhile()
+        return False
 
 
 def asker_of(store: LocalStore, name: str = "asker") -> Wire:
@@ -107,9 +122,111 @@ def test_a_guest_that_needs_a_page_waits_for_all_silent_vms_together(small_store
         asker.ask(Kind.BYE)
 
 
+def test_a_guest_that_needs_a_page_does_not_wait_longer_for_the_only_vm(
+    small_store: LocalStore, slow: list[Wire]
+) -> None:
+    small_store.deadlines.reclaim_s = 0.05
+    for wire in slow[1:]:
+        wire.ask(Kind.BYE)
+    fill(small_store)
+    with asker_of(small_store) as asker:
+        assert asker.get_pfn(0) == "ENOSPC"
+        assert small_store.guest("slow0").active
+        give_back(slow[0])
+        until(lambda: small_store.free_count == 1, "late, but it comes free")
+        assert asker.get_pfn(0).page_count == 1
+        asker.ask(Kind.BYE)
+
+
+# -- eviction
+
+
+@pytest.fixture
+def slow_to_leave(swapping_store: LocalStore) -> Iterator[Wire]:
+    """A VM with a page that only eviction takes; it does not answer by itself, and keeps the page when asked."""
+    swapping_store.create("slow", 4)
+    with Wire(swapping_store) as wire:
+        wire.paired("slow", 4)
+        wire.touch(wire.get_pfn(0, 1).pfn)
+        yield wire
+        kind, id_, body = wire.called()
+        assert kind is Kind.INVALIDATE_BEGIN
+        assert isinstance(body, m.InvalidateBegin)
+        assert body.reason is m.Reason.EVICT
+        wire.answer(kind, id_, m.InvalidateBeginReply([(0, 4)]))
+        kind, id_, _ = wire.called()
+        wire.answer(kind, id_)
+        wire.ask(Kind.BYE)
+
+
+def test_pages_of_others_leave_while_a_vm_does_not_answer(
+    swapping_store: LocalStore, slow_to_leave: Wire, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = swapping_store
+    quick = start(store)
+    monkeypatch.setattr(swapper, "_VMS_IN_TURN", 1000)
+    store.deadlines.reclaim_s = DEADLINE_S
+    free = store.free_count
+    while store.free_count == free:  # the clock forgets first what was used
+        assert store.store.swapper.evict(None) == (store.free_count > free)
+    assert store.guest("slow").open_invalidation
+    assert store.guest("slow").active
+    assert_intact(quick)
+
+
+def test_an_eviction_ends_in_time_though_its_vm_does_not_answer(
+    swapping_store: LocalStore, slow_to_leave: Wire
+) -> None:
+    store = swapping_store
+    store.deadlines.reclaim_s = 0.05
+    assert not store.store.swapper.evict(None)
+    assert not store.store.swapper.evict(None), "its VM is not asked twice"
+    assert not store.store.swapper._turn.locked()
+    assert store.guest("slow").active
+
+
+def test_who_waits_for_an_eviction_gets_the_frames_that_it_freed(swapping_store: LocalStore) -> None:
+    store = swapping_store
+    store.deadlines.reclaim_s = 0.05
+    start(store)
+    store.store.swapper._turn = Taken(lambda: store.page_out("file"))  # type: ignore[assignment]
+    assert store.store.swapper.evict(None)
+
+
+def test_packets_of_one_bracket_have_one_deadline(swapping_store: LocalStore) -> None:
+    store = swapping_store
+    store.deadlines.swap_out_s = 0.0
+    vm = start(store)
+    done = store.store.swapper.page_out(store.file("file").ino, 0, PAGES, 0, 0)
+    assert (done.page_count, done.stayed) == (MAX_SWAP_PAGES, PAGES - MAX_SWAP_PAGES)
+    assert done.why is not None
+    assert done.why.errno == errno.ETIMEDOUT
+    assert store.findings() == []
+    assert_intact(vm)
+
+
+def test_a_vm_that_is_slow_to_take_pages_back_is_cut_off(
+    swapping_store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = swapping_store
+    store.deadlines.swap_out_s = 0.0
+    vm = start(store)
+    space = store.store.swapper._space
+    assert space is not None
+
+    def full(slot: int, blob: bytes) -> None:
+        raise Refused(errno.EIO, "it takes nothing")
+
+    monkeypatch.setattr(space, "write", full)
+    assert errno_of(store.page_out, "file") == "ENOTCONN"
+    assert store.count(FrameState.QUARANTINED) == PAGES
+    assert store.service.slots.used == 0
+    until(lambda: bool(vm.link().lost), "the VM knows that it was cut off")
+
+
 def test_slow_vms_of_one_user_leave_threads_for_those_of_others(small_store: LocalStore, slow: list[Wire]) -> None:
     nobody, other = 65534, 65533
-    small_store.store.reclaimer._shares = Shares(4, 2, 1, owner_uid=0)
+    small_store.store.reclaimer._questions._shares = Shares(4, 2, 1, owner_uid=0)
     for number in range(SLOW):
         peer = small_store.invalidator.peers[small_store.file(f"slow{number}").ino]
         peer.process.uid = nobody if number < SLOW - 1 else other

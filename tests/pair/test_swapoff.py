@@ -6,7 +6,7 @@ import os
 import pytest
 
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.limits import SWAP_BLOB_BYTES
+from memfsd.uapi.limits import MAX_SWAP_PAGES, SWAP_BLOB_BYTES
 from memfsd.uapi.units import PAGE_SIZE
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 from tests.support.swapped import PAGES, absent_pages, assert_intact, content, put_blob, slot_of, start
@@ -23,6 +23,16 @@ def test_swapoff_brings_everything_in_and_nothing_leaves_any_more(swapping_store
     assert swap_off(swapping_store) == (PAGES, {}, 0)
     assert swapping_store.service.slots.used == 0
     assert errno_of(swapping_store.page_out, "file") == "EOPNOTSUPP"
+    assert_intact(running)
+
+
+def test_a_step_of_swapoff_ends_in_time_and_the_next_goes_on(swapping_store: LocalStore, running: LocalVm) -> None:
+    swapping_store.deadlines.swap_off_s = 0.0
+    swapping_store.page_out("file")
+    step = swapping_store.store.swapoff.swap_off()
+    assert (step.page_count, step.left) == (MAX_SWAP_PAGES, PAGES - MAX_SWAP_PAGES)
+    assert step.next_page == (swapping_store.file("file").ino, MAX_SWAP_PAGES)
+    assert swap_off(swapping_store) == (PAGES - MAX_SWAP_PAGES, {}, 0)
     assert_intact(running)
 
 

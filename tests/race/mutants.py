@@ -337,6 +337,12 @@ MUTANTS: tuple[Mutant, ...] = (
         at="punch-x-cut",
     ),
     _mutant(
+        "paired again while BYE is carried out",
+        "memfsd.store.pairings:Pairings.pair",
+        ("with self.invalidator.hold(guest_of(file)), service.lock:", "with service.lock:"),
+        at="bye-x-pair",
+    ),
+    _mutant(
         "half-open range off by one: what a BEGIN zaps",
         f"{_CALLBACKS}.on_begin",
         ("self._shown(link, begin.start, begin.end)", "self._shown(link, begin.start, begin.end - 1)"),

@@ -3,12 +3,14 @@
 import pytest
 
 from memfsd.core.files.inodes import Regular
+from memfsd.core.gmem import guest_of
 from memfsd.core.memory.frames import FramePool
 from memfsd.core.private import strategies
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import CompactReply, Kind, SetNodeReply
 from memfsd.uapi.units import ORDER_2M, PAGE_SIZE
 from tests.support.core_store import KEEP_SIZE, CoreStore, refused
+from tests.support.threads import DEADLINE_S
 
 BLOCK = 1 << ORDER_2M
 
@@ -82,6 +84,17 @@ def test_a_step_ends_at_its_deadline_and_the_next_one_goes_on(store: CoreStore) 
     store.store.invalidator._deadlines.nodes_s = -1.0
     counts = [(done.page_count, done.goes_on) for done in (store.store.nodes.offline(0) for _ in range(4))]
     assert counts == [(4, 1)] * 3 + [(0, 0)]
+    assert all(is_intact(store, file, range(4)) for file in files)
+
+
+def test_a_file_that_is_busy_holds_up_neither_a_step_nor_the_files_behind_it(store: CoreStore) -> None:
+    files = [touched(store, f"file{number}", 4, 0x100 * (number + 1)) for number in range(3)]
+    deadlines = store.store.invalidator._deadlines
+    deadlines.nodes_s, deadlines.invalidate_lock_s = 0.0, DEADLINE_S
+    with guest_of(files[0]).invalidate_lock:
+        counts = [store.store.nodes.offline(0).page_count for _ in range(4)]
+    assert counts == [0, 4, 4, 0]
+    assert store.store.nodes.offline(0).page_count == 4
     assert all(is_intact(store, file, range(4)) for file in files)
 
 

@@ -11,6 +11,7 @@ from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind, Move
 from memfsd.uapi.units import ORDER_2M, PAGE_SIZE, Pgoff
 from tests.support.core_store import KEEP_SIZE, PUNCH, CoreStore
+from tests.support.threads import DEADLINE_S
 
 PAGES = 64
 HOLE, OUTSIDE, NO_ROOM, BUSY, NO_NODE = -errno.ENOENT, -errno.EFAULT, -errno.ENOMEM, -errno.EBUSY, -errno.ENODEV
@@ -215,6 +216,16 @@ def test_the_deadline_ends_a_long_list(store: CoreStore) -> None:
         store.fault(file, pgoff)
     store.store.invalidator._deadlines.move_s = -1.0
     assert move(store, file, [0, 1], 1) == [BUSY, BUSY]
+    assert store.vm_of(file).calls == []
+
+
+def test_the_deadline_ends_the_wait_for_a_file_that_is_busy(store: CoreStore) -> None:
+    file, guest = store.bound_file("file", 16)
+    store.fault(file, 0)
+    deadlines = store.store.invalidator._deadlines
+    deadlines.move_s, deadlines.invalidate_lock_s = 0.05, DEADLINE_S
+    with guest.invalidate_lock:
+        assert move(store, file, [0], 1) == [BUSY]
     assert store.vm_of(file).calls == []
 
 

@@ -6,6 +6,7 @@ import pytest
 
 from memfsd.core.gmem import guest_of
 from memfsd.core.private.gmem_file import Pairing, PairState
+from memfsd.store.pairings import PairedFile
 from memfsd.store.peer import Peer
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind
@@ -54,6 +55,38 @@ def test_a_pairing_that_fails_leaves_no_window_and_no_peer(store: CoreStore) -> 
     assert len(os.listdir("/proc/self/fd")) <= fds
     assert guest_of(file).pairing is None
     assert store.store.pairings.peers() == []
+
+
+def test_a_vm_comes_back_when_its_bye_is_complete_and_not_before(
+    store: CoreStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store.store.pairings.deadlines, "invalidate_lock_s", 0.01)
+    file = store.guest_file("file", 8)
+
+    def pair() -> PairedFile:
+        vm = ScriptedVm()
+        token = split_token(store.store.files.getxattr(file.ino, XATTR_TOKEN))
+        pairing = Pairing("vm", vm.pid, vm.uid, KVM_OPERATIONS - {Kind.PAGE_MAP}, b"secret")
+        return store.store.pairings.pair(token.id, pairing, lambda ino: Peer(ino, "vm", vm, vm, vm.shut))
+
+    drop_window, tries = store.windows.drop_window, 0
+
+    def while_it_ends(ino: Ino) -> None:
+        nonlocal tries
+        tries += 1
+        with refused("EBUSY"):
+            pair()
+        drop_window(ino)
+
+    first = pair()
+    first.bind(1, 0x100, 0, 8)
+    monkeypatch.setattr(store.windows, "drop_window", while_it_ends)
+    first.bye()
+    assert tries == 1
+    assert (guest_of(file).active, store.store.pairings.peers(), store.windows.adopted) == (None, [], set())
+    second = pair()
+    assert (store.store.pairings.peers(), store.windows.adopted) == ([second.peer], {file.ino})
+    assert store.audit() == []
 
 
 @pytest.mark.parametrize("grant_s", [0.0, 1000.0])

@@ -172,7 +172,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("Windows.lock", "store"),
     ("GuestServer.lock", "store"),
     ("Checker.turn", "store"),
-    ("Reclaimer.lock", "store"),
+    ("Questions.lock", "store"),
     ("Swapper.turn", "store"),
     ("Recording.lock", "store"),
     ("Kvm.slots_lock", "vm"),
@@ -192,7 +192,7 @@ LOCKS: tuple[tuple[str, str], ...] = (
     ("VM.names", "vm"),
 )
 WAITS: tuple[tuple[str, str], ...] = (
-    ("Reclaimer.progress waited for", "store"),
+    ("Questions.answered waited for", "store"),
     ("Mmu.ended waited for", "vm"),
     ("Vcpu.go_on waited for", "vm"),
     ("Inhibitor.changed waited for", "vm"),

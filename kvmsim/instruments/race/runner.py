@@ -413,6 +413,13 @@ class _Run:
         vm.kvm.close()
         return ""
 
+    def _vmm_pair(self, actor: Actor, vm: SimulatedVm, name: str) -> str:
+        fd = os.open(self.world.path(name), os.O_WRONLY | os.O_CLOEXEC)
+        link = self.world.pair(vm, fd, vm.name, vm.kvm.notifier)
+        link.start()
+        link.close()
+        return ""
+
     def _host_punch(self, name: str, pgoff: int, pages: int) -> str:
         with self._taking([(name, pgoff + index) for index in range(pages)]):
             self._files.punch(self.world.inos[name], pgoff << PAGE_SHIFT, pages << PAGE_SHIFT).run()

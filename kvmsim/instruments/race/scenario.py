@@ -119,6 +119,7 @@ VERBS: dict[str, dict[str, tuple[list[tuple[str, Parse]], int, str]]] = {
         "shared": ([("GFN", _number), ("PAGES", _number)], 2, "or shared"),
         "release": ([("FILE", _name)], 1, "close(2) of the last descriptor of a guest_memfd"),
         "close": ([], 0, "the VM ends in good order: BYE"),
+        "pair": ([("FILE", _name)], 1, "pair once more, which KVM would not do before BYE is answered, and BYE"),
     },
     "host": {
         "punch": ([("FILE", _name), ("PGOFF", _number), ("PAGES", _number)], 3, "fallocate(PUNCH_HOLE)"),

@@ -84,7 +84,7 @@ class Invalidation:
 class GmemFile:
     """seq counts closed invalidations of bound ranges; size_set: the one resize was used.
 
-    invalidate_lock is the file's: adapters hold it from BEGIN to END, and for bind, unbind and
+    invalidate_lock is the file's: adapters hold it from BEGIN to END, and for pair, bind, unbind and
     release. Lock order: it, then Service.lock; never wait for it with Service.lock held.
     """
 
