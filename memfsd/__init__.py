@@ -17,8 +17,9 @@ commands/    memfsd and memfs
 """
 
 import importlib
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
+"""As typing's, which takes most of the time in which Ctrl-C is not yet quiet (common.starting)."""
 if TYPE_CHECKING:
     from .encrypted import memfd_encrypted
     from .files import FileStat, allocate, create, punch, seal, stat

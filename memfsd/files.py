@@ -120,7 +120,7 @@ class _opened:  # noqa: N801 - used as a function
 
     def __init__(self, path: Path) -> None:
         on_a_mount(path)
-        self._fd = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+        self._fd = os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
 
     def __enter__(self) -> int:
         return self._fd

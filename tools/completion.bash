@@ -19,8 +19,9 @@ _memfsd() {
         --no-op) _memfsd_words 'page-map' "$word" ;;
         -o) _memfsd_list 'size= nodes= distances= guest resize=once resize=any seal_nonempty=refuse seal_nonempty=truncate
             open=strict open=rw fixed_gfn=on fixed_gfn=off abi=thread abi=gmem-6.18 abi=gmem-7.2 abi=gmem-inplace split=on split=off socket= swap= swap_size= swap_reset
-            allow_other allow_root auto_unmount ro noexec suid dev
-            noatime' "$word" ;;
+            nr_inodes= allow_other allow_root auto_unmount default_permissions ro rw exec noexec suid nosuid dev nodev
+            sync async dirsync relatime norelatime strictatime nostrictatime atime noatime diratime nodiratime nosymfollow
+            fsname= subtype=' "$word" ;;
         *) [[ $word == -* ]] && _memfsd_words '-h --help -f -d -o --no-op --journal --trace -e --filter --version' "$word" ;;
     esac
 }
@@ -29,7 +30,7 @@ _memfs() {
     local word=$2 before=$3 command=${COMP_WORDS[1]} options='-h --help --json'
     if ((COMP_CWORD == 1)); then
         _memfsd_words 'create seal stat map fallocate bind move numastat compact offline online check top vms poison device kcore
-            swapout swapoff -h --help' "$word"
+            swapout swapoff -h --help --version' "$word"
         return
     fi
     case $before in
@@ -106,14 +107,20 @@ _kvmsim() {
     case $before in
         --qmp) _memfsd_words 'unix: none' "$word" && compopt -o nospace 2>/dev/null ;;
         --no-op) _memfsd_words 'move page-map report revoke swap-in swap-out' "$word" ;;
-        --policy) _memfsd_words 'none recreate punch overlay' "$word" ;;
-        --abi) _memfsd_words 'thread gmem-6.18 gmem-7.2 gmem-inplace' "$word" ;;
+        --policy) _memfsd_words 'none recreate punch overlay attributes inplace' "$word" ;;
+        --abi)
+            if [[ ${COMP_WORDS[1]} == vmms ]]; then
+                _memfsd_list 'thread gmem-6.18 gmem-7.2' "$word"
+            else
+                _memfsd_words 'thread gmem-6.18 gmem-7.2 gmem-inplace' "$word"
+            fi
+            ;;
         --under) _memfsd_words 'kept freed' "$word" ;;
         --memory-encryption) _memfsd_words 'none on' "$word" ;;
         --tamper) _memfsd_words 'mce refuse' "$word" ;;
         --models) _memfsd_list 'qemu cloud-hypervisor libkrun alioth firecracker reference' "$word" ;;
-        --workloads) _memfsd_list 'boot ring misbehave' "$word" ;;
-        --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed' "$word" ;;
+        --workloads) _memfsd_list 'boot ring misbehave page' "$word" ;;
+        --designs) _memfsd_list 'recreate punch overlay/kept overlay/freed attributes inplace' "$word" ;;
         --page-sizes) _memfsd_list '4K 2M 1G' "$word" ;;
         --max-slots | --gpa | --gdb | --journal | --trace | --scenarios | --situations | --model | -e | -f | --filter | --seed | --count | --bound | --limit | --workers | --cluster | --replay | --record | --plot) ;;
         --page-map) _memfsd_words 'on off' "$word" ;;

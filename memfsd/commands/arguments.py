@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 
+from memfsd.common.arguments import MAX_SHOWN, number
 from memfsd.uapi.units import order_of_page_size, parse_size
 
 Adders = Mapping[str, Callable[[argparse.ArgumentParser], None]]
@@ -33,9 +34,10 @@ def page_size(text: str) -> int:
 
 
 def node(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 31:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a node: choose 0 or more")
-    return int(text)
+    value = number(text, 1 << 31)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"'{text[:MAX_SHOWN]}' is not a node: choose 0 or more")
+    return value
 
 
 def add_rest(parser: argparse.ArgumentParser) -> None:

@@ -100,7 +100,7 @@ def _fallocate(asked: argparse.Namespace) -> int:
     elif asked.keep_size:
         mode = FALLOC_FL_KEEP_SIZE
     _check_on_a_mount(asked.target)
-    fd = os.open(asked.target, os.O_WRONLY | os.O_CLOEXEC)
+    fd = os.open(asked.target, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo has no reader to wait for
     try:
         fallocate(fd, mode, asked.offset, asked.length)
     except OSError as error:

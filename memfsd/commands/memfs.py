@@ -46,7 +46,9 @@ def main() -> None:
 
 def run(arguments: list[str]) -> int:
     """The exit status. OSErrors of standard output come out."""
-    asked = _parser(command_of(arguments)).parse_args(arguments)
+    asked, unknown = _parser(command_of(arguments)).parse_known_args(arguments)
+    if unknown:
+        asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
     take_interrupts()
     refused_status = _NOT_CHECKED if asked.command == "check" else 1
     try:
@@ -81,6 +83,7 @@ def _parser(chosen: str) -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_, description=description, epilog=memfs_help.COMMANDS[name])
         if name == chosen:
             command.add_argument("--json", action="store_true", help="print one JSON object")
+            command.set_defaults(parser=command)
             _adders(name)[name](command)
     return parser
 

@@ -5,6 +5,7 @@ import errno
 import logging
 import logging.handlers
 import os
+import signal
 import sys
 import time
 from argparse import ArgumentTypeError, Namespace
@@ -128,7 +129,10 @@ def run(arguments: list[str]) -> int:
 
     def ready() -> None:
         if to_parent is not None:
-            os.write(to_parent, b"0")
+            try:
+                os.write(to_parent, b"0")
+            except BrokenPipeError:  # who started us was interrupted
+                os.kill(os.getpid(), signal.SIGTERM)
             os.close(to_parent)
             _detach_stdio()
 

@@ -40,7 +40,8 @@ def _move(asked: argparse.Namespace) -> int:
     first = Pgoff(asked.offset >> PAGE_SHIFT)
     end = Pgoff(PGOFF_END) if asked.length is None else first + -(-asked.length // PAGE_SIZE)
     moved, failed = 0, Counter[int]()
-    fd = os.open(asked.target, os.O_WRONLY | os.O_CLOEXEC)
+    store_of(asked.target)
+    fd = os.open(asked.target, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)  # a fifo has no reader to wait for
     try:
         for pages in _held(asked.target, first, end):
             before = fmove_pages(fd, pages)

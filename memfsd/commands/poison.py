@@ -8,6 +8,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
+from memfsd.common.arguments import MAX_SHOWN, number
 from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
 from memfsd.common.stores import Store, store_of
@@ -41,9 +42,10 @@ def _add(parser: argparse.ArgumentParser) -> None:
 
 
 def _seed(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) >= 1 << 64:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a seed: choose 0 to 2^64 - 1")
-    return int(text)
+    value = number(text, 1 << 64)
+    if value is None:
+        raise argparse.ArgumentTypeError(f"'{text[:MAX_SHOWN]}' is not a seed: choose 0 to 2^64 - 1")
+    return value
 
 
 def _poison(asked: argparse.Namespace) -> int:

@@ -7,6 +7,9 @@ from typing import Any, NoReturn
 
 from .quote import printable
 
+MAX_SHOWN = 40
+"""Characters of a word that is wrong."""
+
 
 class Parser(argparse.ArgumentParser):
     """A usage error is one line that says where the usage is explained; --help keeps line breaks."""
@@ -46,6 +49,14 @@ def seconds(wrong: str) -> Callable[[str], float]:
 
 def count(text: str) -> int:
     """The type of an option: 1 to 2^31."""
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= 1 << 31:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a count: choose 1 or more")
-    return int(text)
+    value = number(text, (1 << 31) + 1)
+    if not value:
+        raise argparse.ArgumentTypeError(f"'{text[:MAX_SHOWN]}' is not a count: choose 1 or more")
+    return value
+
+
+def number(text: str, end: int) -> int | None:
+    """Digits that are less than end; None: anything else."""
+    is_short = len(text.lstrip("0")) <= len(str(end))  # of very long ones int() raises
+    value = int(text) if text.isascii() and text.isdigit() and is_short else end
+    return value if value < end else None

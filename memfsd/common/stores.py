@@ -20,7 +20,14 @@ class Store(NamedTuple):
 def store_of(path: str) -> Store:
     """The memfsd that serves this path. Refused when none does."""
     try:
-        return Store(mount_of(path), os.fsdecode(os.getxattr(path, XATTR_SOCKET)))
+        mount = mount_of(path)
+        try:
+            socket = os.getxattr(path, XATTR_SOCKET)
+        except OSError as error:
+            if error.errno != errno.ENODATA:
+                raise
+            socket = os.getxattr(mount.path, XATTR_SOCKET)  # special files have no attributes of users
+        return Store(mount, os.fsdecode(socket))
     except OSError as error:
         raise Refused(error.errno or errno.EIO, f"{quoted(path)}: {error.strerror}") from None
     except Refused:

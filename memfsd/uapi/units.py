@@ -56,6 +56,8 @@ GfnRange = tuple[Gfn, Gfn]
 """[start, end)."""
 
 _SUFFIX = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_MAX_SIZE_CHARS = 40
+"""Far more digits than fit in any size."""
 _SIZE = re.compile(r"(0[xX][0-9a-fA-F]+|[0-9]+)(?:([KMGTkmgt])(?:i?[bB])?)?")
 
 
@@ -67,15 +69,15 @@ PGOFF_END = Pgoff(1 << FILE_SIZE_BITS - PAGE_SHIFT)
 
 def parse_size(text: str, bits: int = FILE_SIZE_BITS) -> int:
     """Bytes of "4096", "0x1000", "64M", "2GiB". ValueError names what is wrong."""
-    match = _SIZE.fullmatch(text)
+    match, shown = _SIZE.fullmatch(text), text[:_MAX_SIZE_CHARS]
     if not match:
-        raise ValueError(f"'{text}' is not a size: write bytes, or a number with K, M, G or T, or hex with 0x")
+        raise ValueError(f"'{shown}' is not a size: write bytes, or a number with K, M, G or T, or hex with 0x")
     digits, suffix = match.groups()
     base = 16 if digits[:2] in ("0x", "0X") else 10
-    size = int(digits, base) * _SUFFIX[(suffix or "").upper()]
+    size = int(digits[:_MAX_SIZE_CHARS], base) * _SUFFIX[(suffix or "").upper()]
     if size >> bits:
         limit = "is larger than any file (2^63 - 1 bytes)" if bits == FILE_SIZE_BITS else f"does not fit in {bits} bits"
-        raise ValueError(f"'{text}' {limit}")
+        raise ValueError(f"'{shown}' {limit}")
     return size
 
 

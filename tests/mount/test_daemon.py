@@ -363,3 +363,22 @@ def test_a_refused_write_is_logged_with_its_reason(mnt: Path) -> None:
         daemon.kill()
         daemon.wait()
     assert "write: " in log.read_text() and "is guest private memory: only its VM may access it" in log.read_text()
+
+
+def test_a_daemon_whose_starter_was_interrupted_ends_and_says_nothing(tmp_path: Path) -> None:
+    """Ctrl-C reaches the starter alone; the prompt is back then, and nobody waits for the mount."""
+    serving = (
+        "import os, signal, sys, time\n"
+        "import memfsd.daemon\n"
+        "from memfsd.commands import memfsd as cli\n"
+        "def serve(mountpoint, options, ready):\n"
+        "    starter = os.getppid()\n"
+        "    os.kill(starter, signal.SIGKILL)\n"
+        "    while os.getppid() == starter:\n"
+        "        time.sleep(0.01)\n"
+        "    ready()\n"
+        "memfsd.daemon.serve = serve\n"
+        f"sys.exit(cli.run(['-o', 'size=1M', {str(tmp_path)!r}]))\n"
+    )
+    done = subprocess.run([BIN / "python", "-c", serving], capture_output=True, text=True, timeout=DEADLINE_S)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGKILL, "", "")

@@ -330,6 +330,12 @@ def test_a_missing_file_is_one_line(place: Path, command: str) -> None:
         ("stat f --jsn", "--jsn"),
         ("nonsense", "nonsense"),
         ("-x stat f", "-x"),
+        ("stat f more", "see memfs stat --help"),
+        ("move f 99999999999999999999", "is not a node"),
+        (f"move f {'9' * 5000}", "is not a node"),
+        (f"poison f 0 --seed {'9' * 5000}", "is not a seed"),
+        (f"top . -n {'9' * 5000}", "is not a count"),
+        (f"create f --size {'9' * 5000}", "is larger than any file"),
         ("-- stat f", "--"),
         ("", "COMMAND"),
     ],
@@ -337,6 +343,17 @@ def test_a_missing_file_is_one_line(place: Path, command: str) -> None:
 def test_usage_mistakes_exit_2_and_name_what_is_wrong(place: Path, words: str, named: str) -> None:
     assert named in complaint(words, place, status=2)
     assert os.listdir(place) == []
+
+
+def test_a_fifo_is_refused_and_not_waited_for(place: Path, tmp_path: Path) -> None:
+    os.mkfifo(place / "fifo")
+    assert "only regular files have pages" in complaint("map fifo", place)
+    for command in ("move fifo 0", "fallocate -l 4K fifo"):
+        assert "No such device or address (ENXIO)" in complaint(command, place)
+    assert json.loads(sh("memfs stat --json fifo", place))["size"] == 0
+    os.mkfifo(tmp_path / "fifo")
+    for command in (f"move {tmp_path}/fifo 0", f"fallocate -l 4K {tmp_path}/fifo"):
+        assert "not on a memfsd mount" in complaint(command, place)
 
 
 @pytest.mark.parametrize("command", ["", "create", "seal", "stat", "map", "fallocate", "check", "top"])

@@ -30,19 +30,21 @@ def completed(*words: str) -> list[str]:
     return done.stdout.split()
 
 
+def said(*words: str) -> str:
+    done = subprocess.run([BIN / words[0], *words[1:]], capture_output=True, text=True, timeout=DEADLINE_S)
+    return done.stdout + done.stderr
+
+
 def options(*command: str) -> set[str]:
     """Those that --help lists."""
-    said = subprocess.run(
-        [BIN / command[0], *command[1:], "--help"], capture_output=True, text=True, timeout=DEADLINE_S
-    ).stdout
-    listed = said[said.index("\noptions:") :].partition("\n\n")[0]
+    help_ = said(*command, "--help")
+    listed = help_[help_.index("\noptions:") :].partition("\n\n")[0]
     lines = re.findall(r"^  (-.*?)(?:  |$)", listed, re.MULTILINE)
     return {option for line in lines for option in re.findall(r"(?<![\w-])--?\w[\w-]*", line)}
 
 
 def commands(program: str) -> set[str]:
-    said = subprocess.run([BIN / program, "--help"], capture_output=True, text=True, timeout=DEADLINE_S).stdout
-    return set(re.findall(r"^    ([a-z]+)(?: |$)", said, re.MULTILINE))
+    return set(re.findall(r"^    ([a-z]+)(?: |$)", said(program, "--help"), re.MULTILINE))
 
 
 @pytest.mark.parametrize("program", ["memfs", "kvmsim"])
@@ -80,6 +82,23 @@ def test_what_is_typed_narrows_it() -> None:
     assert completed("kvmsim", "compare", "--designs", "punch,r") == ["punch,recreate"]
     assert completed("kvmsim", "vmms", "--models", "qemu,a") == ["qemu,alioth"]
     assert completed("kvmsim", "compare", "--p") == ["--page-sizes", "--plot"]
+
+
+def test_the_mount_options_are_those_that_there_are() -> None:
+    refused = subprocess.run(
+        [BIN / "memfsd", "-o", "x", "/nowhere"], capture_output=True, text=True, timeout=DEADLINE_S
+    )
+    named = set(refused.stderr.partition("choose from ")[2].rpartition(" (")[0].split(", "))
+    assert {word.partition("=")[0] for word in completed("memfsd", "-o", "")} == named
+
+
+@pytest.mark.parametrize("command", ["run", "attach", "shell"])
+def test_the_choices_are_those_of_the_help(command: str) -> None:
+    said = subprocess.run(
+        [BIN / "kvmsim", command, "--help"], capture_output=True, text=True, timeout=DEADLINE_S
+    ).stdout
+    for option, choices in re.findall(r"^  (--[\w-]+) \{(.*?)\}", said, re.MULTILINE):
+        assert completed("kvmsim", command, option, "") == choices.split(","), option
 
 
 def test_the_scenarios_are_those_that_there_are() -> None:
