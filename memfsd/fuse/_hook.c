@@ -525,11 +525,17 @@ static PyObject *no_readahead(PyObject *self, PyObject *args)
     Py_RETURN_NONE;
 }
 
+/* After that libfuse frees the session, and threads of VMs may still ask. */
+static int is_serving(void)
+{
+    return session != NULL && handlers[LSEEK] != NULL;
+}
+
 static PyObject *has_pending(PyObject *self, PyObject *args)
 {
     (void)self;
     (void)args;
-    struct pollfd ready = {.fd = session != NULL ? fuse_session_fd(session) : -1, .events = POLLIN};
+    struct pollfd ready = {.fd = is_serving() ? fuse_session_fd(session) : -1, .events = POLLIN};
     return PyBool_FromLong(poll(&ready, 1, 0) == 1 && ready.revents & POLLIN);
 }
 
@@ -541,7 +547,7 @@ static PyObject *write_back(PyObject *self, PyObject *args)
     (void)self;
     if (!PyArg_ParseTuple(args, "KLL:write_back", &ino, &offset, &length))
         return NULL;
-    if (session == NULL)
+    if (!is_serving())
         Py_RETURN_NONE;
     Py_BEGIN_ALLOW_THREADS
     result = fuse_lowlevel_notify_inval_inode(session, (fuse_ino_t)ino, (off_t)offset, (off_t)length);
