@@ -266,7 +266,7 @@ def _compare(parser: argparse.ArgumentParser) -> Load:
                 return compare(asked)
             from .instruments.views.comparison import compared
 
-            return compared(asked.html, lambda finish: compare(asked, finish))
+            return compared(asked.html, asked.plot, lambda finish: compare(asked, finish))
 
         return execute
 

@@ -82,7 +82,7 @@ _kvmsim() {
         return
     fi
     case ${COMP_WORDS[1]} in
-        report) options='-h --help -o --output' ;;
+        report) options='-h --help -o --output --json' ;;
         top) options='-h --help -d --delay -n --count --once --json' ;;
         monitor) options='-h --help --json' ;;
         stat) options='-h --help -1 --once -l --log -s -m --monitor -f --fields -g --guest -b --by-vm --json' ;;

@@ -7,4 +7,5 @@ views/      `kvmsim top` and reports: what people look at
 compare/    `kvmsim compare`: the same guests over all designs, measured
 vmms/       `kvmsim vmms`: models of real VMMs through conversions that fail; `kvmsim abi`
 race/       `kvmsim race`: both sides under a scheduler
+outputfile  what they write as a whole: a page, a picture, a converted trace, a record
 """

@@ -45,7 +45,7 @@ def main() -> None:
 
 
 def run(arguments: list[str]) -> int:
-    """The exit status. OSErrors of standard output come out."""
+    """The exit status. KeyboardInterrupt and OSErrors of standard output come out."""
     asked, unknown = _parser(command_of(arguments)).parse_known_args(arguments)
     if unknown:
         asked.parser.error(f"unrecognized arguments: {' '.join(unknown)}")
@@ -64,8 +64,6 @@ def run(arguments: list[str]) -> int:
         why = memfs_help.WHY.get((asked.command, number))
         said = f"{quoted(error.filename)}: {error.strerror}" + (f": {why}" if why else "")
         _complain(f"{said} ({errno_name(number)})")
-    except KeyboardInterrupt:
-        return 130
     return refused_status
 
 

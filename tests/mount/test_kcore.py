@@ -148,7 +148,8 @@ def test_ctrl_c_leaves_no_file(mounted: Mount) -> None:
         "    write(fd, data)\n"
         "    os.kill(os.getpid(), signal.SIGINT)\n"
         "kcore._write_all = interrupted\n"
-        "sys.exit(memfs.run(['kcore', 'mnt', '-o', 'core']))\n"
+        "sys.argv[1:] = ['kcore', 'mnt', '-o', 'core']\n"
+        "memfs.main()\n"
     )
     done = subprocess.run([BIN / "python", "-c", trap], cwd=place, capture_output=True, text=True, timeout=DEADLINE_S)
     assert (done.returncode, done.stdout, done.stderr) == (130, "", "")

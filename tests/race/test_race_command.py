@@ -1,5 +1,6 @@
 """kvmsim race: what it prints, its exit status, and a failure from finding it to its replay."""
 
+import errno
 import json
 import shlex
 import subprocess
@@ -64,8 +65,9 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
         (["fault-x-fault", "--show"], "--show belongs to --replay"),
         (["--page-map", "off", "--replay", "x"], "--page-map does not go with --replay"),
         (["fault-x-fault", "--replay", "x"], "SCENARIO does not go with --replay"),
-        (["fault-x-fault", "--record", "/nowhere/x"], "cannot be written"),
+        (["fault-x-fault", "--record", "/nowhere/x"], "does not exist: create it first"),
         (["fault-x-fault", "--record", "/tmp"], "is a directory"),
+        (["fault-x-fault", "--record", "-"], "- is standard output"),
     ],
 )
 def test_usage(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -116,12 +118,17 @@ def test_a_failure_that_can_not_be_recorded_is_told_all_the_same(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     command = failing(tmp_path, monkeypatch)
+
+    def full(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
     with planted(STALE):
-        assert run_command([*command, "--record", "/dev/full"]) == 1
+        assert run_command([*command, "--record", "a.replay"]) == 1
         report = capsys.readouterr()
         assert "FAILED R6: frame" in report.out
-        assert "not recorded: /dev/full: No space left" in report.err
-        assert run_command([*command, "--record", "/dev/full", "--json"]) == 1
+        assert "not recorded: a.replay: No space left" in report.err
+        assert run_command([*command, "--record", "a.replay", "--json"]) == 1
         again = json.loads(capsys.readouterr().out)
         assert again["replay"] is None and again["failures"]
 
@@ -182,7 +189,7 @@ def test_a_limit_that_is_not_reached_is_none(capsys: pytest.CaptureFixture[str])
 def test_a_record_of_other_code_is_no_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.replay"
     scenario = load("fault-x-punch")
-    record.save(path, scenario, next(explore.seeded(scenario, 1, 1)))
+    record.save(record.record_file(path, default=False), scenario, next(explore.seeded(scenario, 1, 1)))
     report = json.loads(path.read_text())
     for turns in (report["turns"][:-1], [*report["turns"], ["host", 3]], [["nobody", 1], *report["turns"]]):
         path.write_text(json.dumps(report | {"turns": turns}))

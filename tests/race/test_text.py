@@ -121,7 +121,7 @@ def test_a_write_that_was_refused_was_not() -> None:
 def test_a_record_stands_alone(tmp_path: Path) -> None:
     scenario = load("fault-x-punch")
     result = next(explore.seeded(scenario, 1, 1))
-    record.save(tmp_path / "a.replay", scenario, result)
+    record.save(record.record_file(tmp_path / "a.replay", default=False), scenario, result)
     again, schedule = record.read(tmp_path / "a.replay")
     assert (again.text, schedule) == (scenario.text, result.schedule)
 
@@ -141,7 +141,7 @@ def test_a_record_stands_alone(tmp_path: Path) -> None:
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
     scenario = load("fault-x-punch")
     path = tmp_path / "a.replay"
-    record.save(path, scenario, next(explore.seeded(scenario, 1, 1)))
+    record.save(record.record_file(path, default=False), scenario, next(explore.seeded(scenario, 1, 1)))
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(ScenarioError):
         record.read(path)
@@ -154,14 +154,14 @@ def test_a_file_that_is_no_record_is_refused(tmp_path: Path, damage: dict[str, o
 def test_a_record_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     scenario = load("fault-x-punch")
     path = tmp_path / "a.replay"
-    path.write_text("the one before")
+    before = '{"format": "of the one before"}'
+    path.write_text(before)
 
-    def full(self: Path, *_: object) -> None:
-        self.touch()
+    def full(*_: object) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_text", full)
+    monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
-        record.save(path, scenario, next(explore.seeded(scenario, 1, 1)))
+        record.save(record.record_file(path, default=False), scenario, next(explore.seeded(scenario, 1, 1)))
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.replay"]
-    assert path.read_text() == "the one before"
+    assert path.read_text() == before

@@ -15,7 +15,7 @@ from memfsd.uapi.errors import PeerLost, Refused, errno_name
 from memfsd.uapi.units import format_size
 
 from .costs import POOL_BYTES, SIZE_BYTES, costs
-from .plot import check_plot, draw
+from .plot import draw, plot_file
 from .rig import DESIGNS, Design, Rig
 from .store import mounted
 from .table import Results, Row, cost_facts, cost_text, facts, text
@@ -41,8 +41,7 @@ def compare(asked: argparse.Namespace, finish: Callable[[Results], None] = lambd
         has_seals = abi is None or not abi.is_sized_at_creation
         workloads = asked.workloads or [*WORKLOADS, *([COSTS] if has_seals else [])]
         designs = [name for name in workloads if name != COSTS]
-        if asked.plot:
-            check_plot(asked.plot, workloads)
+        plot = None if asked.plot is None else plot_file(asked.plot, workloads)
         if designs:
             with contextlib.ExitStack() as mounts:
                 for row in _rows(asked, designs, _Mounts(asked.directory, abi, mounts)):
@@ -53,8 +52,8 @@ def compare(asked: argparse.Namespace, finish: Callable[[Results], None] = lambd
                 print(text(results.rows), end="\n\n" if COSTS in workloads else "\n", flush=True)
         if COSTS in workloads:
             _measure_costs(asked, results)
-        if asked.plot:
-            draw(results.rows, asked.plot)
+        if plot is not None:
+            draw(results.rows, plot)
         finish(results)
     except Refused as refused:
         print(f"kvmsim: {printable(refused.reason)} ({errno_name(refused.errno)})", file=sys.stderr)

@@ -11,6 +11,10 @@ from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from kvmsim.instruments.outputfile import OutputFile
+from memfsd.common.quote import quoted
+from memfsd.uapi.errors import Refused
+
 from . import diagram, exhaustive, explore, minimise, order, points, record, spread, workers
 from .arguments import RANDOM_RUNS
 from .runner import Result, run_once
@@ -73,8 +77,6 @@ def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
         raise ScenarioError("--workers does not go with --cluster, which has its own workers")
     if given["--bound"] and (given["--workers"] or given["--cluster"]):
         raise ScenarioError("--bound runs in one process: what it leaves out depends on every run before")
-    if asked.record is not None:
-        record.refuse_unusable(asked.record)
     if asked.replay is None and not asked.scenario:
         raise ScenarioError(f"which scenario? One of: {', '.join(shipped())}; or a file")
 
@@ -111,8 +113,7 @@ def _search(asked: argparse.Namespace, scenario: Scenario, found: _Found) -> Non
 
 
 def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
-    where = asked.record or Path(f"{scenario.name}.replay")
-    record.refuse_other_file(where)
+    where = record.record_file(asked.record or Path(f"{scenario.name}.replay"), default=asked.record is None)
     began = time.monotonic()
     found = _Found()
     try:
@@ -161,14 +162,15 @@ def _verdict(asked: argparse.Namespace, found: _Found, path: str | None) -> str:
     return "all held (complete)" if found.end == "complete" else f"all held (ended at --limit {asked.limit})"
 
 
-def _saved(path: Path, scenario: Scenario, failed: Result) -> str | None:
+def _saved(to: OutputFile, scenario: Scenario, failed: Result) -> str | None:
     """Where; None when it could not be, which must not hide the failure."""
     try:
-        record.save(path, scenario, failed)
-    except OSError as error:
-        print(f"kvmsim: the failure is not recorded: {path}: {error.strerror}", file=sys.stderr)
+        record.save(to, scenario, failed)
+    except (OSError, Refused) as error:
+        why = error.reason if isinstance(error, Refused) else f"{quoted(to.path)}: {error.strerror}"
+        print(f"kvmsim: the failure is not recorded: {why}", file=sys.stderr)
         return None
-    return f"./{path}" if str(path).startswith("-") else str(path)
+    return f"./{to.path}" if to.path.startswith("-") else to.path
 
 
 def _results(asked: argparse.Namespace, scenario: Scenario) -> Generator[tuple[int | None, Result | None]]:

@@ -1,11 +1,13 @@
 """The replay file: a scenario, a schedule, and what it led to."""
 
 import json
-import os
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from kvmsim.instruments.outputfile import OutputFile
+from memfsd.uapi.errors import Refused
 
 from .points import all_names
 from .runner import Result
@@ -16,8 +18,8 @@ FORMAT = 1
 _MAX_FILE_BYTES = 1 << 24
 
 
-def save(path: Path, scenario: Scenario, result: Result) -> None:
-    """The scenario's text is in it, so that the file is complete."""
+def save(to: OutputFile, scenario: Scenario, result: Result) -> None:
+    """The scenario's text is in it, so that the file is complete. OSError; Refused."""
     turns = [[name, len(list(turn))] for name, turn in groupby(result.schedule)]
     report: dict[str, Any] = {
         "format": FORMAT,
@@ -28,37 +30,22 @@ def save(path: Path, scenario: Scenario, result: Result) -> None:
         "failures": result.failures,
         "turns": turns,
     }
-    _write(path, json.dumps(report, indent=1) + "\n")
+    with to.opened() as file:
+        file.write(f"{json.dumps(report, indent=1)}\n".encode())
 
 
-def refuse_unusable(path: Path) -> None:
-    """ScenarioError when nothing can be saved there, before hours have gone into what is to be."""
-    if path.is_dir():
-        raise ScenarioError(f"{path}: is a directory: name a file with --record")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ScenarioError(f"{path}: a record cannot be written there: name another file with --record")
-
-
-def refuse_other_file(path: Path) -> None:
-    """ScenarioError when somebody's file is there, which is no record."""
-    if path.is_file() and path.stat().st_size:
-        with path.open("rb") as file:
-            if b'"format"' not in file.read(64):
-                raise ScenarioError(f"{path}: exists and is not a record: name another file with --record")
-
-
-def _write(path: Path, text: str) -> None:
-    """Whole or not at all, unless it is a device or a pipe."""
-    if path.exists() and not path.is_file():
-        path.write_text(text)
-        return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+def record_file(path: Path, *, default: bool) -> OutputFile:
+    """ScenarioError when what is there is no record, or nothing can be saved there, before hours have gone into what is
+    to be. default: nobody has named it, and where it cannot be saved a failure is shown all the same."""
+    file = OutputFile(str(path), "a record", lambda head: b'"format"' in head[:64])
     try:
-        beside.write_text(text)
-        beside.replace(path)
-    except OSError:
-        beside.unlink(missing_ok=True)
-        raise
+        if default:
+            file.refuse_others()
+        else:
+            file.refuse_unusable()
+    except Refused as refused:
+        raise ScenarioError(f"{refused.reason} (--record)") from None
+    return file
 
 
 def read(path: Path) -> tuple[Scenario, list[str]]:

@@ -1,11 +1,11 @@
 """kvmsim trace: which events there are, and traces and journals as a Perfetto file."""
 
 import argparse
-import contextlib
+import errno
 import json
-import os
 import sys
 
+from kvmsim.instruments.outputfile import OutputFile
 from memfsd.common.quote import printable, quoted
 from memfsd.common.traceevents import describe
 from memfsd.uapi.errors import Refused
@@ -27,7 +27,7 @@ def add_arguments(trace: argparse.ArgumentParser) -> None:
         "convert", help="make a file for ui.perfetto.dev of traces and journals of both sides", epilog=_HELP
     )
     convert.add_argument("files", nargs="+", metavar="IN", help="what --trace or --journal of memfsd and kvmsim wrote")
-    convert.add_argument("-o", dest="out", metavar="OUT", required=True, help="the file to write")
+    convert.add_argument("-o", dest="out", metavar="OUT", required=True, help="the file to write; - is stdout")
     for action in (listing, convert):
         action.add_argument("--json", action="store_true", help="one JSON object an event (list), or of counts")
 
@@ -53,21 +53,19 @@ def _list(*, as_json: bool) -> int:
 
 
 def _convert(paths: list[str], out: str, *, as_json: bool) -> int:
-    perfetto.load()
-    for path in paths:
-        with contextlib.suppress(OSError):
-            if os.path.samefile(path, out):
-                return _fail(f"{quoted(out)} is one of the files to read: name another one")
+    to = OutputFile(out, "a converted trace", perfetto.is_ours(), paths, stdout="data")
+    to.refuse_unusable()
+    if as_json and to.is_stdout:
+        raise Refused(errno.EINVAL, "--json prints on standard output, where the trace goes: choose -o FILE")
     try:
-        with open(out, "wb") as file:
+        with to.opened() as file:
             counted = perfetto.write(timeline(happenings(paths)), file)
-    except Unreadable:
-        os.unlink(out)
-        raise
     except OSError as error:
-        if os.path.isfile(out):
-            os.unlink(out)
+        if error.filename is None:
+            raise  # of standard output: the command line knows what to do
         return _fail(f"{quoted(out)}: {error.strerror}")
+    if to.is_stdout:
+        return 0
     if as_json:
         print(json.dumps({"out": out, **counted}))
     else:

@@ -10,7 +10,7 @@ Rows = list[tuple[str, str, str]]
 
 def answered(path: str, ask: Callable[[Callable[[Rows], None]], int]) -> int:
     """Ask, and write the page when all has answered. Exit status."""
-    return measured_to_page(path, ask, _page)
+    return measured_to_page(path, (), ask, _page)
 
 
 def _page(rows: Rows) -> Page:

@@ -16,9 +16,9 @@ _COST_COLUMNS = ("operation", "memory", "pages", "count", "us each", "x touch")
 _DRAWN = "misbehave"
 
 
-def compared(path: str, compare: Callable[[Callable[[Results], None]], int]) -> int:
-    """Compare, and write the page when all is measured. Exit status."""
-    return measured_to_page(path, compare, _page)
+def compared(path: str, plot: str | None, compare: Callable[[Callable[[Results], None]], int]) -> int:
+    """Compare, and write the page when all is measured. plot: where the picture goes. Exit status."""
+    return measured_to_page(path, (plot,), compare, _page)
 
 
 def _page(results: Results) -> Page:

@@ -1,20 +1,26 @@
 """A page of HTML that needs nothing else: no network, no scripts, no fonts."""
 
-import contextlib
 import errno
-import os
 import sys
-import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
-from memfsd.common.quote import printable, quoted
+from kvmsim.instruments.outputfile import OutputFile
+from memfsd.common.quote import printable
 from memfsd.common.version import VERSION
 from memfsd.uapi.errors import Refused, errno_name
 
 R = TypeVar("R")
+_HEAD = b"""\
+<!DOCTYPE html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="generator" content="kvmsim">
+"""
+"""How every page begins, and so what another may replace."""
 
 
 @dataclass(slots=True)
@@ -54,34 +60,34 @@ class Page:
     sections: list[Section] = field(default_factory=list)
 
 
-def check_page(path: str) -> None:
-    """Before anything is done for it. EOPNOTSUPP (Refused) where what draws it is not installed; ENOENT for a directory
-    that does not exist, EISDIR for one."""
+def page_file(path: str, used: Iterable[str | None] = (), stdout: str = "") -> OutputFile:
+    """Before anything is done for it. EOPNOTSUPP (Refused) where what draws it is not installed; what OutputFile says
+    of the place."""
     try:
         import jinja2  # noqa: F401 - only to see
         from matplotlib.figure import Figure  # noqa: F401
     except ImportError as error:
         way_out = "install it (pip install 'memfsd[report]')"
         raise Refused(errno.EOPNOTSUPP, f"a report needs {error.name}: {way_out}") from None
-    if os.path.isdir(path):
-        raise Refused(errno.EISDIR, f"{quoted(path)} is a directory: name a file")
-    parent = os.path.dirname(os.path.abspath(path))
-    if not os.path.isdir(parent):
-        raise Refused(errno.ENOENT, f"{quoted(path)}: directory {quoted(parent)} does not exist: create it first")
+    file = OutputFile(path, "a page of kvmsim", lambda head: head.startswith(_HEAD), used, stdout)
+    file.refuse_unusable()
+    return file
 
 
-def measured_to_page(path: str, measure: Callable[[Callable[[R], None]], int], page_of: Callable[[R], Page]) -> int:
+def measured_to_page(
+    path: str, used: Iterable[str | None], measure: Callable[[Callable[[R], None]], int], page_of: Callable[[R], Page]
+) -> int:
     """Measure, and write the page of what `measure` passes on when it is done. Its exit status; 1 without a page."""
     try:
-        check_page(path)
+        file = page_file(path, used)
+        return measure(lambda found: write_page(page_of(found), file))
     except Refused as refused:
         print(f"kvmsim: {printable(refused.reason)} ({errno_name(refused.errno)})", file=sys.stderr)
         return 1
-    return measure(lambda found: write_page(page_of(found), path))
 
 
-def write_page(page: Page, path: str) -> None:
-    """Whole, or not at all. OSError."""
+def write_page(page: Page, to: OutputFile) -> None:
+    """Whole, or not at all. OSError; Refused."""
     import jinja2
 
     template = (Path(__file__).parent / "page.html").read_text(encoding="utf-8")
@@ -93,15 +99,5 @@ def write_page(page: Page, path: str) -> None:
         sections=page.sections,
         footer=f"made by kvmsim {VERSION}",
     )  # fmt: skip
-    with tempfile.NamedTemporaryFile(
-        "w", encoding="utf-8", dir=os.path.dirname(os.path.abspath(path)), delete=False
-    ) as new:
-        try:
-            new.write(text)
-            new.close()
-            os.chmod(new.name, 0o644)
-            os.replace(new.name, path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                os.unlink(new.name)
-            raise
+    with to.opened() as file:
+        file.write(text.encode())

@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import errno
+import json
 import os
 import sys
 import tempfile
@@ -9,12 +11,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from kvmsim.instruments.journal.reader import NotAJournal
+from kvmsim.instruments.outputfile import OutputFile
 from memfsd.common.quote import printable, quoted
 from memfsd.uapi.errors import Refused, errno_name
 from memfsd.uapi.units import format_size
 
 from .history import History, history, rows
-from .page import Fact, Page, Section, check_page, write_page
+from .page import Fact, Page, Section, page_file, write_page
 
 _EPILOG = """\
 The page needs no network: send it by mail. It shows slots over guest physical addresses, memory over time with what
@@ -26,6 +29,8 @@ examples:
   kvmsim run boot.kvm --report run.html
   kvmsim report store.journal vm.journal -o run.html
 
+The page may come in the place of an older one, and of no other file.
+
 exit status: 0 written, 1 it cannot be written, 2 usage, or a file is no journal
 """
 
@@ -34,27 +39,37 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.description = "One HTML page of what journals recorded."
     parser.epilog = _EPILOG
     parser.add_argument("files", nargs="+", metavar="JOURNAL", help="of memfsd and kvmsim, of one run")
-    parser.add_argument("-o", "--output", default="report.html", metavar="FILE.html", help="default report.html")
+    parser.add_argument(
+        "-o", "--output", default="report.html", metavar="FILE.html", help="default report.html; - is stdout"
+    )
+    parser.add_argument("--json", action="store_true", help="print one JSON object: the page, and what is on top of it")
 
 
 def command(asked: argparse.Namespace) -> int:
     try:
-        check_page(asked.output)
-        write_report(asked.files, asked.output)
+        page = page_file(asked.output, asked.files, stdout="text")
+        if asked.json and page.is_stdout:
+            raise Refused(errno.EINVAL, "--json prints on standard output, where the page goes: choose -o FILE")
+        found = write_report(asked.files, page)
     except NotAJournal as error:
         return _say(str(error), 2)
     except Refused as refused:
         return _say(f"{refused.reason} ({errno_name(refused.errno)})", 1)
     except OSError as error:
+        if error.filename is None:
+            raise  # of standard output: the command line knows what to do
         return _say(f"{quoted(asked.output)}: {error.strerror}", 1)
-    print(quoted(asked.output))
+    if asked.json:
+        print(json.dumps({"file": asked.output, **_facts(found)}))
+    elif not page.is_stdout:
+        print(quoted(asked.output))
     return 0
 
 
 def reported(asked: argparse.Namespace, run: Callable[[], int]) -> int:
     """Run with a journal, the asked one or one for the time, and write the page when it has ended, however it went."""
     try:
-        check_page(asked.report)
+        page = page_file(asked.report, (asked.script, asked.journal, asked.trace))
     except Refused as refused:
         return _say(f"{refused.reason} ({errno_name(refused.errno)})", 2)
     title = "standard input" if asked.script == "-" else os.path.basename(asked.script)
@@ -63,9 +78,11 @@ def reported(asked: argparse.Namespace, run: Callable[[], int]) -> int:
             asked.journal = str(Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="kvmsim-"))) / "journal")
         status = run()
         try:
-            write_report([asked.journal], asked.report, title)
+            write_report([asked.journal], page, title)
         except NotAJournal as error:  # the run could not begin, and has said why
             return status or _say(str(error), 2)
+        except Refused as refused:
+            return _say(f"{refused.reason} ({errno_name(refused.errno)})", 2)
         except OSError as error:
             return _say(f"{quoted(asked.report)}: {error.strerror}", 2)
     return status
@@ -76,17 +93,43 @@ def _say(what: str, status: int) -> int:
     return status
 
 
-def write_report(paths: list[str], output: str, title: str = "") -> None:
-    """NotAJournal, OSError."""
+def write_report(paths: list[str], to: OutputFile, title: str = "") -> History:
+    """What the page is about. NotAJournal; OSError, Refused of the page."""
     found = history(paths)
-    write_page(_page(found, title or ", ".join(os.path.basename(path) for path in paths)), output)
+    write_page(_page(found, title or ", ".join(os.path.basename(path) for path in paths)), to)
+    return found
+
+
+def _facts(found: History) -> dict[str, object]:
+    """What `_page` has at the top."""
+    return {
+        "processes": [{"side": process.side, "pid": process.pid} for process in found.processes],
+        "vms": _vms(found),
+        "seconds": found.seconds,
+        "records": found.record_count,
+        "invalidations": len(found.invalidations),
+        "converted_pages": sum(found.converted.values()),
+        "exits": sum(sum(exits.values()) for exits in found.exits.values()),
+        "doubled_bytes_peak": _doubled(found),
+        "destroyed_bytes": found.destroyed_bytes,
+        "memory_errors": len(found.errors),
+        "warnings": found.warnings,
+    }
+
+
+def _vms(found: History) -> list[str]:
+    return sorted({band.vm for band in found.bands} | set(found.exits))
+
+
+def _doubled(found: History) -> int:
+    return int(max((value for _, value in found.curves.get("held twice", [])), default=0))
 
 
 def _page(found: History, title: str) -> Page:
-    vms = sorted({band.vm for band in found.bands} | set(found.exits))
+    vms = _vms(found)
     who = ", ".join(f"{process.side} {process.pid}" for process in found.processes)
     page = Page(f"kvmsim: {title}", f"{who}; VMs: {', '.join(map(quoted, vms)) or 'none'}", found.warnings)
-    doubled = int(max((value for _, value in found.curves.get("held twice", [])), default=0))
+    doubled = _doubled(found)
     lasted = f"{found.seconds:.3f} s" if found.seconds >= 0.1 else f"{found.seconds * 1000:.1f} ms"
     page.facts = [
         Fact("between first and last record", lasted),

@@ -35,7 +35,7 @@ def test_the_page(width: int, count: int, tmp_path: Path) -> None:
         return 0
 
     page = tmp_path / "compare.html"
-    assert compared(str(page), measure) == 0
+    assert compared(str(page), None, measure) == 0
     text = page.read_text()
     assert "overlay/freed" in text and "raise --max-slots" in text and "pages lost" in text
     assert bool(re.search(r'<g clip-path="[^"]*">\s*<use', text)) == (count == 1), "one point is a dot"

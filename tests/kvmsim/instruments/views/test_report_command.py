@@ -1,5 +1,7 @@
 """`kvmsim report` and `kvmsim run --report`, and the page as Chromium shows it."""
 
+import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -24,12 +26,27 @@ def test_a_report_of_both_sides_is_one_page_that_a_browser_shows_on_any_screen(t
     page = tmp_path / "report <b>.html"
     done = kvmsim("report", *record_run(tmp_path, both), "-o", page)
     assert done.returncode == 0, done.stderr
+    assert done.stdout == f"'{page}'\n"
     text = page.read_text()
     for wanted in ("Slots", "Page states", "Invalidations", "Data destroyed", ">zap<", ">flush<", ">kick<", "punch"):
         assert wanted in text, wanted
     assert text.count("<svg") == 3
     for width in (1280, 400):
         check_readable(page, width=width)
+
+
+def test_what_is_on_top_of_the_page_as_json(tmp_path: Path) -> None:
+    page = tmp_path / "report.html"
+    done = kvmsim("report", *record_run(tmp_path, both), "-o", page, "--json")
+    facts = json.loads(done.stdout)
+    text = page.read_text()
+    assert facts["file"] == str(page)
+    assert {process["side"] for process in facts["processes"]} == {"memfsd", "kvmsim"}
+    assert facts["vms"] == ["one", "two"]
+    for name, shown in (("records", "records"), ("invalidations", "invalidations"), ("exits", "exits to user space")):
+        assert re.search(rf"<b>{facts[name]}</b>\s*{shown}", text), name
+    assert facts["destroyed_bytes"] > 0
+    assert facts["memory_errors"] == facts["doubled_bytes_peak"] == 0
 
 
 def test_a_run_writes_its_page_and_has_its_own_exit_status(tmp_path: Path) -> None:
