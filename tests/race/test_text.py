@@ -61,6 +61,11 @@ def test_a_scenario_says_what_there_is_and_who_acts() -> None:
         ('vcpu0: write 1 "far too long a text"', "1 to 8 bytes"),
         ("vm vm1 vcpus=99", "a VM has 1 to 8"),
         ('vcpu0: write 1 "open', "No closing quotation"),
+        ("file mem 8", "file mem is said twice"),
+        ("device mem 8", "file mem is said twice"),
+        ("vm vm0", "vm vm0 is said twice"),
+        ("vm vm1 vcpus=1 vcpus=2", "vcpus of vm1 is said twice"),
+        ("store frames=8", "store frames is said twice"),
     ],
 )
 def test_a_line_that_can_not_be_understood_is_named(line: str, why: str) -> None:

@@ -1,11 +1,14 @@
 """The replay file: a scenario, a schedule, and what it led to."""
 
+import errno
 import json
 import os
 from importlib.metadata import PackageNotFoundError, version
 from itertools import groupby
 from pathlib import Path
 from typing import Any
+
+from memfsd.common.quote import quoted
 
 from .points import all_names
 from .runner import Result
@@ -34,9 +37,17 @@ def save(path: Path, scenario: Scenario, result: Result) -> None:
 def refuse_unusable(path: Path) -> None:
     """ScenarioError when nothing can be saved there, before hours have gone into what is to be."""
     if path.is_dir():
-        raise ScenarioError(f"{path}: is a directory: name a file with --record")
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise ScenarioError(f"{path}: a record cannot be written there: name another file with --record")
+        raise ScenarioError(f"{quoted(str(path))}: is a directory: name a file with --record")
+    try:
+        if not _is_device(path):
+            beside = _beside(path)
+            beside.touch()
+            beside.unlink()
+        elif not os.access(path, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        why = f"a record cannot be written there: {error.strerror}"
+        raise ScenarioError(f"{quoted(str(path))}: {why}: name another file with --record") from None
 
 
 def refuse_other_file(path: Path) -> None:
@@ -44,15 +55,24 @@ def refuse_other_file(path: Path) -> None:
     if path.is_file() and path.stat().st_size:
         with path.open("rb") as file:
             if b'"format"' not in file.read(64):
-                raise ScenarioError(f"{path}: exists and is not a record: name another file with --record")
+                raise ScenarioError(f"{quoted(str(path))}: exists and is not a record: name another file with --record")
+
+
+def _is_device(path: Path) -> bool:
+    """Or a pipe: what is written in place."""
+    return path.exists() and not path.is_file()
+
+
+def _beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{os.getpid()}")
 
 
 def _write(path: Path, text: str) -> None:
     """Whole or not at all, unless it is a device or a pipe."""
-    if path.exists() and not path.is_file():
+    if _is_device(path):
         path.write_text(text)
         return
-    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    beside = _beside(path)
     try:
         beside.write_text(text)
         beside.replace(path)
@@ -68,17 +88,21 @@ def read(path: Path) -> tuple[Scenario, list[str]]:
     try:
         report = json.loads(data)
         if report["format"] != FORMAT:
-            raise ScenarioError(f"{path}: format {report['format']}, this kvmsim reads {FORMAT}: record the run again")
+            raise ScenarioError(
+                f"{quoted(str(path))}: format {report['format']}, this kvmsim reads {FORMAT}: record the run again"
+            )
         text = str(report["text"])
         if len(text) > MAX_BYTES:
-            raise ScenarioError(f"{path}: the scenario has more than {MAX_BYTES} bytes: shorten it")
+            raise ScenarioError(f"{quoted(str(path))}: the scenario has more than {MAX_BYTES} bytes: shorten it")
         return parse(str(report["scenario"]), text), _schedule(report["turns"])
     except KeyError as error:
-        raise ScenarioError(f"{path} is not a replay file: it has no {error}") from None
+        raise ScenarioError(f"{quoted(str(path))} is not a replay file: it has no {error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ScenarioError(f"{path} is not a replay file, which is one JSON object: --record writes one") from None
+        raise ScenarioError(
+            f"{quoted(str(path))} is not a replay file, which is one JSON object: --record writes one"
+        ) from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise ScenarioError(f"{path} is not a replay file: {error}") from None
+        raise ScenarioError(f"{quoted(str(path))} is not a replay file: {error}") from None
 
 
 def _schedule(turns: Any) -> list[str]:
