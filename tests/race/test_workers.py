@@ -111,7 +111,7 @@ def test_work_that_kills_its_workers_is_an_error(tmp_path: Path) -> None:
     with (
         dask.config.set({"distributed.scheduler.allowed-failures": 0}),
         LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path) as cluster,
-        pytest.raises(workers.WorkersLost, match="workers that had it died"),
+        pytest.raises(workers.WorkersLost, match="Dask gave up work whose worker died more than 0 times"),
         workers.of_a_cluster(cluster.scheduler_address) as pool,
     ):
         pool.begin(os._exit, 1).result()

@@ -172,10 +172,8 @@ def of_a_cluster(address: str) -> Iterator[Pool]:
         try:
             yield Pool(lambda: executor, size, lambda: None, there)
         except KilledWorker as error:
-            raise WorkersLost(
-                f"work was given up, since {error.allowed_failures + 1} workers that had it died one after the other:"
-                " is memory short? (they are allowed distributed.scheduler.allowed-failures)"
-            ) from None
+            allowed = f"{error.allowed_failures} times in a row (distributed.scheduler.allowed-failures)"
+            raise WorkersLost(f"Dask gave up work whose worker died more than {allowed}: is memory short?") from None
         except ImportError as error:
             raise WorkersLost(f"a worker lacks code: {error}: do all of them have the same?") from None
         finally:
