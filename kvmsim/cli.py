@@ -46,7 +46,7 @@ def main() -> None:
     except KeyboardInterrupt:
         status = INTERRUPTED
     except MemoryError:
-        status = _failed(_NO_MEMORY, 1)
+        status = _failed(_NO_MEMORY, _no_answer())
     except OSError as error:
         status = _os_error(error)
     be_quiet_when_interrupted()
@@ -63,9 +63,14 @@ def _run_asked() -> int:
 
 def _os_error(error: OSError) -> int:
     if error.errno == errno.ENOMEM:
-        return _failed(_NO_MEMORY, 1)
+        return _failed(_NO_MEMORY, _no_answer())
     why = error.strerror or str(error)
-    return _failed(why if error.filename is None else f"{quoted(error.filename)}: {why}", 1)
+    return _failed(why if error.filename is None else f"{quoted(error.filename)}: {why}", _no_answer())
+
+
+def _no_answer() -> int:
+    """1 is an answer of race: a failure was found."""
+    return 2 if command_of(sys.argv[1:]) == "race" else 1
 
 
 def _failed(what: str, status: int) -> int:

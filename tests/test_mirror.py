@@ -119,6 +119,7 @@ ELSEWHERE = {
     "kvmsim/instruments/race/diagram.py": "race/test_text.py",
     "kvmsim/instruments/race/exhaustive.py": "race/test_scenarios.py",
     "kvmsim/instruments/race/history.py": "race/test_mutants.py",
+    "kvmsim/instruments/race/interrupts.py": "race/test_race_interrupts.py",
     "kvmsim/instruments/race/minimise.py": "race/test_text.py",
     "kvmsim/instruments/race/oracle.py": "race/test_mutants.py",
     "kvmsim/instruments/race/order.py": "race/test_explore.py",

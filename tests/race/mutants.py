@@ -424,7 +424,7 @@ MUTANTS: tuple[Mutant, ...] = (
     _mutant(
         "a page moves without its invalidate_lock",
         "memfsd.store.mover:Mover.relocate",
-        ("with self._invalidator.hold(file.guest):", "if True:"),
+        ("with self._invalidator.hold(file.guest, until):", "if True:"),
         at="poison-x-move",
     ),
     _mutant(

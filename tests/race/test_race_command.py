@@ -1,17 +1,24 @@
 """kvmsim race: what it prints, its exit status, and a failure from finding it to its replay."""
 
 import errno
+import io
 import json
+import os
 import shlex
+import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from kvmsim.cli import run_command
-from kvmsim.instruments.race import cli, explore, minimise, order, record
+from kvmsim.instruments.outputfile import OutputFile
+from kvmsim.instruments.race import cli, exhaustive, explore, minimise, order, record, spread, workers
+from kvmsim.instruments.race.runner import Result, run_once
 from kvmsim.instruments.race.scenario import Scenario, load
+from kvmsim.instruments.race.scheduler import Step, Task
 from tests.race.mutants import MUTANTS, planted
 from tests.support.threads import DEADLINE_S
 
@@ -68,6 +75,13 @@ def test_a_failure_is_drawn_recorded_and_replayed(tmp_path: Path, capsys: pytest
         (["fault-x-fault", "--record", "/nowhere/x"], "does not exist: create it first"),
         (["fault-x-fault", "--record", "/tmp"], "is a directory"),
         (["fault-x-fault", "--record", "-"], "- is standard output"),
+        (["--list", "--exhaustive"], "--exhaustive does not go with --list"),
+        (["--list", "fault-x-fault"], "SCENARIO does not go with --list"),
+        (["--list", "--replay", "x"], "--replay does not go with --list"),
+        (["--points", "--list"], "--list does not go with --points"),
+        (["./a\nb\x1b[31m"], r"'a'$'\n''b'$'\033''[31m': No such file"),
+        (["a\nb\x1b[31m"], r"no scenario 'a\nb\033[31m'"),
+        (["fault-x-fault", "--record", "/nowhere/\x1b"], r"'/nowhere/'$'\033': directory /nowhere does not exist"),
     ],
 )
 def test_usage(arguments: list[str], why: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -108,6 +122,13 @@ def test_a_number_of_workers(capsys: pytest.CaptureFixture[str]) -> None:
     assert "3 runs (random, seed 0)" in capsys.readouterr().out
 
 
+def test_an_address_is_not_empty(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as end:
+        run_command(["race", "fault-x-fault", "--cluster", ""])
+    assert end.value.code == 2
+    assert "the address is empty" in capsys.readouterr().err
+
+
 def failing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A command line that finds a failure, in its own directory."""
     monkeypatch.chdir(tmp_path)
@@ -131,6 +152,122 @@ def test_a_failure_that_can_not_be_recorded_is_told_all_the_same(
         assert run_command([*command, "--record", "a.replay", "--json"]) == 1
         again = json.loads(capsys.readouterr().out)
         assert again["replay"] is None and again["failures"]
+
+
+class Broken(io.StringIO):
+    """A standard output whose reader is gone."""
+
+    def write(self, _: str) -> int:
+        raise BrokenPipeError(errno.EPIPE, "Broken pipe")
+
+
+@pytest.mark.parametrize("how", [[], ["--json"]])
+def test_a_failure_is_recorded_and_told_when_standard_output_fails(
+    how: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = failing(tmp_path, monkeypatch)
+    monkeypatch.setattr(sys, "stdout", Broken())
+    with planted(STALE):
+        with pytest.raises(BrokenPipeError):
+            run_command([*command, *how])
+        assert "FAILED, in " in capsys.readouterr().err
+        monkeypatch.undo()
+        assert run_command(["race", "--replay", str(tmp_path / "access-x-punch.replay")]) == 1
+
+
+def test_where_no_record_can_be_written_nothing_is_explored(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Root may write into any directory: here the name is too long."""
+    scenario = tmp_path / f"{'x' * 250}.race"
+    scenario.write_text("file mem 4\nvm vm0\nvcpu0: read 0\n")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli, "_search", lambda *_: pytest.fail("it is explored"))
+    assert run_command(["race", str(scenario)]) == 2
+    assert "File name too long: name another file (--record)" in capsys.readouterr().err
+    assert list(tmp_path.iterdir()) == [scenario]
+
+
+def test_a_failure_of_a_run_that_was_cut_short_is_recorded_up_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = failing(tmp_path, monkeypatch)
+    monkeypatch.setattr(minimise, "minimise", lambda _, failed: failed)
+    with planted(STALE):
+        whole = next(result for result in explore.seeded(load("access-x-punch"), 0, 1000) if result.failures)
+        cut = next(at for at in range(len(whole.steps)) if run_once(load("access-x-punch"), Cut(whole, at)).failures)
+
+        def every(scenario: Scenario) -> Iterator[Result]:
+            yield run_once(scenario, Cut(whole, cut))
+
+        monkeypatch.setattr(exhaustive, "every", every)
+        assert run_command([*command, "--exhaustive", "--json"]) == 1
+        steps = json.loads(capsys.readouterr().out)["steps"]
+        assert steps > cut
+        assert run_command(["race", "--replay", "access-x-punch.replay", "--json"]) == 1
+        again = json.loads(capsys.readouterr().out)
+        assert "diverged" not in again and again["steps"] == steps
+
+
+class Cut:
+    """Follows a run, and cuts it short."""
+
+    def __init__(self, run: Result, at: int) -> None:
+        self._replay = explore.Replay(run.schedule)
+        self._at = at
+
+    def choose(self, steps: list[Step], enabled: list[Task], current: Task | None) -> Task | None:
+        return None if len(steps) == self._at else self._replay.choose(steps, enabled, current)
+
+
+def test_a_failure_whose_turn_has_not_come_is_not_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A worker has found it; then Ctrl-C comes, or the workers are lost."""
+    command = failing(tmp_path, monkeypatch)
+    ends: list[BaseException] = [KeyboardInterrupt(), workers.WorkersLost("the workers are lost"), MemoryError()]
+    with planted(STALE):
+        failed = next(result for result in explore.seeded(load("access-x-punch"), 0, 1000) if result.failures)
+
+        def every(*_: object, ahead: spread.Ahead) -> Iterator[spread.Ran]:
+            yield 1, None
+            ahead(failed.schedule)
+            raise ends.pop()
+
+        monkeypatch.setattr(spread, "every", every)
+        while ends:
+            assert run_command([*command, "--exhaustive", "--workers", "1"]) == 1
+            assert "FAILED R6: frame" in capsys.readouterr().out
+            Path("access-x-punch.replay").unlink()
+
+
+def test_an_interruption_while_the_record_is_written_does_not_lose_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = failing(tmp_path, monkeypatch)
+    save = record.save
+
+    def interrupted(to: OutputFile, scenario: Scenario, failed: Result) -> None:
+        os.kill(os.getpid(), signal.SIGINT)
+        save(to, scenario, failed)
+
+    monkeypatch.setattr(record, "save", interrupted)
+    with planted(STALE):
+        assert run_command(command) == 1
+    assert "FAILED R6: frame" in capsys.readouterr().out
+    assert Path("access-x-punch.replay").exists()
+
+
+def test_memory_that_is_short_is_no_failure_that_was_found() -> None:
+    done = subprocess.run(
+        ["/bin/bash", "-c", f"ulimit -v 250000; exec {sys.executable} -m kvmsim race fault-x-fault"],
+        capture_output=True,
+        text=True,
+        timeout=DEADLINE_S,
+        check=False,
+    )
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert done.stderr.startswith("kvmsim: out of memory")
 
 
 def test_the_command_that_it_tells_can_be_typed(
@@ -189,7 +326,7 @@ def test_a_limit_that_is_not_reached_is_none(capsys: pytest.CaptureFixture[str])
 def test_a_record_of_other_code_is_no_proof(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "a.replay"
     scenario = load("fault-x-punch")
-    record.save(record.record_file(path, default=False), scenario, next(explore.seeded(scenario, 1, 1)))
+    record.save(record.record_file(path), scenario, next(explore.seeded(scenario, 1, 1)))
     report = json.loads(path.read_text())
     for turns in (report["turns"][:-1], [*report["turns"], ["host", 3]], [["nobody", 1], *report["turns"]]):
         path.write_text(json.dumps(report | {"turns": turns}))

@@ -47,6 +47,14 @@ def test_tasks_take_turns_as_the_schedule_says() -> None:
     assert [step.name for step in scheduler.steps][:2] == ["starts", "starts"]
 
 
+def test_memory_of_this_process_that_is_short_is_no_failure_of_a_task() -> None:
+    def short(_: Scheduler) -> None:
+        raise MemoryError
+
+    with pytest.raises(MemoryError):
+        raced(short)
+
+
 def test_a_lock_that_is_held_is_waited_for() -> None:
     report: list[str] = []
     scheduler = Scheduler(Replay(["a", "a", "b", "a"]))

@@ -61,6 +61,11 @@ def test_a_scenario_says_what_there_is_and_who_acts() -> None:
         ('vcpu0: write 1 "far too long a text"', "1 to 8 bytes"),
         ("vm vm1 vcpus=99", "a VM has 1 to 8"),
         ('vcpu0: write 1 "open', "No closing quotation"),
+        ("file mem 8", "file mem is said twice"),
+        ("device mem 8", "file mem is said twice"),
+        ("vm vm0", "vm vm0 is said twice"),
+        ("vm vm1 vcpus=1 vcpus=2", "vcpus of vm1 is said twice"),
+        ("store frames=8", "store frames is said twice"),
     ],
 )
 def test_a_line_that_can_not_be_understood_is_named(line: str, why: str) -> None:
@@ -121,7 +126,7 @@ def test_a_write_that_was_refused_was_not() -> None:
 def test_a_record_stands_alone(tmp_path: Path) -> None:
     scenario = load("fault-x-punch")
     result = next(explore.seeded(scenario, 1, 1))
-    record.save(record.record_file(tmp_path / "a.replay", default=False), scenario, result)
+    record.save(record.record_file(tmp_path / "a.replay"), scenario, result)
     again, schedule = record.read(tmp_path / "a.replay")
     assert (again.text, schedule) == (scenario.text, result.schedule)
 
@@ -141,7 +146,7 @@ def test_a_record_stands_alone(tmp_path: Path) -> None:
 def test_a_file_that_is_no_record_is_refused(tmp_path: Path, damage: dict[str, object]) -> None:
     scenario = load("fault-x-punch")
     path = tmp_path / "a.replay"
-    record.save(record.record_file(path, default=False), scenario, next(explore.seeded(scenario, 1, 1)))
+    record.save(record.record_file(path), scenario, next(explore.seeded(scenario, 1, 1)))
     path.write_text(json.dumps(json.loads(path.read_text()) | damage))
     with pytest.raises(ScenarioError):
         record.read(path)
@@ -162,6 +167,6 @@ def test_a_record_is_whole_or_the_one_before(tmp_path: Path, monkeypatch: pytest
 
     monkeypatch.setattr("os.replace", full)
     with pytest.raises(OSError, match="No space"):
-        record.save(record.record_file(path, default=False), scenario, next(explore.seeded(scenario, 1, 1)))
+        record.save(record.record_file(path), scenario, next(explore.seeded(scenario, 1, 1)))
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.replay"]
     assert path.read_text() == before

@@ -1,10 +1,13 @@
 """Workers end with the command that started them, and are no reason to wait forever when they die."""
 
+import logging
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -52,6 +55,31 @@ def test_an_interruption_ends_all_of_them(times: int) -> None:
     assert '"interrupted": true' in report
 
 
+def test_sigterm_ends_all_of_them_quietly() -> None:
+    """Python told of semaphores that nobody had removed."""
+    command = running()
+    command.terminate()
+    report, errors = command.communicate(timeout=DEADLINE_S)
+    assert (command.returncode, errors) == (143, "")
+    assert '"interrupted": true' in report
+
+
+def test_workers_that_stay_away_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The scheduler lives, and nobody does the work."""
+    monkeypatch.setattr(workers, "NO_WORKERS_DEADLINE_S", 0.0)
+    monkeypatch.setattr(workers, "LOOK_EVERY_S", 0.0)
+    there = [True, False]
+    executor = ThreadPoolExecutor(1)
+    never = threading.Event()
+    pool = workers.Pool(lambda: executor, 1, never.set, there.pop)
+    try:
+        with pytest.raises(workers.WorkersLost, match="no workers for"):
+            pool.begin(never.wait).result()
+        assert there == [True]
+    finally:
+        pool.close()
+
+
 def test_a_command_that_is_killed_leaves_none() -> None:
     command = running()
     command.kill()
@@ -74,6 +102,27 @@ def test_a_dask_cluster_gives_the_same_runs_also_when_a_worker_is_killed(tmp_pat
         os.kill(pid, signal.SIGKILL)
         every = begun + list(runs)
     assert every == [(order.class_of(result.steps), None) for result in exhaustive.every(scenario)]
+
+
+def test_work_that_kills_its_workers_is_an_error(tmp_path: Path) -> None:
+    import dask
+    from distributed import LocalCluster
+
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        LocalCluster(n_workers=1, threads_per_worker=1, dashboard_address=None, local_directory=tmp_path) as cluster,
+        pytest.raises(workers.WorkersLost, match="Dask gave up work whose worker died more than 0 times"),
+        workers.of_a_cluster(cluster.scheduler_address) as pool,
+    ):
+        pool.begin(os._exit, 1).result()
+
+
+def test_dask_says_nothing_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(workers, "CONNECT_DEADLINE_S", 0.2)
+    with pytest.raises(workers.WorkersLost), workers.of_a_cluster("tcp://127.0.0.1:1"):
+        pass
+    for name in ("distributed", "distributed.client", "distributed.scheduler", "tornado.application", "asyncio"):
+        assert not logging.getLogger(name).isEnabledFor(logging.CRITICAL)
 
 
 def test_a_cluster_that_is_not_there_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -22,6 +22,7 @@ exhaustive  which runs: all
 deaths      where a process can die
 spread      all of them by several processes
 workers     which processes: of this machine, or of a cluster
+interrupts  Ctrl-C and SIGTERM, once
 arguments   what --help loads
 minimise, diagram, record, cli   a failure made short, drawn, kept; the command
 

@@ -24,7 +24,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--page-map", choices=["on", "off"], help="every VM reads page maps, or none, whatever the scenario says"
     )
     parser.add_argument("--workers", type=_workers, metavar="N", help="explore in N processes: the same runs, sooner")
-    parser.add_argument("--cluster", metavar="ADDRESS", help="explore on the workers of this Dask scheduler")
+    parser.add_argument(
+        "--cluster", type=_address, metavar="ADDRESS", help="explore on the workers of this Dask scheduler"
+    )
     parser.add_argument("--replay", type=_path, metavar="FILE", help="run a recorded schedule again")
     parser.add_argument("--record", type=_path, metavar="FILE", help="where a failure goes (default SCENARIO.replay)")
     parser.add_argument("--list", action="store_true", help="the shipped scenarios")
@@ -41,8 +43,9 @@ def _epilog() -> str:
             lines.append(f"  {role:9}{' '.join([verb, *shown]):40}{what}")
     lines += [
         "",
-        "exit status: 0 all held, 1 a failure was found, 2 usage, or a scenario that cannot be run, 3 nothing failed,",
-        "but --replay could not follow its record, 130 interrupted, and all had held until then",
+        "exit status: 0 all held, 1 a failure was found, 2 usage, a scenario that cannot be run, workers that are lost",
+        "or memory that is short, 3 nothing failed, but --replay could not follow its record, 130 interrupted (143 by",
+        "SIGTERM), and all had held until then",
         "docs/reliability.md says what is explored, and what is not",
     ]
     return "\n".join(lines)
@@ -64,6 +67,12 @@ def _seed(text: str) -> int:
     if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
         raise argparse.ArgumentTypeError(f"'{text[:30]}' is not a number")
     return int(text)
+
+
+def _address(text: str) -> str:
+    if not text.strip():
+        raise argparse.ArgumentTypeError("the address is empty: give that of a Dask scheduler")
+    return text
 
 
 def _path(text: str) -> Path:

@@ -4,7 +4,6 @@ import argparse
 import contextlib
 import json
 import math
-import shlex
 import sys
 import time
 from collections.abc import Generator, Iterator
@@ -12,21 +11,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmsim.instruments.outputfile import OutputFile
-from memfsd.common.quote import quoted
+from memfsd.common.quote import printable, quoted
 from memfsd.uapi.errors import Refused
 
 from . import diagram, exhaustive, explore, minimise, order, points, record, spread, workers
 from .arguments import RANDOM_RUNS
+from .interrupts import Interrupts
 from .runner import Result, run_once
 from .scenario import Scenario, ScenarioError, load, shipped, with_page_maps
 
-HELD, FAILED, USAGE, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 130
+HELD, FAILED, USAGE, DIVERGED = 0, 1, 2, 3
 _TELL_EVERY_S = 5.0
 
 
 def main(asked: argparse.Namespace) -> int:
     """Exit status: see the epilog of --help."""
     try:
+        _refuse_beside_a_list(asked)
         if asked.points:
             return _tell([{"point": name, "side": side} for name, side in points.all_names()], asked.json)
         if asked.list:
@@ -39,17 +40,30 @@ def main(asked: argparse.Namespace) -> int:
             scenario = with_page_maps(scenario, on=asked.page_map == "on")
         return _explore(asked, scenario)
     except (ScenarioError, workers.WorkersLost) as error:
-        print(f"kvmsim: {error}", file=sys.stderr)
+        return _unable(str(error))
     except OSError as error:
         if error.filename is None:
-            raise  # of our output: the command line knows what to do
-        print(f"kvmsim: {error.filename}: {error.strerror}", file=sys.stderr)
+            raise  # of our output, or of a run: the command line knows what to do
+        return _unable(f"{quoted(error.filename)}: {error.strerror}")
+
+
+def _unable(why: str) -> int:
+    print(f"kvmsim: {printable(why)}", file=sys.stderr)
     return USAGE
 
 
-def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
+def _refuse_beside_a_list(asked: argparse.Namespace) -> None:
     """An option that would be ignored is a misunderstanding."""
-    given = {
+    lists = [name for name, given in (("--points", asked.points), ("--list", asked.list)) if given]
+    if not lists:
+        return
+    unfit = lists[1:] + [name for name, given in _given(asked).items() if given]
+    if unfit:
+        raise ScenarioError(f"{unfit[0]} does not go with {lists[0]}, which runs nothing")
+
+
+def _given(asked: argparse.Namespace) -> dict[str, bool]:
+    return {
         "SCENARIO": asked.scenario is not None,
         "--seed": asked.seed is not None,
         "--count": asked.count is not None,
@@ -61,9 +75,14 @@ def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
         "--cluster": asked.cluster is not None,
         "--record": asked.record is not None,
         "--show": asked.show,
+        "--replay": asked.replay is not None,
     }
+
+
+def _refuse_what_does_not_fit(asked: argparse.Namespace) -> None:
+    given = _given(asked)
     if asked.replay is not None:
-        unfit, why = given.keys() - {"--show"}, "does not go with --replay, which has it all"
+        unfit, why = given.keys() - {"--show", "--replay"}, "does not go with --replay, which has it all"
     elif asked.show:
         unfit, why = {"--show"}, "belongs to --replay"
     elif asked.exhaustive:
@@ -90,12 +109,15 @@ class _Found:
     end: str = "complete"
     """Or "limit", "interrupted"."""
     failed: Result | None = None
+    ahead: list[str] | None = None
+    """A schedule that failed on a worker, and whose turn has not come."""
 
 
-def _search(asked: argparse.Namespace, scenario: Scenario, found: _Found) -> None:
+def _search(asked: argparse.Namespace, scenario: Scenario, found: _Found, interrupts: Interrupts) -> None:
     next_told = time.monotonic() + _TELL_EVERY_S if sys.stderr.isatty() else math.inf
-    with contextlib.closing(_results(asked, scenario)) as results:
+    with contextlib.closing(_results(asked, scenario, found)) as results:
         for class_, failed in results:
+            interrupts.goes_on()
             if found.runs == asked.limit:
                 found.end = "limit"
                 return
@@ -106,33 +128,57 @@ def _search(asked: argparse.Namespace, scenario: Scenario, found: _Found) -> Non
             if class_ is not None:
                 found.classes.add(class_)
             if time.monotonic() > next_told:
-                print(f"{scenario.name}: {found.runs} runs, {len(found.classes)} different so far", file=sys.stderr)
+                so_far = f"{found.runs} runs, {len(found.classes)} different so far"
+                print(f"{quoted(scenario.name)}: {so_far}", file=sys.stderr)
                 next_told += _TELL_EVERY_S
     if found.failed is not None:
         found.failed = minimise.minimise(scenario, found.failed)
 
 
 def _explore(asked: argparse.Namespace, scenario: Scenario) -> int:
-    where = record.record_file(asked.record or Path(f"{scenario.name}.replay"), default=asked.record is None)
+    where = record.record_file(asked.record or Path(f"{scenario.name}.replay"))
     began = time.monotonic()
-    found = _Found()
+    found, interrupts, path = _Found(), Interrupts(), None
+    with interrupts.taken():
+        _search_to_an_end(asked, scenario, found, interrupts)
+        if found.failed is not None:
+            path = _saved(where, scenario, found.failed)
+    failed = found.failed
     try:
-        _search(asked, scenario, found)
-    except KeyboardInterrupt:
-        found.end = "interrupted"
-    failed, path = found.failed, None
-    if failed is not None:
-        if not asked.json:
-            print(diagram.draw(failed), flush=True)
-        path = _saved(where, scenario, failed)
-    if asked.json:
-        print(json.dumps(_report(asked, scenario, found) | ({} if failed is None else {"replay": path})))
-    else:
-        report = f"{scenario.name}: {found.runs} runs ({_mode(asked)}), {len(found.classes)} different schedules"
-        print(f"{report}, {time.monotonic() - began:.1f} s: {_verdict(asked, found, path)}")
+        if asked.json:
+            print(json.dumps(_report(asked, scenario, found) | ({} if failed is None else {"replay": path})))
+        else:
+            if failed is not None:
+                print(diagram.draw(failed))
+            report = f"{quoted(scenario.name)}: {found.runs} runs ({_mode(asked)}), {len(found.classes)} different"
+            print(f"{report} schedules, {time.monotonic() - began:.1f} s: {_verdict(asked, found, path)}")
+        sys.stdout.flush()
+    except (OSError, KeyboardInterrupt) as error:
+        if failed is None:
+            raise
+        print(f"kvmsim: {quoted(scenario.name)}: {_verdict(asked, found, path)}", file=sys.stderr)
+        if isinstance(error, OSError):
+            raise
     if failed is not None:
         return FAILED
-    return INTERRUPTED if found.end == "interrupted" else HELD
+    return interrupts.status if found.end == "interrupted" else HELD
+
+
+def _search_to_an_end(asked: argparse.Namespace, scenario: Scenario, found: _Found, interrupts: Interrupts) -> None:
+    """Whatever ends the search, a failure that is known is not lost."""
+    try:
+        _search(asked, scenario, found, interrupts)
+        interrupts.over()
+    except KeyboardInterrupt:
+        interrupts.over()
+        found.end = "interrupted"
+    except (MemoryError, workers.WorkersLost) as error:
+        interrupts.over()
+        if found.failed is None and found.ahead is None:
+            raise
+        _unable(str(error) or "out of memory")
+    if found.end != "limit" and found.failed is None and found.ahead is not None:
+        found.failed = spread.again(scenario, found.ahead)
 
 
 def _report(asked: argparse.Namespace, scenario: Scenario, found: _Found) -> dict[str, object]:
@@ -153,7 +199,7 @@ def _report(asked: argparse.Namespace, scenario: Scenario, found: _Found) -> dic
 
 def _verdict(asked: argparse.Namespace, found: _Found, path: str | None) -> str:
     if found.failed is not None:
-        again = f": kvmsim race --replay {shlex.quote(path)}" if path else ""
+        again = f": kvmsim race --replay {quoted(path)}" if path else ""
         return f"FAILED, in {len(found.failed.steps)} steps{again}"
     if found.end == "interrupted":
         return "all held until it was interrupted"
@@ -173,18 +219,26 @@ def _saved(to: OutputFile, scenario: Scenario, failed: Result) -> str | None:
     return f"./{to.path}" if to.path.startswith("-") else to.path
 
 
-def _results(asked: argparse.Namespace, scenario: Scenario) -> Generator[tuple[int | None, Result | None]]:
+def _results(
+    asked: argparse.Namespace, scenario: Scenario, found: _Found
+) -> Generator[tuple[int | None, Result | None]]:
     """Of each run its class, if it was not cut short; or what failed."""
     if asked.workers is None and asked.cluster is None:
         for result in _alone(asked, scenario):
-            failed = result if result.failures else None
-            yield None if failed or result.cut_short else order.class_of(result.steps), failed
+            if not result.failures:
+                yield None if result.cut_short else order.class_of(result.steps), None
+            else:
+                yield None, spread.again(scenario, result.schedule) if result.cut_short else result
         return
+
+    def ahead(schedule: list[str]) -> None:
+        found.ahead = found.ahead or schedule
+
     with workers.of_a_cluster(asked.cluster) if asked.cluster else workers.of_this_machine(asked.workers) as pool:
         if asked.exhaustive:
-            runs = spread.every(scenario, pool)
+            runs = spread.every(scenario, pool, ahead=ahead)
         else:
-            runs = spread.seeded(scenario, pool, asked.seed or 0, asked.count or RANDOM_RUNS)
+            runs = spread.seeded(scenario, pool, asked.seed or 0, asked.count or RANDOM_RUNS, ahead)
         for class_, schedule in runs:
             yield class_, None if schedule is None else spread.again(scenario, schedule)
 
@@ -216,10 +270,11 @@ def _replay(asked: argparse.Namespace) -> int:
             print(diagram.draw(result))
         if diverged:
             print(
-                f"kvmsim: the record cannot be replayed, since the code has changed: {diverged}: record it again",
+                "kvmsim: the record cannot be replayed, since the code has changed:"
+                f" {printable(diverged)}: record it again",
                 file=sys.stderr,
             )
-        print(f"{scenario.name}: {'FAILED' if result.failures else 'held'} in {len(result.steps)} steps")
+        print(f"{quoted(scenario.name)}: {'FAILED' if result.failures else 'held'} in {len(result.steps)} steps")
     if result.failures:
         return FAILED
     return DIVERGED if diverged else HELD

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from kvmsim.instruments.outputfile import OutputFile
+from memfsd.common.quote import quoted
 from memfsd.uapi.errors import Refused
 
 from .points import all_names
@@ -34,15 +35,12 @@ def save(to: OutputFile, scenario: Scenario, result: Result) -> None:
         file.write(f"{json.dumps(report, indent=1)}\n".encode())
 
 
-def record_file(path: Path, *, default: bool) -> OutputFile:
+def record_file(path: Path) -> OutputFile:
     """ScenarioError when what is there is no record, or nothing can be saved there, before hours have gone into what is
-    to be. default: nobody has named it, and where it cannot be saved a failure is shown all the same."""
+    to be."""
     file = OutputFile(str(path), "a record", lambda head: b'"format"' in head[:64])
     try:
-        if default:
-            file.refuse_others()
-        else:
-            file.refuse_unusable()
+        file.refuse_unusable()
     except Refused as refused:
         raise ScenarioError(f"{refused.reason} (--record)") from None
     return file
@@ -55,17 +53,21 @@ def read(path: Path) -> tuple[Scenario, list[str]]:
     try:
         report = json.loads(data)
         if report["format"] != FORMAT:
-            raise ScenarioError(f"{path}: format {report['format']}, this kvmsim reads {FORMAT}: record the run again")
+            raise ScenarioError(
+                f"{quoted(str(path))}: format {report['format']}, this kvmsim reads {FORMAT}: record the run again"
+            )
         text = str(report["text"])
         if len(text) > MAX_BYTES:
-            raise ScenarioError(f"{path}: the scenario has more than {MAX_BYTES} bytes: shorten it")
+            raise ScenarioError(f"{quoted(str(path))}: the scenario has more than {MAX_BYTES} bytes: shorten it")
         return parse(str(report["scenario"]), text), _schedule(report["turns"])
     except KeyError as error:
-        raise ScenarioError(f"{path} is not a replay file: it has no {error}") from None
+        raise ScenarioError(f"{quoted(str(path))} is not a replay file: it has no {error}") from None
     except (json.JSONDecodeError, UnicodeDecodeError):
-        raise ScenarioError(f"{path} is not a replay file, which is one JSON object: --record writes one") from None
+        raise ScenarioError(
+            f"{quoted(str(path))} is not a replay file, which is one JSON object: --record writes one"
+        ) from None
     except (ValueError, TypeError, RecursionError) as error:
-        raise ScenarioError(f"{path} is not a replay file: {error}") from None
+        raise ScenarioError(f"{quoted(str(path))} is not a replay file: {error}") from None
 
 
 def _schedule(turns: Any) -> list[str]:

@@ -31,6 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from kvmsim.cpu.x86 import library
+from memfsd.common.quote import quoted
 from memfsd.uapi.abi import THREAD, Abi, Attributes, abi_of
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import ORDER_2M
@@ -206,6 +207,8 @@ class Scenario:
     """VMs that read page maps."""
     tables: dict[str, int] = field(default_factory=dict)
     """Of each EPT of a VM, where they are few."""
+    said: set[str] = field(default_factory=set)
+    """Settings that are made."""
     before: list[Actor] = field(default_factory=list)
     actors: list[Actor] = field(default_factory=list)
     after: list[Actor] = field(default_factory=list)
@@ -248,11 +251,11 @@ def load(name: str) -> Scenario:
     with open(path, "rb") as file:
         data = file.read(MAX_BYTES + 1)
     if len(data) > MAX_BYTES:
-        raise ScenarioError(f"{name}: more than {MAX_BYTES} bytes: shorten the scenario")
+        raise ScenarioError(f"{quoted(name)}: more than {MAX_BYTES} bytes: shorten the scenario")
     try:
         return parse(path.stem, data.decode(), name)
     except UnicodeDecodeError:
-        raise ScenarioError(f"{name}: not UTF-8 text: name a scenario") from None
+        raise ScenarioError(f"{quoted(name)}: not UTF-8 text: name a scenario") from None
 
 
 def parse(name: str, text: str, where: str = "") -> Scenario:
@@ -262,7 +265,7 @@ def parse(name: str, text: str, where: str = "") -> Scenario:
         try:
             library.check()
         except Refused as refused:
-            raise ScenarioError(f"{where or name}: {refused.reason}") from None
+            raise ScenarioError(f"{quoted(where or name)}: {refused.reason}") from None
     return scenario
 
 
@@ -283,9 +286,9 @@ def _parse(name: str, text: str, where: str) -> Scenario:
         try:
             _line(scenario, line.strip())
         except (ValueError, KeyError) as error:
-            raise ScenarioError(f"{where}, line {number}: {error}") from None
+            raise ScenarioError(f"{quoted(where)}, line {number}: {error}") from None
     if not scenario.actors:
-        raise ScenarioError(f"{where}: there is no actor: write for example 'vcpu0: read 0'")
+        raise ScenarioError(f"{quoted(where)}: there is no actor: write for example 'vcpu0: read 0'")
     return scenario
 
 
@@ -317,6 +320,13 @@ def _line(scenario: Scenario, line: str) -> None:
     phase.append(actor)
 
 
+def _once(scenario: Scenario, what: str) -> None:
+    """A second one would silently be the one that counts."""
+    if what in scenario.said:
+        raise ValueError(f"{what} is said twice: leave one out, or give it another name")
+    scenario.said.add(what)
+
+
 def _setting(scenario: Scenario, what: str, words: list[str]) -> None:
     {"store": _store, "file": _file, "device": _device, "vm": _vm}[what](scenario, words)
 
@@ -341,6 +351,7 @@ def _store(scenario: Scenario, words: list[str]) -> None:
         else:
             known = "frames=N, swap=N, resize=any, split=on, patience=SECONDS and abi=ABI"
             raise ValueError(f"store has {known}, not '{word}'")
+        _once(scenario, f"store {key}")
 
 
 def _abi(name: str) -> Abi:
@@ -353,7 +364,8 @@ def _abi(name: str) -> Abi:
 def _file(scenario: Scenario, words: list[str]) -> None:
     if not 2 <= len(words) <= 3 or words[2:] not in ([], ["2M"], ["init-shared"]):
         raise ValueError("'file' needs a name and a size: file NAME PAGES [2M | init-shared]")
-    pages = scenario.files[_name(words[0])] = _number(words[1])
+    _once(scenario, f"file {_name(words[0])}")
+    pages = scenario.files[words[0]] = _number(words[1])
     if words[2:] == ["init-shared"]:
         if scenario.abi.attributes is not Attributes.FILE:
             raise ValueError("only a file that keeps attributes is born shared: write 'store abi=gmem-inplace' first")
@@ -367,12 +379,14 @@ def _file(scenario: Scenario, words: list[str]) -> None:
 def _device(scenario: Scenario, words: list[str]) -> None:
     if len(words) != 2:
         raise ValueError("'device' needs a name and a size: device NAME PAGES")
-    scenario.files[_name(words[0])] = _number(words[1])
+    _once(scenario, f"file {_name(words[0])}")
+    scenario.files[words[0]] = _number(words[1])
     scenario.devices.add(words[0])
 
 
 def _vm(scenario: Scenario, words: list[str]) -> None:
-    said = dict(word.split("=", 1) for word in words[1:] if "=" in word)
+    settings = [(word.partition("=")[0], word.partition("=")[2]) for word in words[1:] if "=" in word]
+    said = dict(settings)
     flags = {word for word in words[1:] if "=" not in word}
     if not words or not said.keys() <= {"vcpus", "tables"} or not flags <= {"encrypted", "page-map"}:
         raise ValueError("'vm' needs a name: vm NAME [vcpus=N] [tables=N] [encrypted] [page-map]")
@@ -381,7 +395,10 @@ def _vm(scenario: Scenario, words: list[str]) -> None:
         raise ValueError(f"vcpus={count}: a VM has 1 to 8")
     if words[0] in ("store", "outside", "nobody"):
         raise ValueError(f"a VM cannot be named {words[0]}, which has another meaning: choose another name")
-    scenario.vms[_name(words[0])] = count
+    _once(scenario, f"vm {_name(words[0])}")
+    for key, _ in settings:
+        _once(scenario, f"{key} of {words[0]}")
+    scenario.vms[words[0]] = count
     if "encrypted" in flags:
         scenario.encrypted.add(words[0])
     if "page-map" in flags:

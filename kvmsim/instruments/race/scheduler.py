@@ -134,7 +134,7 @@ class Scheduler:
         self.main.fiber = getcurrent()
         self._running = self.main
         self._interrupt: BaseException | None = None
-        """Ctrl-C, or the end of a test's time, which came while another task than main ran."""
+        """Ctrl-C, the end of a test's time or of this process's memory, which came while another task than main ran."""
         self._step: Step | None = None
         self._named: dict[str, int] = {}
         self._step_count = 0
@@ -325,6 +325,8 @@ class Scheduler:
                     run()
             except Killed:
                 pass
+            except MemoryError as error:  # ours: no simulated process runs out of it
+                self._interrupt = error
             except Exception as error:
                 task.error = error
             except BaseException as interrupt:

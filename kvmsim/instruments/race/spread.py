@@ -15,8 +15,7 @@ wants a state above its part turned is noted, and that plan grows when the part 
 import threading
 import time
 from array import array
-from collections.abc import Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, wait
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from . import deaths, exhaustive, explore, order
@@ -94,14 +93,18 @@ def explore_random(scenario: Scenario, seed: int, numbers: range) -> Outcome:
 
 
 def again(scenario: Scenario, schedule: list[str]) -> Result:
-    """A run that failed elsewhere, with its steps."""
+    """A run that failed elsewhere, or was cut short, with its steps up to its end."""
     result = run_once(scenario, explore.Replay(schedule))
     if not result.failures:
         raise WorkersLost("a run that failed on a worker holds here: do all of them have the same code?")
     return result
 
 
-def seeded(scenario: Scenario, pool: Pool, seed: int, count: int) -> Iterator[Ran]:
+Ahead = Callable[[list[str]], None]
+"""Told of a schedule that failed, before its turn has come."""
+
+
+def seeded(scenario: Scenario, pool: Pool, seed: int, count: int, ahead: Ahead = lambda _: None) -> Iterator[Ran]:
     """As explore.seeded(), until one fails."""
     pieces = (range(first, min(first + RANDOM_RUNS, count)) for first in range(0, count, RANDOM_RUNS))
     waiting: list[Work[Outcome]] = []
@@ -113,22 +116,24 @@ def seeded(scenario: Scenario, pool: Pool, seed: int, count: int) -> Iterator[Ra
         outcome = waiting[0].result()
         if outcome is None:
             continue
+        if outcome.failed is not None:
+            ahead(outcome.failed)
         yield from outcome.runs()
         if outcome.failed is not None:
             return
         del waiting[0]
 
 
-def every(scenario: Scenario, pool: Pool, slice_s: float = SLICE_S) -> Iterator[Ran]:
+def every(scenario: Scenario, pool: Pool, slice_s: float = SLICE_S, ahead: Ahead = lambda _: None) -> Iterator[Ran]:
     """As exhaustive.every(), until one fails."""
     killer = deaths.killer(scenario)
-    first = _Search(scenario, pool, slice_s, [Part([], last=killer)])
+    first = _Search(scenario, pool, slice_s, ahead, [Part([], last=killer)])
     yield from first.runs()
     if first.failed:
         return
     schedules = list(first.kill_prefixes.values())
     groups = (schedules[at : at + KILL_PREFIXES] for at in range(0, len(schedules), KILL_PREFIXES))
-    yield from _Search(scenario, pool, slice_s, (Part(group[0], then=group[1:]) for group in groups)).runs()
+    yield from _Search(scenario, pool, slice_s, ahead, (Part(group[0], then=group[1:]) for group in groups)).runs()
 
 
 @dataclass(slots=True)
@@ -197,12 +202,20 @@ class _Level:
 class _Search:
     """The parts, one after the other."""
 
-    def __init__(self, scenario: Scenario, pool: Pool, slice_s: float, parts: Iterable[Part]) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        pool: Pool,
+        slice_s: float,
+        ahead: Ahead,
+        parts: Iterable[Part],
+    ) -> None:
         self.kill_prefixes: dict[int, list[str]] = {}
         self.failed = False
         self._scenario = scenario
         self._pool = pool
         self._slice_s = slice_s
+        self._ahead = ahead
         self._parts = iter(parts)
         self._roots: list[_Branch] = []
         """Those that come when all levels are explored, as far as they are begun."""
@@ -268,10 +281,12 @@ class _Search:
                     return
                 self._begin(front)
                 busy.append(front)
-            wait([branch.work.future for branch in busy if branch.work is not None], return_when=FIRST_COMPLETED)
+            self._pool.wait(branch.work.future for branch in busy if branch.work is not None)
             for branch in busy:
                 if branch.work is not None and branch.work.future.done():
                     branch.take()
+                    if branch.ran.failed is not None:
+                        self._ahead(branch.ran.failed)
 
     def _busy(self) -> list[_Branch]:
         return [branch for branch in [self._front, *self._branches()] if branch is not None and branch.work is not None]

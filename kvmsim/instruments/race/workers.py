@@ -2,16 +2,34 @@
 library's interface; work that a dead process had is done again."""
 
 import contextlib
+import logging
 import multiprocessing
 import os
 import signal
 import threading
-from collections.abc import Callable, Iterator
-from concurrent.futures import BrokenExecutor, CancelledError, Executor, Future, ProcessPoolExecutor
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import (
+    FIRST_COMPLETED,
+    BrokenExecutor,
+    CancelledError,
+    Executor,
+    Future,
+    ProcessPoolExecutor,
+    wait,
+)
 from multiprocessing.context import SpawnContext, SpawnProcess
 from typing import Any, Generic, TypeVar
 
+from memfsd.common.quote import quoted
+
 CONNECT_DEADLINE_S = 10
+NO_WORKERS_DEADLINE_S = 60
+"""So long a cluster may have none."""
+LOOK_EVERY_S = 5.0
+"""Whether it has."""
+_ENDS = {signal.SIGINT, signal.SIGTERM}
+
 MAX_RENEWALS = 3
 """So often in a row, with no work done between, workers may die."""
 
@@ -25,9 +43,12 @@ class WorkersLost(Exception):
 class Pool:
     """Workers, made again when they die."""
 
-    def __init__(self, make: Callable[[], Executor], size: int, kill: Callable[[], None]) -> None:
-        """kill: ends all workers, whatever they do."""
+    def __init__(
+        self, make: Callable[[], Executor], size: int, kill: Callable[[], None], there: Callable[[], bool] | None = None
+    ) -> None:
+        """kill: ends all workers, whatever they do. there: whether there are any, where nobody makes them again."""
         self.size = size
+        self._there = there
         self._make = make
         self._kill = kill
         self._executor = make()
@@ -58,6 +79,20 @@ class Pool:
         self._executor.shutdown(wait=False)
         self._executor = self._make()
 
+    def wait(self, futures: Iterable[Future[Any]]) -> None:
+        """Until one of them has ended."""
+        futures = list(futures)
+        if self._there is None:
+            wait(futures, return_when=FIRST_COMPLETED)
+            return
+        last_there = time.monotonic()
+        while not wait(futures, LOOK_EVERY_S, FIRST_COMPLETED).done:
+            if self._there():
+                last_there = time.monotonic()
+            elif time.monotonic() - last_there > NO_WORKERS_DEADLINE_S:
+                gone = f"the cluster has had no workers for {NO_WORKERS_DEADLINE_S} s"
+                raise WorkersLost(f"{gone}: start some, and the exploration again")
+
     def worked(self) -> None:
         self._renewals = 0
 
@@ -78,6 +113,7 @@ class Work(Generic[T]):
 
     def result(self) -> T | None:
         """Waits. None: its worker has died, and another one has it now."""
+        self._pool.wait([self.future])
         try:
             result = self.future.result()
         except BrokenExecutor:
@@ -110,24 +146,47 @@ def of_this_machine(count: int, prepare: Callable[[], None] | None = None) -> It
 def of_a_cluster(address: str) -> Iterator[Pool]:
     """The workers of a Dask scheduler. It gives the work of one that dies to another one itself."""
     try:
-        from distributed import Client
+        from distributed import Client, KilledWorker
     except ImportError:
         raise WorkersLost("--cluster needs the package distributed: pip install 'memfsd[cluster]'") from None
+    _silence()
+    shown = quoted(address)
     try:
         client = Client(address, timeout=CONNECT_DEADLINE_S)
-    except (OSError, ValueError) as error:
-        raise WorkersLost(f"no Dask scheduler answers at {address}: {error}: start one with: dask scheduler") from None
+    except (OSError, ValueError, TypeError) as error:
+        raise WorkersLost(f"no Dask scheduler answers at {shown}: {error}: start one with: dask scheduler") from None
+
+    def count() -> int:
+        return len(client.sync(client.scheduler.ncores, callback_timeout=CONNECT_DEADLINE_S))
+
+    def there() -> bool:
+        with contextlib.suppress(OSError):
+            return count() > 0
+        return False
+
     with client:
-        size = len(client.nthreads())
+        size = count()
         if not size:
             raise WorkersLost(
-                f"the scheduler at {address} has no workers: start some with: dask worker {address} --nthreads 1"
+                f"the scheduler at {shown} has no workers: start some with: dask worker {shown} --nthreads 1"
             )
         executor = client.get_executor(pure=False)
         try:
-            yield Pool(lambda: executor, size, lambda: None)
+            yield Pool(lambda: executor, size, lambda: None, there)
+        except KilledWorker as error:
+            allowed = f"{error.allowed_failures} times in a row (distributed.scheduler.allowed-failures)"
+            raise WorkersLost(f"Dask gave up work whose worker died more than {allowed}: is memory short?") from None
+        except ImportError as error:
+            raise WorkersLost(f"a worker lacks code: {error}: do all of them have the same?") from None
         finally:
             executor.shutdown(wait=False)
+
+
+def _silence() -> None:
+    """What it has to say, it says by exceptions: they become one line."""
+    for name in ["asyncio", "tornado", "distributed", *logging.root.manager.loggerDict]:
+        if name.partition(".")[0] in ("asyncio", "tornado", "distributed"):
+            logging.getLogger(name).setLevel(logging.CRITICAL + 1)
 
 
 class _Spawned(SpawnContext):
@@ -152,17 +211,19 @@ def _interrupts_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDS}
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager
 def _interrupts_later() -> Iterator[None]:
-    """A process that is made meanwhile never sees Ctrl-C, which is for the one that it works for."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    """A process that is made meanwhile never sees Ctrl-C, which is for the one that it works for, and SIGTERM once it
+    is there."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     try:
         yield
     finally:
@@ -178,5 +239,6 @@ def _start(prepare: Callable[[], None] | None) -> None:
         os._exit(1)
 
     threading.Thread(target=end_with_parent, name="end with parent", daemon=True).start()
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})
     if prepare is not None:
         prepare()

@@ -1,0 +1,46 @@
+"""Ctrl-C and SIGTERM raise once; what comes later changes nothing."""
+
+import os
+import signal
+
+import pytest
+
+from kvmsim.instruments.race.interrupts import Interrupts
+
+
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_the_first_raises_and_the_next_does_not(number: int, status: int) -> None:
+    interrupts, before = Interrupts(), signal.getsignal(number)
+    with interrupts.taken():
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+    assert interrupts.status == status
+    assert signal.getsignal(number) is before
+
+
+def test_one_that_was_swallowed_is_none() -> None:
+    interrupts = Interrupts()
+    with interrupts.taken():
+        for _ in range(2):
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+            interrupts.goes_on()
+
+
+def test_none_raises_when_the_exploration_is_over() -> None:
+    interrupts = Interrupts()
+    with interrupts.taken():
+        interrupts.over()
+        os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_what_is_ignored_stays_ignored() -> None:
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with Interrupts().taken():
+            os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
