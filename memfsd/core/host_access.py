@@ -44,13 +44,15 @@ class HostAccess:
         return self._plan(file, offset, size)
 
     def write(self, file: Regular, guest: GmemFile, offset: int, size: int) -> IoVec:
-        """Where to what a mapping stored goes. EIO private; ENOSPC."""
+        """Where to what a mapping stored goes. EIO private, or failed; ENOSPC."""
         memfd, closing = _mappable(file, guest), guest.open_invalidation
         size = min(size, max(file.size - offset, 0))
         for pgoff in range(offset >> PAGE_SHIFT, _page_after(offset + size)):
             is_closing = closing is not None and closing.start <= pgoff < closing.end
             if not is_closing and not memfd.is_shared(pgoff, pgoff + 1):
                 raise Refused(errno.EIO, f"page {pgoff:#x} of inode {file.ino} is private: nothing is stored there")
+            if guest.absent.is_poisoned(pgoff):
+                raise Refused(errno.EIO, f"page {pgoff:#x} of inode {file.ino} has failed: punch it to get another one")
             if not is_closing:
                 self._touch(file, guest, Pgoff(pgoff))
         return self._plan(file, offset, size)

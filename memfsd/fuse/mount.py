@@ -25,6 +25,12 @@ _FLAGS = frozenset(
         *("dev", "nodev", "exec", "noexec", "sync", "async", "dirsync"),
     )
 )
+_OPPOSITES = {
+    word: other
+    for pair in (("ro", "rw"), ("suid", "nosuid"), ("dev", "nodev"), ("exec", "noexec"), ("sync", "async"))
+    for word, other in (pair, pair[::-1])
+}
+"""The last word counts, as of mount(8)."""
 _OF_MOUNT = frozenset(
     (
         *("defaults", "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev"),
@@ -90,7 +96,7 @@ def parse_options(
         elif name in _SWAP:
             swap[name] = value
         elif (name in _FLAGS and value is None) or (name in _VALUES and value):
-            fuse = {option for option in fuse if option.partition("=")[0] != name} | {text}
+            fuse = {option for option in fuse if option.partition("=")[0] not in (name, _OPPOSITES.get(name))} | {text}
         elif name in _FLAGS | _VALUES:
             raise Refused(errno.EINVAL, f"option {name} {'takes no' if name in _FLAGS else 'needs a'} value")
         else:

@@ -28,7 +28,7 @@ class Devices:
         """The sealed file becomes a device, of the size that it has.
 
         EINVAL not sealed, or no size; EFBIG too large; EBUSY it holds pages, or has a VM; EEXIST it is one; ENOSPC
-        there are MAX_DEVICES.
+        there are MAX_DEVICES; EAGAIN it was resized meanwhile.
         """
         gmem = self._service.gmem
         with self._service.lock:
@@ -42,9 +42,11 @@ class Devices:
         except OSError as error:
             number = error.errno or errno.EIO
             raise Refused(number, f"memfsd cannot make {size} bytes of device memory: {error.strerror}") from None
-        with self._service.lock:
+        with self._invalidator.hold(guest_of(file)), self._service.lock:
             try:
                 gmem.check_device(self._service.inodes.regular(ino))  # a VM may have come since
+                if file.size != size:
+                    raise Refused(errno.EAGAIN, f"inode {ino} was resized meanwhile: add the device again")
             except Refused:
                 self._windows.close_device(fd)
                 raise

@@ -123,8 +123,10 @@ class Invalidator:
             guest.invalidate_lock.release()
 
     def invalidate_held(self, file: Regular, range_: InvalidateRange) -> None:
-        """`invalidate`, with the file's invalidate_lock held."""
+        """`invalidate`, with the file's invalidate_lock held. EPERM: a device keeps its size."""
         with self._service.lock:
+            if range_.size is not None and guest_of(file).device is not None:
+                raise Refused(errno.EPERM, f"inode {file.ino} became a device meanwhile, which keeps its size")
             closing = self._service.gmem.invalidate_begin(file, range_.start, range_.end, range_.strategy)
             peer = self.peers.get(file.ino) if closing.upcall else None
         answer: Body | None = None

@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import Callable
 
+from memfsd.core.gmem import guest_of
 from memfsd.core.private.strategies import RECLAIM
 from memfsd.core.service import Service
 from memfsd.uapi.errors import Refused
@@ -53,7 +54,9 @@ class Reclaimer:
         """
         with self._service.lock:
             before = self._service.pool.free_count
-            questions = self._to_ask(ino)
+            questions, unpaired = self._to_ask(ino), self._without_vm()
+        for question in unpaired:
+            self._take(*question)
         if questions or self._questions.asked:
             with self._questions.lock:
                 self._ask_all(questions, before, frame_count)
@@ -113,12 +116,20 @@ class Reclaimer:
         found = [(peer, start, end) for file, start, end in ranges if (peer := self._invalidator.peers.get(file))]
         return sorted(found, key=lambda question: (question[0].ino != ino, question[0].up.last_call_s))
 
+    def _without_vm(self) -> list[tuple[Ino, Pgoff, Pgoff]]:
+        """What a guest_memfd keeps of a VM that has ended: nobody is asked. Call with Service.lock held."""
+        files = [file for file in self._service.inodes.sealed_files() if guest_of(file).active is None]
+        return self._service.gmem.reclaimable(files)
+
     def _begin(self, peer: Peer, start: Pgoff, end: Pgoff) -> bool:
         """False while there are too many under way."""
         return peer.ino in self._questions.asked or self._questions.begin(peer, lambda: self._ask(peer, start, end))
 
     def _ask(self, peer: Peer, start: Pgoff, end: Pgoff) -> None:
+        self._take(peer.ino, start, end)
+
+    def _take(self, ino: Ino, start: Pgoff, end: Pgoff) -> None:
         try:
-            self._invalidator.invalidate(InvalidateRange(peer.ino, start, end, RECLAIM))
+            self._invalidator.invalidate(InvalidateRange(ino, start, end, RECLAIM))
         except Refused as refused:
-            log.warning("reclaim from inode %d: %s", peer.ino, refused.reason)
+            log.warning("reclaim from inode %d: %s", ino, refused.reason)

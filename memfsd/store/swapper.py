@@ -111,7 +111,7 @@ class Swapper:
     def may_help(self) -> bool:
         """There is room in the swap file."""
         slots = self._service.slots
-        return slots.is_on and slots.free_count > 0
+        return slots.room > 0
 
     def evict(self, wanted: int | None) -> bool:
         """The pool is full: pages that no vCPU has used lately leave. True when frames came free, which may be
@@ -222,7 +222,7 @@ class Swapper:
                 return PagedOut(0, -1)
             window = _window(file, first, SWAP_WINDOW_PAGES, Pgoff(end))
             next_pgoff = int(window.end) if window.end < end else -1
-            if not slots.free_count:
+            if not slots.room:
                 used = self._used_count(file, window)
                 return PagedOut(0, next_pgoff, used, slots.full() if used else None)
         outcome = self._leave(file, window, SWAP_OUT)
@@ -240,8 +240,11 @@ class Swapper:
     def _check_can_swap(self, file: Regular) -> None:
         slots, active = self._service.slots, guest_of(file).active
         if not slots.is_on:
-            why = "swap is off: it was turned off" if slots.total else "there is no swap file: mount with swap=FILE"
-            raise Refused(errno.EOPNOTSUPP, why)
+            raise (
+                slots.full()
+                if slots.total
+                else Refused(errno.EOPNOTSUPP, "there is no swap file: mount with swap=FILE")
+            )
         if not self._service.gmem.swaps(file):
             size = format_size(PAGE_SIZE << file.order)
             why = f"inode {file.ino} has pages of {size}, which are swapped in parts only: mount with split=on"
@@ -303,7 +306,7 @@ class Swapper:
         """At most a packet of them. False: no use to go on. PeerRefused: none has left."""
         service = self._service
         with service.lock:
-            slots = [service.slots.alloc() for _ in range(min(len(pages), service.slots.free_count))]
+            slots = [service.slots.alloc() for _ in range(min(len(pages), service.slots.room))]
         leaving, holes = list[tuple[tuple[Pgoff, Pfn], bytes]](), list[tuple[Pgoff, Pfn]]()
         written, staying, why = 0, len(pages) - len(slots), service.slots.full()
         try:

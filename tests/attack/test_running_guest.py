@@ -3,6 +3,7 @@
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -209,7 +210,8 @@ def test_fallocate_1_allocates_and_punches_while_a_guest_runs(
 def test_xfs_io_works_and_reads_nothing_while_a_guest_runs(
     mount: MountFactory, directory: Directory, start: Start
 ) -> None:
-    path = sealed(directory(mount("open=rw")) / "vm.mem")
+    mounted = mount("open=rw")
+    path = sealed(directory(mounted) / "vm.mem")
     guest = start(path)
     guest.do('write 0x1000 "a secret of the guest"')
 
@@ -217,7 +219,8 @@ def test_xfs_io_works_and_reads_nothing_while_a_guest_runs(
         # It says what went wrong and has no exit status for it.
         search = ENVIRONMENT["PATH"] + ":/usr/sbin:/sbin"
         done = subprocess.run(
-            ["xfs_io", "-c", command, path],
+            [sys.executable, "-m", "tests.support.own_mount_only", mounted.path, "xfs_io", "-c", command, path],
+            cwd=Path(__file__).parents[2],
             capture_output=True,
             text=True,
             timeout=DEADLINE_S,

@@ -130,3 +130,32 @@ def test_while_a_page_is_punched_it_is_zero_and_what_was_stored_is_dropped(store
     store.perform(effects)
     store.gmem.invalidate_end(file)
     assert read(store, handle, 0, 2) == bytes(PAGE_SIZE) + b"b" * PAGE_SIZE
+
+
+def test_what_was_stored_in_a_page_that_has_failed_since_is_lost(store: CoreStore) -> None:
+    """The kernel may still have it, and drops it: the page gets no other frame until it is punched."""
+    file, handle = memfd_of(store)
+    store_page(store, handle, 0, b"a")
+    store.store.failures.poison(file.ino, 0)
+    assert store.forgotten_ranges == [(file.ino, 0, PAGE_SIZE)]
+    for call in (lambda: store_page(store, handle, 0, b"b"), lambda: read(store, handle, 0)):
+        with refused("EIO", match="failed"):
+            call()
+    assert file.pages.page_count == 0
+    assert store.audit() == []
+
+
+def test_untouched_grants_to_a_vm_that_has_ended_are_taken_back(store: CoreStore) -> None:
+    file, _ = store.memfd("grown", GmemFlag(0), 32)
+    paired = store.paired(file)
+    paired.bind(1, 0x100, 0, 32)
+    at = 0
+    while at < 24:
+        at += paired.get_pfn(at, 32).page_count
+    guest = file.guest
+    assert guest is not None and guest.pending > 0
+    paired.bye()
+    held = file.pages.page_count
+    assert store.store.reclaimer.reclaim()
+    assert guest.pending == 0 < held - file.pages.page_count
+    assert store.audit() == []

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from memfsd.fuse import mounting
+from memfsd.fuse.mount import parse_options
 from tests.support.real_mount import BIN, DEADLINE_S, ENVIRONMENT, remove_mount, run, sh
 from tests.support.threads import until
 
@@ -142,3 +143,11 @@ def test_a_lock_that_others_hold_does_not_keep_a_mount_away(
     with mounting.alone_at(str(mnt)):
         pass
     os.close(above)
+
+
+@pytest.mark.parametrize("pair", ["ro,rw", "suid,nosuid", "dev,nodev", "exec,noexec", "sync,async"])
+def test_of_contrary_options_the_last_counts(pair: str) -> None:
+    one, other = pair.split(",")
+    for words, kept, gone in (([pair], other, one), ([other, one], one, other), ([f"{pair},{one}"], one, other)):
+        fuse = parse_options(words, 1 << 20).fuse
+        assert kept in fuse and gone not in fuse, words

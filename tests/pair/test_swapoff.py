@@ -5,9 +5,10 @@ import os
 
 import pytest
 
+from memfsd.common.linux import PageRange
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SWAP_PAGES, SWAP_BLOB_BYTES
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Ino
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 from tests.support.swapped import PAGES, absent_pages, assert_intact, content, put_blob, slot_of, start
 
@@ -105,3 +106,21 @@ def test_a_vm_that_refuses_its_pages_is_no_full_pool(
     monkeypatch.setattr(running.kvm.notifier, "on_swap_in", refuses)
     assert swap_off(swapping_store) == (4, {"file": (PAGES, "vm0")}, PAGES)
     assert_intact(other, 4)
+
+
+def test_pages_that_are_about_to_leave_stay_when_swap_is_turned_off(
+    swapping_store: LocalStore, running: LocalVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Their VM has acknowledged that they leave, and swapoff finds nothing that is out."""
+    populated = swapping_store.windows.populated
+
+    def meanwhile(window: Ino | None) -> list[PageRange]:
+        monkeypatch.setattr(swapping_store.windows, "populated", populated)
+        assert swap_off(swapping_store) == (0, {}, 0)
+        return populated(window)
+
+    monkeypatch.setattr(swapping_store.windows, "populated", meanwhile)
+    with pytest.raises(Refused, match="swap is off"):
+        swapping_store.page_out("file")
+    assert swapping_store.service.slots.used == 0
+    assert_intact(running)

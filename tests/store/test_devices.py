@@ -134,3 +134,29 @@ def test_the_vm_of_a_device_that_is_gone_may_end(store: CoreStore) -> None:
     store.forget_all()
     assert store.service.inodes.find(file.ino) is None
     assert store.audit() == []
+
+
+def test_a_file_that_is_resized_while_it_becomes_a_device_does_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    store = CoreStore(resize_any=True)
+    file = store.guest_file("file", 2)
+    make = store.windows.make_device
+
+    def meanwhile(ino: Ino, size: int) -> int:
+        store.resize(file, 8 * P)
+        return make(ino, size)
+
+    monkeypatch.setattr(store.windows, "make_device", meanwhile)
+    with refused("EAGAIN", match="add the device again"):
+        store.store.devices.add(file.ino)
+    assert guest_of(file).device is None and file.size == 8 * P
+
+
+def test_a_resize_that_was_asked_for_before_does_not_shrink_a_device() -> None:
+    store = CoreStore(resize_any=True)
+    file = store.guest_file("file", 8)
+    work = store.store.files.truncate(file.ino, 0)
+    store.store.devices.add(file.ino)
+    with refused("EPERM", match="keeps its size"):
+        work.run()
+    assert file.size == 8 * P
+    store.store.devices.remove(file.ino)

@@ -13,7 +13,8 @@ class Cutting:
 
     def __init__(self, file: Regular, start: int, end: int, size: int | None) -> None:
         self.file = file
-        self._start, self._end, self._size = start, end, size
+        self.start, self.end = start, end
+        self._size = size
         self._at = start
 
     def step(self) -> list[Run] | None:
@@ -21,15 +22,15 @@ class Cutting:
         file = self.file
         if file.guest is not None:  # it was emptied, and sealed
             return None
-        if self._at >= self._end:
+        if self._at >= self.end:
             if self._size is None:
                 return None
-            first = file.pages.first_mapped(self._start, self._end)
+            first = file.pages.first_mapped(self.start, self.end)
             if first is None:
                 file.size = self._size
                 return None
             self._at = first
-        _, reached = file.pages.part(self._at, self._end)
+        _, reached = file.pages.part(self._at, self.end)
         runs = file.pages.unmap(self._at, reached)
         self._at = reached
         return runs

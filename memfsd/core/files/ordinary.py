@@ -265,8 +265,7 @@ class OrdinaryData:
 
     def _drop(self, file: Regular, start: int, end: int, size: int | None = None) -> Sequence[Effect]:
         """Pages [start, end) leave the file: now, or by a Cut, which then sets the size, too."""
-        if file.failed and start < end:
-            file.failed = frozenset(pgoff for pgoff in file.failed if not start <= pgoff < end)
+        _forget_failed(file, start, end)
         if start >= end or file.pages.page_count == 0:
             return []
         if start == 0 and end == PGOFF_END:
@@ -283,7 +282,9 @@ class OrdinaryData:
 
     def cut(self, effect: Cut) -> list[Scrub] | None:
         """The next part of it; None when all is done."""
-        runs = self.cuts[effect].step()
+        cutting = self.cuts[effect]
+        runs = cutting.step()
+        _forget_failed(cutting.file, cutting.start, cutting.end)  # what failed since
         if runs is None:
             del self.cuts[effect]
             return None
@@ -309,3 +310,8 @@ class OrdinaryData:
         for pfn, count in runs:
             self._pool.set_state(pfn, count, FrameState.CLOSING)
         return [Scrub(window, runs)] if runs else []
+
+
+def _forget_failed(file: Regular, start: int, end: int) -> None:
+    if file.failed and start < end:
+        file.failed = frozenset(pgoff for pgoff in file.failed if not start <= pgoff < end)

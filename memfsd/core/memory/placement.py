@@ -7,7 +7,9 @@ A policy decides where a page goes when it is allocated. What is allocated alrea
 """
 
 import errno
+from bisect import bisect_right
 from dataclasses import dataclass, field
+from itertools import accumulate
 
 from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.errors import Refused
@@ -26,7 +28,9 @@ class Placement:
     policy: Policy
     distances: Distances = field(compare=False, repr=False)
     _pattern: tuple[Zones, ...] = field(init=False, compare=False, repr=False)
-    """Of consecutive pages, from page 0 of the file on."""
+    """Of consecutive pages, from page 0 of the file on, again and again."""
+    _ends: tuple[int, ...] = field(init=False, compare=False, repr=False)
+    """Up to which page of the pattern each of them holds."""
 
     def __post_init__(self) -> None:
         count, policy = len(self.distances.rows), self.policy
@@ -35,15 +39,14 @@ class Placement:
                 there_are = "only node 0 exists" if count == 1 else f"there are 0 to {count - 1}"
                 raise Refused(errno.EINVAL, f"policy {policy}: node {node} does not exist: {there_are}")
         object.__setattr__(self, "_pattern", self._zones())
+        object.__setattr__(self, "_ends", tuple(accumulate(policy.weights or (1,) * len(self._pattern))))
 
     def _zones(self) -> tuple[Zones, ...]:
         policy, distances = self.policy, self.distances
         everywhere = distances.zonelist(LOCAL_NODE)
-        nearest = distances.nearest(LOCAL_NODE, policy.nodes)
         if policy.mode in _INTERLEAVED:
-            weights = policy.weights or (1,) * len(policy.nodes)
-            shares = zip(policy.nodes, weights, strict=True)
-            return tuple(zones for node, weight in shares for zones in [Zones(distances.zonelist(node), True)] * weight)
+            return tuple(Zones(distances.zonelist(node), True) for node in policy.nodes)
+        nearest = distances.nearest(LOCAL_NODE, policy.nodes)
         if policy.mode is Mode.BIND:
             return (Zones(nearest, policy=str(policy)),)
         if policy.mode is Mode.PREFERRED:
@@ -54,14 +57,13 @@ class Placement:
 
     def at(self, pgoff: int, order: int, limit: int) -> tuple[Zones, int]:
         """Where the page goes, and how many pages from it on, at most limit, go there too. Frames of 1 << order."""
-        pattern = self._pattern
+        pattern, ends = self._pattern, self._ends
         if len(pattern) == 1:
             return pattern[0], limit
         index = pgoff >> order
-        zones, same = pattern[index % len(pattern)], 1
-        while same < len(pattern) and pattern[(index + same) % len(pattern)] is zones:
-            same += 1
-        return zones, min(limit, (index + same << order) - pgoff)
+        at = index % ends[-1]
+        place = bisect_right(ends, at)
+        return pattern[place], min(limit, (index + ends[place] - at << order) - pgoff)
 
 
 class Policies:
@@ -84,15 +86,15 @@ class Policies:
         """Others, with these policies besides. EINVAL for unknown nodes; ENOMEM for more than one file may have."""
         changed = Policies()
         changed._ranges = self._ranges.copy()
+        if len(ranges) > MAX_POLICIES_PER_FILE:
+            raise _too_many()
         for start, end, policy in ranges:
             if policy.mode is Mode.DEFAULT:
                 changed._ranges.cut(start, end)
             else:
                 changed._ranges.put(start, end, Placement(policy, distances))
         if len(changed) > MAX_POLICIES_PER_FILE or len(str(changed)) > MAX_POLICIES_TEXT:
-            raise Refused(
-                errno.ENOMEM, f"a file has at most {MAX_POLICIES_PER_FILE} ranges with policies: join some of them"
-            )
+            raise _too_many()
         return changed
 
     def at(self, pgoff: int, order: int, limit: int) -> tuple[Zones | None, int]:
@@ -102,3 +104,7 @@ class Policies:
             following = self._ranges.next_start(pgoff)
             return None, limit if following is None else min(limit, following - pgoff)
         return found[2].at(pgoff, order, min(limit, found[1] - pgoff))
+
+
+def _too_many() -> Refused:
+    return Refused(errno.ENOMEM, f"a file has at most {MAX_POLICIES_PER_FILE} ranges with policies: join some of them")

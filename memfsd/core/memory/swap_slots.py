@@ -31,6 +31,11 @@ class SwapSlots:
     def free_count(self) -> int:
         return self.total - self.used
 
+    @property
+    def room(self) -> int:
+        """Pages that may still leave."""
+        return self.free_count if self.is_on else 0
+
     def alloc(self) -> int:
         """ENOSPC: all are in use."""
         if self._returned:
@@ -46,7 +51,9 @@ class SwapSlots:
         return slot
 
     def full(self) -> Refused:
-        """All slots are in use."""
+        """All slots are in use, or no more are given."""
+        if self.total and not self.is_on:
+            return Refused(errno.EOPNOTSUPP, "swap is off: it was turned off")
         return Refused(
             errno.ENOSPC, f"the swap file is full ({self.total} pages): punch files, or mount with a larger one"
         )

@@ -185,7 +185,10 @@ class Poison(Strategy):
         runs = taking.close(taking.start, taking.end)
         for first, _, count in taking.extents:
             taking.guest.absent.put_poisoned(first, first + count)
-        return [Scrub(taking.ino, runs, FrameState.POISONED)]
+        scrub = Scrub(taking.ino, runs, FrameState.POISONED)
+        if taking.guest.memfd is None:
+            return [scrub]
+        return [ForgetCache(taking.ino, taking.start, taking.end), scrub]
 
 
 class Revoke(Strategy):

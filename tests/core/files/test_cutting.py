@@ -114,3 +114,13 @@ def test_a_truncation_to_nothing_is_one_step(store: CoreStore) -> None:
     store.perform(effects)
     assert store.pool.free_count == PAGES
     assert not file.pages.is_long(0, PGOFF_END)
+
+
+def test_a_page_that_fails_while_others_are_cut_off_is_cut_off(store: CoreStore) -> None:
+    file = store.comb(PAGES)
+    cut = begun(store, file, "truncate")
+    store.store.failures.poison(file.ino, PAGES - 2)
+    store.perform([cut])
+    assert (file.size, file.failed) == (KEPT * PAGE_SIZE, frozenset())
+    handle = store.open(file)
+    assert store.write(handle, (PAGES - 2) * PAGE_SIZE, b"again") == 5

@@ -81,3 +81,20 @@ def test_one_file_has_a_limited_number_of_ranges() -> None:
     with refused("ENOMEM", "join some of them"):
         policies.set(parse_ranges("local@0x7ffffff000+4096", 0), FOUR)
     assert len(policies) == MAX_POLICIES_PER_FILE
+
+
+def test_a_weight_takes_no_room() -> None:
+    """255 of 64 nodes each were sixteen thousand entries, for every range."""
+    many = Distances(64)
+    text = "weighted-interleave:" + ",".join(f"{node}=255" for node in range(64))
+    ((_, _, policy),) = parse_ranges(text, 0)
+    placement = Placement(policy, many)
+    assert len(placement._pattern) == len(placement._ends) == 64
+    for page, node, count in ((0, 0, 255), (254, 0, 1), (255, 1, 255), (64 * 255 - 1, 63, 1), (64 * 255, 0, 255)):
+        zones, until = placement.at(page, 0, 1000)
+        assert (zones.nodes[0], until) == (node, count)
+
+
+def test_too_many_ranges_are_refused_before_any_is_made() -> None:
+    with refused("ENOMEM", "join some of them"):
+        Policies().set(parse_ranges("default", 0) * (MAX_POLICIES_PER_FILE + 1), FOUR)
