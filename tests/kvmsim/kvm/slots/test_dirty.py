@@ -83,6 +83,13 @@ def test_a_slot_that_does_not_log_or_is_not_there_is_enoent(logged: LocalVm) -> 
     assert errno_of(logged.kvm.slots.get_dirty_log, 7) == "ENOENT"
 
 
+def test_an_id_that_no_slot_may_have_is_einval(logged: LocalVm) -> None:
+    last = logged.vm.max_slots - 1
+    assert errno_of(logged.kvm.slots.get_dirty_log, last) == "ENOENT"
+    for id_ in (-1, last + 1, 1 << 16 | 1):
+        assert errno_of(logged.kvm.slots.get_dirty_log, id_) == "EINVAL"
+
+
 def test_logging_can_be_begun_and_ended_on_a_slot_that_is_in_use(vm: LocalVm) -> None:
     vm.shared_slot(1, page(FIRST), page(32))
     write(vm, 3)
