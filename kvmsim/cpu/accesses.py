@@ -73,7 +73,7 @@ class Guest:
         vcpu.take()
         try:
             exit_: Exit | None = None
-            if gpa % PAGE_SIZE + length <= PAGE_SIZE and not vcpu.run.immediate_exit:
+            if 0 < length <= PAGE_SIZE - gpa % PAGE_SIZE and not vcpu.run.immediate_exit:
                 # A TLB hit ends here, without a further call: the common case of the scalar way.
                 vcpu.enter()
                 try:
@@ -99,7 +99,7 @@ class Guest:
         vcpu.take()
         try:
             exit_: Exit | None = None
-            if gpa % PAGE_SIZE + len(data) <= PAGE_SIZE and not vcpu.run.immediate_exit:
+            if 0 < len(data) <= PAGE_SIZE - gpa % PAGE_SIZE and not vcpu.run.immediate_exit:
                 vcpu.enter()
                 try:
                     found = self._kvm.faults.translate(vcpu, gpa >> PAGE_SHIFT, shared=shared, write=True)
@@ -322,15 +322,12 @@ class Guest:
 
     def _bulk(self, access: _Access) -> Exit | None:
         """Runs of the page table, in order; a missing page is a fault as in the scalar way."""
-        kvm, vcpu, shared, write = self._kvm, access.vcpu, access.shared, access.write
-        gpa, at, end, action = access.gpa, access.at, access.end, access.action
-        exit_: Exit | None = None
+        kvm, vcpu, shared, write, end = self._kvm, access.vcpu, access.shared, access.write, access.end
         pages = _BULK_PAGES
-        while at < end and exit_ is None:
+        while access.at < end:
             if vcpu.run.immediate_exit:
-                exit_ = INTR
-                break
-            gfn = Gfn(at >> PAGE_SHIFT)
+                return INTR
+            gfn = Gfn(access.at >> PAGE_SHIFT)
             last = min(Gfn(-(-end // PAGE_SIZE)), gfn + pages)
             try:
                 vcpu.enter()
@@ -338,27 +335,32 @@ class Guest:
                     runs = kvm.faults.walk(gfn, last, shared=shared, write=write)
                     waits = any(memory.waits for memory, _, _ in runs)
                     if not waits:
-                        at = _act(runs, gpa, at, end, action)
+                        _act(access, runs)
                 finally:
                     vcpu.leave()
                 if waits:
-                    at = _act(runs, gpa, at, end, action)
-                    if write:
-                        kvm.faults.log_write(gfn, Gfn(-(-at // PAGE_SIZE)))
+                    try:
+                        _act(access, runs)
+                    finally:
+                        reached = Gfn(-(-access.at // PAGE_SIZE))
+                        if write and gfn < reached:
+                            kvm.faults.log_write(gfn, reached)
             except Closed:
                 continue
             except OSError as error:
                 if pages == 1:
-                    exit_ = _failed(at, shared, error)
+                    return _failed(access.at, shared, error)
                 pages = 1  # the run that failed once more, page by page, up to the page that fails
                 continue
+            at = access.at
             gfn = Gfn(at >> PAGE_SHIFT)
             if at < end and gfn < last:
                 exit_ = kvm.faults.fault(
                     vcpu, gfn, shared=shared, write=write, want=last - gfn, offset=at % PAGE_SIZE, length=end - at
                 )
-        access.at = at
-        return exit_
+                if exit_ is not None:
+                    return exit_
+        return None
 
 
 def _transfer(memory: Memory, at: int, length: int, data: bytes | None) -> bytes:
@@ -388,14 +390,13 @@ def _to_write(vcpu: Vcpu, gpa: int, data: bytes, shared: bool) -> _Access:
     return _Access(vcpu, gpa, gpa + len(data), shared, True, put, gpa)
 
 
-def _act(runs: list[MemoryRun], start: int, at: int, end: int, action: RunAction) -> int:
-    """The access of [start, end) goes on from `at` in these runs; how far they reach."""
+def _act(access: _Access, runs: list[MemoryRun]) -> None:
+    """The access goes on in these runs. A run that fails leaves those before it done."""
     for memory, offset, size in runs:
-        skip = at % PAGE_SIZE
-        take = min(size - skip, end - at)
-        action(memory, offset + skip, take, at - start)
-        at += take
-    return at
+        skip = access.at % PAGE_SIZE
+        take = min(size - skip, access.end - access.at)
+        access.action(memory, offset + skip, take, access.at - access.gpa)
+        access.at += take
 
 
 def _failed(gpa: int, shared: bool, error: OSError) -> Exit:

@@ -172,8 +172,11 @@ class SlotIoctls:
     def get_dirty_log(self, id_: int) -> list[GfnRange]:
         """KVM_GET_DIRTY_LOG: GFN ranges of a shared slot that were written since the last time, and are logged again.
 
-        ENOENT where no slot logs. Writes that are reported have landed: every vCPU has left the guest since.
+        EINVAL: a slot may not have this id. ENOENT where no slot logs. Writes that are reported have landed: every vCPU
+        has left the guest since.
         """
+        if not 0 <= id_ < self._vm.max_slots:
+            raise Refused(errno.EINVAL, f"slot {id_} cannot be: ids end at {self._vm.max_slots - 1}")
         with self._lock:
             slot = self._vm.slots[SHARED].get(id_)
             if slot is None or slot.dirty is None:

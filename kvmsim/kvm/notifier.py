@@ -133,10 +133,10 @@ class Notifier:
 
     def on_end(self, link: StoreLink, end: m.InvalidateEnd) -> None:
         with self._vm.mmu.lock:
-            if link in self._relocator.hidden:
-                self._relocator.show(link)
             if self._open.pop(link, None) is not None:
                 self._vm.mmu.invalidate_end()
+            if link in self._relocator.hidden:
+                self._relocator.show(link)
         link.seq = end.seq
 
     def on_report(self, link: StoreLink, cursor: Gfn) -> m.ReportReply:

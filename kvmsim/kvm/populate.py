@@ -42,9 +42,9 @@ class InitialImage:
         """Pages of an image into private memory from gpa on, measured. All of them, or none: when it is refused, memory
         and measurement are as before.
 
-        EINVAL: after `finalize`, unaligned, no page, no private slot at gpa, or a device's. EFBIG: the slot does not
-        show so many pages. EEXIST: a page holds memory already. EINTR: the vCPU was kicked. EBUSY: another thread has
-        it. Else what the store answers (ENOSPC), or `read`.
+        EINVAL: after `finalize`, unaligned, no page, no private slot at gpa, or a device's, or a page is shared. EFBIG:
+        the slot does not show so many pages. EEXIST: a page holds memory already. EINTR: the vCPU was kicked. EBUSY:
+        another thread has it. Else what the store answers (ENOSPC), or `read`.
         """
         start = Gfn(gpa >> PAGE_SHIFT)
         end = start + page_count
@@ -91,8 +91,10 @@ class InitialImage:
                 raise Refused(errno.EINVAL, f"{shown}: no private slot is there: set one")
             if isinstance(slot.backing.memory, DeviceMemory):
                 raise Refused(errno.EINVAL, f"{shown}: {slot} shows a device, which is no part of an image")
-            if not vm.rules.covers(start, end, private=True):
+            if vm.slots[PRIVATE].covers(start, end) is None:
                 raise Refused(errno.EFBIG, f"{shown}: {slot} does not show them all: set a larger one, or give less")
+            if not vm.rules.covers(start, end, private=True):
+                raise Refused(errno.EINVAL, f"{shown}: not all of them are private: convert them first")
 
     def _check_empty(self, vcpu: Vcpu, start: Gfn, end: Gfn) -> None:
         """Every page gets a frame, which is marked accessed and so not reclaimed, and which nobody has written to."""

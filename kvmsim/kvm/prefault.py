@@ -30,14 +30,14 @@ class PreFault:
         end that are still to do. They are fewer than `size` if and only if something was mapped: what stopped it then
         is what the call for the rest is refused with.
 
-        EINVAL: unaligned, empty, or past the end of addresses. ENOENT: no slot shows the first page. EAGAIN: its slot
+        EINVAL: unaligned, empty, or its end is not below 2^64. ENOENT: no slot shows the first page. EAGAIN: its slot
         is being deleted. EINTR: the vCPU was kicked. EBUSY: another thread has it. Else what a fault of the page ends
         with, by kvm_run.memory_error.error. As kvm_vcpu_pre_fault_memory() (virt/kvm/kvm_main.c).
         """
         if (gpa | size) % PAGE_SIZE:
             raise Refused(errno.EINVAL, f"gpa {gpa:#x} and size {size:#x} must be multiples of 4096")
-        if not size or gpa + size > _U64:
-            raise Refused(errno.EINVAL, f"size {size:#x}: give at least one page, and end before 2^64")
+        if gpa < 0 or size <= 0 or gpa + size >= _U64:
+            raise Refused(errno.EINVAL, f"gpa {gpa:#x} + size {size:#x}: give at least one page, and end before 2^64")
         if gpa & SHARED_BIT:
             gpa, shared = gpa & ~SHARED_BIT, True
         first = gfn = Gfn(gpa >> PAGE_SHIFT)

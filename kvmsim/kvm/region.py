@@ -12,6 +12,8 @@ from .mmu.eptentry import MAX_GFN_EPT
 
 _SPACE_SHIFT = 16
 GPA_END = MAX_GFN_EPT << PAGE_SHIFT
+MAX_SLOT_PAGES = (1 << 31) - 1
+"""KVM_MEM_MAX_NR_PAGES: dirty bitmaps are indexed with an unsigned int."""
 
 
 class SlotFlag(IntFlag):

@@ -100,19 +100,21 @@ class Relocator:
         return True
 
     def show(self, link: StoreLink) -> None:
-        """Map what was mapped before, where it is now, if it is still wanted; else a fault does. With Mmu.lock held."""
+        """Map what was mapped before, where it is now, if it is still wanted and no bracket is open there; else a fault
+        does. With Mmu.lock held, after the MOVE's own bracket."""
+        mmu = self._vm.mmu
+        brackets = [(mmu.range_start, mmu.range_end)] if mmu.in_progress else []
         for low, high in self.hidden.pop(link, []):
             for slot, start, end in self._vm.slots[PRIVATE].visible(low, high):
                 if slot.backing.gmem is link:
-                    for first, stop in self._uncovered(start, end):
+                    for first, stop in subtract(start, end, [*brackets, *self._covered(start, end)]):
                         self._map(link, slot, first, stop)
 
-    def _uncovered(self, start: Gfn, end: Gfn) -> list[GfnRange]:
-        """What no ordinary slot lies over."""
+    def _covered(self, start: Gfn, end: Gfn) -> list[GfnRange]:
+        """What an ordinary slot lies over."""
         if not self._vm.rules.overlay:
-            return [(start, end)]
-        over = [(low, high) for _, low, high in self._vm.slots[SHARED].visible(start, end)]
-        return [(Gfn(low), Gfn(high)) for low, high in subtract(start, end, over)]
+            return []
+        return [(low, high) for _, low, high in self._vm.slots[SHARED].visible(start, end)]
 
     def _map(self, link: StoreLink, slot: Memslot, start: Gfn, end: Gfn) -> None:
         blocked = self._vm.mmu.blocked

@@ -24,18 +24,19 @@ class Unmapper:
         """GFN ranges [start, end) that a slot has just lost and what follows is not done yet. Guarded by Mmu.lock."""
 
     @contextlib.contextmanager
-    def bracket(self, segments: list[GfnRange], kept: Callable[[], list[Run]] = list) -> Iterator[None]:
-        """An invalidation of our own, so that no fault under way maps it again. The body has Mmu.lock; then every vCPU
-        leaves the guest, and the bracket closes. kept: private runs that lose their GFN and keep their contents, asked
-        for with Mmu.lock held and no vCPU inside: later their frames may be other pages'."""
+    def bracket(self, segments: list[GfnRange], last: Callable[[], object] = lambda: None) -> Iterator[None]:
+        """An invalidation of our own, so that nothing maps it again. The body has Mmu.lock; then every vCPU leaves the
+        guest, and the bracket closes. last: before it does, with Mmu.lock held and no vCPU inside."""
         mmu = self.vm.mmu
         with mmu.lock:
             mmu.invalidate_begin(min(start for start, _ in segments), max(end for _, end in segments))
             yield
         self.kick_all()
         with mmu.lock:
-            self.unmapped(kept())
-            mmu.invalidate_end()
+            try:
+                last()
+            finally:
+                mmu.invalidate_end()
 
     def zap(self, segments: list[GfnRange], *, private: bool) -> list[Run]:
         """private: contents are the file's. In `deleting`, or when the store is gone: it must not take back frames that
@@ -43,7 +44,7 @@ class Unmapper:
         runs: list[Run] = []
         if segments:
             remove = self.vm.mmu.zap
-            with self.bracket(segments, lambda: runs if private else []):
+            with self.bracket(segments, lambda: self.unmapped(runs if private else [])):
                 runs += [run for start, end in segments for run in remove(start, end, private=private)]
         return runs
 
@@ -52,12 +53,13 @@ class Unmapper:
         more when the bracket closes."""
         mmu = self.vm.mmu
         if segments:
-            with self.bracket(segments, lambda: [run for low, high in segments for run in mmu.blocked.runs(low, high)]):
+            with self.bracket(segments, lambda: self.unmapped(self._blocked(segments))):
                 for start, end in segments:
                     mmu.block(start, end)
 
     def unmapped(self, runs: list[Run]) -> None:
-        """These frames have lost their GFNs. With Mmu.lock held, and every vCPU out since."""
+        """These frames have lost their GFNs and keep their contents. With Mmu.lock held, and every vCPU out since:
+        later they may be other pages'."""
         for _, pfn, count in runs:
             memory, frame = self._window(pfn)
             memory.unmapped(frame, count)
@@ -105,12 +107,11 @@ class Unmapper:
             trace.vm.kicked_out(self.vm.name, since_ns)
 
     def retire(self, segments: list[GfnRange]) -> None:
-        """Private GFNs are unmapped, and then their contents destroyed."""
+        """Private GFNs are unmapped, and then their contents destroyed, before anything can map them again."""
         if segments:
-            with self.bracket(segments):
+            with self.bracket(segments, lambda: self._destroy(segments)):
                 for start, end in segments:
                     self.vm.mmu.block(start, end)
-            self.destroy(segments)
 
     def destroy(self, segments: list[GfnRange]) -> int:
         """Contents of private pages that are blocked: what a TDX or SNP unmap does. They read as zeros. Returns the
@@ -118,14 +119,20 @@ class Unmapper:
 
         With Mmu.lock held all the time, since a frame that another page gets meanwhile is not blocked any more.
         """
-        page_count = 0
         with self.vm.mmu.lock:
-            for gfn, pfn, count in [run for start, end in segments for run in self.vm.mmu.blocked.runs(start, end)]:
-                memory, frame = self._window(pfn)
-                memory.scrub(frame, count)
-                self.vm.mmu.blocked.take(gfn, gfn + count)
-                page_count += count
+            return self._destroy(segments)
+
+    def _destroy(self, segments: list[GfnRange]) -> int:
+        page_count = 0
+        for gfn, pfn, count in self._blocked(segments):
+            memory, frame = self._window(pfn)
+            memory.scrub(frame, count)
+            self.vm.mmu.blocked.take(gfn, gfn + count)
+            page_count += count
         return page_count
+
+    def _blocked(self, segments: list[GfnRange]) -> list[Run]:
+        return [run for start, end in segments for run in self.vm.mmu.blocked.runs(start, end)]
 
     def _window(self, pfn: HostPfn) -> tuple[WindowMemory, int]:
         """With Mmu.lock held."""

@@ -8,8 +8,9 @@ KVM has no call that lists its slots, so a VMM records its ioctls (QEMU: struct 
 GFNs count 4 KiB pages, ranges are half-open. Pure: guest_memory.py makes the calls and keeps this in step.
 """
 
+import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Generic, NamedTuple, TypeVar
 
 from kvmsim.kvm.pairings import PairedFile
@@ -18,6 +19,7 @@ from memfsd.common.intervals import IntervalMap, subtract
 from memfsd.uapi.units import Gfn, GfnRange, Pgoff
 
 S = TypeVar("S")
+_made = itertools.count()
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -30,6 +32,8 @@ class Region(Generic[S]):
     flags: int
     source: S
     pgoff: Pgoff
+    serial: int = field(init=False, repr=False, default_factory=_made.__next__)
+    """Regions made later have a larger one."""
 
     @property
     def end(self) -> Gfn:
@@ -91,16 +95,14 @@ class Regions(Generic[S]):
         return [(low, high) for low, high, shown in pieces if shown is region]
 
     def holes(self, start: Gfn, end: Gfn) -> list[Piece[S]]:
-        """What regions have of [start, end) and do not show."""
-        return [
-            Piece(region, low, high)
-            for region in self
-            for low, high in self._hidden(region, max(region.gfn, start), min(region.end, end))
-        ]
-
-    def _hidden(self, region: Region[S], start: Gfn, end: Gfn) -> list[GfnRange]:
-        shown = ((low, high) for low, high, shown in self._visible.within(start, end) if shown is region)
-        return subtract(start, end, shown)
+        """What of [start, end) regions have and none shows, in order. Where several have a page, it is the youngest's,
+        which was made in a hole of the others: it has shown the page last."""
+        left, pieces = IntervalMap[None](), list[Piece[S]]()
+        for low, high in self.missing(start, end):
+            left.add(low, high, None)
+        for region in sorted(self._regions.values(), key=lambda region: region.serial, reverse=True):
+            pieces += [Piece(region, low, high) for low, high, _ in left.cut(region.gfn, region.end)]
+        return sorted(pieces, key=lambda piece: piece.start)
 
     # -- what KVM has accepted
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from kvmsim.kvm import populate
 from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import MachineCheckExit
 from kvmsim.kvm.mmu.ept import entry_pfn
@@ -17,7 +18,7 @@ from memfsd.uapi import messages as m
 from memfsd.uapi.frame_state import FrameState
 from memfsd.uapi.framing import decode_failure, decode_header, encode_request
 from memfsd.uapi.messages import KVM_OPERATIONS, Kind
-from memfsd.uapi.units import ORDER_2M, PAGE_SIZE, Gfn
+from memfsd.uapi.units import ORDER_2M, PAGE_SIZE, Gfn, PgoffRange
 from tests.support.both_sides import ALTERED, LocalStore, LocalVm, opened_store, page
 from tests.support.threads import Beside, Gate, until
 
@@ -143,6 +144,52 @@ def test_a_slot_that_goes_before_the_end_takes_the_moved_pages_with_it(
     store.move("file", [3], 1)
     going[0].result()
     assert frame(running, 3) is None
+    assert store.findings() == []
+
+
+def test_an_image_that_is_refused_is_destroyed_though_its_pages_have_moved(
+    store: LocalStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """END comes when the pages are unmapped and not destroyed yet: it must not map them again (R7)."""
+    store.create("file", PAGES)
+    local = store.vm()
+    local.private_slot(0, 0, page(PAGES), "file")
+    monkeypatch.setattr(populate, "_BATCH_PAGES", PAGES // 2)
+    acknowledged, unmapped, ended = Gate(), Gate(), Gate()
+    notifier, unmapper = local.kvm.notifier, local.kvm.unmapper
+    on_move, on_end, kick_all = notifier.on_move, notifier.on_end, unmapper.kick_all
+    moving: list[Beside[list[int]]] = []
+
+    def move(link: StoreLink, asked: m.Move) -> list[PgoffRange]:
+        kept = on_move(link, asked)
+        acknowledged.open()
+        return kept
+
+    def end(link: StoreLink, asked: m.InvalidateEnd) -> None:
+        unmapped.wait()
+        on_end(link, asked)
+        ended.open()
+
+    def kick() -> None:
+        kick_all()
+        if acknowledged.is_open:
+            unmapped.open()
+            ended.wait()
+
+    def read(offset: int, length: int) -> bytes:
+        if not offset:
+            return b"x" * length
+        for name, call in (("on_move", move), ("on_end", end)):
+            monkeypatch.setattr(notifier, name, call)
+        monkeypatch.setattr(unmapper, "kick_all", kick)
+        moving.append(Beside(partial(store.move, "file", range(PAGES // 2), 1)))
+        acknowledged.wait()
+        raise OSError(errno.EIO, "the image ends")
+
+    with pytest.raises(OSError, match="the image ends"):
+        local.kvm.image.populate(local.vcpu, 0, PAGES, read)
+    assert moving[0].result() == [1] * (PAGES // 2)
+    assert first_bytes(local) == [0] * PAGES
     assert store.findings() == []
 
 

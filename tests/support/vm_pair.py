@@ -135,7 +135,9 @@ class ModelledVm:
         except Refused as refusal:
             refused = errno_name(refusal.errno)
         if not model.covers(start, start + page_count, private=True):
-            assert refused == ("EFBIG" if start in model.private else "EINVAL")
+            slot = model.private.get(start)
+            is_whole = all(model.private.get(gfn) is slot for gfn in pages)
+            assert refused == ("EINVAL" if slot is None or is_whole else "EFBIG")
         elif model.vcpus[vcpu].kicked:
             assert refused == "EINTR"
             model.vcpus[vcpu].kicked = False

@@ -2,8 +2,8 @@
 
 import errno
 
-from kvmsim.kvm.region import Region2, SlotFlag
-from kvmsim.kvm.slots.memslots import MAX_SLOT_PAGES, RegionChange
+from kvmsim.kvm.region import MAX_SLOT_PAGES, Region2, SlotFlag
+from kvmsim.kvm.slots.memslots import RegionChange
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SHIFT, page_aligned
 

@@ -22,7 +22,7 @@ from enum import Enum
 
 from kvmsim.kvm.alias import PRIVATE, SHARED, Alias
 from kvmsim.kvm.mmu.ept import MAX_GFN_EPT
-from kvmsim.kvm.region import MemoryRegion, SlotFlag
+from kvmsim.kvm.region import MAX_SLOT_PAGES, MemoryRegion, SlotFlag
 from memfsd.common.intervals import IntervalMap
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.limits import MAX_SLOTS
@@ -32,8 +32,6 @@ from .backing import Gmem, SlotBacking
 from .dirty import DirtyLog
 
 _FIRST_PAGE = Pgoff(0)
-MAX_SLOT_PAGES = (1 << 31) - 1
-"""KVM_MEM_MAX_NR_PAGES: dirty bitmaps are indexed with an unsigned int."""
 
 
 class RegionChange(Enum):

@@ -8,7 +8,6 @@ is never held twice.
 """
 
 from kvmsim.vmm.guest_memory import GuestMemory
-from kvmsim.vmm.ram import Piece
 from memfsd.uapi.units import Gfn, GfnRange
 
 from .design import Tally, all_private_or, all_shared_or, give_back, page_count
@@ -42,12 +41,8 @@ class Punch:
         return page_count(pieces)
 
     def to_private(self, start: Gfn, end: Gfn) -> int | None:
-        memory, private = self._memory, self._memory.ram.private
-        holes = [
-            Piece(region, low, high)
-            for region, first, last in private.holes(start, end)
-            for low, high in private.missing(first, last)
-        ]
+        memory = self._memory
+        holes = memory.ram.private.holes(start, end)
         if not all_private_or(holes, memory.ram, start, end):
             return None
         taken: list[GfnRange] = []

@@ -20,7 +20,8 @@ class SlotIds:
         self._next = max_slots - 1
         """Ids above were given out, or are a person's."""
         self._returned: list[int] = []
-        """Of those above, negated: what was given back, as a heap."""
+        """Of those above, negated: what was given back, as a heap, each once. A slot may have it again."""
+        self._is_returned: set[int] = set()
 
     def take(self) -> int:
         """The highest id that no slot has; ENOSPC at the cap."""
@@ -30,6 +31,7 @@ class SlotIds:
         while True:
             while self._returned:
                 id_ = -heapq.heappop(self._returned)
+                self._is_returned.remove(id_)
                 if self._regions.get(id_) is None:
                     return id_
             while self._next >= 0:
@@ -39,4 +41,6 @@ class SlotIds:
             self._next = self._max_slots - 1  # a person has deleted slots of theirs meanwhile
 
     def give_back(self, id_: int) -> None:
-        heapq.heappush(self._returned, -id_)
+        if id_ not in self._is_returned:
+            self._is_returned.add(id_)
+            heapq.heappush(self._returned, -id_)

@@ -14,15 +14,16 @@ P = ParamSpec("P")
 class Transaction:
     """In a `with` block: whoever leaves it with an exception leaves nothing of what was `did` behind.
 
-    An undo that is refused is passed over: the store is gone then, and the memory that it would give back too.
+    An undo that is refused is passed over: the store is gone then, and the memory that it would give back too. Any
+    other error of one is raised, once all have been tried.
     """
 
     def __init__(self) -> None:
-        self._undo: list[Callable[[], object]] = []
+        self._undo = contextlib.ExitStack()
 
     def did(self, undo: Callable[P, object], *arguments: P.args, **named: P.kwargs) -> None:
         """A step is done; this call takes it back."""
-        self._undo.append(partial(undo, *arguments, **named))
+        self._undo.callback(_unless_refused, partial(undo, *arguments, **named))
 
     def __enter__(self) -> "Transaction":
         return self
@@ -30,8 +31,10 @@ class Transaction:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is None:
-            return
-        for undo in reversed(self._undo):
-            with contextlib.suppress(Refused, PeerLost):
-                undo()
+        if kind is not None:
+            self._undo.close()
+
+
+def _unless_refused(undo: Callable[[], object]) -> None:
+    with contextlib.suppress(Refused, PeerLost):
+        undo()

@@ -1,13 +1,17 @@
 """The initial image: all of it or nothing, in the frames of the store, before the guest runs."""
 
 import errno
+from pathlib import Path
 
 import pytest
 
 from kvmsim.kvm.measurement import Measurement
+from kvmsim.kvm.region import Region2, SlotFlag, Userspace
+from kvmsim.memory.memory import AnonymousMemory
+from memfsd.uapi.abi import GMEM_6_18
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SIZE
-from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
+from memfsd.uapi.units import PAGE_SIZE, Gfn
+from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, opened_store, page
 
 IMAGE = b"".join(bytes([number]) * PAGE_SIZE for number in range(1, 9))
 EMPTY = Measurement().digest()
@@ -82,6 +86,28 @@ def test_bad_places_are_einval(vm: LocalVm) -> None:
     vm.shared_slot(1, page(256), page(64))
     for gpa, page_count in ((page(20) + 1, 1), (page(20), 0), (page(200), 1), (page(256), 1), (alias(page(20)), 1)):
         assert refusal(vm, gpa, page_count) == "EINVAL"
+
+
+def test_a_shared_page_is_einval(tmp_path: Path) -> None:
+    with opened_store(tmp_path, 64, abi=GMEM_6_18) as store:
+        memfd = store.create_memfd("mem", 16)
+        vm = store.vm()
+        region = Region2(0, SlotFlag.GUEST_MEMFD, 0, page(16))
+        vm.vmm.memory.set_region2(region, Userspace(AnonymousMemory(page(16)), 0, "(ram)", owned=True), memfd)
+        assert refusal(vm, 0) == "EINVAL", "all are"
+        vm.vmm.memory.set_attributes(Gfn(0), Gfn(8), private=True)
+        assert refusal(vm, page(1)) == "EINVAL", "the last one is"
+        assert refusal(vm, page(9)) == "EFBIG", "the slot ends before"
+        assert store.file("mem").pages.page_count == 0
+        populate(vm, 0)
+        assert vm.kvm.image.measurement() == expected(0)
+
+
+def test_a_page_under_an_overlay_is_einval(vm: LocalVm) -> None:
+    vm.vmm.set_policy("overlay")
+    vm.shared_slot(1, page(24), page(1))
+    assert refusal(vm, page(20)) == "EINVAL"
+    assert vm.read(page(20), 4) == bytes(4)
 
 
 def test_what_is_in_use_is_not_overwritten(vm: LocalVm) -> None:

@@ -57,12 +57,16 @@ def test_a_range_that_begins_in_a_slot_and_ends_past_it_shrinks(vm: LocalVm) -> 
 def test_without_a_slot_it_is_enoent(vm: LocalVm) -> None:
     assert refusal(vm, 0, page(1)) == "ENOENT"
     assert refusal(vm, 1 << 50, page(1), shared=True) == "ENOENT"
+    assert refusal(vm, (1 << 64) - page(2), page(1), shared=True) == "ENOENT"
     assert isinstance(vm.read(0, 4, shared=True), MmioExit), "no device was asked"
 
 
 def test_bad_ranges_are_einval(vm: LocalVm) -> None:
     vm.shared_slot(0, 0, page(4))
-    for gpa, size in ((0, 0), (1, page(1)), (0, 4095), ((1 << 64) - PAGE_SIZE, page(2))):
+    last = (1 << 64) - PAGE_SIZE
+    wrapping = (last, page(2)), (last, page(1))
+    negative = (-page(1), page(2)), (page(1), -page(1))
+    for gpa, size in ((0, 0), (1, page(1)), (0, 4095), *wrapping, *negative):
         assert refusal(vm, gpa, size, shared=True) == "EINVAL"
 
 

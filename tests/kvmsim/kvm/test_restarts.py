@@ -1,6 +1,7 @@
 """Each kind of exit: user space repairs or answers, runs the vCPU again, and the access is completed exactly once."""
 
 import errno
+import hashlib
 import os
 
 import pytest
@@ -10,7 +11,7 @@ from kvmsim.kvm.exits import Exit, HltExit, HypercallExit, InternalErrorExit, Me
 from kvmsim.kvm.hypercalls import MAP_GPA, RETRY, SUCCESS, Registers
 from kvmsim.kvm.kvm_run import exit_of
 from kvmsim.kvm.region import MemoryRegion, SlotFlag
-from kvmsim.memory.memory import FileMemory
+from kvmsim.memory.memory import Closed, FileMemory
 from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, LocalVm, alias, errno_of, page
 
@@ -315,3 +316,58 @@ def leave_after(vm: LocalVm, faults: int, monkeypatch: pytest.MonkeyPatch) -> No
         return real(*arguments, **named)  # type: ignore[arg-type]
 
     monkeypatch.setattr(vm.kvm.faults, "fault", fault)
+
+
+@pytest.mark.parametrize("error", [OSError(errno.EIO, "gone"), Closed()], ids=["cannot be read", "closed meanwhile"])
+def test_what_lies_before_memory_that_fails_goes_into_a_digest_once(
+    vm: LocalVm, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    """The second of two runs fails, when the first one has been digested."""
+    first, second = vm.shared_slot(0, 0, page(1)), vm.shared_slot(1, page(1), page(1))
+    assert vm.touch(0, page(2), shared=True) is None
+    first.write(0, b"a" * PAGE_SIZE)
+    second.write(0, b"b" * PAGE_SIZE)
+    read, errors = second.read, [error] * 2
+
+    def failing(offset: int, length: int) -> bytes:
+        if errors:
+            raise errors.pop()
+        return read(offset, length)
+
+    monkeypatch.setattr(second, "read", failing)
+    digest: object = vm.guest.sha256(vm.vcpu, alias(0), page(2))
+    if not isinstance(error, Closed):
+        assert isinstance(digest, MemoryErrorExit)
+        digest = run(vm)
+    assert digest == hashlib.sha256(b"a" * PAGE_SIZE + b"b" * PAGE_SIZE).digest()
+
+
+def test_what_was_written_before_memory_that_fails_is_in_a_log_that_was_taken_meanwhile(
+    vm: LocalVm, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = vm.shared_slot(0, 0, page(1), SlotFlag.LOG_DIRTY_PAGES)
+    second = vm.shared_slot(1, page(1), page(1))
+    assert vm.touch(0, page(2), shared=True) is None
+    logs: list[object] = []
+
+    def taken_before(offset: int, data: bytes) -> None:
+        logs.append(vm.vmm.memory.get_dirty_log(0))
+
+    def failing(offset: int, data: bytes) -> None:
+        raise OSError(errno.EIO, "gone")
+
+    for memory, write in ((first, taken_before), (second, failing)):
+        monkeypatch.setattr(memory, "waits", True)
+        monkeypatch.setattr(memory, "write", write)
+    assert isinstance(vm.write(0, bytes(page(2)), shared=True), MemoryErrorExit)
+    assert logs == [[(0, 1)]]
+    assert vm.vmm.memory.get_dirty_log(0) == [(0, 1)]
+
+
+@pytest.mark.parametrize("gpa", [0, 100, page(2), 1 << 48])
+def test_an_access_of_no_bytes_asks_for_no_memory(vm: LocalVm, gpa: int) -> None:
+    """Neither where there is none nor at the end of addresses."""
+    vm.shared_slot(0, 0, page(1))
+    assert vm.read(gpa, 0, shared=True) == b""
+    assert vm.write(gpa, b"", shared=True) is None
+    assert vm.vm.mmu.fault_count == 0

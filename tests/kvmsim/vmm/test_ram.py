@@ -64,6 +64,23 @@ def test_a_region_in_a_hole_of_another_is_not_taken_for_it() -> None:
     assert shown(regions, 0, 100) == [(1, 12, 15)]
 
 
+def test_a_hole_is_the_regions_that_showed_it_last() -> None:
+    """Also when the one around it has gone out and come back since."""
+    regions: Regions[str] = Regions()
+    big, small = region(0, 10, 10), region(1, 12, 3)
+    regions.add(big)
+    regions.punch(0, Gfn(11), Gfn(15))
+    regions.add(small)
+    regions.punch(1, Gfn(13), Gfn(14))
+    segments = regions.segments(big)
+    regions.remove(0)
+    regions.add(big, segments)
+    holes = [(hole.region.id, hole.start, hole.end) for hole in regions.holes(Gfn(0), Gfn(100))]
+    assert holes == [(0, 11, 12), (1, 13, 14)]
+    regions.remove(1)
+    assert regions.holes(Gfn(0), Gfn(100)) == [Piece(big, Gfn(11), Gfn(15))]
+
+
 def test_a_region_comes_back_with_its_holes() -> None:
     regions: Regions[str] = Regions()
     was = region(0, 10, 10)

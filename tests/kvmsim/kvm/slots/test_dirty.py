@@ -1,11 +1,15 @@
 """Dirty logging of shared slots: what is in a log, when it is empty, and what keeps it."""
 
+import errno
+from functools import partial
+
 import pytest
 
 from kvmsim.kvm.alias import SHARED
 from kvmsim.kvm.region import MemoryRegion, SlotFlag
 from kvmsim.memory.memory import AnonymousMemory
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.errors import Refused
+from memfsd.uapi.units import PAGE_SIZE, Gfn
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
 
 LOG = int(SlotFlag.LOG_DIRTY_PAGES)
@@ -79,6 +83,13 @@ def test_a_slot_that_does_not_log_or_is_not_there_is_enoent(logged: LocalVm) -> 
     assert errno_of(logged.kvm.slots.get_dirty_log, 7) == "ENOENT"
 
 
+def test_an_id_that_no_slot_may_have_is_einval(logged: LocalVm) -> None:
+    last = logged.vm.max_slots - 1
+    assert errno_of(logged.kvm.slots.get_dirty_log, last) == "ENOENT"
+    for id_ in (-1, last + 1, 1 << 16 | 1):
+        assert errno_of(logged.kvm.slots.get_dirty_log, id_) == "EINVAL"
+
+
 def test_logging_can_be_begun_and_ended_on_a_slot_that_is_in_use(vm: LocalVm) -> None:
     vm.shared_slot(1, page(FIRST), page(32))
     write(vm, 3)
@@ -107,27 +118,61 @@ def test_a_readonly_slot_logs_nothing(vm: LocalVm) -> None:
     assert dirty(vm) == []
 
 
-def test_a_conversion_keeps_the_log_of_what_stays_shared(store: LocalStore) -> None:
-    """The VMM's slot is cut in two, then joined again: what is in its log comes along."""
+@pytest.fixture
+def converting(store: LocalStore) -> LocalVm:
+    """Pages 4 to 12 are shared, in a slot of the VMM's that logs; 4, 6 and 11 were written."""
     store.create("file", 16)
     local = store.vm(max_slots=8)
     local.private_slot(0, 0, page(16), "file")
     local.vmm.set_policy("punch")
-
-    def convert(first: int, pages: int, *, private: bool) -> None:
-        guest, vcpu = local.guest, local.vcpu
-        assert local.vmm.run(local.vcpu, lambda: guest.map(vcpu, page(first), page(pages), private=private)) is None
-
-    convert(4, 8, private=False)
+    assert local.vmm.convert(Gfn(4), Gfn(12), private=False) == 8
     (slot,) = local.vm.slots[SHARED]
     local.vmm.memory.set_shared_slot(
         MemoryRegion.shared(slot.id, page(4), page(8), flags=LOG, offset=page(4)), None, owned=False
     )
     for number in (4, 6, 11):
         assert local.write(page(number), b"x", shared=True) is None
-    convert(6, 2, private=True)
-    assert sorted(r for s in local.vm.slots[SHARED] for r in local.vmm.memory.get_dirty_log(s.id)) == [(4, 5), (11, 12)]
-    assert local.write(page(9), b"x", shared=True) is None
-    convert(6, 2, private=False)
-    (joined,) = local.vm.slots[SHARED]
-    assert local.vmm.memory.get_dirty_log(joined.id) == [(9, 10)]
+    return local
+
+
+def all_dirty(local: LocalVm) -> list[tuple[int, int]]:
+    logging = [slot.id for slot in local.vm.slots[SHARED] if slot.flags & LOG]
+    return sorted(run for id_ in logging for run in local.vmm.memory.get_dirty_log(id_))
+
+
+def test_a_conversion_keeps_the_log_of_what_stays_shared(converting: LocalVm) -> None:
+    """The VMM's slot is cut in two, then joined again: what is in its log comes along."""
+    assert converting.vmm.convert(Gfn(6), Gfn(8), private=True) == 2
+    assert all_dirty(converting) == [(4, 5), (11, 12)]
+    assert converting.write(page(9), b"x", shared=True) is None
+    assert converting.vmm.convert(Gfn(6), Gfn(8), private=False) == 2
+    assert len(converting.vm.slots[SHARED]) == 1
+    assert all_dirty(converting) == [(6, 8), (9, 10)]
+
+
+def test_what_comes_back_from_private_is_zero_and_in_the_log(converting: LocalVm) -> None:
+    """Whoever has copied the page before must copy it again."""
+    assert all_dirty(converting) == [(4, 5), (6, 7), (11, 12)]
+    assert converting.vmm.convert(Gfn(6), Gfn(7), private=True) == 1
+    assert converting.vmm.convert(Gfn(6), Gfn(7), private=False) == 1
+    assert converting.read(page(6), 1, shared=True) == b"\0"
+    assert all_dirty(converting) == [(6, 7)]
+    assert all_dirty(converting) == []
+
+
+@pytest.mark.parametrize("start", [10, 4], ids=["a part of the slot", "all of it"])
+def test_a_conversion_that_is_refused_leaves_the_log(
+    converting: LocalVm, monkeypatch: pytest.MonkeyPatch, start: int
+) -> None:
+    """There are two holes to fill, and the second stays."""
+    assert converting.vmm.convert(Gfn(13), Gfn(14), private=False) == 1
+    fill = converting.kvm.slots.fill_slot
+
+    def refusing(id_: int, gfn: Gfn, end: Gfn) -> None:
+        if gfn == 13:
+            raise Refused(errno.EIO, "the second hole stays")
+        fill(id_, gfn, end)
+
+    monkeypatch.setattr(converting.kvm.slots, "fill_slot", refusing)
+    assert errno_of(partial(converting.vmm.convert, Gfn(start), Gfn(14), private=True)) == "EIO"
+    assert all_dirty(converting) == [(4, 5), (6, 7), (11, 12)]

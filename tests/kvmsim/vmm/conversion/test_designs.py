@@ -6,11 +6,11 @@ import pytest
 
 from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
-from kvmsim.kvm.region import MemoryRegion
+from kvmsim.kvm.region import MAX_SLOT_PAGES, MemoryRegion
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.units import PAGE_SIZE, Gfn, GfnRange, Pgoff
 from tests.kvmsim.vmm.conversion.world import DESIGNS, WHOLE, World
-from tests.support.both_sides import LocalStore, page
+from tests.support.both_sides import LocalStore, LocalVm, page
 
 
 def slots(world: World, *, private: bool) -> list[tuple[Gfn, Gfn, list[GfnRange]]]:
@@ -238,3 +238,19 @@ def test_conversions_go_on_while_the_file_is_shorter(resizable_store: LocalStore
     resizable_store.truncate("file", 16)
     assert [number for number, byte in enumerate(world.private_bytes()) if byte is None] == [3, 6, 7, 8, 9, 11]
     assert resizable_store.findings() == []
+
+
+@pytest.mark.parametrize("before", [[], [(0, 1)], [(MAX_SLOT_PAGES - 1, MAX_SLOT_PAGES)]], ids=repr)
+def test_what_is_too_large_for_one_shared_slot_takes_several(vm: LocalVm, before: list[GfnRange]) -> None:
+    """Also when its neighbours would have fitted in a slot by themselves."""
+    copy, first, end = vm.vmm._copy, Gfn(1), Gfn(2 * MAX_SLOT_PAGES)
+    with vm.vmm.memory.lock:
+        for low, high in before:
+            copy.add(Gfn(low), Gfn(high))
+        for low, high in vm.vmm.memory.ram.shared.missing(first, end):
+            copy.add(low, high)
+        assert vm.vmm.memory.ram.shared.missing(first, end) == []
+        assert all(region.page_count <= MAX_SLOT_PAGES for region in vm.vmm.memory.ram.shared)
+        assert len(vm.vmm.memory.ram.shared) <= 3
+        assert copy.remove(first, end)
+        assert copy.ranges(first, end) == []

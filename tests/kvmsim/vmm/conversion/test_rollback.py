@@ -6,7 +6,8 @@ from collections.abc import Callable
 import pytest
 
 from kvmsim.kvm.exits import MemoryErrorExit
-from memfsd.uapi.errors import Refused
+from kvmsim.vmm.conversion.transaction import Transaction
+from memfsd.uapi.errors import PeerLost, Refused
 from tests.kvmsim.vmm.conversion.world import DESIGNS, Breaker, World
 from tests.support.both_sides import LocalStore, page
 from tests.support.threads import until
@@ -88,3 +89,34 @@ def test_a_store_that_dies_in_the_middle_leaves_the_slots_as_they_were(
     assert world.state().slots == slots
     exit_ = world.local.read(page(1), 1)
     assert isinstance(exit_, MemoryErrorExit) and exit_.errno == errno.EIO
+
+
+@pytest.mark.parametrize("refusal", [Refused(errno.EIO, "not undone"), PeerLost("the store is gone")], ids=repr)
+@pytest.mark.parametrize("unexpected", [None, OSError(errno.ENOMEM, "the window is full")], ids=repr)
+def test_all_steps_are_taken_back_whatever_one_of_them_says(refusal: Exception, unexpected: OSError | None) -> None:
+    undone: list[int] = []
+
+    def undo(step: int, error: Exception | None) -> None:
+        undone.append(step)
+        if error is not None:
+            raise error
+
+    failed = Refused(errno.ENOSPC, "a later step")
+
+    def change() -> None:
+        with Transaction() as transaction:
+            for step, error in enumerate((None, refusal, None, unexpected, None)):
+                transaction.did(undo, step, error)
+            raise failed
+
+    with pytest.raises(OSError if unexpected else Refused) as raised:
+        change()
+    assert undone == [4, 3, 2, 1, 0]
+    assert raised.value is (unexpected or failed)
+
+
+def test_what_has_happened_is_not_taken_back() -> None:
+    undone: list[None] = []
+    with Transaction() as transaction:
+        transaction.did(undone.append, None)
+    assert undone == []

@@ -28,3 +28,18 @@ def test_a_full_space_is_enospc_and_what_a_person_deleted_is_found_again() -> No
     assert errno_of(ids.take) == "ENOSPC"
     regions.remove(2)
     assert ids.take() == 2
+
+
+def test_an_id_that_is_given_back_again_and_again_is_kept_once() -> None:
+    """A conversion that is undone gives its slots their old ids without `take`."""
+    regions: Regions[None] = Regions()
+    ids = SlotIds("shared", regions, 3)
+    id_ = ids.take()
+    for _ in range(3):
+        ids.give_back(id_)
+    assert ids._returned == [-id_]
+    regions.add(region(id_))
+    assert ids.take() == id_ - 1
+    regions.remove(id_)
+    ids.give_back(id_)
+    assert ids.take() == id_

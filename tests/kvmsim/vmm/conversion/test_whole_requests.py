@@ -4,6 +4,7 @@ import errno
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import Exit, HypercallExit, MemoryErrorExit
 from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED, negative
 from memfsd.uapi.errors import Refused
@@ -71,6 +72,19 @@ def test_a_hole_that_another_private_slot_fills_is_private_already(store: LocalS
     world.local.private_slot(1, page(4), page(2), "more")
     assert world.map(6, 2, private=False) is None
     assert world.map(0, PAGES, private=True) is None
+
+
+def test_a_page_goes_back_to_the_slot_that_showed_it_last(store: LocalStore) -> None:
+    """Not to a slot around that one, in whose hole it was made."""
+    world = World(store, "punch", "kept")
+    store.create("more", MORE)
+    world.local.vmm.memory.punch_slot(0, page(4), page(4))
+    world.local.private_slot(1, page(4), page(4), "more")
+    assert world.map(5, 2, private=False) is None
+    assert world.map(3, 6, private=True) is None
+    slots = {slot.id: slot.segments for slot in world.local.vm.slots[PRIVATE]}
+    assert slots == {0: [(0, 4), (8, PAGES)], 1: [(4, 8)]}
+    assert world.private_bytes() == [1, 2, 3, 4, 0, 0, 0, 0, *range(9, PAGES + 1)]
 
 
 def test_what_recreate_remembers_of_a_range_goes_when_it_is_private_again(store: LocalStore) -> None:
