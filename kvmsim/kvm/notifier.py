@@ -59,13 +59,13 @@ class Notifier:
         taken: list[Run] = []
         with mmu.lock:
             ranges = self._shown(link, begin.start, begin.end)
+            if begin.reason is m.Reason.PUNCH and (begin.start | begin.end) & (1 << link.order) - 1:
+                # kvm_split_cross_boundary_leafs(): all that has to be split is, or nothing is done.
+                mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])
             if self._vm.exports.by_gfn and begin.reason in _TAKES_AWAY:
                 self._vm.exports.forget(link, Pgoff(begin.start), Pgoff(begin.end))
             if not ranges:
                 return []
-            if begin.reason is m.Reason.PUNCH and (begin.start | begin.end) & (1 << link.order) - 1:
-                # kvm_split_cross_boundary_leafs(): all that has to be split is, or nothing is done.
-                mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])
             self._open_bracket(link, ranges)
             for gfn, pgoff, count in ranges:
                 if begin.reason is m.Reason.RECLAIM:
