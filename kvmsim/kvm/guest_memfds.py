@@ -84,10 +84,7 @@ class GuestMemfds:
             if link is None:
                 return
             for id_ in {slot.id for slot, _, _ in self._vm.slots[PRIVATE].of_file(link)}:
-                self._take_private(id_)
-                shown = self._vm.slots[SHARED].get(id_)
-                if shown is not None and shown.backing.emulated is not None:
-                    self._slots.replace_shared(shown, UnmappedMemory())
+                self._take_private(id_, is_closed=True)
             self._pairings.end_unused(link)
             mapped = self._mapped.pop(file, None)
             if mapped is not None:
@@ -161,15 +158,17 @@ class GuestMemfds:
         slot = slot_over(half, SlotFlag.GUEST_MEMFD, backing)
         with self._pairings.announce_change(slot):
             self._pairings.bind(slot, slot.segments)
-            try:
-                self._show_shared(region, userspace, backing)
-            except (OSError, Refused) as error:
-                self._pairings.forget(slot, slot.segments)
-                if isinstance(error, Refused):
-                    raise
-                raise Refused(errno.EINVAL, f"{quoted(file.name)} cannot be mapped: {error.strerror}") from None
-            with self._vm.mmu.lock:
-                self._vm.slots[PRIVATE].add(slot)
+            # Nothing is mapped before both halves are there: BEGIN finds what it has to zap by the private one.
+            with self._unmapper.hold_off_faults(slot.gfn, slot.end):
+                try:
+                    self._show_shared(region, userspace, backing)
+                except (OSError, Refused) as error:
+                    self._pairings.forget(slot, slot.segments)
+                    if isinstance(error, Refused):
+                        raise
+                    raise Refused(errno.EINVAL, f"{quoted(file.name)} cannot be mapped: {error.strerror}") from None
+                with self._vm.mmu.lock:
+                    self._vm.slots[PRIVATE].add(slot)
             shown = self._vm.slots[SHARED].get(region.slot)
             if userspace.owned and shown is not None and shown.backing.emulated is not None:
                 self._emulated[region.slot] = userspace.memory
@@ -205,20 +204,26 @@ class GuestMemfds:
 
     def _delete(self, id_: int) -> None:
         if self._vm.slots[PRIVATE].get(id_) is not None:
-            self._take_private(id_)
-        self._slots.delete(id_, private=False)
+            self._take_private(id_, is_closed=False)
+        else:
+            self._slots.delete(id_, private=False)
         emulated = self._emulated.pop(id_, None)
         if emulated is not None:
             emulated.close()
         del self._regions[id_]
 
-    def _take_private(self, id_: int) -> None:
-        """The private half goes; its contents are the file's."""
-        slot = self._vm.slots[PRIVATE].get(id_)
+    def _take_private(self, id_: int, *, is_closed: bool) -> None:
+        """The private half goes, and its contents are the file's. Before the store may take them back the shared half
+        goes, too; is_closed: it stays, and where it showed the file it has nothing to show."""
+        slot, shown = (self._vm.slots[alias].get(id_) for alias in (PRIVATE, SHARED))
         assert slot is not None
         with self._pairings.announce_change(slot):
             with self._unmapper.deleting(slot.segments):
                 with self._vm.mmu.lock:
                     self._vm.slots[PRIVATE].delete(id_)
                 self._unmapper.zap(slot.segments, private=True)
+                if not is_closed:
+                    self._slots.delete(id_, private=False)
+                elif shown is not None and shown.backing.emulated is not None:
+                    self._slots.replace_shared(shown, UnmappedMemory())
             self._pairings.forget(slot, slot.segments)

@@ -145,21 +145,19 @@ class SlotIoctls:
 
     def change_shared(self, existing: Memslot, region: MemoryRegion) -> None:
         """With `lock` held. It moves, or gets other flags: what it shows stays, and so does what its log has if it
-        keeps one."""
+        keeps one. As kvm_set_memslot(): until the new slot is there the old one is KVM_MEMSLOT_INVALID, and a fault
+        that finds it is retried."""
         slots = self._vm.slots[SHARED]
+        slots.check_free(region.gfn, region.end, but=existing)
+        check_addressable(region)
         moved = slot_over(region, SlotFlag(region.flags), existing.backing)
         if moved.dirty is not None:
             moved.dirty = existing.dirty or moved.dirty
-        with self._vm.mmu.lock:
-            slots.delete(existing.id)
-            try:
-                slots.check_free(region.gfn, region.end)
-                check_addressable(region)
+        with self._unmapper.hold_off_faults(existing.gfn, existing.end):
+            self._unmapper.zap(existing.segments, private=False)
+            with self._vm.mmu.lock:
+                slots.delete(existing.id)
                 slots.add(moved)
-            except Refused:
-                slots.add(existing)
-                raise
-        self._unmapper.zap(existing.segments, private=False)
         self._block_under_overlay(region.gfn, region.end)
 
     def delete_slot(self, id_: int, *, private: bool) -> None:

@@ -4,7 +4,9 @@ A callback: begin -> zap and flush under Mmu.lock -> kick every vCPU -> acknowle
 begin that copies before it acknowledges. None of it makes a down-call.
 """
 
+import heapq
 import os
+from collections.abc import Iterator
 
 from kvmsim.memory.memory import OpenWindow
 from kvmsim.store.link import StoreLink
@@ -14,9 +16,9 @@ from memfsd.uapi import messages as m
 from memfsd.uapi.errors import PeerLost
 from memfsd.uapi.limits import ACK_DEADLINE_S, MAX_RUNS_PER_REPORT
 from memfsd.uapi.proof import SECRET_BYTES
-from memfsd.uapi.units import Gfn, GfnRange, Pfn, Pgoff, PgoffRange
+from memfsd.uapi.units import PGOFF_END, Gfn, GfnRange, Pfn, Pgoff, PgoffRange
 
-from .alias import PRIVATE
+from .alias import PRIVATE, SHARED
 from .mmu.ept import MAX_GFN_EPT
 from .mmu.runs import Run
 from .relocator import Relocator, check
@@ -28,6 +30,7 @@ from .vm import Vm
 
 _TAKES_AWAY = frozenset({m.Reason.PUNCH, m.Reason.TRUNCATE, m.Reason.POISON, m.Reason.REVOKE})
 """Pages that are out are holes after it, too."""
+_FIRST_PAGE = Pgoff(0)
 _SWAPS = frozenset({m.Reason.SWAP_OUT, m.Reason.EVICT})
 
 _Shown = tuple[Gfn, Pgoff, int]
@@ -59,17 +62,17 @@ class Notifier:
         taken: list[Run] = []
         with mmu.lock:
             ranges = self._shown(link, begin.start, begin.end)
+            if begin.reason is m.Reason.PUNCH and (begin.start | begin.end) & (1 << link.order) - 1:
+                # kvm_split_cross_boundary_leafs(): all that has to be split is, or nothing is done.
+                mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])
             if self._vm.exports.by_gfn and begin.reason in _TAKES_AWAY:
                 self._vm.exports.forget(link, Pgoff(begin.start), Pgoff(begin.end))
             if not ranges:
                 return []
-            if begin.reason is m.Reason.PUNCH and (begin.start | begin.end) & (1 << link.order) - 1:
-                # kvm_split_cross_boundary_leafs(): all that has to be split is, or nothing is done.
-                mmu.split_leaves([(gfn, Gfn(gfn + count)) for gfn, _, count in ranges])
             self._open_bracket(link, ranges)
             for gfn, pgoff, count in ranges:
                 if begin.reason is m.Reason.RECLAIM:
-                    touched = mmu.zap_untouched(gfn, gfn + count)
+                    touched = mmu.zap_untouched(gfn, gfn + count, shared=self._shared(link, pgoff, pgoff + count))
                     kept += [(pgoff + start - gfn, pgoff + end - gfn) for start, end in touched]
                 elif begin.reason in _SWAPS:
                     kept += self._block(gfn, pgoff, count, only_idle=begin.reason is m.Reason.EVICT)
@@ -154,7 +157,7 @@ class Notifier:
                 start = max(start, cursor)
                 slots.append((slot.id, start, slot.pgoff_of(start), end - start))
             # Also what no slot shows: it may not be there.
-            for gfn, pfn, count in self._vm.mmu.epts[PRIVATE].runs(min(cursor, stop), stop):
+            for gfn, pfn, count in self._runs(min(cursor, stop), stop):
                 if not link.base <= pfn < link.base + link.frame_count:
                     continue
                 if len(mappings) >= MAX_RUNS_PER_REPORT:
@@ -172,12 +175,21 @@ class Notifier:
                 mmu.invalidate_end()
             self._vm.exports.drop(link)
             segments = [(start, end) for _, start, end in self.segments(link)]
-        if segments:
-            self._unmapper.zap(segments, private=True)
+            shared = self._shared(link)
+        self._unmapper.zap(segments, private=True)
+        self._unmapper.zap(shared, private=False)
 
     def segments(self, link: StoreLink) -> list[Segment]:
         """Visible segments of the link's slots, by GFN."""
         return sorted(self._vm.slots[PRIVATE].of_file(link), key=lambda segment: segment[1])
+
+    def _shared(self, link: StoreLink, start: Pgoff = _FIRST_PAGE, end: Pgoff = PGOFF_END) -> list[GfnRange]:
+        """Where shared leaves map the window's frames for file pages [start, end). With Mmu.lock held."""
+        return [(low, high) for _, low, high in self._vm.slots[SHARED].of_file(link, start, end)]
+
+    def _runs(self, start: Gfn, end: Gfn) -> Iterator[Run]:
+        """What is mapped of [start, end) in an alias that may show a window, by GFN. With Mmu.lock held."""
+        return heapq.merge(*(self._vm.mmu.epts[alias].runs(start, end) for alias in self._vm.rules.zapped))
 
     def _gfn_ranges(self, link: StoreLink, start: Pgoff, end: Pgoff) -> list[tuple[Gfn, Pgoff, int]]:
         """Where file pages [start, end) show: (gfn, pgoff, pages); nothing if a store that lies says end <= start."""

@@ -9,6 +9,7 @@ import pytest
 
 from kvmsim.kvm.alias import PRIVATE
 from kvmsim.kvm.exits import MemoryErrorExit
+from kvmsim.kvm.mmu.ept import Ept
 from memfsd.uapi.errors import Refused, errno_name
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
 from tests.support.swapped import content
@@ -60,6 +61,18 @@ def test_a_part_of_a_large_page_leaves_and_it_is_whole_again_when_it_is_back(sto
     assert local.touch(page(98), page(6)) is None
     assert (store.free_count, counts(store), leaves(local)) == (free, (1, 1), (0, 2, 0))
     assert store.service.slots.used == 0
+    assert_intact(local)
+
+
+def test_what_is_out_stays_known_when_a_punch_is_refused_for_want_of_a_table(store: LocalStore) -> None:
+    store.create("file", 2 * MIB2, page_size="2M")
+    local = store.vm()
+    local.vm.mmu.epts = (Ept(), Ept(max_tables=5))
+    local.private_slot(0, 0, page(2 * MIB2), "file")
+    write(local)
+    assert store.page_out("file", 700, 1) == 1
+    assert leaves(local) == (511, 1, 0), "the last table is in use"
+    assert errno_of(store.punch, "file", 300, 724) == "ENOMEM"
     assert_intact(local)
 
 

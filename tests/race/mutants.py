@@ -42,6 +42,7 @@ _GMEM = "memfsd.core.gmem:GuestMemory"
 _UNMAPPER = "kvmsim.kvm.unmapper:Unmapper"
 
 _MEMFDS = "memfsd.store.guest_memfds:GuestMemfds"
+_GUEST_MEMFDS = "kvmsim.kvm.guest_memfds:GuestMemfds"
 _LINK = "kvmsim.store.link:StoreLink"
 _PAGES = "memfsd.core.memory.page_table:FilePages"
 
@@ -656,9 +657,39 @@ MUTANTS: tuple[Mutant, ...] = (
     ),
     _mutant(
         "bound range released at close without zap",
-        "kvmsim.kvm.guest_memfds:GuestMemfds._take_private",
+        f"{_GUEST_MEMFDS}._take_private",
         ("                self._unmapper.zap(slot.segments, private=True)\n", "                pass\n"),
         at="release-x-fault",
+    ),
+    _mutant(
+        "shared pages of the file kept until the store has heard that their slot goes",
+        f"{_GUEST_MEMFDS}._take_private",
+        ("                    self._slots.delete(id_, private=False)\n", "                    pass\n"),
+        (
+            "            self._pairings.forget(slot, slot.segments)\n",
+            "            self._pairings.forget(slot, slot.segments)\n"
+            "            self._slots.delete(id_, private=False)\n",
+        ),
+        at="shared-x-unbind",
+    ),
+    _mutant(
+        "shared pages of the file shown before BEGIN finds their slot",
+        f"{_GUEST_MEMFDS}._create",
+        ("with self._unmapper.hold_off_faults(slot.gfn, slot.end):", "if True:"),
+        at="shared-x-bind",
+        random_runs=2000,
+    ),
+    _mutant(
+        "shared pages of a store that is dead",
+        f"{_CALLBACKS}.on_lost",
+        ("        self._unmapper.zap(shared, private=False)\n", "        pass\n"),
+        at="shared-x-death-of-the-store",
+    ),
+    _mutant(
+        "shared pages of the file kept when they are reclaimed",
+        f"{_CALLBACKS}.on_begin",
+        (", shared=self._shared(link, pgoff, pgoff + count)", ""),
+        at="shared-x-reclaim",
     ),
     _mutant(
         "pages that become private stay in the host's page cache",

@@ -51,6 +51,15 @@ def test_attributes_of_a_vm_choose_between_two_memories(abi: str) -> None:
     ]
 
 
+def test_a_file_that_can_be_mapped_is_the_guests_shared_memory_too() -> None:
+    text = OF_THE_VM.format("gmem-6.18").replace("file mem 4", "file mem 4 mmap") + 'before vcpu0: write-shared 1 "a"\n'
+    assert ends(text + "before vmm: private 1 1\nvcpu0: read 1; read-shared 1; read-shared 2\n") == [
+        "read 1: read 'a'",
+        "read-shared 1: exit MEMORY_FAULT shared",
+        "read-shared 2: read ''",
+    ]
+
+
 def test_a_file_that_is_released_is_shown_by_nobody() -> None:
     text = OF_THE_VM.format("gmem-6.18") + 'before vmm: private 0 4\nbefore vcpu0: write 1 "old"\n'
     assert ends(text + "before vmm: release mem\nvcpu0: read 1\n") == ["read 1: exit MEMORY_FAULT private"]
@@ -59,6 +68,8 @@ def test_a_file_that_is_released_is_shown_by_nobody() -> None:
 def test_what_an_abi_lacks_is_said() -> None:
     with pytest.raises(ScenarioError, match="write 'store abi=gmem-inplace' first"):
         parse("born", "file mem 4 init-shared\nvm vm0\nvcpu0: read 0\n")
+    with pytest.raises(ScenarioError, match=r"write 'store abi=gmem-6\.18' first"):
+        parse("mapped", "file mem 4 mmap\nvm vm0\nvcpu0: read 0\n")
     with pytest.raises(ScenarioError, match=r"choose thread, gmem-6\.18"):
         parse("abi", "store abi=none\n")
     assert ends("store frames=8\nfile mem 4\nvm vm0\nhost: shared mem 0 1\n") == ["shared mem 0 1: ENOTTY"]

@@ -44,6 +44,7 @@ KNOWN: dict[str, list[tuple[int, int]]] = {
     "attribute read before the sequence": [(5, 71)],
     "attribute stored before the zap, by the VM": [(5, 40)],
     "attribute stored before the zap, by the file": [(5, 17)],
+    "shared pages of the file shown before BEGIN finds their slot": [(6, 865)],
 }
 """Seeds and numbers of random runs that catch a mutant which takes a long search: they are tried first. When the code
 has changed they may catch nothing; then the mutant is searched for as the others are, which takes seconds."""

@@ -62,6 +62,10 @@ NEEDED = {
     "inplace-x-death",
     "inplace-x-death-of-the-store",
     "attributes-x-fault",
+    "shared-x-bind",
+    "shared-x-unbind",
+    "shared-x-reclaim",
+    "shared-x-death-of-the-store",
 }
 
 pytestmark = pytest.mark.minutes

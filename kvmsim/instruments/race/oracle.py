@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from kvmsim.kvm.alias import PRIVATE
+from kvmsim.kvm.alias import PRIVATE, Alias
 from kvmsim.kvm.mmu.ept import entry_pfn
 from kvmsim.memory.memory import Memory
 from kvmsim.store.link import StoreLink
@@ -123,10 +123,11 @@ class Oracle:
     def _reaches(self, vm: SimulatedVm, link: StoreLink, low: int, high: int) -> str:
         if link not in vm.kvm.pairings.links.values():
             return ""
-        for gfn, pfn, count in vm.vm.mmu.epts[PRIVATE].runs(Gfn(0), _ALL_GFNS):
-            first = pfn - link.base
-            if first < high and low < first + count:
-                return f"{vm.name} maps it (GFN {gfn + max(low - first, 0):#x})"
+        for alias in Alias:
+            for gfn, pfn, count in vm.vm.mmu.epts[alias].runs(Gfn(0), _ALL_GFNS):
+                first = pfn - link.base
+                if first < high and low < first + count:
+                    return f"{vm.name} maps it ({alias.name.lower()} GFN {gfn + max(low - first, 0):#x})"
         for vcpu in vm.vm.vcpus.values():
             for memory, offset, _ in vars_of_tlb(vcpu.tlb).values():
                 if memory is link.memory and low <= offset >> PAGE_SHIFT < high:
@@ -177,6 +178,9 @@ class Oracle:
                     fail(f"R3: the TLB of {vm.name}.vcpu{vcpu.id} has GFN {~key:#x}, which the EPT has not")
         if self._world.store_is_dead and mmu.epts[PRIVATE].leaf_count:
             fail(f"{vm.name} still maps {mmu.epts[PRIVATE].leaf_count} pages of a store that is dead")
+        for link in vm.links if self._world.store_is_dead else ():
+            if how := self._reaches(vm, link, 0, link.frame_count):
+                fail(f"a store is dead, and {how}")
 
     def _store(self) -> None:
         world, fail = self._world, self._scheduler.fail

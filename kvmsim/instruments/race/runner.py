@@ -529,9 +529,10 @@ class _Run:
         self, vm: SimulatedVm, gfn: int, count: int, since: float = math.inf, *, shared: bool = False
     ) -> list[Page]:
         found = [page for index in range(count) for page in self._shown.at(vm.name, gfn + index, since)]
-        if shared and not self._aliases.keeps_file:  # memory of user space beside the file
-            return [(f"user space's {file}", pgoff) for file, pgoff in found]
-        return found
+        if not shared or self._aliases.keeps_file:
+            return found
+        mappable = self._scenario.mappable  # else memory of user space is beside the file
+        return [(file if file in mappable else f"user space's {file}", pgoff) for file, pgoff in found]
 
     def _reached(self, actor: Actor, gfn: int, shown: list[Page], start: int, *, shared: bool) -> None:
         """An access of this alias went through. start: when it began."""

@@ -12,7 +12,8 @@
     after vcpu0: read 1
 
 `store` has split=on and abi=ABI, too, and patience=SECONDS: for another invalidation of the same file. `file NAME PAGES
-2M` has large pages, and `file NAME PAGES init-shared` is a guest_memfd that is born shared; `vm NAME
+2M` has large pages, `file NAME PAGES init-shared` is a guest_memfd that is born shared, and `file NAME PAGES mmap` one
+whose pages are the guest's shared memory, too, where the VM keeps the attributes; `vm NAME
 tables=N` has so few for each EPT, and `vm NAME page-map` reads page maps, which the others do without: two loads
 more in each fault are many schedules more.
 Numbers count pages of 4 KiB: a page of the file, a GFN. A line without `before` or `after` is an *actor*, its own
@@ -195,6 +196,8 @@ class Scenario:
     files: dict[str, int] = field(default_factory=dict)
     born_shared: set[str] = field(default_factory=set)
     """Of the guest_memfds."""
+    mappable: set[str] = field(default_factory=set)
+    """Of the guest_memfds, where the VM keeps the attributes."""
     devices: set[str] = field(default_factory=set)
     """Of the files."""
     page_sizes: dict[str, str] = field(default_factory=dict)
@@ -362,14 +365,18 @@ def _abi(name: str) -> Abi:
 
 
 def _file(scenario: Scenario, words: list[str]) -> None:
-    if not 2 <= len(words) <= 3 or words[2:] not in ([], ["2M"], ["init-shared"]):
-        raise ValueError("'file' needs a name and a size: file NAME PAGES [2M | init-shared]")
+    if not 2 <= len(words) <= 3 or words[2:] not in ([], ["2M"], ["init-shared"], ["mmap"]):
+        raise ValueError("'file' needs a name and a size: file NAME PAGES [2M | init-shared | mmap]")
     _once(scenario, f"file {_name(words[0])}")
     pages = scenario.files[words[0]] = _number(words[1])
     if words[2:] == ["init-shared"]:
         if scenario.abi.attributes is not Attributes.FILE:
             raise ValueError("only a file that keeps attributes is born shared: write 'store abi=gmem-inplace' first")
         scenario.born_shared.add(words[0])
+    elif words[2:] == ["mmap"]:
+        if scenario.abi.attributes is not Attributes.VM:
+            raise ValueError("only where the VM keeps the attributes: write 'store abi=gmem-6.18' first")
+        scenario.mappable.add(words[0])
     elif words[2:]:
         scenario.page_sizes[words[0]] = words[2]
         if pages % (1 << ORDER_2M):

@@ -159,7 +159,7 @@ class World:
         """Who is killed or ended half-way does not close its own."""
         for name, pages in scenario.files.items():
             if scenario.abi.is_sized_at_creation:
-                self._create_guest_memfd(name, pages, init_shared=name in scenario.born_shared)
+                self._create_guest_memfd(scenario, name, pages)
             else:
                 self._create(name, pages, scenario.page_sizes.get(name))
             if name in scenario.devices:
@@ -191,18 +191,19 @@ class World:
         files.truncate(shown.ino, pages * PAGE_SIZE).run()
         self._stand_in(name, shown.ino, pages)
 
-    def _create_guest_memfd(self, name: str, pages: int, *, init_shared: bool) -> None:
-        """One that can be mapped where the file knows what is private; else the guest's shared memory is elsewhere."""
-        files, abi = self.store.files, self.store.service.options.abi
+    def _create_guest_memfd(self, scenario: Scenario, name: str, pages: int) -> None:
+        """One that can be mapped where the file knows what is private, or the scenario says so; else the guest's shared
+        memory is elsewhere."""
+        files, keeps_file = self.store.files, scenario.abi.attributes is Attributes.FILE
         opened, shown = files.create(ROOT_INO, name.encode(), 0o600, os.O_WRONLY, self._creds)
-        flags = GmemFlag.MMAP if abi.attributes is Attributes.FILE else GmemFlag(0)
-        if init_shared:
+        flags = GmemFlag.MMAP if keeps_file or name in scenario.mappable else GmemFlag(0)
+        if name in scenario.born_shared:
             flags |= GmemFlag.INIT_SHARED
         asked = CreateGuestMemfd(pages * PAGE_SIZE, flags)
         self.store.guest_memfds.create(shown.ino, opened.handle, asked)
         files.release(opened.handle).run()
         self._stand_in(name, shown.ino, pages)
-        if GmemFlag.MMAP in flags:
+        if keeps_file:
             self.cache.open(shown.ino)
 
     def _stand_in(self, name: str, ino: Ino, pages: int) -> None:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from kvmsim.kvm.alias import PRIVATE, SHARED
+from kvmsim.kvm.alias import PRIVATE, SHARED, Alias
 from kvmsim.kvm.slots.memslots import Memslot
 from memfsd.common import sync, trace
 from memfsd.common.intervals import IntervalSet, subtract
@@ -246,19 +246,24 @@ class Mmu:
         mapped = self.epts[PRIVATE].runs(start, end)
         return [*mapped, *self.exportable(start, end)] if self.blocked else [*mapped]
 
-    def zap_untouched(self, start: Gfn, end: Gfn) -> list[GfnRange]:
+    def zap_untouched(self, start: Gfn, end: Gfn, *, shared: Sequence[GfnRange] = ()) -> list[GfnRange]:
         """RECLAIM: remove private leaves that no walk has marked accessed, and so are in no TLB; the ranges that
-        stay, those under an overlay among them."""
+        stay, those under an overlay among them. shared: the parts of it whose shared leaves map the file's frames,
+        too, and are treated alike."""
         if trace.vm is not None:
             trace.vm.zap_untouched_begun(start, end)
-        ept = self.epts[PRIVATE]
-        self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
-        stay = ept.touched(start, end)
-        if self.blocked:
-            stay = IntervalSet([*stay, *self.blocked.take_untouched(start, end)]).within(start, end)
+        stay = self._zap_untouched(PRIVATE, start, end)
+        if shared or self.blocked:
+            more = [kept for low, high in shared for kept in self._zap_untouched(SHARED, low, high)]
+            stay = IntervalSet([*stay, *more, *self.blocked.take_untouched(start, end)]).within(start, end)
         if trace.vm is not None:
             trace.vm.zapped(self._vm, start, end, stay)
         return stay
+
+    def _zap_untouched(self, alias: Alias, start: Gfn, end: Gfn) -> list[GfnRange]:
+        ept = self.epts[alias]
+        self.zapped_count += sum(count for _, _, count in ept.zap_untouched(start, end))
+        return ept.touched(start, end)
 
     def _flush(self, removed: Sequence[tuple[Gfn, int, int]], page_count: int, private: bool) -> None:
         """As kvm_flush_remote_tlbs_range(): a small range drops its own translations only; nothing removed, nothing

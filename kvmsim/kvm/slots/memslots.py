@@ -271,14 +271,15 @@ class Memslots:
             )
         return slot
 
-    def check_free(self, start: Gfn, end: Gfn) -> None:
-        """Refused EEXIST when a page of [start, end) is visible in a slot."""
+    def check_free(self, start: Gfn, end: Gfn, *, but: Memslot | None = None) -> None:
+        """Refused EEXIST when a page of [start, end) is visible in a slot. but: in another one than this."""
         for other_start, other_end, other in self._visible.overlapping(start, end):
-            raise Refused(
-                errno.EEXIST,
-                f"{_range(start, end)} overlaps {_range(other_start, other_end)} of {other}: "
-                "choose another gpa, or delete or punch that slot first",
-            )
+            if other is not but:
+                raise Refused(
+                    errno.EEXIST,
+                    f"{_range(start, end)} overlaps {_range(other_start, other_end)} of {other}: "
+                    "choose another gpa, or delete or punch that slot first",
+                )
 
     def _show(self, slot: Memslot, start: Gfn, end: Gfn) -> None:
         self._visible.add(start, end, slot)

@@ -8,13 +8,18 @@ from pathlib import Path
 import pytest
 
 from kvmsim.kvm.alias import SHARED
-from kvmsim.kvm.exits import MemoryErrorExit, MmioExit
+from kvmsim.kvm.exits import Exit, MemoryErrorExit, MmioExit
+from kvmsim.kvm.ioctls import SlotIoctls
+from kvmsim.kvm.mmu.runs import Run
 from kvmsim.kvm.region import MemoryRegion, SlotFlag
+from kvmsim.kvm.unmapper import Unmapper
+from kvmsim.kvm.vm import Vm
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.vmm.host import Host
 from memfsd.uapi.errors import Refused
-from memfsd.uapi.units import PAGE_SIZE, Gfn
+from memfsd.uapi.units import PAGE_SIZE, Gfn, GfnRange
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, page
+from tests.support.threads import Beside, until
 
 
 @pytest.fixture
@@ -229,6 +234,48 @@ def test_a_shared_slot_moves_with_its_memory(vm: LocalVm) -> None:
     assert vm.read(page(8), 4, shared=True) == b"data"
     assert vm.read(0, 4, shared=True) == MmioExit(0, 4, is_write=False), "the old place is stale nowhere"
     assert memory.read(0, 4) == b"data"
+
+
+class _BeforeZap(Unmapper):
+    """Something else happens just before the leaves of a slot go."""
+
+    def __init__(self, vm: Vm, happens: Callable[[], None]) -> None:
+        super().__init__(vm)
+        self._happens = happens
+
+    def zap(self, segments: list[GfnRange], *, private: bool) -> list[Run]:
+        self._happens()
+        return super().zap(segments, private=private)
+
+
+@pytest.mark.parametrize(
+    ("size", "flags", "gpa", "read"),
+    [(4 << 20, SlotFlag.LOG_DIRTY_PAGES, 0, b"\x08"), (page(16), 0, page(1), b"\x07")],
+    ids=["its log ends", "it moves"],
+)
+def test_a_fault_in_a_shared_slot_that_changes_is_retried_and_finds_the_new_one(
+    vm: LocalVm, size: int, flags: int, gpa: int, read: bytes
+) -> None:
+    mmu, other = vm.vm.mmu, vm.vm.create_vcpu(1)
+    memory = vm.shared_slot(0, 0, size, flags)
+    for number in range(16):
+        memory.write(page(number), bytes([number]))
+    vm.read(page(9), 1, shared=True)
+    faults: list[Beside[bytes | Exit]] = []
+
+    def fault() -> None:
+        retries = mmu.retry_count
+        beside = Beside(lambda: vm.guest.read(other, page(8), page(8), shared=True))
+        faults.append(beside)
+        until(lambda: not beside.running or mmu.retry_count > retries, "the fault is over, or is retried")
+
+    slots = SlotIoctls(vm.vm, vm.kvm.slots_lock, _BeforeZap(vm.vm, fault), vm.kvm.pairings)
+    slots.set_shared_slot(MemoryRegion.shared(0, gpa, size), None, owned=False)
+    (found,) = [beside.result() for beside in faults]
+    assert isinstance(found, bytes)
+    assert found[:1] == read
+    assert vm.read(page(8), 1, shared=True) == read
+    assert not mmu.in_progress
 
 
 def test_a_move_onto_another_slot_is_eexist_and_changes_nothing(vm: LocalVm) -> None:

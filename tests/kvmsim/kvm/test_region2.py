@@ -5,7 +5,7 @@ B, D and E are the numbered conformance cases of the kernel's selftests.
 
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -13,15 +13,22 @@ from typing import Any
 
 import pytest
 
+from kvmsim.kvm.alias import PRIVATE, SHARED
 from kvmsim.kvm.exits import FailedExit, MemoryFaultExit, MmioExit
+from kvmsim.kvm.guest_memfds import GuestMemfds
 from kvmsim.kvm.hypercalls import KVM_HC_MAP_GPA_RANGE, MAP_GPA_RANGE_ENCRYPTED
+from kvmsim.kvm.mmu.runs import Run
+from kvmsim.kvm.pairings import Pairings
 from kvmsim.kvm.region import ATTRIBUTE_PRIVATE, AttributesRange, GmemFd, Region2, SlotFlag, Userspace
+from kvmsim.kvm.slots.memslots import Memslot
+from kvmsim.memory.mapped import MappedFile
 from kvmsim.memory.memory import AnonymousMemory
 from kvmsim.store.link import FileId
 from memfsd.uapi.abi import GMEM_6_18, GMEM_7_2, GMEM_INPLACE, Abi, GmemFlag
 from memfsd.uapi.limits import MAX_SLOTS
-from memfsd.uapi.units import PAGE_SIZE
+from memfsd.uapi.units import PAGE_SIZE, Gfn, GfnRange, HostPfn
 from tests.support.both_sides import LocalStore, LocalVm, errno_of, opened_store, page
+from tests.support.threads import until
 
 GMEM = SlotFlag.GUEST_MEMFD
 SECRET = b"what only the guest knows"
@@ -211,7 +218,7 @@ def test_e1_to_e3_pre_fault(vm: GmemVm, store: LocalStore) -> None:
     vm.set(0, 0, 16, store.create_memfd("g", 16))
     vm.attributes(0, 16, private=True)
     assert vm.kvm.pre_fault(vm.vcpu, 0, page(16), shared=True) == 0, "the attribute says which alias"
-    assert vm.vm.mmu.epts[1].leaf_count == 16
+    assert vm.vm.mmu.epts[PRIVATE].leaf_count == 16
     left = vm.kvm.pre_fault(vm.vcpu, page(15), page(2), shared=False)
     assert left == page(1)
     assert errno_of(vm.kvm.pre_fault, vm.vcpu, page(16), page(1), shared=False) == "ENOENT"
@@ -254,7 +261,7 @@ def test_closing_the_file_leaves_slots_that_fault(vm: GmemVm, store: LocalStore,
     assert vm.read(0, 1, shared=True) == b"\0"
     status = os.fstat(g.fd)
     vm.kvm.guest_memfds.release(FileId(status.st_dev, status.st_ino))
-    assert vm.vm.mmu.epts[1].leaf_count == 0
+    assert vm.vm.mmu.epts[PRIVATE].leaf_count == 0
     shared = vm.read(0, 1, shared=True)
     assert without_why(shared) == (b"\0" if flags == 0 else fault(0, private=False))
     if has_private_memory:
@@ -294,6 +301,91 @@ def test_in_place_the_file_says_what_a_page_is(store: LocalStore, vm: GmemVm) ->
     store.convert("g", 0, 1, private=True)
     assert without_why(vm.read(0, 1, shared=True)) == fault(0, private=False)
     assert vm.read(0, 6) == b"secret"
+
+
+# -- shared pages that are the file's: MMAP without INIT_SHARED, and attributes of the VM
+
+
+def shared_runs(vm: LocalVm) -> list[Run]:
+    return list(vm.vm.mmu.epts[SHARED].runs(Gfn(0), Gfn(64)))
+
+
+@pytest.mark.parametrize("store", [GMEM_6_18, GMEM_7_2], indirect=True, ids=lambda abi: abi.name)
+def test_shared_pages_that_nobody_touched_are_reclaimed(vm: GmemVm, store: LocalStore) -> None:
+    vm.set(0, 0, 32, store.create_memfd("g", 32, GmemFlag.MMAP))
+    for number in range(8):
+        assert vm.write(page(number), b"%d" % number, shared=True) is None
+    assert shared_runs(vm) == [(0, 0, 15)]
+    assert store.reclaim()
+    assert shared_runs(vm) == [(0, 0, 8)]
+    assert vm.write(page(8), b"AAAA", shared=True) is None
+    assert vm.write(page(20), b"BBBB", shared=True) is None
+    assert [vm.read(page(number), 4, shared=True) for number in (7, 8, 20)] == [b"7\0\0\0", b"AAAA", b"BBBB"]
+    assert store.findings() == []
+
+
+def test_reclaim_keeps_what_was_touched_by_either_alias(vm: GmemVm, store: LocalStore) -> None:
+    vm.set(0, 0, 32, store.create_memfd("g", 32, GmemFlag.MMAP))
+    vm.attributes(page(16), 16, private=True)
+    for number in (*range(4), *range(16, 20)):
+        assert vm.write(page(number), b"%2d" % number, shared=number < 16) is None
+    assert store.reclaim()
+    assert (shared_runs(vm)[0][2], [run[2] for run in vm.vm.mmu.epts[PRIVATE].runs(Gfn(0), Gfn(64))]) == (4, [4])
+    assert [vm.read(page(number), 2, shared=number < 16) for number in (3, 16, 19)] == [b" 3", b"16", b"19"]
+
+
+def test_a_check_sees_shared_leaves(vm: GmemVm, store: LocalStore) -> None:
+    vm.set(0, 0, 32, store.create_memfd("g", 32, GmemFlag.MMAP))
+    assert vm.write(0, b"a", shared=True) is None
+    assert store.findings() == []
+    with vm.vm.mmu.lock:
+        vm.vm.mmu.epts[SHARED].map_page(Gfn(9), HostPfn(vm.link().base + 9), writable=True)
+    (finding,) = store.findings()
+    assert finding == ("R3", f"inode {store.file('g').ino}: GFN 0x9 is frame 0x9 in the VM and no frame here")
+    store.is_broken = True
+
+
+def test_the_end_of_the_store_takes_shared_pages_too(vm: GmemVm, store: LocalStore) -> None:
+    vm.set(0, 0, 4, store.create_memfd("g", 4, GmemFlag.MMAP))
+    vm.attributes(page(1), 1, private=True)
+    assert vm.write(0, b"shared", shared=True) is None
+    assert vm.write(page(1), b"private") is None
+    store.hang_up("g")
+    until(lambda: not shared_runs(vm) and not vm.vm.mmu.epts[PRIVATE].leaf_count, "nothing of it is mapped")
+    assert without_why(vm.read(0, 1, shared=True)) == fault(0, private=False)
+    assert without_why(vm.read(page(1), 1)) == fault(page(1), private=True)
+
+
+class _AfterForget(Pairings):
+    """Something happens as soon as the store has heard that it is shown no more."""
+
+    happens: Callable[[], None]
+
+    def forget(self, slot: Memslot, segments: list[GfnRange]) -> None:
+        super().forget(slot, segments)
+        self.happens()
+
+
+@pytest.mark.parametrize("how", ["delete", "close"])
+def test_no_shared_page_is_mapped_when_the_store_hears_that_its_slot_goes(
+    vm: GmemVm, store: LocalStore, how: str
+) -> None:
+    kvm, mapped = vm.kvm, list[Run]()
+    pairings = _AfterForget(kvm.vm, kvm.slots_lock, kvm.notifier, store.pair)
+    pairings.links = kvm.pairings.links
+    pairings.happens = lambda: mapped.extend(shared_runs(vm))
+    memfds = GuestMemfds(kvm.vm, kvm.slots_lock, kvm.unmapper, pairings, kvm.slots, MappedFile)
+    memory = Userspace(AnonymousMemory(page(4)), 0, "a", owned=True)
+    memfds.set_region2(Region2(0, GMEM, 0, page(4)), memory, store.create_memfd("g", 4, GmemFlag.MMAP))
+    assert vm.write(0, b"a", shared=True) is None
+    if how == "delete":
+        memfds.set_region2(Region2(0, 0, 0, 0), Userspace())
+        assert isinstance(vm.read(0, 1, shared=True), MmioExit)
+    else:
+        memfds.release(vm.link().file)
+        assert without_why(vm.read(0, 1, shared=True)) == fault(0, private=False)
+    assert mapped == []
+    memfds.forget()
 
 
 @pytest.mark.parametrize("how", ["attributes", "slot"])
