@@ -1,7 +1,7 @@
 """The pool is full: pages that were granted ahead and never touched are taken back, from many VMs at a time.
 
-Who needs them does not wait for one VM after the other: those that were quick last time are asked first, and after
-Deadlines.reclaim_s the asker goes on with what came free. What is under way goes on.
+Who needs them does not wait for one VM after the other: those that were quick last time, to the second, are asked
+first, and after Deadlines.reclaim_s the asker goes on with what came free. What is under way goes on.
 """
 
 import logging
@@ -114,7 +114,7 @@ class Reclaimer:
         """Call with Service.lock held."""
         ranges = self._service.gmem.reclaimable(self._service.inodes.sealed_files())
         found = [(peer, start, end) for file, start, end in ranges if (peer := self._invalidator.peers.get(file))]
-        return sorted(found, key=lambda question: (question[0].ino != ino, question[0].up.last_call_s))
+        return sorted(found, key=lambda question: (question[0].ino != ino, int(question[0].up.last_call_s)))
 
     def _without_vm(self) -> list[tuple[Ino, Pgoff, Pgoff]]:
         """What a guest_memfd keeps of a VM that has ended: nobody is asked. Call with Service.lock held."""

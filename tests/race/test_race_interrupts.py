@@ -20,13 +20,16 @@ def test_the_first_raises_and_the_next_does_not(number: int, status: int) -> Non
     assert signal.getsignal(number) is before
 
 
-def test_one_that_was_swallowed_is_none() -> None:
+def test_one_that_was_swallowed_raises_again_at_the_end_of_the_run() -> None:
+    """Code under test takes any exception, and the exploration went on for hours."""
     interrupts = Interrupts()
     with interrupts.taken():
-        for _ in range(2):
-            with pytest.raises(KeyboardInterrupt):
-                os.kill(os.getpid(), signal.SIGINT)
-            interrupts.goes_on()
+        interrupts.raise_lost()
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGTERM)
+        with pytest.raises(KeyboardInterrupt):
+            interrupts.raise_lost()
+    assert interrupts.status == 143
 
 
 def test_none_raises_when_the_exploration_is_over() -> None:

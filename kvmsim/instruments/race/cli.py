@@ -117,7 +117,7 @@ def _search(asked: argparse.Namespace, scenario: Scenario, found: _Found, interr
     next_told = time.monotonic() + _TELL_EVERY_S if sys.stderr.isatty() else math.inf
     with contextlib.closing(_results(asked, scenario, found)) as results:
         for class_, failed in results:
-            interrupts.goes_on()
+            interrupts.raise_lost()
             if found.runs == asked.limit:
                 found.end = "limit"
                 return

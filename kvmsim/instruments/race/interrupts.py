@@ -21,9 +21,10 @@ class Interrupts:
         """Exit status, as shells report a death by that signal."""
         return 128 + (self.signal or signal.SIGINT)
 
-    def goes_on(self) -> None:
-        """The exploration does: what raised, if anything did, has met somebody who takes any exception."""
-        self.signal = 0
+    def raise_lost(self) -> None:
+        """KeyboardInterrupt once more, if the one that was raised has met somebody who takes any exception."""
+        if self.signal:
+            raise KeyboardInterrupt
 
     def over(self) -> None:
         self._is_over = True
