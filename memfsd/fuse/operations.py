@@ -173,10 +173,10 @@ class Operations(pyfuse3.Operations):
                     raise
 
     def _ways_to_room(self) -> Ways:
-        return iter((self._released, self._made_room, self._ended))
+        return iter((self._released, self._made_room, self._ended, self._has_room))
 
     async def _has_room(self) -> bool:
-        """For who was refused in a later step: what came free since may be enough."""
+        """What came free since the last try may be enough, and then nothing is under way any more."""
         return self._reclaimer.free_count() > 0
 
     async def _released(self) -> bool:

@@ -18,7 +18,7 @@ from memfsd.store.work import Work
 from memfsd.uapi.errors import Refused
 from memfsd.uapi.names import XATTR_NUMA
 from memfsd.uapi.units import PAGE_SIZE, Ino
-from tests.support.core_store import ME, CoreStore
+from tests.support.core_store import ME, PUNCH, CoreStore
 from tests.support.threads import DEADLINE_S
 
 
@@ -159,3 +159,20 @@ def test_an_allocation_that_was_refused_late_waits_for_what_was_closed(monkeypat
     finally:
         punched.set()
     assert new.pages.page_count == 4096
+
+
+def test_what_comes_free_between_a_try_and_the_look_for_it_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing is under way any more then."""
+    made = CoreStore(pages=64)
+    operations = Operations(made.store, 0)
+    old, new = made.make("old"), made.make("new")
+    made.fallocate(old, 0, 0, 60 * PAGE_SIZE)
+    handle = made.open(new, os.O_RDWR)
+
+    def is_over(*, queued: bool = False) -> bool:
+        made.fallocate(old, PUNCH, 0, 60 * PAGE_SIZE)
+        return False
+
+    monkeypatch.setattr(made.store.reclaimer, "has_endings", is_over)
+    trio.run(operations.fallocate, new.ino, handle, 0, 0, 32 * PAGE_SIZE, False)
+    assert new.pages.page_count == 32
