@@ -3,6 +3,7 @@
 import argparse
 
 from kvmsim.vmm.policies import POLICIES, UNDER
+from memfsd.common.arguments import checked, whole
 from memfsd.common.traceoptions import add_trace_arguments
 from memfsd.uapi.abi import ABIS, THREAD
 from memfsd.uapi.limits import MAX_SLOTS
@@ -29,6 +30,7 @@ A prompt without a file: vm0 has no memory yet. The commands are those of script
 
 exit status: as of attach
 """
+_slots = whole(1, MAX_SLOTS, f"is not a number of slots: choose 1 to {MAX_SLOTS}")
 _OPTIONAL = ", ".join(sorted(map(operation_name, OPTIONAL_KVM_OPERATIONS)))
 
 
@@ -109,17 +111,9 @@ def _add_common_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
+@checked
 def _address(text: str) -> int:
-    try:
-        return address(Word(text, 1, 1))
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _slots(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_SLOTS:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number of slots: choose 1 to {MAX_SLOTS}")
-    return int(text)
+    return address(Word(text, 1, 1))
 
 
 def _optional_operation(text: str) -> Kind:

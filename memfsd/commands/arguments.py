@@ -3,7 +3,7 @@
 import argparse
 from collections.abc import Callable, Mapping
 
-from memfsd.common.arguments import MAX_SHOWN, number
+from memfsd.common.arguments import checked, whole
 from memfsd.uapi.units import order_of_page_size, parse_size
 
 Adders = Mapping[str, Callable[[argparse.ArgumentParser], None]]
@@ -16,28 +16,16 @@ def path(text: str) -> str:
     return text
 
 
-def size(text: str) -> int:
-    """Bytes, or with K, M, G, T."""
-    try:
-        return parse_size(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+def _page_size(text: str) -> int:
+    size_bytes = parse_size(text)
+    order_of_page_size(size_bytes)
+    return size_bytes
 
 
-def page_size(text: str) -> int:
-    given = size(text)
-    try:
-        order_of_page_size(given)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return given
-
-
-def node(text: str) -> int:
-    value = number(text, 1 << 31)
-    if value is None:
-        raise argparse.ArgumentTypeError(f"'{text[:MAX_SHOWN]}' is not a node: choose 0 or more")
-    return value
+size = checked(parse_size)
+"""Bytes, or with K, M, G, T."""
+page_size = checked(_page_size)
+node = whole(0, (1 << 31) - 1, "is not a node: choose 0 or more")
 
 
 def add_rest(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ import errno
 import json
 import os
 
+from memfsd.common.arguments import checked
 from memfsd.common.linux import fallocate
 from memfsd.common.quote import quoted
 from memfsd.common.stores import store_of
@@ -46,19 +47,13 @@ def _add_fallocate(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_fallocate)
 
 
+_flags = checked(parse_flags)
+
+
+@checked
 def _seals(text: str) -> str:
-    try:
-        parse_seals(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
+    parse_seals(text)
     return text
-
-
-def _flags(text: str) -> GmemFlag:
-    try:
-        return parse_flags(text)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def _create(asked: argparse.Namespace) -> int:

@@ -8,7 +8,7 @@ import stat
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from memfsd.common.arguments import MAX_SHOWN, number
+from memfsd.common.arguments import whole
 from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
 from memfsd.common.stores import Store, store_of
@@ -20,6 +20,7 @@ from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, PGOFF_END, format_size
 from . import arguments
 from .facts import show
 
+_seed = whole(0, (1 << 64) - 1, "is not a seed: choose 0 to 2^64 - 1")
 _WITH_FRAME = (FrameState.SHARED, FrameState.PRIVATE, FrameState.PENDING)
 
 
@@ -39,13 +40,6 @@ def _add(parser: argparse.ArgumentParser) -> None:
     where.add_argument("--random", action="store_true", help="a page by lot, of FILE or of all sealed files")
     parser.add_argument("--seed", type=_seed, metavar="N", help="of the lot: the same page of the same pages again")
     parser.set_defaults(run=_poison)
-
-
-def _seed(text: str) -> int:
-    value = number(text, 1 << 64)
-    if value is None:
-        raise argparse.ArgumentTypeError(f"'{text[:MAX_SHOWN]}' is not a seed: choose 0 to 2^64 - 1")
-    return value
 
 
 def _poison(asked: argparse.Namespace) -> int:

@@ -3,11 +3,13 @@
 import argparse
 import sys
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeVar
 
 from .quote import printable
 
-MAX_SHOWN = 40
+T = TypeVar("T")
+
+_MAX_SHOWN = 40
 """Characters of a word that is wrong."""
 
 
@@ -47,16 +49,30 @@ def seconds(wrong: str) -> Callable[[str], float]:
     return parse
 
 
-def count(text: str) -> int:
-    """The type of an option: 1 to 2^31."""
-    value = number(text, (1 << 31) + 1)
-    if not value:
-        raise argparse.ArgumentTypeError(f"'{text[:MAX_SHOWN]}' is not a count: choose 1 or more")
-    return value
+def whole(least: int, most: int, wrong: str) -> Callable[[str], int]:
+    """The type of an argument: decimal digits, least to most. wrong: of another text, as in "is not a count: choose 1
+    or more"."""
+
+    def parse(text: str) -> int:
+        digits = text.lstrip("0") or text[-1:]  # int() raises for very many
+        value = int(digits) if digits.isascii() and digits.isdigit() and len(digits) <= len(str(most)) else -1
+        if not least <= value <= most:
+            raise argparse.ArgumentTypeError(f"'{text[:_MAX_SHOWN]}' {wrong}")
+        return value
+
+    return parse
 
 
-def number(text: str, end: int) -> int | None:
-    """Digits that are less than end; None: anything else."""
-    is_short = len(text.lstrip("0")) <= len(str(end))  # of very long ones int() raises
-    value = int(text) if text.isascii() and text.isdigit() and is_short else end
-    return value if value < end else None
+count = whole(1, 1 << 31, "is not a count: choose 1 or more")
+
+
+def checked(parse: Callable[[str], T]) -> Callable[[str], T]:
+    """The type of an argument: what `parse` returns, or its ValueError, which says what is wrong."""
+
+    def parse_argument(text: str) -> T:
+        try:
+            return parse(text)
+        except ValueError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return parse_argument

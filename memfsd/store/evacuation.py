@@ -36,7 +36,7 @@ class _Evacuated(NamedTuple):
 
 
 class Nodes:
-    """`_is_busy` is guarded by Service.lock, `_last` by that."""
+    """`_is_busy` is guarded by Service.lock; `_last` belongs to the call that set `_is_busy`."""
 
     def __init__(self, service: Service, mover: Mover, deadlines: Deadlines) -> None:
         self._service = service
@@ -45,7 +45,8 @@ class Nodes:
         self._isolation = Isolation(service.pool)
         self._is_busy = False
         self._last = Ino(0)
-        """The file at which a step has ended: the next one begins behind it, so that a slow VM is no barrier."""
+        """The file at which the last step stopped: the next step starts after it, so that one slow VM does not block
+        the others."""
 
     def offline(self, node: int) -> SetNodeReply:
         """No more frames of it, and the pages that can leave it do. ENODEV: no such node; EBUSY: the last one that is

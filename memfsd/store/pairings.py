@@ -122,7 +122,7 @@ class PairedFile:
         with self._lock:
             slots = self._pairings.service.slots
             if refused.errno == errno.ENOSPC and slots.is_on and not slots.free_count and self._gmem.swaps(self.file):
-                refused = Refused(errno.ENOSPC, f"{refused.reason}; and {slots.full().reason}")
+                refused = Refused(errno.ENOSPC, f"{refused.reason}; and {slots.no_room().reason}")
             return self._gmem.out_of_room(self.file, refused)
 
     @property

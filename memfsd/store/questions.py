@@ -1,7 +1,7 @@
-"""VMs that are asked to give memory back, side by side: each on a thread of its own.
+"""VMs asked to give memory back in parallel, each on a separate thread.
 
-Who needs the memory waits as long as it likes, and goes on with what came free. What is under way goes on, too, and
-ends by its own deadlines.
+A caller waits as long as it chooses and continues with what has been freed. Requests in progress continue, and end by
+their own deadlines.
 """
 
 import logging
@@ -18,7 +18,7 @@ log = logging.getLogger("memfsd.peers")
 
 
 class Questions:
-    """Of one kind, and one at a time of each file. `lock` is the caller's to hold; it is taken before Service.lock."""
+    """Requests of one kind, at most one per file. The caller holds `lock`, which is taken before Service.lock."""
 
     def __init__(self, name: str, owner_uid: int) -> None:
         """name: of the threads. owner_uid: who mounted."""

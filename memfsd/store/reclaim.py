@@ -4,11 +4,11 @@ Who needs them does not wait for one VM after the other: those that were quick l
 first, and after Deadlines.reclaim_s the asker goes on with what came free. What is under way goes on.
 """
 
+import functools
 import logging
 import time
 from collections.abc import Callable
 
-from memfsd.core.gmem import guest_of
 from memfsd.core.private.strategies import RECLAIM
 from memfsd.core.service import Service
 from memfsd.uapi.errors import Refused
@@ -25,6 +25,8 @@ log = logging.getLogger("memfsd.peers")
 
 _Question = tuple[Peer, Pgoff, Pgoff]
 """Which VM is asked for which pages of its file."""
+_Range = tuple[Ino, Pgoff, Pgoff]
+"""Pages of a file."""
 
 
 _ENDINGS_S = 1.0
@@ -54,9 +56,9 @@ class Reclaimer:
         """
         with self._service.lock:
             before = self._service.pool.free_count
-            questions, unpaired = self._to_ask(ino), self._without_vm()
-        for question in unpaired:
-            self._take(*question)
+            questions, unpaired = self._to_take(ino)
+        for range_ in unpaired:
+            self._take(*range_)
         if questions or self._questions.asked:
             with self._questions.lock:
                 self._ask_all(questions, before, frame_count)
@@ -110,23 +112,23 @@ class Reclaimer:
                 return
             self._questions.wait(left)
 
-    def _to_ask(self, ino: Ino | None) -> list[_Question]:
-        """Call with Service.lock held."""
-        ranges = self._service.gmem.reclaimable(self._service.inodes.sealed_files())
-        found = [(peer, start, end) for file, start, end in ranges if (peer := self._invalidator.peers.get(file))]
-        return sorted(found, key=lambda question: (question[0].ino != ino, int(question[0].up.last_call_s)))
-
-    def _without_vm(self) -> list[tuple[Ino, Pgoff, Pgoff]]:
-        """What a guest_memfd keeps of a VM that has ended: nobody is asked. Call with Service.lock held."""
-        files = [file for file in self._service.inodes.sealed_files() if guest_of(file).active is None]
-        return self._service.gmem.reclaimable(files)
+    def _to_take(self, ino: Ino | None) -> tuple[list[_Question], list[_Range]]:
+        """Whom to ask, and what a guest_memfd keeps of a VM that has ended. Call with Service.lock held."""
+        questions, unpaired = list[_Question](), list[_Range]()
+        for range_ in self._service.gmem.reclaimable(self._service.inodes.sealed_files()):
+            peer = self._invalidator.peers.get(range_[0])
+            if peer is None:
+                unpaired.append(range_)
+            else:
+                questions.append((peer, *range_[1:]))
+        questions.sort(key=lambda question: (question[0].ino != ino, int(question[0].up.last_call_s)))
+        return questions, unpaired
 
     def _begin(self, peer: Peer, start: Pgoff, end: Pgoff) -> bool:
         """False while there are too many under way."""
-        return peer.ino in self._questions.asked or self._questions.begin(peer, lambda: self._ask(peer, start, end))
-
-    def _ask(self, peer: Peer, start: Pgoff, end: Pgoff) -> None:
-        self._take(peer.ino, start, end)
+        if peer.ino in self._questions.asked:
+            return True
+        return self._questions.begin(peer, functools.partial(self._take, peer.ino, start, end))
 
     def _take(self, ino: Ino, start: Pgoff, end: Pgoff) -> None:
         try:

@@ -50,7 +50,7 @@ class Swapoff:
         with service.lock:
             slots = service.slots
             if not slots.total:
-                raise Refused(errno.EOPNOTSUPP, "there is no swap file: mount with swap=FILE")
+                raise slots.no_room()
             slots.is_on = False
             found = self._next_out(ino, pgoff)
         if found is None:

@@ -224,7 +224,7 @@ class Swapper:
             next_pgoff = int(window.end) if window.end < end else -1
             if not slots.room:
                 used = self._used_count(file, window)
-                return PagedOut(0, next_pgoff, used, slots.full() if used else None)
+                return PagedOut(0, next_pgoff, used, slots.no_room() if used else None)
         outcome = self._leave(file, window, SWAP_OUT)
         with self._service.lock:
             if guest_of(file).active is None:
@@ -240,11 +240,7 @@ class Swapper:
     def _check_can_swap(self, file: Regular) -> None:
         slots, active = self._service.slots, guest_of(file).active
         if not slots.is_on:
-            raise (
-                slots.full()
-                if slots.total
-                else Refused(errno.EOPNOTSUPP, "there is no swap file: mount with swap=FILE")
-            )
+            raise slots.no_room()
         if not self._service.gmem.swaps(file):
             size = format_size(PAGE_SIZE << file.order)
             why = f"inode {file.ino} has pages of {size}, which are swapped in parts only: mount with split=on"
@@ -308,7 +304,7 @@ class Swapper:
         with service.lock:
             slots = [service.slots.alloc() for _ in range(min(len(pages), service.slots.room))]
         leaving, holes = list[tuple[tuple[Pgoff, Pfn], bytes]](), list[tuple[Pgoff, Pfn]]()
-        written, staying, why = 0, len(pages) - len(slots), service.slots.full()
+        written, staying, why = 0, len(pages) - len(slots), service.slots.no_room()
         try:
             if slots:
                 leaving, holes = self._blobs(peer, pages[: len(slots)])

@@ -1,8 +1,10 @@
 """Command lines: a mistake is one line that says where to look, and nobody's text breaks it."""
 
+import argparse
+
 import pytest
 
-from memfsd.common.arguments import Parser, command_of
+from memfsd.common.arguments import Parser, checked, command_of, whole
 
 
 @pytest.fixture
@@ -51,3 +53,26 @@ def test_help_that_cannot_be_written_is_an_error(parser: Parser, monkeypatch: py
 )
 def test_the_command_is_found_behind_options_that_there_are_not(words: list[str], command: str) -> None:
     assert command_of(words) == command
+
+
+@pytest.mark.parametrize("text", ["1", "40", "007", "0" * 5000 + "7"])
+def test_whole_numbers_are_decimal_digits(text: str) -> None:
+    assert whole(1, 40, "is not a count")(text) == int(text[-4:])
+
+
+@pytest.mark.parametrize("text", ["0", "41", "-1", "1.0", "0x1", "", "x", "\u0663", "9" * 5000])
+def test_other_text_is_shown_in_short(text: str) -> None:
+    with pytest.raises(argparse.ArgumentTypeError) as refused:
+        whole(1, 40, "is not a count")(text)
+    assert str(refused.value) == f"'{text[:40]}' is not a count"
+
+
+def test_what_is_wrong_is_said_by_who_parses_it() -> None:
+    def even(text: str) -> int:
+        if int(text) % 2:
+            raise ValueError(f"{text} is odd")
+        return int(text)
+
+    assert checked(even)("2") == 2
+    with pytest.raises(argparse.ArgumentTypeError, match="3 is odd"):
+        checked(even)("3")

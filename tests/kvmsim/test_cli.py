@@ -142,15 +142,19 @@ def test_bytes_that_are_not_text_exit_2(here: Callable[..., Done]) -> None:
         ["run", "-", "--max-slots", "many"],
         ["attach"],
         ["attach", "file", "--gpa", "high"],
+        ["run", "-", "--max-slots", "9" * 5000],
+        ["race", "fault-x-fault", "--count", "9" * 5000],
+        ["compare", "--max-slots", "9" * 5000],
         ["--nonsense", "run", "-"],
         ["--", "run", "-"],
     ],
-    ids=" ".join,
+    ids=lambda arguments: " ".join(arguments)[:60],
 )
 def test_wrong_usage_exits_2_and_says_what_is_wrong(arguments: list[str], here: Callable[..., Done]) -> None:
     status, _out, err = here(*arguments)
     assert status == 2
     assert "kvmsim" in err.splitlines()[-1]
+    assert len(err) < 1000
 
 
 def test_json_is_one_object_per_command_with_the_keys_of_the_contract() -> None:

@@ -75,14 +75,14 @@ def test_the_first_failure_is_the_same() -> None:
     scenario = load("punch-x-unbind")
     with planted(BOUND):
         one = alone(exhaustive.every(scenario))
-        told: list[list[str]] = []
+        ahead: list[list[str]] = []
         with workers.of_this_machine(2, plant) as pool:
-            two = list(spread.every(scenario, pool, ONE_RUN_S, told.append))
-            random = list(spread.seeded(scenario, pool, 0, 20 * spread.RANDOM_RUNS, told.append))
+            two = list(spread.every(scenario, pool, ONE_RUN_S, ahead.append))
+            random = list(spread.seeded(scenario, pool, 0, 20 * spread.RANDOM_RUNS, ahead.append))
         assert len(one) > 2 and one == two
         failed = two[-1][1]
-        assert failed is not None and failed in told
-        assert random[-1][1] is not None and random[-1][1] in told
+        assert failed is not None and failed in ahead
+        assert random[-1][1] is not None and random[-1][1] in ahead
         assert spread.again(scenario, failed).failures
     with pytest.raises(workers.WorkersLost, match="same code"):
         spread.again(scenario, failed)

@@ -60,7 +60,7 @@ def test_an_interruption_ends_all_of_them(times: int) -> None:
 
 
 def test_sigterm_ends_all_of_them_quietly() -> None:
-    """Python told of semaphores that nobody had removed."""
+    """Python used to warn about leaked semaphores."""
     command = running()
     command.terminate()
     report, errors = command.communicate(timeout=DEADLINE_S)

@@ -2,10 +2,12 @@
 
 import argparse
 
+from memfsd.common.arguments import checked, whole
 from memfsd.uapi.limits import MAX_SLOTS
 from memfsd.uapi.units import ORDERS, PAGE_SIZE, order_of_page_size, parse_size
 
 _DEFAULT_SLOTS = 1024
+_slots = whole(2, MAX_SLOTS, f"is not a number of slots: choose 2 to {MAX_SLOTS}")
 _PAGE_SIZES = [PAGE_SIZE << order for order in ORDERS]
 _EPILOG = """\
 workloads:
@@ -68,14 +70,6 @@ def _designs(text_: str) -> list[object]:
     return _words(text_, known)
 
 
+@checked
 def _page_sizes(text_: str) -> list[int]:
-    try:
-        return [PAGE_SIZE << order_of_page_size(parse_size(word)) for word in text_.split(",")]
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-
-
-def _slots(text_: str) -> int:
-    if not text_.isascii() or not text_.isdigit() or not 2 <= int(text_) <= MAX_SLOTS:
-        raise argparse.ArgumentTypeError(f"'{text_}' is not a number of slots: choose 2 to {MAX_SLOTS}")
-    return int(text_)
+    return [PAGE_SIZE << order_of_page_size(parse_size(word)) for word in text_.split(",")]

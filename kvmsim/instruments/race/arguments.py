@@ -3,10 +3,15 @@
 import argparse
 from pathlib import Path
 
+from memfsd.common.arguments import whole
+
 from .scenario import VERBS
 
 RANDOM_RUNS = 1000
 MAX_WORKERS = 64
+_positive = whole(1, (1 << 63) - 1, "is not a number: choose 1 or more")
+_workers = whole(1, MAX_WORKERS, f"is not a number of processes: choose 1 to {MAX_WORKERS}")
+_bound = whole(0, 8, "is not a bound: choose 0 to 8")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -51,18 +56,6 @@ def _epilog() -> str:
     return "\n".join(lines)
 
 
-def _positive(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a number: choose 1 or more")
-    return int(text)
-
-
-def _workers(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or not 1 <= int(text) <= MAX_WORKERS:
-        raise argparse.ArgumentTypeError(f"'{text[:30]}' is not a number of processes: choose 1 to {MAX_WORKERS}")
-    return int(text)
-
-
 def _seed(text: str) -> int:
     if not text.isascii() or not text.removeprefix("-").isdigit() or len(text) > 20:
         raise argparse.ArgumentTypeError(f"'{text[:30]}' is not a number")
@@ -79,9 +72,3 @@ def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("the name of the file is empty: give a path")
     return Path(text)
-
-
-def _bound(text: str) -> int:
-    if not text.isascii() or not text.isdigit() or int(text) > 8:
-        raise argparse.ArgumentTypeError(f"'{text}' is not a bound: choose 0 to 8")
-    return int(text)

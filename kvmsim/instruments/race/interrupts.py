@@ -5,7 +5,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 
 class Interrupts:
@@ -35,14 +35,14 @@ class Interrupts:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {one: signal.getsignal(one) for one in _SIGNALS}
-        for one in _SIGNALS:
+        before = {one: signal.getsignal(one) for one in SIGNALS}
+        for one in SIGNALS:
             if before[one] is not signal.SIG_IGN:
                 signal.signal(one, self._came)
         try:
             yield
         finally:
-            for one in _SIGNALS:
+            for one in SIGNALS:
                 signal.signal(one, before[one])
 
     def _came(self, number: int, _: object) -> None:

@@ -101,7 +101,7 @@ def again(scenario: Scenario, schedule: list[str]) -> Result:
 
 
 Ahead = Callable[[list[str]], None]
-"""Told of a schedule that failed, before its turn has come."""
+"""Called with a schedule that failed ahead of its turn."""
 
 
 def seeded(scenario: Scenario, pool: Pool, seed: int, count: int, ahead: Ahead = lambda _: None) -> Iterator[Ran]:

@@ -23,12 +23,13 @@ from typing import Any, Generic, TypeVar
 
 from memfsd.common.quote import quoted
 
+from .interrupts import SIGNALS
+
 CONNECT_DEADLINE_S = 10
 NO_WORKERS_DEADLINE_S = 60
 """So long a cluster may have none."""
 LOOK_EVERY_S = 5.0
 """Whether it has."""
-_ENDS = {signal.SIGINT, signal.SIGTERM}
 
 MAX_RENEWALS = 3
 """So often in a row, with no work done between, workers may die."""
@@ -211,7 +212,7 @@ def _interrupts_ignored() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = {number: signal.signal(number, signal.SIG_IGN) for number in _ENDS}
+    before = {number: signal.signal(number, signal.SIG_IGN) for number in SIGNALS}
     try:
         yield
     finally:
@@ -223,7 +224,7 @@ def _interrupts_ignored() -> Iterator[None]:
 def _interrupts_later() -> Iterator[None]:
     """A process that is made meanwhile never sees Ctrl-C, which is for the one that it works for, and SIGTERM once it
     is there."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
     try:
         yield
     finally:

@@ -44,15 +44,17 @@ class SwapSlots:
             slot = self._fresh
             self._fresh += 1
         else:
-            raise self.full()
+            raise self.no_room()
         assert not self._is_used[slot], f"slot {slot} is given twice"
         self._is_used[slot] = 1
         self.used += 1
         return slot
 
-    def full(self) -> Refused:
-        """All slots are in use, or no more are given."""
-        if self.total and not self.is_on:
+    def no_room(self) -> Refused:
+        """Why no page may leave now: there are no slots, or no more are given, or all are in use."""
+        if not self.total:
+            return Refused(errno.EOPNOTSUPP, "there is no swap file: mount with swap=FILE")
+        if not self.is_on:
             return Refused(errno.EOPNOTSUPP, "swap is off: it was turned off")
         return Refused(
             errno.ENOSPC, f"the swap file is full ({self.total} pages): punch files, or mount with a larger one"
