@@ -308,7 +308,7 @@ class FileMemory:
 
     def populated(self, first: int, end: int) -> list[PageRange]:
         with self._open():
-            return data_ranges(self.fd, first, end)
+            return [(low, min(high, end)) for low, high in data_ranges(self.fd, first) if low < end]
 
     def mapping(self, frame: int) -> Mapping | None:
         return None

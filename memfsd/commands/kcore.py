@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 
+from memfsd.common.linux import data_end
 from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
 from memfsd.common.stores import Store, store_of
@@ -114,7 +115,8 @@ def _contents(pool_fd: int, segments: list[Segment]) -> Iterator[tuple[int, byte
                 yield data_at - at if data_at - at < _CHUNK_BYTES else _CHUNK_BYTES, None
                 at += min(data_at - at, _CHUNK_BYTES)
                 continue
-            stop = min(os.lseek(pool_fd, at, os.SEEK_HOLE), end, at + _CHUNK_BYTES)
+            last = min(end, at + _CHUNK_BYTES) >> PAGE_SHIFT
+            stop = data_end(pool_fd, at >> PAGE_SHIFT, last) << PAGE_SHIFT
             data = os.pread(pool_fd, max(stop - at, PAGE_SIZE), at)  # a punch may have come between
             yield len(data), data
             at += len(data)

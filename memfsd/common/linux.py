@@ -18,6 +18,8 @@ _libc.munmap.argtypes = [ctypes.c_void_p, ctypes.c_size_t]
 _libc.madvise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
 _MAP_FAILED = ctypes.c_void_p(-1).value
 
+_CACHESTAT = 451
+"""On all architectures."""
 _COUNTED_LATE_BYTES = 1 << 20
 
 PageRange = tuple[int, int]
@@ -60,31 +62,67 @@ def dirty_bytes() -> int:
     return known + _COUNTED_LATE_BYTES * (os.cpu_count() or 1)
 
 
+_PAGES_AT_ONCE = 512
+
+
+def data_end(memfd: int, first: int, last: int) -> int:
+    """Up to which of the pages [first, last) of a memfd all hold memory. SEEK_HOLE, which says the same, looks at all
+    pages up to the next hole, however far behind `last` that is: 10 to 30 ms a gigabyte."""
+    for start in range(first, last, _PAGES_AT_ONCE):
+        stop = min(start + _PAGES_AT_ONCE, last)
+        if _pages_in_memory(memfd, start, stop) < stop - start:
+            hole = next((page for page in range(start, stop) if not _holds_memory(memfd, page)), None)
+            if hole is not None:
+                return hole
+    return last
+
+
+def _pages_in_memory(memfd: int, first: int, last: int) -> int:
+    """cachestat(2): how many of these pages are cached, or on the host's swap. 0 before Linux 6.5."""
+    asked = (ctypes.c_uint64 * 2)(first << PAGE_SHIFT, last - first << PAGE_SHIFT)
+    found = (ctypes.c_uint64 * 5)()
+    if _libc.syscall(_CACHESTAT, memfd, asked, found, 0) != 0:
+        return 0
+    cached, _dirty, _being_written, evicted, _recently_evicted = found
+    return cached + evicted
+
+
+def _holds_memory(memfd: int, page: int) -> bool:
+    try:
+        return os.lseek(memfd, page << PAGE_SHIFT, os.SEEK_DATA) == page << PAGE_SHIFT
+    except OSError as error:
+        if error.errno == errno.ENXIO:
+            return False
+        raise
+
+
 _PUNCHED_IN_A_ROW = 1000
 """Pages that were there, and a moment later were not, before a search gives up."""
 
 
 def data_ranges(memfd: int, first: int = 0, last: int | None = None) -> list[PageRange]:
-    """Pages [first, last) that hold memory, in order, by SEEK_DATA and SEEK_HOLE; of what others punch meanwhile some
-    may be among them. EIO when the descriptor was overwritten by one that does not lead to a memfd, where the search
-    would never end."""
+    """Pages [first, last) of a memfd that hold memory, in order; without `last`, of any file, up to its end. Of what
+    others punch meanwhile some may be among them. EIO when the descriptor was overwritten by one that does not lead to
+    a memfd, where the search would never end."""
     ranges: list[PageRange] = []
-    at, stop = first << PAGE_SHIFT, None if last is None else last << PAGE_SHIFT
-    punched = 0
-    while stop is None or at < stop:
+    at, punched = first << PAGE_SHIFT, 0
+    while last is None or at < last << PAGE_SHIFT:
         try:
             start = os.lseek(memfd, at, os.SEEK_DATA)
         except OSError as error:
             if error.errno == errno.ENXIO:
-                return ranges
+                break
             raise
-        end = os.lseek(memfd, start, os.SEEK_HOLE)
+        if last is None:
+            end = os.lseek(memfd, start, os.SEEK_HOLE)
+        elif start >> PAGE_SHIFT >= last:
+            break
+        else:
+            end = data_end(memfd, start >> PAGE_SHIFT, last) << PAGE_SHIFT
         punched = punched + 1 if start == end else 0  # between the two: then the next data is elsewhere
         if not at <= start <= end or punched > _PUNCHED_IN_A_ROW:
             raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
         at = end
-        if stop is not None and end > stop:
-            end = stop
         if start < end:
             ranges.append((start >> PAGE_SHIFT, end >> PAGE_SHIFT))
     return ranges

@@ -9,7 +9,7 @@ import fcntl
 import os
 
 from memfsd.common import sync, trace
-from memfsd.common.linux import PageRange, data_ranges, punch_hole
+from memfsd.common.linux import PageRange, data_end, data_ranges, punch_hole
 from memfsd.core.effects import Runs
 from memfsd.core.files.ordinary import IoVec
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, Pfn
@@ -93,8 +93,7 @@ class Windows:
         return distance if distance < count else None
 
     def first_unwritten(self, pfn: Pfn, count: int) -> int:
-        start = pfn << PAGE_SHIFT
-        return min(os.lseek(self._pool, start, os.SEEK_HOLE) - start >> PAGE_SHIFT, count)
+        return data_end(self._pool, pfn, pfn + count) - pfn
 
     def make_window(self, ino: Ino) -> int:
         """An fd for a sealed file's window, the caller's until it is adopted."""

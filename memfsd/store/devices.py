@@ -35,8 +35,6 @@ class Devices:
             file = self._service.inodes.regular(ino)
             gmem.check_device(file)
             size = file.size
-        if self._windows.device_count() >= MAX_DEVICES:
-            raise Refused(errno.ENOSPC, f"there are {MAX_DEVICES} devices: remove one first")
         try:
             fd = self._windows.make_device(ino, size)
         except OSError as error:
@@ -47,6 +45,8 @@ class Devices:
                 gmem.check_device(self._service.inodes.regular(ino))  # a VM may have come since
                 if file.size != size:
                     raise Refused(errno.EAGAIN, f"inode {ino} was resized meanwhile: add the device again")
+                if self._windows.device_count() >= MAX_DEVICES:
+                    raise Refused(errno.ENOSPC, f"there are {MAX_DEVICES} devices: remove one first")
             except Refused:
                 self._windows.close_device(fd)
                 raise

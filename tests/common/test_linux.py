@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from memfsd.common.linux import data_ranges, dirty_bytes, fallocate, punch_hole
+from memfsd.common import linux
+from memfsd.common.linux import data_end, data_ranges, dirty_bytes, fallocate, punch_hole
 from memfsd.uapi.names import FALLOC_FL_KEEP_SIZE
 from memfsd.uapi.units import PAGE_SIZE
 
@@ -25,6 +26,33 @@ def test_data_ranges_are_the_pages_that_hold_memory(memfd: int) -> None:
     os.pwrite(memfd, b"x" * 2 * PAGE_SIZE, PAGE_SIZE)
     os.pwrite(memfd, b"x", 7 * PAGE_SIZE)
     assert data_ranges(memfd) == [(1, 3), (7, 8)]
+
+
+@pytest.mark.parametrize("system_call", [451, 99_999], ids=["cachestat", "before Linux 6.5"])
+def test_where_data_ends_is_found_without_a_look_behind_the_range(
+    memfd: int, system_call: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A page moved alone in a window of 1 GiB took 11 ms: SEEK_HOLE looks at all pages up to the next hole."""
+    os.ftruncate(memfd, 2000 * PAGE_SIZE)
+    os.pwrite(memfd, b"x" * 1500 * PAGE_SIZE, 2 * PAGE_SIZE)
+    search = os.lseek
+
+    def lseek(fd: int, at: int, whence: int) -> int:
+        assert whence == os.SEEK_DATA
+        return search(fd, at, whence)
+
+    monkeypatch.setattr(os, "lseek", lseek)
+    monkeypatch.setattr(linux, "_CACHESTAT", system_call)
+    assert data_end(memfd, 2, 2000) == 1502
+    assert data_end(memfd, 2, 1502) == 1502
+    assert data_end(memfd, 700, 703) == 703
+    assert data_end(memfd, 1502, 1600) == 1502
+    assert data_end(memfd, 5, 5) == 5
+    punch_hole(memfd, 600 * PAGE_SIZE, PAGE_SIZE)
+    assert data_end(memfd, 2, 2000) == 600
+    assert data_ranges(memfd, 0, 1) == []
+    assert data_ranges(memfd, 3, 5) == [(3, 5)]
+    assert data_ranges(memfd, 1, 1900) == [(2, 600), (601, 1502)]
 
 
 def test_a_page_that_is_punched_in_the_middle_of_the_search_is_left_out(

@@ -431,6 +431,38 @@ def test_a_seek_through_very_many_large_pages_is_done_in_steps() -> None:
         assert seek.answer() == PAGE_SIZE
 
 
+@pytest.mark.parametrize(("hole", "writers"), [(512 * 512, 0), (150_000, 0), (150_000, 1), (4096, 1)])
+def test_a_seek_for_a_hole_asks_for_some_frames_at_a_time(hole: int, writers: int) -> None:
+    """Of a gigabyte that is one extent: the kernel looks at each page."""
+    store = CoreStore(PAGES)
+    file = store.make("file")
+    for chunk in range(512):
+        file.pages.map_run(512 * chunk, 512 * chunk, 512)
+    file.size = (512 * 512 + 1) * PAGE_SIZE
+    file.mappable_writers = writers
+    seek, contents = store.service.seek(file.ino, 0, os.SEEK_HOLE), AllBut(hole)
+    while not seek.step(contents):
+        assert contents.asked <= 4096
+        contents.asked = 0
+    assert seek.answer() == hole * PAGE_SIZE
+    assert seek.doubtful_hole() == ((hole * PAGE_SIZE, (hole + 1) * PAGE_SIZE) if writers else None)
+
+
+class AllBut:
+    """All frames but one were written."""
+
+    def __init__(self, hole: int) -> None:
+        self.hole, self.asked = hole, 0
+
+    def first_written(self, pfn: Pfn, count: int) -> int | None:
+        first = int(pfn == self.hole)
+        return first if first < count else None
+
+    def first_unwritten(self, pfn: Pfn, count: int) -> int:
+        self.asked += count
+        return self.hole - pfn if 0 <= self.hole - pfn < count else count
+
+
 class AllWritten:
     def first_written(self, pfn: Pfn, count: int) -> int | None:
         return 0

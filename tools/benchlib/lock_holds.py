@@ -235,6 +235,13 @@ def _ordinary(timer: HoldTimer, sizes: Sizes) -> Iterator[Step]:
     yield "write 1 MiB", lambda: files.write(opened.handle, 1 << 20, bytes(1 << 20))
     yield "SEEK_HOLE", lambda: _seek(bed, file, os.SEEK_HOLE)
     yield "SEEK_DATA", lambda: _seek(bed, file, os.SEEK_DATA)
+    whole = bed.file("whole", sizes.extents // 2, sealed=False)
+    writer, _ = files.open(whole.ino, os.O_WRONLY, _ME.uid)
+    for offset in range(0, whole.size, 1 << 20):
+        files.write(writer.handle, offset, bytes(1 << 20))
+    files.release(writer.handle).run()
+    yield "SEEK_HOLE at the end of what is written", lambda: _seek(bed, whole, os.SEEK_HOLE)
+    bed.store.names.unlink(ROOT_INO, b"whole").run()
     yield from _seen(bed, file)
     yield "punch a half", lambda: files.punch(file.ino, PAGE_SIZE, pages // 2 * PAGE_SIZE).run()
     yield "fill", lambda: files.allocate(file.ino, 0, pages * PAGE_SIZE).run()
