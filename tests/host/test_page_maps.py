@@ -9,10 +9,11 @@ from collections.abc import Iterator
 import pytest
 
 from memfsd.common.linux import PageRange, data_ranges, punch_hole
+from memfsd.core.memory.published_map import PageMap
 from memfsd.host.page_maps import Mapped, make_page_map
 from memfsd.uapi.limits import MAX_PAGE_MAP_BYTES
 from memfsd.uapi.page_map import FIRST_WORD, WORD_BYTES
-from memfsd.uapi.units import PAGE_SIZE, Ino
+from memfsd.uapi.units import ORDER_1G, PAGE_SIZE, Ino
 
 PAGES = 1000
 
@@ -69,6 +70,21 @@ def test_it_takes_memory_where_it_is_written_only(mapped: Mapped) -> None:
         assert sum(end - start for start, end in ranges) == 2
     finally:
         os.close(large.fd)
+
+
+def test_it_takes_no_memory_to_hide_what_large_entries_show() -> None:
+    """A punch of all but both ends of 1 TiB made an entry for each 2 MiB of the first gig, and took it away again."""
+    page_count = 4 << ORDER_1G
+    made = make_page_map(Ino(8), page_count)
+    try:
+        page_map = PageMap(Ino(8), made.words)
+        page_map.show(0, 7, page_count)
+        page_map.hide(1, page_count - 2)
+        shown = [page_map.lookup(page) for page in (0, 1, 1 << ORDER_1G, page_count - 2, page_count - 1)]
+        assert shown == [7, None, None, None, 7 + page_count - 1]
+        assert os.fstat(made.fd).st_blocks * 512 <= 6 * PAGE_SIZE
+    finally:
+        os.close(made.fd)
 
 
 def test_the_map_of_a_huge_file_is_of_its_first_pages() -> None:

@@ -96,8 +96,8 @@ class PageMap:
         """Pages that were shown are holes."""
         at, end = pgoff, min(pgoff + count, self.end)
         if at < end:
-            self._cut(at)
-            self._cut(end)
+            first, last = self._cut(at, at, end), self._cut(end - 1, at, end)
+            at, end = min(first[1], end), max(last[0], at)
         while at < end:
             order = self._words[FIRST_WORD + at] >> ORDER_SHIFT & ORDER_MASK
             if order:
@@ -118,18 +118,23 @@ class PageMap:
                 return (word & FRAME_MASK) + pgoff - head
         return None
 
-    def _cut(self, edge: int) -> None:
-        """No entry covers pages on both sides of it from now on."""
+    def _cut(self, page: int, start: int, end: int) -> tuple[int, int]:
+        """A block that covers this page of [start, end), and others outside, shows those only from now on. The range
+        that is no more shown by it, which is empty when there is no such block."""
         for order in ORDERS_DOWN:
-            head = edge >> order << order
-            if head == edge or head >= self.end:
-                continue
+            head = page >> order << order
             word = self._words[FIRST_WORD + head]
             if word >> ORDER_SHIFT & ORDER_MASK >= order:
-                pfn = word & FRAME_MASK
+                tail, pfn = head + (1 << order), word & FRAME_MASK
+                if start <= head and tail <= end:
+                    break
                 self._words[FIRST_WORD + head] = 0
-                self.show(head, pfn, edge - head)
-                self.show(edge, pfn + edge - head, head + (1 << order) - edge)
+                if head < start:
+                    self.show(head, pfn, start - head)
+                if end < tail:
+                    self.show(end, pfn + end - head, tail - end)
+                return max(head, start), min(tail, end)
+        return (end, start)
 
     def _part(self, start: int, end: int) -> NDArray[np.uint64]:
         return self._array[FIRST_WORD + start : FIRST_WORD + end]
