@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 
 import pytest
 
@@ -30,6 +31,32 @@ def test_one_that_was_swallowed_raises_again_at_the_end_of_the_run() -> None:
         with pytest.raises(KeyboardInterrupt):
             interrupts.raise_lost()
     assert interrupts.status == 143
+
+
+def test_one_that_comes_in_a_destructor_is_not_told_of() -> None:
+    """The interpreter printed "Exception ignored in", and a traceback."""
+
+    class Interrupted:
+        def __del__(self) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    class Failing:
+        def __del__(self) -> None:
+            raise ValueError("told")
+
+    interrupts, told = Interrupts(), list[str]()
+    before, sys.unraisablehook = sys.unraisablehook, lambda lost: told.append(str(lost.exc_value))
+    try:
+        with interrupts.taken():
+            Interrupted()
+            Failing()
+            with pytest.raises(KeyboardInterrupt):
+                interrupts.raise_lost()
+        assert told == ["told"]
+        Failing()
+        assert told == ["told", "told"]
+    finally:
+        sys.unraisablehook = before
 
 
 def test_none_raises_when_the_exploration_is_over() -> None:

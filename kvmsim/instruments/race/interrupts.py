@@ -1,6 +1,7 @@
 """Ctrl-C and SIGTERM end an exploration once; what it has found is then kept, whatever comes."""
 
 import signal
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -36,12 +37,21 @@ class Interrupts:
             yield
             return
         before = {one: signal.getsignal(one) for one in SIGNALS}
+        unraisable = sys.unraisablehook
+
+        def ignored(lost: "sys.UnraisableHookArgs") -> None:
+            """`raise_lost` says it again, where it is caught: no traceback of the destructor that it came in."""
+            if not (self.signal and issubclass(lost.exc_type, KeyboardInterrupt)):
+                unraisable(lost)
+
+        sys.unraisablehook = ignored
         for one in SIGNALS:
             if before[one] is not signal.SIG_IGN:
                 signal.signal(one, self._came)
         try:
             yield
         finally:
+            sys.unraisablehook = unraisable
             for one in SIGNALS:
                 signal.signal(one, before[one])
 
