@@ -11,7 +11,7 @@ from typing import Protocol
 import numpy as np
 
 from memfsd.common import sync, trace
-from memfsd.common.linux import PageRange, data_ranges, punch_hole
+from memfsd.common.linux import PageRange, data_ranges, next_data, punch_hole
 from memfsd.uapi.errors import NO_RESOURCES, PeerLost, Refused
 from memfsd.uapi.gmem_ioctls import MemoryAttributes2
 from memfsd.uapi.names import IOC_SET_MEMORY_ATTRIBUTES2
@@ -119,7 +119,7 @@ class _Mapped:
         return os.fstat(self.fd).st_blocks * 512 // PAGE_SIZE
 
     def populated(self, first: int, end: int) -> list[PageRange]:
-        return data_ranges(self.fd, first, end)
+        return data_ranges(self.fd, first, end, is_memfd=True)
 
     def close(self) -> None:
         """The mapping goes with the last view; nobody may use this memory any more."""
@@ -162,12 +162,8 @@ class WindowMemory(_Mapped):
 
     def holds_data(self, offset: int, length: int) -> bool:
         """Any of these bytes was written, by whoever has the window. Multiples of 4096."""
-        try:
-            return os.lseek(self.fd, offset, os.SEEK_DATA) < offset + length
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return False
-            raise
+        found = next_data(self.fd, offset)
+        return found is not None and found < offset + length
 
     def is_untouched(self, frame: int) -> bool:
         """Nobody has written to it; to read it to find out would give it memory."""
@@ -195,7 +191,7 @@ class WindowMemory(_Mapped):
         if trace.vm is not None:
             trace.vm.contents_moved(self, source, target, frame_count)
         delta = target - source << PAGE_SHIFT
-        for first, last in data_ranges(self.fd, source, source + frame_count):
+        for first, last in data_ranges(self.fd, source, source + frame_count, is_memfd=True):
             start, end = first << PAGE_SHIFT, last << PAGE_SHIFT
             self._map.madvise(MADV_POPULATE_WRITE, start + delta, end - start)
             self._view[start + delta : end + delta] = self._view[start:end]
@@ -308,7 +304,7 @@ class FileMemory:
 
     def populated(self, first: int, end: int) -> list[PageRange]:
         with self._open():
-            return [(low, min(high, end)) for low, high in data_ranges(self.fd, first) if low < end]
+            return data_ranges(self.fd, first, end)
 
     def mapping(self, frame: int) -> Mapping | None:
         return None

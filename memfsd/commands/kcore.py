@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 
-from memfsd.common.linux import data_end
+from memfsd.common.linux import data_end, next_data
 from memfsd.common.observer import Observer
 from memfsd.common.quote import quoted
 from memfsd.common.stores import Store, store_of
@@ -110,7 +110,8 @@ def _contents(pool_fd: int, segments: list[Segment]) -> Iterator[tuple[int, byte
     for pfn, count, has_contents in segments:
         at, end = pfn << PAGE_SHIFT, pfn + count << PAGE_SHIFT
         while has_contents and at < end:
-            data_at = min(_next_data(pool_fd, at, end), end)
+            data_at = next_data(pool_fd, at)
+            data_at = end if data_at is None else min(data_at, end)
             if data_at > at:
                 yield data_at - at if data_at - at < _CHUNK_BYTES else _CHUNK_BYTES, None
                 at += min(data_at - at, _CHUNK_BYTES)
@@ -120,15 +121,6 @@ def _contents(pool_fd: int, segments: list[Segment]) -> Iterator[tuple[int, byte
             data = os.pread(pool_fd, max(stop - at, PAGE_SIZE), at)  # a punch may have come between
             yield len(data), data
             at += len(data)
-
-
-def _next_data(pool_fd: int, at: int, end: int) -> int:
-    try:
-        return os.lseek(pool_fd, at, os.SEEK_DATA)
-    except OSError as error:
-        if error.errno != errno.ENXIO:
-            raise
-        return end
 
 
 def _write_file(fd: int, first: Head, contents: Iterator[tuple[int, bytes | None]]) -> None:

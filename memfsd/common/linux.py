@@ -65,15 +65,25 @@ def dirty_bytes() -> int:
 _PAGES_AT_ONCE = 512
 
 
+def next_data(fd: int, offset: int) -> int | None:
+    """SEEK_DATA; None where there is no data up to the end of the file. Bytes."""
+    try:
+        return os.lseek(fd, offset, os.SEEK_DATA)
+    except OSError as error:
+        if error.errno != errno.ENXIO:
+            raise
+        return None
+
+
 def data_end(memfd: int, first: int, last: int) -> int:
-    """Up to which of the pages [first, last) of a memfd all hold memory. SEEK_HOLE, which says the same, looks at all
-    pages up to the next hole, however far behind `last` that is: 10 to 30 ms a gigabyte."""
+    """The first of pages [first, last) of a memfd that holds no memory; `last` if all do. SEEK_HOLE answers that too,
+    but looks at every page up to the next hole, however far past `last`: 10 to 30 ms a gigabyte."""
     for start in range(first, last, _PAGES_AT_ONCE):
         stop = min(start + _PAGES_AT_ONCE, last)
         if _pages_in_memory(memfd, start, stop) < stop - start:
-            hole = next((page for page in range(start, stop) if not _holds_memory(memfd, page)), None)
-            if hole is not None:
-                return hole
+            for offset in range(start << PAGE_SHIFT, stop << PAGE_SHIFT, 1 << PAGE_SHIFT):
+                if next_data(memfd, offset) != offset:
+                    return offset >> PAGE_SHIFT
     return last
 
 
@@ -87,42 +97,28 @@ def _pages_in_memory(memfd: int, first: int, last: int) -> int:
     return cached + evicted
 
 
-def _holds_memory(memfd: int, page: int) -> bool:
-    try:
-        return os.lseek(memfd, page << PAGE_SHIFT, os.SEEK_DATA) == page << PAGE_SHIFT
-    except OSError as error:
-        if error.errno == errno.ENXIO:
-            return False
-        raise
-
-
 _PUNCHED_IN_A_ROW = 1000
 """Pages that were there, and a moment later were not, before a search gives up."""
 
 
-def data_ranges(memfd: int, first: int = 0, last: int | None = None) -> list[PageRange]:
-    """Pages [first, last) of a memfd that hold memory, in order; without `last`, of any file, up to its end. Of what
-    others punch meanwhile some may be among them. EIO when the descriptor was overwritten by one that does not lead to
-    a memfd, where the search would never end."""
+def data_ranges(fd: int, first: int = 0, last: int | None = None, *, is_memfd: bool = False) -> list[PageRange]:
+    """Pages [first, last) that hold data, in order; of what others punch meanwhile some may be among them. is_memfd:
+    no page past `last` is looked at. EIO when a memfd's descriptor was overwritten by one that does not lead to a
+    memfd, where the search would never end."""
     ranges: list[PageRange] = []
     at, punched = first << PAGE_SHIFT, 0
     while last is None or at < last << PAGE_SHIFT:
-        try:
-            start = os.lseek(memfd, at, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                break
-            raise
-        if last is None:
-            end = os.lseek(memfd, start, os.SEEK_HOLE)
-        elif start >> PAGE_SHIFT >= last:
+        start = next_data(fd, at)
+        if start is None or (last is not None and start >= last << PAGE_SHIFT):
             break
+        if last is not None and is_memfd:
+            end = data_end(fd, start >> PAGE_SHIFT, last) << PAGE_SHIFT
         else:
-            end = data_end(memfd, start >> PAGE_SHIFT, last) << PAGE_SHIFT
+            end = os.lseek(fd, start, os.SEEK_HOLE)
         punched = punched + 1 if start == end else 0  # between the two: then the next data is elsewhere
         if not at <= start <= end or punched > _PUNCHED_IN_A_ROW:
             raise OSError(errno.EIO, "a memfd's descriptor leads to something else")
         at = end
         if start < end:
-            ranges.append((start >> PAGE_SHIFT, end >> PAGE_SHIFT))
+            ranges.append((start >> PAGE_SHIFT, end >> PAGE_SHIFT if last is None else min(end >> PAGE_SHIFT, last)))
     return ranges

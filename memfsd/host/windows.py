@@ -9,7 +9,7 @@ import fcntl
 import os
 
 from memfsd.common import sync, trace
-from memfsd.common.linux import PageRange, data_end, data_ranges, punch_hole
+from memfsd.common.linux import PageRange, data_end, data_ranges, next_data, punch_hole
 from memfsd.core.effects import Runs
 from memfsd.core.files.ordinary import IoVec
 from memfsd.uapi.units import PAGE_SHIFT, PAGE_SIZE, Ino, Pfn
@@ -82,14 +82,8 @@ class Windows:
 
     def first_written(self, pfn: Pfn, count: int) -> int | None:
         """core.ordinary.WrittenExtents: a frame that nobody wrote is a hole of the pool."""
-        start = pfn << PAGE_SHIFT
-        try:
-            found = os.lseek(self._pool, start, os.SEEK_DATA)
-        except OSError as error:
-            if error.errno == errno.ENXIO:
-                return None
-            raise
-        distance = found - start >> PAGE_SHIFT
+        found = next_data(self._pool, pfn << PAGE_SHIFT)
+        distance = count if found is None else (found >> PAGE_SHIFT) - pfn
         return distance if distance < count else None
 
     def first_unwritten(self, pfn: Pfn, count: int) -> int:

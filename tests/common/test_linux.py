@@ -50,9 +50,9 @@ def test_where_data_ends_is_found_without_a_look_behind_the_range(
     assert data_end(memfd, 5, 5) == 5
     punch_hole(memfd, 600 * PAGE_SIZE, PAGE_SIZE)
     assert data_end(memfd, 2, 2000) == 600
-    assert data_ranges(memfd, 0, 1) == []
-    assert data_ranges(memfd, 3, 5) == [(3, 5)]
-    assert data_ranges(memfd, 1, 1900) == [(2, 600), (601, 1502)]
+    assert data_ranges(memfd, 0, 1, is_memfd=True) == []
+    assert data_ranges(memfd, 3, 5, is_memfd=True) == [(3, 5)]
+    assert data_ranges(memfd, 1, 1900, is_memfd=True) == [(2, 600), (601, 1502)]
 
 
 def test_a_page_that_is_punched_in_the_middle_of_the_search_is_left_out(

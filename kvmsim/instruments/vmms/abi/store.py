@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from kvmsim.instruments.vmms.store import LocalStore
 from kvmsim.kvm.region import GmemFd
 from memfsd.common.intervals import subtract
-from memfsd.common.linux import punch_hole
+from memfsd.common.linux import next_data, punch_hole
 from memfsd.core.files.inodes import ROOT_INO
 from memfsd.uapi.abi import Abi
 from memfsd.uapi.errors import Refused
@@ -105,13 +105,6 @@ class AbiStore(LocalStore):
         file = self._files[ino]
         end = offset + length if length else os.fstat(file.fd).st_size
         for page in range(offset, end, PAGE_SIZE):
-            if _is_cached(file.fd, page):
+            if next_data(file.fd, page) == page:
                 self._store.files.write(file.handle, page, os.pread(file.fd, PAGE_SIZE, page), stored=True)
                 punch_hole(file.fd, page, PAGE_SIZE)
-
-
-def _is_cached(fd: int, page: int) -> bool:
-    try:
-        return os.lseek(fd, page, os.SEEK_DATA) == page
-    except OSError:
-        return False
