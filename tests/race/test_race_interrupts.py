@@ -33,7 +33,7 @@ def test_one_that_was_swallowed_raises_again_at_the_end_of_the_run() -> None:
     assert interrupts.status == 143
 
 
-def test_one_that_comes_in_a_destructor_is_not_told_of() -> None:
+def test_one_that_comes_in_a_destructor_prints_no_traceback() -> None:
     """The interpreter printed "Exception ignored in", and a traceback."""
 
     class Interrupted:
@@ -42,19 +42,19 @@ def test_one_that_comes_in_a_destructor_is_not_told_of() -> None:
 
     class Failing:
         def __del__(self) -> None:
-            raise ValueError("told")
+            raise ValueError("reported")
 
-    interrupts, told = Interrupts(), list[str]()
-    before, sys.unraisablehook = sys.unraisablehook, lambda lost: told.append(str(lost.exc_value))
+    interrupts, reported = Interrupts(), list[str]()
+    before, sys.unraisablehook = sys.unraisablehook, lambda lost: reported.append(str(lost.exc_value))
     try:
         with interrupts.taken():
             Interrupted()
             Failing()
             with pytest.raises(KeyboardInterrupt):
                 interrupts.raise_lost()
-        assert told == ["told"]
+        assert reported == ["reported"]
         Failing()
-        assert told == ["told", "told"]
+        assert reported == ["reported", "reported"]
     finally:
         sys.unraisablehook = before
 

@@ -83,6 +83,21 @@ def test_there_is_a_limit(store: CoreStore, monkeypatch: pytest.MonkeyPatch) -> 
     device(store, "four")
 
 
+def test_the_limit_holds_when_two_are_added_at_once(store: CoreStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("memfsd.store.devices.MAX_DEVICES", 1)
+    make, first = store.windows.make_device, store.guest_file("first", 4)
+
+    def make_device(ino: Ino, size: int) -> int:
+        if ino != first.ino:
+            store.store.devices.add(first.ino)
+        return make(ino, size)
+
+    monkeypatch.setattr(store.windows, "make_device", make_device)
+    with refused("ENOSPC", match="remove one first"):
+        device(store, "second")
+    assert store.windows.device_count() == 1
+
+
 def test_a_device_that_was_removed_is_dead_for_everybody(store: CoreStore) -> None:
     file, never = device(store), device(store, "never paired")
     paired = store.paired(file)

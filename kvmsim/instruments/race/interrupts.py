@@ -40,7 +40,7 @@ class Interrupts:
         unraisable = sys.unraisablehook
 
         def ignored(lost: "sys.UnraisableHookArgs") -> None:
-            """`raise_lost` says it again, where it is caught: no traceback of the destructor that it came in."""
+            """Raised in a destructor, it cannot propagate: `raise_lost` raises it again, so no traceback is printed."""
             if not (self.signal and issubclass(lost.exc_type, KeyboardInterrupt)):
                 unraisable(lost)
 

@@ -17,7 +17,7 @@ from .inodes import Regular
 _STEP_NODES = 512
 """Of a page table: a millisecond."""
 _STEP_PAGES = 4096
-"""Whose frames are asked for whether they were written: 0.1 ms, and 4 where the kernel has no cachestat(2)."""
+"""Checked for written data: 0.1 ms, and 4 where the kernel has no cachestat(2)."""
 
 
 class WrittenExtents(Protocol):
