@@ -51,18 +51,34 @@ static int call_bytes(const uint8_t *after, const void *function)
     return called == function ? CALL + 1 : 0;
 }
 
-/* The start of a site whose arguments end here; NULL: it has another form. */
-static uint8_t *site_of(uint8_t *end, const void *uc)
+/* Emits a load of this pointer into RDI as unicorn does: 5 bytes below 4 GiB, where a non-PIE program has its heap. */
+static int load_rdi(uint8_t *at, const void *pointer)
 {
-    uint8_t first[MOV_64] = {0x48, 0xb8 + RDI};
+    if ((uintptr_t)pointer >> 32) {
+        at[0] = 0x48;
+        at[1] = 0xb8 + RDI;
+        memcpy(at + 2, &pointer, sizeof pointer);
+        return MOV_64;
+    }
+    at[0] = 0xb8 + RDI;
+    memcpy(at + 1, &pointer, sizeof(uint32_t));
+    return MOV_32;
+}
 
-    memcpy(first + 2, &uc, sizeof uc);
-    for (int bytes = MOV_64 + 3 * MOV_32; bytes <= 4 * MOV_64; bytes++) {
-        uint8_t *start = end - bytes, *at = start + MOV_64;
+/* The start of a site whose arguments end here, and the bytes of the first two; NULL: it has another form. */
+static uint8_t *site_of(uint8_t *end, const void *uc, int *room)
+{
+    uint8_t first[MOV_64];
+    int rdi = load_rdi(first, uc);
+
+    for (int bytes = rdi + 3 * MOV_32; bytes <= rdi + 3 * MOV_64; bytes++) {
+        uint8_t *start = end - bytes, *at = start + rdi;
         int rsi, rdx, rcx;
-        if (!memcmp(start, first, MOV_64) && (rsi = load_bytes(at, RSI)) && (rdx = load_bytes(at += rsi, RDX)) &&
-            (rcx = load_bytes(at += rdx, RCX)) && at + rcx == end)
+        if (!memcmp(start, first, rdi) && (rsi = load_bytes(at, RSI)) && (rdx = load_bytes(at += rsi, RDX)) &&
+            (rcx = load_bytes(at += rdx, RCX)) && at + rcx == end) {
+            *room = rdi + rsi;
             return start;
+        }
     }
     return NULL;
 }
@@ -79,17 +95,15 @@ static bool is_writable(uint8_t *start)
 
 bool count_at_call_site(void *return_address, const void *uc, const void *hook, uint32_t *counter)
 {
-    uint8_t *after = return_address, *start;
-    int call = call_bytes(after, hook);
+    uint8_t *after = return_address, *start, patch[MOV_64 + COUNT];
+    int call = call_bytes(after, hook), room, load = load_rdi(patch, counter);
 
-    if (!call || !(start = site_of(after - call, uc)) || !is_writable(start))
+    if (!call || !(start = site_of(after - call, uc, &room)) || load + COUNT > room || !is_writable(start))
         return false;
-    uint8_t *at = start + MOV_64;
-    uint8_t count[COUNT] = {0x83, 0x2f, 1, 0x75, (uint8_t)(after - at - COUNT)};
-    int spare = load_bytes(at, RSI) - COUNT;
-    memcpy(start + 2, &counter, sizeof counter);
-    memcpy(at, count, COUNT);
-    memset(at + COUNT, NOP, spare);
+    const uint8_t count[COUNT] = {0x83, 0x2f, 1, 0x75, (uint8_t)(after - start - load - COUNT)};
+    memcpy(patch + load, count, COUNT);
+    memcpy(start, patch, load + COUNT);
+    memset(start + load + COUNT, NOP, room - load - COUNT);
     return true;
 }
 
